@@ -1,0 +1,37 @@
+"""burnish: open-weight language models made cheaper, faster and steadier, with a ledger of what every step cost.
+
+    import burnish
+
+    model = burnish.load("models/smollm2")
+    quantized = burnish.Quantize(bits=3, method="gptq")(model, calibration=texts)
+    quantized.save("out")
+
+Public names are resolved when first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model, load
+    from burnish.core.errors import BurnishError
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "burnish.core.checkpoint",
+    "Model": "burnish.core.checkpoint",
+    "BurnishError": "burnish.core.errors",
+}
+
+__all__ = ["BurnishError", "Model", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

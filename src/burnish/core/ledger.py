@@ -1,0 +1,141 @@
+"""The ledger of a run: append-only JSON lines, with per-sequence values in parquet files beside it.
+
+Rows are dictionaries with a `row` field:
+
+* `measurement`: one checkpoint under one protocol.
+  {row, time, node, checkpoint (hash), path, protocol {..., hash}, metrics {name: {value, low, high, unit, note}}}
+* `stage`: what a node cost. {row, time, node, stage, settings, key, parents, checkpoint, seconds, peak_memory_bytes}
+* `table`: rows that explain a stage, such as one per layer. {row, time, node, name, rows}
+
+A checkpoint is measured once per protocol: `Ledger.measured(checkpoint, protocol)` finds an earlier row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from burnish.core.errors import DataError
+
+LEDGER_FILE = "ledger.jsonl"
+SEQUENCES_DIRECTORY = "sequences"
+
+
+def protocol_hash(protocol: dict[str, Any]) -> str:
+    """Names a protocol by its content; rows with different hashes must not be compared."""
+    content = {key: value for key, value in protocol.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Ledger:
+    """Rows of one run. `Ledger(None)` keeps them in memory, for stages called from Python."""
+
+    def __init__(self, directory: Path | None, *, node: str = "") -> None:
+        self.directory, self.node = directory, node
+        self.rows: list[dict[str, Any]] = read_rows(directory / LEDGER_FILE) if directory else []
+
+    def append(self, row: str, **content: Any) -> dict[str, Any]:
+        """Adds one row, durably: written in a single call and fsynced."""
+        entry = {"row": row, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "node": self.node} | content
+        self.rows.append(entry)
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            line = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
+            path = self.directory / LEDGER_FILE
+            if path.is_file() and not _ends_with_newline(path):
+                line = b"\n" + line  # an earlier process died in the middle of its line; keep ours apart from it
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, line)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return entry
+
+    def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Rows that explain a stage; the report draws the tables it knows by name (`layers`, `loss`, ...)."""
+        self.append("table", name=name, rows=list(rows))
+
+    def measurement(
+        self, *, checkpoint: str, path: str, protocol: dict[str, Any], metrics: dict[str, dict[str, Any]]
+    ) -> None:
+        self.append(
+            "measurement",
+            checkpoint=checkpoint,
+            path=path,
+            protocol=protocol | {"hash": protocol_hash(protocol)},
+            metrics=metrics,
+        )
+
+    def measured(self, checkpoint: str, protocol: dict[str, Any]) -> dict[str, Any] | None:
+        """The newest measurement of this checkpoint under exactly this protocol."""
+        wanted = protocol_hash(protocol)
+        for row in reversed(self.rows):
+            if row["row"] == "measurement" and row["checkpoint"] == checkpoint and row["protocol"]["hash"] == wanted:
+                return row
+        return None
+
+    def write_sequences(self, checkpoint: str, protocol: dict[str, Any], columns: dict[str, Sequence[float]]) -> None:
+        """Per-sequence values, so that paired tests can be made later."""
+        if self.directory is None:
+            return
+        import pyarrow
+        import pyarrow.parquet
+
+        path = sequences_file(self.directory, checkpoint, protocol_hash(protocol))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
+        temporary.replace(path)
+
+    def read_sequences(self, checkpoint: str, protocol: dict[str, Any]) -> dict[str, list[float]] | None:
+        """The columns of `write_sequences`, or None where there are none."""
+        if self.directory is None:
+            return None
+        path = sequences_file(self.directory, checkpoint, protocol_hash(protocol))
+        if not path.is_file():
+            return None
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pydict()
+
+
+def sequences_file(directory: Path, checkpoint: str, protocol: str) -> Path:
+    return directory / SEQUENCES_DIRECTORY / f"{checkpoint[:16]}-{protocol[:16]}.parquet"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Every whole row. A last line cut by a crash is passed over; damage elsewhere is an error."""
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            if number >= len(lines) - 1 or _is_cut(line):
+                continue
+            raise DataError("is not a ledger row", where=f"{path}:{number}", fix="remove that line") from None
+    return rows
+
+
+def _is_cut(line: bytes) -> bool:
+    """A row whose writer was killed: it starts like one of ours and never ends."""
+    return line.startswith(b'{"row":') and not line.rstrip().endswith(b"}")
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell() == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

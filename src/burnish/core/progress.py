@@ -1,0 +1,156 @@
+"""Progress for anything longer than two seconds: a bar on a terminal, plain log lines elsewhere.
+
+    with progress.task("calibrating", total=65_536, unit="tokens") as task:
+        for batch in batches:
+            ...
+            task.advance(batch.numel())
+
+Rate and remaining time are shown in both forms. Everything goes to standard error; standard output carries results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Task(Protocol):
+    """One running piece of work with a known or unknown number of units."""
+
+    def advance(self, amount: float = 1) -> None: ...
+
+    def note(self, text: str) -> None:
+        """Show a short changing fact beside the bar, such as the current loss."""
+        ...
+
+
+SECONDS_BEFORE_SHOWN = 2.0
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def _count(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 or amount == int(amount) else f"{amount:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A duration as a person says it: "4.2 s", "3 min 20 s", "1 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@dataclass
+class _LineTask:
+    """Plain lines, at most one every ten seconds, for logs and pipes."""
+
+    description: str
+    total: float | None
+    unit: str
+    started: float = field(default_factory=time.monotonic)
+    last_line: float = field(default_factory=time.monotonic)
+    done: float = 0
+    text: str = ""
+
+    def advance(self, amount: float = 1) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+    def _line(self, now: float) -> str:
+        elapsed = max(now - self.started, 1e-9)
+        rate = self.done / elapsed
+        parts = [f"{self.description}: {_count(self.done)}"]
+        if self.total:
+            remaining = (self.total - self.done) / rate if rate else float("inf")
+            left = f", {duration(remaining)} left" if remaining != float("inf") else ""
+            parts.append(f"/{_count(self.total)} {self.unit} ({self.done / self.total:.0%}), {_count(rate)}/s{left}")
+        else:
+            parts.append(f" {self.unit}, {_count(rate)}/s")
+        if self.text:
+            parts.append(f", {self.text}")
+        return "".join(parts)
+
+    def close(self) -> None:
+        now = time.monotonic()
+        if now - self.started >= SECONDS_BEFORE_SHOWN:
+            print(f"{self.description}: done in {duration(now - self.started)}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class _BarTask:
+    """A rich progress bar that appears once the work has lasted two seconds."""
+
+    description: str
+    total: float | None
+    unit: str
+    started: float = field(default_factory=time.monotonic)
+    done: float = 0
+    text: str = ""
+    bar: Any = None
+    bar_id: Any = None
+
+    def advance(self, amount: float = 1) -> None:
+        self.done += amount
+        if self.bar is None and time.monotonic() - self.started >= SECONDS_BEFORE_SHOWN:
+            self._open()
+        if self.bar is not None:
+            rate = self.done / max(time.monotonic() - self.started, 1e-9)
+            self.bar.update(self.bar_id, completed=self.done, rate=f"{_count(rate)} {self.unit}/s", text=self.text)
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+    def _open(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True),
+        )
+        self.bar.start()
+        self.bar_id = self.bar.add_task(self.description, total=self.total, rate="", text="")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+class Progress:
+    """Makes tasks and prints log lines; `enabled=False` is silent (used in memory by Python callers)."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "steps") -> Iterator[Task]:
+        if not self.enabled:
+            yield _LineTask(description, total, unit, last_line=float("inf"))
+            return
+        task = (_BarTask if sys.stderr.isatty() else _LineTask)(description, total, unit)
+        try:
+            yield task
+        finally:
+            task.close()
+
+    def log(self, message: str) -> None:
+        """One line to standard error."""
+        if self.enabled:
+            print(message, file=sys.stderr, flush=True)

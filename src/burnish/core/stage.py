@@ -1,0 +1,267 @@
+"""A stage: settings that turn one checkpoint into another.
+
+A stage is a pydantic class. Its fields are the options of the command, the keys of the recipe and the documented
+defaults, all from this one definition. It declares what it accepts and produces; `plan` works on configurations alone
+(no weights), `run` does the work. Importing a stage's module must stay cheap: the method is imported inside `run`.
+
+    class Quantize(Stage):
+        name = "quantize"
+        version = 1
+        bits: int = Field(4, ge=2, le=8, description="bits per weight")
+        calibration: DataRef | None = Field(None, description="text to collect activation statistics from")
+
+        def plan(self, before: Plan) -> Plan: ...
+        def run(self, model: Model, ctx: Context) -> Model: ...
+
+In Python a stage is called: `q = burnish.Quantize(bits=3)(model, calibration=texts)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from burnish.core.errors import RecipeError, SettingsError, nearest
+from burnish.core.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from burnish.core.checkpoint import Model
+    from burnish.core.ledger import Ledger
+
+
+class Kind(StrEnum):
+    """What a checkpoint is; every kind names the stock class that loads it."""
+
+    CAUSAL_LM = "causal-lm"
+    SEQUENCE_CLASSIFIER = "sequence-classifier"
+    ADAPTER = "adapter"
+    SPECULATOR = "speculator"
+    STEERING = "steering"
+    DICTIONARY = "dictionary"
+
+
+STOCK_LOADER = {
+    Kind.CAUSAL_LM: "transformers.AutoModelForCausalLM",
+    Kind.SEQUENCE_CLASSIFIER: "transformers.AutoModelForSequenceClassification",
+    Kind.ADAPTER: "peft.PeftModel",
+    Kind.SPECULATOR: "vllm (speculative_config)",
+    Kind.STEERING: "safetensors.torch.load_file",
+    Kind.DICTIONARY: "safetensors.torch.load_file",
+}
+
+
+class Weights(StrEnum):
+    """How the weights lie on disk: as floating-point matrices, or packed by a quantizer."""
+
+    DENSE = "dense"
+    PACKED = "packed"
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Marks a setting that names something by path, hub id or recipe node."""
+
+    to: str
+
+
+CheckpointRef = Annotated[str, _Reference("checkpoint")]
+"""A node of the recipe (`start` is the input), a checkpoint directory or a hub id."""
+
+DataRef = Annotated[str, _Reference("data")]
+"""A data file (text, JSON lines, parquet), a directory of them, or the name of a text that ships with burnish."""
+
+VOLATILE = {"volatile": True}
+"""`json_schema_extra` of settings that do not change the result (device, workers); they stay out of the skip key."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a checkpoint from its configuration alone.
+
+    Attributes:
+        config: the transformers configuration (None for kinds that have none).
+        kind, weights: as in the lineage file.
+        num_parameters, num_active_parameters: total, and used per token (they differ for mixtures of experts).
+        num_bytes: bytes of the weights on disk.
+        peak_memory_bytes: the estimate for the stage that makes it.
+        seconds: the estimated time of that stage on this machine, None where nothing is known.
+        notes: sentences for the plan table.
+    """
+
+    config: Any
+    kind: Kind
+    weights: Weights
+    num_parameters: int
+    num_active_parameters: int
+    num_bytes: int
+    peak_memory_bytes: int = 0
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def with_(self, **changes: Any) -> Plan:
+        return replace(self, **changes)
+
+
+@dataclass
+class Context:
+    """What a running stage is given.
+
+    Attributes:
+        inputs: for every reference field that is set, the resolved path (or the in-memory object a Python caller gave).
+        work_dir: private scratch of this node; survives a crash, so resumable state goes here.
+        device: "cpu", "cuda", "cuda:1" ...
+        generator: the source of every random draw; seeded from the stage's `seed`.
+        progress: bars and log lines.
+        ledger: where tables that explain the stage go (`ctx.ledger.table("layers", rows)`).
+    """
+
+    inputs: dict[str, Any]
+    work_dir: Path
+    device: str
+    generator: torch.Generator
+    progress: Progress
+    ledger: Ledger
+    node: str = "stage"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(BaseModel):
+    """Settings of one step, and the step itself. Subclasses set `name` and `version` and override `plan` and `run`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    summary: ClassVar[str] = ""
+    accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
+    accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.DENSE})
+
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
+
+    # -- to override ---------------------------------------------------------------------------------------------
+
+    def plan(self, before: Plan) -> Plan:
+        """The checkpoint this stage would make of `before`; raises `SettingsError` on impossible settings."""
+        return before
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """The checkpoint itself."""
+        raise NotImplementedError(f"stage {self.name!r} does not define run()")
+
+    # -- shared --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any], *, where: str) -> Stage:
+        """Settings from a recipe or a command line; every mistake becomes one clear sentence."""
+        known = list(cls.model_fields)
+        for key in settings:
+            if key not in cls.model_fields:
+                guess = nearest(key, known)
+                advice = f"did you mean {guess!r}?" if guess else f"known settings are {', '.join(sorted(known))}"
+                raise SettingsError(f"{cls.name} has no setting {key!r}", where=where, fix=advice)
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or cls.name
+            message = first["msg"].removeprefix("Value error, ")
+            given = f" (got {first['input']!r})" if first["loc"] else ""
+            raise SettingsError(f"{key}: {message}{given}", where=where) from None
+
+    @classmethod
+    def references(cls) -> dict[str, str]:
+        """Fields that name a checkpoint or a data file: {field: "checkpoint" | "data"}."""
+        found = {}
+        for field_name, hint in get_type_hints(cls, include_extras=True).items():
+            if field_name not in cls.model_fields:
+                continue
+            for part in (hint, *get_args(hint)):
+                for mark in getattr(part, "__metadata__", ()):
+                    if isinstance(mark, _Reference):
+                        found[field_name] = mark.to
+        return found
+
+    def canonical(self) -> dict[str, Any]:
+        """The settings that decide the result: everything but volatile fields and references (hashed by content)."""
+        volatile = {
+            field_name
+            for field_name, info in type(self).model_fields.items()
+            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("volatile")
+        }
+        return self.model_dump(mode="json", exclude=volatile | set(self.references()))
+
+    def key(self, parent_hash: str, reference_hashes: dict[str, str]) -> str:
+        """The skip key: equal keys mean equal results, so a finished node with this key need not run again."""
+        content = {
+            "stage": self.name,
+            "version": self.version,
+            "settings": self.canonical(),
+            "parent": parent_hash,
+            "references": reference_hashes,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def check_accepts(self, before: Plan, *, where: str) -> None:
+        """Refuses a checkpoint of the wrong kind, or a packed one where dense weights are needed."""
+        if before.kind not in self.accepts:
+            wanted = " or ".join(sorted(self.accepts))
+            raise RecipeError(f"{self.name} needs a {wanted} checkpoint, but is given a {before.kind}", where=where)
+        if before.weights not in self.accepts_weights:
+            raise RecipeError(
+                f"{self.name} needs {' or '.join(sorted(self.accepts_weights))} weights, but is given {before.weights} ones",
+                where=where,
+                fix="put it before the stage that packs the weights",
+            )
+
+    def __call__(
+        self, model: Model, *, work_dir: str | Path | None = None, progress: bool = False, **inputs: Any
+    ) -> Model:
+        """Runs the stage in memory. Reference fields may be given as paths or as objects (texts, a `Model`).
+
+        Args:
+            model: the input.
+            work_dir: where resumable state goes; a temporary directory when not given.
+            progress: whether to show bars.
+            **inputs: reference fields by name.
+        """
+        import tempfile
+
+        from burnish.core.checkpoint import pick_device
+        from burnish.core.ledger import Ledger
+
+        known = self.references()
+        for key in inputs:
+            if key not in known:
+                raise SettingsError(
+                    f"{self.name} takes no input {key!r}", fix=f"its inputs are {', '.join(known) or 'none'}"
+                )
+        given = {key: getattr(self, key) for key in known if getattr(self, key) is not None} | inputs
+        self.check_accepts(model.plan(), where=self.name)
+        self.plan(model.plan())
+        with tempfile.TemporaryDirectory(prefix="burnish-") as scratch:
+            ctx = Context(
+                inputs=given,
+                work_dir=Path(work_dir) if work_dir else Path(scratch),
+                device=pick_device(self.device),
+                generator=seeded_generator(self.seed),
+                progress=Progress(enabled=progress),
+                ledger=Ledger(None),
+                node=self.name,
+            )
+            return self.run(model, ctx)
+
+
+def seeded_generator(seed: int) -> torch.Generator:
+    """A CPU generator; every random draw of a stage comes from one that was passed down, never the global one."""
+    import torch
+
+    return torch.Generator(device="cpu").manual_seed(seed)
