@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from burnish.core.errors import RecipeError, nearest
+from burnish.core.runner import Rooms
 
 if TYPE_CHECKING:
+    from burnish.core.settings import Settings
     from burnish.core.stage import Stage
 
 STAGES: dict[str, str] = {
@@ -23,3 +25,19 @@ def stage_class(name: str, *, where: str = "recipe") -> type[Stage]:
         raise RecipeError(f"there is no stage {name!r}", where=where, fix=advice)
     module, _, attribute = STAGES[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _evaluate_class() -> type[Settings]:
+    from burnish.evaluate.stage import Evaluate
+
+    return Evaluate
+
+
+def _data_hash(reference: str) -> str:
+    from burnish.data import data_hash
+
+    return data_hash(reference)
+
+
+ROOMS = Rooms(stage_class, _evaluate_class, _data_hash)
+"""What the runner needs from the rooms above core."""

@@ -199,7 +199,7 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def resolve(source: str | Path, *, revision: str | None = None) -> Path:
-    """The local directory of a checkpoint: a path as it is, a hub id through the hub's cache (downloaded if need be)."""
+    """The local directory of a checkpoint: a path as it is, a hub id through the hub's cache, downloaded if need be."""
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -240,7 +240,7 @@ def download(hub_id: str, *, revision: str | None = None) -> Path:
         ) from None
 
 
-# -- a model -----------------------------------------------------------------------------------------------------------
+# -- a model ---------------------------------------------------------------------------------------------------------
 
 
 def pick_device(device: str) -> str:
@@ -519,7 +519,7 @@ def load_config(directory: Path) -> PretrainedConfig:
     if raw["model_type"] not in CONFIG_MAPPING:
         if "auto_map" in raw:
             raise CheckpointError(
-                f"model_type {raw['model_type']!r} needs code that comes with the checkpoint, and burnish never runs remote code",
+                f"model_type {raw['model_type']!r} needs code that comes with the checkpoint, which burnish never runs",
                 where=str(directory / "config.json"),
                 fix="use a checkpoint of an architecture that is part of transformers",
             )
@@ -531,7 +531,7 @@ def load_config(directory: Path) -> PretrainedConfig:
     return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
-# -- sizes from headers --------------------------------------------------------------------------------------------------
+# -- sizes from headers ----------------------------------------------------------------------------------------------
 
 
 def plan_checkpoint(directory: Path) -> Plan:
@@ -602,7 +602,7 @@ def _idle_expert_parameters(config: PretrainedConfig, shapes: dict[str, tuple[in
     return round(routed * (1 - used / count))
 
 
-# -- writing -------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------------
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:

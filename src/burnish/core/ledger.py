@@ -3,7 +3,8 @@
 Rows are dictionaries with a `row` field:
 
 * `measurement`: one checkpoint under one protocol.
-  {row, time, node, checkpoint (hash), path, protocol {..., hash}, metrics {name: {value, low, high, unit, note}}}
+  {row, time, node, checkpoint (hash), path, protocol {..., hash}, request,
+   metrics {name: {value, low, high, unit, note}}}
 * `stage`: what a node cost. {row, time, node, stage, settings, key, parents, checkpoint, seconds, peak_memory_bytes}
 * `table`: rows that explain a stage, such as one per layer. {row, time, node, name, rows}
 
@@ -62,14 +63,22 @@ class Ledger:
         self.append("table", name=name, rows=list(rows))
 
     def measurement(
-        self, *, checkpoint: str, path: str, protocol: dict[str, Any], metrics: dict[str, dict[str, Any]]
+        self,
+        *,
+        checkpoint: str,
+        path: str,
+        protocol: dict[str, Any],
+        metrics: dict[str, dict[str, Any]],
+        request: str = "",
     ) -> None:
+        """Adds one checkpoint under one protocol; `request` names what was asked for, so that it is asked once."""
         self.append(
             "measurement",
             checkpoint=checkpoint,
             path=path,
             protocol=protocol | {"hash": protocol_hash(protocol)},
             metrics=metrics,
+            request=request,
         )
 
     def measured(self, checkpoint: str, protocol: dict[str, Any]) -> dict[str, Any] | None:

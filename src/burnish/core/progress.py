@@ -46,6 +46,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def byte_count(num_bytes: float) -> str:
+    """A size as a person says it, in powers of ten: "538 MB", "1.47 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} TB"
+
+
 @dataclass
 class _LineTask:
     """Plain lines, at most one every ten seconds, for logs and pipes."""

@@ -1,8 +1,7 @@
 """A stage: settings that turn one checkpoint into another.
 
-A stage is a pydantic class. Its fields are the options of the command, the keys of the recipe and the documented
-defaults, all from this one definition. It declares what it accepts and produces; `plan` works on configurations alone
-(no weights), `run` does the work. Importing a stage's module must stay cheap: the method is imported inside `run`.
+A stage declares what it accepts and produces; `plan` works on configurations alone (no weights), `run` does the work.
+Importing a stage's module must stay cheap: the method is imported inside `run`.
 
     class Quantize(Stage):
         name = "quantize"
@@ -20,21 +19,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from burnish.core.errors import RecipeError, SettingsError, nearest
+from burnish.core.errors import RecipeError, SettingsError
 from burnish.core.progress import Progress
+from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Settings
 
 if TYPE_CHECKING:
     import torch
 
     from burnish.core.checkpoint import Model
     from burnish.core.ledger import Ledger
+
+__all__ = ["VOLATILE", "CheckpointRef", "Context", "DataRef", "Kind", "Plan", "Settings", "Stage", "Weights"]
 
 
 class Kind(StrEnum):
@@ -66,25 +68,8 @@ class Weights(StrEnum):
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """Marks a setting that names something by path, hub id or recipe node."""
-
-    to: str
-
-
-CheckpointRef = Annotated[str, _Reference("checkpoint")]
-"""A node of the recipe (`start` is the input), a checkpoint directory or a hub id."""
-
-DataRef = Annotated[str, _Reference("data")]
-"""A data file (text, JSON lines, parquet), a directory of them, or the name of a text that ships with burnish."""
-
-VOLATILE = {"volatile": True}
-"""`json_schema_extra` of settings that do not change the result (device, workers); they stay out of the skip key."""
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What is known of a checkpoint from its configuration alone.
+    """What is known of a checkpoint before it exists.
 
     Attributes:
         config: the transformers configuration (None for kinds that have none).
@@ -129,25 +114,30 @@ class Context:
     generator: torch.Generator
     progress: Progress
     ledger: Ledger
-    node: str = "stage"
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Stage(BaseModel):
-    """Settings of one step, and the step itself. Subclasses set `name` and `version` and override `plan` and `run`."""
+class Stage(Settings):
+    """Settings of one step, and the step itself. Subclasses set `name` and `version` and override `plan` and `run`.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Class attributes:
+        name: the verb of the recipe and of the command line.
+        version: raised whenever the numbers that the stage makes change, so that finished nodes run again.
+        summary: one line for `burnish methods` and the plan.
+        accepts, accepts_weights: what it can be given.
+        memory_settings: what to lower when memory runs out, for the error message.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int]
     summary: ClassVar[str] = ""
     accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.DENSE})
+    memory_settings: ClassVar[str] = ""
 
     seed: int = Field(0, ge=0, description="seed of every random draw")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
 
-    # -- to override ---------------------------------------------------------------------------------------------
+    # -- to override -------------------------------------------------------------------------------------------------
 
     def plan(self, before: Plan) -> Plan:
         """The checkpoint this stage would make of `before`; raises `SettingsError` on impossible settings."""
@@ -157,47 +147,7 @@ class Stage(BaseModel):
         """The checkpoint itself."""
         raise NotImplementedError(f"stage {self.name!r} does not define run()")
 
-    # -- shared --------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def parse(cls, settings: dict[str, Any], *, where: str) -> Stage:
-        """Settings from a recipe or a command line; every mistake becomes one clear sentence."""
-        known = list(cls.model_fields)
-        for key in settings:
-            if key not in cls.model_fields:
-                guess = nearest(key, known)
-                advice = f"did you mean {guess!r}?" if guess else f"known settings are {', '.join(sorted(known))}"
-                raise SettingsError(f"{cls.name} has no setting {key!r}", where=where, fix=advice)
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or cls.name
-            message = first["msg"].removeprefix("Value error, ")
-            given = f" (got {first['input']!r})" if first["loc"] else ""
-            raise SettingsError(f"{key}: {message}{given}", where=where) from None
-
-    @classmethod
-    def references(cls) -> dict[str, str]:
-        """Fields that name a checkpoint or a data file: {field: "checkpoint" | "data"}."""
-        found = {}
-        for field_name, hint in get_type_hints(cls, include_extras=True).items():
-            if field_name not in cls.model_fields:
-                continue
-            for part in (hint, *get_args(hint)):
-                for mark in getattr(part, "__metadata__", ()):
-                    if isinstance(mark, _Reference):
-                        found[field_name] = mark.to
-        return found
-
-    def canonical(self) -> dict[str, Any]:
-        """The settings that decide the result: everything but volatile fields and references (hashed by content)."""
-        volatile = {
-            field_name
-            for field_name, info in type(self).model_fields.items()
-            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("volatile")
-        }
-        return self.model_dump(mode="json", exclude=volatile | set(self.references()))
+    # -- shared ------------------------------------------------------------------------------------------------------
 
     def key(self, parent_hash: str, reference_hashes: dict[str, str]) -> str:
         """The skip key: equal keys mean equal results, so a finished node with this key need not run again."""
@@ -216,8 +166,9 @@ class Stage(BaseModel):
             wanted = " or ".join(sorted(self.accepts))
             raise RecipeError(f"{self.name} needs a {wanted} checkpoint, but is given a {before.kind}", where=where)
         if before.weights not in self.accepts_weights:
+            wanted = " or ".join(sorted(self.accepts_weights))
             raise RecipeError(
-                f"{self.name} needs {' or '.join(sorted(self.accepts_weights))} weights, but is given {before.weights} ones",
+                f"{self.name} needs {wanted} weights, but is given {before.weights} ones",
                 where=where,
                 fix="put it before the stage that packs the weights",
             )
@@ -245,8 +196,9 @@ class Stage(BaseModel):
                     f"{self.name} takes no input {key!r}", fix=f"its inputs are {', '.join(known) or 'none'}"
                 )
         given = {key: getattr(self, key) for key in known if getattr(self, key) is not None} | inputs
-        self.check_accepts(model.plan(), where=self.name)
-        self.plan(model.plan())
+        before = model.plan()
+        self.check_accepts(before, where=self.name)
+        self.plan(before)
         with tempfile.TemporaryDirectory(prefix="burnish-") as scratch:
             ctx = Context(
                 inputs=given,
@@ -255,7 +207,6 @@ class Stage(BaseModel):
                 generator=seeded_generator(self.seed),
                 progress=Progress(enabled=progress),
                 ledger=Ledger(None),
-                node=self.name,
             )
             return self.run(model, ctx)
 

@@ -1,0 +1,40 @@
+# Thin over scripts/; every target works on a fresh clone and sets up its own environment in $(VENV).
+VENV ?= .venv
+PYTHON ?= python3
+export VENV PYTHON
+# One thread per test process: two-thread torch on a busy machine is many times slower.
+TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2
+
+.PHONY: setup demo test test-slow lint bench docs clean
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@scripts/demo
+
+test: setup models/smollm2
+	$(PYTEST) -q -m "not slow"
+
+test-slow: setup models/smollm2
+	$(PYTEST) -q -m slow
+
+models/smollm2: | setup
+	@$(VENV)/bin/burnish fetch smollm2 --out models/smollm2
+
+lint: setup
+	$(VENV)/bin/ruff check src tests benchmarks examples docs
+	$(VENV)/bin/ruff format --check src tests benchmarks examples docs
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/python benchmarks/check.py
+
+docs: setup
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+bench: setup
+	@scripts/bench
+
+clean:
+	rm -rf $(VENV) models runs docs/_build .ci-venv

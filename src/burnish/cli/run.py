@@ -1,0 +1,135 @@
+"""`burnish run` and `burnish plan`, and how a single command becomes a recipe of one node."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from burnish.core.progress import byte_count, duration
+from burnish.core.recipe import Recipe, read_recipe, single_node
+from burnish.core.runner import Decision, Run
+from burnish.core.stage import Plan, Stage
+from burnish.stages import ROOMS
+
+Out = Annotated[Path | None, Parameter(name=["--out", "-o"])]
+
+
+def run(
+    recipe: Path,
+    /,
+    *,
+    out: Out = None,
+    start: str | None = None,
+    verify: bool = False,
+    no_report: Annotated[bool, Parameter(name="--no-report", negative="")] = False,
+) -> None:
+    """Run a recipe: make every checkpoint it names, measure it, write the report.
+
+    What is finished and unchanged is skipped, so the same command continues an interrupted run.
+
+    Parameters
+    ----------
+    recipe:
+        The YAML file.
+    out:
+        The run directory [default: runs/NAME].
+    start:
+        A checkpoint directory or hub id in place of the recipe's own.
+    verify:
+        Read every file again instead of trusting size and time.
+    no_report:
+        Leave out report.html.
+    """
+    parsed = read_recipe(recipe, start=start)
+    work = Run(parsed, out or Path("runs") / parsed.name, ROOMS, verify=verify)
+    decisions = work.execute()
+    for decision in decisions:
+        if decision.action == "skip":
+            print(f"{decision.node.name}: skipped, {decision.reason}", file=sys.stderr)
+    _show(work.directory, write_report=not no_report)
+
+
+def plan(recipe: Path, /, *, out: Out = None, start: str | None = None, verify: bool = False) -> None:
+    """Say what a recipe would do and what it would cost, without doing it.
+
+    Parameters
+    ----------
+    recipe:
+        The YAML file.
+    out:
+        The run directory whose finished nodes count [default: runs/NAME].
+    start:
+        A checkpoint directory or hub id in place of the recipe's own.
+    verify:
+        Read every file again instead of trusting size and time.
+    """
+    parsed = read_recipe(recipe, start=start)
+    work = Run(parsed, out or Path("runs") / parsed.name, ROOMS, verify=verify)
+    decisions = work.decide()
+    first = work.plan(decisions)
+    _print_plan(parsed, first, decisions)
+
+
+def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite: bool) -> None:
+    """What `burnish quantize MODEL -o OUT` and its sisters do: a recipe of one node whose checkpoint is OUT.
+
+    Ledger, logs and resumable state stand beside it in OUT.run.
+    """
+    settings: dict[str, Any] = stage.model_dump(mode="json")
+    recipe = single_node(stage.name, settings, start=model, evaluate={} if evaluate else None)
+    directory = out.parent / f"{out.name}.run"
+    work = Run(recipe, directory, ROOMS, targets={stage.name: out}, overwrite=overwrite)
+    [decision] = work.execute()
+    if decision.action == "skip":
+        print(f"{out} is up to date: {decision.reason}", file=sys.stderr)
+    _show(directory, write_report=True)
+    print(f"checkpoint: {out}")
+
+
+def _show(directory: Path, *, write_report: bool) -> None:
+    from rich.console import Console
+
+    from burnish.core.ledger import LEDGER_FILE, read_rows
+    from burnish.report import ledger_table, write
+
+    rows = read_rows(directory / LEDGER_FILE)
+    if any(row["row"] == "measurement" for row in rows):
+        Console().print(ledger_table(rows))
+    if write_report:
+        print(f"report: {write(directory)}")
+
+
+def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{recipe.name}: {len(decisions)} nodes from {recipe.start}")
+    table.add_column("node")
+    table.add_column("from")
+    table.add_column("stage")
+    for heading in ("parameters", "active", "on disk", "memory", "time"):
+        table.add_column(heading, justify="right")
+    table.add_column("will")
+    table.add_row("start", "", "", *_plan_cells(first), "")
+    for decision in decisions:
+        assert decision.plan is not None, "every decision has been planned"
+        cells = _plan_cells(decision.plan)
+        node = decision.node
+        table.add_row(node.name, node.parent, node.stage, *cells, f"{decision.action}: {decision.reason}")
+    Console().print(table)
+    for decision in decisions:
+        for note in decision.plan.notes if decision.plan else ():
+            print(f"{decision.node.name}: {note}")
+
+
+def _plan_cells(plan: Plan) -> list[str]:
+    return [
+        f"{plan.num_parameters / 1e6:,.1f} M",
+        f"{plan.num_active_parameters / 1e6:,.1f} M",
+        byte_count(plan.num_bytes),
+        byte_count(plan.peak_memory_bytes) if plan.peak_memory_bytes else "",
+        f"about {duration(plan.seconds)}" if plan.seconds is not None else "",
+    ]

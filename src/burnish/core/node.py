@@ -1,0 +1,147 @@
+"""One node in a process of its own: `python -m burnish.core.node SPEC.json`, started by the runner.
+
+It loads its input from disk, runs the stage (or measures the checkpoint), and ends with an atomic save. An error that
+the user can mend is written to the spec's error file, so that the runner can show it as one sentence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from burnish.core.errors import BurnishError, OutputError, StageError
+from burnish.core.runner import NODE_ERROR_STATUS
+
+
+def main(spec_file: str) -> int:
+    spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
+    _die_with(spec["parent"])
+    try:
+        stage_class = _resolve(spec["stage"])
+        settings = stage_class.parse(spec["settings"], where=f"node {spec['node']!r}")
+        (_run_stage if spec["task"] == "stage" else _evaluate)(settings, spec)
+    except BurnishError as error:
+        _report(spec, error)
+        return NODE_ERROR_STATUS
+    except MemoryError:
+        _report(spec, _out_of_memory(spec))
+        return NODE_ERROR_STATUS
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        _report(spec, _out_of_memory(spec))
+        return NODE_ERROR_STATUS
+    except OSError as error:
+        traceback.print_exc()
+        _report(spec, OutputError(f"{error.strerror or error} ({error.filename or 'no file named'})"))
+        return NODE_ERROR_STATUS
+    return 0
+
+
+def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
+    from burnish.core.checkpoint import Lineage, Model, load, pick_device
+    from burnish.core.ledger import Ledger
+    from burnish.core.progress import Progress
+    from burnish.core.stage import Context, seeded_generator
+
+    started = time.monotonic()
+    rank = int(os.environ.get("RANK", "0"))
+    device = pick_device(stage.device)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    ledger = Ledger(Path(spec["run"]) if rank == 0 else None, node=spec["node"])
+    model = load(spec["model"])
+    ctx = Context(
+        inputs=spec["inputs"],
+        work_dir=Path(spec["work"]),
+        device=device,
+        generator=seeded_generator(stage.seed),
+        progress=Progress(enabled=rank == 0),
+        ledger=ledger,
+    )
+    result: Model = stage.run(model, ctx)
+    if rank != 0:
+        return
+    result.lineage = Lineage(
+        kind=result.lineage.kind,
+        weights=result.lineage.weights,
+        stage=stage.name,
+        stage_version=stage.version,
+        settings=stage.canonical(),
+        seed=stage.seed,
+        key=spec["key"],
+        parents=spec["parents"],
+        base_model=model.name,
+        licence=model.lineage.licence,
+    )
+    result.save(spec["target"], overwrite=spec["replace"])
+    ledger.append(
+        "stage",
+        stage=stage.name,
+        settings=stage.model_dump(mode="json"),
+        key=spec["key"],
+        parents=spec["parents"],
+        checkpoint=result.lineage.hash,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=_peak_memory(),
+    )
+
+
+def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
+    from burnish.core.checkpoint import load
+    from burnish.core.ledger import Ledger
+
+    model = load(spec["model"])
+    model.lineage.files = model.lineage.files or {}
+    reference = load(evaluate.reference) if evaluate.reference else None
+    evaluation = evaluate(model, reference=reference, progress=True)
+    evaluation.record(
+        Ledger(Path(spec["run"]), node=spec["node"]),
+        checkpoint=spec["model_hash"],
+        path=spec["model"],
+        request=spec["request"],
+    )
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _out_of_memory(spec: dict[str, Any]) -> StageError:
+    settings = getattr(_resolve(spec["stage"]), "memory_settings", "")
+    advice = f"lower {settings}" if settings else "use a machine or device with more memory"
+    return StageError("ran out of memory", fix=advice)
+
+
+def _report(spec: dict[str, Any], error: BurnishError) -> None:
+    content = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+    Path(spec["error_file"]).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _peak_memory() -> int:
+    """Bytes; the kernel counts kibibytes on Linux."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _die_with(parent: int) -> None:
+    """Asks the kernel to end this process when the runner dies, so that a killed run leaves nothing running."""
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

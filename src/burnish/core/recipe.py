@@ -1,0 +1,272 @@
+"""Recipes: a YAML tree of named nodes, each a stage with its settings.
+
+    name: quickstart
+    start: models/smollm2          # a checkpoint directory or hub id; `burnish run RECIPE --start DIR` overrides it
+    evaluate: {text: wikitext2-test, num_windows: 8}
+    nodes:
+      - {name: nearest, stage: quantize, method: rtn, bits: 3}
+      - {name: gptq, from: start, stage: quantize, method: gptq, bits: 3}
+    keep: all                      # all | leaves | [names]
+
+A node without `from:` follows the previous one. Two nodes with one parent are a comparison. A setting that names a
+checkpoint (`teacher`, `reference`) takes a node's name, `start`, a directory or a hub id. Relative paths start at the
+working directory. The file is read by YAML's safe loader; every mistake names file and line.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from burnish.core.errors import RecipeError, nearest
+
+START = "start"
+_TOP_KEYS = ("name", "start", "evaluate", "nodes", "keep")
+_NODE_KEYS = ("name", "stage", "from", "launch")
+_MAX_ENTRIES = 100_000
+_NODE_NAME = re.compile(r"[\w][\w .-]*", re.UNICODE)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of a recipe.
+
+    Attributes:
+        name: unique in the recipe; the directory of its checkpoint.
+        stage: the verb.
+        parent: `start` or another node's name.
+        settings: the stage's settings as written.
+        processes: how many processes torchrun starts for it; 1 is a plain process.
+        where: file and line, for messages.
+    """
+
+    name: str
+    stage: str
+    parent: str
+    settings: dict[str, Any]
+    processes: int = 1
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Nodes in an order in which every node comes after what it needs."""
+
+    name: str
+    start: str
+    nodes: tuple[Node, ...]
+    evaluate: dict[str, Any] | None = None
+    keep: str | tuple[str, ...] = "all"
+    source: str = ""
+    text: str = ""
+    where: dict[str, str] = field(default_factory=dict)
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def children(self, name: str) -> list[Node]:
+        return [node for node in self.nodes if node.parent == name]
+
+    def kept(self) -> set[str]:
+        """Names of the nodes whose checkpoints stay on disk when the run has finished."""
+        names = {node.name for node in self.nodes}
+        if self.keep == "all":
+            return names
+        if self.keep == "leaves":
+            return {name for name in names if not self.children(name)}
+        return set(self.keep)
+
+
+def read_recipe(path: str | Path, *, start: str | None = None) -> Recipe:
+    """Reads a recipe file.
+
+    Args:
+        path: the YAML file.
+        start: overrides the recipe's `start`.
+
+    Raises:
+        RecipeError: with file and line: not readable, broken YAML, unknown or missing keys, wrong types, two nodes
+            with one name, unknown parents, cycles.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError("no such recipe file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read as text ({error})", where=str(path)) from None
+    return parse_recipe(text, source=str(path), default_name=path.stem, start=start)
+
+
+def parse_recipe(text: str, *, source: str, default_name: str = "recipe", start: str | None = None) -> Recipe:
+    """`read_recipe` on a string; `source` is what messages call the file."""
+    content, lines = _read_yaml(text, source)
+
+    def place(*keys: str | int) -> str:
+        while keys and keys not in lines:
+            keys = keys[:-1]
+        return f"{source}:{lines.get(keys, 1)}"
+
+    if not isinstance(content, dict):
+        raise RecipeError("is not a mapping of keys such as 'start' and 'nodes'", where=place())
+    for key in content:
+        if key not in _TOP_KEYS:
+            guess = nearest(str(key), list(_TOP_KEYS))
+            advice = f"did you mean {guess!r}?" if guess else f"a recipe has {', '.join(_TOP_KEYS)}"
+            raise RecipeError(f"a recipe has no key {key!r}", where=place(key), fix=advice)
+    first = start or content.get("start")
+    if not first:
+        raise RecipeError("names no start checkpoint", where=place(), fix="add 'start: DIRECTORY' or pass --start")
+    listed = content.get("nodes")
+    if not isinstance(listed, list) or not listed:
+        raise RecipeError("has no nodes", where=place("nodes"), fix="add 'nodes:' with a list of stages")
+    evaluate = content.get("evaluate")
+    if evaluate is True:
+        evaluate = {}
+    if evaluate is not None and not isinstance(evaluate, dict):
+        raise RecipeError("'evaluate' is not a mapping of settings", where=place("evaluate"))
+    name = str(content.get("name", default_name))
+    _check_name(name, place("name"))
+    nodes = _order(_nodes(listed, place))
+    return Recipe(
+        name=name,
+        start=str(first),
+        nodes=tuple(nodes),
+        evaluate=evaluate,
+        keep=_keep(content.get("keep", "all"), nodes, place("keep")),
+        source=source,
+        text=text,
+        where={"evaluate": place("evaluate"), "start": place("start")},
+    )
+
+
+def single_node(stage: str, settings: dict[str, Any], *, start: str, evaluate: dict[str, Any] | None) -> Recipe:
+    """The recipe behind a single command such as `burnish quantize MODEL`."""
+    command = f"burnish {stage}"
+    return Recipe(stage, start, (Node(stage, stage, START, settings, where=command),), evaluate, source=command)
+
+
+def _nodes(listed: list[Any], place: Any) -> list[Node]:
+    nodes: list[Node] = []
+    for index, entry in enumerate(listed):
+        where = place("nodes", index)
+        if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
+            raise RecipeError(f"node {index + 1} names no stage", where=where, fix="write '- stage: quantize'")
+        name = str(entry.get("name", entry["stage"]))
+        _check_name(name, where)
+        if name == START:
+            raise RecipeError("'start' is the name of the input, a node needs another", where=where)
+        if any(node.name == name for node in nodes):
+            raise RecipeError(f"two nodes are called {name!r}", where=where, fix="give one another 'name:'")
+        parent = str(entry.get("from", nodes[-1].name if nodes else START))
+        settings = {key: value for key, value in entry.items() if key not in _NODE_KEYS}
+        processes = _processes(entry.get("launch"), where)
+        nodes.append(Node(name, entry["stage"], parent, settings, processes, where))
+    return nodes
+
+
+def _processes(launch: Any, where: str) -> int:
+    if launch is None:
+        return 1
+    if not isinstance(launch, dict) or set(launch) != {"processes"} or not isinstance(launch["processes"], int):
+        raise RecipeError("'launch' is written {processes: N}", where=where)
+    if launch["processes"] < 1:
+        raise RecipeError(f"launch.processes is {launch['processes']}, but must be at least 1", where=where)
+    return launch["processes"]
+
+
+def _order(nodes: list[Node]) -> list[Node]:
+    """The nodes so that each follows its parent and the nodes that its settings name."""
+    names = {node.name: node for node in nodes}
+    for node in nodes:
+        if node.parent != START and node.parent not in names:
+            guess = nearest(node.parent, [START, *names])
+            raise RecipeError(
+                f"node {node.name!r} comes from {node.parent!r}, which is no node",
+                where=node.where,
+                fix=f"did you mean {guess!r}?" if guess else f"nodes are {', '.join(names)}",
+            )
+    ordered: list[Node] = []
+    visiting: list[str] = []
+
+    def visit(node: Node) -> None:
+        if node in ordered:
+            return
+        if node.name in visiting:
+            circle = " -> ".join([*visiting[visiting.index(node.name) :], node.name])
+            raise RecipeError(f"the nodes form a circle: {circle}", where=node.where)
+        visiting.append(node.name)
+        for needed in needs(node, set(names)):
+            visit(names[needed])
+        visiting.pop()
+        ordered.append(node)
+
+    for node in nodes:
+        visit(node)
+    return ordered
+
+
+def needs(node: Node, names: set[str]) -> list[str]:
+    """Names of the nodes that must be finished before this one: its parent, and settings that are a node's name."""
+    referred = [value for value in node.settings.values() if isinstance(value, str) and value in names]
+    return [name for name in dict.fromkeys([node.parent, *referred]) if name in names]
+
+
+def _keep(value: Any, nodes: list[Node], where: str) -> str | tuple[str, ...]:
+    if value in ("all", "leaves"):
+        return value
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        unknown = [entry for entry in value if entry not in {node.name for node in nodes}]
+        if unknown:
+            raise RecipeError(f"'keep' names {unknown[0]!r}, which is no node", where=where)
+        return tuple(value)
+    raise RecipeError("'keep' is written all, leaves or [node names]", where=where)
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NODE_NAME.fullmatch(name) or name != name.strip() or ".." in name or len(name) > 80:
+        raise RecipeError(
+            f"{name!r} cannot be a name", where=where, fix="use letters, digits, spaces, '-', '_' and '.', up to 80"
+        )
+
+
+def _read_yaml(text: str, source: str) -> tuple[Any, dict[tuple[str | int, ...], int]]:
+    """The content, and for every key path the line it stands on."""
+    lines: dict[tuple[str | int, ...], int] = {}
+
+    def walk(node: yaml.Node, path: tuple[str | int, ...]) -> None:
+        lines[path] = node.start_mark.line + 1
+        if len(lines) > _MAX_ENTRIES:
+            raise RecipeError(f"has more than {_MAX_ENTRIES:,} entries once its aliases are expanded", where=source)
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                name = str(key.value)
+                line = key.start_mark.line + 1
+                if name in seen:
+                    raise RecipeError(f"the key {name!r} is written twice", where=f"{source}:{line}")
+                seen.add(name)
+                walk(value, (*path, name))
+                lines[(*path, name)] = line
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                walk(value, (*path, index))
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            raise RecipeError("is empty", where=source)
+        walk(root, ())
+        return yaml.safe_load(text), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise RecipeError(f"is not valid YAML: {error.problem}", where=f"{source}:{line}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"is not valid YAML: {str(error).splitlines()[0]}", where=source) from None
+    except RecursionError:
+        raise RecipeError("refers to itself through a YAML alias", where=source) from None

@@ -1,0 +1,82 @@
+"""Settings: pydantic classes whose fields are the command's options, the recipe's keys and the documented defaults.
+
+A field of type `CheckpointRef` or `DataRef` names something that the runner resolves (a node of the recipe, a
+directory, a file, a hub id) and hashes by content. A field marked `VOLATILE` does not change the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from burnish.core.errors import SettingsError, nearest
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Marks a setting that names something by path, hub id or recipe node."""
+
+    to: str
+
+
+CheckpointRef = Annotated[str, _Reference("checkpoint")]
+"""A node of the recipe (`start` is the input), a checkpoint directory or a hub id."""
+
+DataRef = Annotated[str, _Reference("data")]
+"""A data file (text, JSON lines, parquet), a directory of them, or the name of a text that ships with burnish."""
+
+VOLATILE: dict[str, Any] = {"volatile": True}
+"""`json_schema_extra` of settings that do not change the result (device, workers); they stay out of the skip key."""
+
+
+class Settings(BaseModel):
+    """Base of everything that a recipe can configure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any], *, where: str) -> Self:
+        """Settings from a recipe or a command line; every mistake becomes one clear sentence."""
+        known = list(cls.model_fields)
+        for key in settings:
+            if key not in known:
+                guess = nearest(key, known)
+                advice = f"did you mean {guess!r}?" if guess else f"known settings are {', '.join(sorted(known))}"
+                raise SettingsError(f"there is no setting {key!r} here", where=where, fix=advice)
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise SettingsError(first_mistake(error), where=where) from None
+
+    @classmethod
+    def references(cls) -> dict[str, str]:
+        """Fields that name a checkpoint or data: {field: "checkpoint" | "data"}."""
+        found = {}
+        for field, hint in get_type_hints(cls, include_extras=True).items():
+            parts = (hint, *get_args(hint))  # the type itself, or the members of `CheckpointRef | None`
+            marks = [mark for part in parts for mark in getattr(part, "__metadata__", ())]
+            for mark in marks:
+                if field in cls.model_fields and isinstance(mark, _Reference):
+                    found[field] = mark.to
+        return found
+
+    def canonical(self) -> dict[str, Any]:
+        """The settings that decide the result: everything but volatile fields and references (hashed by content)."""
+        volatile = {
+            field
+            for field, info in type(self).model_fields.items()
+            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("volatile")
+        }
+        return self.model_dump(mode="json", exclude=volatile | set(self.references()))
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first thing that pydantic found, as one clause."""
+    mistake = error.errors()[0]
+    message = mistake["msg"].removeprefix("Value error, ")
+    if not mistake["loc"]:
+        return message
+    message = message[0].lower() + message[1:]
+    return f"{'.'.join(str(part) for part in mistake['loc'])} is {mistake['input']!r}, but {message}"
