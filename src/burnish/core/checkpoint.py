@@ -682,8 +682,10 @@ def library_versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    names = ("burnish", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    from burnish import __version__
+
+    names = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
+    return {"python": platform.python_version(), "burnish": __version__} | {name: version(name) for name in names}
 
 
 def model_card(lineage: Lineage) -> str:
