@@ -1,0 +1,32 @@
+"""What a model is made of: the only room that knows model types.
+
+    for view in arch.matrices(module):          # every weight matrix, also inside fused experts, qkv, Conv1D
+        print(view.name, view.role, view.shape)
+
+    with arch.capture(module, views, gradients=True) as captured:
+        captured.callback = accumulate          # accumulate(view, inputs, output_gradients, token_index)
+        module(ids).logits.logsumexp(-1).sum().backward()
+
+`describe` gives the facts of a model type (width keys, norms, experts), `layers` the decoder layers in order, `vectors`
+the parameters that are not matrices. Together `matrices` and `vectors` hold every parameter exactly once.
+"""
+
+from burnish.arch.capture import Capture, capture
+from burnish.arch.describe import Architecture, Experts, describe, known_model_types
+from burnish.arch.view import MatrixView, VectorView, by_input, by_parameter, layers, matrices, vectors
+
+__all__ = [
+    "Architecture",
+    "Capture",
+    "Experts",
+    "MatrixView",
+    "VectorView",
+    "by_input",
+    "by_parameter",
+    "capture",
+    "describe",
+    "known_model_types",
+    "layers",
+    "matrices",
+    "vectors",
+]

@@ -1,0 +1,147 @@
+"""The facts of one model: its row of the table together with its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from burnish.arch.row import Norm, QueryKeyNorm, Row
+from burnish.arch.table import TABLE
+from burnish.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Routed experts of one model.
+
+    Attributes:
+        num_experts, top_k: per sparse layer, and used per token.
+        intermediate_size: width of one expert.
+        shared_intermediate_size: width of the shared expert, 0 without one.
+        router: path of the router inside a sparse decoder layer, in memory ("mlp.gate").
+        shared: path of the shared expert inside a sparse decoder layer, "" without one.
+        routing: how logits become weights: `softmax` (softmax, top-k, renormalised when the configuration or the class
+            says so), `sparsemixer` (Phi-MoE), `softmax_groups` and `sigmoid_groups` (DeepSeek V2 and V3).
+        sparse_layers, dense_layers: layer numbers with experts, and those with an ordinary MLP.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    shared_intermediate_size: int
+    router: str
+    shared: str
+    routing: str
+    sparse_layers: tuple[int, ...]
+    dense_layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model type is (`row`), for one configuration. Widths are read from the configuration when asked for."""
+
+    model_type: str
+    row: Row
+    config: Any
+
+    def key(self, width: str) -> str:
+        """The key in config.json of a width that burnish calls `hidden_size`, `intermediate_size`, `num_experts` ..."""
+        moe = self.row.moe
+        if moe is not None and width == "num_experts":
+            return moe.num_experts
+        if moe is not None and width == "moe_intermediate_size":
+            return moe.intermediate_size
+        return self.row.keys.get(width, width)
+
+    def width(self, width: str) -> int:
+        """The value of that key."""
+        return getattr(self.config, self.key(width))
+
+    @property
+    def hidden_size(self) -> int:
+        return self.width("hidden_size")
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the dense MLP (of one expert where the model type has only one key for both)."""
+        width = self.width("intermediate_size")
+        return 4 * self.hidden_size if width is None else width  # GPT-2 leaves it out
+
+    @property
+    def num_layers(self) -> int:
+        return self.width("num_hidden_layers")
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.width("num_attention_heads")
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.width("num_key_value_heads")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one query head (with latent attention: its rotary and its other part together)."""
+        if self.row.attention == "mla":
+            return self.config.qk_nope_head_dim + self.config.qk_rope_head_dim
+        # As transformers' own attention classes: the key is optional in several configurations.
+        return getattr(self.config, "head_dim", None) or self.hidden_size // self.num_attention_heads
+
+    @property
+    def vocab_size(self) -> int:
+        return self.width("vocab_size")
+
+    @property
+    def norm(self) -> Norm:
+        return self.row.norm
+
+    @property
+    def qk_norm(self) -> QueryKeyNorm:
+        return self.row.qk_norm
+
+    @property
+    def attention(self) -> str:
+        return self.row.attention
+
+    @property
+    def experts(self) -> Experts | None:
+        """Facts on routed experts, None for a dense model."""
+        moe = self.row.moe
+        if moe is None:
+            return None
+        sparse = tuple(layer for layer in range(self.num_layers) if moe.is_sparse(self.config, layer))
+        return Experts(
+            num_experts=self.width("num_experts"),
+            top_k=self.config.num_experts_per_tok,
+            intermediate_size=self.width("moe_intermediate_size"),
+            shared_intermediate_size=moe.shared_intermediate_size(self.config),
+            router=moe.router,
+            shared=moe.shared,
+            routing=moe.routing,
+            sparse_layers=sparse,
+            dense_layers=tuple(layer for layer in range(self.num_layers) if layer not in sparse),
+        )
+
+
+def known_model_types() -> list[str]:
+    return sorted(TABLE)
+
+
+def describe(config_or_module: PretrainedConfig | PreTrainedModel) -> Architecture:
+    """The facts of a model.
+
+    Raises:
+        CheckpointError: the table has no row for its `model_type`.
+    """
+    config: Any = config_or_module.config if isinstance(config_or_module, nn.Module) else config_or_module
+    if config.model_type not in TABLE:
+        raise CheckpointError(
+            f"burnish does not know model_type {config.model_type!r}; it knows {', '.join(known_model_types())}",
+            fix='one row in src/burnish/arch/table.py adds it, see the docs page "add an architecture"',
+        )
+    return Architecture(config.model_type, TABLE[config.model_type], config)
