@@ -682,8 +682,11 @@ def library_versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    names = ("burnish", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    import burnish
+
+    names = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
+    ours = {"python": platform.python_version(), "burnish": burnish.__version__}
+    return ours | {name: version(name) for name in names}
 
 
 def model_card(lineage: Lineage) -> str:
