@@ -428,7 +428,7 @@ class Model:
     def _write(self, directory: Path) -> None:
         from safetensors.torch import save_file
 
-        state, config = self._state_on_disk()
+        state, config = self.tensors_on_disk()
         shards = _shards(state)
         for name, tensors in shards.items():
             save_file(tensors, directory / name, metadata={"format": "pt"})
@@ -448,7 +448,7 @@ class Model:
         self.lineage.write(directory)
         (directory / CARD_FILE).write_text(model_card(self.lineage))
 
-    def _state_on_disk(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def tensors_on_disk(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and configuration as they are written, in the names of the published checkpoints."""
         from transformers.core_model_loading import revert_weight_conversion
         from transformers.modeling_utils import remove_tied_weights_from_state_dict
