@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -268,13 +270,20 @@ Run(recipe, Path(sys.argv[2]), rooms).execute()
 """
 
 
-def start_run(nodes: str, start: Path, directory: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, f"start: {start}\n{nodes}", str(directory)])
+@contextmanager
+def started(nodes: str, start: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A runner in a process of its own, ended in any case."""
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, f"start: {start}\n{nodes}", str(directory)])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
-def wait_for(condition: object, seconds: float = 240) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
 
@@ -295,23 +304,19 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_runner_that_is_stopped_leaves_no_process_and_can_continue(tiny_llama: Path, tmp_path: Path, signum: int):
     slow = CHAIN.replace("factor: 0.25}", "factor: 0.25, pause: 60}")
-    process = start_run(slow, tiny_llama, tmp_path / "run")
-    wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir() and children_of(process.pid))
-    [child] = children_of(process.pid)
-    process.send_signal(signum)
-    assert process.wait(timeout=30) != 0
-    wait_for(lambda: not Path(f"/proc/{child}").exists())
+    with started(slow, tiny_llama, tmp_path / "run") as process:
+        wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir() and children_of(process.pid))
+        [child] = children_of(process.pid)
+        process.send_signal(signum)
+        assert process.wait(timeout=60) != 0
+        wait_for(lambda: not Path(f"/proc/{child}").exists())
     assert actions(run(CHAIN, tiny_llama, tmp_path / "run")) == {"a": "skip", "b": "run"}
 
 
 @pytest.mark.slow
 def test_two_runs_in_one_directory_are_refused(tiny_llama: Path, tmp_path: Path):
     slow = CHAIN.replace("factor: 0.25}", "factor: 0.25, pause: 60}")
-    process = start_run(slow, tiny_llama, tmp_path / "run")
-    try:
+    with started(slow, tiny_llama, tmp_path / "run"):
         wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir())
         with pytest.raises(OutputError, match="another burnish is running here"):
             run(CHAIN, tiny_llama, tmp_path / "run").execute()
-    finally:
-        process.terminate()
-        process.wait()
