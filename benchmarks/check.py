@@ -1,14 +1,14 @@
 """Holds the evidence together: `python benchmarks/check.py [--write]`, run by `make lint`.
 
-Every `benchmarks/results/NAME.json` was written by `benchmarks/NAME.py`, which has `tables(results) -> {table: markdown}`.
-A page of the docs, or the README, shows such a table between two comments:
+Every `benchmarks/results/NAME.json` was written by `benchmarks/NAME.py`, which has
+`tables(results) -> {table: markdown}`. A page of the docs, or the README, shows such a table between two comments:
 
     <!-- table: NAME.TABLE -->
     ...
     <!-- end -->
 
-The check fails when a table is not what its JSON makes, when a results file says that a slice was used for tuning and for
-reporting alike, or when it lacks machine, date or versions. `--write` writes the tables anew.
+The check fails when a table is not what its JSON makes, when a results file says that a slice was used for tuning and
+for reporting alike, or when it lacks machine, date or versions. `--write` writes the tables anew.
 """
 
 from __future__ import annotations
