@@ -642,6 +642,7 @@ def publish(staging: Path, target: Path) -> None:
     """Makes a finished temporary directory appear under its name, durably, replacing an older one of ours."""
     for path in staging.iterdir():
         if path.is_file():
+            path.chmod(0o644)  # safetensors writes for the owner alone, but a checkpoint is there to be shared
             fsync(path)
     fsync(staging)
     if target.exists():

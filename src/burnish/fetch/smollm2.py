@@ -10,7 +10,9 @@ nothing, and such a result says nothing about a method.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +88,8 @@ def build_module(source: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-    with quiet_transformers():
+    # The bar of the conversion writes to standard error whatever transformers is told.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         read = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
         )
