@@ -1,4 +1,4 @@
-"""Kill -9 at random moments, a full disk: after each, the same command again gives the uninterrupted result, bit for bit.
+"""Kill -9 at random moments, a full disk: afterwards the same command gives the uninterrupted result, bit for bit.
 
 The commands are those of a person, in processes of their own; the moments are drawn over the whole length of an
 undisturbed run, so they fall into start-up, planning, the work itself and the saving.
@@ -6,7 +6,6 @@ undisturbed run, so they fall into start-up, planning, the work itself and the s
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -130,6 +129,6 @@ def test_a_read_only_place_is_one_sentence(recipe: Path, tmp_path: Path):
         done = subprocess.run(burnish("run", recipe, "-o", place / "run"), capture_output=True, text=True)
         assert done.returncode == 1
         assert "Read-only file system" in done.stderr
-        assert os.listdir(place) == []
+        assert list(place.iterdir()) == []
     finally:
         subprocess.run(["umount", place], check=True)
