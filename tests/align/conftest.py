@@ -51,6 +51,21 @@ def tiny_config(tokenizer, **changes):
 
 
 @pytest.fixture(scope="session")
+def other_vocabulary(tokenizer, tmp_path_factory):
+    """A checkpoint whose tokenizer knows one more token."""
+    import copy
+
+    from transformers import LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("other")
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["<|extra|>"])
+    LlamaForCausalLM(tiny_config(larger)).save_pretrained(directory)
+    larger.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tokenizer, tmp_path_factory):
     """A directory with the tiny model and its tokenizer."""
     from transformers import LlamaForCausalLM
