@@ -246,6 +246,12 @@ def nodes() -> list[Made]:
     return list(NODES)
 
 
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run that tests only read."""
+    return write_run(tmp_path_factory.mktemp("report") / "run", NODES)
+
+
 @dataclass(frozen=True)
 class Rows:
     layers: list[dict[str, Any]]

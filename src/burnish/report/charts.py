@@ -220,7 +220,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 def _labels(figure: Figure, x: Scale, y: Scale, left: float, right: float, top: float, bottom: float) -> list[Label]:
     """Names beside points where they fit: right, left, above or below, clear of markers and of each other."""
     named = [datum for series in figure.series for datum in series.data if datum.label]
-    if len(named) > _MAX_LABELS:
+    if not named or len(named) > _MAX_LABELS:
         return []
     taken = [(x(d.x) - 6, y(d.y) - 6, x(d.x) + 6, y(d.y) + 6) for series in figure.series for d in series.data]
     placed = []

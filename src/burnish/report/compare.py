@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import PurePath
 from typing import Any
 
@@ -222,72 +223,59 @@ def base_name(path: str) -> str:
 # -- paired differences ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pair:
-    """`after` against `before` on the same sequences: nats, bits per byte, nats of divergence, share of top tokens."""
+class Quantity(StrEnum):
+    """What is compared sequence by sequence, in the unit of the table."""
 
-    before: Checkpoint
-    after: Checkpoint
-    protocol: str
-    loss: Difference
-    bits: Difference | None = None
-    kl: Difference | None = None
-    agreement: Difference | None = None
+    LOSS = "loss"
+    BITS = "bits"
+    KL = "kl"
+
+
+_SUMS = {
+    Quantity.LOSS: ("nats", "tokens", 1.0),
+    Quantity.BITS: ("nats", "bytes", 1 / math.log(2)),
+    Quantity.KL: ("kl", "tokens", 1.0),
+}
+"""{quantity: (column of sums, column they are divided by, factor)}, in the columns that the evaluation writes."""
 
 
 class Pairing:
-    """Paired differences, each computed once per page."""
+    """Paired differences, each computed once per page, and only those that the page shows."""
 
     def __init__(self) -> None:
-        self._columns: dict[tuple[str, str], dict[str, list[float]] | None] = {}
-        self._pairs: dict[tuple[str, str, str], Pair | None] = {}
+        self._columns: dict[tuple[str, str], dict[str, list[float]]] = {}
+        self._known: dict[tuple[str, str, str, Quantity], Difference | None] = {}
 
-    def of(self, before: Checkpoint, after: Checkpoint, protocol: str) -> Pair | None:
-        """The paired differences, or None where one of the two has no per-sequence values or they do not pair up."""
-        key = (before.digest, after.digest, protocol)
-        if key not in self._pairs:
-            self._pairs[key] = self._compute(before, after, protocol)
-        return self._pairs[key]
+    def difference(
+        self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity = Quantity.LOSS
+    ) -> Difference | None:
+        """`after` minus `before`, or None where one has no per-sequence values, or too few, or of other sequences."""
+        key = (before.digest, after.digest, protocol, quantity)
+        if key not in self._known:
+            self._known[key] = self._compute(before, after, protocol, quantity)
+        return self._known[key]
 
-    def first(self, before: Checkpoint, after: Checkpoint) -> Pair | None:
-        """Under the first protocol that both share and that has per-sequence values."""
+    def shared_protocol(self, before: Checkpoint, after: Checkpoint) -> str | None:
+        """The first protocol under which both were measured on the same sequences."""
         shared = [digest for digest in before.measured if digest in after.measured]
-        return next((pair for digest in shared if (pair := self.of(before, after, digest))), None)
+        return next((digest for digest in shared if self.difference(before, after, digest)), None)
 
-    def _compute(self, before: Checkpoint, after: Checkpoint, protocol: str) -> Pair | None:
+    def _compute(self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity) -> Difference | None:
+        sums, weights, factor = _SUMS[quantity]
         first, second = self._read(before, protocol), self._read(after, protocol)
-        if not first or not second or NATS not in first or NATS not in second or first[TOKENS] != second[TOKENS]:
+        if not all(name in columns for name in (sums, weights) for columns in (first, second)):
             return None
-        if len(first[TOKENS]) < 2:  # one sequence gives no interval
+        if first[weights] != second[weights] or len(first[weights]) < 2:  # one sequence gives no interval
             return None
-        tokens = first[TOKENS]
+        return paired_difference(first[sums], second[sums], first[weights]).scaled(factor)
 
-        def difference(name: str, weights: list[float]) -> Difference | None:
-            if name not in first or name not in second:
-                return None
-            return paired_difference(first[name], second[name], weights)
-
-        bits = difference(NATS, first[BYTES]) if BYTES in first else None
-        return Pair(
-            before,
-            after,
-            protocol,
-            paired_difference(first[NATS], second[NATS], tokens),
-            bits.scaled(1 / math.log(2)) if bits else None,
-            difference(KL_SUM, tokens),
-            difference(AGREE_SUM, tokens),
-        )
-
-    def _read(self, column: Checkpoint, protocol: str) -> dict[str, list[float]] | None:
+    def _read(self, column: Checkpoint, protocol: str) -> dict[str, list[float]]:
         key = (column.digest, protocol)
         if key not in self._columns:
             found = column.measured.get(protocol)
-            self._columns[key] = found[1].read_sequences(column.digest, found[0].protocol) if found else None
+            read = found[1].read_sequences(column.digest, found[0].protocol) if found else None
+            self._columns[key] = read or {}
         return self._columns[key]
-
-
-NATS, TOKENS, BYTES, KL_SUM, AGREE_SUM = "nats", "tokens", "bytes", "kl", "agreeing"
-"""Columns of per-sequence sums, as the evaluation writes them."""
 
 
 def comparisons(columns: Sequence[Checkpoint], runs: Sequence[Run]) -> list[tuple[Checkpoint, Checkpoint]]:

@@ -16,6 +16,8 @@ from burnish.report.run import Run, Table, Value
 _MAX_FRONTIERS = 4
 LOG_FROM_RATIO = {KL: 20.0, PERPLEXITY: 3.0}
 """Values that span more than this factor get a logarithmic axis; equal steps of log perplexity are equal losses."""
+_MOST_MARKERS = 30
+_MAX_OTHER_CURVES = 4
 _CURVE_NAMES = {"lr": "learning rate", "grad_norm": "gradient norm"}
 _STEP_NAMES = ("step", "steps", "iteration")
 
@@ -123,48 +125,62 @@ def _staircase(best: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 # -- curves of a table -------------------------------------------------------------------------------------------------
 
 
-def loss_figures(run: Run) -> list[Figure]:
-    """Losses over steps, one series per node and column; learning rate and the like below."""
-    tables = _merged(run, "loss")
+def curve_tables(run: Run) -> list[str]:
+    """Names of the tables that are drawn over steps: those whose rows have a step and something measured at it."""
+    names = {}
+    for table in run.tables:
+        step = _step_name(table.rows)
+        if step and len(table.rows) > 1 and _numeric(table.rows, skip={step}):
+            names[table.name] = None
+    return list(names)
+
+
+def curves(run: Run) -> list[Figure]:
+    """What a stage logged over its steps: losses in one picture, one series per node and column; others below."""
     losses: list[Series] = []
     others: dict[str, list[Series]] = {}
-    for node, rows in tables.items():
-        step = next((name for name in _STEP_NAMES if rows and name in rows[0]), None)
-        if step is None:
-            continue
-        newest = {row[step]: row for row in rows if is_number(row.get(step))}  # a resumed stage repeats some steps
-        ordered = [newest[number] for number in sorted(newest)]
-        for name in _numeric(ordered, skip={step, "time", "seconds"}):
-            label = name if len(tables) == 1 else f"{node}: {name}" if name != "loss" else node
-            data = [Datum(row[step], row[name]) for row in ordered if is_number(row.get(name))]
-            sparse = len(data) <= 30
-            if "loss" in name or name in ("nats", "kl", "ce"):
-                losses.append(Series(label.replace("_", " "), data, line=True, markers=sparse))
-            else:
-                others.setdefault(name, []).append(Series(node, data, line=True, markers=False))
-    figures = []
-    if losses:
-        figures.append(_curve("Training loss", "step", "loss, nats/token", losses))
-    for name, series in list(others.items())[:3]:
+    known = curve_tables(run)
+    for table in known:
+        by_node = _merged(run, table)
+        for node, rows in by_node.items():
+            step = _step_name(rows)
+            if step is None:
+                continue
+            newest = {row[step]: row for row in rows if is_number(row.get(step))}  # a resumed stage repeats some steps
+            ordered = [newest[number] for number in sorted(newest)]
+            for name in _numeric(ordered, skip={step, "time", "seconds", "epoch"}):
+                data = [Datum(row[step], row[name]) for row in ordered if is_number(row.get(name))]
+                sparse = len(data) <= _MOST_MARKERS
+                if "loss" in name or name in ("nats", "kl", "ce"):
+                    label = node if name == "loss" else f"{node}, {name.replace('_', ' ')}"
+                    losses.append(Series(label, data, line=True, markers=sparse))
+                else:
+                    others.setdefault(name, []).append(Series(node, data, line=True, markers=sparse))
+    figures = [_curve("Training loss", losses, y_label="loss")] if losses else []
+    for name, series in list(others.items())[:_MAX_OTHER_CURVES]:
         label = _CURVE_NAMES.get(name, name.replace("_", " "))
-        figures.append(_curve(label[:1].upper() + label[1:], "step", "", series, zero=True, short=True))
+        figures.append(_curve(label[:1].upper() + label[1:], series, short=True))
     return figures
 
 
-def _curve(title: str, x: str, y: str, series: Sequence[Series], *, zero: bool = False, short: bool = False) -> Figure:
-    parts = [f"{one.name} from {one.data[0].y:.4g} to {one.data[-1].y:.4g}" for one in series if one.data]
-    last = max(one.data[-1].x for one in series if one.data)
+def _curve(title: str, series: Sequence[Series], *, y_label: str = "", short: bool = False) -> Figure:
+    parts = [f"{one.name} from {one.data[0].y:.4g} to {one.data[-1].y:.4g}" for one in series]
+    last = max(one.data[-1].x for one in series)
     return Figure(
         title=title,
-        description=f"{'; '.join(parts)}, over {last:,.0f} {x}s",
-        x_label=x,
-        y_label=y,
+        description=f"{'; '.join(parts)}, over {last:,.0f} steps",
+        x_label="step",
+        y_label=y_label,
         series=series,
         from_zero_x=True,
-        from_zero_y=zero,
+        from_zero_y=short,
         log_y=False,
         short=short,
     )
+
+
+def _step_name(rows: Sequence[dict[str, Any]]) -> str | None:
+    return next((name for name in _STEP_NAMES if rows and name in rows[0]), None)
 
 
 def calibration_figure(run: Run) -> Figure | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from burnish.report.compare import Checkpoint, Pairing
+from burnish.report.compare import Checkpoint, Pairing, Quantity
 from burnish.report.metrics import KL, LOSS, metric
 from burnish.report.table import verdict, write_paired
 
@@ -16,7 +16,6 @@ class Forest:
 
     before: str
     after: str
-    against_start: bool
     loss: str
     interval: str
     kl: str
@@ -32,13 +31,17 @@ def forest(
     pairs: Sequence[tuple[Checkpoint, Checkpoint]], pairing: Pairing, most: int = 24
 ) -> tuple[list[Forest], int]:
     """Rows of the paired-difference table, and how many pairs were left out."""
-    found = [pair for before, after in pairs if (pair := pairing.first(before, after))]
+    found = [
+        (before, after, digest, loss)
+        for before, after in pairs
+        if (digest := pairing.shared_protocol(before, after)) and (loss := pairing.difference(before, after, digest))
+    ]
     left_out = max(0, len(found) - most)
     found = found[:most]
     if not found:
         return [], 0
-    low = min(0.0, *(pair.loss.low for pair in found))
-    high = max(0.0, *(pair.loss.high for pair in found))
+    low = min(0.0, *(loss.low for *_, loss in found))
+    high = max(0.0, *(loss.high for *_, loss in found))
     air = (high - low) * 0.05 or 1.0
     low, high = low - air, high + air
 
@@ -46,25 +49,25 @@ def forest(
         return round(100 * (value - low) / (high - low), 2)
 
     rows = []
-    for pair in found:
-        loss, interval = write_paired(LOSS, pair.loss)
+    for before, after, digest, loss in found:
+        text, interval = write_paired(LOSS, loss)
+        divergence = None if before.is_start else pairing.difference(before, after, digest, Quantity.KL)
         kl = ""
-        if pair.kl is not None and not pair.before.is_start:  # against the start it is the KL of the first table
-            change, ends = write_paired(metric(KL), pair.kl)
+        if divergence is not None:  # against the start it would be the KL of the first table again
+            change, ends = write_paired(metric(KL), divergence)
             kl = f"KL {change} ({ends})"
         rows.append(
             Forest(
-                before=pair.before.label,
-                after=pair.after.label,
-                against_start=pair.before.is_start,
-                loss=loss,
+                before=before.label,
+                after=after.label,
+                loss=text,
                 interval=interval,
                 kl=kl,
-                verdict=verdict(LOSS, pair.loss),
-                num_sequences=pair.loss.num_sequences,
-                low=place(pair.loss.low),
-                high=place(pair.loss.high),
-                value=place(pair.loss.value),
+                verdict=verdict(LOSS, loss),
+                num_sequences=loss.num_sequences,
+                low=place(loss.low),
+                high=place(loss.high),
+                value=place(loss.value),
                 zero=place(0.0),
             )
         )

@@ -16,6 +16,7 @@ from burnish.report.compare import (
     start_of,
 )
 from burnish.report.metrics import DECODE, KL, PERPLEXITY, SIZE, metric
+from burnish.report.paired import Difference
 from burnish.report.run import Run, Value
 from burnish.report.table import OVERLAP, write_change
 
@@ -68,18 +69,10 @@ def _size(start: Checkpoint, column: Checkpoint) -> str:
 
 
 def _quality(start: Checkpoint, column: Checkpoint, pairing: Pairing) -> str:
-    pair = pairing.first(start, column)
-    if pair is not None:
-        low, high = numbers.ends(pair.loss.low, pair.loss.high)
-        on = f" on {text}" if (text := _text(column, pair.protocol)) else ""
-        if pair.loss.within_noise:
-            return f"loss{on} within noise of the start ({low} to {high} nats per token)"
-        worse = "worse" if pair.loss.value > 0 else "better"
-        digits = numbers.interval_digits(pair.loss.low, pair.loss.high)
-        if pair.loss.value < 0:
-            low, high = numbers.ends(-pair.loss.high, -pair.loss.low)
-        value = numbers.decimal(abs(pair.loss.value), digits)
-        return f"{value} nats per token {worse}{on} (95{numbers.SPACE}% interval {low} to {high})"
+    protocol = pairing.shared_protocol(start, column)
+    loss = pairing.difference(start, column, protocol) if protocol else None
+    if protocol and loss:
+        return _paired(loss, base_name(str(column.measured[protocol][0].protocol.get("text", ""))))
     for name in (PERPLEXITY, KL):
         ours, theirs = start.protocols_of(name), column.protocols_of(name)
         shared = [digest for digest in ours if digest in theirs]
@@ -90,6 +83,18 @@ def _quality(start: Checkpoint, column: Checkpoint, pairing: Pairing) -> str:
             told = listing([f"{field} ({show(b)} against {show(a)})" for field, a, b in fields])
             return f"quality is not compared, because the protocols differ in {told}"
     return ""
+
+
+def _paired(loss: Difference, text: str) -> str:
+    low, high = numbers.ends(loss.low, loss.high)
+    on = f" on {text}" if text else ""
+    if loss.within_noise:
+        return f"loss{on} within noise of the start ({low} to {high} nats per token)"
+    if loss.value < 0:
+        low, high = numbers.ends(-loss.high, -loss.low)
+    value = numbers.decimal(abs(loss.value), numbers.interval_digits(loss.low, loss.high))
+    told = f"{value} nats per token {'worse' if loss.value > 0 else 'better'}{on}"
+    return f"{told} (95{numbers.SPACE}% interval {low} to {high})"
 
 
 def _unpaired(name: str, before: Value | None, after: Value | None) -> str:
@@ -115,8 +120,3 @@ def _speed(start: Checkpoint, column: Checkpoint) -> str:
             return "decoding speed the same within its spread"
         return f"decodes {numbers.significant(after.value / before.value, 2)} times as fast"
     return ""
-
-
-def _text(column: Checkpoint, protocol: str) -> str:
-    text = column.measured[protocol][0].protocol.get("text", "")
-    return base_name(text) if isinstance(text, str) else ""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORT_FILE = "report.html"
-_KNOWN_TABLES = ("layers", "loss", "calibration")
+_KNOWN_TABLES = ("layers", "calibration")
 _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
 _MAX_OTHER_COLUMNS = 8
@@ -74,18 +74,18 @@ def render(run_directories: Sequence[Path]) -> str:
     return _environment().get_template("page.html.j2").render(content)
 
 
-def write(run: Path | Sequence[Path], out: Path | None = None) -> Path:
+def write(*runs: Path, out: Path | None = None) -> Path:
     """Writes the page and returns where it is.
 
     Args:
-        run: a run directory, or several to set side by side.
-        out: the file; by default `report.html` in the (first) run directory.
+        *runs: a run directory, or several to set side by side.
+        out: the file; by default `report.html` in the first run directory.
 
     Raises:
         DataError: as `render`.
         OutputError: the file cannot be written.
     """
-    directories = [Path(run)] if isinstance(run, str | os.PathLike) else [Path(one) for one in run]
+    directories = [Path(run) for run in runs]
     text = render(directories)
     target = Path(out) if out is not None else directories[0] / REPORT_FILE
     try:
@@ -146,7 +146,7 @@ def _run_view(run: Run) -> dict[str, Any]:
         "costs": _costs(run),
         "layers": layer_views[:_MAX_LAYER_VIEWS],
         "layers_left_out": len(layer_views[_MAX_LAYER_VIEWS:]),
-        "curves": [_drawn(figure) for figure in [*figures.loss_figures(run), *([calibration] if calibration else [])]],
+        "curves": [_drawn(figure) for figure in [*figures.curves(run), *([calibration] if calibration else [])]],
         "other_tables": _other_tables(run),
         "settings": [(node.name, node.stage, _settings(node.settings)) for node in nodes if node.settings],
         "recipe": _recipe_text(run),
@@ -180,7 +180,8 @@ def _costs(run: Run) -> dict[str, Any]:
 
 def _other_tables(run: Run) -> list[dict[str, Any]]:
     """Tables that have no picture, as they are."""
-    newest = {(one.node, one.name): one for one in run.tables if one.name not in _KNOWN_TABLES and one.rows}
+    drawn = {*_KNOWN_TABLES, *figures.curve_tables(run)}
+    newest = {(one.node, one.name): one for one in run.tables if one.name not in drawn and one.rows}
     found = []
     for one in list(newest.values())[:_MAX_OTHER_TABLES]:
         names = list(dict.fromkeys(name for row in one.rows[:_MAX_OTHER_ROWS] for name in row))[:_MAX_OTHER_COLUMNS]

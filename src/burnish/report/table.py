@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from burnish.report import numbers
-from burnish.report.compare import Checkpoint, Pairing, describe_protocol, protocols, start_of
+from burnish.report.compare import Checkpoint, Pairing, Quantity, describe_protocol, protocols, start_of
 from burnish.report.metrics import BITS, PERPLEXITY, Change, Form, Metric, in_order, metric
 from burnish.report.paired import Difference
 from burnish.report.run import Run, Value
@@ -170,10 +170,7 @@ def _paired_change(
     """The paired change of a metric that follows from the loss; perplexity's is left as a change of the loss."""
     if what.name not in (PERPLEXITY, BITS):
         return None
-    pair = pairing.of(start, column, digest)
-    if pair is None:
-        return None
-    return pair.bits if what.name == BITS else pair.loss
+    return pairing.difference(start, column, digest, Quantity.BITS if what.name == BITS else Quantity.LOSS)
 
 
 def write_change(what: Metric, value: Value, before: Value | None, paired: Difference | None) -> tuple[str, str, str]:
