@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from burnish.align.pairs import read_pairs, split_prompt
+from burnish.align.pairs import holds_pairs, pairs_hash, read_pairs, split_prompt
 from burnish.core.errors import DataError
 
 GOOD = {"prompt": "p ", "chosen": "a", "rejected": "b"}
@@ -85,3 +85,17 @@ def test_a_conversation_is_text_with_its_last_message_alone():
         "rejected": [{"role": "assistant", "content": "go"}],
     }
     assert split_prompt(row) == ("hi", "hello", "go")
+
+
+def test_hash_depends_on_the_rows_and_not_on_the_file(tmp_path):
+    write(tmp_path / "a.jsonl", [GOOD])
+    (tmp_path / "b.json").write_text(json.dumps([GOOD]))
+    write(tmp_path / "c.jsonl", [GOOD | {"chosen": "z"}])
+    assert pairs_hash(tmp_path / "a.jsonl") == pairs_hash(tmp_path / "b.json") != pairs_hash(tmp_path / "c.jsonl")
+
+
+def test_preference_files_are_told_from_texts(tmp_path):
+    write(tmp_path / "pairs.jsonl", [GOOD])
+    write(tmp_path / "texts.jsonl", [{"text": "a text"}])
+    found = [holds_pairs(name) for name in (tmp_path / "pairs.jsonl", tmp_path / "texts.jsonl", "wikitext2-test")]
+    assert found == [True, False, False]

@@ -9,6 +9,7 @@ answers. Other columns are kept. Files are JSON lines (also .gz), JSON arrays or
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -68,21 +69,34 @@ def read_pairs(source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: 
     Raises:
         DataError: no such file, malformed rows (with file and line), no pair left, or a bad pair under "refuse".
     """
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if _format(file) is not None)
-        if not files:
-            raise DataError("holds no .jsonl, .jsonl.gz, .json or .parquet file", where=str(path))
-        read = [_read_file(file) for file in files]
-        rows = [row for part in read for row in part.rows]
-        pairs = Pairs(rows, [number for part in read for number in part.numbers], str(path))
-    elif path.is_file():
-        pairs = _read_file(path)
-    else:
-        pairs = _read_hub(str(source))
+    pairs = _read(source)
     if limit is not None:
         pairs = Pairs(pairs.rows[:limit], pairs.numbers[:limit], pairs.source)
     return check_pairs(pairs, on_bad_pair=on_bad_pair)
+
+
+def pairs_hash(source: str | Path) -> str:
+    """sha256 over the rows, so that the same pairs under another name or in another format have the same hash."""
+    pairs = _read(source)
+    digest = hashlib.sha256()
+    for row in pairs.rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def holds_pairs(source: str | Path) -> bool:
+    """Whether a data reference is a preference file (its first row has `chosen`) or may be a hub data set of pairs."""
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if _format(file) is not None)
+        return bool(files) and holds_pairs(files[0])
+    if not path.is_file():
+        return _hub_name(str(source)) is not None
+    form = _format(path)
+    if form == "lines":
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            return b'"chosen"' in file.readline()
+    return form is not None and any("chosen" in row for row in _read_file(path).rows[:1])
 
 
 def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
@@ -154,6 +168,18 @@ def import_datasets() -> Any:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
+def _read(source: str | Path) -> Pairs:
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if _format(file) is not None)
+        if not files:
+            raise DataError("holds no .jsonl, .jsonl.gz, .json or .parquet file", where=str(path))
+        read = [_read_file(file) for file in files]
+        rows = [row for part in read for row in part.rows]
+        return Pairs(rows, [number for part in read for number in part.numbers], str(path))
+    return _read_file(path) if path.is_file() else _read_hub(str(source))
+
+
 def _format(path: Path) -> str | None:
     name = path.name.lower()
     if name.endswith(JSON_LINES):
@@ -205,14 +231,15 @@ def _row(line: str, where: str) -> Pair:
 
 
 def _read_hub(name: str) -> Pairs:
-    identifier, _, split = name.partition(":")
-    if identifier.count("/") != 1 or identifier.startswith((".", "/", "~")) or Path(identifier).suffix in JSON_LINES:
+    named = _hub_name(name)
+    if named is None:
         raise DataError("no such preference file", where=name)
+    identifier, split = named
     datasets = import_datasets()
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        rows: Iterable[Pair] = datasets.load_dataset(identifier, split=split or "train")
+        rows: Iterable[Pair] = datasets.load_dataset(identifier, split=split)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DataError(
             f"is neither a file nor a data set that the hub can give ({error.__class__.__name__})",
@@ -221,6 +248,14 @@ def _read_hub(name: str) -> Pairs:
         ) from None
     listed = [dict(row) for row in rows]
     return Pairs(listed, list(range(len(listed))), name)
+
+
+def _hub_name(name: str) -> tuple[str, str] | None:
+    """(owner/name, split) of a hub data set, or None for what can only be a path."""
+    identifier, _, split = name.partition(":")
+    if identifier.count("/") != 1 or identifier.startswith((".", "/", "~")) or _format(Path(identifier)) is not None:
+        return None
+    return identifier, split or "train"
 
 
 def _advice(fault: str) -> str:

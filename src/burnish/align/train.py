@@ -37,7 +37,7 @@ def align(settings: Align, model: Model, ctx: Context) -> Model:
     """Trains `model` on the pairs of `ctx.inputs["data"]` and returns the aligned model or the reward model."""
     pairs = _pairs(ctx.inputs.get("data"), settings)
     train, held_out = hold_out(pairs, settings.holdout, ctx.generator)
-    module = _reward_module(model, settings.seed) if settings.makes_reward else copy.deepcopy(model.module)
+    module: Any = _reward_module(model, settings.seed) if settings.makes_reward else copy.deepcopy(model.module)
     dtype = module.dtype
     module = module.float().to(
         torch.device(ctx.device)
@@ -140,10 +140,12 @@ def _lora(settings: Align) -> Any:
         return None
     from peft import LoraConfig
 
-    head = (
-        {"modules_to_save": ["score"], "task_type": "SEQ_CLS"} if settings.makes_reward else {"task_type": "CAUSAL_LM"}
-    )
-    return LoraConfig(r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", **head)
+    rank = settings.lora_rank
+    if settings.makes_reward:
+        return LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"]
+        )
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _reference(given: Any, model: Model, ctx: Context) -> Any:
@@ -157,7 +159,8 @@ def _reference(given: Any, model: Model, ctx: Context) -> Any:
             where=str(reference.path or "reference"),
             fix="use the checkpoint that the model was trained from",
         )
-    return copy.deepcopy(reference.module).float().to(torch.device(ctx.device))
+    module: Any = copy.deepcopy(reference.module)
+    return module.float().to(torch.device(ctx.device))
 
 
 def _reward_module(model: Model, seed: int) -> Any:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from burnish.align.stage import Align
 from burnish.cli.run import run_single
 
-_DEFAULTS = Align()
+_DEFAULTS = Align.parse({}, where="defaults")
 
 
 def align(
