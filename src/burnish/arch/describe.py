@@ -63,7 +63,9 @@ class Architecture:
 
     def width(self, width: str) -> int:
         """The value of that key."""
-        return getattr(self.config, self.key(width))
+        value: Any = getattr(self.config, self.key(width))
+        # GPT-2 may leave this one out.
+        return 4 * self.hidden_size if width == "intermediate_size" and value is None else value
 
     @property
     def hidden_size(self) -> int:
@@ -72,8 +74,7 @@ class Architecture:
     @property
     def intermediate_size(self) -> int:
         """Width of the dense MLP (of one expert where the model type has only one key for both)."""
-        width = self.width("intermediate_size")
-        return 4 * self.hidden_size if width is None else width  # GPT-2 leaves it out
+        return self.width("intermediate_size")
 
     @property
     def num_layers(self) -> int:
