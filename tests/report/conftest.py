@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def calibration_rows() -> list[dict[str, Any]]:
     return found
 
 
-def write_run(
+def written(
     directory: Path,
     nodes: list[Made],
     *,
@@ -235,7 +235,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`make_run(nodes, directory="a", name=...)` writes a run under the test's own directory."""
 
     def make(nodes: list[Made] | None = None, *, directory: str = "run", **options: Any) -> Path:
-        return write_run(tmp_path / directory, NODES if nodes is None else nodes, **options)
+        return written(tmp_path / directory, NODES if nodes is None else nodes, **options)
 
     return make
 
@@ -247,9 +247,15 @@ def nodes() -> list[Made]:
 
 
 @pytest.fixture(scope="session")
+def write_run() -> Callable[..., Path]:
+    """`write_run(directory, nodes, name=...)`."""
+    return written
+
+
+@pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run that tests only read."""
-    return write_run(tmp_path_factory.mktemp("report") / "run", NODES)
+    return written(tmp_path_factory.mktemp("report") / "run", NODES)
 
 
 @dataclass(frozen=True)
@@ -263,3 +269,15 @@ class Rows:
 def rows() -> Rows:
     """Rows of the tables that have a picture."""
     return Rows(layer_rows(0.012), loss_rows(), calibration_rows())
+
+
+@pytest.fixture(scope="session")
+def nodes_with_pictures() -> list[Made]:
+    """Nodes that between them have every table that is drawn."""
+    first, second, third, fourth = NODES
+    return [
+        first,
+        replace(second, tables={"layers": layer_rows(0.012), "bit_choice": [{"matrix": "q_proj", "bits": 3}]}),
+        replace(third, tables={"calibration": calibration_rows()}),
+        replace(fourth, tables={"loss": loss_rows()}),
+    ]

@@ -30,6 +30,7 @@ class Checkpoint:
         run: its index among the runs of the page.
         node, stage: as in the recipe; the input is `start` and has no stage.
         label: unique on the page.
+        run_name: where the page has several runs.
         measured: the newest measurement under each protocol, and the ledger that holds its sequences.
     """
 
@@ -40,6 +41,7 @@ class Checkpoint:
     digest: str
     parent: str = ""
     is_leaf: bool = False
+    run_name: str = ""
     measured: dict[str, tuple[Measurement, Ledger]] = field(default_factory=dict)
 
     @property
@@ -79,6 +81,7 @@ def checkpoints(runs: Sequence[Run]) -> list[Checkpoint]:
                 digest=digest,
                 parent=node.parent if node else "",
                 is_leaf=name != START and name not in parents,
+                run_name=run.name if len(runs) > 1 else "",
             )
             for row in run.measurements:
                 if row.checkpoint == digest:
@@ -87,7 +90,7 @@ def checkpoints(runs: Sequence[Run]) -> list[Checkpoint]:
             twin = next((c for c in found if c.is_start and column.is_start and c.digest == digest), None)
             if twin is not None:
                 twin.measured |= column.measured
-                twin.label = START
+                twin.label, twin.run_name = START, ""
             elif column.measured:
                 found.append(column)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from burnish.report.metrics import BITS, PERPLEXITY, Change, Form, Metric, in_or
 from burnish.report.paired import Difference
 from burnish.report.run import Run, Value
 
-COLUMNS_PER_TABLE = 5
+COLUMNS_PER_TABLE = 4
 NOISE, OVERLAP = "within noise", "intervals overlap"
 MAX_COLUMNS = 60
 
@@ -68,14 +69,12 @@ class ComparisonTable:
 def tables(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing) -> list[ComparisonTable]:
     """The table, cut into several where there are many checkpoints; each repeats the first start."""
     columns = columns[:MAX_COLUMNS]
-    if len(columns) <= COLUMNS_PER_TABLE + 1:
-        return [_Builder(columns, columns, runs, pairing).table()]
     first = [columns[0]] if columns[0].is_start else []
     rest = columns[len(first) :]
-    return [
-        _Builder([*first, *rest[begin : begin + COLUMNS_PER_TABLE]], columns, runs, pairing).table()
-        for begin in range(0, len(rest), COLUMNS_PER_TABLE)
-    ]
+    num_tables = max(1, math.ceil(len(rest) / COLUMNS_PER_TABLE))
+    size = max(1, math.ceil(len(rest) / num_tables))
+    parts = [rest[begin : begin + size] for begin in range(0, len(rest), size)] or [[]]
+    return [_Builder([*first, *part], columns, runs, pairing).table() for part in parts]
 
 
 @dataclass
