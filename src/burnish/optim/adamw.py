@@ -1,0 +1,131 @@
+"""AdamW, by torch's own kernel: for what is not a hidden matrix, and as the baseline.
+
+Source: Decoupled Weight Decay Regularization (2019, arXiv:1711.05101).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+
+
+class AdamWRule(Rule):
+    """W <- (1 - lr wd) W - lr (m / c1) / (sqrt(v / c2) + eps), with c_i = 1 - beta_i^t.
+
+    `legacy_first_moment` is what the published COSMOS code does instead: the first moment grows by 0.1 G whatever
+    beta1 is, and c1 = 1 - 0.9^t.
+    """
+
+    name = "adamw"
+    defaults: ClassVar[dict[str, Any]] = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.95),
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "legacy_first_moment": False,
+    }
+
+    def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+        return {
+            # On the parameter's device, as torch's fused kernel wants it.
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, dtype=dtype),
+            "exp_avg_sq": torch.zeros_like(parameter, dtype=dtype),
+        }
+
+    def update(self, items: list[Item]) -> None:
+        batches: dict[tuple[int, torch.device, torch.dtype], list[Item]] = {}
+        for item in items:
+            batches.setdefault((id(item.group), item.parameter.device, item.weight.dtype), []).append(item)
+        for (_, device, dtype), batch in batches.items():
+            group = batch[0].group
+            if group["legacy_first_moment"]:
+                for item in batch:
+                    _legacy_step(item)
+            else:
+                adamw(
+                    [item.weight for item in batch],
+                    [item.gradient.to(dtype) for item in batch],
+                    [item.state["exp_avg"] for item in batch],
+                    [item.state["exp_avg_sq"] for item in batch],
+                    [],
+                    [item.state["step"] for item in batch],
+                    fused=device.type in ("cpu", "cuda"),
+                    amsgrad=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
+            for item in batch:
+                item.commit()
+
+
+def _legacy_step(item: Item) -> None:
+    state, group = item.state, item.group
+    state["step"] += 1
+    step = int(state["step"])
+    beta1, beta2 = group["betas"]
+    gradient = item.gradient.to(state["exp_avg"].dtype)
+    state["exp_avg"].mul_(beta1).add_(gradient, alpha=0.1)
+    state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
+    item.decay_(item.weight)
+    item.weight.addcdiv_(state["exp_avg"], root, value=-group["lr"] / (1 - 0.9**step))
+
+
+class AdamW(MatrixOptimizer):
+    """AdamW on every parameter, behind the same interface as the matrix optimizers.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        weight_decay: decoupled decay.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        low_precision: how bfloat16 weights are kept: "master" (a float32 copy in the state) or "stochastic" (rounding
+            at random, no copy).
+        seed: of stochastic rounding.
+    """
+
+    algorithm = "adamw"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        *,
+        eps: float = 1e-8,
+        low_precision: str = "master",
+        seed: int = 0,
+    ) -> None:
+        options = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "legacy_first_moment": False,
+        }
+        super().__init__(params, matrix=options, adamw=options, common=common_options(low_precision, seed))
+
+
+def common_options(low_precision: str, seed: int) -> dict[str, Any]:
+    """Options that every group has, whatever its algorithm."""
+    return {"low_precision": low_precision, "seed": seed, "num_steps": 0}
+
+
+def adamw_options(
+    lr: float, weight_decay: float, betas: tuple[float, float], eps: float, *, legacy: bool = False
+) -> dict[str, Any]:
+    """Options of the AdamW groups inside a matrix optimizer."""
+    return {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps, "legacy_first_moment": legacy}

@@ -1,0 +1,181 @@
+"""COSMOS as a torch optimizer; the update is in burnish.optim.maths.cosmos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from burnish.core.errors import SettingsError
+from burnish.optim.adamw import adamw_options, common_options
+from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
+from burnish.optim.maths import cosmos as maths
+from burnish.optim.maths.orthogonalise import orthogonalise
+from burnish.optim.normuon import check_orthogonalisation, dtype_name, orthogonalisation_dtype
+from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+
+DEFAULT_RANK = 64
+
+
+class CosmosRule(Rule):
+    """State per block of a parameter: `basis{i}` U, `covariance{i}` S, `second_moment{i}` V; `momentum` M once."""
+
+    name = "cosmos"
+    defaults: ClassVar[dict[str, Any]] = {
+        "lr": 1e-3,
+        "weight_decay": 0.1,
+        "betas": (0.95, 0.95),
+        "eps": 1e-8,
+        "rank": None,
+        "lr_ratio": 0.2,
+        "gamma": 0.2,
+        "nesterov": True,
+        "legacy": False,
+        "ns": "quintic",
+        "ns_steps": 5,
+        "ns_dtype": None,
+        **LAYOUT_DEFAULTS,
+    }
+
+    def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
+        check_orthogonalisation(group, where)
+        check_layout(parameter, group, where)
+        rank = group["rank"]
+        for block in blocks(parameter.detach(), group):
+            if rank is not None and not 0 <= rank <= block.shape[-1]:
+                raise SettingsError(
+                    f"rank is {rank}, but a {block.shape[-2]} x {block.shape[-1]} matrix has at most "
+                    f"{block.shape[-1]} input directions",
+                    where=where,
+                    fix="lower rank, or leave it out",
+                )
+        if not group["lr_ratio"] > 0 or not group["gamma"] >= 0:
+            raise SettingsError(
+                f"lr_ratio is {group['lr_ratio']} and gamma {group['gamma']}, but they must be positive", where=where
+            )
+
+    def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+        state = {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter, dtype=dtype)}
+        for number, block in enumerate(blocks(parameter, group)):
+            *batch, rows, cols = block.shape
+            rank = min(DEFAULT_RANK if group["rank"] is None else group["rank"], rows, cols)
+            for key, shape in (("basis", (cols, rank)), ("covariance", (rank, rank)), ("second_moment", (rows, rank))):
+                state[f"{key}{number}"] = torch.zeros(*batch, *shape, dtype=dtype, device=parameter.device)
+        return state
+
+    def update(self, items: list[Item]) -> None:
+        for item in items:
+            state, group = item.state, item.group
+            gradient = item.gradient.to(state["momentum"].dtype)
+            if not gradient.is_contiguous():
+                gradient = gradient.contiguous()
+            state["step"] += 1
+            state["momentum"].lerp_(gradient, 1 - group["betas"][0])
+            parts = zip(
+                blocks(item.weight, group), blocks(gradient, group), blocks(state["momentum"], group), strict=True
+            )
+            for number, (weight, block_gradient, first_moment) in enumerate(parts):
+                change = _change(item, number, block_gradient, first_moment)
+                item.decay_(weight)
+                weight.sub_(change, alpha=group["lr"] * group["lr_ratio"])
+            item.commit()
+
+
+def _change(item: Item, number: int, gradient: Tensor, first_moment: Tensor) -> Tensor:
+    state, group = item.state, item.group
+    step = int(state["step"])
+    beta1, beta2 = group["betas"]
+    basis, covariance = state[f"basis{number}"], state[f"covariance{number}"]
+    second_moment = state[f"second_moment{number}"]
+    momentum = maths.momentum(first_moment, gradient, beta1, step, nesterov=group["nesterov"], legacy=group["legacy"])
+    dtype = orthogonalisation_dtype(group["ns_dtype"], momentum)
+    rank = basis.shape[-1]
+    if rank == 0:  # no leading space: normalised Muon
+        muon = orthogonalise(momentum, group["ns"], group["ns_steps"], dtype).to(momentum.dtype)
+        size = (muon.shape[-2] * muon.shape[-1]) ** 0.5
+        return muon * (size / (torch.linalg.matrix_norm(muon, keepdim=True) + group["eps"]))
+    if step == 1:
+        new_basis, new_covariance = maths.first_basis(gradient, rank, beta2)
+    else:
+        new_basis, new_covariance = maths.track_basis(basis, covariance, gradient, beta2)
+    basis.copy_(new_basis)
+    covariance.copy_(new_covariance)
+    second_moment.lerp_((gradient @ new_basis).square(), 1 - beta2)
+    return maths.direction(
+        momentum,
+        new_basis,
+        second_moment / (1 - beta2**step),
+        gamma=group["gamma"],
+        eps=group["eps"],
+        schedule=group["ns"],
+        steps=group["ns_steps"],
+        dtype=dtype,
+        legacy=group["legacy"],
+    )
+
+
+class COSMOS(MatrixOptimizer):
+    """SOAP in the leading directions, Muon in the rest: SOAP's steps at little more than Muon's memory.
+
+    Args:
+        params: matrices, (name, parameter) pairs or groups.
+        lr: learning rate of AdamW's groups; the RMS of a matrix update is `lr * lr_ratio`.
+        weight_decay: decoupled decay, with the plain `lr`.
+        betas: decay of the momentum, and of the covariance and second moment.
+        eps: as in Adam.
+        rank: tracked directions per matrix; None takes 64, or fewer where the matrix is smaller. 0 is normalised Muon.
+        lr_ratio: step of the matrices against `lr`. 0.2 makes AdamW's learning rates carry over.
+        gamma: weight of the orthogonalised remainder against the leading space.
+        nesterov: look ahead by one gradient.
+        legacy: reproduce the trajectory of the published code, faults included; see docs/methods/cosmos.md.
+        ns, ns_steps, ns_dtype, adamw_lr, adamw_betas, adamw_eps, low_precision, seed: as in `NorMuon`.
+
+    State per m x n matrix: m n + n r + r^2 + m r numbers.
+    Source: COSMOS (2025, arXiv:2502.17410).
+    """
+
+    algorithm = "cosmos"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.95, 0.95),
+        *,
+        eps: float = 1e-8,
+        rank: int | None = None,
+        lr_ratio: float = 0.2,
+        gamma: float = 0.2,
+        nesterov: bool = True,
+        legacy: bool = False,
+        ns: str = "quintic",
+        ns_steps: int = 5,
+        ns_dtype: torch.dtype | str | None = None,
+        adamw_lr: float | None = None,
+        adamw_betas: tuple[float, float] | None = None,
+        adamw_eps: float = 1e-8,
+        low_precision: str = "master",
+        seed: int = 0,
+    ) -> None:
+        matrix = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "rank": rank,
+            "lr_ratio": lr_ratio,
+            "gamma": gamma,
+            "nesterov": nesterov,
+            "legacy": legacy,
+            "ns": ns,
+            "ns_steps": ns_steps,
+            "ns_dtype": dtype_name(ns_dtype),
+            **LAYOUT_DEFAULTS,
+        }
+        if adamw_betas is None:  # the published code has one pair of betas for everything
+            adamw_betas = betas if legacy else (0.9, 0.95)
+        adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps, legacy=legacy)
+        super().__init__(params, matrix=matrix, adamw=adamw, common=common_options(low_precision, seed))

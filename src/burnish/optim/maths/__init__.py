@@ -1,0 +1,1 @@
+"""The updates as pure functions of tensors: no model, no parameter group, no file."""

@@ -1,0 +1,270 @@
+"""NorMuon and Muon: the update of `burnish.optim.maths.normuon` on every matrix of a parameter, batched.
+
+Matrices of equal size in a group are orthogonalised together: on a GPU one batched product replaces many small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from burnish.core.errors import SettingsError, nearest
+from burnish.optim.adamw import adamw_options, common_options
+from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout, num_rows_shape, row_blocks, stack, unstack
+from burnish.optim.maths.normuon import SCALES, momentum_, nesterov, row_scales_, step_factor
+from burnish.optim.maths.orthogonalise import SCHEDULES, orthogonalise
+from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+
+BATCH_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
+"""Elements orthogonalised at once. A CPU gains from batching small matrices only, and loses its cache on large ones."""
+
+
+class _Unit(NamedTuple):
+    """One block of one parameter: a stack of matrices of one size."""
+
+    item: Item
+    number: int
+    view: Tensor
+
+
+class MuonRule(Rule):
+    """Muon, and NorMuon where the group says `normalise`."""
+
+    name = "muon"
+    normalise = False
+    defaults: ClassVar[dict[str, Any]] = {
+        "lr": 1e-3,
+        "weight_decay": 0.1,
+        "betas": (0.95,),
+        "scale": "rms",
+        "nesterov": True,
+        "ns": "quintic",
+        "ns_steps": 5,
+        "ns_dtype": None,
+        "cautious": False,
+        "eps": 1e-10,
+        **LAYOUT_DEFAULTS,
+    }
+
+    def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
+        check_choice("scale", group["scale"], list(SCALES), where)
+        check_orthogonalisation(group, where)
+        check_layout(parameter, group, where)
+
+    def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+        state = {"momentum": torch.zeros_like(parameter, dtype=dtype)}
+        if self.normalise:
+            rows = num_rows_shape(parameter, group)
+            state["second_moment"] = torch.zeros(rows, dtype=dtype, device=parameter.device)
+        return state
+
+    def update(self, items: list[Item]) -> None:
+        for item in items:
+            momentum_(item.state["momentum"], item.gradient, item.group["betas"][0])
+        waiting = {item.index: len(blocks(item.parameter, item.group)) for item in items}
+        for batch in _batches(items):
+            self._update_batch(batch)
+            for unit in batch:
+                waiting[unit.item.index] -= 1
+                if not waiting[unit.item.index]:
+                    unit.item.commit()
+
+    def _update_batch(self, batch: list[_Unit]) -> None:
+        group = batch[0].item.group
+        views = [unit.view for unit in batch]
+        rows, cols = views[0].shape[-2:]
+        directions = stack([_direction(unit) for unit in batch])
+        dtype = orthogonalisation_dtype(group["ns_dtype"], directions)
+        orthogonal = orthogonalise(directions, group["ns"], group["ns_steps"], dtype).to(directions.dtype)
+        if self.normalise:
+            states = [row_blocks(unit.item.state["second_moment"], group)[unit.number] for unit in batch]
+            second_moment = stack(states)
+            row_scale, before, after = row_scales_(orthogonal, second_moment, group["betas"][1], group["eps"])
+            for state, new in zip(states, unstack(second_moment, states), strict=True):
+                state.copy_(new)  # a batch of one is a view already, and copies onto itself
+            factor = row_scale * step_factor(group["scale"], rows, cols, before, after, group["eps"])
+        else:
+            factor = step_factor(group["scale"], rows, cols, None, orthogonal.square().sum(dim=(-2, -1), keepdim=True))
+        for unit, update, scale in zip(batch, unstack(orthogonal, views), unstack(factor, views), strict=True):
+            weight = blocks(unit.item.weight, group)[unit.number]
+            if group["cautious"] and group["weight_decay"]:
+                agrees = (update * weight) > 0
+                weight.sub_(weight * agrees, alpha=group["lr"] * group["weight_decay"])
+            else:
+                unit.item.decay_(weight)
+            weight.addcmul_(update, scale, value=-group["lr"])
+
+
+class NorMuonRule(MuonRule):
+    name = "normuon"
+    normalise = True
+    defaults: ClassVar[dict[str, Any]] = MuonRule.defaults | {"betas": (0.95, 0.95)}
+
+
+def _direction(unit: _Unit) -> Tensor:
+    """This block's momentum, with the Nesterov step where asked for."""
+    item, group = unit.item, unit.item.group
+    buffer = blocks(item.state["momentum"], group)[unit.number]
+    if not group["nesterov"]:
+        return buffer
+    gradient = item.gradient if item.gradient.is_contiguous() else item.gradient.contiguous()
+    return nesterov(buffer, blocks(gradient, group)[unit.number], group["betas"][0])
+
+
+def _batches(items: list[Item]) -> Iterator[list[_Unit]]:
+    """Blocks of equal size in one group and on one device, in batches of bounded size."""
+    same: dict[tuple[Any, ...], list[_Unit]] = {}
+    for item in items:
+        for number, view in enumerate(blocks(item.parameter, item.group)):
+            key = (id(item.group), *view.shape[-2:], view.device, item.state["momentum"].dtype)
+            same.setdefault(key, []).append(_Unit(item, number, view))
+    for units in same.values():
+        limit = BATCH_ELEMENTS.get(units[0].view.device.type, BATCH_ELEMENTS["cpu"])
+        batch: list[_Unit] = []
+        size = 0
+        for unit in units:
+            if batch and size + unit.view.numel() > limit:
+                yield batch
+                batch, size = [], 0
+            batch.append(unit)
+            size += unit.view.numel()
+        yield batch
+
+
+def orthogonalisation_dtype(asked: str | None, direction: Tensor) -> torch.dtype:
+    """bfloat16 on a GPU, whose matrix units want it; as stored elsewhere, where it would be slow or inexact."""
+    if asked is not None:
+        return getattr(torch, asked)
+    return torch.bfloat16 if direction.is_cuda and direction.dtype is torch.float32 else direction.dtype
+
+
+def dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    """Groups hold a dtype by its name, so that they can be saved as text."""
+    return str(dtype).removeprefix("torch.") if dtype is not None else None
+
+
+def check_orthogonalisation(group: Mapping[str, Any], where: str) -> None:
+    """The options `ns`, `ns_steps` and `ns_dtype`."""
+    check_choice("ns", group["ns"], list(SCHEDULES), where)
+    if group["ns_dtype"] is not None:
+        check_choice("ns_dtype", group["ns_dtype"], ["float32", "bfloat16", "float64"], where)
+    if group["ns_steps"] < 1:
+        raise SettingsError(f"ns_steps is {group['ns_steps']}, but must be at least 1", where=where)
+
+
+def check_choice(option: str, value: Any, choices: list[str], where: str) -> None:
+    if value not in choices:
+        guess = nearest(str(value), choices)
+        advice = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(choices)}"
+        raise SettingsError(f"{option} is {value!r}", where=where, fix=advice)
+
+
+class NorMuon(MatrixOptimizer):
+    """Muon with row-wise normalised updates: fewer steps for the same loss, at the memory of one moment.
+
+    `NorMuon.for_model(model, lr=1e-3)` routes a model's parameters; `NorMuon(params, lr)` takes matrices only, or
+    groups with `algorithm="adamw"` for the rest.
+
+    Args:
+        params: matrices, (name, parameter) pairs or groups; groups may set the layout (see burnish.optim.layout).
+        lr: learning rate. With scale "rms" what works for AdamW works here.
+        weight_decay: decoupled decay, with the plain learning rate.
+        betas: decay of the momentum and of the row-wise second moment.
+        scale: size of the update; see `burnish.optim.maths.normuon.step_factor`. "reference" is the authors' code.
+        nesterov: look ahead by one gradient.
+        ns, ns_steps, ns_dtype: polynomials of the orthogonalisation, their number, and what they are computed in (None:
+            bfloat16 on a GPU, otherwise the dtype of the state).
+        cautious: decay only weights that the update shrinks too (arXiv:2510.12402).
+        eps: as in the authors' code.
+        adamw_lr, adamw_betas, adamw_eps: for groups with algorithm "adamw"; the rate is `lr` unless given.
+        low_precision, seed: how bfloat16 weights are kept, see `AdamW`.
+
+    State per m x n matrix: m (n + 1) numbers, against 2 m n of AdamW.
+    Source: NorMuon (2025, arXiv:2510.05491).
+    """
+
+    algorithm = "normuon"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.95, 0.95),
+        *,
+        scale: str = "rms",
+        nesterov: bool = True,
+        ns: str = "quintic",
+        ns_steps: int = 5,
+        ns_dtype: torch.dtype | str | None = None,
+        cautious: bool = False,
+        eps: float = 1e-10,
+        adamw_lr: float | None = None,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        adamw_eps: float = 1e-8,
+        low_precision: str = "master",
+        seed: int = 0,
+    ) -> None:
+        matrix = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "scale": scale,
+            "nesterov": nesterov,
+            "ns": ns,
+            "ns_steps": ns_steps,
+            "ns_dtype": dtype_name(ns_dtype),
+            "cautious": cautious,
+            "eps": eps,
+            **LAYOUT_DEFAULTS,
+        }
+        adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps)
+        super().__init__(params, matrix=matrix, adamw=adamw, common=common_options(low_precision, seed))
+
+
+class Muon(MatrixOptimizer):
+    """Momentum, orthogonalised. For arguments see `NorMuon`; there is one beta and no second moment.
+
+    `scale="reference"` is torch.optim.Muon's "original", "rms_moonlight" its "match_rms_adamw".
+    Source: Muon (Keller Jordan, 2024); Muon is Scalable for LLM Training (2025, arXiv:2502.16982).
+    """
+
+    algorithm = "muon"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        *,
+        scale: str = "rms",
+        nesterov: bool = True,
+        ns: str = "quintic",
+        ns_steps: int = 5,
+        ns_dtype: torch.dtype | str | None = None,
+        cautious: bool = False,
+        adamw_lr: float | None = None,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        adamw_eps: float = 1e-8,
+        low_precision: str = "master",
+        seed: int = 0,
+    ) -> None:
+        matrix = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "betas": (momentum,),
+            "scale": scale,
+            "nesterov": nesterov,
+            "ns": ns,
+            "ns_steps": ns_steps,
+            "ns_dtype": dtype_name(ns_dtype),
+            "cautious": cautious,
+            "eps": 0.0,
+            **LAYOUT_DEFAULTS,
+        }
+        adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps)
+        super().__init__(params, matrix=matrix, adamw=adamw, common=common_options(low_precision, seed))

@@ -1,0 +1,246 @@
+"""Which parameter of a model gets the matrix update, which AdamW, and why.
+
+An optimizer sees tensors only and cannot tell an embedding from a hidden matrix; a wrong choice runs without error and
+trains badly. So the choice is made here, once, from what the model says about itself:
+
+| parameter | rule |
+|---|---|
+| weights of hidden layers, also stacks of experts and full convolution filters | matrix |
+| embeddings and output heads, tied or not | AdamW: their rows are looked up or predicted one by one |
+| routers of experts | AdamW: a row is one expert, and few rows get a gradient in a step |
+| matrices with one row or one column; depthwise filters | AdamW: nothing to orthogonalise |
+| norms, biases, scalars | AdamW without decay |
+| LoRA's A and B | AdamW, or matrix when asked for |
+
+Known architectures are read from `burnish.arch`; for others the types of the modules decide, and what is not recognised
+goes to AdamW. `explain` shows the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from burnish.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from burnish.arch import MatrixView
+
+FROZEN = "frozen"
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_HEAD_NAMES = ("lm_head", "score", "classifier")
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one parameter goes.
+
+    Attributes:
+        name: as in `model.named_parameters()`.
+        shape: of the parameter.
+        algorithm: of its group, or "frozen" for a parameter that needs no gradient.
+        reason: why, in words.
+        decays: whether weight decay applies.
+        layout: options of `burnish.optim.layout` that are not the default.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    algorithm: str
+    reason: str
+    decays: bool = True
+    layout: dict[str, Any] = field(default_factory=dict)
+
+
+def route(model: nn.Module, *, split: bool = False, lora: bool = False, algorithm: str = "normuon") -> list[Route]:
+    """Every parameter of a model exactly once, in the order of `named_parameters()`.
+
+    Args:
+        model: a transformers model, a PEFT model or any module.
+        split: step the parts of fused matrices (q, k, v; gate, up) on their own.
+        lora: give LoRA's A and B the matrix update.
+        algorithm: name of the matrix update.
+    """
+    known = _by_architecture(model, split=split)
+    routes = []
+    for name, parameter, owner in _parameters(model):
+        if not parameter.requires_grad:
+            decision = _Decision(FROZEN, "needs no gradient")
+        elif parameter.ndim < 2 or name.endswith("bias"):
+            decision = _Decision("adamw", "norm, bias or scalar: no decay", decays=False)
+        elif ".lora_" in name:
+            decision = _Decision("matrix" if lora else "adamw", "LoRA factor")
+        elif known is not None:
+            decision = known[name]
+        else:
+            decision = _by_module(model, name, parameter, owner)
+        if decision.algorithm == "matrix" and _is_degenerate(parameter, decision):
+            decision = _Decision("adamw", f"{decision.reason}, but with one row or one column only")
+        chosen = algorithm if decision.algorithm == "matrix" else decision.algorithm
+        routes.append(
+            Route(name, tuple(parameter.shape), chosen, decision.reason, decision.decays, dict(decision.layout))
+        )
+    return routes
+
+
+def param_groups(model: nn.Module, routes: list[Route]) -> list[dict[str, Any]]:
+    """Groups for `torch.optim`: parameters of one algorithm, layout and decay together, with their names.
+
+    Raises:
+        SettingsError: no parameter needs a gradient.
+    """
+    parameters = dict(model.named_parameters())
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in routes:
+        if one.algorithm == FROZEN:
+            continue
+        key = (one.algorithm, one.decays, tuple(sorted(one.layout.items())))
+        if key not in groups:
+            decay = {} if one.decays else {"weight_decay": 0.0}
+            groups[key] = {"params": [], "algorithm": one.algorithm, **decay, **one.layout}
+        groups[key]["params"].append((one.name, parameters[one.name]))
+    if not groups:
+        raise SettingsError("no parameter of the model needs a gradient", fix="unfreeze some, or add LoRA")
+    return list(groups.values())
+
+
+def explain(
+    model: nn.Module, *, split: bool = False, lora: bool = False, algorithm: str = "normuon"
+) -> list[dict[str, Any]]:
+    """The routing as rows {parameters, shape, count, algorithm, decay, layout, reason}.
+
+    Rows that differ in the number of the layer only are one row; `count` says how many parameters it stands for.
+    """
+    merged: dict[tuple[Any, ...], list[str]] = {}
+    for one in route(model, split=split, lora=lora, algorithm=algorithm):
+        layout = ", ".join(f"{key} {value}" for key, value in one.layout.items())
+        pattern = re.sub(r"\.\d+\.", ".*.", one.name)
+        key = (pattern, one.shape, one.algorithm, "yes" if one.decays else "no", layout, one.reason)
+        merged.setdefault(key, []).append(one.name)
+    return [
+        {
+            "parameters": names[0] if len(names) == 1 else pattern,
+            "shape": " x ".join(map(str, shape)) or "scalar",
+            "count": len(names),
+            "algorithm": chosen,
+            "decay": decays if chosen != FROZEN else "no",
+            "layout": layout,
+            "reason": reason,
+        }
+        for (pattern, shape, chosen, decays, layout, reason), names in merged.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Decision:
+    algorithm: str
+    reason: str
+    decays: bool = True
+    layout: dict[str, Any] = field(default_factory=dict)
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
+    """(name, parameter, the module that holds it); a tied parameter comes once, under its first name."""
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        yield name, parameter, modules[name.rpartition(".")[0]]
+
+
+def _is_degenerate(parameter: Tensor, decision: _Decision) -> bool:
+    shape = parameter.shape
+    if decision.layout.get("flatten") or parameter.ndim > 3:
+        return shape[0] == 1 or shape[1:].numel() == 1
+    return 1 in shape[-2:]
+
+
+# -- known architectures -----------------------------------------------------------------------------------------------
+
+
+def _by_architecture(model: nn.Module, *, split: bool) -> dict[str, _Decision] | None:
+    """Decisions from the architecture table, or None for a model that it does not know."""
+    config: Any = getattr(model, "config", None)
+    if config is None or hasattr(model, "peft_config"):
+        return None
+    from burnish import arch
+
+    if config.model_type not in arch.known_model_types():
+        return None
+    views: dict[str, list[MatrixView]] = {}
+    for view in arch.matrices(model):  # pyright: ignore[reportArgumentType]
+        views.setdefault(view.parameter, []).append(view)
+    return {name: _of_views(same, split=split) for name, same in views.items()}
+
+
+def _of_views(views: list[MatrixView], *, split: bool) -> _Decision:
+    """The decision for one parameter from the matrices that it holds."""
+    first = views[0]
+    roles = list(dict.fromkeys(view.role for view in views))
+    if first.part == "embedding":
+        return _Decision("adamw", "embedding, tied to the output head" if first.tied else "embedding")
+    if first.part == "head":
+        return _Decision("adamw", "output head")
+    if first.part == "router" or first.role in ("router", "shared_expert_gate"):
+        return _Decision("adamw", "router of experts")
+    layout: dict[str, Any] = {}
+    reason = f"{' and '.join(roles)} of {first.part.replace('_', ' ')}"
+    if first.transposed:
+        layout["neuron_dim"] = -1
+        reason += ", stored transposed"
+    if first.expert is not None:
+        reason += f", {len({view.expert for view in views})} in a stack"
+    if len(roles) > 1:
+        if split:
+            blocks = sorted({view.rows for view in views})
+            layout["split_sizes"] = tuple(end - start for start, end in blocks)
+        reason += ", fused, stepped apart" if split else ", fused, stepped as one matrix"
+    return _Decision("matrix", reason, layout=layout)
+
+
+# -- everything else ---------------------------------------------------------------------------------------------------
+
+
+def _by_module(model: nn.Module, name: str, parameter: Tensor, owner: nn.Module) -> _Decision:
+    """The decision from module types; names only where nothing else tells."""
+    if isinstance(owner, nn.Embedding) or _is_weight_of(parameter, model, "get_input_embeddings"):
+        return _Decision("adamw", "embedding")
+    if _is_weight_of(parameter, model, "get_output_embeddings"):
+        return _Decision("adamw", "output head")
+    parts = name.split(".")
+    if any(part in _HEAD_NAMES for part in parts):
+        return _Decision("adamw", "output head, by its name")
+    if parameter.ndim == 2 and parameter.shape[0] in _num_experts(model):
+        return _Decision("adamw", "router of experts: as many rows as experts")
+    kind = type(owner).__name__
+    if isinstance(owner, nn.Linear):
+        return _Decision("matrix", "weight of a hidden linear layer")
+    if kind == "Conv1D" and hasattr(owner, "nf"):  # transformers' linear layer with (in, out) storage
+        return _Decision("matrix", "weight of a hidden linear layer, stored transposed", layout={"neuron_dim": -1})
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if owner.groups > 1 and parameter.shape[1] == 1:
+            return _Decision("adamw", "depthwise filters")
+        return _Decision("matrix", "convolution filters", layout={"flatten": True})
+    if parameter.ndim == 3 and hasattr(owner, "is_transposed"):  # transformers' interface of stacked experts
+        layout = {"neuron_dim": -1} if owner.is_transposed else {}
+        reason = f"{parameter.shape[0]} experts in a stack{', stored transposed' if layout else ''}"
+        return _Decision("matrix", reason, layout=layout)
+    return _Decision("adamw", f"a parameter of {kind}, which is no known kind of layer")
+
+
+def _is_weight_of(parameter: Tensor, model: nn.Module, getter: str) -> bool:
+    """Whether a transformers model names this very tensor as its embedding or head."""
+    if not hasattr(model, getter):
+        return False
+    module = getattr(model, getter)()
+    return module is not None and any(parameter is weight for weight in module.parameters(recurse=False))
+
+
+def _num_experts(model: nn.Module) -> set[int]:
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        return set()
+    text = config.get_text_config()
+    return {getattr(text, key) for key in _NUM_EXPERTS if isinstance(getattr(text, key, None), int)}
