@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from burnish.core.errors import DataError, MissingExtraError
+from burnish.core.checkpoint import write_atomically
+from burnish.core.errors import DataError, MissingExtraError, OutputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +74,23 @@ def read_pairs(source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: 
     if limit is not None:
         pairs = Pairs(pairs.rows[:limit], pairs.numbers[:limit], pairs.source)
     return check_pairs(pairs, on_bad_pair=on_bad_pair)
+
+
+def write_pairs(pairs: Pairs, path: str | Path) -> Path:
+    """Writes the rows with all their columns as JSON lines.
+
+    Raises:
+        OutputError: the file exists, or cannot be written.
+    """
+    target = Path(path)
+    if target.exists():
+        raise OutputError("exists already", where=str(target), fix="choose another file with -o")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs.rows))
+    except OSError as error:
+        raise OutputError(f"could not be written ({error.strerror})", where=str(target)) from None
+    return target
 
 
 def pairs_hash(source: str | Path) -> str:

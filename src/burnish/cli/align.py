@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from burnish.align.audit_settings import AuditSettings
 from burnish.align.stage import Align
 from burnish.cli.run import run_single
 
 _DEFAULTS = Align.parse({}, where="defaults")
+_AUDIT_DEFAULTS = AuditSettings.parse({}, where="defaults")
 
 
 def align(
@@ -38,3 +40,63 @@ def align(
         Replace a checkpoint that burnish made there earlier.
     """
     run_single(settings, model, out, evaluate=evaluate, overwrite=overwrite)
+
+
+def audit(
+    preferences: str,
+    /,
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    model: str | None = None,
+    decisions: Path | None = None,
+    settings: Annotated[AuditSettings, Parameter(name="*")] = _AUDIT_DEFAULTS,
+    on_bad_pair: Literal["refuse", "drop"] = "refuse",
+    limit: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Rank preference pairs by how much a model doubts their labels, on a page where a person decides.
+
+    Example: burnish audit prefs.jsonl --model models/smollm2 -o audit
+
+    Then open audit/index.html, decide, export, and carry the decisions out:
+
+    Example: burnish audit prefs.jsonl --decisions decisions.json -o cleaned.jsonl
+
+    Parameters
+    ----------
+    preferences:
+        The pairs: .jsonl, .jsonl.gz, .json, .parquet, or a hub id.
+    out:
+        The directory of the page and its JSON lines; with --decisions, the cleaned file.
+    model:
+        The checkpoint that reads the answers.
+    decisions:
+        An export of the page, to be carried out instead of auditing.
+    on_bad_pair:
+        What to do with empty or identical pairs.
+    limit:
+        Audit this many pairs only.
+    device:
+        auto, cpu, cuda or cuda:N.
+    """
+    from burnish.align.pairs import read_pairs, write_pairs
+    from burnish.core.errors import SettingsError
+
+    pairs = read_pairs(preferences, on_bad_pair=on_bad_pair, limit=limit)
+    if decisions is not None:
+        from burnish.align.audit import apply_decisions
+
+        cleaned, counts = apply_decisions(pairs, decisions)
+        print(f"{write_pairs(cleaned, out)}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+        return
+    if model is None:
+        raise SettingsError("no model is named", where="--model", fix="burnish audit PREFS --model DIRECTORY -o OUT")
+    from burnish.align.audit import audit_pairs
+    from burnish.core.checkpoint import compute_dtype, load, pick_device
+    from burnish.core.progress import Progress
+
+    place = pick_device(device)
+    reader = load(model, dtype=compute_dtype(place), device=place)
+    found = audit_pairs(pairs, reader, settings, progress=Progress())
+    print(found.summary())
+    print(f"page: {found.write(out)}")

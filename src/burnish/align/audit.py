@@ -1,0 +1,318 @@
+"""The label audit: which preference pairs deserve a second look, and why.
+
+A frozen model reads every answer; a linear reward on those features is cross-fitted with three losses, so no pair is
+scored by a reward that has seen its label. A pair is suspicious when the reward contradicts its label:
+
+    margin_bt     Bradley-Terry: the plain loss, softplus(-margin), beside the others
+    margin_r3m    R3M, whose fit a few wrong labels cannot bend far; delta = max(t_lambda - margin, 0)
+    margin_aps    APS; tau says how clear the pair is to the reward, so a contradicted pair with a large tau is
+                  confidently contradicted
+
+    audit = audit_pairs(read_pairs("prefs.jsonl"), burnish.load("models/smollm2"))
+    audit.write("audit")                         # audit/pairs.jsonl and audit/index.html
+    cleaned = apply_decisions(pairs, "decisions.json")
+
+Confident learning ("Confident Learning: Estimating Uncertainty in Dataset Labels", 2021, arXiv 1911.00068) has the same
+idea for classes; the losses are those of arXiv 2406.15568 and arXiv 2406.02764.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from burnish.align.audit_settings import AuditSettings, Ranking
+from burnish.align.features import hidden_features, word_features
+from burnish.align.linear_reward import cross_fitted_margins, unit_scale
+from burnish.align.losses import aps, bt, r3m
+from burnish.align.pairs import Pair, Pairs, split_prompt
+from burnish.core.checkpoint import write_atomically
+from burnish.core.errors import DataError, OutputError
+from burnish.core.progress import Progress
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+
+RANKINGS: dict[Ranking, tuple[str, str]] = {
+    "delta": ("r3m", "R3M offset (robust fit)"),
+    "loss": ("bt", "Bradley-Terry loss"),
+    "tau": ("aps", "APS, signed scale"),
+}
+"""How pairs can be sorted: the fit whose margin decides, and the name on the page."""
+
+MARGINS = ("bt", "r3m", "aps")
+PAIRS_FILE, PAGE_FILE = "pairs.jsonl", "index.html"
+
+
+@dataclass
+class Audit:
+    """Pairs with their scores, the most suspicious first.
+
+    Attributes:
+        rows: one per pair: rank, place, row, prompt, chosen, rejected, margins, delta, tau, loss, weight, reasons.
+        source: the name of the preference file.
+        settings: how it was made.
+        model: the name of the model that read the answers.
+        dropped: rows that were left out when the file was read.
+    """
+
+    rows: list[dict[str, Any]]
+    source: str
+    settings: AuditSettings
+    model: str
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def contradicted(self) -> int:
+        """Pairs whose label the ranking's reward contradicts."""
+        return sum(row["margin"] < 0 for row in self.rows)
+
+    def summary(self) -> str:
+        left_out = sum(self.dropped.values())
+        tail = f"; {left_out:,} unusable rows left out" if left_out else ""
+        return (
+            f"{len(self.rows):,} pairs read by {self.model}, {self.settings.repeats} x "
+            f"{self.settings.folds}-fold cross-fitted; {self.contradicted:,} labels contradicted{tail}"
+        )
+
+    def write(self, directory: str | Path) -> Path:
+        """Writes pairs.jsonl and index.html, and returns the page.
+
+        Raises:
+            OutputError: the directory holds something else, or cannot be written.
+        """
+        from burnish.align.audit_page import render
+
+        target = Path(directory)
+        foreign = target.exists() and (
+            not target.is_dir() or {path.name for path in target.iterdir()} - {PAIRS_FILE, PAGE_FILE}
+        )
+        if foreign:
+            raise OutputError("exists and holds other files", where=str(target), fix="choose another place with -o")
+        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self.rows)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            write_atomically(target / PAIRS_FILE, lines)
+            write_atomically(target / PAGE_FILE, render(self))
+        except OSError as error:
+            raise OutputError(f"could not be written ({error.strerror})", where=str(target)) from None
+        return target / PAGE_FILE
+
+
+def audit_pairs(
+    pairs: Pairs, model: Model, settings: AuditSettings | None = None, *, progress: Progress | None = None
+) -> Audit:
+    """Scores every pair by rewards that have not seen its label, and ranks them.
+
+    Raises:
+        DataError: fewer prompts than folds.
+    """
+    settings, progress = settings or AuditSettings(), progress or Progress(enabled=False)
+    split = [split_prompt(row) for row in pairs.rows]
+    prompts = [prompt for prompt, _, _ in split]
+    _check(settings, len(set(prompts)), pairs.source)
+    differences = answer_differences(model, split, settings, progress)
+    margins = fit_margins(differences, prompts, settings, progress=progress)
+    return _assemble(pairs, split, margins, settings, model.name)
+
+
+def answer_differences(
+    model: Model, split: Sequence[tuple[str, str, str]], settings: AuditSettings, progress: Progress
+) -> Any:
+    """Features of chosen minus rejected, each block scaled to |d| about 1; an answer that recurs is read once."""
+    place: dict[tuple[str, str], int] = {}
+    for prompt, chosen, rejected in split:
+        place.setdefault((prompt, chosen), len(place))
+        place.setdefault((prompt, rejected), len(place))
+    first = np.array([place[prompt, chosen] for prompt, chosen, _ in split])
+    second = np.array([place[prompt, rejected] for prompt, _, rejected in split])
+    hidden = hidden_features(
+        model, list(place), depths=settings.depths, max_length=settings.max_length, progress=progress
+    )
+    dense = unit_scale(hidden[first] - hidden[second])
+    if not settings.words:
+        return dense
+    words = word_features(model, [answer for _, answer in place])
+    return combine(dense, unit_scale(words[first] - words[second]))
+
+
+def combine(dense: np.ndarray, words: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Both blocks side by side with equal say; word columns that no pair uses are left out."""
+    used = np.flatnonzero(np.asarray(abs(words).sum(axis=0)).ravel())
+    return sparse.hstack([sparse.csr_matrix(dense), words[:, used]], format="csr")
+
+
+def fit_margins(
+    differences: Any, groups: Sequence[str], settings: AuditSettings, *, progress: Progress | None = None
+) -> dict[str, np.ndarray]:
+    """{loss: cross-fitted margins, [repeats, pairs]}; the three losses see the same folds."""
+    progress = progress or Progress(enabled=False)
+    margins = {}
+    with progress.task("cross-fitting", total=len(MARGINS), unit="losses") as task:
+        for name in MARGINS:
+            margins[name] = cross_fitted_margins(
+                differences,
+                groups,
+                name,
+                l2=settings.l2,
+                num_folds=settings.folds,
+                num_repeats=settings.repeats,
+                generator=torch.Generator().manual_seed(settings.seed),
+                lam=settings.lam,
+                rho0=settings.rho0,
+                tau0=settings.tau0,
+                tau_max=settings.tau_max,
+            )
+            task.advance()
+    return margins
+
+
+def _assemble(
+    pairs: Pairs,
+    split: Sequence[tuple[str, str, str]],
+    margins: dict[str, np.ndarray],
+    settings: AuditSettings,
+    model_name: str,
+) -> Audit:
+    mean = {name: torch.from_numpy(values.mean(axis=0)) for name, values in margins.items()}
+    plain, plain_found = bt(mean["bt"])
+    _, robust = r3m(mean["r3m"], lam=settings.lam)
+    _, scaled = aps(mean["aps"], rho0=settings.rho0, tau0=settings.tau0, tau_max=settings.tau_max)
+    deciding = RANKINGS[settings.rank_by][0]
+    # every score falls with its margin; at a bound (delta = 0, tau = tau_max) only the margin tells pairs apart
+    order = np.argsort(mean[deciding].numpy(), kind="stable")
+    against = margins[deciding] < 0
+    opposite = _opposite_labels(split, pairs)
+    rows = []
+    for rank, index in enumerate(order.tolist(), start=1):
+        prompt, chosen, rejected = split[index]
+        numbers = {f"margin_{name}": float(mean[name][index]) for name in MARGINS}
+        row = {
+            "rank": rank,
+            "key": _key(prompt, chosen, rejected, pairs.numbers[index]),
+            "row": pairs.numbers[index],
+            "place": f"row {pairs.numbers[index]}",
+            "margin": numbers[f"margin_{deciding}"],
+            **numbers,
+            "loss": float(plain[index]),
+            "weight": float(plain_found["weight"][index]),
+            "delta": float(robust["delta"][index]),
+            "tau": float(scaled["tau"][index]),
+            "prompt": prompt,
+            "chosen": chosen.strip(),
+            "rejected": rejected.strip(),
+        }
+        row["signed_tau"] = float(np.copysign(row["tau"], -numbers["margin_aps"]))
+        row["reasons"] = _reasons(row, against[:, index], opposite.get(index), rank, len(order))
+        rows.append(row)
+    return Audit(rows, pairs.source, settings, model_name, pairs.dropped)
+
+
+def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None, rank: int, total: int) -> list[str]:
+    """What speaks for a second look, in words, strongest first."""
+    reasons = []
+    if opposite is not None:
+        reasons.append(f"the same two answers are labelled the other way in row {opposite}")
+    votes = int(against.sum())
+    if votes:
+        reasons.append(f"{votes} of {len(against)} cross-fitted rewards prefer the answer labelled worse")
+        if row["delta"] > 0 and rank <= max(1, total // 20):
+            reasons.append(f"among the {max(1, round(100 * rank / total))} % most suspicious")
+        signs = {row[f"margin_{name}"] < 0 for name in MARGINS}
+        if signs == {True}:
+            reasons.append("all three losses agree")
+    elif row["delta"] > 0:
+        reasons.append("the label is supported, but weakly")
+    else:
+        reasons.append("nothing: the reward agrees with the label")
+    lengths = [len(row[side].split()) for side in ("chosen", "rejected")]
+    if votes and min(lengths) > 0 and max(lengths) >= 3 * min(lengths):
+        shorter = "chosen" if lengths[0] < lengths[1] else "rejected"
+        reasons.append(f"the {shorter} answer is much shorter ({min(lengths)} against {max(lengths)} words)")
+    return reasons
+
+
+def _opposite_labels(split: Sequence[tuple[str, str, str]], pairs: Pairs) -> dict[int, int]:
+    """{index: place of the row that labels the same two answers the other way}."""
+    seen: dict[tuple[str, str, str], int] = {}
+    for index, (prompt, chosen, rejected) in enumerate(split):
+        seen.setdefault((prompt, chosen, rejected), index)
+    return {
+        index: pairs.numbers[seen[prompt, rejected, chosen]]
+        for index, (prompt, chosen, rejected) in enumerate(split)
+        if (prompt, rejected, chosen) in seen
+    }
+
+
+def _key(prompt: str, chosen: str, rejected: str, number: int) -> str:
+    """Names a pair by its content and place, so that a decision cannot land on another one."""
+    content = json.dumps([prompt, chosen, rejected, number], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _check(settings: AuditSettings, num_groups: int, source: str) -> None:
+    if num_groups < settings.folds:
+        raise DataError(
+            f"has {num_groups} different prompts, but {settings.folds} folds need at least as many",
+            where=source,
+            fix="lower the number of folds, or give more pairs",
+        )
+
+
+# -- decisions ---------------------------------------------------------------------------------------------------------
+
+
+def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[str, int]]:
+    """The pairs with the exported decisions carried out: flipped ones exchanged, dropped ones left out.
+
+    Args:
+        pairs: as read from the audited file.
+        decisions: the page's export, decisions.json or decisions.jsonl.
+
+    Returns:
+        the cleaned pairs, and counts of keep, flip and drop.
+
+    Raises:
+        DataError: the file is no export, or a decision belongs to a pair that is not there (another file, or edited).
+    """
+    path = Path(decisions)
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries = (
+            [json.loads(line) for line in text.splitlines() if line.strip()]
+            if path.suffix == ".jsonl"
+            else json.loads(text)["decisions"]
+        )
+        chosen = {entry["key"]: (entry["decision"], entry["row"]) for entry in entries if entry["decision"]}
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise DataError("is not an export of the audit page", where=str(path)) from None
+    keys = [_key(*split_prompt(row), number) for row, number in zip(pairs.rows, pairs.numbers, strict=True)]
+    unknown = [row for key, (_, row) in chosen.items() if key not in set(keys)]
+    if unknown:
+        raise DataError(
+            f"decides about row {unknown[0]}, whose texts are not those of {pairs.source}",
+            where=str(path),
+            fix="use the file that was audited, unchanged",
+        )
+    change: dict[str | None, Callable[[Pair], Pair]] = {
+        "flip": lambda row: row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+    }
+    rows, numbers, counts = [], [], {"keep": 0, "flip": 0, "drop": 0}
+    for row, number, key in zip(pairs.rows, pairs.numbers, keys, strict=True):
+        decision = chosen.get(key, (None, 0))[0]
+        if decision is not None:
+            counts[decision] += 1
+        if decision != "drop":
+            rows.append(change.get(decision, lambda row: row)(row))
+            numbers.append(number)
+    return Pairs(rows, numbers, pairs.source, pairs.dropped), counts

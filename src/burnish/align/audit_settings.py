@@ -1,0 +1,29 @@
+"""Settings of the label audit; importing them costs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from burnish.core.settings import Settings
+
+Ranking = Literal["delta", "loss", "tau"]
+
+
+class AuditSettings(Settings):
+    """How pairs are scored. Defaults were chosen on one half of a data set and measured on the other
+    (docs/methods/label-audit.md)."""
+
+    rank_by: Ranking = Field(default="delta", description="what decides the order: R3M's delta, BT loss, APS's tau")
+    lam: float = Field(default=0.3, gt=0, lt=1, description="R3M: largest weight of a pair")
+    rho0: float = Field(default=0.1, gt=0, description="APS: radius of the robust problem, in nats")
+    tau0: float = Field(default=0.1, gt=0, description="APS: smallest scale of a pair")
+    tau_max: float = Field(default=5.0, gt=0, description="APS: largest scale of a pair")
+    l2: float = Field(default=1e-2, gt=0, description="penalty on the squared weights of the linear rewards")
+    folds: int = Field(default=5, ge=2, description="parts of the cross-fitting")
+    repeats: int = Field(default=3, ge=1, description="cross-fittings with different folds, averaged")
+    words: bool = Field(default=True, description="let the answers' words count beside the model's hidden states")
+    depths: tuple[float, ...] = Field(default=(0.5, 0.8), description="layers read, as shares of the model's depth")
+    max_length: int = Field(default=512, ge=8, description="tokens of prompt and answer that the model reads")
+    seed: int = Field(default=0, ge=0, description="seed of the folds")

@@ -1,0 +1,110 @@
+"""Features of answers for the label audit: what a frozen language model makes of them, and which words they use.
+
+`hidden_features`: hidden states of the answer's tokens, averaged, at a few depths of a frozen model that reads prompt
+and answer. `word_features`: term frequency times inverse document frequency of the answer's tokens and neighbouring
+pairs of tokens, hashed to a fixed width (TF-IDF; Sparck Jones, 1972). Neither looks at a label.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+    from burnish.core.progress import Progress
+
+HASH_WIDTH = 2**16
+TOKENS_PER_BATCH = 4096
+
+
+def hidden_features(
+    model: Model,
+    texts: Sequence[tuple[str, str]],
+    *,
+    depths: Sequence[float],
+    max_length: int,
+    progress: Progress,
+) -> np.ndarray:
+    """Mean hidden state over each answer's tokens, float32 [texts, depths * hidden_size].
+
+    Args:
+        model: a causal language model or a sequence classifier.
+        texts: (prompt, answer).
+        depths: in (0, 1]: 0.5 is the layer half-way up, 1 the last one.
+        max_length: tokens; the prompt loses its beginning first, then the answer its end.
+        progress: for the bar.
+    """
+    module = model.module.base_model
+    device = next(module.parameters()).device
+    num_layers = module.config.get_text_config().num_hidden_layers
+    layers = [max(1, round(depth * num_layers)) for depth in depths]
+    encoded = [_encode(model, prompt, answer, max_length) for prompt, answer in texts]
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
+    features = np.zeros((len(encoded), len(layers) * module.config.get_text_config().hidden_size), dtype=np.float32)
+    with progress.task("reading answers", total=len(encoded), unit="answers") as task, torch.no_grad():
+        for batch in _batches(order, encoded):
+            longest = sum(map(len, encoded[batch[-1]]))
+            ids = torch.zeros(len(batch), longest, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for place, index in enumerate(batch):
+                tokens = [*encoded[index][0], *encoded[index][1]]
+                ids[place, : len(tokens)] = torch.tensor(tokens)
+                mask[place, : len(tokens)] = 1
+            states = module(
+                input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
+            ).hidden_states
+            for place, index in enumerate(batch):
+                start, end = len(encoded[index][0]), sum(map(len, encoded[index]))
+                means = [states[layer][place, start:end].float().mean(dim=0) for layer in layers]
+                features[index] = torch.cat(means).cpu().numpy()
+            task.advance(len(batch))
+    return features
+
+
+def word_features(model: Model, answers: Sequence[str]) -> sparse.csr_matrix:
+    """Hashed TF-IDF of tokens and token pairs, rows of unit length, [answers, HASH_WIDTH]."""
+    rows, columns, values = [], [], []
+    for row, answer in enumerate(answers):
+        tokens = model.tokenizer(answer.strip().lower(), add_special_tokens=False)["input_ids"]
+        terms = Counter([(token,) for token in tokens] + list(pairwise(tokens)))
+        for term, count in terms.items():
+            rows.append(row)
+            columns.append(zlib.crc32(repr(term).encode()) % HASH_WIDTH)
+            values.append(1.0 + np.log(count))
+    counts = sparse.csr_matrix((values, (rows, columns)), shape=(len(answers), HASH_WIDTH))
+    frequency = np.bincount(counts.indices, minlength=HASH_WIDTH)
+    weighted = counts.multiply(np.log((1 + len(answers)) / (1 + frequency)) + 1).tocsr()
+    length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+    return sparse.csr_matrix(sparse.diags(1 / np.maximum(length, 1e-12)) @ weighted)
+
+
+def _encode(model: Model, prompt: str, answer: str, max_length: int) -> tuple[list[int], list[int]]:
+    """Token ids of prompt and answer; chat models read them through their template."""
+    tokenizer = model.tokenizer
+    if tokenizer.chat_template and prompt:
+        messages = [{"role": "user", "content": prompt}]
+        head = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        start = tokenizer(head, add_special_tokens=False)["input_ids"]
+    else:
+        start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    end = tokenizer(answer.strip(), add_special_tokens=False)["input_ids"][:max_length]
+    room = max(0, max_length - len(end))
+    return (start[-room:] if room else []), end
+
+
+def _batches(order: list[int], encoded: list[tuple[list[int], list[int]]]) -> list[list[int]]:
+    """Neighbours in length, at most `TOKENS_PER_BATCH` tokens with padding each."""
+    batches: list[list[int]] = [[]]
+    for index in order:
+        if batches[-1] and (len(batches[-1]) + 1) * sum(map(len, encoded[index])) > TOKENS_PER_BATCH:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

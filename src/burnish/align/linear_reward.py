@@ -1,0 +1,98 @@
+"""A linear reward on fixed features, and its cross-fitted margins: the cheap, honest instrument of the label audit.
+
+The reward of an answer is r(y) = <w, x(y)>, so a pair's margin is <w, d> with d = x(chosen) - x(rejected), and a fit
+is convex for every loss of `burnish.align.losses`:
+
+    w = argmin  mean over pairs of f(<w, d>) + l2/2 |w|^2          (L-BFGS in float64, gradient in closed form)
+
+Cross-fitting splits the pairs into folds and scores each fold by the fit on the others, so that no pair is scored by a
+reward that has seen its label. All pairs of a group (one prompt) share a fold: their answers are often the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.optimize import minimize
+
+from burnish.align.losses import pair_loss
+
+Matrix = Any
+"""numpy array or scipy sparse matrix, [pairs, features]."""
+
+MAX_ITERATIONS = 300
+
+
+def fit_linear_reward(differences: Matrix, loss: str, *, l2: float, **settings: Any) -> np.ndarray:
+    """The weights of the reward.
+
+    Args:
+        differences: features of the chosen minus features of the rejected answer, [pairs, features].
+        loss: a name in `burnish.align.losses.LOSSES`.
+        l2: weight of |w|^2 / 2.
+        **settings: rho0, tau0, tau_max, lam, as the loss reads them.
+    """
+    num_pairs, num_features = differences.shape
+    transposed = differences.T
+
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        losses, found = pair_loss(loss, torch.from_numpy(differences @ weights), **settings)  # type: ignore[arg-type]
+        gradient = l2 * weights - transposed @ found["weight"].numpy() / num_pairs
+        return losses.mean().item() + l2 / 2 * float(weights @ weights), gradient
+
+    found = minimize(
+        objective,
+        np.zeros(num_features),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": MAX_ITERATIONS, "ftol": 1e-10, "gtol": 1e-7},
+    )
+    return found.x
+
+
+def folds_of_groups(groups: Sequence[Any], num_folds: int, generator: torch.Generator) -> np.ndarray:
+    """A fold per pair; pairs of one group share it, and folds hold nearly equally many groups."""
+    names = sorted(set(groups), key=str)
+    order = torch.randperm(len(names), generator=generator).tolist()
+    fold = {names[index]: place % num_folds for place, index in enumerate(order)}
+    return np.array([fold[group] for group in groups])
+
+
+def cross_fitted_margins(
+    differences: Matrix,
+    groups: Sequence[Any],
+    loss: str,
+    *,
+    l2: float,
+    num_folds: int,
+    num_repeats: int,
+    generator: torch.Generator,
+    **settings: Any,
+) -> np.ndarray:
+    """Margin of every pair under rewards that never saw its group, [repeats, pairs]; each repeat has new folds."""
+    margins = np.zeros((num_repeats, differences.shape[0]))
+    for repeat in range(num_repeats):
+        fold = folds_of_groups(groups, num_folds, generator)
+        for number in range(num_folds):
+            inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+            if len(outside):
+                weights = fit_linear_reward(differences[inside], loss, l2=l2, **settings)
+                margins[repeat, outside] = differences[outside] @ weights
+    return margins
+
+
+def unit_scale(differences: Matrix) -> Matrix:
+    """Every feature divided by its root mean square, and all by the root of their number: |d| is about 1 per pair.
+
+    Differences are antisymmetric under exchanging the answers, so nothing is subtracted. Labels are not used.
+    """
+    if sparse.issparse(differences):
+        size = np.sqrt(differences.multiply(differences).sum() / max(1, differences.shape[0]))
+        return sparse.csr_matrix(differences / max(size, 1e-12))
+    differences = np.asarray(differences, dtype=np.float64)
+    size = np.sqrt(np.mean(differences**2, axis=0))
+    return differences / np.where(size > 1e-12, size, 1.0) / np.sqrt(differences.shape[1])

@@ -1,0 +1,237 @@
+"""The label audit: its instrument, its ranking, its page and the way back."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.align.audit import apply_decisions, audit_pairs
+from burnish.align.audit_page import render
+from burnish.align.audit_settings import AuditSettings
+from burnish.align.features import hidden_features, word_features
+from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, unit_scale
+from burnish.align.maths.noise import clearest
+from burnish.align.pairs import Pairs, read_pairs, write_pairs
+from burnish.core.checkpoint import load
+from burnish.core.errors import DataError, OutputError
+from burnish.core.progress import Progress
+
+QUIET = Progress(enabled=False)
+COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey"]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Forty pairs, polite answers preferred; rows 3 and 17 are labelled the wrong way."""
+    rows = []
+    for index in range(40):
+        colour = COLOURS[index % len(COLOURS)]
+        good = f"Certainly, {colour} is a fine choice, thank you."
+        bad = f"{colour}. go away {index % 5}"
+        row = {"prompt": f"Question {index // 2}: which colour?", "chosen": good, "rejected": bad, "id": index}
+        if index in (3, 17):
+            row |= {"chosen": bad, "rejected": good}
+        rows.append(row)
+    return Pairs(rows, list(range(1, 41)), "prefs.jsonl")
+
+
+@pytest.fixture(scope="module")
+def audit(pairs, checkpoint):
+    return audit_pairs(pairs, load(checkpoint), AuditSettings(repeats=2))
+
+
+# -- the instrument --------------------------------------------------------------------------------------------------
+
+
+def test_linear_reward_is_where_the_gradient_vanishes():
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    for loss, settings in (("bt", {}), ("r3m", {"lam": 0.3}), ("aps", {"rho0": 0.1, "tau0": 0.1, "tau_max": 3.0})):
+        w = fit_linear_reward(x, loss, l2=0.01, **settings)
+        again = torch.tensor(w, requires_grad=True)
+        from burnish.align.losses import pair_loss
+
+        value = pair_loss(loss, torch.from_numpy(x) @ again, **settings)[0].mean() + 0.005 * again.square().sum()
+        value.backward()
+        assert again.grad.abs().max() < 1e-4
+
+
+def test_a_label_cannot_move_the_margin_of_its_own_group():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
+    groups = [f"prompt {index // 3}" for index in range(60)]
+
+    def margins(differences):
+        generator = torch.Generator().manual_seed(5)
+        return cross_fitted_margins(differences, groups, "bt", l2=0.1, num_folds=4, num_repeats=2, generator=generator)
+
+    flipped = x.copy()
+    flipped[30:33] *= -1  # the whole group changes its labels
+    np.testing.assert_allclose(margins(flipped)[:, 30:33], -margins(x)[:, 30:33], rtol=1e-9)
+
+
+def test_groups_are_never_split_between_folds():
+    groups = [index % 13 for index in range(100)]
+    fold = folds_of_groups(groups, 5, torch.Generator().manual_seed(0))
+    assert all(len({f for f, g in zip(fold, groups, strict=True) if g == name}) == 1 for name in range(13))
+    assert set(fold) == set(range(5))
+
+
+def test_robust_fit_finds_confident_flips_better_than_the_plain_loss():
+    # section 2.3 of the method's specification: precision among the k most suspicious, k = number of flips
+    found = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        truth = torch.randn(20, generator=generator, dtype=torch.float64)
+        x = torch.randn(800, 20, generator=generator, dtype=torch.float64)
+        gap = x @ truth
+        label = torch.where(torch.rand(800, generator=generator, dtype=torch.float64) < torch.sigmoid(gap), 1.0, -1.0)
+        flip = clearest(gap * label, 0.1)
+        differences = (x * (label * torch.where(flip, -1.0, 1.0))[:, None]).numpy()
+        margins = {
+            loss: cross_fitted_margins(
+                differences,
+                range(800),
+                loss,
+                l2=1e-3,
+                num_folds=5,
+                num_repeats=1,
+                generator=torch.Generator().manual_seed(9),
+                lam=0.2,
+            )[0]
+            for loss in ("bt", "r3m")
+        }
+        found.append([flip.numpy()[np.argsort(margins[loss])[: int(flip.sum())]].mean() for loss in ("bt", "r3m")])
+    plain, robust = np.mean(found, axis=0)
+    assert robust > plain
+
+
+def test_hidden_features_do_not_depend_on_the_company_in_the_batch(checkpoint):
+    model = load(checkpoint)
+    texts = [("Which colour?", "red"), ("Which colour?", "a very long answer about many colours indeed")]
+    both = hidden_features(model, texts, depths=(0.5, 1.0), max_length=64, progress=QUIET)
+    alone = hidden_features(model, texts[:1], depths=(0.5, 1.0), max_length=64, progress=QUIET)
+    np.testing.assert_allclose(both[0], alone[0], atol=1e-5)
+    assert both.shape == (2, 2 * 64)
+
+
+def test_word_features_have_unit_length_and_know_the_words(checkpoint):
+    words = word_features(load(checkpoint), ["the red door", "the red door", "the blue door"])
+    products = (words @ words.T).toarray()
+    np.testing.assert_allclose(np.diag(products), 1.0)
+    assert products[0, 1] == pytest.approx(1.0)
+    assert 0 < products[0, 2] < 0.9
+
+
+def test_unit_scale_makes_every_feature_count_the_same():
+    x = np.random.default_rng(0).normal(size=(500, 3)) * [1.0, 100.0, 1e-4]
+    np.testing.assert_allclose((unit_scale(x) ** 2).mean(axis=0), 1 / 3)
+
+
+# -- the audit -------------------------------------------------------------------------------------------------------
+
+
+def test_planted_wrong_labels_come_first(audit):
+    assert {row["row"] for row in audit.rows[:2]} == {4, 18}
+    assert audit.rows[0]["margin"] < 0 and audit.rows[0]["delta"] > 0
+    assert "prefer the answer labelled worse" in audit.rows[0]["reasons"][0]
+
+
+def test_every_pair_appears_once_with_finite_scores(audit, pairs):
+    assert sorted(row["row"] for row in audit.rows) == pairs.numbers
+    assert all(
+        np.isfinite([row[key] for key in ("margin", "delta", "tau", "loss", "weight")]).all() for row in audit.rows
+    )
+
+
+@pytest.mark.parametrize(("ranking", "margin"), [("loss", "margin_bt"), ("tau", "margin_aps"), ("delta", "margin_r3m")])
+def test_rankings_sort_by_their_own_fit(ranking, margin, pairs, checkpoint):
+    found = audit_pairs(pairs, load(checkpoint), AuditSettings(repeats=1, rank_by=ranking))
+    values = [row[margin] for row in found.rows]
+    assert values == sorted(values)
+
+
+def test_a_pair_labelled_both_ways_says_so(pairs, checkpoint):
+    twin = pairs.rows[0] | {"chosen": pairs.rows[0]["rejected"], "rejected": pairs.rows[0]["chosen"]}
+    both = Pairs([*pairs.rows, twin], [*pairs.numbers, 41], "prefs.jsonl")
+    found = audit_pairs(both, load(checkpoint), AuditSettings(repeats=1))
+    reasons = {row["row"]: row["reasons"][0] for row in found.rows}
+    assert reasons[41] == "the same two answers are labelled the other way in row 1"
+    assert reasons[1] == "the same two answers are labelled the other way in row 41"
+
+
+def test_the_audit_is_the_same_twice(audit, pairs, checkpoint):
+    again = audit_pairs(pairs, load(checkpoint), AuditSettings(repeats=2))
+    assert again.rows == audit.rows
+
+
+def test_too_few_prompts_for_the_folds_are_refused(pairs, checkpoint):
+    few = Pairs(pairs.rows[:4], pairs.numbers[:4], "prefs.jsonl")
+    with pytest.raises(DataError, match="has 2 different prompts, but 5 folds"):
+        audit_pairs(few, load(checkpoint))
+
+
+# -- the page and the way back -----------------------------------------------------------------------------------------
+
+
+def test_page_holds_everything_itself(audit):
+    page = render(audit)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page)
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_texts_cannot_break_out_of_the_page(pairs, checkpoint):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    rows = [row | {"chosen": row["chosen"] + evil} if index == 0 else row for index, row in enumerate(pairs.rows)]
+    page = render(audit_pairs(Pairs(rows, pairs.numbers, "<b>prefs</b>"), load(checkpoint), AuditSettings(repeats=1)))
+    assert evil not in page and "<img" not in page and "<b>prefs" not in page
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1)
+    assert any(evil in row["chosen"] for row in json.loads(data)["pairs"])
+
+
+def test_written_files_agree(audit, tmp_path):
+    page = audit.write(tmp_path / "audit")
+    rows = [json.loads(line) for line in (page.parent / "pairs.jsonl").read_text().splitlines()]
+    assert rows == audit.rows
+    audit.write(tmp_path / "audit")  # again, over its own files
+
+
+def test_a_directory_of_other_files_is_not_written_into(audit, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="holds other files"):
+        audit.write(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_decisions_are_carried_out(audit, pairs, tmp_path, form):
+    entries = [
+        {"key": audit.rows[0]["key"], "row": audit.rows[0]["row"], "decision": "flip", "note": ""},
+        {"key": audit.rows[1]["key"], "row": audit.rows[1]["row"], "decision": "drop", "note": "x"},
+        {"key": audit.rows[2]["key"], "row": audit.rows[2]["row"], "decision": None, "note": "only a note"},
+    ]
+    file = tmp_path / f"decisions.{form}"
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    file.write_text(lines if form == "jsonl" else json.dumps({"decisions": entries}))
+    cleaned, counts = apply_decisions(pairs, file)
+    assert counts == {"keep": 0, "flip": 1, "drop": 1}
+    assert len(cleaned) == 39
+    place = pairs.numbers.index(audit.rows[0]["row"])
+    where = cleaned.numbers.index(audit.rows[0]["row"])
+    assert cleaned.rows[where]["chosen"] == pairs.rows[place]["rejected"]
+    assert cleaned.rows[where]["id"] == pairs.rows[place]["id"]
+    write_pairs(cleaned, tmp_path / "cleaned.jsonl")
+    assert read_pairs(tmp_path / "cleaned.jsonl").rows == cleaned.rows
+
+
+def test_decisions_about_another_file_are_refused(pairs, tmp_path):
+    file = tmp_path / "decisions.json"
+    file.write_text(json.dumps({"decisions": [{"key": "0" * 12, "row": 7, "decision": "drop"}]}))
+    with pytest.raises(DataError, match="decides about row 7"):
+        apply_decisions(pairs, file)
+
+
+def test_a_file_that_is_no_export_is_refused(pairs, tmp_path):
+    file = tmp_path / "decisions.json"
+    file.write_text('{"something": 1}')
+    with pytest.raises(DataError, match="is not an export of the audit page"):
+        apply_decisions(pairs, file)

@@ -1,0 +1,196 @@
+"""The audit page in a real browser, driven over the W3C WebDriver protocol: filter, mark, export."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from burnish.align.audit import apply_decisions, audit_pairs
+from burnish.align.audit_settings import AuditSettings
+from burnish.align.pairs import Pairs
+from burnish.core.checkpoint import load
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.chromium,
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the path"),
+]
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key that the WebDriver standard gives to elements
+
+
+class Browser:
+    """The few WebDriver commands that the test needs."""
+
+    def __init__(self, port, downloads, profile):
+        self.root = f"http://127.0.0.1:{port}"
+        options = {
+            "binary": BROWSER,
+            "args": [
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--window-size=1200,1000",
+                f"--user-data-dir={profile}",
+            ],
+            "prefs": {"download.default_directory": str(downloads), "download.prompt_for_download": False},
+        }
+        asked = {
+            "capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+        }
+        self.session = f"{self.root}/session/{self.call('POST', f'{self.root}/session', asked)['sessionId']}"
+
+    def call(self, method, url, content=None):
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read())["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {url}: {error.read().decode()[:500]}") from None
+
+    def open(self, url):
+        self.call("POST", f"{self.session}/url", {"url": url})
+
+    def run(self, script, *arguments):
+        return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": list(arguments)})
+
+    def find(self, selector):
+        found = self.call("POST", f"{self.session}/element", {"using": "css selector", "value": selector})
+        return f"{self.session}/element/{found[ELEMENT]}"
+
+    def click(self, selector):
+        self.call("POST", f"{self.find(selector)}/click", {})
+
+    def write(self, selector, text):
+        self.call("POST", f"{self.find(selector)}/value", {"text": text})
+
+    def press(self, *keys):
+        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self.call("POST", f"{self.session}/actions", {"actions": [{"type": "key", "id": "k", "actions": strokes}]})
+
+    def texts(self, selector):
+        return self.run("return [...document.querySelectorAll(arguments[0])].map(node => node.textContent)", selector)
+
+    def mistakes(self):
+        log = self.call("POST", f"{self.session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in log if entry["level"] == "SEVERE"]
+
+    def close(self):
+        self.call("DELETE", self.session)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    process = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait(lambda: ready(port))
+        opened = Browser(port, downloads, tmp_path / "profile")
+        yield opened
+        opened.close()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def ready(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5) as answer:
+            return json.loads(answer.read())["value"]["ready"]
+    except OSError:
+        return False
+
+
+def wait(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the browser did not get there in a minute"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def audited(checkpoint, tmp_path):
+    rows = []
+    for index in range(60):
+        good, bad = f"Certainly: answer {index}, with pleasure & care.", f"no. <b>go away</b> {index}"
+        swap = index in (5, 23)
+        rows.append(
+            {
+                "prompt": f"Question {index}?",
+                "chosen": bad if swap else good,
+                "rejected": good if swap else bad,
+            }
+        )
+    pairs = Pairs(rows, list(range(1, 61)), "prefs.jsonl")
+    audit = audit_pairs(pairs, load(checkpoint), AuditSettings(repeats=1))
+    return pairs, audit, audit.write(tmp_path / "audit")
+
+
+def test_a_person_can_filter_mark_and_export(audited, browser, tmp_path):
+    pairs, audit, page = audited
+    browser.open(page.as_uri())
+    assert browser.mistakes() == []
+
+    # the most suspicious pairs come first, forty at a time
+    titles = browser.texts("article h2")
+    assert len(titles) == 40 and titles[0].startswith(f"#1 · row {audit.rows[0]['row']}")
+    assert browser.run("return document.querySelectorAll('.text b').length") == 0  # texts are never markup
+    browser.click("#more")
+    assert len(browser.texts("article h2")) == 60
+
+    # by keys: first pair flip, second pair keep; by button: third pair drop
+    browser.press("j", "2", "j", "1")
+    browser.click("article:nth-of-type(3) button.drop")
+    decided = browser.run("return [...document.querySelectorAll('article')].slice(0, 4).map(n => n.dataset.decision)")
+    assert decided == ["flip", "keep", "drop", ""]
+    assert browser.run("return document.querySelector('article button.flip').getAttribute('aria-pressed')") == "true"
+    assert browser.texts("#tally") == ["3 decided: 1 kept, 1 flipped, 1 dropped"]
+
+    # keys typed into a field are text, not decisions
+    browser.write("article:nth-of-type(3) .decide input", "1 of 2")
+    assert browser.texts("#tally") == ["3 decided: 1 kept, 1 flipped, 1 dropped"]
+
+    # filters and search
+    browser.run("const show = document.getElementById('show'); show.value = 'flip'; show.onchange()")
+    assert len(browser.texts("article h2")) == 1
+    browser.run("const show = document.getElementById('show'); show.value = 'all'; show.onchange()")
+    browser.write("#search", f"question {audit.rows[7]['row'] - 1}?")
+    assert browser.texts("article h2")[0].startswith("#8 ")
+    assert browser.texts("#count") == ["1 of 60 pairs shown"]
+    browser.run("const s = document.getElementById('search'); s.value = ''; s.oninput()")
+
+    # sorting by place in the file
+    browser.run("const sort = document.getElementById('sort'); sort.value = 'row'; sort.onchange()")
+    assert "row 1" in browser.texts("article h2")[0]
+
+    # decisions survive a reload
+    browser.open("about:blank")
+    browser.open(page.as_uri())
+    assert browser.texts("#tally") == ["3 decided: 1 kept, 1 flipped, 1 dropped"]
+
+    for form in ("json", "jsonl"):
+        browser.click(f"#export-{form}")
+        file = tmp_path / "downloads" / f"decisions.{form}"
+        wait(file.is_file)
+        cleaned, counts = apply_decisions(pairs, file)
+        assert counts == {"keep": 1, "flip": 1, "drop": 1}
+        assert len(cleaned) == 59
+    entries = json.loads((tmp_path / "downloads" / "decisions.json").read_text())["decisions"]
+    assert [entry["rank"] for entry in entries] == [1, 2, 3]
+    assert entries[2]["note"] == "1 of 2"
+    assert browser.mistakes() == []
