@@ -17,7 +17,7 @@ class _Options(Evaluate):
     )
 
 
-_DEFAULTS = _Options()
+_DEFAULTS = _Options.parse({}, where="defaults")
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from burnish.cli.run import run_single
 from burnish.quantize.stage import Quantize
 
-_DEFAULTS = Quantize()
+_DEFAULTS = Quantize.parse({}, where="defaults")
 
 
 def quantize(

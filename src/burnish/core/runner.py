@@ -300,7 +300,7 @@ class Run:
         """Local paths outside the working directory that the recipe reads, so that none is read silently."""
         here = Path.cwd().resolve()
         named = {self.recipe.start: self.recipe.where.get("start", self.recipe.source)}
-        settings = [(node.where, self.stages[node.name]) for node in self.recipe.nodes]
+        settings: list[tuple[str, Settings]] = [(node.where, self.stages[node.name]) for node in self.recipe.nodes]
         if self.evaluate is not None:
             settings.append((self.recipe.where.get("evaluate", ""), self.evaluate))
         for where, stage in settings:
