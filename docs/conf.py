@@ -1,10 +1,10 @@
 """Sphinx configuration: MyST pages, furo theme, API pages from docstrings; warnings are errors."""
 
-from importlib.metadata import version as _version
+from burnish import __version__
 
 project = "burnish"
 author = "The burnish maintainers"
-version = release = _version("burnish")
+version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model, load
     from burnish.core.errors import BurnishError
+    from burnish.evaluate.stage import Evaluate
 
 __version__ = "0.1.0"
 
@@ -22,9 +23,10 @@ _PUBLIC = {
     "load": "burnish.core.checkpoint",
     "Model": "burnish.core.checkpoint",
     "BurnishError": "burnish.core.errors",
+    "Evaluate": "burnish.evaluate.stage",
 }
 
-__all__ = ["BurnishError", "Model", "load"]
+__all__ = ["BurnishError", "Evaluate", "Model", "load"]
 
 
 def __getattr__(name: str) -> object:

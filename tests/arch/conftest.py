@@ -35,6 +35,8 @@ CONFIGS = {
     "llama_tied": ("LlamaConfig", SHAPE | {"tie_word_embeddings": True}),
     "llama_biased": ("LlamaConfig", SHAPE | {"attention_bias": True, "mlp_bias": True}),
     "mistral": ("MistralConfig", SHAPE | HEADS_OF_24),
+    "smollm3": ("SmolLM3Config", SHAPE),
+    "granite": ("GraniteConfig", SHAPE | {"residual_multiplier": 0.5, "logits_scaling": 2.0}),
     "qwen2": ("Qwen2Config", SHAPE),
     "qwen3": ("Qwen3Config", SHAPE | HEADS_OF_24),
     "gemma": ("GemmaConfig", SHAPE | HEADS_OF_24),
@@ -60,7 +62,9 @@ CONFIGS = {
         SHAPE | HEADS_OF_24 | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
     ),
     "olmoe": ("OlmoeConfig", SHAPE | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe_clipped": ("OlmoeConfig", SHAPE | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.2}),
     "deepseek_v2": ("DeepseekV2Config", SHAPE | LATENT | DEEPSEEK | {"q_lora_rank": None}),
+    "deepseek_v2_low_rank": ("DeepseekV2Config", SHAPE | LATENT | DEEPSEEK | {"q_lora_rank": 24}),
     "deepseek_v3": ("DeepseekV3Config", SHAPE | LATENT | DEEPSEEK | {"q_lora_rank": 24}),
 }
 
@@ -96,3 +100,8 @@ def model_of():
 @pytest.fixture
 def token_ids() -> torch.Tensor:
     return torch.randint(3, 96, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tested_model_types() -> set[str]:
+    return {getattr(transformers, class_name).model_type for class_name, _ in CONFIGS.values()}

@@ -138,6 +138,19 @@ def test_latent_attention_shares_its_input_between_both_down_projections(model_o
     assert views["q_b"].input_group != views["kv_b"].input_group
 
 
+def test_without_low_rank_queries_nothing_joins_the_latent_projection(model_of):
+    views = {view.role: view for view in arch.matrices(model_of("deepseek_v2")) if view.layer == 0}
+    assert views["kv_a"].fused_group == ""
+    assert views["kv_a"].input_group == views["q"].input_group
+
+
+def test_experts_of_a_layer_share_one_format_and_no_inputs(model_of):
+    experts = [view for view in arch.matrices(model_of("qwen3_moe")) if view.expert is not None and view.layer == 0]
+    assert {view.format_group for view in experts} == {"model.layers.0.mlp.experts"}
+    assert {view.reads for view in experts if view.role != "down"} == {"model.layers.0.mlp_input"}
+    assert len({view.input_group for view in experts}) == 2 * 4
+
+
 def test_by_input_keeps_every_view(any_model):
     views = arch.matrices(any_model)
     assert Counter(view for group in arch.by_input(views).values() for view in group) == Counter(views)

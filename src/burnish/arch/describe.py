@@ -50,7 +50,10 @@ class Architecture:
     config: Any
 
     def key(self, width: str) -> str:
-        """The key in config.json of a width that burnish calls `hidden_size`, `intermediate_size`, `num_experts` ..."""
+        """The key in published config.json files of what burnish calls `hidden_size`, `num_experts`, ...
+
+        Read and set it as an attribute of the configuration: some classes keep it under another name (`attribute_map`).
+        """
         moe = self.row.moe
         if moe is not None and width == "num_experts":
             return moe.num_experts

@@ -50,12 +50,14 @@ class ExpertsPart:
     Attributes:
         module: path of the experts module inside the decoder layer.
         gate, up, down: names on disk inside the decoder layer, with `{expert}` for the number.
+        reads: the tensor whose rows the router hands out.
     """
 
     module: str
     gate: str
     up: str
     down: str
+    reads: str = "mlp_input"
 
 
 @dataclass(frozen=True)

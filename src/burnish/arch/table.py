@@ -133,6 +133,8 @@ DEEPSEEK_V3 = Row(
 TABLE: dict[str, Row] = {
     "llama": LLAMA,
     "mistral": LLAMA,
+    "smollm3": LLAMA,
+    "granite": LLAMA,
     "qwen2": LLAMA,
     "qwen3": replace(LLAMA, parts=(*ATTENTION, *QK_NORM, *MLP, *NORMS), qk_norm="head"),
     "gemma": GEMMA,

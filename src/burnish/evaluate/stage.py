@@ -1,0 +1,121 @@
+"""`Evaluate`: the settings of a measurement, and what it returns.
+
+    evaluation = burnish.Evaluate(num_windows=20)(quantized, reference=original)
+    evaluation.metrics["perplexity"]      # {"value": 21.5, "low": 18.9, "high": 24.6, "unit": ""}
+
+It makes no checkpoint, so it is not a stage; a recipe's `evaluate:` takes the same fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from burnish.core.errors import SettingsError
+from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from burnish.core.checkpoint import Model
+    from burnish.core.ledger import Ledger
+
+Metric = dict[str, Any]
+"""{value, low, high, unit, note}: value is None for what was not measured, and the note says why."""
+
+
+@dataclass
+class Evaluation:
+    """One checkpoint under one protocol.
+
+    Attributes:
+        metrics: {name: {value, low, high, unit, note}}.
+        sequences: per-sequence sums, in columns: `tokens`, `bytes`, `nats`, and with a reference `kl`, `agreeing`.
+        protocol: what decides whether two evaluations may be compared (see `burnish.core.ledger`).
+    """
+
+    metrics: dict[str, Metric]
+    sequences: dict[str, list[float]]
+    protocol: dict[str, Any]
+
+    def record(self, ledger: Ledger, checkpoint: str, path: str | Path, *, request: str = "") -> None:
+        """Appends a ledger row, with the per-sequence values beside it.
+
+        Args:
+            ledger: of the run.
+            checkpoint: content hash of what was measured.
+            path: where it lies.
+            request: names what was asked for, so that the runner asks once.
+        """
+        ledger.write_sequences(checkpoint, self.protocol, dict(self.sequences))
+        ledger.measurement(
+            checkpoint=checkpoint, path=str(path), protocol=self.protocol, metrics=self.metrics, request=request
+        )
+
+
+class Evaluate(Settings):
+    """Measures a causal language model: quality on a text, divergence from a reference, speed, memory, sizes."""
+
+    text: DataRef = Field("wikitext2-test", description="text to measure on: a shipped name, a file or a directory")
+    num_windows: int = Field(20, ge=1, description="windows of text")
+    context: int = Field(1024, ge=2, description="tokens per window")
+    max_chars: int | None = Field(400_000, ge=1, description="characters of the text that are used")
+    reference: CheckpointRef | None = Field(None, description="checkpoint to measure the divergence from")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype to compute in; auto is float32 on a CPU and bfloat16 on a GPU"
+    )
+    speed: bool = Field(True, description="measure tokens per second and memory as well")
+    prompt_tokens: int = Field(512, ge=1, description="tokens of the prompt in the speed measurement")
+    decode_tokens: int = Field(32, ge=1, description="tokens generated in the speed measurement")
+    repeats: int = Field(3, ge=1, description="repeats of the speed measurement")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
+
+    def __call__(
+        self,
+        model: Model,
+        reference: Model | str | Path | None = None,
+        *,
+        text: Sequence[str] | None = None,
+        ledger: Ledger | None = None,
+        progress: bool = False,
+    ) -> Evaluation:
+        """Measures `model`.
+
+        Args:
+            model: what to measure. It is left as it is; to compute in another dtype, a copy is made or read.
+            reference: what to measure the divergence from; the setting of that name where not given.
+            text: texts in place of the setting `text`.
+            ledger: where an earlier measurement of this checkpoint under this protocol is taken from, if there is one.
+            progress: whether to show bars.
+
+        Raises:
+            DataError: the text is missing or too short.
+            CheckpointError: no tokenizer, or a reference with another vocabulary.
+            SettingsError: windows longer than the model's context.
+            NumericalError: a logit is not finite.
+        """
+        from burnish.core.checkpoint import load
+        from burnish.evaluate.measure import measure
+
+        against = reference if reference is not None else self.reference
+        if isinstance(against, str | Path):
+            against = load(against)
+        return measure(self, model, against, text=text, ledger=ledger, progress=progress)
+
+    def check_context(self, longest: int | None) -> None:
+        """Refuses windows that the model's position range does not hold."""
+        if longest is None:
+            return
+        if self.context > longest:
+            raise SettingsError(
+                f"context is {self.context:,}, but the model's positions end at {longest:,}", fix="lower context"
+            )
+        if self.speed and self.prompt_tokens + self.decode_tokens > longest:
+            raise SettingsError(
+                f"prompt_tokens and decode_tokens add up to {self.prompt_tokens + self.decode_tokens:,}, but the "
+                f"model's positions end at {longest:,}",
+                fix="lower prompt_tokens",
+            )

@@ -1,0 +1,141 @@
+"""The facts of a row agree with the models that transformers builds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from burnish import arch
+from burnish.arch.table import TABLE
+from burnish.core.errors import CheckpointError
+
+WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def test_every_row_is_tested_on_a_model(tested_model_types):
+    assert tested_model_types == set(TABLE)
+
+
+def test_width_keys_are_keys_of_the_configuration_class(any_model):
+    facts = arch.describe(any_model)
+    keys = set(any_model.config.to_dict()) | set(any_model.config.attribute_map)
+    wanted = {facts.key(width) for width in WIDTHS}
+    if facts.experts is not None:
+        wanted |= {facts.key("num_experts"), facts.key("moe_intermediate_size")}
+    assert wanted <= keys
+
+
+def test_attention_widths_are_those_of_the_matrices(any_model):
+    facts = arch.describe(any_model)
+    views = {view.role: view for view in arch.matrices(any_model) if view.part == "attention"}
+    if facts.attention == "mla":
+        assert views.get("q", views.get("q_b")).shape[0] == facts.num_attention_heads * facts.head_dim
+        return
+    assert views["q"].shape == (facts.num_attention_heads * facts.head_dim, facts.hidden_size)
+    assert views["k"].shape == views["v"].shape == (facts.num_key_value_heads * facts.head_dim, facts.hidden_size)
+    assert views["o"].shape == views["q"].shape[::-1]
+
+
+def test_mlp_widths_are_those_of_the_matrices(any_model):
+    facts = arch.describe(any_model)
+    assert {view.shape for view in arch.matrices(any_model) if view.part == "mlp" and view.role != "down"} <= {
+        (facts.intermediate_size, facts.hidden_size)
+    }
+
+
+def test_expert_facts_are_those_of_the_matrices(any_model):
+    facts = arch.describe(any_model)
+    views = arch.matrices(any_model)
+    gates = [view for view in views if view.expert is not None and view.role == "gate"]
+    if facts.experts is None:
+        assert gates == []
+        return
+    experts = facts.experts
+    assert {view.shape for view in gates} == {(experts.intermediate_size, facts.hidden_size)}
+    assert {view.layer for view in gates} == set(experts.sparse_layers)
+    assert {view.layer for view in views if view.part == "mlp"} == set(experts.dense_layers)
+    assert sorted(view.expert for view in gates if view.layer == 1) == list(range(experts.num_experts))
+    routers = [view for view in views if view.role == "router"]
+    assert [view.parameter for view in routers] == [
+        f"model.layers.{layer}.{experts.router}.weight" for layer in experts.sparse_layers
+    ]
+    assert {view.shape for view in routers} == {(experts.num_experts, facts.hidden_size)}
+    shared = {view.shape for view in views if view.part == "shared_expert" and view.role == "gate"}
+    assert shared == ({(experts.shared_intermediate_size, facts.hidden_size)} if experts.shared else set())
+
+
+def test_top_k_is_the_number_of_experts_a_token_visits(any_model, token_ids):
+    facts = arch.describe(any_model)
+    gates = [view for view in arch.matrices(any_model) if view.expert is not None and view.role == "gate"]
+    visits = torch.zeros(facts.num_layers, token_ids.numel(), dtype=torch.int64)
+    with arch.capture(any_model, gates) as captured, torch.no_grad():
+        captured.callback = lambda view, _x, _g, index: visits[view.layer].index_add_(0, index, torch.ones_like(index))
+        any_model(token_ids)
+    for layer in range(facts.num_layers):
+        sparse = facts.experts is not None and layer in facts.experts.sparse_layers
+        assert visits[layer].unique().tolist() == [facts.experts.top_k if sparse else 0]
+
+
+def test_a_gain_moves_from_each_norm_into_the_matrices_it_feeds(any_model64, token_ids):
+    """Doubling or halving channels in a norm, and undoing it in the columns of what it feeds, changes no logit.
+
+    Powers of two, so the only error is that DeepSeek's routers compute in float32 (and they are exact there as well).
+    """
+    with torch.no_grad():
+        before = any_model64(token_ids).logits
+        facts, views = arch.describe(any_model64), arch.matrices(any_model64)
+        for vector in arch.vectors(any_model64):
+            readers = [view for view in views if view.reads == vector.feeds]
+            if not vector.feeds or any(view.tied for view in readers):
+                continue
+            assert readers, vector.name
+            generator = torch.Generator().manual_seed(3)
+            gain = 2.0 ** torch.randint(-1, 2, vector.tensor.shape, generator=generator)
+            if facts.norm == "rms_plus_one":
+                vector.tensor.copy_((1 + vector.tensor) * gain - 1)
+            else:
+                vector.tensor.mul_(gain)
+            if vector.role == "norm":
+                for view in readers:
+                    view.write_(view.tensor / gain)
+        after = any_model64(token_ids).logits
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+
+
+def test_query_and_key_norms_span_what_the_row_says(any_model):
+    facts = arch.describe(any_model)
+    sizes = {
+        vector.name.split(".")[-2]: vector.tensor.numel()
+        for vector in arch.vectors(any_model)
+        if vector.name.endswith(("q_norm.weight", "k_norm.weight"))
+    }
+    expected = {
+        "none": {},
+        "head": {"q_norm": facts.head_dim, "k_norm": facts.head_dim},
+        "all_heads": {
+            "q_norm": facts.num_attention_heads * facts.head_dim,
+            "k_norm": facts.num_key_value_heads * facts.head_dim,
+        },
+    }
+    assert sizes == expected[facts.qk_norm]
+
+
+def test_norm_biases_exist_exactly_for_layer_norms(any_model):
+    has_bias = any(vector.role == "norm_bias" for vector in arch.vectors(any_model))
+    assert has_bias == (arch.describe(any_model).norm == "layer")
+
+
+def test_an_unknown_model_type_names_the_known_ones_and_the_page():
+    config = transformers.AutoConfig.for_model("bert")
+    with pytest.raises(CheckpointError) as error:
+        arch.describe(config)
+    assert "does not know model_type 'bert'" in str(error.value)
+    assert "deepseek_v2" in str(error.value) and "qwen3_moe" in str(error.value)
+    assert "add an architecture" in str(error.value)
+
+
+def test_the_page_lists_every_model_type():
+    page = Path(__file__).parents[2] / "docs" / "add-an-architecture.md"
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in TABLE if f"`{name}`" not in text] == []

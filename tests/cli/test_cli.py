@@ -1,0 +1,79 @@
+"""The command as a person meets it: help, exit status, one clear sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from burnish.cli import main
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs a command that must fail, and returns its one line."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("burnish: error: ")
+    assert "Traceback" not in line
+    assert "\n" not in line
+    return line
+
+
+def test_help_imports_neither_torch_nor_transformers_nor_pydantic():
+    script = (
+        "import sys; from burnish.cli import main; main(['--help'])\n"
+        "print([name for name in ('torch', 'transformers', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_lists_the_commands_by_group(capsys: pytest.CaptureFixture[str]):
+    main(["--help"])
+    text = capsys.readouterr().out
+    for word in ("Recipes", "run", "plan", "fetch", "evaluate", "report", "methods", "doctor", "quantize", "Examples"):
+        assert word in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]):
+    assert "quantise" in refused(capsys, "quantise")
+
+
+def test_a_missing_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert "no such recipe file" in refused(capsys, "run", str(tmp_path / "none.yaml"))
+
+
+def test_an_unknown_stage_suggests_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("start: m\nnodes:\n  - stage: quantise\n")
+    assert "r.yaml:3: there is no stage 'quantise'; did you mean 'quantize'?" in refused(capsys, "plan", str(recipe))
+
+
+def test_debug_shows_the_traceback(tmp_path: Path):
+    from burnish.core.errors import RecipeError
+
+    with pytest.raises(RecipeError):
+        main(["run", str(tmp_path / "none.yaml"), "--debug"])
+
+
+def test_methods_lists_sources_and_evidence(capsys: pytest.CaptureFixture[str]):
+    main(["methods"])
+    text = capsys.readouterr().out
+    assert "evaluation" in text
+    assert "docs/methods" in text
+
+
+def test_doctor_names_versions_and_extras(capsys: pytest.CaptureFixture[str]):
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert "torch 2." in text
+    assert "extra align" in text

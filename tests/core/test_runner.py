@@ -1,0 +1,322 @@
+"""The runner on real stages in real processes (`small_stages.py`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from small_stages import Judge, Scale
+
+from burnish.core.checkpoint import Lineage, load
+from burnish.core.errors import (
+    CheckpointError,
+    DataError,
+    NumericalError,
+    OutputError,
+    RecipeError,
+    SettingsError,
+    StageError,
+)
+from burnish.core.ledger import LEDGER_FILE, read_rows
+from burnish.core.recipe import parse_recipe
+from burnish.core.runner import Rooms, Run
+
+
+def file_hash(reference: str) -> str:
+    if not Path(reference).is_file():
+        raise DataError("no such file", where=reference)
+    return hashlib.sha256(Path(reference).read_bytes()).hexdigest()
+
+
+STAGES = {"scale": Scale, "judge": Judge}
+ROOMS = Rooms(lambda name, where: STAGES[name], lambda: Scale, file_hash)
+
+
+def run(nodes: str, start: Path, directory: Path, **options: object) -> Run:
+    recipe = parse_recipe(f"start: {start}\n{nodes}", source="r.yaml")
+    return Run(recipe, directory, ROOMS, log=lambda message: None, **options)  # type: ignore[arg-type]
+
+
+def actions(work: Run) -> dict[str, str]:
+    return {decision.node.name: decision.action for decision in work.execute()}
+
+
+CHAIN = "nodes: [{name: a, stage: scale}, {name: b, stage: scale, factor: 0.25}]"
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "chain"
+    run(CHAIN, tiny_llama, directory).execute()
+    return directory
+
+
+@pytest.fixture
+def chain(finished: Path, tmp_path: Path) -> Path:
+    """A finished run to change."""
+    return Path(shutil.copytree(finished, tmp_path / "chain"))
+
+
+def test_each_node_makes_a_checkpoint_from_its_parent(finished: Path, tiny_llama: Path):
+    before, after = load(tiny_llama).module, load(finished / "nodes" / "b").module
+    assert torch.equal(after.lm_head.weight, before.lm_head.weight * 0.125)
+
+
+def test_the_lineage_says_stage_settings_and_parents(finished: Path):
+    a, b = (Lineage.read(finished / "nodes" / name) for name in "ab")
+    assert a is not None
+    assert b is not None
+    assert (b.stage, b.settings["factor"]) == ("scale", 0.25)
+    assert b.parents == {"model": a.hash}
+
+
+def test_the_ledger_has_one_row_per_node_with_cost(finished: Path):
+    rows = [row for row in read_rows(finished / LEDGER_FILE) if row["row"] == "stage"]
+    assert [row["node"] for row in rows] == ["a", "b"]
+    assert all(row["seconds"] > 0 and row["peak_memory_bytes"] > 10_000_000 for row in rows)
+
+
+def test_a_finished_run_does_nothing(chain: Path, tiny_llama: Path):
+    assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "skip", "b": "skip"}
+
+
+def test_deciding_a_finished_run_loads_no_torch(finished: Path, tiny_llama: Path):
+    """Restarting a finished run must be quick, so it must not import the libraries of the stages."""
+    script = f"""
+import sys
+from burnish.core.recipe import parse_recipe
+from burnish.core.runner import Rooms, Run
+from small_stages import Scale
+rooms = Rooms(lambda name, where: Scale, lambda: Scale, lambda reference: "")
+recipe = parse_recipe("start: {tiny_llama}\\n{CHAIN}", source="r")
+print([d.action for d in Run(recipe, __import__("pathlib").Path("{finished}"), rooms).decide()])
+print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['skip', 'skip']", "[]"]
+
+
+@pytest.mark.slow
+def test_a_changed_setting_reruns_that_node_and_what_follows(chain: Path, tiny_llama: Path):
+    changed = CHAIN.replace("stage: scale}", "stage: scale, factor: 0.125}", 1)
+    work = run(changed, tiny_llama, chain)
+    assert work.decide()[0].reason == "factor was 0.5, now 0.125"
+    assert actions(work) == {"a": "run", "b": "run"}
+
+
+def test_a_volatile_setting_reruns_nothing(chain: Path, tiny_llama: Path):
+    assert actions(run(CHAIN.replace("{name: a,", "{name: a, pause: 0.01,"), tiny_llama, chain))["a"] == "skip"
+
+
+def test_a_changed_later_node_leaves_the_earlier_one_alone(chain: Path, tiny_llama: Path):
+    assert actions(run(CHAIN.replace("0.25", "0.75"), tiny_llama, chain)) == {"a": "skip", "b": "run"}
+
+
+@pytest.mark.slow
+def test_a_changed_start_reruns_everything(chain: Path, tiny_llama: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    model = load(tiny_llama)
+    with torch.no_grad():
+        model.module.model.norm.weight.mul_(2)
+    model.save(other)
+    work = run(CHAIN, other, chain)
+    assert work.decide()[0].reason == "its input 'start' has changed"
+    assert actions(work) == {"a": "run", "b": "run"}
+
+
+@pytest.mark.slow
+def test_an_edited_data_file_reruns_exactly_what_reads_it(tiny_llama: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("one")
+    nodes = f"nodes: [{{name: a, stage: scale, text: {text}}}, {{name: b, from: start, stage: scale}}]"
+    run(nodes, tiny_llama, tmp_path / "run").execute()
+    text.write_text("two")
+    work = run(nodes, tiny_llama, tmp_path / "run")
+    assert work.decide()[0].reason == "the content of 'text' has changed"
+    assert actions(work) == {"a": "run", "b": "skip"}
+
+
+@pytest.mark.slow
+def test_a_reference_may_name_a_node(tiny_llama: Path, tmp_path: Path):
+    nodes = "nodes: [{name: t, stage: scale}, {name: s, from: start, stage: scale, teacher: t}]"
+    run(nodes, tiny_llama, tmp_path / "run").execute()
+    before = load(tiny_llama).module.lm_head.weight
+    after = load(tmp_path / "run" / "nodes" / "s").module.lm_head.weight
+    assert torch.equal(after, before * 0.5 + before * 0.5)
+
+
+@pytest.mark.slow
+def test_keep_leaves_drops_the_inner_checkpoints_and_still_skips(tiny_llama: Path, tmp_path: Path):
+    nodes = CHAIN + "\nkeep: leaves"
+    run(nodes, tiny_llama, tmp_path / "run").execute()
+    assert sorted(path.name for path in (tmp_path / "run" / "nodes").iterdir()) == ["b"]
+    assert actions(run(nodes, tiny_llama, tmp_path / "run")) == {"a": "skip", "b": "skip"}
+
+
+@pytest.mark.slow
+def test_a_dropped_checkpoint_is_made_again_for_a_new_child(tiny_llama: Path, tmp_path: Path):
+    run(CHAIN + "\nkeep: leaves", tiny_llama, tmp_path / "run").execute()
+    work = run(CHAIN.replace("0.25", "0.75") + "\nkeep: leaves", tiny_llama, tmp_path / "run")
+    assert actions(work) == {"a": "run", "b": "run"}
+
+
+def test_an_edited_checkpoint_is_noticed(chain: Path, tiny_llama: Path):
+    config = chain / "nodes" / "a" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(CheckpointError, match=r"config\.json is not what the lineage file says"):
+        run(CHAIN, tiny_llama, chain).execute()
+
+
+def test_verify_notices_a_change_that_kept_size_and_time(chain: Path, tiny_llama: Path):
+    run(CHAIN, tiny_llama, chain).execute()
+    weights = chain / "nodes" / "a" / "model.safetensors"
+    stat = weights.stat()
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run(CHAIN, tiny_llama, chain).execute()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not what"):
+        run(CHAIN, tiny_llama, chain, verify=True).execute()
+
+
+# -- failures --------------------------------------------------------------------------------------------------------
+
+
+def failing(fault: str) -> str:
+    return f"nodes: [{{name: b, stage: scale, fault: {fault}}}]"
+
+
+def test_an_error_in_a_stage_comes_out_as_the_same_sentence(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(NumericalError, match="node 'b': the gradient of layer 3 is not finite; lower"):
+        run(failing("error"), tiny_llama, tmp_path / "run").execute()
+
+
+def test_exhausted_memory_says_what_to_lower(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(StageError, match="ran out of memory; lower --factor"):
+        run(failing("memory"), tiny_llama, tmp_path / "run").execute()
+
+
+def test_a_killed_stage_says_so_and_leaves_nothing_half_made(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(StageError, match=r"killed by signal 9 .*lower --factor"):
+        run(failing("kill"), tiny_llama, tmp_path / "run").execute()
+    assert not list((tmp_path / "run" / "nodes").iterdir())
+
+
+def test_a_bug_in_a_stage_points_to_the_log(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(StageError, match=r"failed with status 1; the traceback is in .*b\.log"):
+        run(failing("crash"), tiny_llama, tmp_path / "run").execute()
+    assert "ZeroDivisionError: a bug" in (tmp_path / "run" / "logs" / "b.log").read_text()
+
+
+def test_a_stage_that_cannot_take_its_input_is_refused_before_anything_runs(tiny_llama: Path, tmp_path: Path):
+    nodes = "nodes: [{name: a, stage: scale}, {name: j, stage: judge}]"
+    with pytest.raises(RecipeError, match="node 'j': judge needs a sequence-classifier checkpoint"):
+        run(nodes, tiny_llama, tmp_path / "run").execute()
+    assert not (tmp_path / "run" / "nodes").exists()
+
+
+def test_a_wrong_setting_names_file_line_and_the_nearest_key(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match=r"r\.yaml:2, node 'a': there is no setting 'facter'.*'factor'"):
+        run("nodes: [{name: a, stage: scale, facter: 2}]", tiny_llama, tmp_path / "run")
+
+
+def test_a_wrong_type_says_what_was_given(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match="factor is 'much', but input should be a valid number"):
+        run("nodes: [{name: a, stage: scale, factor: much}]", tiny_llama, tmp_path / "run")
+
+
+def test_a_missing_data_file_is_found_before_anything_runs(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(DataError, match="no such file"):
+        run(
+            "nodes: [{name: a, stage: scale}, {name: b, stage: scale, text: gone}]", tiny_llama, tmp_path / "run"
+        ).execute()
+    assert not (tmp_path / "run" / "nodes").exists()
+
+
+def test_a_directory_of_something_else_is_no_run_directory(tiny_llama: Path, tmp_path: Path):
+    (tmp_path / "photo.jpg").write_text("x")
+    with pytest.raises(OutputError, match="is not a run directory"):
+        run(CHAIN, tiny_llama, tmp_path)
+
+
+def test_a_run_of_a_newer_version_is_refused(chain: Path, tiny_llama: Path):
+    state = json.loads((chain / "run.json").read_text()) | {"format": 99}
+    (chain / "run.json").write_text(json.dumps(state))
+    with pytest.raises(RecipeError, match="written by a newer burnish"):
+        run(CHAIN, tiny_llama, chain)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from burnish.core.recipe import parse_recipe
+from burnish.core.runner import Rooms, Run
+from small_stages import Scale
+rooms = Rooms(lambda name, where: Scale, lambda: Scale, lambda reference: "")
+recipe = parse_recipe(sys.argv[1], source="r")
+Run(recipe, Path(sys.argv[2]), rooms).execute()
+"""
+
+
+@contextmanager
+def started(nodes: str, start: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A runner in a process of its own, ended in any case."""
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, f"start: {start}\n{nodes}", str(directory)])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_runner_that_is_stopped_leaves_no_process_and_can_continue(tiny_llama: Path, tmp_path: Path, signum: int):
+    slow = CHAIN.replace("factor: 0.25}", "factor: 0.25, pause: 60}")
+    with started(slow, tiny_llama, tmp_path / "run") as process:
+        wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir() and children_of(process.pid))
+        [child] = children_of(process.pid)
+        process.send_signal(signum)
+        assert process.wait(timeout=60) != 0
+        wait_for(lambda: not Path(f"/proc/{child}").exists())
+    assert actions(run(CHAIN, tiny_llama, tmp_path / "run")) == {"a": "skip", "b": "run"}
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_directory_are_refused(tiny_llama: Path, tmp_path: Path):
+    slow = CHAIN.replace("factor: 0.25}", "factor: 0.25, pause: 60}")
+    with started(slow, tiny_llama, tmp_path / "run"):
+        wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir())
+        with pytest.raises(OutputError, match="another burnish is running here"):
+            run(CHAIN, tiny_llama, tmp_path / "run").execute()
