@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from burnish.core.stage import Stage
 
 STAGES: dict[str, str] = {
+    "align": "burnish.align.stage:Align",
     "quantize": "burnish.quantize.stage:Quantize",
 }
 
@@ -34,9 +35,10 @@ def _evaluate_class() -> type[Settings]:
 
 
 def _data_hash(reference: str) -> str:
+    from burnish.align.pairs import holds_pairs, pairs_hash
     from burnish.data import data_hash
 
-    return data_hash(reference)
+    return pairs_hash(reference) if holds_pairs(reference) else data_hash(reference)
 
 
 ROOMS = Rooms(stage_class, _evaluate_class, _data_hash)

@@ -211,7 +211,7 @@ def test_exhausted_memory_says_what_to_lower(tiny_llama: Path, tmp_path: Path):
 def test_a_killed_stage_says_so_and_leaves_nothing_half_made(tiny_llama: Path, tmp_path: Path):
     with pytest.raises(StageError, match=r"killed by signal 9 .*lower --factor"):
         run(failing("kill"), tiny_llama, tmp_path / "run").execute()
-    assert not list((tmp_path / "run" / "nodes").iterdir())
+    assert not list((tmp_path / "run").glob("nodes/*"))
 
 
 def test_a_bug_in_a_stage_points_to_the_log(tiny_llama: Path, tmp_path: Path):
@@ -256,6 +256,23 @@ def test_a_run_of_a_newer_version_is_refused(chain: Path, tiny_llama: Path):
     (chain / "run.json").write_text(json.dumps(state))
     with pytest.raises(RecipeError, match="written by a newer burnish"):
         run(CHAIN, tiny_llama, chain)
+
+
+def test_a_path_outside_the_working_directory_is_never_read_silently(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    [note] = run(CHAIN, tiny_llama, tmp_path / "run").reads_outside()
+    assert note == f"r.yaml:1 reads {tiny_llama.resolve()}, outside the working directory"
+
+
+def test_a_configuration_without_weights_is_planned_but_not_run(tiny_llama: Path, tmp_path: Path):
+    (tmp_path / "config").mkdir()
+    shutil.copy(tiny_llama / "config.json", tmp_path / "config")
+    work = run(CHAIN, tmp_path / "config", tmp_path / "run")
+    assert work.plan(work.decide()).num_parameters == load(tiny_llama).plan().num_parameters
+    with pytest.raises(CheckpointError, match="no weights"):
+        work.execute()
 
 
 SCRIPT = """

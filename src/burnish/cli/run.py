@@ -71,6 +71,8 @@ def plan(recipe: Path, /, *, out: Out = None, start: str | None = None, verify: 
     decisions = work.decide()
     first = work.plan(decisions)
     _print_plan(parsed, first, decisions)
+    for note in work.reads_outside():
+        print(f"note: {note}")
 
 
 def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite: bool) -> None:

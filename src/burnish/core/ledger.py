@@ -2,11 +2,10 @@
 
 Rows are dictionaries with a `row` field:
 
-* `measurement`: one checkpoint under one protocol.
-  {row, time, node, checkpoint (hash), path, protocol {..., hash}, request,
-   metrics {name: {value, low, high, unit, note}}}
-* `stage`: what a node cost. {row, time, node, stage, settings, key, parents, checkpoint, seconds, peak_memory_bytes}
-* `table`: rows that explain a stage, such as one per layer. {row, time, node, name, rows}
+* `measurement`: one checkpoint under one protocol. Keys: time, node, checkpoint (its hash), path, protocol (with its
+  hash), request, metrics ({name: {value, low, high, unit, note}}).
+* `stage`: what a node cost. Keys: time, node, stage, settings, key, parents, checkpoint, seconds, peak_memory_bytes.
+* `table`: rows that explain a stage, such as one per layer. Keys: time, node, name, rows.
 
 A checkpoint is measured once per protocol: `Ledger.measured(checkpoint, protocol)` finds an earlier row.
 """

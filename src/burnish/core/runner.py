@@ -32,14 +32,19 @@ from typing import Any
 
 from burnish.core import errors
 from burnish.core.checkpoint import (
+    UNSAFE_SUFFIXES,
     Lineage,
     check_target,
     content_files,
     hash_directory,
+    kind_of,
+    load_config,
     plan_checkpoint,
+    plan_config,
     read_config,
     remove_leftovers,
     resolve,
+    weight_files,
     write_atomically,
 )
 from burnish.core.errors import BurnishError, OutputError, RecipeError, StageError
@@ -266,7 +271,7 @@ class Run:
         Raises:
             RecipeError, SettingsError, DataError: whatever would stop the run later.
         """
-        plans = {START: plan_checkpoint(self.start)}
+        plans = {START: self._plan_start()}
         for decision in decisions:
             node, stage = decision.node, decision.stage
             where = f"{node.where}, node {node.name!r}"
@@ -282,14 +287,43 @@ class Run:
             decision.plan = plans[node.name]
         return plans[START]
 
+    def _plan_start(self) -> Plan:
+        """From file headers; a directory that holds a configuration and no weights can be planned, though not run."""
+        if any(self.start.glob("*.safetensors")):
+            return plan_checkpoint(self.start)
+        raw = read_config(self.start)
+        if any(path.suffix in UNSAFE_SUFFIXES for path in self.start.iterdir()):
+            return plan_checkpoint(self.start)  # says that pickled weights are not opened
+        return plan_config(load_config(self.start), kind=kind_of(raw))
+
+    def reads_outside(self) -> list[str]:
+        """Local paths outside the working directory that the recipe reads, so that none is read silently."""
+        here = Path.cwd().resolve()
+        named = {self.recipe.start: self.recipe.where.get("start", self.recipe.source)}
+        settings = [(node.where, self.stages[node.name]) for node in self.recipe.nodes]
+        if self.evaluate is not None:
+            settings.append((self.recipe.where.get("evaluate", ""), self.evaluate))
+        for where, stage in settings:
+            named |= {value: where for name in stage.references() if (value := getattr(stage, name)) is not None}
+        outside = []
+        for value, where in named.items():
+            path = Path(value).expanduser()
+            if path.exists() and not path.resolve().is_relative_to(here):
+                outside.append(f"{where} reads {path.resolve()}, outside the working directory")
+        return outside
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def execute(self) -> list[Decision]:
         """Runs what must run, measures what must be measured, and returns what was decided for every node."""
         with self._locked(), _terminated_like_interrupted():
             self._sweep()
+            if self.recipe.text:
+                for note in self.reads_outside():
+                    self.log(f"note: {note}")
             decisions = self.decide()
             if any(decision.action == "run" for decision in decisions):
+                weight_files(self.start)
                 self.plan(decisions)
                 for decision in decisions:
                     if decision.action == "run":

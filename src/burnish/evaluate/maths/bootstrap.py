@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 RESAMPLES = 10_000
 
@@ -79,4 +79,4 @@ def paired_bootstrap(
 def expanded_level(num: int, confidence: float) -> float:
     """The lower percentile level that makes the bootstrap interval of `num` sequences as wide as Student's."""
     tail = (1 - confidence) / 2
-    return float(stats.norm.cdf(math.sqrt(num / (num - 1)) * stats.t.ppf(tail, num - 1)))
+    return float(special.ndtr(math.sqrt(num / (num - 1)) * special.stdtrit(num - 1, tail)))

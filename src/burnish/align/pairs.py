@@ -1,0 +1,264 @@
+"""Preference files: reading them, and refusing pairs that carry no preference.
+
+A pair is a row with `chosen` and `rejected`, and usually `prompt`; each is a string, or a list of chat messages
+{role, content} as TRL's conversational format has it. A row without `prompt` must hold the prompt at the start of both
+answers. Other columns are kept. Files are JSON lines (also .gz), JSON arrays or parquet; anything else is a hub id,
+`owner/name` or `owner/name:split`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from burnish.core.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Pair = dict[str, Any]
+OnBadPair = Literal["refuse", "drop"]
+
+JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson")
+KEPT_COLUMNS = ("prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs")
+"""What the trainers read; everything else stays behind."""
+
+
+@dataclass
+class Pairs:
+    """Rows of a preference file and where each came from.
+
+    Attributes:
+        rows: the pairs, with all their columns.
+        numbers: of each row: its line in a JSON lines file, else its index from 0.
+        source: how messages call the file.
+        dropped: {reason: count} of rows that were left out.
+    """
+
+    rows: list[Pair]
+    numbers: list[int]
+    source: str
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        return f"{self.source}:{self.numbers[index]}"
+
+    def dataset(self) -> Dataset:
+        """For the trainers: `prompt`, `chosen`, `rejected` and the few other columns they read."""
+        datasets = import_datasets()
+        present = [column for column in KEPT_COLUMNS if any(column in row for row in self.rows)]
+        return datasets.Dataset.from_list([{column: row.get(column) for column in present} for row in self.rows])
+
+
+def read_pairs(source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: int | None = None) -> Pairs:
+    """Reads and checks a preference file.
+
+    Args:
+        source: a file, a directory of files, or a hub id with an optional `:split` (default train).
+        on_bad_pair: what to do with a pair that is missing, empty or identical on both sides.
+        limit: reads this many pairs at most.
+
+    Raises:
+        DataError: no such file, malformed rows (with file and line), no pair left, or a bad pair under "refuse".
+    """
+    pairs = _read(source)
+    if limit is not None:
+        pairs = Pairs(pairs.rows[:limit], pairs.numbers[:limit], pairs.source)
+    return check_pairs(pairs, on_bad_pair=on_bad_pair)
+
+
+def pairs_hash(source: str | Path) -> str:
+    """sha256 over the rows, so that the same pairs under another name or in another format have the same hash."""
+    pairs = _read(source)
+    digest = hashlib.sha256()
+    for row in pairs.rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def holds_pairs(source: str | Path) -> bool:
+    """Whether a data reference is a preference file (its first row has `chosen`) or may be a hub data set of pairs."""
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if _format(file) is not None)
+        return bool(files) and holds_pairs(files[0])
+    if not path.is_file():
+        return _hub_name(str(source)) is not None
+    form = _format(path)
+    if form == "lines":
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            return b'"chosen"' in file.readline()
+    return form is not None and any("chosen" in row for row in _read_file(path).rows[:1])
+
+
+def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
+    """The pairs that hold a preference. A bad one is an error that names it, or is counted and left out."""
+    kept: list[int] = []
+    dropped: dict[str, int] = {}
+    for index, row in enumerate(pairs.rows):
+        fault = fault_of(row)
+        if fault is None:
+            kept.append(index)
+        elif on_bad_pair == "refuse" or fault.startswith("has no column"):
+            raise DataError(f"{fault}", where=pairs.where(index), fix=_advice(fault))
+        else:
+            dropped[fault] = dropped.get(fault, 0) + 1
+    if not kept:
+        raise DataError("holds no usable pair", where=pairs.source)
+    return Pairs([pairs.rows[i] for i in kept], [pairs.numbers[i] for i in kept], pairs.source, dropped)
+
+
+def fault_of(row: Pair) -> str | None:
+    """Why a row is not a preference pair, as a clause, or None."""
+    for column in ("chosen", "rejected"):
+        if column not in row or row[column] is None:
+            return f"has no column {column!r}"
+        if not isinstance(row[column], str | list):
+            return f"{column!r} is a {type(row[column]).__name__}, but it must be text or a list of messages"
+        if not text_of(row[column]).strip():
+            return f"the {column} answer is empty"
+    if row["chosen"] == row["rejected"]:
+        return "the chosen and the rejected answer are identical"
+    if isinstance(row["chosen"], list) != isinstance(row["rejected"], list):
+        return "one answer is text and the other a list of messages"
+    return None
+
+
+def text_of(value: str | Sequence[dict[str, Any]]) -> str:
+    """The words of an answer or prompt, chat messages joined with their roles."""
+    if isinstance(value, str):
+        return value
+    if len(value) == 1:
+        return str(value[0].get("content", ""))
+    return "\n\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in value)
+
+
+def split_prompt(row: Pair) -> tuple[str, str, str]:
+    """(prompt, chosen, rejected) as text; a row without `prompt` is cut where its answers part."""
+    if "prompt" in row and row["prompt"] is not None:
+        return text_of(row["prompt"]), text_of(row["chosen"]), text_of(row["rejected"])
+    chosen, rejected = row["chosen"], row["rejected"]
+    shared = 0
+    for first, second in zip(chosen, rejected, strict=False):
+        if first != second:
+            break
+        shared += 1
+    if isinstance(chosen, str):
+        cut = chosen.rfind(" ", 0, shared + 1) if shared < len(chosen) else shared
+        shared = max(cut, 0)
+    return text_of(chosen[:shared]) if shared else "", text_of(chosen[shared:]), text_of(rejected[shared:])
+
+
+def import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "align", "preference training") from None
+    return datasets
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def _read(source: str | Path) -> Pairs:
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if _format(file) is not None)
+        if not files:
+            raise DataError("holds no .jsonl, .jsonl.gz, .json or .parquet file", where=str(path))
+        read = [_read_file(file) for file in files]
+        rows = [row for part in read for row in part.rows]
+        return Pairs(rows, [number for part in read for number in part.numbers], str(path))
+    return _read_file(path) if path.is_file() else _read_hub(str(source))
+
+
+def _format(path: Path) -> str | None:
+    name = path.name.lower()
+    if name.endswith(JSON_LINES):
+        return "lines"
+    return {".json": "json", ".parquet": "parquet"}.get(path.suffix.lower())
+
+
+def _read_file(path: Path) -> Pairs:
+    form = _format(path)
+    if form is None:
+        raise DataError("is not a .jsonl, .jsonl.gz, .json or .parquet file", where=str(path))
+    if form == "parquet":
+        import pyarrow.parquet
+        from pyarrow import ArrowInvalid
+
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except ArrowInvalid as error:
+            raise DataError(f"is not a parquet file ({error})", where=str(path)) from None
+        return Pairs(rows, list(range(len(rows))), path.name)
+    if form == "json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"is not valid JSON ({error})", where=str(path)) from None
+        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+            raise DataError("is not a list of objects", where=str(path), fix="write one object a line, as .jsonl")
+        return Pairs(content, list(range(len(content))), path.name)
+    rows, numbers = [], []
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    rows.append(_row(line, f"{path.name}:{number}"))
+                    numbers.append(number)
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path)) from None
+    return Pairs(rows, numbers, path.name)
+
+
+def _row(line: str, where: str) -> Pair:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"is not valid JSON ({error.msg} at column {error.colno})", where=where) from None
+    if not isinstance(row, dict):
+        raise DataError("is not a JSON object", where=where)
+    return row
+
+
+def _read_hub(name: str) -> Pairs:
+    named = _hub_name(name)
+    if named is None:
+        raise DataError("no such preference file", where=name)
+    identifier, split = named
+    datasets = import_datasets()
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        rows: Iterable[Pair] = datasets.load_dataset(identifier, split=split)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DataError(
+            f"is neither a file nor a data set that the hub can give ({error.__class__.__name__})",
+            where=name,
+            fix="check the path, the name and the split",
+        ) from None
+    listed = [dict(row) for row in rows]
+    return Pairs(listed, list(range(len(listed))), name)
+
+
+def _hub_name(name: str) -> tuple[str, str] | None:
+    """(owner/name, split) of a hub data set, or None for what can only be a path."""
+    identifier, _, split = name.partition(":")
+    if identifier.count("/") != 1 or identifier.startswith((".", "/", "~")) or _format(Path(identifier)) is not None:
+        return None
+    return identifier, split or "train"
+
+
+def _advice(fault: str) -> str:
+    if fault.startswith("has no column"):
+        return "name the two answers 'chosen' and 'rejected'"
+    return "remove that row, or pass --on-bad-pair drop"

@@ -1,0 +1,112 @@
+"""The stage `align`: a model trained on preference pairs, or a reward model made from one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from burnish.core.errors import SettingsError
+from burnish.core.stage import CheckpointRef, Context, DataRef, Kind, Plan, Stage
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+
+Loss = Literal[
+    "dpo",
+    "aps-dpo",
+    "aps-quadratic-dpo",
+    "r3m-dpo",
+    "aps-r3m-dpo",
+    "reward",
+    "aps-reward",
+    "aps-quadratic-reward",
+    "r3m-reward",
+    "aps-r3m-reward",
+]
+
+ADAM_BYTES = 16
+"""Bytes per trained parameter: float32 weight, gradient and AdamW's two moments."""
+
+
+class Align(Stage):
+    """Train on preference pairs with a loss that adapts to each pair."""
+
+    name: ClassVar[str] = "align"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "preference training with DPO or a reward model; APS and R3M for weak and wrong labels"
+    memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"
+
+    loss: Loss = Field("aps-dpo", description="what is trained (dpo: the policy; reward: a reward model) and how")
+    data: DataRef | None = Field(None, description="preference pairs: .jsonl, .jsonl.gz, .json, .parquet or a hub id")
+    reference: CheckpointRef | None = Field(None, description="the reference of DPO; the model itself when not given")
+
+    beta: float = Field(0.1, gt=0, description="DPO: how strongly the policy is held to the reference")
+    rho0: float = Field(0.1, gt=0, description="APS: radius of the robust problem, in nats")
+    tau0: float = Field(0.1, gt=0, description="APS: smallest scale of a pair")
+    tau_max: float = Field(5.0, gt=0, description="APS: largest scale of a pair")
+    lam: float = Field(0.75, gt=0, lt=1, description="R3M: largest weight of a pair")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is wrong")
+
+    lr: float | None = Field(
+        None, gt=0, description="learning rate; when not given 1e-6 (dpo), 5e-5 (dpo with LoRA) or 1e-4 (reward)"
+    )
+    epochs: float = Field(1.0, gt=0, description="passes over the data; max_steps overrides it")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps")
+    batch: int = Field(16, ge=1, description="pairs per optimizer step")
+    micro_batch: int = Field(4, ge=1, description="pairs per forward pass; divides batch")
+    max_length: int = Field(1024, ge=8, description="tokens of prompt and answer; dpo cuts the end, reward leaves out")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights")
+    holdout: float = Field(0.05, ge=0, lt=1, description="share of the pairs kept for measuring, not trained on")
+    on_bad_pair: Literal["refuse", "drop"] = Field("refuse", description="empty or identical pairs: refuse or drop")
+    save_every: int = Field(50, ge=1, description="steps between states that an interrupted run continues from")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Align:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch is {self.batch}, which micro_batch {self.micro_batch} does not divide")
+        if self.tau0 > self.tau_max:
+            raise ValueError(f"tau0 is {self.tau0:g}, above tau_max {self.tau_max:g}")
+        if self.reference is not None and self.makes_reward:
+            raise ValueError(f"loss {self.loss!r} trains a reward model, which has no reference")
+        return self
+
+    @property
+    def makes_reward(self) -> bool:
+        return self.loss.endswith("reward")
+
+    @property
+    def pair_loss(self) -> str:
+        """The name in `burnish.align.losses`: "aps-quadratic-dpo" -> "aps_quadratic", "dpo" -> "bt"."""
+        head, _, _ = self.loss.rpartition("-")
+        return head.replace("-", "_") or "bt"
+
+    @property
+    def learning_rate(self) -> float:
+        if self.lr is not None:
+            return self.lr
+        if self.makes_reward:
+            return 1e-4
+        return 5e-5 if self.lora_rank else 1e-6
+
+    def plan(self, before: Plan) -> Plan:
+        """The same model, or the same backbone with a reward head; memory of a training step without activations."""
+        if self.data is None:
+            raise SettingsError("no preference data is named", where="data", fix="give data: FILE, or --data FILE")
+        after = before
+        if self.makes_reward:
+            from burnish.core.checkpoint import plan_config
+
+            labels = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "num_labels": 1}
+            config = type(before.config).from_dict(before.config.to_dict() | labels)
+            bytes_each = max(1, round(before.num_bytes / before.num_parameters))
+            after = plan_config(config, kind=Kind.SEQUENCE_CLASSIFIER, bytes_per_parameter=bytes_each)
+        trained = ADAM_BYTES * after.num_parameters if self.lora_rank == 0 else 5 * after.num_parameters
+        reference = 4 * before.num_parameters if self.reference is not None else 0
+        return after.with_(peak_memory_bytes=trained + reference)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.align.train import align
+
+        return align(self, model, ctx)

@@ -1,0 +1,325 @@
+"""TRL trainers whose loss adapts to each pair: thin subclasses of DPOTrainer and RewardTrainer.
+
+    trainer = RobustDPOTrainer(model, args=RobustDPOConfig("out", lam=0.75), train_dataset=pairs, processing_class=tok)
+    trainer.train()
+    trainer.pair_report(pairs).to_pandas()          # margin, delta, tau, weight; the most suspicious pair first
+
+Everything but the number that is minimised stays TRL's: data preparation, the three ways to a reference (a second
+model, the adapter switched off, precomputed log-probabilities), LoRA, f-divergences, WPO weights, metrics. The stock
+`_compute_loss` runs as it is, on a model that remembers its forward pass; the loss is then taken from the margins of
+that pass (`burnish.align.losses`). TRL has no registry of losses, and `_compute_loss` is private, so trl is pinned
+and a test compares loss and gradient with the stock trainer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import DPOTrainer, RewardTrainer
+
+from burnish.align.checks import ROW, PairChecks, truncation_sentence
+from burnish.align.configs import (
+    AdaptiveDPOConfig,
+    AdaptiveRewardConfig,
+    PairDPOConfig,
+    PairRewardConfig,
+    RobustDPOConfig,
+    RobustRewardConfig,
+)
+from burnish.align.losses import Diagnostics, smoothed_pair_loss
+from burnish.align.maths.direct import direct_margin, sequence_log_prob
+from burnish.core.errors import CheckpointError, SettingsError
+
+__all__ = [
+    "AdaptiveDPOConfig",
+    "AdaptiveDPOTrainer",
+    "AdaptiveRewardConfig",
+    "AdaptiveRewardTrainer",
+    "PairDPOConfig",
+    "PairDPOTrainer",
+    "PairRewardConfig",
+    "PairRewardTrainer",
+    "RobustDPOConfig",
+    "RobustDPOTrainer",
+    "RobustRewardConfig",
+    "RobustRewardTrainer",
+    "truncation_sentence",
+]
+
+
+class _Listener:
+    """Stands in for the model during one call of the stock loss, and remembers the first forward pass."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.outputs = model, None
+
+    def __call__(self, **inputs: Any) -> Any:
+        outputs = self.model(**inputs)
+        if self.outputs is None:
+            self.outputs = outputs
+        return outputs
+
+
+class _PairReports:
+    """What both trainers tell about single pairs."""
+
+    def _report(self, margins: list[Tensor], rows: list[int], args: Any) -> Dataset:
+        """One row per pair, sorted by margin: every loss suspects the pair that the model contradicts most."""
+        margin = torch.cat(margins).float()
+        loss, found = smoothed_pair_loss(args.pair_loss, margin, args.label_smoothing, **args.loss_settings())
+        columns: dict[str, Tensor] = {"margin": margin, "loss": loss} | found
+        order = margin.argsort(stable=True).tolist()
+        content = {"row": [rows[i] for i in order]}
+        return Dataset.from_dict(content | {key: values[order].tolist() for key, values in columns.items()})
+
+    def _log_pairs(self: Any, found: Diagnostics) -> None:
+        """`pairs/tau`, `pairs/delta`, `pairs/weight`, beside the stock metrics."""
+        mode = "train" if self.model.training else "eval"
+        names = list(found)
+        values = torch.stack([found[name].mean() for name in names])
+        gathered = self.accelerator.gather_for_metrics(values[None]).mean(dim=0).tolist()
+        for name, value in zip(names, gathered, strict=True):
+            self._metrics[mode][f"pairs/{name}"].append(value)
+
+
+class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
+    """DPOTrainer that minimises a pair loss of the implicit reward margin.
+
+    Args: as `trl.DPOTrainer`; `args` is a `PairDPOConfig`.
+
+    Raises:
+        CheckpointError: an in-memory model that was never saved is given without a reference, or the reference has
+            another vocabulary.
+        DataError: a pair without a preference, or one that truncation leaves without (by row).
+        SettingsError: impossible loss settings.
+    """
+
+    args: PairDPOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Any,
+        ref_model: PreTrainedModel | None = None,
+        args: PairDPOConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or self.default_config(f"{_name(model)}-{self.default_config.pair_loss}")
+        _check_reference(model, ref_model, args, kwargs.get("peft_config"))
+        super().__init__(model, ref_model, args, **kwargs)
+
+    default_config = PairDPOConfig
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        checked = self._number_and_check(dataset, args, dataset_name)
+        prepared = super()._prepare_dataset(checked, processing_class, args, dataset_name)
+        return self._check_truncated(prepared, args, dataset_name)
+
+    def _kept_tokens(self, example: dict[str, Any], args: Any) -> tuple[list[int], list[int], bool]:
+        prompt, limit = len(example["prompt_ids"]), args.max_length
+        chosen, rejected = example["chosen_ids"], example["rejected_ids"]
+        if limit is None or prompt + max(len(chosen), len(rejected)) <= limit:
+            return chosen, rejected, False
+        if args.truncation_mode == "keep_start":
+            return chosen[: limit - prompt], rejected[: limit - prompt], True
+        return chosen[-limit:], rejected[-limit:], True
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        inputs = self._with_reference(inputs)
+        listener = _Listener(model)
+        precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
+        try:
+            stock = super()._compute_loss(listener, inputs, return_outputs)
+        finally:
+            self.precompute_ref_logps = precomputed
+        outputs: Any = listener.outputs
+        margin = self._margin(outputs, inputs)
+        losses, found = smoothed_pair_loss(
+            self.args.pair_loss, margin, self.args.label_smoothing, **self.args.loss_settings()
+        )
+        if self.use_weighting:
+            losses = losses * self._wpo_weight(outputs, inputs)
+        loss = losses.mean()
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        self._log_pairs(found)
+        return (loss, stock[1]) if return_outputs else loss
+
+    def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the reference's log-probabilities in it, as if they had been precomputed."""
+        if self.precompute_ref_logps:
+            return inputs
+        chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        return inputs | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def _margin(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+        mask = inputs["completion_mask"][:, 1:]
+        # prompt-learning adapters put virtual tokens in front; the last positions are the real ones
+        per_token = outputs.log_probs[:, -mask.shape[1] :]
+        log_prob = sequence_log_prob(per_token, mask, self.ld_alpha)
+        return direct_margin(
+            log_prob,
+            inputs["ref_chosen_logps"],
+            inputs["ref_rejected_logps"],
+            self.beta,
+            self.f_divergence_type,
+            self.f_alpha_divergence_coef,
+        )
+
+    def _wpo_weight(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+        """Weight of a pair by how likely the policy is to write it (WPO, 2024, arXiv 2406.11827, eq. 2)."""
+        mask = inputs["completion_mask"][:, 1:]
+        with torch.no_grad():
+            aligned = (outputs.log_probs - outputs.log_sum_sq_probs)[:, -mask.shape[1] :] * mask
+            chosen, rejected = (aligned.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).exp().chunk(2)
+        return chosen * rejected
+
+    def pair_report(self, dataset: Dataset) -> Dataset:
+        """Margin, loss, weight and the loss's own diagnostics of every pair, the most suspicious first.
+
+        Raises:
+            SettingsError: the reference is gone: it was precomputed, and the policy has been trained since.
+        """
+        gone = self.precompute_ref_logps and self.ref_model is None and not is_peft_model(self.model)
+        if gone and self.state.global_step > 0:
+            raise SettingsError(
+                "the reference was precomputed and is no longer in memory",
+                where="pair_report",
+                fix="give the trainer a ref_model",
+            )
+        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, "report")
+        margins, rows = [], []
+        model: Any = self.model
+        model.eval()
+        for batch, numbers in _batches(self, prepared):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+                passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
+                chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+                outputs = model(**passed, labels=labels, use_cache=False, fused_lm_head=True)
+                batch |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+                margins.append(self._margin(outputs, batch).cpu())
+            rows += numbers
+        return self._report(margins, rows, self.args)
+
+
+class AdaptiveDPOTrainer(PairDPOTrainer):
+    """Ada-DPO: a scale per pair. "Adaptive Preference Scaling for RLHF", 2024, arXiv 2406.02764."""
+
+    default_config = AdaptiveDPOConfig
+
+
+class RobustDPOTrainer(PairDPOTrainer):
+    """R3M-DPO: a bounded pull per pair. "Robust RL from Corrupted Human Feedback", 2024, arXiv 2406.15568."""
+
+    default_config = RobustDPOConfig
+
+
+class PairRewardTrainer(PairChecks, _PairReports, RewardTrainer):
+    """RewardTrainer that minimises a pair loss of the reward difference.
+
+    A `margin` column is subtracted from the difference, as in the stock trainer, and `center_rewards_coefficient`
+    works as there. What it saves is the ordinary sequence-classification model with one label.
+    """
+
+    args: PairRewardConfig
+    default_config = PairRewardConfig
+
+    def __init__(self, model: str | PreTrainedModel | Any, args: PairRewardConfig | None = None, **kwargs: Any) -> None:
+        args = args or self.default_config(f"{_name(model)}-{self.default_config.pair_loss}-reward")
+        super().__init__(model, args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        checked = self._number_and_check(dataset, args, dataset_name)
+        prepared = super()._prepare_dataset(checked, processing_class, args, dataset_name)
+        return self._check_truncated(prepared, args, dataset_name)
+
+    def _kept_tokens(self, example: dict[str, Any], args: Any) -> tuple[list[int], list[int], bool]:
+        return example["chosen_ids"], example["rejected_ids"], False
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)[
+            1
+        ]
+        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        losses, found = smoothed_pair_loss(
+            self.args.pair_loss,
+            chosen - rejected - inputs.get("margin", 0.0),
+            self.args.label_smoothing,
+            **self.args.loss_settings(),
+        )
+        loss = losses.mean()
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
+        self._log_pairs(found)
+        return (loss, outputs) if return_outputs else loss
+
+    def pair_report(self, dataset: Dataset) -> Dataset:
+        """Margin, loss, weight and the loss's own diagnostics of every pair, the most suspicious first."""
+        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, "report")
+        margins, rows = [], []
+        model: Any = self.model
+        model.eval()
+        for batch, numbers in _batches(self, prepared):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
+                chosen, rejected = model(**passed, use_cache=False).logits.squeeze(-1).chunk(2)
+            margins.append((chosen - rejected - batch.get("margin", 0.0)).cpu())
+            rows += numbers
+        return self._report(margins, rows, self.args)
+
+
+class AdaptiveRewardTrainer(PairRewardTrainer):
+    """A reward model with a scale per pair (arXiv 2406.02764)."""
+
+    default_config = AdaptiveRewardConfig
+
+
+class RobustRewardTrainer(PairRewardTrainer):
+    """A reward model with a bounded pull per pair (arXiv 2406.15568)."""
+
+    default_config = RobustRewardConfig
+
+
+# -- borders -------------------------------------------------------------------------------------------------------
+
+
+def _check_reference(model: Any, ref_model: Any, args: Any, peft_config: Any) -> None:
+    if isinstance(model, str):
+        return
+    if ref_model is not None:
+        ours, theirs = model.config.get_text_config().vocab_size, ref_model.config.get_text_config().vocab_size
+        if ours != theirs:
+            raise CheckpointError(
+                f"the reference has a vocabulary of {theirs:,} tokens, but the model has {ours:,}",
+                where="ref_model",
+                fix="use the checkpoint that the model was trained from",
+            )
+        return
+    if is_peft_model(model) or peft_config is not None or args.precompute_ref_log_probs:
+        return
+    if not getattr(model.config, "_name_or_path", ""):
+        raise CheckpointError(
+            "the model exists in memory only and there is no reference, so TRL could not load one",
+            where="ref_model",
+            fix="pass ref_model, set precompute_ref_log_probs, or save the model and pass its path",
+        )
+
+
+def _batches(trainer: Any, dataset: Dataset) -> Any:
+    """(batch on the device, row numbers), in order."""
+    size = trainer.args.per_device_eval_batch_size
+    for start in range(0, len(dataset), size):
+        examples = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
+        yield trainer._prepare_inputs(trainer.data_collator(examples)), [example[ROW] for example in examples]
+
+
+def _name(model: Any) -> str:
+    return Path(model if isinstance(model, str) else model.config._name_or_path or "model").name

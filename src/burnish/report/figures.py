@@ -1,0 +1,229 @@
+"""The plots of the page: quality against size, loss curves, calibration curves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from burnish.report.charts import Datum, Figure, Series
+from burnish.report.compare import Checkpoint, describe_protocol, listing, protocols
+from burnish.report.metrics import KL, PERPLEXITY, SIZE, metric
+from burnish.report.numbers import number_bytes, number_count, tick_bytes, tick_count
+from burnish.report.run import Run, Table, Value
+
+_MAX_FRONTIERS = 4
+LOG_FROM_RATIO = {KL: 20.0, PERPLEXITY: 3.0}
+"""Values that span more than this factor get a logarithmic axis; equal steps of log perplexity are equal losses."""
+_MOST_MARKERS = 30
+_MAX_OTHER_CURVES = 4
+_CURVE_NAMES = {"lr": "learning rate", "grad_norm": "gradient norm"}
+_STEP_NAMES = ("step", "steps", "iteration")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# -- quality against size ----------------------------------------------------------------------------------------------
+
+
+def frontiers(columns: Sequence[Checkpoint], runs: Sequence[Run]) -> list[Figure]:
+    """Quality against size on disk, one plot per protocol and quality metric with at least two checkpoints."""
+    found = []
+    known = protocols(columns)
+    for digest, protocol in known.items():
+        names = [name for name in (KL, PERPLEXITY) if _count(columns, digest, name) >= 2]
+        found += [_frontier(columns, runs, digest, protocol, name, several=len(known) > 1) for name in names]
+    return found[:_MAX_FRONTIERS]
+
+
+def _count(columns: Sequence[Checkpoint], digest: str, name: str) -> int:
+    return sum(_point(column, digest, name) is not None for column in columns)
+
+
+def _point(column: Checkpoint, digest: str, name: str) -> tuple[float, Value] | None:
+    size, quality = column.exact_value(SIZE), column.value(name, digest)
+    if size is None or size.value is None or quality is None or quality.value is None:
+        return None
+    return size.value, quality
+
+
+def _frontier(
+    columns: Sequence[Checkpoint],
+    runs: Sequence[Run],
+    digest: str,
+    protocol: dict[str, Any],
+    name: str,
+    *,
+    several: bool,
+) -> Figure:
+    what = metric(name)
+    series, points = [], []
+    for index, run in enumerate(runs):
+        data = []
+        for column in columns:
+            point = _point(column, digest, name) if column.run == index else None
+            if point is None:
+                continue
+            size, quality = point
+            assert quality.value is not None
+            short = column.node if len(runs) == 1 or column.is_start else column.label.removeprefix(f"{run.name} / ")
+            interval = what.write_interval(quality)
+            title = f"{column.label}: {number_bytes(size)}, {what.label} {what.write(quality)}"
+            title += f" ({interval})" if interval else ""
+            low, high = (quality.low, quality.high) if quality.has_interval else (None, None)
+            data.append(Datum(size, quality.value, low, high, short, title))
+            points.append((size, quality.value))
+        if data:
+            series.append(Series(run.name, data))
+    positive = [y for _, y in points if y > 0]
+    log = bool(positive) and max(positive) / min(positive) > LOG_FROM_RATIO[name]
+    note = describe_protocol(protocol) if several else ""
+    if log and len(positive) < len(points):  # a start that is its own reference
+        at_zero = [d.label for one in series for d in one.data if d.y <= 0]
+        series = [Series(one.name, [d for d in one.data if d.y > 0]) for one in series]
+        points = [(x, y) for x, y in points if y > 0]
+        note = "; ".join(filter(None, (note, f"{listing(at_zero)}, at 0, is not on the logarithmic axis")))
+    best = best_for_size(points)
+    unit = f", {what.unit}" if what.unit else ""
+    ratio = max(x for x, _ in points) / max(min(x for x, _ in points), 1e-9)
+    return Figure(
+        title=f"{what.label} against size",
+        description="; ".join(datum.title for one in series for datum in one.data),
+        x_label="size on disk",
+        y_label=f"{what.label}{unit}",
+        series=series,
+        steps=_staircase(best) if len(points) > 2 else (),
+        steps_name="best at its size or smaller" if len(points) > 2 else "",
+        note=note,
+        log_x=ratio > 8,
+        log_y=log,
+        from_zero_x=ratio > 2,
+        from_zero_y=name == KL,
+        tick_x=tick_bytes,
+    )
+
+
+def best_for_size(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other point beats on both axes, from small to large; lower is better."""
+    best: list[tuple[float, float]] = []
+    for size, error in sorted(set(points)):
+        if not best or error < best[-1][1]:
+            best.append((size, error))
+    return best
+
+
+def _staircase(best: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    corners = [best[0]]
+    for (_, error), (size, lower) in itertools.pairwise(best):
+        corners += [(size, error), (size, lower)]
+    return corners
+
+
+# -- curves of a table -------------------------------------------------------------------------------------------------
+
+
+def curve_tables(run: Run) -> list[str]:
+    """Names of the tables that are drawn over steps: those whose rows have a step and something measured at it."""
+    names = {}
+    for table in run.tables:
+        step = _step_name(table.rows)
+        if step and len(table.rows) > 1 and _numeric(table.rows, skip={step}):
+            names[table.name] = None
+    return list(names)
+
+
+def curves(run: Run) -> list[Figure]:
+    """What a stage logged over its steps: losses in one picture, one series per node and column; others below."""
+    losses: list[Series] = []
+    others: dict[str, list[Series]] = {}
+    known = curve_tables(run)
+    for table in known:
+        by_node = _merged(run, table)
+        for node, rows in by_node.items():
+            step = _step_name(rows)
+            if step is None:
+                continue
+            newest = {row[step]: row for row in rows if is_number(row.get(step))}  # a resumed stage repeats some steps
+            ordered = [newest[number] for number in sorted(newest)]
+            for name in _numeric(ordered, skip={step, "time", "seconds", "epoch"}):
+                data = [Datum(row[step], row[name]) for row in ordered if is_number(row.get(name))]
+                sparse = len(data) <= _MOST_MARKERS
+                if "loss" in name or name in ("nats", "kl", "ce"):
+                    label = node if name == "loss" else f"{node}, {name.replace('_', ' ')}"
+                    losses.append(Series(label, data, line=True, markers=sparse))
+                else:
+                    others.setdefault(name, []).append(Series(node, data, line=True, markers=sparse))
+    figures = [_curve("Training loss", losses, y_label="loss")] if losses else []
+    for name, series in list(others.items())[:_MAX_OTHER_CURVES]:
+        label = _CURVE_NAMES.get(name, name.replace("_", " "))
+        figures.append(_curve(label[:1].upper() + label[1:], series, short=True))
+    return figures
+
+
+def _curve(title: str, series: Sequence[Series], *, y_label: str = "", short: bool = False) -> Figure:
+    parts = [f"{one.name} from {one.data[0].y:.4g} to {one.data[-1].y:.4g}" for one in series]
+    last = max(one.data[-1].x for one in series)
+    return Figure(
+        title=title,
+        description=f"{'; '.join(parts)}, over {last:,.0f} steps",
+        x_label="step",
+        y_label=y_label,
+        series=series,
+        from_zero_x=True,
+        from_zero_y=short,
+        log_y=False,
+        short=short,
+    )
+
+
+def _step_name(rows: Sequence[dict[str, Any]]) -> str | None:
+    return next((name for name in _STEP_NAMES if rows and name in rows[0]), None)
+
+
+def calibration_figure(run: Run) -> Figure | None:
+    """Divergence against the number of calibration tokens, one series per method."""
+    groups: dict[str, list[Datum]] = {}
+    for node, rows in _merged(run, "calibration").items():
+        for row in rows:
+            if is_number(row.get("tokens")) and row["tokens"] > 0 and is_number(row.get("kl")):
+                name = str(row.get("method", node))
+                low, high = row.get("low"), row.get("high")
+                title = f"{name}, {number_count(row['tokens'])} tokens: {row['kl']:.4g}"
+                groups.setdefault(name, []).append(Datum(row["tokens"], row["kl"], low, high, title=title))
+    if not groups:
+        return None
+    series = [Series(name, sorted(data, key=lambda d: d.x), line=True) for name, data in groups.items()]
+    tokens = [datum.x for one in series for datum in one.data]
+    return Figure(
+        title="Divergence against calibration data",
+        description="; ".join(datum.title for one in series for datum in one.data),
+        x_label="calibration tokens",
+        y_label="KL, nats/token",
+        series=series,
+        log_x=max(tokens) / min(tokens) > 4,
+        log_y=None,
+        from_zero_y=True,
+        tick_x=tick_count,
+    )
+
+
+def _merged(run: Run, name: str) -> dict[str, list[dict[str, Any]]]:
+    """{node: rows} of every table of this name, in the order of the ledger."""
+    merged: dict[str, list[dict[str, Any]]] = {}
+    for table in run.tables:
+        if table.name == name:
+            merged.setdefault(table.node, []).extend(table.rows)
+    return merged
+
+
+def _numeric(rows: Sequence[dict[str, Any]], *, skip: set[str]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if is_number(value))
+    return [name for name in names if name not in skip]
+
+
+def newest_tables(run: Run, name: str) -> list[Table]:
+    """The newest table of this name of each node."""
+    return list({table.node: table for table in run.tables if table.name == name}.values())

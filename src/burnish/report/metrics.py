@@ -1,0 +1,126 @@
+"""What the report knows of each metric: its name for people, how it is written, and which direction is better.
+
+A metric that is not in this table is still shown, under the name and unit that the ledger gives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from burnish.report import numbers
+from burnish.report.run import Value
+
+
+class Form(StrEnum):
+    """How a value is written."""
+
+    BYTES = "bytes"
+    COUNT = "count"
+    FRACTION = "fraction"
+    RATE = "rate"
+    PLAIN = "plain"
+
+
+class Change(StrEnum):
+    """How a change against the start is written."""
+
+    RATIO = "ratio"
+    DIFFERENCE = "difference"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table.
+
+    Attributes:
+        name: the ledger's.
+        label: the person's.
+        form, unit: how it is written; the unit is added where the form has none of its own.
+        change: how its change against the start is written.
+        better: "low", "high" or "" where neither is better as such.
+        exact: counted, not estimated, so it does not depend on a protocol.
+    """
+
+    name: str
+    label: str
+    form: Form = Form.PLAIN
+    unit: str = ""
+    change: Change = Change.NONE
+    better: str = ""
+    exact: bool = False
+
+    @property
+    def phrase(self) -> str:
+        """The label within a sentence."""
+        return self.label if self.label.startswith("KL") else self.label[:1].lower() + self.label[1:]
+
+    @property
+    def separate_unit(self) -> str:
+        """The unit that stands beside the metric's name in a table, where the values there have none."""
+        return self.unit if self.form in (Form.PLAIN, Form.RATE) else ""
+
+    def write(self, value: Value) -> str:
+        """The value with its unit, with as many digits as its interval supports."""
+        unit = (self.unit or value.unit) if self.form in (Form.PLAIN, Form.RATE) else ""
+        return self.write_bare(value) + (f"{numbers.SPACE}{unit}" if unit else "")
+
+    def write_bare(self, value: Value) -> str:
+        """The value as it stands in a table: bytes, counts and fractions bring their unit, others do not."""
+        assert value.value is not None
+        if self.form is Form.BYTES:
+            return numbers.number_bytes(value.value)
+        if self.form is Form.COUNT:
+            return numbers.number_count(value.value)
+        return self.number(value.value, value) + (f"{numbers.SPACE}%" if self.form is Form.FRACTION else "")
+
+    def write_interval(self, value: Value) -> str:
+        """ "low to high", without the unit where the value beside it has one."""
+        if not value.has_interval or value.low is None or value.high is None:
+            return ""
+        if self.form in (Form.BYTES, Form.COUNT):
+            low, high = (self.write(Value(end)) for end in (value.low, value.high))
+            return f"{low} to {high}" if low != high else ""
+        return f"{self.number(value.low, value)} to {self.number(value.high, value)}"
+
+    def number(self, number: float, value: Value) -> str:
+        """A number on this metric's scale; `value` decides the digits."""
+        scale = 100 if self.form is Form.FRACTION else 1
+        if value.has_interval and value.low is not None and value.high is not None:
+            return numbers.decimal(number * scale, numbers.interval_digits(value.low * scale, value.high * scale))
+        return numbers.significant(number * scale, 4)
+
+
+_TABLE = (
+    Metric("bytes_on_disk", "Size on disk", Form.BYTES, change=Change.RATIO, better="low", exact=True),
+    Metric(
+        "weight_bytes_per_token", "Weight bytes per token", Form.BYTES, change=Change.RATIO, better="low", exact=True
+    ),
+    Metric("num_parameters", "Parameters", Form.COUNT, change=Change.RATIO, exact=True),
+    Metric("num_active_parameters", "Active parameters", Form.COUNT, change=Change.RATIO, exact=True),
+    Metric("perplexity", "Perplexity", change=Change.RATIO, better="low"),
+    Metric("bits_per_byte", "Bits per byte", unit="bits/byte", change=Change.DIFFERENCE, better="low"),
+    Metric("kl_divergence", "KL from the reference", unit="nats/token", better="low"),
+    Metric("top1_agreement", "Same top token", Form.FRACTION, better="high"),
+    Metric("prefill_speed", "Prefill speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
+    Metric("decode_speed", "Decode speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
+    Metric("peak_memory", "Peak memory", Form.BYTES, change=Change.RATIO, better="low"),
+)
+METRICS = {metric.name: metric for metric in _TABLE}
+ORDER = {metric.name: index for index, metric in enumerate(_TABLE)}
+
+SIZE, PERPLEXITY, KL, BITS = "bytes_on_disk", "perplexity", "kl_divergence", "bits_per_byte"
+AGREEMENT, DECODE = "top1_agreement", "decode_speed"
+LOSS = Metric("loss", "Loss", unit="nats/token", change=Change.DIFFERENCE, better="low")
+"""The logarithm of the perplexity; the ledger has it per sequence, so differences are taken on this scale."""
+
+
+def metric(name: str) -> Metric:
+    """The table's entry, or a plain one for a metric that it does not know."""
+    return METRICS.get(name) or Metric(name, name.replace("_", " "), change=Change.NONE)
+
+
+def in_order(names: set[str]) -> list[str]:
+    """Known metrics in the order of the table, then the others by name."""
+    return sorted(names, key=lambda name: (ORDER.get(name, len(ORDER)), name))

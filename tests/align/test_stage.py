@@ -1,0 +1,156 @@
+"""The stage `align` in memory, from disk and after an interruption."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from burnish.align.pairs import Pairs
+from burnish.align.stage import Align
+from burnish.align.train import hold_out
+from burnish.core.checkpoint import load
+from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.core.stage import Kind
+
+SHORT = {"data": "prefs", "max_steps": 4, "batch": 4, "micro_batch": 2, "lr": 1e-3, "holdout": 0.2, "device": "cpu"}
+
+
+def test_loss_names_say_what_is_trained_and_with_what():
+    named = {
+        loss: (Align(loss=loss).pair_loss, Align(loss=loss).makes_reward)
+        for loss in ("dpo", "aps-quadratic-dpo", "r3m-reward", "reward")
+    }
+    assert named == {
+        "dpo": ("bt", False),
+        "aps-quadratic-dpo": ("aps_quadratic", False),
+        "r3m-reward": ("r3m", True),
+        "reward": ("bt", True),
+    }
+
+
+@pytest.mark.parametrize("loss", ["aps-dpo", "r3m-dpo"])
+def test_aligned_model_prefers_the_chosen_answers_and_loads_by_the_stock_class(loss, checkpoint, rows, tmp_path):
+    stage = Align(**SHORT | {"loss": loss, "holdout": 0.0, "max_steps": 8}, beta=1.0, lam=0.5)
+    result = stage(load(checkpoint), data=rows)
+    result.save(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    reference = AutoModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = result.tokenizer
+    ids = [
+        tokenizer(rows[0]["prompt"] + rows[0][side], return_tensors="pt")["input_ids"]
+        for side in ("chosen", "rejected")
+    ]
+
+    def log_prob(model, tokens):
+        logits = model(tokens).logits[:, :-1].log_softmax(-1)
+        return logits.gather(-1, tokens[:, 1:, None]).sum().item()
+
+    gains = [log_prob(loaded, tokens) - log_prob(reference, tokens) for tokens in ids]
+    assert gains[0] > gains[1]
+
+
+def test_reward_stage_saves_the_ordinary_sequence_classifier(checkpoint, rows, tmp_path):
+    result = Align(**SHORT | {"loss": "r3m-reward"})(load(checkpoint), data=rows)
+    result.save(tmp_path / "reward")
+    assert load(tmp_path / "reward").lineage.kind is Kind.SEQUENCE_CLASSIFIER
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").config.num_labels == 1
+
+
+def test_plan_of_a_reward_model_counts_its_head_instead_of_the_language_head(checkpoint, rows):
+    stage = Align(**SHORT | {"loss": "reward"})
+    before = load(checkpoint).plan()
+    made = stage(load(checkpoint), data=rows)
+    assert stage.plan(before).num_parameters == sum(p.numel() for p in made.module.parameters())
+
+
+def test_lora_is_merged_into_ordinary_weights(checkpoint, rows):
+    start = load(checkpoint)
+    result = Align(**SHORT | {"lora_rank": 4})(start, data=rows)
+    assert result.module.state_dict().keys() == start.module.state_dict().keys()
+    changed = [n for n, p in result.module.state_dict().items() if not torch.equal(p, start.module.state_dict()[n])]
+    assert "model.layers.0.self_attn.q_proj.weight" in changed
+    assert "model.embed_tokens.weight" not in changed
+
+
+def test_the_input_is_left_as_it_was(checkpoint, rows):
+    start = load(checkpoint)
+    before = {name: value.clone() for name, value in start.module.state_dict().items()}
+    Align(**SHORT)(start, data=rows)
+    assert all(torch.equal(value, before[name]) for name, value in start.module.state_dict().items())
+
+
+def test_another_reference_changes_the_result(checkpoint, reference_checkpoint, rows):
+    own = Align(**SHORT)(load(checkpoint), data=rows)
+    other = Align(**SHORT)(load(checkpoint), data=rows, reference=str(reference_checkpoint))
+    assert not torch.equal(own.module.lm_head.weight, other.module.lm_head.weight)
+
+
+def test_the_model_given_as_reference_is_the_same_as_none(checkpoint, rows):
+    own = Align(**SHORT)(load(checkpoint), data=rows)
+    same = Align(**SHORT)(load(checkpoint), data=rows, reference=str(checkpoint))
+    torch.testing.assert_close(own.module.lm_head.weight, same.module.lm_head.weight, rtol=0, atol=1e-7)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, rows, tmp_path, monkeypatch):
+    settings = SHORT | {"max_steps": 6, "save_every": 2, "loss": "aps-r3m-dpo"}
+    whole = Align(**settings)(load(checkpoint), data=rows)
+
+    from burnish.align import train
+
+    count = 0
+
+    def stop_at_fifth_step(self, args, state, control, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Bar, "on_step_end", stop_at_fifth_step)
+        with pytest.raises(Stop):
+            Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
+    assert train._last_state(tmp_path).endswith("checkpoint-4")
+    resumed = Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[name]), name
+
+
+def test_held_out_prompts_are_on_one_side_only(rows):
+    pairs = Pairs(rows * 3, list(range(36)), "data")
+    train, held = hold_out(pairs, 0.3, torch.Generator().manual_seed(0))
+    assert len(train) + len(held) == 36
+    assert not {row["prompt"] for row in train.rows} & {row["prompt"] for row in held.rows}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 5, "micro_batch": 2}, "batch is 5, which micro_batch 2 does not divide"),
+        ({"tau0": 2.0, "tau_max": 1.0}, "tau0 is 2, above tau_max 1"),
+        ({"lam": 1.0}, "lam"),
+        ({"rho0": 0.0}, "rho0"),
+        ({"loss": "reward", "reference": "x"}, "has no reference"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        Align(**settings)
+
+
+def test_no_data_is_refused_when_planned(checkpoint):
+    with pytest.raises(SettingsError, match="no preference data is named"):
+        Align().plan(load(checkpoint).plan())
+
+
+def test_a_reference_of_another_vocabulary_is_refused(checkpoint, other_vocabulary, rows):
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        Align(**SHORT)(load(checkpoint), data=rows, reference=str(other_vocabulary))
+
+
+def test_identical_answers_are_refused_by_row(checkpoint, rows):
+    with pytest.raises(DataError, match="data:12: the chosen and the rejected answer are identical"):
+        Align(**SHORT)(load(checkpoint), data=[*rows, {"prompt": "p", "chosen": "a", "rejected": "a"}])

@@ -1,0 +1,307 @@
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from burnish.core.errors import OutputError
+from burnish.core.ledger import Ledger
+from burnish.report import render, write
+
+VOID = {"meta", "link", "br", "path", "circle", "rect", "line", "input", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """Text of the page, its tables as cells, its attributes, and whether its elements are well nested."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.errors: list[str] = []
+        self.feed(html)
+        self.errors += [f"<{tag}> is never closed" for tag in self.open]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td") and self.rows:
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.open or self.open[-1] != tag:
+            self.errors.append(f"</{tag}> closes {self.open[-1:]}")
+        else:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text.append(data)
+        if self.rows and ("td" in self.open or "th" in self.open):
+            self.rows[-1][-1] += data + " "
+
+    @property
+    def words(self) -> str:
+        return tidy(" ".join(self.text))
+
+    def row(self, label: str) -> list[str]:
+        """Cells of the first table row whose heading begins so."""
+        return next([tidy(cell) for cell in row[1:]] for row in self.rows if row and tidy(row[0]).startswith(label))
+
+
+def tidy(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("\N{MINUS SIGN}", "-").replace(" .", ".").replace(" ,", ",").strip()
+
+
+@pytest.fixture(scope="module")
+def page(quickstart) -> Page:
+    return Page(render([quickstart]))
+
+
+def test_the_page_is_well_formed(page):
+    assert page.errors == []
+
+
+def test_the_page_needs_nothing_from_elsewhere(quickstart):
+    html = render([quickstart])
+    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]+)""", html)
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert "<script" not in html and "@import" not in html
+
+
+def test_the_headline_says_what_was_made_and_what_it_cost(page):
+    assert (
+        "yaqa 4 bit, made from SmolLM2-135M: 269 MB to 96.2 MB (64 % smaller); 0.041 nats per token worse on "
+        "wikitext2-test (95 % interval" in page.words
+    )
+
+
+def test_the_headline_is_only_about_results_that_nothing_follows(page):
+    leads = [tidy(text) for text in page.text if "made from" in text]
+    assert len(leads) == 3  # "yaqa 3 bit" is an intermediate step of "healed"
+
+
+def test_sizes_and_their_changes_stand_in_one_row(page):
+    assert page.row("Size on disk") == ["269 MB", *["79.4 MB -70.5 %"] * 2, "96.2 MB -64.3 %", "79.9 MB -70.3 %"]
+
+
+def test_what_is_equal_in_all_is_said_once(page):
+    assert page.row("Active parameters") == ["134.5 M in all"]
+
+
+def test_perplexity_has_an_interval_and_a_paired_change(page):
+    """exp(0.041) - 1 is 4.2 %; the paired interval is far narrower than those of the values."""
+    cell = page.row("Perplexity")[3]
+    assert re.fullmatch(r"20\.4 18\.5 to 22\.4 \+4\.2 %, worse \(\+3\.\d to \+5\.\d\)", cell), cell
+
+
+def test_packed_checkpoints_have_no_speed_and_the_page_says_why(page):
+    assert page.row("Decode speed")[1].startswith("not measured")
+    assert "transformers decompresses packed weights, so this would be the dense model's" in page.words
+
+
+def test_a_difference_whose_interval_includes_zero_is_within_noise(make_run, nodes):
+    close = replace(nodes[2], name="close", nats=0.0004, spread=0.05)
+    page = Page(render([make_run([close])]))
+    assert "loss on wikitext2-test within noise of the start" in page.words
+    assert page.row("Perplexity")[1].split(", ")[1].startswith("within noise")
+
+
+def test_a_gain_is_called_better(make_run, nodes):
+    page = Page(render([make_run([replace(nodes[2], name="tuned", nats=-0.2)])]))
+    assert "0.200 nats per token better on wikitext2-test (95 % interval 0.18" in page.words
+
+
+def test_without_sequences_no_paired_interval_is_claimed(make_run, nodes):
+    run = make_run([nodes[2]])
+    for path in (run / "sequences").iterdir():
+        path.unlink()
+    page = Page(render([run]))
+    assert "perplexity 19.6 to 20.4 (the intervals overlap; per-sequence values are missing" in page.words
+    assert "Differences on the same text" not in page.words
+
+
+def test_different_protocols_are_not_compared_and_the_fields_are_named(make_run, nodes):
+    other = replace(nodes[1], protocol={"context": 512, "dtype": "bfloat16"})
+    page = Page(render([make_run([nodes[0], other])]))
+    assert (
+        "quality is not compared, because the protocols differ in context (512 against 1,024) and dtype "
+        "(bfloat16 against float32)" in page.words
+    )
+    assert "of yaqa 3 bit against start: their protocols differ in context (512 against 1,024)" in page.words
+
+
+def test_values_of_different_protocols_stand_in_different_sections(make_run, nodes):
+    page = Page(render([make_run([nodes[0], replace(nodes[1], protocol={"context": 512})])]))
+    rows = [[tidy(cell) for cell in row[1:]] for row in page.rows if row and tidy(row[0]).startswith("Perplexity")]
+    assert rows[0][2] == "protocol 2"
+    assert rows[1][:2] == ["protocol 1", "protocol 1"]
+    assert rows[1][2] == "24.2 22.0 to 26.7"  # a value, and no change against a start of another protocol
+
+
+def test_counted_sizes_are_compared_under_any_protocol(make_run, nodes):
+    page = Page(render([make_run([replace(nodes[1], protocol={"context": 512})])]))
+    assert page.row("Size on disk")[1] == "79.4 MB -70.5 %"
+
+
+def test_runs_stand_side_by_side_with_one_column_for_their_common_start(make_run, nodes):
+    first = make_run(nodes[:1], directory="a", name="one")
+    second = make_run(nodes[1:2], directory="b", name="two")
+    page = Page(render([first, second]))
+    heads = next(row for row in page.rows if any("yaqa" in cell for cell in row))
+    assert [tidy(cell) for cell in heads[1:]] == ["start", "one / nearest 3 bit quantize", "two / yaqa 3 bit quantize"]
+    assert "two / yaqa 3 bit against one / nearest 3 bit" in page.words
+
+
+def test_siblings_are_compared_with_each_other(page):
+    cells = [[tidy(cell) for cell in row] for row in page.rows]
+    row = next(row for row in cells if row and row[0] == "yaqa 3 bit against nearest 3 bit")
+    assert row[1].startswith("-1.65 -1.75 to -1.55") and row[-1] == "better"
+
+
+NASTY = """<script>alert("1")</script> & 'quotes' ünï 模型 ‮"""
+
+
+def test_names_from_the_ledger_cannot_break_the_page(make_run, nodes):
+    node = replace(nodes[1], name=NASTY, settings={NASTY: NASTY}, tables={"layers": [{"name": NASTY, "error": 0.1}]})
+    html = render([make_run([node], name=NASTY, start=NASTY)])
+    page = Page(html)
+    assert page.errors == []
+    assert "<script" not in html
+    assert tidy(NASTY) in page.words
+
+
+def test_names_cannot_break_out_of_an_attribute(make_run, nodes):
+    html = render([make_run([replace(nodes[1], name='x" onmouseover="alert(1)')])])
+    assert not any(key.startswith("on") for _, attributes in Page(html).tags for key in attributes)
+
+
+def test_layers_loss_and_calibration_are_drawn(make_run, nodes, rows):
+    tables = {"layers": rows.layers, "loss": rows.loss, "calibration": rows.calibration}
+    page = Page(render([make_run([replace(nodes[1], tables=tables)])]))
+    spoken = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    assert any(text.startswith("relative error per matrix: 210 matrices, median") for text in spoken)
+    assert any(text.startswith("Training loss. yaqa 3 bit from") and "over 300 steps" in text for text in spoken)
+    assert any("gptq, 2,048 tokens" in text for text in spoken)
+
+
+def test_any_table_over_steps_is_drawn(make_run, nodes):
+    steps = [{"step": step, "rewards/margins": step / 10} for step in range(1, 6)]
+    page = Page(render([make_run([replace(nodes[1], tables={"preference_training": steps})])]))
+    spoken = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    assert any(text.startswith("Rewards/margins. yaqa 3 bit from 0.1 to 0.5, over 5 steps") for text in spoken)
+
+
+def test_a_resumed_stage_is_drawn_with_its_later_values(make_run, nodes):
+    run = make_run([replace(nodes[1], tables={"loss": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}]})])
+    Ledger(run, node=nodes[1].name).table("loss", [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.0}])
+    assert "yaqa 3 bit from 3 to 1, over 3 steps" in render([run])
+
+
+def test_a_table_without_a_picture_is_shown_as_it_is(make_run, nodes):
+    page = Page(render([make_run([replace(nodes[1], tables={"bit_choice": [{"matrix": "q", "bits": 3}]})])]))
+    assert "bit choice" in page.words and ["q ", "3 "] in page.rows
+
+
+def test_every_picture_has_a_text_for_those_who_cannot_see_it(page):
+    for tag, attributes in page.tags:
+        if tag == "svg":
+            assert attributes.get("aria-hidden") == "true" or attributes.get("aria-label")
+
+
+def test_costs_name_time_and_memory_of_each_stage(page):
+    assert page.row("healed distill")[-2:] == ["21 min 24 s", "1.90 GB"]
+
+
+def test_provenance_has_hashes_dates_and_the_recipe(page, quickstart):
+    ledger = Ledger(quickstart)
+    assert all(row["checkpoint"] in page.words for row in ledger.rows if row["row"] == "measurement")
+    assert ledger.rows[0]["time"] in page.words
+    assert "nodes: [{stage: quantize}]" in page.words
+
+
+def test_the_protocol_is_shown_whole(page):
+    assert "prompt_tokens 512" in page.words and "text_hash" in page.words
+
+
+def test_a_node_that_has_not_run_is_in_the_tree_and_nowhere_else(make_run, nodes):
+    page = Page(render([make_run([nodes[1], replace(nodes[2], name="later", status="waiting")])]))
+    assert "later not run yet" in page.words
+    assert "later, made from" not in page.words
+
+
+def test_many_checkpoints_are_cut_into_several_tables(make_run, nodes):
+    many = [replace(nodes[2], name=f"n{index}") for index in range(12)]
+    page = Page(render([make_run(many)]))
+    sizes = [row for row in page.rows if row and tidy(row[0]).startswith("Size on disk")]
+    assert [len(row) - 1 for row in sizes] == [6, 6, 3]
+
+
+def test_a_ledger_of_ten_thousand_rows_stays_below_a_megabyte(make_run, nodes):
+    experts = [
+        {"name": f"model.layers.{layer}.mlp.experts.{expert}.w1", "relative_error": 0.01 + expert / 1e4, "bits": 3}
+        for layer in range(32)
+        for expert in range(128)
+    ]
+    steps = [{"step": step, "loss": 3.0 + 1 / (1 + step), "lr": 1e-4} for step in range(5_000)]
+    run = make_run([replace(nodes[1], tables={"layers": experts, "loss": steps}), *nodes[2:3]])
+    ledger = Ledger(run)
+    rows = [row for row in ledger.rows if row["row"] == "measurement"]
+    kept = ("perplexity", "bytes_on_disk")
+    with (run / "ledger.jsonl").open("a", encoding="utf-8") as file:  # as 10,000 appends would, without their fsyncs
+        for index in range(10_000):
+            row = rows[index % len(rows)]
+            file.write(json.dumps(row | {"metrics": {name: row["metrics"][name] for name in kept}}) + "\n")
+    html = render([run])
+    assert len(html.encode()) < 1_000_000
+    assert "3,946 better ones are in the ledger" in tidy(html)
+
+
+def test_the_page_is_the_same_each_time(quickstart):
+    assert render([quickstart]) == render([quickstart])
+
+
+def test_the_page_lies_in_the_run_by_default(make_run):
+    run = make_run()
+    assert write(run) == run / "report.html"
+    assert (run / "report.html").read_text(encoding="utf-8") == render([run])
+
+
+def test_a_place_that_cannot_be_written_to_is_named(make_run, tmp_path):
+    with pytest.raises(OutputError, match=r"report\.html: cannot be written"):
+        write(make_run(), out=tmp_path / "missing" / "report.html")
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_colours_have_the_contrast_of_wcag_aa(quickstart, scheme):
+    """4.5 for text on both backgrounds, 3 for marks (WCAG 2.2, criteria 1.4.3 and 1.4.11)."""
+    blocks = re.findall(r":root \{(.*?)\}", render([quickstart]), flags=re.DOTALL)
+    colours = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", blocks[scheme]))
+    for ground in ("paper", "raised"):
+        for name in ("ink", "soft", "accent", "good", "bad", "noise"):
+            assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        for index in range(6):
+            assert contrast(colours[f"s{index}"], colours[ground]) >= 3, (index, ground)

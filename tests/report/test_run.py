@@ -1,0 +1,100 @@
+import json
+
+import pytest
+
+from burnish.core.errors import DataError
+from burnish.core.ledger import Ledger
+from burnish.report import render
+from burnish.report.compare import checkpoints, protocol_differences
+from burnish.report.run import START, read_run
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such run directory"):
+        render([tmp_path / "nowhere"])
+
+
+def test_a_directory_without_a_ledger_says_so(tmp_path):
+    with pytest.raises(DataError, match=r"has no ledger\.jsonl, so it is not a run directory; give the directory"):
+        render([tmp_path])
+
+
+def test_an_empty_ledger_says_so(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"the ledger is empty; run the recipe first"):
+        render([tmp_path])
+
+
+def test_no_directories_at_all_say_so():
+    with pytest.raises(DataError, match="no run directory was given"):
+        render([])
+
+
+def test_a_newer_run_format_asks_for_an_upgrade(make_run):
+    run = make_run()
+    (run / "run.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(DataError, match=r"newer burnish \(run format 2, this one reads up to 1\); upgrade burnish"):
+        render([run])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}', '{"format": "new"}'])
+def test_a_damaged_run_file_says_so(make_run, text):
+    run = make_run()
+    (run / "run.json").write_text(text)
+    with pytest.raises(DataError, match=r"run\.json: is damaged"):
+        render([run])
+
+
+def test_a_measurement_without_metrics_is_named_by_its_row(tmp_path):
+    Ledger(tmp_path).append("measurement", checkpoint="a", protocol={"hash": "b"})
+    with pytest.raises(DataError, match=r"row 1, a measurement, has no 'metrics'"):
+        render([tmp_path])
+
+
+def test_a_row_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text("[1]\n")
+    with pytest.raises(DataError, match="row 1 does not say what kind of row it is"):
+        render([tmp_path])
+
+
+def test_rows_of_unknown_kinds_are_counted_and_passed_over(make_run):
+    run = make_run()
+    Ledger(run, node="start").append("weather", sky="blue")
+    assert read_run(run).num_unknown_rows == 1
+
+
+def test_without_a_run_file_the_tree_comes_from_the_hashes(make_run):
+    run = read_run(make_run(state=False))
+    assert {node.name: node.parent for node in run.nodes} == {
+        "nearest 3 bit": START,
+        "yaqa 3 bit": START,
+        "yaqa 4 bit": START,
+        "healed": "yaqa 3 bit",
+    }
+
+
+def test_only_the_newest_checkpoint_of_a_node_is_shown(make_run):
+    directory = make_run()
+    ledger = Ledger(directory, node="healed")
+    old = read_run(directory).checkpoints["healed"]
+    row = next(row for row in ledger.rows if row["row"] == "measurement" and row["node"] == "healed")
+    ledger.append("stage", stage="distill", checkpoint="f" * 64, seconds=1.0)
+    ledger.measurement(checkpoint="f" * 64, path="x", protocol=row["protocol"], metrics=row["metrics"])
+    shown = [column.digest for column in checkpoints([read_run(directory)])]
+    assert "f" * 64 in shown and old not in shown
+
+
+def test_a_checkpoint_that_was_measured_under_another_name_is_still_found(make_run):
+    """Two nodes that come out the same are measured once."""
+    directory = make_run()
+    same = read_run(directory).checkpoints["yaqa 4 bit"]
+    Ledger(directory, node="twin").append("stage", stage="quantize", checkpoint=same, seconds=1.0)
+    (directory / "run.json").unlink()
+    twin = next(column for column in checkpoints([read_run(directory)]) if column.node == "twin")
+    assert twin.measured
+
+
+def test_protocol_differences_name_nested_and_missing_fields():
+    first = {"context": 1024, "model": {"dtype": "float32"}, "hash": "a"}
+    second = {"context": 1024, "model": {"dtype": "bfloat16"}, "threads": 2, "hash": "b"}
+    assert protocol_differences(first, second) == [("model.dtype", "float32", "bfloat16"), ("threads", None, 2)]
