@@ -1,0 +1,1 @@
+"""Pure tensor functions of the room: grids, rounding, Kronecker factors, shrinkage, packing."""

@@ -1,0 +1,114 @@
+"""What a quantization would cost and make, from the configuration alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from burnish.arch import MatrixView
+from burnish.core.errors import SettingsError, nearest
+from burnish.core.progress import byte_count
+from burnish.quantize.export import Scheme, check_engine, check_loadable
+
+if TYPE_CHECKING:
+    from burnish.core.stage import Plan
+    from burnish.quantize.stage import Quantize
+
+QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
+SMALL_ROLES = ("router", "shared_expert_gate")
+"""A router decides which experts run; its few weights stay as they are."""
+
+FLOPS_PER_SECOND = {"cpu": 6e10, "cuda": 1e14}
+"""Of one CPU core and of a data-centre GPU, in the products that dominate; for estimates only."""
+
+
+def scheme_of(settings: Quantize) -> Scheme:
+    return Scheme(settings.bits, settings.group_size, settings.symmetric)
+
+
+def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixView]:
+    """The matrices of decoder layers that are quantized.
+
+    Raises:
+        SettingsError: a pattern that matches nothing, or some but not all of a group that vLLM fuses.
+    """
+    candidates = [v for v in views if v.layer is not None and v.part in QUANTIZED_PARTS and v.role not in SMALL_ROLES]
+    for pattern in ignore:
+        if not any(_matches(pattern, view) for view in views):
+            guess = nearest(pattern, [view.name.removesuffix(".weight") for view in candidates])
+            raise SettingsError(
+                f"ignore names {pattern!r}, which matches no matrix",
+                fix=f"did you mean {guess!r}?" if guess else "patterns start with re:",
+            )
+    chosen = [view for view in candidates if not any(_matches(pattern, view) for pattern in ignore)]
+    if not chosen:
+        raise SettingsError("there is nothing left to quantize", fix="shorten ignore")
+    names = {view.name for view in chosen}
+    for view in candidates:
+        siblings = [other for other in candidates if other.fused_group and other.fused_group == view.fused_group]
+        if view.name in names and any(other.name not in names for other in siblings):
+            left_out = next(other.name for other in siblings if other.name not in names)
+            raise SettingsError(
+                f"ignore leaves out {left_out} but not {view.name}, which vLLM joins into one matrix",
+                fix="ignore all of " + ", ".join(other.name for other in siblings),
+            )
+    return chosen
+
+
+def _matches(pattern: str, view: MatrixView) -> bool:
+    module = view.name.removesuffix(".weight")
+    if pattern.startswith("re:"):
+        return re.match(pattern.removeprefix("re:"), module) is not None
+    return pattern in (module, view.name)
+
+
+def plan(settings: Quantize, before: Plan) -> Plan:
+    """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
+    import torch
+    import transformers
+
+    from burnish.arch import matrices
+    from burnish.core.checkpoint import quiet_transformers
+    from burnish.quantize.statistics import layer_groups, sums_bytes
+
+    with torch.device("meta"), quiet_transformers():
+        module = transformers.AutoModelForCausalLM.from_config(before.config)
+    scheme = scheme_of(settings)
+    check_engine(settings.engine, scheme)
+    views = select(matrices(module), settings.ignore)
+    check_loadable(views, scheme)
+    check_propagation(settings)
+    num_weights = sum(view.shape[0] * view.shape[1] for view in views)
+    per_parameter = before.num_bytes / before.num_parameters
+    scale_bytes = max(round(per_parameter), 2)
+    packed = sum(scheme.num_bytes(*view.shape, scale_bytes) for view in views)
+    num_bytes = round(before.num_bytes - per_parameter * num_weights + packed)
+    notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
+    seconds, statistics_bytes = 0.0, 0
+    if settings.method != "rtn":
+        sketch = settings.sketch if settings.method == "yaqa" else None
+        groups = layer_groups(views, sketch=sketch, memory_bytes=settings.memory)
+        statistics_bytes = max(sums_bytes(group, sketch) for group in groups)
+        passes = f"{len(groups)} pass{'es' if len(groups) > 1 else ''}"
+        disk = byte_count(settings.folds * sums_bytes(views, sketch) / 2)
+        notes.append(f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs")
+        model_flops = (4 if sketch else 2) * before.num_active_parameters * len(groups)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
+        products = sums_bytes(views, sketch) / 4
+        seconds = settings.num_tokens * (model_flops + 1.3 * products) / FLOPS_PER_SECOND[device]
+    if settings.bits not in (4, 8):
+        notes.append(f"loads in transformers; vLLM has no built-in kernel for {settings.bits} bits")
+    working = 4 * before.num_parameters + statistics_bytes + 1_000_000_000
+    return before.with_(
+        num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds or None, notes=(*before.notes, *notes)
+    )
+
+
+def check_propagation(settings: Quantize) -> None:
+    if settings.propagate and settings.method != "gptq":
+        raise SettingsError(
+            f"propagate is for gptq; {settings.method} measures the original model",
+            fix="leave propagate out, or use method: gptq",
+        )

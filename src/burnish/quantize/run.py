@@ -1,0 +1,114 @@
+"""`Quantize.run`: calibration text, statistics, rounding, packing."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from burnish.arch import matrices
+from burnish.core.checkpoint import Model
+from burnish.core.errors import DataError, NumericalError
+from burnish.core.stage import Context
+from burnish.quantize.export import check_loadable, ignored_modules, pack_all, quantization_config
+from burnish.quantize.method import Rounding, quantize_matrices
+from burnish.quantize.plan import check_propagation, scheme_of, select
+from burnish.quantize.propagate import quantize_layer_by_layer
+from burnish.quantize.statistics import Calibration, collect
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from burnish.quantize.stage import Quantize
+
+
+def run(settings: Quantize, model: Model, ctx: Context) -> Model:
+    """The quantized model: its module holds the rounded weights, `packed` what is written in their place."""
+    dtype = stored_dtype(model)
+    module = working_copy(model, ctx.device)
+    scheme = scheme_of(settings)
+    views = select(matrices(module), settings.ignore)
+    check_loadable(views, scheme)
+    check_propagation(settings)
+    for view in views:
+        if not torch.isfinite(view.tensor).all():
+            raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
+    rounding = Rounding(settings.method, scheme, dtype, damping=settings.damping, scale_search=settings.scale_search)
+    if settings.method == "rtn":
+        quantized = quantize_matrices(views, rounding, None, progress=ctx.progress)
+    else:
+        calibration = calibration_windows(settings, model, ctx)
+        if settings.propagate:
+            quantized = quantize_layer_by_layer(module, views, calibration, rounding, ctx.work_dir, ctx.progress)
+        else:
+            statistics = collect(
+                module,
+                views,
+                calibration,
+                ctx.work_dir / "statistics",
+                key={"model": weights_hash(model, module), "matrices": ",".join(view.name for view in views)},
+                sketch=settings.sketch if settings.method == "yaqa" else None,
+                memory_bytes=settings.memory,
+                progress=ctx.progress,
+            )
+            quantized = quantize_matrices(views, rounding, statistics, progress=ctx.progress)
+    ctx.ledger.table("layers", quantized.rows)
+    packed = pack_all(quantized.codes, quantized.grids, views, scale_dtype=dtype)
+    config = quantization_config(scheme, ignored_modules(module, views))
+    return model.derive(module=module.to(dtype), packed=packed, quantization_config=config)
+
+
+def stored_dtype(model: Model) -> torch.dtype:
+    """The dtype on disk, which the quantized checkpoint keeps for scales, norms and embeddings."""
+    dtype = model.dtype or model.config.dtype or torch.get_default_dtype()
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def working_copy(model: Model, device: str) -> PreTrainedModel:
+    """The network in float32 on the device, apart from the input's own, which stays as it is.
+
+    Statistics and rounding are computed in float32: bfloat16 gradients lose the small ones, and CPUs without bfloat16
+    instructions are many times slower in it.
+    """
+    if model.path is not None and "module" not in model.__dict__:
+        return Model(path=model.path, lineage=model.lineage, dtype=torch.float32, device=device).module
+    module = copy.deepcopy(model.module)
+    working = torch.float64 if module.dtype is torch.float64 else torch.float32
+    return module.to(device=torch.device(device), dtype=working).eval()
+
+
+def weights_hash(model: Model, module: PreTrainedModel) -> str:
+    """Names the weights: the checkpoint's content hash, or for a model in memory a hash of its parameters."""
+    if model.path is not None and "module" not in model.__dict__:
+        return model.hash
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def calibration_windows(settings: Quantize, model: Model, ctx: Context) -> Calibration:
+    """Windows of the calibration text, drawn with the stage's seed.
+
+    Raises:
+        DataError: the text is too short for a fold each.
+    """
+    from burnish.data import calibration
+
+    data = ctx.inputs.get("calibration", settings.calibration)
+    length = min(settings.length, getattr(model.config, "max_position_embeddings", None) or settings.length)
+    windows = calibration(model.tokenizer, data, length=length, max_tokens=settings.num_tokens, generator=ctx.generator)
+    if len(windows) < settings.folds:
+        raise DataError(
+            f"gives {len(windows)} windows of {length} tokens, but at least {settings.folds} are needed",
+            where=data if isinstance(data, str) else "calibration text",
+            fix=f"use a longer text, --tokens {settings.folds * length} or more, or a shorter --length",
+        )
+    if windows.numel() < settings.num_tokens - length:
+        ctx.progress.log(
+            f"the calibration text has only {windows.numel():,} of the {settings.num_tokens:,} tokens asked for"
+        )
+    return Calibration(windows, seed=settings.seed, num_folds=settings.folds)

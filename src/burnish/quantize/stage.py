@@ -1,0 +1,68 @@
+"""`Quantize`: weights rounded to 2-8 bits, written in the compressed-tensors format that stock loaders read.
+
+quantized = burnish.Quantize(method="yaqa", bits=3)(model, calibration=texts)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from burnish.core.settings import VOLATILE, DataRef
+from burnish.core.stage import Context, Plan, Stage, Weights
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+
+
+class Quantize(Stage):
+    """Rounds the linear layers' weights: to nearest (rtn), one-sided (gptq) or two-sided (yaqa)."""
+
+    name: ClassVar[str] = "quantize"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "round weights to 2-8 bits (RTN, GPTQ, YAQA)"
+    memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
+
+    method: Literal["rtn", "gptq", "yaqa"] = Field(
+        "gptq", description="rtn: nearest; gptq: one-sided, seconds to minutes; yaqa: two-sided, best, slowest"
+    )
+    bits: int = Field(4, ge=2, le=8, description="bits per weight")
+    group_size: int | None = Field(64, ge=1, description="inputs that share a scale; null for one scale per row")
+    symmetric: bool = Field(True, description="grid without zero points")
+    calibration: DataRef = Field("wikitext2-valid", description="text to collect statistics from (not used by rtn)")
+    tokens: int | None = Field(
+        None, ge=1, description="calibration tokens; null takes 16,384 for gptq and 65,536 for yaqa"
+    )
+    length: int = Field(256, ge=8, description="tokens per calibration window")
+    damping: float | None = Field(
+        None, gt=0, description="multiple of the mean diagonal added to factors; null chooses it on held-out windows"
+    )
+    scale_search: bool = Field(False, description="search a clipping ratio per group instead of the full range")
+    sketch: Literal["a", "b"] = Field(
+        "b", description="yaqa's factors: b keeps the dependence between tokens, a does not"
+    )
+    folds: int = Field(4, ge=2, description="parts of the calibration text; the last is held out to choose shrinkage")
+    propagate: bool = Field(
+        False, description="gptq only: statistics from activations of the layers quantized so far, not the original's"
+    )
+    ignore: tuple[str, ...] = Field((), description="matrices to leave dense: names, or re:PATTERN")
+    engine: Literal["vllm"] | None = Field(None, description="refuse what this engine has no kernel for")
+    memory: int = Field(2_000_000_000, ge=1, description="bytes of statistics held at once", json_schema_extra=VOLATILE)
+
+    @property
+    def num_tokens(self) -> int:
+        """Calibration tokens, with the method's default."""
+        if self.tokens is not None:
+            return self.tokens
+        return 65_536 if self.method == "yaqa" else 16_384
+
+    def plan(self, before: Plan) -> Plan:
+        from burnish.quantize.plan import plan
+
+        return plan(self, before).with_(weights=Weights.PACKED)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.quantize.run import run
+
+        return run(self, model, ctx)

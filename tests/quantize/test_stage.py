@@ -1,0 +1,133 @@
+"""The stage from settings to a checkpoint that a stock loader reads."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+from burnish.core.checkpoint import load, read_safetensors_header
+from burnish.core.errors import DataError, EngineError, NumericalError, SettingsError
+from burnish.core.stage import Weights
+from burnish.quantize.stage import Quantize
+
+SMALL = {"group_size": 32, "tokens": 512, "length": 32}
+
+
+def logits(module, ids):
+    with torch.no_grad():
+        return module(input_ids=ids).logits.float()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_saved_checkpoint_is_the_module_in_memory(model, ids, tmp_path, bits, symmetric):
+    quantized = Quantize(method="rtn", bits=bits, symmetric=symmetric, group_size=32)(model)
+    quantized.save(tmp_path / "out")
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", quantization_config=CompressedTensorsConfig(dequantize=True)
+    )
+    torch.testing.assert_close(logits(read, ids), logits(quantized.module, ids), rtol=0, atol=0)
+    assert load(tmp_path / "out").plan().weights is Weights.PACKED
+
+
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_channel_and_group_scales_load_without_any_argument(model, ids, tmp_path, group_size):
+    quantized = Quantize(method="rtn", bits=4, group_size=group_size)(model)
+    quantized.save(tmp_path / "out")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(read, ids), logits(quantized.module, ids), rtol=0, atol=0)
+
+
+def test_bfloat16_checkpoints_stay_bfloat16(model, ids, tmp_path):
+    model.dtype = torch.bfloat16
+    quantized = Quantize(method="gptq", bits=4, **SMALL)(model, calibration=[str(SMALL) * 200])
+    quantized.save(tmp_path / "out")
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", quantization_config=CompressedTensorsConfig(dequantize=True)
+    )
+    assert quantized.module.dtype is torch.bfloat16
+    for name, parameter in quantized.module.named_parameters():
+        assert torch.equal(read.get_parameter(name), parameter), name
+
+
+def test_the_input_model_is_left_alone(model, texts):
+    before = {name: parameter.clone() for name, parameter in model.module.named_parameters()}
+    Quantize(method="gptq", bits=2, **SMALL)(model, calibration=texts)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.module.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["gptq", "yaqa"])
+def test_the_same_settings_give_the_same_bits(model, texts, method):
+    stage = Quantize(method=method, bits=3, **SMALL)
+    first, second = (stage(model, calibration=texts).packed for _ in range(2))
+    for weight, tensors in first.items():
+        assert all(torch.equal(tensor, second[weight][name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group_size": 48}, "group_size 48 does not divide the 64 inputs"),
+        ({"method": "yaqa", "propagate": True}, "propagate is for gptq"),
+        ({"ignore": ("model.layers.0.self_attn.q_proj",)}, "vLLM joins into one matrix"),
+        ({"ignore": ("lm_hat",)}, "matches no matrix"),
+        ({"ignore": ("re:.*",)}, "nothing left"),
+    ],
+)
+def test_impossible_settings_are_refused_when_planned(model, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        Quantize(**settings).plan(model.plan())
+
+
+def test_the_message_on_group_sizes_says_which_do(model):
+    with pytest.raises(SettingsError, match="use 16, 32, 64 or one scale per row"):
+        Quantize(group_size=128).plan(model.plan())
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_out_of_range_are_refused(bits):
+    with pytest.raises(SettingsError, match=f"bits is {bits}"):
+        Quantize.parse({"bits": bits}, where="recipe.yaml")
+
+
+def test_an_engine_without_a_kernel_is_refused(model):
+    with pytest.raises(EngineError, match="no built-in kernel for 3-bit"):
+        Quantize(bits=3, engine="vllm").plan(model.plan())
+
+
+def test_planned_bytes_are_those_on_disk(model, tmp_path):
+    stage = Quantize(method="rtn", bits=3, group_size=32)
+    planned = stage.plan(model.plan()).num_bytes
+    directory = stage(model).save(tmp_path / "out")
+    header = read_safetensors_header(directory / "model.safetensors").values()
+    written = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header)
+    assert planned == pytest.approx(written, rel=0.01)  # the input's file header is counted with its weights
+
+
+def test_too_short_a_text_is_refused_with_what_would_do(model):
+    with pytest.raises(DataError, match="windows"):
+        Quantize(length=64, tokens=128)(model, calibration=["a short text. " * 40])
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(model):
+    model.module.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.up_proj"):
+        Quantize(method="rtn")(model)
+
+
+def test_activations_that_are_not_finite_are_refused_by_name(model, texts):
+    model.module.model.layers[0].input_layernorm.weight.data[0] = float("inf")
+    with pytest.raises(NumericalError, match=r"layers\.0.*calibration text are not finite"):
+        Quantize(method="gptq", **SMALL)(model, calibration=texts)
+
+
+def test_ignored_matrices_stay_as_they_are(model, ids, tmp_path):
+    quantized = Quantize(method="rtn", bits=2, group_size=32, ignore=("re:.*layers.1.*",))(model)
+    quantized.save(tmp_path / "out")
+    assert quantized.quantization_config["ignore"] == sorted(
+        [
+            "lm_head",
+            *(n.removesuffix(".weight") for n, _ in model.module.named_parameters() if "layers.1" in n and "proj" in n),
+        ]
+    )
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(read, ids), logits(quantized.module, ids), rtol=0, atol=0)
