@@ -54,11 +54,8 @@ def test_nodes_come_after_what_they_need_whatever_the_order_in_the_file():
     assert [node.name for node in recipe.nodes] == ["a", "b"]
 
 
-def test_a_node_that_a_setting_names_comes_first():
-    recipe = parse(
-        "start: m\nnodes:\n  - {name: b, from: start, stage: s, teacher: t}\n  - {name: t, from: start, stage: s}"
-    )
-    assert [node.name for node in recipe.nodes] == ["t", "b"]
+def test_a_setting_that_equals_a_node_name_is_no_dependency():
+    assert parse("start: m\nnodes: [{name: gptq, stage: quantize, method: gptq}]").nodes[0].parent == START
 
 
 def test_start_can_be_given_outside_the_file():

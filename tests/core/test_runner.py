@@ -147,6 +147,17 @@ def test_an_edited_data_file_reruns_exactly_what_reads_it(tiny_llama: Path, tmp_
     assert actions(work) == {"a": "run", "b": "skip"}
 
 
+def test_a_node_that_a_reference_names_comes_first_whatever_the_order_in_the_file(tiny_llama: Path, tmp_path: Path):
+    nodes = "nodes: [{name: s, from: start, stage: scale, teacher: t}, {name: t, from: start, stage: scale}]"
+    assert [node.name for node in run(nodes, tiny_llama, tmp_path / "run").recipe.nodes] == ["t", "s"]
+
+
+def test_nodes_that_refer_to_each_other_form_a_circle(tiny_llama: Path, tmp_path: Path):
+    nodes = "nodes: [{name: a, stage: scale, teacher: b}, {name: b, from: start, stage: scale, teacher: a}]"
+    with pytest.raises(RecipeError, match="circle: a -> b -> a"):
+        run(nodes, tiny_llama, tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_a_reference_may_name_a_node(tiny_llama: Path, tmp_path: Path):
     nodes = "nodes: [{name: t, stage: scale}, {name: s, from: start, stage: scale, teacher: t}]"

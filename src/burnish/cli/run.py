@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from burnish.core.progress import byte_count, duration
-from burnish.core.recipe import Recipe, read_recipe, single_node
+from burnish.core.recipe import START, Recipe, read_recipe, single_node
 from burnish.core.runner import Decision, Run
 from burnish.core.stage import Plan, Stage
 from burnish.stages import ROOMS
@@ -70,7 +70,7 @@ def plan(recipe: Path, /, *, out: Out = None, start: str | None = None, verify: 
     work = Run(parsed, out or Path("runs") / parsed.name, ROOMS, verify=verify)
     decisions = work.decide()
     first = work.plan(decisions)
-    _print_plan(parsed, first, decisions)
+    _print_plan(work.recipe, first, decisions)
     for note in work.reads_outside():
         print(f"note: {note}")
 
@@ -105,32 +105,36 @@ def _show(directory: Path, *, write_report: bool) -> None:
 
 
 def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{recipe.name}: {len(decisions)} nodes from {recipe.start}")
-    table.add_column("node")
-    table.add_column("from")
-    table.add_column("stage")
-    for heading in ("parameters", "active", "on disk", "memory", "time"):
-        table.add_column(heading, justify="right")
-    table.add_column("will")
-    table.add_row("start", "", "", *_plan_cells(first), "")
+    table = Table(title=f"{recipe.name}: {len(decisions)} nodes from {recipe.start}", box=box.SIMPLE_HEAD)
+    for heading in ("node", "stage"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("parameters", "on disk", "memory", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row("start", "", *_plan_cells(first))
+    depth = {START: 0}
     for decision in decisions:
         assert decision.plan is not None, "every decision has been planned"
-        cells = _plan_cells(decision.plan)
         node = decision.node
-        table.add_row(node.name, node.parent, node.stage, *cells, f"{decision.action}: {decision.reason}")
+        depth[node.name] = depth[node.parent] + 1
+        table.add_row("  " * depth[node.name] + node.name, node.stage, *_plan_cells(decision.plan))
     Console().print(table)
     for decision in decisions:
+        will = "runs" if decision.action == "run" else "is skipped"
+        print(f"{decision.node.name} {will}: {decision.reason}")
         for note in decision.plan.notes if decision.plan else ():
-            print(f"{decision.node.name}: {note}")
+            print(f"    {note}")
 
 
 def _plan_cells(plan: Plan) -> list[str]:
+    parameters = f"{plan.num_parameters / 1e6:,.1f} M"
+    if plan.num_active_parameters != plan.num_parameters:
+        parameters += f" ({plan.num_active_parameters / 1e6:,.1f} M active)"
     return [
-        f"{plan.num_parameters / 1e6:,.1f} M",
-        f"{plan.num_active_parameters / 1e6:,.1f} M",
+        parameters,
         byte_count(plan.num_bytes),
         byte_count(plan.peak_memory_bytes) if plan.peak_memory_bytes else "",
         f"about {duration(plan.seconds)}" if plan.seconds is not None else "",

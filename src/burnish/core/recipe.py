@@ -16,6 +16,7 @@ working directory. The file is read by YAML's safe loader; every mistake names f
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Nodes in an order in which every node comes after what it needs."""
+    """Nodes in an order in which every node comes after its parent."""
 
     name: str
     start: str
@@ -131,11 +132,13 @@ def parse_recipe(text: str, *, source: str, default_name: str = "recipe", start:
         raise RecipeError("'evaluate' is not a mapping of settings", where=place("evaluate"))
     name = str(content.get("name", default_name))
     _check_name(name, place("name"))
-    nodes = _order(_nodes(listed, place))
+    nodes = _nodes(listed, place)
+    _check_parents(nodes)
+    parents = {node.name: [node.parent] if node.parent != START else [] for node in nodes}
     return Recipe(
         name=name,
         start=str(first),
-        nodes=tuple(nodes),
+        nodes=in_order(nodes, parents),
         evaluate=evaluate,
         keep=_keep(content.get("keep", "all"), nodes, place("keep")),
         source=source,
@@ -179,9 +182,8 @@ def _processes(launch: Any, where: str) -> int:
     return launch["processes"]
 
 
-def _order(nodes: list[Node]) -> list[Node]:
-    """The nodes so that each follows its parent and the nodes that its settings name."""
-    names = {node.name: node for node in nodes}
+def _check_parents(nodes: list[Node]) -> None:
+    names = [node.name for node in nodes]
     for node in nodes:
         if node.parent != START and node.parent not in names:
             guess = nearest(node.parent, [START, *names])
@@ -190,6 +192,19 @@ def _order(nodes: list[Node]) -> list[Node]:
                 where=node.where,
                 fix=f"did you mean {guess!r}?" if guess else f"nodes are {', '.join(names)}",
             )
+
+
+def in_order(nodes: Sequence[Node], needs: dict[str, list[str]]) -> tuple[Node, ...]:
+    """The nodes so that each follows those that it needs.
+
+    Args:
+        nodes: in the order of the file, which is kept where it can be.
+        needs: {name: names of the nodes that must be finished before it}.
+
+    Raises:
+        RecipeError: the nodes form a circle.
+    """
+    by_name = {node.name: node for node in nodes}
     ordered: list[Node] = []
     visiting: list[str] = []
 
@@ -200,20 +215,14 @@ def _order(nodes: list[Node]) -> list[Node]:
             circle = " -> ".join([*visiting[visiting.index(node.name) :], node.name])
             raise RecipeError(f"the nodes form a circle: {circle}", where=node.where)
         visiting.append(node.name)
-        for needed in needs(node, set(names)):
-            visit(names[needed])
+        for needed in needs[node.name]:
+            visit(by_name[needed])
         visiting.pop()
         ordered.append(node)
 
     for node in nodes:
         visit(node)
-    return ordered
-
-
-def needs(node: Node, names: set[str]) -> list[str]:
-    """Names of the nodes that must be finished before this one: its parent, and settings that are a node's name."""
-    referred = [value for value in node.settings.values() if isinstance(value, str) and value in names]
-    return [name for name in dict.fromkeys([node.parent, *referred]) if name in names]
+    return tuple(ordered)
 
 
 def _keep(value: Any, nodes: list[Node], where: str) -> str | tuple[str, ...]:

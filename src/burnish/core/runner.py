@@ -26,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from burnish.core.checkpoint import (
 )
 from burnish.core.errors import BurnishError, OutputError, RecipeError, StageError
 from burnish.core.ledger import Ledger
-from burnish.core.recipe import START, Node, Recipe, needs
+from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.settings import Settings
 from burnish.core.stage import Plan, Stage
 
@@ -105,6 +105,8 @@ class Run:
             )
             for node in self.recipe.nodes
         }
+        self.needs = {node.name: self._needs(node) for node in self.recipe.nodes}
+        self.recipe = replace(self.recipe, nodes=in_order(self.recipe.nodes, self.needs))
         self.evaluate = None
         if self.recipe.evaluate is not None:
             self.evaluate = self.rooms.evaluate().parse(
@@ -114,6 +116,12 @@ class Run:
         read_config(self.start)
         self.state = self._read_state()
         self.hashes: dict[str, str] = {}
+
+    def _needs(self, node: Node) -> list[str]:
+        """Names of the nodes that must be finished before this one: its parent, and those that its settings name."""
+        stage = self.stages[node.name]
+        named = [getattr(stage, key) for key, to in stage.references().items() if to == "checkpoint"]
+        return [name for name in dict.fromkeys([node.parent, *named]) if name in self.stages]
 
     # -- where things are --------------------------------------------------------------------------------------------
 
@@ -222,7 +230,7 @@ class Run:
         stage = self.stages[node.name]
         key = self._key(node)
         if key is None:
-            waiting = [name for name in needs(node, set(self.stages)) if name not in self.hashes]
+            waiting = [name for name in self.needs[node.name] if name not in self.hashes]
             return Decision(node, stage, "run", f"{waiting[0]!r} will be made anew")
         target = self.target(node.name)
         lineage = Lineage.read(target) if target.is_dir() else None
@@ -240,10 +248,9 @@ class Run:
 
     def _skip_dropped(self, decisions: list[Decision]) -> None:
         """A dropped checkpoint must be made again when a node that needs it runs."""
-        names = {decision.node.name for decision in decisions}
         for decision in reversed(decisions):
             if decision.action == "dropped":
-                users = [d for d in decisions if decision.node.name in needs(d.node, names) and d.action == "run"]
+                users = [d for d in decisions if decision.node.name in self.needs[d.node.name] and d.action == "run"]
                 if users or decision.node.name in self.recipe.kept():
                     decision.action = "run"
                     decision.reason = f"was not kept, and {users[0].node.name!r} needs it" if users else "was not kept"
