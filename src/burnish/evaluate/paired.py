@@ -9,8 +9,8 @@ import numpy as np
 from burnish.core.errors import DataError, SettingsError
 from burnish.evaluate.maths.bootstrap import Interval, paired_bootstrap
 
-COLUMNS = {"nats": "tokens", "kl": "tokens", "agreeing": "tokens"}
-"""What can be compared, and the column it is a sum over."""
+IDENTIFYING = ("tokens", "bytes", "doc")
+"""Columns that say what was measured; they must be equal for a comparison, and are never compared themselves."""
 
 
 def compare(
@@ -21,28 +21,33 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Mean of `first` minus mean of `second` per token, with a paired bootstrap interval over sequences.
+    """Mean of `first` minus mean of `second`, with a paired bootstrap interval over sequences.
 
-    An interval that contains zero means: within noise. For perplexity, the ratio is exp(nats difference).
+    Per token where the sequences are windows of text, per sample where they are a task's. An interval that contains
+    zero means: within noise. For perplexity, the ratio is exp(nats difference).
 
     Args:
         first, second: `Evaluation.sequences` of two checkpoints under one protocol.
-        column: `nats` (cross-entropy), `kl` (divergence from the reference) or `agreeing` (equal first tokens).
+        column: `nats` (cross-entropy), `kl` (divergence from the reference), `agreeing` (equal first tokens), or a
+            task's metric, such as `acc`.
         confidence: of the interval.
         seed: of the bootstrap's draws.
 
     Raises:
         DataError: the two were not measured on the same sequences, or lack the column.
-        SettingsError: the column cannot be compared.
+        SettingsError: the column says what was measured, not how well.
     """
-    if column not in COLUMNS:
-        raise SettingsError(f"column {column!r} cannot be compared", fix=f"use {', '.join(COLUMNS)}")
+    if column in IDENTIFYING:
+        raise SettingsError(f"column {column!r} cannot be compared", fix="use nats, kl, agreeing or a task's metric")
     for name, sequences in (("first", first), ("second", second)):
         if column not in sequences:
-            raise DataError(f"has no column {column!r}", where=f"{name} evaluation", fix="evaluate with a reference")
-    weights = np.asarray(first[COLUMNS[column]])
-    if not np.array_equal(weights, np.asarray(second[COLUMNS[column]])):
-        raise DataError("the two were not measured on the same sequences", fix="evaluate both with the same settings")
-    return paired_bootstrap(
-        np.asarray(first[column]), np.asarray(second[column]), weights, confidence=confidence, seed=seed
-    )
+            fix = "evaluate with a reference" if column in ("kl", "agreeing") else None
+            raise DataError(f"has no column {column!r}", where=f"{name} evaluation", fix=fix)
+    for name in IDENTIFYING:
+        if not np.array_equal(np.asarray(first.get(name, [])), np.asarray(second.get(name, []))):
+            raise DataError(
+                "the two were not measured on the same sequences", fix="evaluate both with the same settings"
+            )
+    ours, theirs = np.asarray(first[column]), np.asarray(second[column])
+    weights = np.asarray(first["tokens"]) if "tokens" in first else np.ones(len(ours))
+    return paired_bootstrap(ours, theirs, weights, confidence=confidence, seed=seed)

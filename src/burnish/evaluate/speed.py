@@ -7,6 +7,7 @@ machine shifts times in one direction.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import statistics
 import sys
@@ -93,15 +94,17 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_PEAK.exists():
-        CLEAR_PEAK.write_text("5")
+        with contextlib.suppress(PermissionError):  # in some containers; the peak then counts from the start
+            CLEAR_PEAK.write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: allocated by torch on a GPU; resident in this process, interpreter and libraries included, on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

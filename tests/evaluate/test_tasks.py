@@ -1,0 +1,93 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish.core.checkpoint import Model, load
+from burnish.core.errors import DataError, MissingExtraError, SettingsError
+from burnish.evaluate import compare
+from burnish.evaluate.tasks import evaluate_tasks, minimal_pairs
+
+needs_lm_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (pip install 'burnish[eval]')"
+)
+
+PAIRS = [
+    ("You may reproduce copies of the Work.", "You may reproduces copies of the Work."),
+    ("the terms of this License", "the terms License of this"),
+    ("any patent claims", "any claims patents"),
+    ("without warranties or conditions", "without conditions or or warranties"),
+    ("for use and distribution", "use for distribution and"),
+]
+
+
+@pytest.fixture
+def model(tiny_llama: Path) -> Model:
+    return load(tiny_llama)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if importlib.util.find_spec("datasets"):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"good": good, "bad": bad}) + "\n" for good, bad in PAIRS))
+    return path
+
+
+@torch.inference_mode()
+def log_prob(model: Model, sentence: str) -> float:
+    """Of a sentence after the start token and a space, which is how lm-eval scores a choice without a prompt."""
+    ids = [model.tokenizer.bos_token_id, *model.tokenizer(f" {sentence}", add_special_tokens=False).input_ids]
+    log_probs = model.module(torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1)
+    return log_probs.gather(1, torch.tensor(ids[1:])[:, None]).sum().item()
+
+
+@needs_lm_eval
+def test_minimal_pairs_score_what_the_log_probabilities_say(model: Model, data: Path):
+    evaluation = evaluate_tasks(model, [minimal_pairs(data)])["minimal_pairs"]
+    expected = [float(log_prob(model, good) > log_prob(model, bad)) for good, bad in PAIRS]
+    assert evaluation.sequences["acc"] == expected
+    assert evaluation.metrics["acc"]["value"] == pytest.approx(sum(expected) / len(expected))
+
+
+@needs_lm_eval
+def test_two_models_can_be_compared_on_a_task(model: Model, data: Path):
+    evaluation = evaluate_tasks(model, [minimal_pairs(data)], limit=4)["minimal_pairs"]
+    assert evaluation.protocol["num_samples"] == 4
+    assert compare(evaluation.sequences, evaluation.sequences, column="acc").value == 0
+
+
+@needs_lm_eval
+def test_a_yaml_file_is_a_task(model: Model, data: Path, tmp_path: Path):
+    task = minimal_pairs(data, name="from_file")
+    (tmp_path / "task.yaml").write_text(json.dumps(task))  # JSON is YAML
+    assert set(evaluate_tasks(model, [tmp_path / "task.yaml"], limit=2)) == {"from_file"}
+
+
+@needs_lm_eval
+def test_unreadable_task_data_is_one_clear_sentence(model: Model, data: Path):
+    data.write_text('{"good": ')
+    with pytest.raises(DataError, match="could not read the data of minimal_pairs"):
+        evaluate_tasks(model, [minimal_pairs(data)])
+
+
+@needs_lm_eval
+@pytest.mark.slow
+def test_unknown_task_is_refused(model: Model):
+    with pytest.raises(SettingsError, match="lm-eval knows no task 'helaswag'"):
+        evaluate_tasks(model, ["helaswag"])
+
+
+def test_missing_lm_eval_names_the_extra(model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'burnish\[eval\]'"):
+        evaluate_tasks(model, [minimal_pairs(data)])
+
+
+def test_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"nothing\.jsonl: no such file"):
+        minimal_pairs(tmp_path / "nothing.jsonl")
