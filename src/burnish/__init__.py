@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from burnish.core.checkpoint import Model, load
     from burnish.core.errors import BurnishError
     from burnish.evaluate.stage import Evaluate
+    from burnish.quantize.stage import Quantize
 
 __version__ = "0.1.0"
 
@@ -24,9 +25,10 @@ _PUBLIC = {
     "Model": "burnish.core.checkpoint",
     "BurnishError": "burnish.core.errors",
     "Evaluate": "burnish.evaluate.stage",
+    "Quantize": "burnish.quantize.stage",
 }
 
-__all__ = ["BurnishError", "Evaluate", "Model", "load"]
+__all__ = ["BurnishError", "Evaluate", "Model", "Quantize", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -150,7 +150,7 @@ def round_batch(
     grids = {}
     for view in batch:
         weight = view.tensor.to(_working_dtype(view.tensor))
-        sums = None if statistics is None else _Folds(statistics, view, every_view)
+        sums = None if statistics is None else MatrixSums(statistics, view, every_view)
         importance = None if sums is None else sums.importance()
         grid = make_grid(weight, rounding, importance)
         grids[view.name] = grid
@@ -206,21 +206,20 @@ def make_grid(
     return integer_grid(weight, **settings)
 
 
-class _Folds:
+class MatrixSums:
     """The sums of one matrix: over all folds, and apart for fitting and holding out."""
 
     def __init__(self, statistics: Statistics, view: MatrixView, every_view: Sequence[MatrixView]) -> None:
         self.statistics, self.view, self.every_view = statistics, view, every_view
-        count = statistics.num_folds
-        self.all = statistics.read(view, range(count))
+        self.all = statistics.read(view, statistics.folds)
         self._parts: tuple[Sums, Sums] | None = None
 
     @property
     def parts(self) -> tuple[Sums, Sums]:
-        """Sums of the fitting part, and of the last fold, which is held out."""
+        """Sums of the fitting part and of the held-out part."""
         if self._parts is None:
-            last = self.statistics.num_folds - 1
-            self._parts = self.statistics.read(self.view, range(last)), self.statistics.read(self.view, [last])
+            fitting, held_out = self.statistics.fitting, self.statistics.held_out
+            self._parts = self.statistics.read(self.view, fitting), self.statistics.read(self.view, held_out)
         return self._parts
 
     def covariance(self) -> Tensor:
@@ -233,12 +232,11 @@ class _Folds:
     def borrowed(self) -> Tensor:
         """Covariance over all experts of this role in this layer."""
         siblings = [v for v in self.every_view if v.layer == self.view.layer and v.role == self.view.role]
-        every_fold = range(self.statistics.num_folds)
-        covariances = [self.statistics.read(sibling, every_fold).covariance for sibling in siblings]
+        covariances = [self.statistics.read(sibling, self.statistics.folds).covariance for sibling in siblings]
         return torch.stack([c for c in covariances if c is not None]).sum(0).to(self.view.tensor.device)
 
 
-def choose_factors(view: MatrixView, rounding: Rounding, sums: _Folds | None, grid: IntegerGrid) -> Factors:
+def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None, grid: IntegerGrid) -> Factors:
     """The factors of one matrix and the shrinkage of each, chosen on the held-out fold unless damping is given."""
     if sums is None or rounding.method == "rtn":
         return Factors(None, None, None, None, "nearest", IDENTITY, IDENTITY, 0)

@@ -51,7 +51,7 @@ def quantize_layer_by_layer(
             own = [view for view in views if view.layer == number]
             if own:
                 directory = work_dir / f"layer{number}"
-                statistics = Statistics(directory, {}, calibration.num_folds)
+                statistics = Statistics(directory, {}, range(calibration.num_folds))
                 for fold in range(calibration.num_folds):
                     sums = _Accumulator(own, None)
                     with capture(module, own) as captured, torch.no_grad():

@@ -7,6 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from burnish.arch import matrices
 from burnish.core.checkpoint import Model
@@ -57,7 +58,8 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     ctx.ledger.table("layers", quantized.rows)
     packed = pack_all(quantized.codes, quantized.grids, views, scale_dtype=dtype)
     config = quantization_config(scheme, ignored_modules(module, views))
-    return model.derive(module=module.to(dtype), packed=packed, quantization_config=config)
+    nn.Module.to(module, dtype=dtype)
+    return model.derive(module=module, packed=packed, quantization_config=config)
 
 
 def stored_dtype(model: Model) -> torch.dtype:
@@ -76,7 +78,8 @@ def working_copy(model: Model, device: str) -> PreTrainedModel:
         return Model(path=model.path, lineage=model.lineage, dtype=torch.float32, device=device).module
     module = copy.deepcopy(model.module)
     working = torch.float64 if module.dtype is torch.float64 else torch.float32
-    return module.to(device=torch.device(device), dtype=working).eval()
+    nn.Module.to(module, device=torch.device(device), dtype=working)
+    return module.eval()
 
 
 def weights_hash(model: Model, module: PreTrainedModel) -> str:

@@ -91,11 +91,20 @@ class Statistics:
     Args:
         directory: where they lie.
         key: what they belong to (model, text, labels); files of another key are refused.
-        num_folds: parts of the text.
+        folds: numbers of the parts of the text that are used.
     """
 
-    def __init__(self, directory: Path, key: dict[str, str], num_folds: int) -> None:
-        self.directory, self.key, self.num_folds = directory, key, num_folds
+    def __init__(self, directory: Path, key: dict[str, str], folds: Sequence[int]) -> None:
+        self.directory, self.key, self.folds = directory, key, tuple(folds)
+
+    @property
+    def held_out(self) -> tuple[int, ...]:
+        """The last quarter of the folds, at least one: what shrinkage is chosen on."""
+        return self.folds[-max(len(self.folds) // 4, 1) :]
+
+    @property
+    def fitting(self) -> tuple[int, ...]:
+        return self.folds[: -len(self.held_out)]
 
     def path(self, layer: int, fold: int) -> Path:
         return self.directory / f"layer{layer:03d}-fold{fold}.safetensors"
@@ -206,7 +215,7 @@ def collect(
         "label seed": str(calibration.seed if sketch else None),
         "dtype": str(module.dtype),
     }
-    statistics = Statistics(directory, full_key, calibration.num_folds)
+    statistics = Statistics(directory, full_key, range(calibration.num_folds))
     bars = progress or Progress(enabled=False)
     groups = layer_groups(views, sketch=sketch, memory_bytes=memory_bytes)
     for number, group in enumerate(groups, start=1):
