@@ -25,5 +25,5 @@ class AuditSettings(Settings):
     repeats: int = Field(default=3, ge=1, description="cross-fittings with different folds, averaged")
     words: bool = Field(default=True, description="let the answers' words count beside the model's hidden states")
     depths: tuple[float, ...] = Field(default=(0.5, 0.8), description="layers read, as shares of the model's depth")
-    max_length: int = Field(default=512, ge=8, description="tokens of prompt and answer that the model reads")
+    max_length: int = Field(default=512, ge=64, description="tokens of prompt and answer that the model reads")
     seed: int = Field(default=0, ge=0, description="seed of the folds")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 HASH_WIDTH = 2**16
 TOKENS_PER_BATCH = 4096
+PROMPT_TOKENS = 32
+"""What a long answer leaves of `max_length` for the end of its prompt."""
 
 
 def hidden_features(
@@ -39,7 +41,7 @@ def hidden_features(
         model: a causal language model or a sequence classifier.
         texts: (prompt, answer).
         depths: in (0, 1]: 0.5 is the layer half-way up, 1 the last one.
-        max_length: tokens; the prompt loses its beginning first, then the answer its end.
+        max_length: tokens; the answer loses its end, and the prompt its beginning.
         progress: for the bar.
     """
     module = model.module.base_model
@@ -87,17 +89,12 @@ def word_features(model: Model, answers: Sequence[str]) -> sparse.csr_matrix:
 
 
 def _encode(model: Model, prompt: str, answer: str, max_length: int) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and answer; chat models read them through their template."""
-    tokenizer = model.tokenizer
-    if tokenizer.chat_template and prompt:
-        messages = [{"role": "user", "content": prompt}]
-        head = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        start = tokenizer(head, add_special_tokens=False)["input_ids"]
-    else:
-        start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    end = tokenizer(answer.strip(), add_special_tokens=False)["input_ids"][:max_length]
-    room = max(0, max_length - len(end))
-    return (start[-room:] if room else []), end
+    """Token ids of prompt and answer, read as plain text: a chat template would add the same tokens to every answer."""
+    start = model.tokenizer(prompt.rstrip() + "\n", add_special_tokens=False)["input_ids"]
+    end = model.tokenizer(" " + answer.strip(), add_special_tokens=False)["input_ids"]
+    end = end[: max(1, max_length - PROMPT_TOKENS)]
+    room = max_length - len(end)
+    return start[-room:], end
 
 
 def _batches(order: list[int], encoded: list[tuple[list[int], list[int]]]) -> list[list[int]]:
