@@ -4,9 +4,11 @@ import pytest
 
 from burnish.core.errors import DataError
 from burnish.core.ledger import Ledger
+from burnish.core.recipe import START
 from burnish.report import render
-from burnish.report.compare import checkpoints, protocol_differences
-from burnish.report.run import START, read_run
+from burnish.report.compare import checkpoints
+from burnish.report.protocols import protocol_differences
+from burnish.report.run import read_run
 
 
 def test_a_missing_directory_is_named(tmp_path):

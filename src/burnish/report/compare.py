@@ -2,22 +2,20 @@
 
 Numbers are comparable when they come from one protocol (the same hash). Where two checkpoints share none for a metric,
 the report says so and names the fields in which their protocols differ. Counted facts (bytes, parameters) have no
-protocol. A change of quality is quoted with a paired interval from the per-sequence values when both have them.
+protocol.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import PurePath
 from typing import Any
 
 from burnish.core.ledger import Ledger
+from burnish.core.recipe import START
 from burnish.report.metrics import in_order, metric
-from burnish.report.paired import Difference, paired_difference
-from burnish.report.run import START, Measurement, Run, Value
+from burnish.report.protocols import listing, protocol_differences, show
+from burnish.report.run import Measurement, Run, Value
 
 _MAX_SIBLING_PAIRS = 4
 
@@ -110,50 +108,6 @@ def protocols(columns: Iterable[Checkpoint]) -> dict[str, dict[str, Any]]:
     return {digest: row.protocol for column in columns for digest, (row, _) in column.measured.items()}
 
 
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def protocol_differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, value in the first, value in the second) wherever two protocols differ; None stands for absent."""
-    left, right = flatten(first), flatten(second)
-    return [
-        (name, left.get(name), right.get(name))
-        for name in dict.fromkeys([*left, *right])
-        if name != "hash" and left.get(name) != right.get(name)
-    ]
-
-
-def describe_protocol(protocol: dict[str, Any]) -> str:
-    """One line: the fields that decide what a number means."""
-    parts = []
-    for name, form in _DESCRIBED:
-        value = protocol.get(name)
-        if value not in (None, "", 0, [], {}) and not isinstance(value, dict | list):
-            parts.append(form.format(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value))
-    return ", ".join(parts)
-
-
-_DESCRIBED = (
-    ("text", "{}"),
-    ("tokens", "{} tokens"),
-    ("num_tokens", "{} tokens"),
-    ("context", "context {}"),
-    ("dtype", "{}"),
-    ("engine", "{}"),
-    ("device", "{}"),
-    ("threads", "threads: {}"),
-    ("repeats", "repeats: {}"),
-)
-
-
 @dataclass(frozen=True)
 class Refusal:
     """Metrics of some checkpoints that may not be set against those of another, and why."""
@@ -191,94 +145,6 @@ def refusals(columns: Sequence[Checkpoint]) -> list[Refusal]:
         Refusal(tuple(entry["metrics"]), tuple(entry["columns"]), base, entry["differences"])
         for (base, _), entry in found.items()
     ]
-
-
-def show(value: Any) -> str:
-    """A protocol's or setting's value as a person reads it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(show(entry) for entry in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {show(entry)}" for key, entry in value.items())
-    text = str(value)
-    if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
-        return text[:12]
-    return text
-
-
-def listing(words: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def base_name(path: str) -> str:
-    """The name a person knows a checkpoint by: the last part of a path or hub id."""
-    return PurePath(path.rstrip("/")).name or path
-
-
-# -- paired differences ----------------------------------------------------------------------------------------------
-
-
-class Quantity(StrEnum):
-    """What is compared sequence by sequence, in the unit of the table."""
-
-    LOSS = "loss"
-    BITS = "bits"
-    KL = "kl"
-
-
-_SUMS = {
-    Quantity.LOSS: ("nats", "tokens", 1.0),
-    Quantity.BITS: ("nats", "bytes", 1 / math.log(2)),
-    Quantity.KL: ("kl", "tokens", 1.0),
-}
-"""{quantity: (column of sums, column they are divided by, factor)}, in the columns that the evaluation writes."""
-
-
-class Pairing:
-    """Paired differences, each computed once per page, and only those that the page shows."""
-
-    def __init__(self) -> None:
-        self._columns: dict[tuple[str, str], dict[str, list[float]]] = {}
-        self._known: dict[tuple[str, str, str, Quantity], Difference | None] = {}
-
-    def difference(
-        self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity = Quantity.LOSS
-    ) -> Difference | None:
-        """`after` minus `before`, or None where one has no per-sequence values, or too few, or of other sequences."""
-        key = (before.digest, after.digest, protocol, quantity)
-        if key not in self._known:
-            self._known[key] = self._compute(before, after, protocol, quantity)
-        return self._known[key]
-
-    def shared_protocol(self, before: Checkpoint, after: Checkpoint) -> str | None:
-        """The first protocol under which both were measured on the same sequences."""
-        shared = [digest for digest in before.measured if digest in after.measured]
-        return next((digest for digest in shared if self.difference(before, after, digest)), None)
-
-    def _compute(self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity) -> Difference | None:
-        sums, weights, factor = _SUMS[quantity]
-        first, second = self._read(before, protocol), self._read(after, protocol)
-        if not all(name in columns for name in (sums, weights) for columns in (first, second)):
-            return None
-        if first[weights] != second[weights] or len(first[weights]) < 2:  # one sequence gives no interval
-            return None
-        return paired_difference(first[sums], second[sums], first[weights]).scaled(factor)
-
-    def _read(self, column: Checkpoint, protocol: str) -> dict[str, list[float]]:
-        key = (column.digest, protocol)
-        if key not in self._columns:
-            found = column.measured.get(protocol)
-            read = found[1].read_sequences(column.digest, found[0].protocol) if found else None
-            self._columns[key] = read or {}
-        return self._columns[key]
 
 
 def comparisons(columns: Sequence[Checkpoint], runs: Sequence[Run]) -> list[tuple[Checkpoint, Checkpoint]]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from burnish.report.charts import Datum, Figure, Series
-from burnish.report.compare import Checkpoint, describe_protocol, listing, protocols
+from burnish.report.compare import Checkpoint, protocols
 from burnish.report.metrics import KL, PERPLEXITY, SIZE, metric
 from burnish.report.numbers import number_bytes, number_count, tick_bytes, tick_count
+from burnish.report.protocols import describe_protocol, listing
 from burnish.report.run import Run, Table, Value
 
 _MAX_FRONTIERS = 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from burnish.report.compare import Checkpoint, Pairing, Quantity
+from burnish.report.compare import Checkpoint
 from burnish.report.metrics import KL, LOSS, metric
+from burnish.report.paired import Pairing, Quantity
 from burnish.report.table import verdict, write_paired
 
 

@@ -6,17 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from burnish.report import numbers
-from burnish.report.compare import (
-    Checkpoint,
-    Pairing,
-    base_name,
-    listing,
-    protocol_differences,
-    show,
-    start_of,
-)
+from burnish.report.compare import Checkpoint, start_of
 from burnish.report.metrics import DECODE, KL, PERPLEXITY, SIZE, metric
-from burnish.report.paired import Difference
+from burnish.report.paired import Difference, Pairing
+from burnish.report.protocols import base_name, listing, protocol_differences, show
 from burnish.report.run import Run, Value
 from burnish.report.table import OVERLAP, write_change
 

@@ -5,7 +5,6 @@ The page is one file without scripts or links to anywhere. Templates escape ever
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.core.checkpoint import Lineage
 from burnish.core.errors import DataError, OutputError
 from burnish.report import charts, figures, forest, headline, layers, numbers, table, tree
-from burnish.report.compare import (
-    Pairing,
-    base_name,
-    checkpoints,
-    comparisons,
-    flatten,
-    protocol_differences,
-    refusals,
-    show,
-)
-from burnish.report.run import START, Run, read_run
+from burnish.report.compare import checkpoints, comparisons, refusals
+from burnish.report.paired import Pairing
+from burnish.report.protocols import base_name, flatten, protocol_differences, show
+from burnish.report.run import Run, read_run
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -227,9 +220,8 @@ def _versions(run: Run) -> list[tuple[str, str]]:
     """Library versions as the lineage of the run's checkpoints has them; the newest node's where they differ."""
     found: dict[str, str] = {}
     for node in run.nodes:
-        path = run.directory / "nodes" / node.name / "burnish.json"
-        if path.is_file():
-            found |= json.loads(path.read_text(encoding="utf-8")).get("versions", {})
+        lineage = Lineage.read(run.directory / "nodes" / node.name)
+        found |= lineage.versions if lineage else {}
     return sorted(found.items())
 
 
@@ -237,6 +229,3 @@ def _differing_fields(columns: Sequence[Any]) -> list[str]:
     """Fields in which the page's protocols differ from the first, to be read before any two are set side by side."""
     known = [protocol for _, protocol in table.protocol_list(columns)]
     return list(dict.fromkeys(name for one in known[1:] for name, _, _ in protocol_differences(known[0], one)))
-
-
-__all__ = ["REPORT_FILE", "START", "render", "write"]

@@ -16,10 +16,9 @@ from typing import Any
 
 from burnish.core.errors import DataError
 from burnish.core.ledger import LEDGER_FILE, Ledger
+from burnish.core.recipe import START
+from burnish.core.runner import RUN_FILE, RUN_FORMAT
 
-RUN_FILE = "run.json"
-RUN_FORMAT = 1
-START = "start"
 _REQUIRED = {
     "measurement": ("checkpoint", "protocol", "metrics"),
     "stage": ("stage", "checkpoint"),

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from burnish.report import numbers
-from burnish.report.compare import Checkpoint, Pairing, Quantity, describe_protocol, protocols, start_of
+from burnish.report.compare import Checkpoint, protocols, start_of
 from burnish.report.metrics import BITS, PERPLEXITY, Change, Form, Metric, in_order, metric
-from burnish.report.paired import Difference
+from burnish.report.paired import Difference, Pairing, Quantity
+from burnish.report.protocols import describe_protocol
 from burnish.report.run import Run, Value
 
 COLUMNS_PER_TABLE = 4

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from burnish.core.recipe import START
 from burnish.report import numbers
-from burnish.report.compare import protocol_differences, show
 from burnish.report.metrics import AGREEMENT, DECODE, KL, PERPLEXITY, SIZE, Form, metric
-from burnish.report.run import START, Measurement, check_rows, read_measurements
+from burnish.report.protocols import protocol_differences, show
+from burnish.report.run import Measurement, check_rows, read_measurements
 
 if TYPE_CHECKING:
     from rich.table import Table

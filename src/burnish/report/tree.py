@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.report.compare import show
-from burnish.report.run import START, Node
+from burnish.core.recipe import START
+from burnish.report.protocols import show
+from burnish.report.run import Node
 
 ROW, LANE = 58, 22
 _UNINTERESTING = {"seed", "device", "workers", "progress"}
