@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from burnish.align.stage import Align
     from burnish.core.checkpoint import Model, load
     from burnish.core.errors import BurnishError
     from burnish.evaluate.stage import Evaluate
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Align": "burnish.align.stage",
     "load": "burnish.core.checkpoint",
     "Model": "burnish.core.checkpoint",
     "BurnishError": "burnish.core.errors",
@@ -28,7 +30,7 @@ _PUBLIC = {
     "Quantize": "burnish.quantize.stage",
 }
 
-__all__ = ["BurnishError", "Evaluate", "Model", "Quantize", "load"]
+__all__ = ["Align", "BurnishError", "Evaluate", "Model", "Quantize", "load"]
 
 
 def __getattr__(name: str) -> object:
