@@ -60,7 +60,7 @@ _COMMANDS = {
 
 for _group, _commands in _COMMANDS.items():
     for _name, (_path, _help) in _commands.items():
-        app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group)
+        app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group, help_epilogue="")
 
 
 def main(arguments: list[str] | None = None) -> None:
