@@ -56,6 +56,8 @@ _COMMANDS = [
         "burnish.cli.quantize:quantize",
         "Round the weights to 2-8 bits in a format that engines load.",
     ),
+    (CHANGE, "align", "burnish.cli.align:align", "Train on preference pairs, or make a reward model; APS and R3M."),
+    (BESIDE, "audit", "burnish.cli.align:audit", "Rank preference pairs by how much a model doubts their labels."),
 ]
 
 for _group, _name, _path, _help in _COMMANDS:
