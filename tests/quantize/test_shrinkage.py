@@ -5,7 +5,7 @@ import torch
 
 from burnish.quantize.maths.grid import IntegerGrid
 from burnish.quantize.maths.rounding import proxy_loss, round_two_sided
-from burnish.quantize.maths.shrinkage import choose_shrinkage, expected_loss, shrink
+from burnish.quantize.maths.shrinkage import choose_shrinkage, expected_loss, shrink, square_root
 
 
 def samples(count: int, size: int, seed: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def test_expected_loss_is_the_mean_loss_of_rounding():
     )
     error = weight - round_two_sided(weight, None, used, grid)
     mean = float(proxy_loss(error, None, measured)) / count
-    assert mean == pytest.approx(expected_loss(used, measured, steps**2) / 12, rel=0.1)
+    assert mean == pytest.approx(expected_loss(used, square_root(measured), steps**2) / 12, rel=0.1)
 
 
 def test_few_samples_ask_for_more_damping_than_many():

@@ -81,14 +81,21 @@ def shrink(
     return shrunk
 
 
+def square_root(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """R with R R^T = H, for a positive semidefinite H; a millionth of the mean diagonal keeps it definite."""
+    definite = factor.clone()
+    definite.diagonal().add_(1e-6 * factor.diagonal().mean().clamp(min=torch.finfo(factor.dtype).tiny))
+    return torch.linalg.cholesky(definite)
+
+
 def expected_loss(
-    candidate: Float[Tensor, "n n"], held_out: Float[Tensor, "n n"], steps: Float[Tensor, " n"] | None = None
+    candidate: Float[Tensor, "n n"], held_out_root: Float[Tensor, "n n"], steps: Float[Tensor, " n"] | None = None
 ) -> float:
     """Σ_j c_j [L^-1 H* L^-T]_jj with L D L^T the candidate in the order in which rounding takes it.
 
     Args:
         candidate: a factor that rounding could use.
-        held_out: the same factor measured on other text.
+        held_out_root: R with R R^T = H*, the same factor measured on other text.
         steps: c, squared steps of the grid along this side; None takes them as equal.
 
     Raises:
@@ -97,12 +104,8 @@ def expected_loss(
     order = candidate.diagonal().argsort(stable=True)
     cholesky = torch.linalg.cholesky(candidate[order][:, order])
     unit = cholesky / cholesky.diagonal()
-    solved = torch.linalg.solve_triangular(unit, held_out[order][:, order], upper=False, unitriangular=True)
-    # diagonal of (L^-1 H*) L^-T: row j of the first times row j of L^-1
-    inverse = torch.linalg.solve_triangular(
-        unit, torch.eye(len(order), dtype=unit.dtype, device=unit.device), upper=False, unitriangular=True
-    )
-    diagonal = (solved * inverse).sum(dim=1)
+    moved = torch.linalg.solve_triangular(unit, held_out_root[order], upper=False, unitriangular=True)
+    diagonal = moved.square().sum(dim=1)
     return float(diagonal.sum() if steps is None else (steps[order] * diagonal).sum())
 
 
@@ -117,23 +120,41 @@ def choose_shrinkage(
 ) -> Shrinkage:
     """The shrinkage with the smallest expected loss on held-out text; the identity where nothing beats it.
 
+    For each mix dampings are walked downhill from the best one so far: in them the loss has one valley, from a factor
+    that is trusted too much to the identity.
+
     Args:
         factor: estimated on the fitting part.
         held_out: the same factor on the held-out part.
         target: a better-estimated matrix to shrink toward, from the fitting part.
         steps: squared steps of the grid along this side.
-        dampings, mixes: what is tried; mixes only where there is a target.
+        dampings: what is tried, ascending.
+        mixes: what is tried where there is a target.
     """
+    best = Shrinkage(float("inf"))
     held_out = normalised(held_out)
     diagonal = held_out.diagonal()
     identity_loss = float(diagonal.sum() if steps is None else (steps * diagonal).sum())
-    best = Shrinkage(float("inf"))
-    if identity_loss <= 0:
+    if identity_loss <= 0 or not factor.any():
         return best
+    root = square_root(held_out)
+    place = len(dampings) // 2
     for mix in mixes if target is not None else (0.0,):
-        for damping in dampings:
-            candidate = shrink(factor, damping=damping, mix=mix, target=target)
-            loss = expected_loss(candidate, held_out, steps) / identity_loss
-            if loss < best.loss:
-                best = Shrinkage(damping, mix, loss)
+        tried: dict[int, float] = {}
+
+        def loss_at(index: int, mix: float = mix, tried: dict[int, float] = tried) -> float:
+            if not 0 <= index < len(dampings):
+                return float("inf")
+            if index not in tried:
+                candidate = shrink(factor, damping=dampings[index], mix=mix, target=target)
+                tried[index] = expected_loss(candidate, root, steps) / identity_loss
+            return tried[index]
+
+        while True:
+            lower = min((place - 1, place + 1), key=loss_at)
+            if loss_at(lower) >= loss_at(place):
+                break
+            place = lower
+        if loss_at(place) < best.loss:
+            best = Shrinkage(dampings[place], mix, loss_at(place))
     return best
