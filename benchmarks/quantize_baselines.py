@@ -116,6 +116,7 @@ def measure(source: Path, work: Path, bits: int) -> None:
     results[f"{bits} bits"] = {"original_nats": baseline["nats"], "rows": rows}
     results |= {
         "settings": {"group_size": GROUP, "symmetric": True, "calibration_tokens": TOKENS, "window": LENGTH},
+        "slices": {"tuning": ["validation text, windows not calibrated on"], "reporting": ["wikitext2-test"]},
         "seeds": [0],
         "machine": platform.processor() or platform.machine(),
         "date": time.strftime("%Y-%m-%d"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import platform
 import resource
@@ -163,6 +164,11 @@ def measure(model: Any, slices: dict[str, torch.Tensor], directory: Path, argume
                     "tokens_per_window": REPORT_LENGTH - 1,
                     "rounding_cpu_seconds": seconds[best],
                     "choices": rows.get((method, best.damping)),
+                    "slices": {
+                        "calibration": [digest(slices["calibration"])],
+                        "tuning": [digest(slices["tuning"])],
+                        "reporting": [digest(slices["reporting"])],
+                    },
                 }
                 | shared_facts(arguments, started)
             )
@@ -304,6 +310,7 @@ def append(row: dict[str, Any]) -> None:
     key = [row.get(part) for part in identity]
     results["rows"] = [old for old in results["rows"] if [old.get(part) for part in identity] != key] + [row]
     results |= {
+        "slices": row.pop("slices", results.get("slices", {})),
         "machine": platform.processor() or platform.machine(),
         "cores": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
@@ -314,12 +321,60 @@ def append(row: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def digest(tokens: torch.Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
 def ratio_interval(first: Sequence[float], second: Sequence[float], resamples: int = 10_000) -> tuple[float, ...]:
     """Σ first / Σ second over windows, with a paired bootstrap interval (2.5 %, 97.5 %)."""
     a, b = np.array(first), np.array(second)
     picks = np.random.default_rng(0).integers(0, len(a), (resamples, len(a)))
     ratios = a[picks].sum(1) / b[picks].sum(1)
     return a.sum() / b.sum(), float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Markdown for the docs: methods side by side, the curve over calibration tokens, what was tried."""
+    measured = [row for row in results["rows"] if row["task"] == "measure"]
+    budgets = sorted({row["calibration_tokens"] for row in measured})
+    head = (
+        "| tokens | bits | RTN | GPTQ | YAQA | KL of YAQA / GPTQ (95 %) | perplexity: GPTQ, YAQA |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    )
+    lines, tried = [], ["| tokens | bits | method | tried (KL on the tuning slice) | chosen |", "| - | - | - | - | - |"]
+    for tokens in budgets:
+        for bits in sorted({row["bits"] for row in measured}):
+            own = [row for row in measured if row["calibration_tokens"] == tokens and row["bits"] == bits]
+            by_method = {method: [row for row in own if row["method"] == method] for method in (RTN, GPTQ, YAQA)}
+            if not by_method[GPTQ] or not by_method[YAQA]:
+                continue
+            per_token = {name: [np.sum(r["kl"]) / num_predicted(r) for r in rows] for name, rows in by_method.items()}
+            mean = {name: f"{np.mean(values):.3f}" if values else "" for name, values in per_token.items()}
+            value, low, high = ratio_interval(
+                np.mean([row["kl"] for row in by_method[YAQA]], axis=0).tolist(),
+                np.mean([row["kl"] for row in by_method[GPTQ]], axis=0).tolist(),
+            )
+            perplexities = [
+                f"{np.exp(np.mean([np.sum(row['nats']) / num_predicted(row) for row in by_method[method]])):.2f}"
+                for method in (GPTQ, YAQA)
+            ]
+            lines.append(
+                f"| {tokens:,} | {bits} | {mean[RTN]} | {mean[GPTQ]} | {mean[YAQA]} | {value:.2f} ({low:.2f} to "
+                f"{high:.2f}) | {', '.join(perplexities)} |"
+            )
+            for method in (GPTQ, YAQA):
+                for row in by_method[method]:
+                    scores = ", ".join(f"{held_out(k)}: {v:.4f}" for k, v in row["tried"].items())
+                    tried.append(f"| {tokens:,} | {bits} | {method} | {scores} | {held_out(str(row['chosen']))} |")
+    return {"main": "\n".join([*head, *lines]), "tried": "\n".join(tried)}
+
+
+def held_out(damping: str) -> str:
+    return "held-out choice" if damping == "None" else damping
+
+
+def num_predicted(row: dict[str, Any]) -> int:
+    return len(row["kl"]) * row["tokens_per_window"]
 
 
 if __name__ == "__main__":

@@ -52,6 +52,12 @@ def test_a_good_target_is_used_where_the_factor_is_noise():
     assert choice.mix == 1.0
 
 
+def test_a_singular_held_out_factor_has_a_root():
+    singular = samples(3, 32, 1).float()
+    root = square_root(singular)
+    torch.testing.assert_close(root @ root.T, singular, rtol=0, atol=1e-4 * float(singular.diagonal().mean()))
+
+
 def test_a_factor_of_zeros_is_answered_with_the_identity():
     zeros = torch.zeros(8, 8, dtype=torch.float64)
     assert choose_shrinkage(zeros, zeros).is_identity

@@ -36,7 +36,7 @@ class Quantize(Stage):
     )
     length: int = Field(256, ge=8, description="tokens per calibration window")
     damping: float | None = Field(
-        None, gt=0, description="multiple of the mean diagonal added to factors; null chooses it on held-out windows"
+        None, ge=1e-4, description="multiple of the mean diagonal added to factors; null chooses it on held-out windows"
     )
     scale_search: bool = Field(False, description="search a clipping ratio per group instead of the full range")
     sketch: Literal["a", "b"] = Field(

@@ -82,10 +82,19 @@ def shrink(
 
 
 def square_root(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """R with R R^T = H, for a positive semidefinite H; a millionth of the mean diagonal keeps it definite."""
-    definite = factor.clone()
-    definite.diagonal().add_(1e-6 * factor.diagonal().mean().clamp(min=torch.finfo(factor.dtype).tiny))
-    return torch.linalg.cholesky(definite)
+    """R with R R^T = H, for a positive semidefinite H.
+
+    A factor from few sequences is singular; a millionth of its mean diagonal is added, ten times more each time until
+    the decomposition exists in the factor's precision.
+    """
+    mean = factor.diagonal().mean().clamp(min=torch.finfo(factor.dtype).tiny)
+    for exponent in range(-6, 1):
+        definite = factor.clone()
+        definite.diagonal().add_(10.0**exponent * mean)
+        root, failed = torch.linalg.cholesky_ex(definite)
+        if not failed:
+            return root
+    raise torch.linalg.LinAlgError("the matrix has negative eigenvalues as large as its mean diagonal")
 
 
 def expected_loss(
