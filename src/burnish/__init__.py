@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from burnish.core.errors import BurnishError
     from burnish.evaluate.stage import Evaluate
     from burnish.quantize.stage import Quantize
+    from burnish.train.stage import Train
 
 __version__ = "0.1.0"
 
@@ -28,9 +29,10 @@ _PUBLIC = {
     "BurnishError": "burnish.core.errors",
     "Evaluate": "burnish.evaluate.stage",
     "Quantize": "burnish.quantize.stage",
+    "Train": "burnish.train.stage",
 }
 
-__all__ = ["Align", "BurnishError", "Evaluate", "Model", "Quantize", "load"]
+__all__ = ["Align", "BurnishError", "Evaluate", "Model", "Quantize", "Train", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -51,6 +51,7 @@ _COMMANDS = {
     },
     CHANGE: {
         "quantize": ("quantize:quantize", "Round the weights to 2-8 bits in a format that engines load."),
+        "train": ("train:train", "Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW."),
         "align": ("align:align", "Train on preference pairs: DPO, APS and R3M, or a reward model."),
     },
     BESIDE: {
