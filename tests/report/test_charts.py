@@ -32,6 +32,10 @@ def test_a_linear_axis_has_between_two_and_nine_ticks(low, span):
     assert 2 <= len(Scale(low, low + span, 0, 1).ticks(5)) <= 9
 
 
+def test_a_rounding_error_beside_real_values_leaves_the_axis_linear():
+    assert fit([1.0, 2e-309]) == pytest.approx((-0.08, 1.08, False))
+
+
 def test_equal_factors_are_equal_distances_on_a_logarithmic_axis():
     scale = Scale(1, 100, 0, 200, log=True)
     assert (scale(1), scale(10), scale(100)) == (0, 100, 200)

@@ -10,6 +10,8 @@ from burnish.report.numbers import MINUS, decimal, significant
 
 LOG_FROM_RATIO = 20.0
 """Positive data that span more than this factor get a logarithmic axis."""
+LOG_TO_RATIO = 1e30
+"""Beyond this factor the smallest values are rounding errors, and a logarithmic axis would show little else."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ class Scale:
 def fit(values: Sequence[float], *, from_zero: bool = False, log: bool | None = None) -> tuple[float, float, bool]:
     """(low, high, log) of an axis that holds the values with a little air; `log=None` decides by their spread."""
     low, high = min(values), max(values)
+    ratio = high / low if low > 0 else math.inf
     if log is None:
-        log = low > 0 and high / low > LOG_FROM_RATIO
-    if log and low > 0:
+        log = ratio > LOG_FROM_RATIO
+    if log and ratio < LOG_TO_RATIO:
         air = (high / low) ** 0.06 if high > low else 1.5
         return low / air, high * air, True
     if from_zero and low >= 0:
