@@ -5,8 +5,9 @@ diag(g) A_K W'ᵀ = diag(g) A Wᵀ. The W' that comes closest follows from the G
 
     W'ᵀ = W_Kᵀ + (G_KK + ε tr(G_KK)/|K| I)⁻¹ G_KR W_Rᵀ,    R the removed neurons
 
-The ridge ε pulls toward the kept columns as they are, not toward zero. On the text it was computed from it is never worse than keeping W[:, K] (for ε → 0). The repair is ours, not part of
-SlimMoE; it is the update of Optimal Brain Surgeon for a block of neurons.
+The ridge ε pulls toward the kept columns as they are, not toward zero. On the text it was computed from the repair is
+never worse than keeping W[:, K] (for ε → 0). It is ours, not part of SlimMoE; it is the update of Optimal Brain Surgeon
+for a block of neurons.
 """
 
 from __future__ import annotations
