@@ -19,8 +19,13 @@ def imported_by(statement: str, names: tuple[str, ...]) -> list[str]:
     ("statement", "unwanted"),
     [
         ("import burnish", ("torch", "transformers", "pydantic", "numpy")),
-        ("import burnish; burnish.Quantize; burnish.Evaluate; burnish.Align", ("torch", "transformers", "trl")),
+        (
+            "import burnish; burnish.Quantize; burnish.Evaluate; burnish.Align; burnish.Train",
+            ("torch", "transformers", "trl"),
+        ),
         ("import burnish.optim", ("pydantic", "transformers", "cyclopts")),
+        ("import burnish.events", ("transformers", "trl")),
+        ("import burnish.cli.events", ("torch", "transformers", "pydantic")),
         ("import burnish.report", ("torch", "transformers")),
         ("import burnish.core.runner", ("torch", "transformers")),
     ],

@@ -63,6 +63,8 @@ for _group, _commands in _COMMANDS.items():
     for _name, (_path, _help) in _commands.items():
         app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group, help_epilogue="")
 
+app.command("burnish.cli.events:app", name="events")  # an app of its own, with its own help and group
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs one command and exits with 0, or with 1 and one clear sentence."""

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from burnish.cli import BESIDE
+
 if TYPE_CHECKING:
     from burnish.events.data import EventDataset
     from burnish.events.forecaster import EventForecaster
 
 app = App(
     name="events",
+    group=BESIDE,
     help="Forecast when the next event comes, of which type and where, with calibrated uncertainty.",
     help_epilogue="""Examples:
 
