@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.cli.events import app
+from burnish.cli import events as app
 from burnish.core.errors import BurnishError
 
 SMALL = ["--hidden-size", "16", "--num-layers", "1", "--epochs", "2", "--batch-size", "16"]

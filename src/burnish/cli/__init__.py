@@ -63,7 +63,26 @@ for _group, _commands in _COMMANDS.items():
     for _name, (_path, _help) in _commands.items():
         app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group, help_epilogue="")
 
-app.command("burnish.cli.events:app", name="events")  # an app of its own, with its own help and group
+events = App(
+    name="events",
+    group=BESIDE,
+    help="When does the next event come, of what type, where, and how sure is that?",
+    help_epilogue="""Examples:
+
+    burnish events simulate --out hawkes.csv
+    burnish events fit hawkes.csv --out forecaster
+    burnish events evaluate forecaster hawkes.csv
+    burnish events forecast forecaster hawkes.csv --out next.csv""",
+)
+_EVENTS = {
+    "fit": "Fit a forecaster to a table of events: one row an event, with a sequence, a time and a type.",
+    "evaluate": "Measure a forecaster on events it has not seen and write an HTML report with calibration plots.",
+    "forecast": "For every sequence of a table, when the next event comes and of which type, as CSV.",
+    "simulate": "Write an exactly simulated Hawkes process with what an ideal forecaster would have said.",
+}
+for _name, _help in _EVENTS.items():
+    events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
+app.command(events)
 
 
 def main(arguments: list[str] | None = None) -> None:

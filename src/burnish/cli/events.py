@@ -5,32 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
-
-from burnish.cli import BESIDE
+from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from burnish.events.data import EventDataset
     from burnish.events.forecaster import EventForecaster
-
-app = App(
-    name="events",
-    group=BESIDE,
-    help="Forecast when the next event comes, of which type and where, with calibrated uncertainty.",
-    help_epilogue="""Examples:
-
-    burnish events simulate --out hawkes.csv
-    burnish events fit hawkes.csv --out forecaster
-    burnish events evaluate forecaster hawkes.csv
-    burnish events forecast forecaster hawkes.csv --out next.csv""",
-)
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 ModelName = Literal["smurf-thp", "thp", "smash", "lognormal-mixture", "exponential-hawkes"]
 
 
-@app.command
 def fit(
     data: Path,
     /,
@@ -149,7 +134,6 @@ def fit(
     )
 
 
-@app.command
 def evaluate(
     forecaster: Path,
     data: Path,
@@ -197,7 +181,6 @@ def evaluate(
     print(f"report: {target}")
 
 
-@app.command
 def forecast(
     forecaster: Path,
     data: Path,
@@ -248,7 +231,6 @@ def forecast(
     print(f"forecasts: {out} ({len(dataset):,} sequences)")
 
 
-@app.command
 def simulate(
     *,
     out: Out,
