@@ -80,7 +80,7 @@ def view(node: str, rows: Sequence[dict[str, Any]]) -> LayerView | None:
     worst = ranked[0]
     label = value_name.replace("_", " ")
     summary = (
-        f"{len(known):,} matrices, median {label} {significant(typical)}, "
+        f"{len(known):,} {'matrix' if len(known) == 1 else 'matrices'}, median {label} {significant(typical)}, "
         f"largest {significant(worst[value_name])} in {worst.get('name', 'an unnamed one')}"
     )
     groups = _groups(known, value_name)
