@@ -18,7 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from burnish.core.checkpoint import CARD_FILE, model_card, write_atomically
 from burnish.core.errors import BurnishError, OutputError, StageError
+from burnish.core.recipe import START
 from burnish.core.runner import NODE_ERROR_STATUS
 
 
@@ -98,18 +100,21 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
 
 def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
     from burnish.core.checkpoint import load
-    from burnish.core.ledger import Ledger
+    from burnish.core.ledger import Ledger, protocol_hash
 
     model = load(spec["model"])
-    model.lineage.files = model.lineage.files or {}
     reference = load(evaluate.reference) if evaluate.reference else None
     evaluation = evaluate(model, reference=reference, progress=True)
-    evaluation.record(
-        Ledger(Path(spec["run"]), node=spec["node"]),
-        checkpoint=spec["model_hash"],
-        path=spec["model"],
-        request=spec["request"],
-    )
+    ledger = Ledger(Path(spec["run"]), node=spec["node"])
+    evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])
+    if spec["node"] != START:
+        model.lineage.measurements = {
+            name: metric | {"protocol": protocol_hash(evaluation.protocol)}
+            for name, metric in evaluation.metrics.items()
+            if metric["value"] is not None
+        }
+        model.lineage.write(Path(spec["model"]))
+        write_atomically(Path(spec["model"]) / CARD_FILE, model_card(model.lineage))
 
 
 def _resolve(path: str) -> Any:
