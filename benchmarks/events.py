@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from datetime import date
@@ -322,7 +323,7 @@ def langevin(num_sequences: int) -> None:
 
     parts = simulated("hawkes3")
     forecaster = EventForecaster(SmurfTHP(3, **SMALL), objective="score")
-    forecaster.fit(parts[0], parts[1], epochs=18, batch_size=50, lr=3e-3, seed=0)
+    forecaster.fit(parts[0], parts[1], epochs=8, batch_size=50, lr=3e-3, seed=0)
 
     def law_of(part: Any) -> tuple[NextEvents, Any]:
         packed = forecaster.model.pack(part.with_sequences(part.sequences[:num_sequences]))
@@ -441,6 +442,92 @@ def _easytpp_epochs(source: Path, repeats: int) -> list[float]:
     return easytpp_epoch.epochs(source, repeats, EPOCH)
 
 
+# -- tables of the docs ----------------------------------------------------------------------------------------------
+
+LABELS = {
+    "smurf-thp": "SMURF-THP", "thp": "THP", "smash": "SMASH", "lognormal-mixture": "log-normal mixture",
+    "exponential-hawkes": "Hawkes MLE",
+}  # fmt: skip
+COLUMNS = {
+    "loglik": ("log-lik.", 4), "crps": ("CRPS", 4), "calibration_score_19": ("CS, 19 levels", 4),
+    "calibration_score_upper": ("CS, levels >= 0.5", 4), "pit_ks": ("PIT KS", 4), "coverage_90": ("below 90 %", 3),
+    "accuracy": ("type acc.", 4), "location_cs": ("place CS", 4), "energy_score": ("place energy", 4),
+    "location_error": ("place error", 4),
+}  # fmt: skip
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Markdown for the pages, from the results file (see benchmarks/check.py)."""
+    experiments = results["experiments"]
+    made = {}
+    for name in ("hawkes3", "hawkes2", "stackoverflow", "financial"):
+        if name in experiments:
+            made[name] = _score_table(experiments[name], list(COLUMNS)[:7])
+    for name, entry in experiments.items():
+        if name.startswith("smash_"):
+            made[name] = _score_table(entry, list(COLUMNS))
+    speed = ["| question | result |", "|---|---|"]
+    for name, entry in experiments.items():
+        if name.startswith("epoch_") and entry["ratio_of_medians"] is not None:
+            ours, theirs = entry["sides"]["burnish"]["median"], entry["sides"]["easytpp"]["median"]
+            what = f"THP, CPU seconds a training epoch, {name.removeprefix('epoch_')}"
+            speed.append(f"| {what} | {ours:.2f}; EasyTPP {theirs:.2f} (ratio {entry['ratio_of_medians']}) |")
+    if "online" in experiments:
+        times = experiments["online"]["cpu_milliseconds"]
+        for part, label in (("observe", "one event"), ("quantile", "one quantile"), ("whole", "both")):
+            value = f"{times[part]['median_ms']:.2f} ms median, {times[part]['p90_ms']:.2f} ms in nine of ten"
+            speed.append(f"| online, {label} (history 200, 4 layers, width 64) | {value} |")
+    if "langevin" in experiments:
+        entry = experiments["langevin"]
+        for side, key in (("langevin", "crps"), ("exact", "crps_of_100_samples")):
+            part = entry[side]
+            value = f"{part['head_evaluations_per_event']:,} evaluations an event, CRPS {part[key]:.4f}, "
+            speed.append(f"| {side} quantiles | {value}CS {part['calibration_score_19']:.4f} |")
+        gap = entry["crps_difference_langevin_minus_exact"]
+        speed.append(f"| CRPS, Langevin minus exact, paired | {gap['mean']:.4f} ± {gap['error']:.4f} |")
+    made["speed"] = "\n".join(speed)
+    return made
+
+
+def _score_table(entry: dict[str, Any], names: list[str]) -> str:
+    lines = [
+        "| forecast | objective | seeds | " + " | ".join(COLUMNS[name][0] for name in names) + " | CPU s |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+
+    def cells(scores: dict[str, float], spread: dict[str, float] | None = None) -> str:
+        texts = []
+        for name in names:
+            value, digits = scores.get(name), COLUMNS[name][1]
+            text = "" if value is None else "infinite" if math.isinf(value) else f"{value:.{digits}f}"
+            if spread and spread.get(name):
+                text += f" ± {spread[name]:.{digits}f}"
+            texts.append(text)
+        return " | ".join(texts)
+
+    if "truth" in entry:
+        lines.append(f"| the true process | | | {cells(entry['truth'])} | |")
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in entry["rows"]:
+        objective = row["objective"]["objective"]
+        if objective != "likelihood":
+            objective += ", log time" if row["objective"].get("time_coordinate", "log") == "log" else ", raw gap"
+        grouped.setdefault((LABELS[row["model"]], objective), []).append(row)
+    for (model, objective), rows in grouped.items():
+        means, spread = {}, {}
+        for name in names:
+            values = [row["scores"][name] for row in rows if name in row["scores"]]
+            if values:
+                means[name] = sum(values) / len(values)
+            if len(values) > 1:
+                spread[name] = math.sqrt(sum((v - means[name]) ** 2 for v in values) / (len(values) - 1))
+        seconds = sum(row["fit_cpu_seconds"] for row in rows) / len(rows)
+        lines.append(f"| {model} | {objective} | {len(rows)} | {cells(means, spread)} | {seconds:.0f} |")
+    for baseline, scores in entry.get("baselines", {}).items():
+        lines.append(f"| {baseline} | | | {cells(scores)} | |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", nargs="?")
@@ -474,7 +561,7 @@ def main() -> None:
     elif a.experiment == "online":
         online(a.repeats)
     elif a.experiment == "langevin":
-        langevin(10)
+        langevin(3)
     elif a.experiment == "epoch":
         epoch(a.side, a.data, 5)
     else:
