@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from datetime import date
@@ -53,6 +54,19 @@ def record(name: str, entry: dict[str, Any]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(everything, indent=1, default=float) + "\n")
     print(f"{name}: written to {RESULTS.name}")
+
+
+def add_rows(name: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Adds rows to an experiment; a row of the same model, settings, objective and seed is replaced."""
+
+    def key(row: dict[str, Any]) -> str:
+        return json.dumps([row["model"], row["settings"], row["objective"], row["training"]], sort_keys=True)
+
+    everything = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"experiments": {}}
+    before = everything["experiments"].get(name, {})
+    kept = {key(row): row for row in before.get("rows", [])} | {key(row): row for row in rows}
+    seeds = sorted({row["training"]["seed"] for row in kept.values()})
+    record(name, before | facts | {"seeds": seeds, "rows": list(kept.values())})
 
 
 def chosen(scores: dict[str, float]) -> dict[str, float]:
@@ -130,43 +144,43 @@ def ideal(preset: str, test: Any) -> dict[str, float]:
     }
 
 
-def hawkes(seeds: list[int], presets: list[str]) -> None:
+def hawkes(seeds: list[int], presets: list[str], only: list[str]) -> None:
     from burnish.events import THP, ExponentialHawkes, LogNormalMixture, SmurfTHP
 
+    table: dict[str, tuple[Any, dict[str, Any]]] = {
+        "hawkes": (ExponentialHawkes, {"objective": "likelihood"}),
+        "likelihood": (SmurfTHP, {"objective": "likelihood"}),
+        "score": (SmurfTHP, {"objective": "score"}),
+        "mass": (SmurfTHP, {"objective": "score+mass"}),
+        "gap": (SmurfTHP, {"objective": "score", "time_coordinate": "gap"}),
+        "thp": (THP, {"objective": "likelihood"}),
+        "lognormal": (LogNormalMixture, {"objective": "likelihood"}),
+    }
     for preset in presets:
         parts = simulated(preset)
         k = parts[0].num_marks
-        rows = []
-        training = {"epochs": 18, "batch_size": 50, "lr": 3e-3}
-        rows.append(run(ExponentialHawkes(k), {}, parts, {"epochs": 1, "seed": 0})[0])
+        facts = {
+            "question": "How close to the truth do the models come on a simulated process, and do both objectives?",
+            "data": f"preset {preset}, 1000/200/300 sequences of 60 events, seed 0; scored: events 2..60",
+            "tuned_on": "hawkes3, validation part, by hand during development" if preset == "hawkes3" else "nothing",
+            "truth": ideal(preset, parts[2]),
+        }
         for seed in seeds:
-            here = training | {"seed": seed}
-            rows.append(run(SmurfTHP(k, **SMALL), {"objective": "likelihood"}, parts, here)[0])
-            rows.append(run(SmurfTHP(k, **SMALL), {"objective": "score"}, parts, here)[0])
-            rows.append(run(THP(k, **SMALL), {"objective": "likelihood"}, parts, here)[0])
-            if seed == seeds[0]:
-                rows.append(run(SmurfTHP(k, **SMALL), {"objective": "score+mass"}, parts, here)[0])
-                rows.append(run(SmurfTHP(k, **SMALL), {"objective": "score", "time_coordinate": "gap"}, parts, here)[0])
-                rows.append(run(LogNormalMixture(k, **SMALL), {"objective": "likelihood"}, parts, here)[0])
-        record(
-            f"{preset}",
-            {
-                "question": "How close to the truth do the models come on a simulated process, and do both objectives?",
-                "data": f"preset {preset}, 1000/200/300 sequences of 60 events, seed 0; scored: events 2..60",
-                "tuned_on": "hawkes3, validation part, by hand during development"
-                if preset == "hawkes3"
-                else "nothing",
-                "seeds": seeds,
-                "truth": ideal(preset, parts[2]),
-                "rows": rows,
-            },
-        )
+            for name in only:
+                kind, objective = table[name]
+                model = kind(k) if kind is ExponentialHawkes else kind(k, **SMALL)
+                training = {"epochs": 15, "batch_size": 50, "lr": 3e-3, "seed": seed}
+                row, _, result = run(model, objective, parts, training)
+                beside = {b: {n: round(v, 6) for n, v in scores.items()} for b, scores in result.baselines.items()}
+                add_rows(preset, [row], facts | {"baselines": beside})
 
 
 # -- real data -------------------------------------------------------------------------------------------------------
 
 
-def real(data: Path, name: str, seeds: list[int], training: dict[str, Any], size: dict[str, Any]) -> None:
+def real(
+    data: Path, name: str, seeds: list[int], training: dict[str, Any], size: dict[str, Any], only: list[str]
+) -> None:
     from burnish.events import THP, EventDataset, LogNormalMixture, SmurfTHP
 
     file, jitter = {
@@ -179,37 +193,23 @@ def real(data: Path, name: str, seeds: list[int], training: dict[str, Any], size
     rest, test = dataset.group("2", "3", "4", "5"), dataset.group("1")
     train, validation = rest.split((0.9, 0.1), seed=0)
     parts = (train, validation, test)
-    rows, beside = [], {}
     for seed in seeds:
-        here = training | {"seed": seed}
-        row, _, result = run(SmurfTHP(dataset.num_marks, **size), {"objective": "likelihood"}, parts, here)
-        rows.append(row)
-        beside = result.baselines
-        save_rows(name, training, size, seeds, rows, beside, dataset)
-        if seed == seeds[0]:
-            for model, objective in (
-                (THP(dataset.num_marks, **size), {"objective": "likelihood"}),
-                (LogNormalMixture(dataset.num_marks, **size), {"objective": "likelihood"}),
-            ):
-                rows.append(run(model, objective, parts, here)[0])
-                save_rows(name, training, size, seeds, rows, beside, dataset)
-
-
-def save_rows(
-    name: str, training: Any, size: Any, seeds: list[int], rows: list[Any], beside: Any, dataset: Any
-) -> None:
-    record(
-        name,
-        {
-            "question": "Likelihood, accuracy and calibration on real sequences, beside baselines.",
-            "data": "fold 1 tests (read once), 10 % of folds 2 to 5 (by sequence, seed 0) choose the epoch",
-            "notes": list(dataset.notes),
-            "settings_tried": [size | training],
-            "seeds": seeds,
-            "baselines": {b: {k: round(v, 6) for k, v in scores.items()} for b, scores in beside.items()},
-            "rows": rows,
-        },
-    )
+        for kind in only:
+            model = {"likelihood": SmurfTHP, "thp": THP, "lognormal": LogNormalMixture}[kind](dataset.num_marks, **size)
+            row, _, result = run(model, {"objective": "likelihood"}, parts, training | {"seed": seed})
+            add_rows(
+                name,
+                [row],
+                {
+                    "question": "Likelihood, accuracy and calibration on real sequences, beside baselines.",
+                    "data": "fold 1 tests (read once), 10 % of folds 2 to 5 (by sequence, seed 0) choose the epoch",
+                    "notes": list(dataset.notes),
+                    "tuned_on": "nothing: one setting, taken from the simulated process",
+                    "baselines": {
+                        b: {n: round(v, 6) for n, v in scores.items()} for b, scores in result.baselines.items()
+                    },
+                },
+            )
 
 
 def smash(data: Path, dataset_name: str, seeds: list[int], epochs: int, num_events: int) -> None:
@@ -291,7 +291,7 @@ def online(repeats: int) -> None:
         started = time.process_time_ns()
         stream.observe(now, mark)
         middle = time.process_time_ns()
-        stream.next_event().quantile(0.9, elapsed=0.5)
+        stream.quantile(0.9, elapsed=0.5)
         ended = time.process_time_ns()
         for name, value in (("observe", middle - started), ("quantile", ended - middle), ("whole", ended - started)):
             timings[name].append(value / 1e6)
@@ -323,7 +323,7 @@ def langevin(num_sequences: int) -> None:
 
     parts = simulated("hawkes3")
     forecaster = EventForecaster(SmurfTHP(3, **SMALL), objective="score")
-    forecaster.fit(parts[0], parts[1], epochs=18, batch_size=50, lr=3e-3, seed=0)
+    forecaster.fit(parts[0], parts[1], epochs=8, batch_size=50, lr=3e-3, seed=0)
 
     def law_of(part: Any) -> tuple[NextEvents, Any]:
         packed = forecaster.model.pack(part.with_sequences(part.sequences[:num_sequences]))
@@ -394,14 +394,14 @@ def epoch(side: str, source: Path, repeats: int) -> None:
     entry = {"seconds": [round(s, 3) for s in seconds[1:]], "median": round(statistics.median(seconds[1:]), 3)}
     print(side, entry)
     everything = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"experiments": {}}
-    before = everything["experiments"].get("epoch", {}).get("sides", {})
+    before = everything["experiments"].get(f"epoch_{source.stem}", {}).get("sides", {})
     packages = {"torch": version("torch")} | ({"easy-tpp": version("easy-tpp")} if side == "easytpp" else {})
     sides = before | {side: entry | {"versions": packages}}
     ratio = None
     if {"burnish", "easytpp"} <= sides.keys():
         ratio = round(sides["easytpp"]["median"] / sides["burnish"]["median"], 2)
     record(
-        "epoch",
+        f"epoch_{source.stem}",
         {
             "question": "How much faster is a training epoch of THP than in EasyTPP, same data, size, thread count?",
             "settings": EPOCH | {"note": "no recurrent layer, no extra heads; forward, backward and Adam step; "
@@ -422,7 +422,7 @@ def _our_epochs(source: Path, repeats: int) -> list[float]:
     torch.set_num_threads(1)
     dataset = EventDataset.from_parquet(source)
     size = {"hidden_size": EPOCH["hidden_size"], "num_layers": EPOCH["num_layers"], "num_heads": EPOCH["num_heads"]}
-    model = THP(3, **size, intermediate_size=2 * EPOCH["hidden_size"], recurrent_size=0, heads="none")
+    model = THP(dataset.num_marks, **size, intermediate_size=2 * EPOCH["hidden_size"], recurrent_size=0, heads="none")
     model.statistics = Statistics.of(dataset)
     packed = model.pack(dataset)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
@@ -442,6 +442,92 @@ def _easytpp_epochs(source: Path, repeats: int) -> list[float]:
     return easytpp_epoch.epochs(source, repeats, EPOCH)
 
 
+# -- tables of the docs ----------------------------------------------------------------------------------------------
+
+LABELS = {
+    "smurf-thp": "SMURF-THP", "thp": "THP", "smash": "SMASH", "lognormal-mixture": "log-normal mixture",
+    "exponential-hawkes": "Hawkes MLE",
+}  # fmt: skip
+COLUMNS = {
+    "loglik": ("log-lik.", 4), "crps": ("CRPS", 4), "calibration_score_19": ("CS, 19 levels", 4),
+    "calibration_score_upper": ("CS, levels >= 0.5", 4), "pit_ks": ("PIT KS", 4), "coverage_90": ("below 90 %", 3),
+    "accuracy": ("type acc.", 4), "location_cs": ("place CS", 4), "energy_score": ("place energy", 4),
+    "location_error": ("place error", 4),
+}  # fmt: skip
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Markdown for the pages, from the results file (see benchmarks/check.py)."""
+    experiments = results["experiments"]
+    made = {}
+    for name in ("hawkes3", "hawkes2", "stackoverflow", "financial"):
+        if name in experiments:
+            made[name] = _score_table(experiments[name], list(COLUMNS)[:7])
+    for name, entry in experiments.items():
+        if name.startswith("smash_"):
+            made[name] = _score_table(entry, list(COLUMNS))
+    speed = ["| question | result |", "|---|---|"]
+    for name, entry in experiments.items():
+        if name.startswith("epoch_") and entry["ratio_of_medians"] is not None:
+            ours, theirs = entry["sides"]["burnish"]["median"], entry["sides"]["easytpp"]["median"]
+            what = f"THP, CPU seconds a training epoch, {name.removeprefix('epoch_')}"
+            speed.append(f"| {what} | {ours:.2f}; EasyTPP {theirs:.2f} (ratio {entry['ratio_of_medians']}) |")
+    if "online" in experiments:
+        times = experiments["online"]["cpu_milliseconds"]
+        for part, label in (("observe", "one event"), ("quantile", "one quantile"), ("whole", "both")):
+            value = f"{times[part]['median_ms']:.2f} ms median, {times[part]['p90_ms']:.2f} ms in nine of ten"
+            speed.append(f"| online, {label} (history 200, 4 layers, width 64) | {value} |")
+    if "langevin" in experiments:
+        entry = experiments["langevin"]
+        for side, key in (("langevin", "crps"), ("exact", "crps_of_100_samples")):
+            part = entry[side]
+            value = f"{part['head_evaluations_per_event']:,} evaluations an event, CRPS {part[key]:.4f}, "
+            speed.append(f"| {side} quantiles | {value}CS {part['calibration_score_19']:.4f} |")
+        gap = entry["crps_difference_langevin_minus_exact"]
+        speed.append(f"| CRPS, Langevin minus exact, paired | {gap['mean']:.4f} ± {gap['error']:.4f} |")
+    made["speed"] = "\n".join(speed)
+    return made
+
+
+def _score_table(entry: dict[str, Any], names: list[str]) -> str:
+    lines = [
+        "| forecast | objective | seeds | " + " | ".join(COLUMNS[name][0] for name in names) + " | CPU s |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+
+    def cells(scores: dict[str, float], spread: dict[str, float] | None = None) -> str:
+        texts = []
+        for name in names:
+            value, digits = scores.get(name), COLUMNS[name][1]
+            text = "" if value is None else "infinite" if math.isinf(value) else f"{value:.{digits}f}"
+            if spread and spread.get(name):
+                text += f" ± {spread[name]:.{digits}f}"
+            texts.append(text)
+        return " | ".join(texts)
+
+    if "truth" in entry:
+        lines.append(f"| the true process | | | {cells(entry['truth'])} | |")
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in entry["rows"]:
+        objective = row["objective"]["objective"]
+        if objective != "likelihood":
+            objective += ", log time" if row["objective"].get("time_coordinate", "log") == "log" else ", raw gap"
+        grouped.setdefault((LABELS[row["model"]], objective), []).append(row)
+    for (model, objective), rows in grouped.items():
+        means, spread = {}, {}
+        for name in names:
+            values = [row["scores"][name] for row in rows if name in row["scores"]]
+            if values:
+                means[name] = sum(values) / len(values)
+            if len(values) > 1:
+                spread[name] = math.sqrt(sum((v - means[name]) ** 2 for v in values) / (len(values) - 1))
+        seconds = sum(row["fit_cpu_seconds"] for row in rows) / len(rows)
+        lines.append(f"| {model} | {objective} | {len(rows)} | {cells(means, spread)} | {seconds:.0f} |")
+    for baseline, scores in entry.get("baselines", {}).items():
+        lines.append(f"| {baseline} | | | {cells(scores)} | |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", nargs="?")
@@ -449,6 +535,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="crime_atlanta")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--presets", nargs="+", default=["hawkes3", "hawkes2"])
+    parser.add_argument("--only", nargs="+", default=["likelihood"], help="which models (see the script)")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--hidden-size", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=400)
@@ -456,18 +543,25 @@ def main() -> None:
     parser.add_argument("--side", choices=["burnish", "easytpp"])
     a = parser.parse_args()
     if a.experiment == "hawkes":
-        hawkes(a.seeds, a.presets)
+        hawkes(a.seeds, a.presets, a.only)
     elif a.experiment in ("stackoverflow", "financial"):
         size = {"hidden_size": a.hidden_size, "num_layers": 2, "intermediate_size": 2 * a.hidden_size,
                 "recurrent_size": a.hidden_size}  # fmt: skip
         batch = 32 if a.experiment == "stackoverflow" else 8
-        real(a.data, a.experiment, a.seeds, {"epochs": a.epochs, "batch_size": batch, "lr": 3e-3, "patience": 3}, size)
+        real(
+            a.data,
+            a.experiment,
+            a.seeds,
+            {"epochs": a.epochs, "batch_size": batch, "lr": 3e-3, "patience": 3},
+            size,
+            a.only,
+        )
     elif a.experiment == "smash":
         smash(a.data, a.dataset, a.seeds, a.epochs, a.num_events)
     elif a.experiment == "online":
         online(a.repeats)
     elif a.experiment == "langevin":
-        langevin(10)
+        langevin(3)
     elif a.experiment == "epoch":
         epoch(a.side, a.data, 5)
     else:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,26 @@ def test_smash_report_shows_the_place(tmp_path: Path, places) -> None:
 def test_importing_the_command_imports_no_torch() -> None:
     code = "import burnish.cli.events, sys; assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})
+
+
+@pytest.mark.slow
+def test_a_killed_fit_continues_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    call("simulate", "--num-sequences", "60", "--num-events", "40", "-o", tmp_path / "h.csv")
+    arguments = ["fit", str(tmp_path / "h.csv"), *SMALL[:4], "--epochs", "25", "--patience", "0", "-o"]
+    environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+
+    def start(out: Path) -> subprocess.Popen:
+        code = f"from burnish.cli.events import app; app({[*arguments, str(out)]!r})"
+        return subprocess.Popen([sys.executable, "-c", code], env=environment)
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed = start(tmp_path / "killed")
+    state = tmp_path / "killed.fit" / "state.safetensors"
+    while not state.exists() and killed.poll() is None:
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() != 0
+    assert not (tmp_path / "killed").exists()
+    assert start(tmp_path / "killed").wait() == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]

@@ -14,14 +14,16 @@ from burnish.events import (
     EventSequence,
     ExponentialHawkes,
     LogNormalMixture,
+    NextEvents,
     Smash,
     SmurfTHP,
 )
 from burnish.events.batches import Batch, PackedEvents, windows
-from burnish.events.encoder import HistoryEncoder, IncrementalEncoder
+from burnish.events.encoder import HistoryEncoder
 from burnish.events.hawkes import PRESETS, simulate_hawkes, truth
 from burnish.events.maths.quadrature import softplus_integral
 from burnish.events.model import Objective, Statistics
+from burnish.events.online import IncrementalEncoder, OnlineHazard
 
 GENERATOR = torch.Generator()
 
@@ -81,7 +83,19 @@ def test_incremental_encoding_equals_batch_encoding(data: EventDataset) -> None:
     online = IncrementalEncoder(encoder, capacity=32)
     for i in range(12):
         state = online.step(float(batch.times[0, i]), float(batch.gaps[0, i]), int(batch.marks[0, i]))
-        assert torch.allclose(state[0], whole[i + 1], atol=1e-12)
+        assert torch.allclose(torch.from_numpy(state), whole[i + 1], atol=1e-12)
+
+
+def test_online_quantiles_equal_the_batched_ones() -> None:
+    model = double(small(SmurfTHP))
+    hidden = torch.randn(1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    batched = NextEvents(model, model.condition(hidden, torch.zeros(1, dtype=torch.float64)))
+    online = OnlineHazard(model).law(hidden[0].numpy())
+    for q in (1e-4, 0.3, 0.9, 0.9999):
+        for elapsed in (0.0, 0.7, 40.0):
+            expected = float(batched.quantile(q, elapsed)[0, 0])
+            assert online.quantile(q, elapsed) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+            assert online.cdf(expected, elapsed) == pytest.approx(q, abs=1e-9)
 
 
 def test_windows_score_every_event_once() -> None:

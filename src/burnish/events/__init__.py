@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from burnish.events.distribution import NextEvent, NextEvents
     from burnish.events.evaluation import Evaluation, evaluate
     from burnish.events.exponential import ExponentialHawkes
-    from burnish.events.forecaster import EventForecaster, EventStream
+    from burnish.events.forecaster import EventForecaster
     from burnish.events.hawkes import HawkesParameters, simulate_hawkes
     from burnish.events.lognormal import LogNormalMixture
     from burnish.events.smash import Smash
     from burnish.events.smurf import SmurfTHP
+    from burnish.events.stream import EventStream
     from burnish.events.structured import StructuredTHP
     from burnish.events.thp import THP
 
@@ -36,7 +37,7 @@ _PUBLIC = {
     "EventDataset": "data",
     "EventForecaster": "forecaster",
     "EventSequence": "data",
-    "EventStream": "forecaster",
+    "EventStream": "stream",
     "Evaluation": "evaluation",
     "ExponentialHawkes": "exponential",
     "HawkesParameters": "hawkes",

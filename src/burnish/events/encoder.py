@@ -1,4 +1,4 @@
-"""History to hidden state: the Transformer Hawkes encoder, and the same computation one event at a time.
+"""History to hidden state: the Transformer Hawkes encoder.
 
     z(t)_j = sin(t / 10000^(2 floor(j/2) / M)) for even j, cos for odd j
     X_0 = E[k];  before every layer X <- X + z(t);  layer = causal attention, residual, LayerNorm, GELU feed-forward,
@@ -141,61 +141,3 @@ class HistoryEncoder(nn.Module):
 def gap_features(gaps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape features"]:
     """log(1 + gap) and a bounded log gap, both of order one for gaps in mean gaps."""
     return torch.stack([torch.log1p(gaps), torch.log(gaps.clamp_min(1e-6)) / 4], dim=-1)
-
-
-class IncrementalEncoder:
-    """The same hidden states, one event at a time, with the keys and values of the history kept.
-
-    After `capacity` events the last `context` are encoded again on a clock of their own, as training does with windows.
-    """
-
-    def __init__(self, encoder: HistoryEncoder, *, capacity: int = 512, context: int = 128) -> None:
-        self.encoder, self.capacity, self.context = encoder, capacity, context
-        like = encoder.begin_state
-        num_heads, head_dim = encoder.head_shape
-        shape = (len(encoder.layers), 1, num_heads, capacity, head_dim)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros_like(self.keys)
-        self.memory: Tensor | None = None
-        self.bias_rows: list[Tensor] = []
-        self.length = 0
-
-    @torch.inference_mode()
-    def step(
-        self, time: float, gap: float, mark: int, location: Tensor | None = None, vertex: int | None = None
-    ) -> Float[Tensor, "1 M"]:
-        """The hidden state after one more event; time and gap in mean gaps."""
-        encoder = self.encoder
-        like = encoder.begin_state
-        x = encoder.mark_embedding.weight[mark].view(1, 1, -1)
-        if encoder.location_proj is not None:
-            assert location is not None
-            x = x + encoder.location_proj(location.to(like).view(1, 1, 2))
-        bias = None
-        if encoder.vertex_embedding is not None and encoder.vertex_coupling is not None:
-            assert vertex is not None
-            own = encoder.vertex_embedding.weight[vertex]
-            x = x + own
-            self.bias_rows.append(own)
-            bias = (torch.stack(self.bias_rows) @ (own @ encoder.vertex_coupling)).view(1, 1, 1, -1)
-        code = temporal_encoding(torch.tensor([[time]], dtype=like.dtype, device=like.device), encoder.hidden_size)
-        n = self.length + 1
-        for index, layer in enumerate(encoder.layers):
-            x = x + code
-            query, key, value = layer.split_heads(x)  # type: ignore[operator]
-            self.keys[index, :, :, self.length : n] = key
-            self.values[index, :, :, self.length : n] = value
-            attended = F.scaled_dot_product_attention(
-                query, self.keys[index, :, :, :n], self.values[index, :, :, :n], attn_mask=bias
-            )
-            x = layer.finish(x, attended)  # type: ignore[operator]
-        self.length = n
-        if encoder.recurrent is not None:
-            features = gap_features(torch.tensor([[gap]], dtype=like.dtype, device=like.device))
-            summary, self.memory = encoder.recurrent(torch.cat([x, features], dim=-1), self.memory)
-            x = x + encoder.recurrent_proj(summary)
-        return x[0]
-
-    @property
-    def full(self) -> bool:
-        return self.length >= self.capacity

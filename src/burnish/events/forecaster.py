@@ -12,11 +12,10 @@ A saved forecaster is a directory with config.json and model.safetensors, writte
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -29,16 +28,18 @@ from burnish.core.progress import Progress
 from burnish.events.baselines import Baselines
 from burnish.events.data import EventDataset, EventSequence
 from burnish.events.distribution import NextEvent, NextEvents
-from burnish.events.encoder import IncrementalEncoder
 from burnish.events.evaluation import Evaluation, evaluate
 from burnish.events.exponential import ExponentialHawkes
 from burnish.events.lognormal import LogNormalMixture
-from burnish.events.model import EncodedModel, EventModel, Objective, Statistics
+from burnish.events.model import EventModel, Objective, Statistics
 from burnish.events.smash import Smash
 from burnish.events.smurf import SmurfTHP
 from burnish.events.structured import StructuredTHP
 from burnish.events.thp import THP
 from burnish.events.training import FitHistory, TrainingSettings, train
+
+if TYPE_CHECKING:
+    from burnish.events.stream import EventStream
 
 MODELS: dict[str, type[EventModel]] = {
     model.kind: model for model in (THP, StructuredTHP, SmurfTHP, Smash, LogNormalMixture, ExponentialHawkes)
@@ -197,6 +198,8 @@ class EventForecaster:
 
     def stream(self) -> EventStream:
         """Online use: feed events one at a time and ask in between."""
+        from burnish.events.stream import EventStream
+
         return EventStream(self)
 
     def score(self, test: EventDataset, *, bootstrap: int = 200, progress: Progress | None = None) -> Evaluation:
@@ -317,89 +320,6 @@ class EventForecaster:
                 np.array(saved["transitions"]),
             )
         return forecaster
-
-
-class EventStream:
-    """One live stream: observe events as they come, ask for the next one in between.
-
-    stream = forecaster.stream()
-    stream.observe(12.5, "login")
-    stream.next_event().quantile(0.9, elapsed=now - 12.5)
-    """
-
-    def __init__(self, forecaster: EventForecaster) -> None:
-        model = forecaster.model
-        if not isinstance(model, EncodedModel):
-            raise SettingsError(f"{model.kind} has no incremental encoder", fix="call next_event with the history")
-        self.forecaster, self.model = forecaster, model
-        self.codes = {name: code for code, name in enumerate(forecaster.mark_names)}
-        self.recent: list[tuple[float, int, tuple[float, float] | None, int | None]] = []
-        self.encoder = IncrementalEncoder(model.encoder, capacity=model.window, context=model.context)
-        self.origin: float | None = None
-        self.condition: dict[str, Tensor] | None = None
-
-    @torch.inference_mode()
-    def observe(
-        self,
-        time: float,
-        mark: str | int,
-        *,
-        location: tuple[float, float] | None = None,
-        vertex: int | None = None,
-    ) -> None:
-        """Adds an event. The first one sets the clock's origin."""
-        code = self.codes.get(mark, -1) if isinstance(mark, str) else mark
-        if not 0 <= code < self.model.num_marks:
-            guess = nearest(str(mark), list(self.codes))
-            advice = f"did you mean {guess!r}?" if guess else "fit again with that mark"
-            raise DataError(f"mark {mark!r} is not one that the model knows", where="stream", fix=advice)
-        if not math.isfinite(time) or (self.recent and time < self.recent[-1][0]):
-            last = self.recent[-1][0] if self.recent else None
-            raise DataError(f"time {time!r} is before the last event's {last!r} or not finite", where="stream")
-        if self.encoder.full:
-            self._restart()
-        if self.origin is None:
-            self.origin = time
-        previous = self.recent[-1][0] if self.recent else self.origin
-        self.recent = [*self.recent[-self.model.context :], (time, code, location, vertex)]
-        self._step(time, time - previous if len(self.recent) > 1 else None, code, location, vertex)
-
-    def _step(
-        self,
-        time: float,
-        gap: float | None,
-        code: int,
-        location: tuple[float, float] | None,
-        vertex: int | None,
-    ) -> None:
-        statistics = self.model.statistics
-        assert self.origin is not None
-        place = None
-        if location is not None:
-            pairs = zip(location, statistics.location_mean, statistics.location_scale, strict=True)
-            place = torch.tensor([(value - mean) / scale for value, mean, scale in pairs])
-        since = (time - self.origin) / statistics.mean_gap
-        # A first event whose start of observation is unknown has the placeholder gap 1, as in batches.
-        wait = 1.0 if gap is None else gap / statistics.mean_gap
-        hidden = self.encoder.step(since, wait, code, place, vertex)
-        self.condition = self.model.condition(hidden, torch.tensor([since], dtype=hidden.dtype))
-
-    def _restart(self) -> None:
-        """Encodes the last `context` events on a clock of their own, as windows of training are."""
-        kept = self.recent[-self.model.context - 1 :]
-        self.encoder = IncrementalEncoder(self.model.encoder, capacity=self.model.window, context=self.model.context)
-        before, *rest = kept
-        self.origin = previous = before[0]
-        for time, code, location, vertex in rest:
-            self._step(time, time - previous, code, location, vertex)
-            previous = time
-
-    def next_event(self) -> NextEvent:
-        """The law of the next event, counted from the last observed one."""
-        if self.condition is None:
-            raise DataError("no event has been observed yet", where="stream", fix="call observe first")
-        many = NextEvents(self.model, self.condition, renormalise=self.forecaster.renormalise)
-        return NextEvent(many, self.forecaster.mark_names)
 
 
 def is_forecaster(path: Path) -> bool:

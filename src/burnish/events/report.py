@@ -195,7 +195,7 @@ def location_plot(
     )
     recent = history[inside][-30:]
     return {
-        "title": "Where the next event was expected (darker: denser; outlined: 90 % region), and where it was",
+        "title": "Where the next event was expected (blue: the 90 % region), and where it was (cross)",
         "x": x,
         "y": y,
         "x_label": "x",

@@ -1,0 +1,126 @@
+"""A live stream: observe events as they come, ask about the next one in between, in well under a millisecond."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from burnish.core.errors import DataError, SettingsError, nearest
+from burnish.events.distribution import NextEvent, NextEvents
+from burnish.events.model import EncodedModel
+from burnish.events.online import IncrementalEncoder, OnlineHazard, OnlineLaw
+from burnish.events.smurf import SmurfTHP
+
+if TYPE_CHECKING:
+    from burnish.events.forecaster import EventForecaster
+
+
+class EventStream:
+    """One live stream: observe events as they come, ask for the next one in between.
+
+    stream = forecaster.stream()
+    stream.observe(12.5, "login")
+    stream.quantile(0.9, elapsed=now - 12.5)
+    """
+
+    def __init__(self, forecaster: EventForecaster) -> None:
+        model = forecaster.model
+        if not isinstance(model, EncodedModel):
+            raise SettingsError(f"{model.kind} has no incremental encoder", fix="call next_event with the history")
+        self.forecaster, self.model = forecaster, model
+        self.codes = {name: code for code, name in enumerate(forecaster.mark_names)}
+        self.recent: list[tuple[float, int, tuple[float, float] | None, int | None]] = []
+        self.encoder = IncrementalEncoder(model.encoder, capacity=model.window)
+        # Exact quantiles of a SmurfTHP need no torch; a score-only one is renormalised, which the batched code does.
+        fast = isinstance(model, SmurfTHP) and not forecaster.renormalise
+        self.hazard = OnlineHazard(model) if fast else None
+        self.origin: float | None = None
+        self.hidden: NDArray[Any] | None = None
+        self.since = 0.0
+        self._law: OnlineLaw | None = None
+
+    def observe(
+        self,
+        time: float,
+        mark: str | int,
+        *,
+        location: tuple[float, float] | None = None,
+        vertex: int | None = None,
+    ) -> None:
+        """Adds an event. The first one sets the clock's origin."""
+        code = self.codes.get(mark, -1) if isinstance(mark, str) else mark
+        if not 0 <= code < self.model.num_marks:
+            guess = nearest(str(mark), list(self.codes))
+            advice = f"did you mean {guess!r}?" if guess else "fit again with that mark"
+            raise DataError(f"mark {mark!r} is not one that the model knows", where="stream", fix=advice)
+        if not math.isfinite(time) or (self.recent and time < self.recent[-1][0]):
+            last = self.recent[-1][0] if self.recent else None
+            raise DataError(f"time {time!r} is before the last event's {last!r} or not finite", where="stream")
+        if self.encoder.full:
+            self._restart()
+        if self.origin is None:
+            self.origin = time
+        previous = self.recent[-1][0] if self.recent else self.origin
+        self.recent = [*self.recent[-self.model.context :], (time, code, location, vertex)]
+        self._step(time, time - previous if len(self.recent) > 1 else None, code, location, vertex)
+
+    def _step(
+        self,
+        time: float,
+        gap: float | None,
+        code: int,
+        location: tuple[float, float] | None,
+        vertex: int | None,
+    ) -> None:
+        statistics = self.model.statistics
+        assert self.origin is not None
+        place = None
+        if location is not None:
+            place = (np.array(location) - statistics.location_mean) / statistics.location_scale
+        self.since = (time - self.origin) / statistics.mean_gap
+        # A first event whose start of observation is unknown has the placeholder gap 1, as in batches.
+        wait = 1.0 if gap is None else gap / statistics.mean_gap
+        self.hidden = self.encoder.step(self.since, wait, code, place, vertex)
+        self._law = None
+
+    def _restart(self) -> None:
+        """Encodes the last `context` events on a clock of their own, as windows of training are."""
+        kept = self.recent[-self.model.context - 1 :]
+        self.encoder = IncrementalEncoder(self.model.encoder, capacity=self.model.window)
+        before, *rest = kept
+        self.origin = previous = before[0]
+        for time, code, location, vertex in rest:
+            self._step(time, time - previous, code, location, vertex)
+            previous = time
+
+    def quantile(self, q: float, elapsed: float = 0.0) -> float:
+        """Residual wait not exceeded with probability q, given the time since the last event."""
+        law = self._online()
+        return self.next_event().quantile(q, elapsed) if law is None else law.quantile(q, elapsed)
+
+    def cdf(self, gap: float, elapsed: float = 0.0) -> float:
+        """P(the next event comes within `gap`), given the time since the last event."""
+        law = self._online()
+        return self.next_event().cdf(gap, elapsed) if law is None else law.cdf(gap, elapsed)
+
+    def _online(self) -> OnlineLaw | None:
+        """The law in numpy, made once per event; None for models that only the batched code covers."""
+        if self.hidden is None:
+            raise DataError("no event has been observed yet", where="stream", fix="call observe first")
+        if self._law is None and self.hazard is not None:
+            self._law = self.hazard.law(self.hidden)
+        return self._law
+
+    @torch.no_grad()
+    def next_event(self) -> NextEvent:
+        """The whole law of the next event, counted from the last observed one."""
+        if self.hidden is None:
+            raise DataError("no event has been observed yet", where="stream", fix="call observe first")
+        hidden = torch.from_numpy(self.hidden).unsqueeze(0).to(self.model.device)
+        condition = self.model.condition(hidden, torch.tensor([self.since]).to(hidden))
+        many = NextEvents(self.model, condition, renormalise=self.forecaster.renormalise)
+        return NextEvent(many, self.forecaster.mark_names)
