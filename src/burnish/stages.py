@@ -17,6 +17,7 @@ STAGES: dict[str, str] = {
     "quantize": "burnish.quantize.stage:Quantize",
     "slim": "burnish.slim.stage:Slim",
     "train": "burnish.train.stage:Train",
+    "upcycle": "burnish.convert.stage:Upcycle",
 }
 
 

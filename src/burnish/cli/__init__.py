@@ -85,6 +85,15 @@ for _name, _help in _EVENTS.items():
     events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
 app.command(events)
 
+convert = App(name="convert", group=CHANGE, help="Write a checkpoint in another architecture.")
+convert.command(
+    "burnish.cli.convert:upcycle",
+    name="upcycle",
+    help="Make a mixture of experts of a dense Llama-type model; it computes the same until it is trained.",
+    help_epilogue="",
+)
+app.command(convert)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs one command and exits with 0, or with 1 and one clear sentence."""

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from burnish.cli.run import run_single
 from burnish.convert.stage import Upcycle
 
 _DEFAULTS = Upcycle.parse({}, where="defaults")
 
-convert = App(name="convert", help="Write a checkpoint in another architecture.", result_action="return_value")
 
-
-@convert.command(name="upcycle")
 def upcycle(
     model: str,
     /,
