@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from burnish.align.stage import Align
+    from burnish.convert.stage import Upcycle
     from burnish.core.checkpoint import Model, load
     from burnish.core.errors import BurnishError
     from burnish.evaluate.stage import Evaluate
     from burnish.quantize.stage import Quantize
+    from burnish.slim.stage import Slim
     from burnish.train.stage import Train
 
 __version__ = "0.1.0"
@@ -29,10 +31,12 @@ _PUBLIC = {
     "BurnishError": "burnish.core.errors",
     "Evaluate": "burnish.evaluate.stage",
     "Quantize": "burnish.quantize.stage",
+    "Slim": "burnish.slim.stage",
     "Train": "burnish.train.stage",
+    "Upcycle": "burnish.convert.stage",
 }
 
-__all__ = ["Align", "BurnishError", "Evaluate", "Model", "Quantize", "Train", "load"]
+__all__ = ["Align", "BurnishError", "Evaluate", "Model", "Quantize", "Slim", "Train", "Upcycle", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 STAGES: dict[str, str] = {
     "align": "burnish.align.stage:Align",
     "quantize": "burnish.quantize.stage:Quantize",
+    "slim": "burnish.slim.stage:Slim",
     "train": "burnish.train.stage:Train",
+    "upcycle": "burnish.convert.stage:Upcycle",
 }
 
 

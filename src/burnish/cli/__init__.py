@@ -52,6 +52,7 @@ _COMMANDS = {
     CHANGE: {
         "quantize": ("quantize:quantize", "Round the weights to 2-8 bits in a format that engines load."),
         "train": ("train:train", "Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW."),
+        "slim": ("slim:slim", "Make a mixture of experts smaller: narrower experts, or fewer."),
         "align": ("align:align", "Train on preference pairs: DPO, APS and R3M, or a reward model."),
     },
     BESIDE: {
@@ -83,6 +84,15 @@ _EVENTS = {
 for _name, _help in _EVENTS.items():
     events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
 app.command(events)
+
+convert = App(name="convert", group=CHANGE, help="Write a checkpoint in another architecture.")
+convert.command(
+    "burnish.cli.convert:upcycle",
+    name="upcycle",
+    help="Make a mixture of experts of a dense Llama-type model; it computes the same until it is trained.",
+    help_epilogue="",
+)
+app.command(convert)
 
 
 def main(arguments: list[str] | None = None) -> None:

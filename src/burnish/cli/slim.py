@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from burnish.cli.run import run_single
 from burnish.slim.stage import Slim
 
-_DEFAULTS = Slim.parse({"target": "50%"}, where="defaults")
+# Not validated here: without any size it is refused, but by the recipe that the command becomes, in one sentence.
+_DEFAULTS = Slim.model_construct()
 
 
 def slim(

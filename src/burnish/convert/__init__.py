@@ -1,0 +1,1 @@
+"""Checkpoints in another architecture: a dense model as a mixture of experts (upcycling)."""
