@@ -2,8 +2,8 @@
 
 A window of 1,024 tokens over a vocabulary of 150,000 has 600 MB of logits in float32, more with a reference beside it.
 Here the decoder runs once, and the output head is applied to a chunk of its hidden states at a time. Some heads are
-more than a matrix (logit scales, soft caps): that is found out on a short prefix, and such a network hands over its own
-logits, chunked afterwards.
+more than a matrix (logit scales, soft caps): that is found out on the last tokens of the first window, and such a
+network hands over its own logits, chunked afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from burnish.core.errors import NumericalError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PROBE_TOKENS = 4
+PROBE_TOKENS = 2
 CHUNK_TOKENS = 128
 
 
@@ -47,12 +47,15 @@ class ChunkedLogits:
                 gave such a value.
         """
         ids = window[None].to(self.module.device)
+        states: Tensor | None = None
         if not self.probed:
-            self.head, self.probed = self._plain_head(ids[:, :PROBE_TOKENS]), True
+            states, self.head = self._first(ids)
+            self.probed = True
+        elif self.head is not None:
+            states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         head = self.head
-        if head is not None:
-            states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-            parts = (head(part) for part in states.split(self.chunk))
+        if head is not None and states is not None:
+            parts = (head(part) for part in states[0, :-1].split(self.chunk))
         else:
             parts = iter(self.module(input_ids=ids, use_cache=False).logits[0, :-1].split(self.chunk))
         start = 0
@@ -62,14 +65,18 @@ class ChunkedLogits:
             start += len(logits)
             yield logits
 
-    def _plain_head(self, ids: Int[Tensor, "one probe"]) -> torch.nn.Module | None:
-        """The output head, if it alone makes the network's own logits of the decoder's hidden states."""
-        head = self.module.get_output_embeddings()
+    def _first(self, ids: Int[Tensor, "one length"]) -> tuple[Tensor, torch.nn.Module | None]:
+        """Hidden states of the first window, and the output head if it alone makes the network's logits of them."""
+        seen: list[Tensor] = []
+        handle = self.decoder.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
+        own = self.module(input_ids=ids, use_cache=False, logits_to_keep=PROBE_TOKENS).logits
+        handle.remove()
+        states, head = seen[0], self.module.get_output_embeddings()
         if head is None or self.decoder is self.module:
-            return None
-        own = self.module(input_ids=ids, use_cache=False).logits
-        ours = head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state).to(own.dtype)
-        return head if torch.allclose(own, ours, rtol=1e-3, atol=1e-3, equal_nan=True) else None
+            return states, None
+        ours = head(states[:, -PROBE_TOKENS:]).to(own.dtype)
+        plain = torch.allclose(own[:, -PROBE_TOKENS:], ours, rtol=1e-3, atol=1e-3, equal_nan=True)
+        return states, head if plain else None
 
     def _explain(self, ids: Tensor, logits: Tensor, *, index: int, start: int) -> None:
         """Raises for a chunk with a value that is not finite; an overflowing sum of finite values is let through."""

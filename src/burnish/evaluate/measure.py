@@ -248,7 +248,7 @@ def speed_metrics(
     return {
         "prefill_speed": metric(Interval(*median_and_spread(speed.prefill)), "token/s", note=note),
         "decode_speed": metric(Interval(*median_and_spread(speed.decode)), "token/s", note=note),
-        "peak_memory": metric(Interval(speed.peak_memory, math.nan, math.nan), "byte"),
+        "peak_memory": exact(speed.peak_memory, "byte"),
     }
 
 

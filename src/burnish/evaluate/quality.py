@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from burnish.core.progress import Progress
 from burnish.data.windows import Slice
@@ -18,6 +20,8 @@ from burnish.evaluate.maths.divergence import cross_entropy, kl_divergence, norm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+CPU_ROWS = 8
 
 Sequences = dict[str, list[float]]
 """Columns of per-sequence sums: `tokens`, `bytes`, `nats`, and with a reference `kl` and `agreeing`."""
@@ -56,22 +60,41 @@ def measure_quality(
     rows: list[dict[str, float]] = []
     with (progress or Progress(enabled=False)).task("measuring quality", text.tokens.numel(), "tokens") as task:
         for index, window in enumerate(text.tokens):
-            num_predicted = len(window) - 1
-            row = {"tokens": float(num_predicted), "bytes": float(text.num_bytes[index]), "nats": 0.0}
-            if reference is module:
-                row |= {"kl": 0.0, "agreeing": float(num_predicted)}
-            elif reference is not None:
-                row |= {"kl": 0.0, "agreeing": 0.0}
+            sums = torch.zeros(3, dtype=torch.float64, device=module.device)
             targets = iter(window[1:].to(module.device).split(chunk))
             other = theirs.chunks(window, index=index) if theirs else None
             for logits in ours.chunks(window, index=index):
-                log_q = normalise(logits)
-                row["nats"] += cross_entropy(log_q, next(targets)).double().sum().item()
-                if other is not None:
-                    log_p = normalise(next(other).to(log_q.device))
-                    row["kl"] += kl_divergence(log_p, log_q).double().sum().item()
-                    row["agreeing"] += top1_agreement(log_p, log_q).sum().item()
+                reference_logits = None if other is None else next(other).to(module.device)
+                sums += chunk_sums(logits, next(targets), reference_logits)
+            nats, kl, agreeing = sums.tolist()
+            num_predicted = float(len(window) - 1)
+            row = {"tokens": num_predicted, "bytes": float(text.num_bytes[index]), "nats": nats}
+            if theirs is not None:
+                row |= {"kl": kl, "agreeing": agreeing}
+            elif reference is module:
+                row |= {"kl": 0.0, "agreeing": num_predicted}
             rows.append(row)
             task.advance(len(window))
             task.note(f"perplexity {np.exp(sum(r['nats'] for r in rows) / sum(r['tokens'] for r in rows)):.2f}")
     return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def chunk_sums(
+    logits: Float[Tensor, "tokens vocab"],
+    targets: Int[Tensor, " tokens"],
+    reference_logits: Float[Tensor, "tokens vocab"] | None = None,
+) -> Float[Tensor, "3"]:  # noqa: UP037
+    """Sums over the tokens of cross-entropy in nats, divergence in nats, and equal first tokens, in float64."""
+    # On a CPU a few rows stay in its cache from one pass over the vocabulary to the next; 128 rows are 25 MB, and
+    # fetching that from memory for every pass makes the divergence five times slower.
+    rows = CPU_ROWS if logits.device.type == "cpu" else len(logits)
+    sums = torch.zeros(3, dtype=torch.float64, device=logits.device)
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        log_q = normalise(logits[part])
+        sums[0] += cross_entropy(log_q, targets[part]).double().sum()
+        if reference_logits is not None:
+            log_p = normalise(reference_logits[part])
+            sums[1] += kl_divergence(log_p, log_q).double().sum()
+            sums[2] += top1_agreement(log_p, log_q).sum()
+    return sums

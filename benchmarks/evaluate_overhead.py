@@ -1,0 +1,149 @@
+"""What an evaluation costs beside the forward passes that it cannot do without.
+
+    python benchmarks/evaluate_overhead.py --model models/smollm2
+
+Question: how much longer does `burnish.Evaluate` take than a bare loop over the same windows? The bare loop is
+`module(input_ids=window)` and nothing else; the loop that most people write adds transformers' own loss. With a
+reference, the bare loop is two such passes. All are run on one window after another, in an order that turns from window
+to window, in float32, and timed as CPU time of the process, because wall time on a shared machine does not repeat.
+The quoted overhead is the ratio of the sums; its interval is a paired bootstrap over windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "evaluate_overhead.json"
+
+
+def measure(model_path: Path, *, num_windows: int, context: int) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    import burnish
+    from burnish.core.checkpoint import library_versions
+    from burnish.data import Slice, cut, data_hash, read_texts
+    from burnish.evaluate.measure import device_name, network
+    from burnish.evaluate.quality import measure_quality
+
+    model = burnish.load(model_path)
+    module = network(model, dtype=torch.float32, device="cpu")
+    # The reference is a second network with the same weights, so that it must run: what it computes costs no less.
+    reference = network(model, dtype=torch.float32, device="cpu")
+    text = cut(model.tokenizer, read_texts("wikitext2-valid"), context, num_windows=num_windows, max_chars=400_000)
+
+    @torch.inference_mode()
+    def bare(part: Slice) -> None:
+        module(input_ids=part.tokens, use_cache=False)
+
+    @torch.inference_mode()
+    def with_loss(part: Slice) -> None:
+        module(input_ids=part.tokens, labels=part.tokens, use_cache=False)
+
+    @torch.inference_mode()
+    def two_bare(part: Slice) -> None:
+        module(input_ids=part.tokens, use_cache=False)
+        reference(input_ids=part.tokens, use_cache=False)
+
+    arms: dict[str, Callable[[Slice], object]] = {
+        "bare": bare,
+        "with_loss": with_loss,
+        "evaluate": lambda part: measure_quality(module, part),
+        "two_bare": two_bare,
+        "evaluate_with_reference": lambda part: measure_quality(module, part, reference=reference),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    parts = [Slice(text.tokens[i : i + 1], text.num_bytes[i : i + 1]) for i in range(num_windows)]
+    bare(parts[0])  # warms up
+    for index, part in enumerate(parts):
+        names = list(arms)
+        for name in names[index % len(names) :] + names[: index % len(names)]:
+            start = time.process_time()
+            arms[name](part)
+            seconds[name].append(time.process_time() - start)
+
+    # What happens once and not per window: reading and cutting the text, sizes, the bootstrap.
+    start = time.process_time()
+    burnish.Evaluate(num_windows=2, context=8, speed=False)(burnish.Model(module=module, tokenizer=model.tokenizer))
+    once = time.process_time() - start
+
+    pairs = [("evaluate", "bare"), ("evaluate", "with_loss"), ("evaluate_with_reference", "two_bare")]
+    generator = np.random.default_rng(0)
+    draws = generator.integers(num_windows, size=(10_000, num_windows))
+    overheads = []
+    for arm, baseline in pairs:
+        ours, theirs = np.array(seconds[arm]), np.array(seconds[baseline])
+        ratios = ours[draws].sum(axis=1) / theirs[draws].sum(axis=1)
+        low, high = np.quantile(ratios, [0.025, 0.975])
+        overheads.append(
+            {"arm": arm, "baseline": baseline, "ratio": ours.sum() / theirs.sum(), "low": low, "high": high}
+        )
+    return {
+        "question": __doc__.split("\n\n")[2].replace("\n", " "),
+        "machine": f"{device_name('cpu')}, {platform.system()}, shared with other work",
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": library_versions(),
+        "settings": {
+            "model": model.name,
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "dtype": "float32",
+            "threads": torch.get_num_threads(),
+            "context": context,
+            "num_windows": num_windows,
+            "time": "CPU time of the process, seconds",
+            "seeds": [0],
+        },
+        "slices": {"tuning": [], "reporting": [data_hash("wikitext2-valid")]},
+        "seconds_per_window": seconds,
+        "seconds_once": once,
+        "overheads": overheads,
+    }
+
+
+LABELS = {
+    "bare": "forward pass alone",
+    "with_loss": "forward pass with transformers' loss",
+    "two_bare": "two forward passes",
+    "evaluate": "evaluation",
+    "evaluate_with_reference": "evaluation against a reference",
+}
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The tables that docs/methods/evaluation.md shows."""
+    settings = results["settings"]
+    lines = [
+        f"| {settings['num_windows']} windows of {settings['context']:,} tokens | baseline | CPU s per window "
+        "| baseline's | overhead | 95 % interval |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results["overheads"]:
+        ours, theirs = (
+            sum(results["seconds_per_window"][row[key]]) / settings["num_windows"] for key in ("arm", "baseline")
+        )
+        lines.append(
+            f"| {LABELS[row['arm']]} | {LABELS[row['baseline']]} | {ours:.2f} | {theirs:.2f} | {row['ratio'] - 1:+.1%} "
+            f"| {row['low'] - 1:+.1%} to {row['high'] - 1:+.1%} |"
+        )
+    return {"overhead": "\n".join(lines)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("models/smollm2"))
+    parser.add_argument("--num-windows", type=int, default=8)
+    parser.add_argument("--context", type=int, default=256)
+    arguments = parser.parse_args()
+    results = measure(arguments.model, num_windows=arguments.num_windows, context=arguments.context)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(tables(results)["overhead"])
+
+
+if __name__ == "__main__":
+    main()
