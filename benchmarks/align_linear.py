@@ -6,9 +6,9 @@
     clearest. Measure: share of 4,000 fresh clean pairs that the learned reward orders right. R3M against BT, paired by
     seed. Nothing is tuned: l2 = 1e-3 and the values of lambda are those of the published table.
 (b) Half of the pairs are clear (nearly everybody agrees), half ambiguous (nearly a coin toss). Measures: calibration
-    error of sigma(margin / tau) for APS and of sigma(margin) for both, each after one temperature fitted on the training
-    labels; AUC with which |margin|, or tau, separates clear from ambiguous pairs on fresh data. APS's (rho0, tau_max)
-    and the l2 of both are chosen on the tuning seeds 100-104, reported on the seeds 0-9.
+    error of sigma(margin / tau) for APS and of sigma(margin) for both, each after one temperature fitted on the
+    training labels; AUC with which |margin|, or tau, separates clear from ambiguous pairs on fresh data. APS's
+    (rho0, tau_max) and the l2 of both are chosen on the tuning seeds 100-104, reported on the seeds 0-9.
 """
 
 from __future__ import annotations

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# Shapes and dtypes in the signatures of the mathematics are checked at every call of the suite.
+MATHS = [f"burnish.{room}.maths" for room in ("align", "distill", "evaluate", "events", "optim", "quantize", "slim")]
+install_import_hook(MATHS, "beartype.beartype")
 
 torch.set_num_threads(1)
 

@@ -13,22 +13,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from burnish.align.stage import Align
     from burnish.core.checkpoint import Model, load
     from burnish.core.errors import BurnishError
     from burnish.evaluate.stage import Evaluate
     from burnish.quantize.stage import Quantize
+    from burnish.train.stage import Train
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Align": "burnish.align.stage",
     "load": "burnish.core.checkpoint",
     "Model": "burnish.core.checkpoint",
     "BurnishError": "burnish.core.errors",
     "Evaluate": "burnish.evaluate.stage",
     "Quantize": "burnish.quantize.stage",
+    "Train": "burnish.train.stage",
 }
 
-__all__ = ["BurnishError", "Evaluate", "Model", "Quantize", "load"]
+__all__ = ["Align", "BurnishError", "Evaluate", "Model", "Quantize", "Train", "load"]
 
 
 def __getattr__(name: str) -> object:

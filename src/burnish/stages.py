@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 STAGES: dict[str, str] = {
     "align": "burnish.align.stage:Align",
     "quantize": "burnish.quantize.stage:Quantize",
+    "train": "burnish.train.stage:Train",
 }
 
 

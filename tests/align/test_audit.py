@@ -11,7 +11,7 @@ from burnish.align.audit import apply_decisions, audit_pairs
 from burnish.align.audit_page import render
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.features import hidden_features, word_features
-from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, unit_scale
+from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import clearest
 from burnish.align.pairs import Pairs, read_pairs, write_pairs
 from burnish.core.checkpoint import load
@@ -121,6 +121,17 @@ def test_word_features_have_unit_length_and_know_the_words(checkpoint):
     np.testing.assert_allclose(np.diag(products), 1.0)
     assert products[0, 1] == pytest.approx(1.0)
     assert 0 < products[0, 2] < 0.9
+
+
+def test_rotation_leaves_every_margin_as_it_was():
+    x = np.random.default_rng(0).normal(size=(40, 90))
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    given = {"l2": 0.05, "num_folds": 4, "num_repeats": 1, "lam": 0.3}
+    plain, turned = (
+        cross_fitted_margins(features, range(40), "r3m", generator=generator, **given)
+        for features, generator in zip((x, rotated(x)), generators, strict=True)
+    )
+    np.testing.assert_allclose(turned, plain, atol=1e-4)  # two L-BFGS runs, each stopped at a gradient of 1e-7
 
 
 def test_unit_scale_makes_every_feature_count_the_same():

@@ -63,6 +63,14 @@ def test_plan_of_a_reward_model_counts_its_head_instead_of_the_language_head(che
     assert stage.plan(before).num_parameters == sum(p.numel() for p in made.module.parameters())
 
 
+@pytest.mark.parametrize("optimizer", ["normuon", "cosmos"])
+def test_optimizers_of_this_library_can_be_named(optimizer, checkpoint, rows):
+    plain = Align(**SHORT)(load(checkpoint), data=rows)
+    other = Align(**SHORT, optimizer=optimizer)(load(checkpoint), data=rows)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.allclose(plain.module.state_dict()[name], other.module.state_dict()[name])
+
+
 def test_lora_is_merged_into_ordinary_weights(checkpoint, rows):
     start = load(checkpoint)
     result = Align(**SHORT | {"lora_rank": 4})(start, data=rows)

@@ -23,6 +23,7 @@ from burnish.align.trainers import (
     RobustRewardTrainer,
 )
 from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.optim import COSMOS, NorMuon
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
@@ -215,6 +216,19 @@ def test_a_few_steps_lower_every_loss(name, checkpoint, dataset, tokenizer, smal
     history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["rewards/margins"] > 0.1
+
+
+@pytest.mark.parametrize("optimizer", [NorMuon, COSMOS])
+def test_our_optimizers_drive_the_trainers(optimizer, checkpoint, dataset, tokenizer, small):
+    model = load(checkpoint)
+    made = optimizer.for_model(model, lr=3e-3)
+    args = RobustDPOConfig(**small | {"max_steps": 6, "per_device_train_batch_size": 12}, beta=1.0)
+    trainer = RobustDPOTrainer(
+        model, load(checkpoint), args, train_dataset=dataset, processing_class=tokenizer, optimizers=(made, None)
+    )
+    trainer.train()
+    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert history[-1] < history[0] - 0.01
 
 
 def test_diagnostics_are_logged_beside_the_stock_metrics(checkpoint, dataset, tokenizer, small):

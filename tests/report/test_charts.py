@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from burnish.report.charts import WIDTHS, Datum, Figure, Series, draw, thin
 from burnish.report.figures import best_for_size
 from burnish.report.layers import split_name, view
+from burnish.report.numbers import MINUS
 from burnish.report.run import Node
-from burnish.report.scale import Scale, fit
+from burnish.report.scale import Scale, fit, tick_labels
 from burnish.report.tree import tree
 
 finite = st.floats(min_value=-1e9, max_value=1e9)
@@ -30,6 +31,22 @@ def test_a_logarithmic_axis_has_at_least_two_ticks_within_it(low, ratio):
 @given(finite, st.floats(min_value=1e-3, max_value=1e9))
 def test_a_linear_axis_has_between_two_and_nine_ticks(low, span):
     assert 2 <= len(Scale(low, low + span, 0, 1).ticks(5)) <= 9
+
+
+def test_a_rounding_error_beside_real_values_leaves_the_axis_linear():
+    assert fit([1.0, 2e-309]) == pytest.approx((-0.08, 1.08, False))
+
+
+@given(st.floats(min_value=-1e5, max_value=1e5), st.floats(min_value=1e-4, max_value=1e8), st.booleans())
+def test_a_tick_is_where_its_label_says(low, span, log):
+    low = abs(low) + 1e-3 if log else low
+    ticks = Scale(low, low + span, 0, 1, log).ticks(5)
+    read = [float(text.replace(",", "").replace(MINUS, "-")) for text in tick_labels(ticks)]
+    assert read == pytest.approx(ticks, rel=1e-6, abs=1e-9)
+
+
+def test_steps_of_a_quarter_are_not_rounded_away():
+    assert tick_labels([0, 0.0025, 0.005, 0.0075, 0.01]) == ["0", "0.0025", "0.0050", "0.0075", "0.0100"]
 
 
 def test_equal_factors_are_equal_distances_on_a_logarithmic_axis():

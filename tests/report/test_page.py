@@ -8,6 +8,7 @@ import pytest
 from burnish.core.errors import OutputError
 from burnish.core.ledger import Ledger
 from burnish.report import render, write
+from burnish.report.numbers import TIMES
 
 VOID = {"meta", "link", "br", "path", "circle", "rect", "line", "input", "img", "hr"}
 
@@ -117,6 +118,14 @@ def test_a_difference_whose_interval_includes_zero_is_within_noise(make_run, nod
     page = Page(render([make_run([close])]))
     assert "loss on wikitext2-test within noise of the start" in page.words
     assert page.row("Perplexity")[1].split(", ")[1].startswith("within noise")
+
+
+def test_speeds_are_shown_and_never_judged(make_run, nodes):
+    """Repeats in one process say little about another process: the same weights may lie wholly outside their spread."""
+    dense = replace(nodes[2], packed=False, speed=30.0)
+    page = Page(render([make_run([dense])]))
+    assert page.row("Decode speed")[1] == f"30.00 29.60 to 30.40 {TIMES} 1.43"
+    assert "decode speed 21.00 to 30.00 tokens/s, one session each" in page.words
 
 
 def test_a_gain_is_called_better(make_run, nodes):

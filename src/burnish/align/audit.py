@@ -31,7 +31,7 @@ from scipy import sparse
 
 from burnish.align.audit_settings import AuditSettings, Ranking
 from burnish.align.features import hidden_features, word_features
-from burnish.align.linear_reward import cross_fitted_margins, unit_scale
+from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m
 from burnish.align.pairs import Pair, Pairs, split_prompt
 from burnish.core.checkpoint import write_atomically
@@ -147,7 +147,7 @@ def answer_differences(
 def combine(dense: np.ndarray, words: sparse.csr_matrix) -> sparse.csr_matrix:
     """Both blocks side by side with equal say; word columns that no pair uses are left out."""
     used = np.flatnonzero(np.asarray(abs(words).sum(axis=0)).ravel())
-    return sparse.hstack([sparse.csr_matrix(dense), words[:, used]], format="csr")
+    return sparse.csr_matrix(sparse.hstack([sparse.csr_matrix(dense), words[:, used]]))
 
 
 def fit_margins(
@@ -155,6 +155,7 @@ def fit_margins(
 ) -> dict[str, np.ndarray]:
     """{loss: cross-fitted margins, [repeats, pairs]}; the three losses see the same folds."""
     progress = progress or Progress(enabled=False)
+    differences = rotated(differences)
     margins = {}
     with progress.task("cross-fitting", total=len(MARGINS), unit="losses") as task:
         for name in MARGINS:

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def hidden_features(
         max_length: tokens; the answer loses its end, and the prompt its beginning.
         progress: for the bar.
     """
-    module = model.module.base_model
+    module: Any = model.module.base_model
     device = next(module.parameters()).device
     num_layers = module.config.get_text_config().num_hidden_layers
     layers = [max(1, round(depth * num_layers)) for depth in depths]

@@ -51,6 +51,7 @@ class Align(Stage):
     lr: float | None = Field(
         None, gt=0, description="learning rate; when not given 1e-6 (dpo), 5e-5 (dpo with LoRA) or 1e-4 (reward)"
     )
+    optimizer: Literal["adamw", "normuon", "muon", "cosmos", "soap"] = Field("adamw", description="of burnish.optim")
     epochs: float = Field(1.0, gt=0, description="passes over the data; max_steps overrides it")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps")
     batch: int = Field(16, ge=1, description="pairs per optimizer step")

@@ -13,6 +13,7 @@ from burnish.align.pairs import Pairs, check_pairs, read_pairs, split_prompt
 from burnish.core.checkpoint import Lineage, Model, load
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError
 from burnish.core.stage import Context, Kind
+from burnish.optim import OPTIMIZERS
 
 try:
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -61,6 +62,9 @@ def align(settings: Align, model: Model, ctx: Context) -> Model:
     for name, report in trainer.truncation.items():
         ctx.progress.log(f"{name} data: {truncation_sentence(report)}")
     trainer.remove_callback(PrinterCallback)
+    # set before training, so that the adapters are there to be routed; the Trainer then makes none of its own
+    optimizer = OPTIMIZERS[settings.optimizer]
+    trainer.optimizer = optimizer.for_model(trainer.model, settings.learning_rate, weight_decay=0.0)
     before = trainer.evaluate() if held_out is not None else {}
     with ctx.progress.task(f"align ({settings.loss})", unit="steps") as task:
         trainer.add_callback(_Bar(task))

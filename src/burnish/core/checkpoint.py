@@ -10,11 +10,15 @@ renamed, so a killed process never leaves a directory that looks finished.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
 import struct
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -713,19 +717,20 @@ def model_card(lineage: Lineage) -> str:
     return "\n".join(lines) + "\n"
 
 
-class quiet_transformers:
-    """Silences transformers' own progress bars and advice while burnish shows its own."""
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences the bars and advice of transformers and compressed-tensors while burnish shows its own."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._verbosity, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *exception: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._verbosity)
-        if self._bars:
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        # Some bars write to standard error whatever the libraries are told; errors are raised all the same.
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()

@@ -198,7 +198,8 @@ class Stage(Settings):
         given = {key: getattr(self, key) for key in known if getattr(self, key) is not None} | inputs
         before = model.plan()
         self.check_accepts(before, where=self.name)
-        self.plan(before)
+        # An input that is given as an object counts as named, so that a plan that asks for it is content.
+        self.model_copy(update={key: key for key in inputs}).plan(before)
         with tempfile.TemporaryDirectory(prefix="burnish-") as scratch:
             ctx = Context(
                 inputs=given,

@@ -10,9 +10,7 @@ nothing, and such a result says nothing about a method.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,8 +86,7 @@ def build_module(source: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-    # The bar of the conversion writes to standard error whatever transformers is told.
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet_transformers():
         read = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
         )

@@ -10,6 +10,7 @@ decay, the update), the orthogonalisation of whole matrices, and two sums per ma
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -132,6 +133,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
         routes = route(model, split=split, lora=lora, algorithm=cls.algorithm)
         make = cast("Callable[..., Self]", cls)  # subclasses take the options of their algorithm
         return make(param_groups(model, routes), lr=lr, **options)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The options that the class takes beside parameters and learning rate."""
+        return [name for name in inspect.signature(cls).parameters if name not in ("params", "lr")]
 
     # -- groups ------------------------------------------------------------------------------------------------------
 

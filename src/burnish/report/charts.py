@@ -133,12 +133,12 @@ def draw(figure: Figure, variant: str) -> Chart:
     top, bottom = 30.0 if figure.y_label else 14.0, height - 44.0
     y = Scale(y_low, y_high, bottom, top, y_log)
     y_ticks = y.ticks(3 if figure.short else 5)
-    y_texts = tick_labels(y_ticks, log=y_log)
+    y_texts = tick_labels(y_ticks)
     left = 14 + max((len(text) for text in y_texts), default=1) * _LETTER
     right = width - 12.0
     x = Scale(x_low, x_high, left + 4, right, x_log)
     x_ticks = x.ticks(6 if variant == "wide" else 4)
-    x_texts = [figure.tick_x(t) for t in x_ticks] if figure.tick_x else tick_labels(x_ticks, log=x_log)
+    x_texts = [figure.tick_x(t) for t in x_ticks] if figure.tick_x else tick_labels(x_ticks)
     lines = [_line(series, index, x, y) for index, series in enumerate(figure.series)]
     return Chart(
         variant=variant,

@@ -101,15 +101,13 @@ def _unpaired(name: str, before: Value | None, after: Value | None) -> str:
 
 
 def _speed(start: Checkpoint, column: Checkpoint) -> str:
+    """The two speeds and no verdict: see `_unpaired_verdict` of the table."""
     what = metric(DECODE)
     for digest in start.protocols_of(DECODE):
         before, after = start.value(DECODE, digest), column.value(DECODE, digest)
-        if before is None or after is None or not before.value:
+        if before is None or after is None or before.value is None:
             continue
         if after.value is None:
             return "speed not measured"
-        *_, verdict = write_change(what, after, before, None)
-        if verdict == OVERLAP:
-            return "decoding speed the same within its spread"
-        return f"decodes {numbers.significant(after.value / before.value, 2)} times as fast"
+        return f"decode speed {what.write_bare(before)} to {what.write(after)}, one session each"
     return ""

@@ -66,7 +66,9 @@ class LayerView:
 
 def view(node: str, rows: Sequence[dict[str, Any]]) -> LayerView | None:
     """Bars and a table with the worst first, or None where no column holds numbers."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))[:_MAX_COLUMNS]
+    columns = list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))[
+        :_MAX_COLUMNS
+    ]
     numeric = [name for name in columns if any(is_number(row.get(name)) for row in rows)]
     value_name = next((name for name in _VALUE_NAMES if name in numeric), numeric[0] if numeric else None)
     if value_name is None:
@@ -78,7 +80,7 @@ def view(node: str, rows: Sequence[dict[str, Any]]) -> LayerView | None:
     worst = ranked[0]
     label = value_name.replace("_", " ")
     summary = (
-        f"{len(known):,} matrices, median {label} {significant(typical)}, "
+        f"{len(known):,} {'matrix' if len(known) == 1 else 'matrices'}, median {label} {significant(typical)}, "
         f"largest {significant(worst[value_name])} in {worst.get('name', 'an unnamed one')}"
     )
     groups = _groups(known, value_name)

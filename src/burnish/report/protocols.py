@@ -34,6 +34,7 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
     for name, form in _DESCRIBED:
         value = protocol.get(name)
         if value not in (None, "", 0, [], {}) and not isinstance(value, dict | list):
+            value = base_name(value) if name == "text" else value
             parts.append(form.format(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value))
     return ", ".join(parts)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from burnish.report.numbers import MINUS, decimal, significant
+from burnish.report.numbers import MINUS, decimal
 
 LOG_FROM_RATIO = 20.0
 """Positive data that span more than this factor get a logarithmic axis."""
+LOG_TO_RATIO = 1e30
+"""Beyond this factor the smallest values are rounding errors, and a logarithmic axis would show little else."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ class Scale:
 def fit(values: Sequence[float], *, from_zero: bool = False, log: bool | None = None) -> tuple[float, float, bool]:
     """(low, high, log) of an axis that holds the values with a little air; `log=None` decides by their spread."""
     low, high = min(values), max(values)
+    ratio = high / low if low > 0 else math.inf
     if log is None:
-        log = low > 0 and high / low > LOG_FROM_RATIO
-    if log and low > 0:
+        log = ratio > LOG_FROM_RATIO
+    if log and ratio < LOG_TO_RATIO:
         air = (high / low) ** 0.06 if high > low else 1.5
         return low / air, high * air, True
     if from_zero and low >= 0:
@@ -56,26 +60,24 @@ def fit(values: Sequence[float], *, from_zero: bool = False, log: bool | None = 
     return (0.0 if low == 0 and from_zero else low - air), high + air, False
 
 
-def label(value: float, step: float) -> str:
-    """A tick's text, with as many decimals as the step between ticks needs."""
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Each tick exactly, with the same decimals throughout where the ticks are evenly spread."""
+    digits = [_decimals(tick) for tick in ticks]
+    even = len({round(b - a, 12) for a, b in itertools.pairwise(ticks)}) <= 1
+    return [_label(tick, max(digits) if even else own) for tick, own in zip(ticks, digits, strict=True)]
+
+
+def _decimals(value: float) -> int:
+    return next((digits for digits in range(12) if math.isclose(round(value, digits), value, rel_tol=1e-9)), 12)
+
+
+def _label(value: float, digits: int) -> str:
     if value == 0:
         return "0"
-    if abs(value) >= 1e6 or step < 5e-4:
+    if abs(value) >= 1e6 or digits > 4:
         exponent = math.floor(math.log10(abs(value)) + 1e-9)
-        return f"{value / 10**exponent:.3g}e{exponent}".replace("-", MINUS)
-    return decimal(value, max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 3)
-
-
-def tick_labels(ticks: Sequence[float], *, log: bool) -> list[str]:
-    if log:
-        return [significant(tick, 1) if _one_digit(tick) else significant(tick, 2) for tick in ticks]
-    step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) if ticks else 1.0
-    return [label(tick, step) for tick in ticks]
-
-
-def _one_digit(value: float) -> bool:
-    lead = value / 10 ** math.floor(math.log10(value) + 1e-9)
-    return abs(lead - round(lead)) < 1e-9
+        return f"{value / 10.0**exponent:.8g}e{exponent}".replace("-", MINUS)
+    return decimal(value, digits)
 
 
 def _linear_ticks(low: float, high: float, count: int) -> list[float]:

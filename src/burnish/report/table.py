@@ -208,12 +208,18 @@ def verdict(what: Metric, paired: Difference) -> str:
 
 
 def _unpaired_verdict(what: Metric, value: Value, before: Value) -> str:
-    """Without pairs, all that can be said is whether the intervals overlap; without intervals, nothing."""
+    """Without pairs, all that can be said is whether the intervals overlap; without intervals, nothing.
+
+    The bounds of a speed are the slowest and fastest of a few repeats in one process. Another process on a busy
+    machine may lie wholly outside them with the very same weights, so that speeds are never called better or worse.
+    """
     if not value.has_interval or not before.has_interval or not what.better:
         return ""
     assert value.low is not None and value.high is not None and before.low is not None and before.high is not None
     if value.low <= before.high and before.low <= value.high:
         return OVERLAP
+    if what.form is Form.RATE:
+        return ""
     assert value.value is not None and before.value is not None
     return "better" if (value.value < before.value) == (what.better == "low") else "worse"
 

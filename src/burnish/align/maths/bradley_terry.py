@@ -29,12 +29,12 @@ SERIES = (1 / 8, -1 / 64, 1 / 576, -17 / 92160, 31 / 1612800)
 """h(u) = u^2/8 - u^4/64 + ...: the integral of h'(u) = u sech(u/2)^2 / 4, term by term."""
 
 
-def logistic_loss(margin: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+def logistic_loss(margin: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs"]:
     """softplus(-m), through logsigmoid, which neither overflows nor saturates."""
     return -F.logsigmoid(margin)
 
 
-def information(u: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+def information(u: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs"]:
     """h(u), in nats, for a tensor. Use float64 where digits matter."""
     size = u.abs()
     closed = LOG_2 - F.softplus(-size) - size * torch.sigmoid(-size)

@@ -17,7 +17,7 @@ Source: the compressed-tensors package (Apache-2.0), `quantization.utils.calcula
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ CLIP_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))
 """1.0, 0.975 ... 0.5: what `scale_search` tries."""
 
 
+@runtime_checkable
 class Grid(Protocol):
     """What a rounding needs to know of a grid."""
 

@@ -51,8 +51,8 @@ TILE = 32
 
 def round_two_sided(
     weight: Float[Tensor, "*batch out in"],
-    output_factor: Float[Tensor, "*batch out out"] | None,
-    input_factor: Float[Tensor, "*batch in in"] | None,
+    output_factor: Float[Tensor, "... out out"] | None,
+    input_factor: Float[Tensor, "... in in"] | None,
     grid: Grid,
     *,
     order: Order = "diagonal",
@@ -63,8 +63,8 @@ def round_two_sided(
 
     Args:
         weight: W; computed in its dtype (float32 or float64).
-        output_factor: H_O, None for the identity.
-        input_factor: H_I, None for the identity.
+        output_factor: H_O, None for the identity; one for all weights, or one each.
+        input_factor: H_I likewise.
         grid: its parameters are those of the original weight and stay fixed.
         order: "diagonal" rounds rows and columns with a large diagonal first, "natural" starts at the last ones.
         feedback: "element" rounds one element at a time; "tile" hands the grid whole (tile, tile) blocks with feedback
@@ -124,8 +124,8 @@ def is_diagonal(factor: Float[Tensor, "*batch n n"]) -> bool:
 
 def proxy_loss(
     error: Float[Tensor, "*batch out in"],
-    output_factor: Float[Tensor, "*batch out out"] | None,
-    input_factor: Float[Tensor, "*batch in in"] | None,
+    output_factor: Float[Tensor, "... out out"] | None,
+    input_factor: Float[Tensor, "... in in"] | None,
 ) -> Float[Tensor, "*batch"]:
     """tr(H_O E H_I E^T); None is the identity."""
     left = error if output_factor is None else output_factor @ error

@@ -1,0 +1,478 @@
+"""Event forecasting: log-likelihood, calibration and speed of THP, SMURF-THP and SMASH beside their baselines.
+
+    python benchmarks/events.py hawkes
+    python benchmarks/events.py stackoverflow --data DIR --seeds 0 1 2
+    python benchmarks/events.py financial --data DIR
+    python benchmarks/events.py smash --data DIR --dataset crime_atlanta
+    python benchmarks/events.py online
+    python benchmarks/events.py langevin
+    python benchmarks/events.py epoch --side burnish        (and --side easytpp in that package's own environment)
+    python benchmarks/check.py --write                      (writes the tables of docs/methods from the JSON)
+
+Every experiment adds its entry to benchmarks/results/events.json. The epoch of a model is chosen on validation
+sequences; the test part is read once, at the end. DIR holds parquet files with columns sequence_id, time, mark and
+split or fold (see docs/methods/smurf-thp.md); they are not part of this repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "events.json"
+SCORES = (
+    "loglik", "loglik_time", "loglik_mark", "crps", "calibration_score_19", "calibration_score_upper", "pit_ks",
+    "coverage_50", "coverage_90", "mae", "rmse", "accuracy", "accuracy_given_time", "accuracy_head", "ece",
+    "width_50", "width_80", "width_90", "width_95", "share_infinite_mean", "num_events",
+    "location_cs", "location_ks", "location_error", "energy_score", "num_location_events",
+)  # fmt: skip
+
+
+def record(name: str, entry: dict[str, Any]) -> None:
+    """Adds or replaces one experiment in the results file."""
+    everything = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"experiments": {}}
+    packages = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "scipy", "easy-tpp"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    everything = everything | {
+        "machine": "two shared x86-64 cores (AMD EPYC, AVX2), one torch thread a process",
+        "date": date.today().isoformat(),
+        "versions": everything.get("versions", {}) | packages,
+        "time": "CPU seconds of the process, since the machine was shared",
+    }
+    everything["experiments"][name] = {"date": date.today().isoformat()} | entry
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(everything, indent=1, default=float) + "\n")
+    print(f"{name}: written to {RESULTS.name}")
+
+
+def chosen(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(float(scores[name]), 6) for name in SCORES if name in scores}
+
+
+# -- one fit ---------------------------------------------------------------------------------------------------------
+
+
+def run(model: Any, objective: dict[str, Any], parts: Any, training: dict[str, Any], bootstrap: int = 100) -> Any:
+    """Fits, scores on the test part once, and returns the row and the forecaster."""
+    from burnish.core.progress import Progress
+    from burnish.events import EventForecaster
+
+    train, validation, test = parts
+    forecaster = EventForecaster(model, **objective)
+    started = time.process_time()
+    history = forecaster.fit(train, validation, **training, progress=Progress())
+    seconds = time.process_time() - started
+    result = forecaster.score(test, bootstrap=bootstrap, progress=Progress())
+    row = {
+        "model": model.kind,
+        "settings": model.settings,
+        "objective": objective,
+        "training": training,
+        "num_parameters": model.num_parameters,
+        "epochs_run": len(history.train),
+        "best_epoch": history.best_epoch + 1,
+        "validation_loss": round(history.validation[history.best_epoch], 5),
+        "fit_cpu_seconds": round(seconds, 1),
+        "scores": chosen(result.scores),
+        "errors": {name: round(value, 6) for name, value in result.errors.items()},
+        "notes": [*forecaster.notes, *result.notes],
+    }
+    print(model.kind, objective, training.get("seed"), json.dumps(row["scores"]), f"{seconds:.0f} CPU s", flush=True)
+    return row, forecaster, result
+
+
+# -- simulated processes with known truth ----------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "recurrent_size": 32}
+
+
+def simulated(preset: str) -> tuple[Any, ...]:
+    from burnish.events.hawkes import PRESETS, simulate_hawkes
+
+    data = simulate_hawkes(PRESETS[preset], 1500, num_events=60, seed=0)
+    bounds = ((0, 1000), (1000, 1200), (1200, 1500))
+    return tuple(data.with_sequences(data.sequences[a:b]) for a, b in bounds)
+
+
+def ideal(preset: str, test: Any) -> dict[str, float]:
+    """Scores of the true process on events 2..N."""
+    import numpy as np
+
+    from burnish.events import metrics
+    from burnish.events.hawkes import PRESETS, true_quantiles, truth
+
+    facts = [truth(PRESETS[preset], sequence) for sequence in test.sequences]
+    pit = np.concatenate([f.pit[1:] for f in facts])
+    gaps = np.concatenate([s.gaps[1:] for s in test.sequences])
+    grid = [float(q) for q in (np.arange(400) + 0.5) / 400]
+    quantiles = np.concatenate([true_quantiles(PRESETS[preset], s, grid)[1:] for s in test.sequences])
+    time_part = np.concatenate([np.log(f.total_intensity[1:]) - f.compensator[1:] for f in facts])
+    total = np.concatenate([f.log_intensity[1:] - f.compensator[1:] for f in facts])
+    return {
+        "loglik": float(total.mean()),
+        "loglik_time": float(time_part.mean()),
+        "loglik_mark": float((total - time_part).mean()),
+        "crps": float(metrics.crps_from_quantiles(quantiles, gaps).mean()),
+        "calibration_score_19": metrics.calibration_score(pit),
+        "calibration_score_upper": metrics.calibration_score(pit, metrics.LEVELS_UPPER),
+        "pit_ks": metrics.pit_ks(pit),
+        "num_events": len(pit),
+    }
+
+
+def hawkes(seeds: list[int], presets: list[str]) -> None:
+    from burnish.events import THP, ExponentialHawkes, LogNormalMixture, SmurfTHP
+
+    for preset in presets:
+        parts = simulated(preset)
+        k = parts[0].num_marks
+        rows = []
+        training = {"epochs": 18, "batch_size": 50, "lr": 3e-3}
+        rows.append(run(ExponentialHawkes(k), {}, parts, {"epochs": 1, "seed": 0})[0])
+        for seed in seeds:
+            here = training | {"seed": seed}
+            rows.append(run(SmurfTHP(k, **SMALL), {"objective": "likelihood"}, parts, here)[0])
+            rows.append(run(SmurfTHP(k, **SMALL), {"objective": "score"}, parts, here)[0])
+            rows.append(run(THP(k, **SMALL), {"objective": "likelihood"}, parts, here)[0])
+            if seed == seeds[0]:
+                rows.append(run(SmurfTHP(k, **SMALL), {"objective": "score+mass"}, parts, here)[0])
+                rows.append(run(SmurfTHP(k, **SMALL), {"objective": "score", "time_coordinate": "gap"}, parts, here)[0])
+                rows.append(run(LogNormalMixture(k, **SMALL), {"objective": "likelihood"}, parts, here)[0])
+        record(
+            f"{preset}",
+            {
+                "question": "How close to the truth do the models come on a simulated process, and do both objectives?",
+                "data": f"preset {preset}, 1000/200/300 sequences of 60 events, seed 0; scored: events 2..60",
+                "tuned_on": "hawkes3, validation part, by hand during development"
+                if preset == "hawkes3"
+                else "nothing",
+                "seeds": seeds,
+                "truth": ideal(preset, parts[2]),
+                "rows": rows,
+            },
+        )
+
+
+# -- real data -------------------------------------------------------------------------------------------------------
+
+
+def real(data: Path, name: str, seeds: list[int], training: dict[str, Any], size: dict[str, Any]) -> None:
+    from burnish.events import THP, EventDataset, LogNormalMixture, SmurfTHP
+
+    file, jitter = {
+        "stackoverflow": ("stackoverflow_badges.parquet", False),
+        "financial": ("financial_book_order.parquet", True),
+    }[name]
+    dataset = EventDataset.from_parquet(data / file, group="fold")
+    if jitter:  # gaps are whole ticks of a millisecond clock; a density needs a continuous one
+        dataset = dataset.dequantise(seed=7)
+    rest, test = dataset.group("2", "3", "4", "5"), dataset.group("1")
+    train, validation = rest.split((0.9, 0.1), seed=0)
+    parts = (train, validation, test)
+    rows, beside = [], {}
+    for seed in seeds:
+        here = training | {"seed": seed}
+        row, _, result = run(SmurfTHP(dataset.num_marks, **size), {"objective": "likelihood"}, parts, here)
+        rows.append(row)
+        beside = result.baselines
+        save_rows(name, training, size, seeds, rows, beside, dataset)
+        if seed == seeds[0]:
+            for model, objective in (
+                (THP(dataset.num_marks, **size), {"objective": "likelihood"}),
+                (LogNormalMixture(dataset.num_marks, **size), {"objective": "likelihood"}),
+            ):
+                rows.append(run(model, objective, parts, here)[0])
+                save_rows(name, training, size, seeds, rows, beside, dataset)
+
+
+def save_rows(
+    name: str, training: Any, size: Any, seeds: list[int], rows: list[Any], beside: Any, dataset: Any
+) -> None:
+    record(
+        name,
+        {
+            "question": "Likelihood, accuracy and calibration on real sequences, beside baselines.",
+            "data": "fold 1 tests (read once), 10 % of folds 2 to 5 (by sequence, seed 0) choose the epoch",
+            "notes": list(dataset.notes),
+            "settings_tried": [size | training],
+            "seeds": seeds,
+            "baselines": {b: {k: round(v, 6) for k, v in scores.items()} for b, scores in beside.items()},
+            "rows": rows,
+        },
+    )
+
+
+def smash(data: Path, dataset_name: str, seeds: list[int], epochs: int, num_events: int) -> None:
+    import numpy as np
+
+    from burnish.events import EventDataset, Smash
+    from burnish.events.spatial import add_location_scores, baseline_location_scores
+
+    dataset = EventDataset.from_parquet(data / f"{dataset_name}.parquet", group="split", location=("x", "y"))
+    parts = tuple(dataset.group(part) for part in sorted({s.group for s in dataset.sequences}, key=_order))
+    rows = []
+    for seed in seeds:
+        model = Smash(dataset.num_marks, hidden_size=48, num_layers=2, intermediate_size=96, recurrent_size=48)
+        training = {"epochs": epochs, "batch_size": 16, "lr": 3e-3, "patience": 8, "seed": seed}
+        row, forecaster, result = run(model, {"objective": "likelihood"}, parts, training)
+        add_location_scores(forecaster, parts[2], result, num_events=num_events)
+        row["scores"] = chosen(result.scores)
+        row["errors"] = {name: round(value, 6) for name, value in result.errors.items()}
+        rows.append(row)
+        print(json.dumps(row["scores"]), flush=True)
+    kde = baseline_location_scores(parts[0], parts[1], parts[2], num_events=num_events)
+    print(kde, flush=True)
+    record(
+        f"smash_{dataset_name}",
+        {
+            "question": "Time, mark and place on real data, beside a kernel density with decaying copies of events.",
+            "data": f"{dataset_name}: train/val/test as published; the epoch is chosen on val",
+            "seeds": seeds,
+            "location_events": f"{num_events} test events, 300 sampled places each",
+            "baselines": {
+                **{b: {k: round(v, 6) for k, v in s.items()} for b, s in result.baselines.items()},
+                "kernel density of train and recent events": {k: round(float(v), 6) for k, v in kde.items()},
+            },
+            "majority_accuracy": float(
+                np.mean(np.concatenate([s.marks[1:] for s in parts[2].sequences]) == _top(parts[0]))
+            ),
+            "rows": rows,
+        },
+    )
+
+
+def _order(part: str) -> int:
+    return ("train", "dev", "val", "validation", "test").index(part)
+
+
+def _top(train: Any) -> int:
+    import numpy as np
+
+    return int(np.bincount(np.concatenate([s.marks for s in train.sequences])).argmax())
+
+
+# -- speed -----------------------------------------------------------------------------------------------------------
+
+
+def online(repeats: int) -> None:
+    """One forecast after one new event: history 200, 4 layers, width 64, batch 1, one thread."""
+    import numpy as np
+    import torch
+
+    from burnish.events import EventForecaster, SmurfTHP
+    from burnish.events.model import Statistics
+
+    forecaster = EventForecaster(SmurfTHP(20, hidden_size=64, num_layers=4, intermediate_size=128, recurrent_size=64))
+    forecaster.model.statistics = Statistics()
+    forecaster.model.eval()
+    rng = np.random.default_rng(0)
+    timings: dict[str, list[float]] = {"observe": [], "quantile": [], "whole": []}
+    torch.set_num_threads(1)
+    stream, now = None, 0.0
+    for i in range(repeats):
+        if i % 40 == 0:
+            stream, now = forecaster.stream(), 0.0
+            for _ in range(200):
+                now += float(rng.exponential(1.0))
+                stream.observe(now, int(rng.integers(20)))
+        assert stream is not None
+        now += float(rng.exponential(1.0))
+        mark = int(rng.integers(20))
+        started = time.process_time_ns()
+        stream.observe(now, mark)
+        middle = time.process_time_ns()
+        stream.next_event().quantile(0.9, elapsed=0.5)
+        ended = time.process_time_ns()
+        for name, value in (("observe", middle - started), ("quantile", ended - middle), ("whole", ended - started)):
+            timings[name].append(value / 1e6)
+    summary = {
+        name: {"median_ms": round(float(np.median(v)), 4), "p90_ms": round(float(np.quantile(v, 0.9)), 4)}
+        for name, v in timings.items()
+    }
+    print(summary)
+    record(
+        "online",
+        {
+            "question": "What does one more event and one conditional 90 % quantile cost online?",
+            "settings": "SmurfTHP, 20 marks, 4 layers, width 64, GRU 64, history 200 to 240, batch 1, float32",
+            "tables": "keys and values of the history stand ready; the hazard table is built anew",
+            "repeats": repeats,
+            "cpu_milliseconds": summary,
+        },
+    )
+
+
+def langevin(num_sequences: int) -> None:
+    """Exact quantiles against the published sampler on the same score-trained model."""
+    import numpy as np
+    import torch
+
+    from burnish.events import EventForecaster, SmurfTHP, metrics
+    from burnish.events.distribution import NUM_PANELS, NextEvents
+    from burnish.events.maths.inversion import NODES_PER_PANEL
+
+    parts = simulated("hawkes3")
+    forecaster = EventForecaster(SmurfTHP(3, **SMALL), objective="score")
+    forecaster.fit(parts[0], parts[1], epochs=18, batch_size=50, lr=3e-3, seed=0)
+
+    def law_of(part: Any) -> tuple[NextEvents, Any]:
+        packed = forecaster.model.pack(part.with_sequences(part.sequences[:num_sequences]))
+        packed.start_known[:] = False
+        with torch.no_grad():
+            histories = forecaster.model.histories(packed.batch(list(range(len(packed)))))
+        law = NextEvents(forecaster.model, histories.condition, renormalise=True)
+        return law, histories.gap.double().numpy() * law.unit
+
+    tried = []
+    law, gaps = law_of(parts[1])
+    for step in (1e-3, 5e-3, 2e-2):
+        drawn = law.langevin_sample(
+            100, step=step, num_steps=500, sigma=0.1, generator=torch.Generator().manual_seed(0)
+        )
+        crps = float(metrics.crps_from_samples(drawn.double().numpy(), gaps, estimator="fair").mean())
+        tried.append({"step": step, "num_steps": 500, "validation_crps": round(crps, 5)})
+    best = min(tried, key=lambda row: row["validation_crps"])["step"]
+    law, gaps = law_of(parts[2])
+    generator = torch.Generator().manual_seed(1)
+    started = time.process_time()
+    drawn = law.langevin_sample(100, step=best, num_steps=2000, sigma=0.1, generator=generator).double().numpy()
+    chain_seconds = time.process_time() - started
+    started = time.process_time()
+    fresh = NextEvents(forecaster.model, law.condition, renormalise=True)
+    exact = fresh.sample(100, generator=generator)[0].double().numpy()
+    exact_seconds = time.process_time() - started
+    chain_crps = metrics.crps_from_samples(drawn, gaps, estimator="fair")
+    exact_crps = metrics.crps_from_samples(exact, gaps, estimator="fair")
+    levels = np.array(metrics.LEVELS_19)
+    chain_cover = np.array([(gaps < np.quantile(drawn, q, axis=1)).mean() for q in levels])
+    difference = chain_crps - exact_crps
+    groups = np.repeat(np.arange(num_sequences), len(gaps) // num_sequences)
+    error = metrics.bootstrap_error(lambda rows: float(difference[rows].mean()), groups)
+    # A table of 512 nodes and its end; inversion adds up to six Newton steps of 4 + 1 evaluations for each quantile.
+    exact_evaluations = NUM_PANELS * NODES_PER_PANEL + 1 + 6 * (NODES_PER_PANEL + 1) * 19
+    entry = {
+        "question": "Do exact quantiles need 100 times fewer head evaluations than Langevin, at no worse CRPS?",
+        "data": f"hawkes3, test, {num_sequences} sequences ({len(gaps)} events); step chosen on validation",
+        "settings_tried": tried,
+        "langevin": {
+            "steps": 2000, "samples": 100, "step": best, "head_evaluations_per_event": 200_000,
+            "crps": round(float(chain_crps.mean()), 5), "cpu_seconds": round(chain_seconds, 2),
+            "calibration_score_19": round(float(np.sqrt(np.mean((chain_cover - levels) ** 2))), 5),
+        },
+        "exact": {
+            "head_evaluations_per_event": exact_evaluations, "for": "19 quantiles",
+            "crps_of_100_samples": round(float(exact_crps.mean()), 5), "cpu_seconds": round(exact_seconds, 2),
+            "crps": round(float(law.crps(torch.from_numpy(gaps)).mean()), 5),
+            "calibration_score_19": round(
+                metrics.calibration_score(law.cdf(torch.from_numpy(gaps)[:, None]).squeeze(-1).double().numpy()), 5
+            ),
+        },
+        "crps_difference_langevin_minus_exact": {"mean": round(float(difference.mean()), 5), "error": round(error, 5)},
+    }  # fmt: skip
+    print(json.dumps(entry, indent=1))
+    record("langevin", entry)
+
+
+EPOCH = {"sequences": 1000, "events": 60, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "batch_size": 50}
+
+
+def epoch(side: str, source: Path, repeats: int) -> None:
+    """CPU seconds of a training epoch of THP on the same sequences at the same size, here and in EasyTPP 0.3.0."""
+    import statistics
+
+    seconds = _our_epochs(source, repeats) if side == "burnish" else _easytpp_epochs(source, repeats)
+    entry = {"seconds": [round(s, 3) for s in seconds[1:]], "median": round(statistics.median(seconds[1:]), 3)}
+    print(side, entry)
+    everything = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"experiments": {}}
+    before = everything["experiments"].get("epoch", {}).get("sides", {})
+    packages = {"torch": version("torch")} | ({"easy-tpp": version("easy-tpp")} if side == "easytpp" else {})
+    sides = before | {side: entry | {"versions": packages}}
+    ratio = None
+    if {"burnish", "easytpp"} <= sides.keys():
+        ratio = round(sides["easytpp"]["median"] / sides["burnish"]["median"], 2)
+    record(
+        "epoch",
+        {
+            "question": "How much faster is a training epoch of THP than in EasyTPP, same data, size, thread count?",
+            "settings": EPOCH | {"note": "no recurrent layer, no extra heads; forward, backward and Adam step; "
+                                 "burnish integrates with 12 nodes, EasyTPP with its default 20"},
+            "sides": sides,
+            "ratio_of_medians": ratio,
+        },
+    )  # fmt: skip
+
+
+def _our_epochs(source: Path, repeats: int) -> list[float]:
+    import torch
+
+    from burnish.events import THP, EventDataset
+    from burnish.events.model import Objective, Statistics
+    from burnish.events.training import TrainingSettings, _one_epoch
+
+    torch.set_num_threads(1)
+    dataset = EventDataset.from_parquet(source)
+    size = {"hidden_size": EPOCH["hidden_size"], "num_layers": EPOCH["num_layers"], "num_heads": EPOCH["num_heads"]}
+    model = THP(3, **size, intermediate_size=2 * EPOCH["hidden_size"], recurrent_size=0, heads="none")
+    model.statistics = Statistics.of(dataset)
+    packed = model.pack(dataset)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
+    settings = TrainingSettings(epochs=repeats + 1, batch_size=EPOCH["batch_size"])
+    seconds = []
+    for index in range(repeats + 1):
+        started = time.process_time()
+        _one_epoch(model, packed, Objective(), settings, optimizer, index)
+        seconds.append(time.process_time() - started)
+    print("burnish parameters", model.num_parameters)
+    return seconds
+
+
+def _easytpp_epochs(source: Path, repeats: int) -> list[float]:
+    import easytpp_epoch
+
+    return easytpp_epoch.epochs(source, repeats, EPOCH)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", nargs="?")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--dataset", default="crime_atlanta")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--presets", nargs="+", default=["hawkes3", "hawkes2"])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--hidden-size", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--num-events", type=int, default=600)
+    parser.add_argument("--side", choices=["burnish", "easytpp"])
+    a = parser.parse_args()
+    if a.experiment == "hawkes":
+        hawkes(a.seeds, a.presets)
+    elif a.experiment in ("stackoverflow", "financial"):
+        size = {"hidden_size": a.hidden_size, "num_layers": 2, "intermediate_size": 2 * a.hidden_size,
+                "recurrent_size": a.hidden_size}  # fmt: skip
+        batch = 32 if a.experiment == "stackoverflow" else 8
+        real(a.data, a.experiment, a.seeds, {"epochs": a.epochs, "batch_size": batch, "lr": 3e-3, "patience": 3}, size)
+    elif a.experiment == "smash":
+        smash(a.data, a.dataset, a.seeds, a.epochs, a.num_events)
+    elif a.experiment == "online":
+        online(a.repeats)
+    elif a.experiment == "langevin":
+        langevin(10)
+    elif a.experiment == "epoch":
+        epoch(a.side, a.data, 5)
+    else:
+        parser.error("name an experiment")
+
+
+if __name__ == "__main__":
+    main()

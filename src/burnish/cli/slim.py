@@ -1,0 +1,40 @@
+"""`burnish slim`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from burnish.cli.run import run_single
+from burnish.slim.stage import Slim
+
+_DEFAULTS = Slim.parse({"target": "50%"}, where="defaults")
+
+
+def slim(
+    model: str,
+    /,
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    settings: Annotated[Slim, Parameter(name="*")] = _DEFAULTS,
+    evaluate: bool = False,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Make a mixture of experts smaller: all experts kept and narrower, or fewer experts.
+
+    Example: burnish slim models/olmoe --target 20% --score fisher -o olmoe-slim --evaluate
+
+    Parameters
+    ----------
+    model:
+        A checkpoint directory or hub id.
+    out:
+        Where the smaller checkpoint goes; ledger and report go to OUT.run beside it.
+    evaluate:
+        Measure before and after.
+    overwrite:
+        Replace a checkpoint that burnish made there earlier.
+    """
+    run_single(settings, model, out, evaluate=evaluate, overwrite=overwrite)

@@ -1,0 +1,113 @@
+"""`burnish train`: a checkpoint trained further, or a configuration trained from scratch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from burnish.cli.run import run_single
+from burnish.core.errors import SettingsError
+from burnish.train.stage import Train
+
+_DEFAULTS = Train.parse({}, where="defaults")
+
+
+def train(
+    model: str,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    tokenizer: str | None = None,
+    explain: Annotated[bool, Parameter(negative="")] = False,
+    settings: Annotated[Train, Parameter(name="*")] = _DEFAULTS,
+    evaluate: bool = False,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train a model on texts or chats, further or from scratch.
+
+    Example: burnish train models/smollm2 --data chats.jsonl --optimizer normuon -o tuned
+
+    Example: burnish train config.json --tokenizer bpe:1024 --data text.txt --lr 0.01 -o mine
+
+    Example: burnish train models/smollm2 --explain
+
+    Parameters
+    ----------
+    model:
+        A checkpoint directory or hub id; with --tokenizer, a config.json or a directory that has one.
+    out:
+        Where the checkpoint goes; ledger and report go to OUT.run beside it.
+    tokenizer:
+        Train from scratch: bpe:N learns a byte-level BPE of N tokens from the data, a checkpoint lends its own. The
+        random start is kept in OUT.init.
+    explain:
+        Only print which parameter gets which update, and why.
+    evaluate:
+        Measure before and after.
+    overwrite:
+        Replace a checkpoint that burnish made there earlier.
+    """
+    if explain:
+        _explain(model, settings)
+        return
+    if out is None:
+        raise SettingsError("there is no place for the result", where="--out", fix="give -o DIRECTORY")
+    if tokenizer is not None:
+        model = str(_start(Path(model), tokenizer, settings, out.parent / f"{out.name}.init"))
+    elif Path(model).suffix == ".json":
+        raise SettingsError(
+            "a configuration alone has no tokenizer", where=model, fix="give --tokenizer bpe:1024, or a checkpoint's"
+        )
+    run_single(settings, model, out, evaluate=evaluate, overwrite=overwrite)
+
+
+def _start(config: Path, tokenizer: str, settings: Train, place: Path) -> Path:
+    """The checkpoint of random weights that training from scratch starts from; kept while nothing of it changes."""
+    from burnish.core.checkpoint import Lineage
+    from burnish.data import data_hash, read_texts
+    from burnish.train.scratch import initialise, read_config_file
+
+    content = read_config_file(config)
+    if settings.data is None:
+        raise SettingsError("no data is named", where="data", fix="give --data FILE")
+    facts = {"config": content, "tokenizer": tokenizer, "data": data_hash(settings.data), "seed": settings.seed}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    lineage = Lineage.read(place) if place.is_dir() else None
+    if lineage is None or lineage.key != key:
+        texts = read_texts(settings.data) if tokenizer.startswith("bpe:") else []
+        start = initialise(content, tokenizer=tokenizer, texts=texts, seed=settings.seed)
+        start.lineage.key = key
+        start.save(place, overwrite=lineage is not None and lineage.stage == "init")
+    return place
+
+
+def _explain(model: str, settings: Train) -> None:
+    """The routing of a model, from its configuration alone."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from burnish.core.checkpoint import load_config, resolve
+    from burnish.optim import explain
+    from burnish.train.scratch import read_config_file
+
+    if Path(model).suffix == ".json":
+        content = read_config_file(Path(model))
+        config = AutoConfig.for_model(content.pop("model_type"), **content)
+    else:
+        config = load_config(resolve(model))
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config)
+    table = Table(title=f"{settings.optimizer} on {config.model_type}")
+    for column in ("parameters", "shape", "update", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column == "parameters")
+    for row in explain(module, split=settings.split_fused, algorithm=settings.optimizer):
+        count = f"{row['count']} x " if row["count"] > 1 else ""
+        layout = f" ({row['layout']})" if row["layout"] else ""
+        table.add_row(row["parameters"], f"{count}{row['shape']}", f"{row['algorithm']}{layout}", row["reason"])
+    Console().print(table)

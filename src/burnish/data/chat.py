@@ -1,0 +1,73 @@
+"""Chats as tokens, with a mark on what the assistant says.
+
+The chat template writes out the whole conversation and, for every assistant message, the conversation up to it with the
+assistant's opening. What lies between the two ends is what the assistant says. This needs no `{% generation %}` mark in
+the template, and it notices a template that writes the past differently once more is said (one that drops earlier
+reasoning, for example): training on such text would teach what the model never sees when it answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from burnish.core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, where: str = "chat"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of a conversation and whether each is said by the assistant, its end-of-turn token included.
+
+    Raises:
+        DataError: no chat template, no fast tokenizer, no assistant message, or a template that rewrites the past.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "is a chat (`messages`), but the tokenizer has no chat template",
+            where=where,
+            fix="use rows with `text`, or a model with a chat template",
+        )
+    if not tokenizer.is_fast:
+        raise DataError("needs a fast tokenizer to find what the assistant says", where=where)
+    text = str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+    spans = assistant_spans(tokenizer, messages, text, where=where)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = np.array(encoded["offset_mapping"]).reshape(-1, 2)
+    said = np.zeros(len(offsets), dtype=bool)
+    for start, end in spans:
+        said |= (offsets[:, 0] >= start) & (offsets[:, 0] < end)
+    return np.array(encoded["input_ids"]), said
+
+
+def assistant_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], text: str, *, where: str
+) -> list[tuple[int, int]]:
+    """First and last + 1 character of everything that the assistant says in the written-out conversation."""
+    spans = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = str(tokenizer.apply_chat_template(list(messages[:number]), tokenize=False, add_generation_prompt=True))
+        through = str(tokenizer.apply_chat_template(list(messages[: number + 1]), tokenize=False))
+        if not text.startswith(through) or not through.startswith(before):
+            raise DataError(
+                f"the chat template writes message {number + 1} differently than it would when the assistant answers",
+                where=where,
+                fix="use one question and answer per row, or a template that only appends",
+            )
+        spans.append((len(before), _end_of_turn(through, len(before), str(tokenizer.eos_token or ""))))
+    if not spans:
+        raise DataError("has no assistant message, so nothing to learn from", where=where)
+    return spans
+
+
+def _end_of_turn(through: str, start: int, end_token: str) -> int:
+    """White space after the end-of-turn token is written by the template, never by the model."""
+    trimmed = through.rstrip()
+    return len(trimmed) if end_token and len(trimmed) > start and trimmed.endswith(end_token) else len(through)

@@ -1,0 +1,214 @@
+"""Documents packed into rows of one length, for training, so that no document sees another.
+
+A document of n tokens is n - 1 pairs of an input and the token to predict from it. Long documents are cut into pieces
+of at most one row (no pair is lost at a cut), and pieces are packed by best fit: the longest first, each into the row
+with the least room that takes it. Position ids start again with every piece; transformers keeps pieces apart from that
+alone, as long as no attention mask and no cache are given.
+
+Packing by best fit: Fewer Truncations Improve Language Modeling (2024, arXiv:2404.10830).
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from burnish.core.errors import DataError
+from burnish.data.chat import chat_tokens
+from burnish.data.read import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Target of a position whose next token is not trained on."""
+
+Overlong = Literal["split", "truncate", "drop", "refuse"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Tokens of one text or chat, and which of them are to be predicted.
+
+    Attributes:
+        tokens: token ids.
+        supervised: whether the token counts in the loss; the first never does, nothing predicts it.
+    """
+
+    tokens: Int[np.ndarray, " length"]
+    supervised: Bool[np.ndarray, " length"]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of equal length, ready for a model.
+
+    Attributes:
+        input_ids: token ids.
+        targets: the token to predict at each position, or -100.
+        position_ids: from 0 in every piece.
+        used: number of positions of each row that are not padding (padding is at the end).
+        apart: whether a row holds more than one piece.
+    """
+
+    input_ids: Int[np.ndarray, "rows length"]
+    targets: Int[np.ndarray, "rows length"]
+    position_ids: Int[np.ndarray, "rows length"]
+    used: Int[np.ndarray, " rows"]
+    apart: Bool[np.ndarray, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def length(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that count in the loss."""
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the content."""
+        digest = hashlib.sha256()
+        for array in (self.input_ids, self.targets, self.position_ids):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def take(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """A batch: `input_ids`, `targets`, and `position_ids` where a row holds several pieces.
+
+        Columns that are padding in every row are left out. Without position ids models use their fastest attention.
+        """
+        chosen = np.asarray(rows)
+        length = int(self.used[chosen].max())
+        batch = {
+            "input_ids": torch.from_numpy(self.input_ids[chosen, :length].astype(np.int64)),
+            "targets": torch.from_numpy(self.targets[chosen, :length].astype(np.int64)),
+        }
+        if self.apart[chosen].any():
+            batch["position_ids"] = torch.from_numpy(self.position_ids[chosen, :length].astype(np.int64))
+        return batch
+
+    def split(self, count: int) -> tuple[PackedRows, PackedRows]:
+        """The first rows, and the last `count` of them."""
+        cut = len(self) - count
+        parts = (self.input_ids, self.targets, self.position_ids, self.used, self.apart)
+        return PackedRows(*(part[:cut] for part in parts)), PackedRows(*(part[cut:] for part in parts))
+
+
+def documents(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row], *, where: str = "data") -> list[Document]:
+    """Texts and chats as tokens: of a text every token counts, of a chat what the assistant says.
+
+    A text is given the tokens that the tokenizer puts in front by itself (often none) and its end-of-sequence token.
+
+    Raises:
+        DataError: a chat that the tokenizer's template cannot write out, or that has nothing to learn from.
+    """
+    found = []
+    prefix: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
+    end = tokenizer.eos_token_id
+    prefix = [token for token in prefix if token != end]
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, str):
+            ids = tokenizer(row, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            tokens = np.array([*prefix, *ids, *([end] if isinstance(end, int) else [])])
+            found.append(Document(tokens, np.ones(len(tokens), dtype=bool)))
+        else:
+            found.append(Document(*chat_tokens(tokenizer, row, where=f"{where}, chat {number}")))
+    return found
+
+
+def pack(
+    found: Iterable[Document], length: int, *, overlong: Overlong = "split", where: str = "data", padding: int = 0
+) -> PackedRows:
+    """Documents in rows of `length` positions; the order of rows follows the first document of each.
+
+    Args:
+        found: from `documents`.
+        length: positions of a row, the context of the training.
+        overlong: what happens to a document that does not fit: cut into pieces, cut off, left out, or an error.
+        where: what error messages call the data.
+        padding: token id at unused positions; the model never predicts from them.
+
+    Raises:
+        DataError: a document is too long and `overlong` is "refuse", or nothing is left to train on.
+    """
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    for number, document in enumerate(found, start=1):
+        inputs = document.tokens[:-1]
+        targets = np.where(document.supervised[1:], document.tokens[1:], IGNORED)
+        if len(inputs) > length and overlong == "refuse":
+            raise DataError(
+                f"document {number} has {len(document.tokens):,} tokens, but the context is {length:,}",
+                where=where,
+                fix="raise the context, or set overlong to split, truncate or drop",
+            )
+        if len(inputs) > length and overlong == "drop":
+            continue
+        last = length if overlong == "truncate" else len(inputs)
+        for start in range(0, min(last, len(inputs)), length):
+            piece = slice(start, min(start + length, last))
+            if (targets[piece] != IGNORED).any():
+                pieces.append((inputs[piece], targets[piece]))
+    if not pieces:
+        raise DataError("holds nothing to train on", where=where)
+    rows = _best_fit([len(inputs) for inputs, _ in pieces], length)
+    return _lay_out(pieces, rows, length, padding)
+
+
+def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Numbers of the pieces in each row."""
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}  # room left -> rows with exactly that
+    rooms: list[int] = []  # the keys of by_room that are not empty, sorted
+    for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
+        size = sizes[piece]
+        place = bisect.bisect_left(rooms, size)
+        if place == len(rooms):
+            rows.append([])
+            row, room = len(rows) - 1, capacity
+        else:
+            room = rooms[place]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room]
+                rooms.pop(place)
+        rows[row].append(piece)
+        left = room - size
+        if left:
+            if left not in by_room:
+                by_room[left] = []
+                bisect.insort(rooms, left)
+            by_room[left].append(row)
+    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+
+
+def _lay_out(
+    pieces: list[tuple[np.ndarray, np.ndarray]], rows: list[list[int]], length: int, padding: int
+) -> PackedRows:
+    input_ids = np.full((len(rows), length), padding, dtype=np.int32)
+    targets = np.full((len(rows), length), IGNORED, dtype=np.int32)
+    position_ids = np.zeros((len(rows), length), dtype=np.int32)
+    used = np.zeros(len(rows), dtype=np.int64)
+    for number, row in enumerate(rows):
+        start = end = 0
+        for piece in row:
+            start, end = end, end + len(pieces[piece][0])
+            input_ids[number, start:end], targets[number, start:end] = pieces[piece]
+            position_ids[number, start:end] = np.arange(end - start)
+        # Padding goes on counting: it comes last, so it can see the last piece but is never predicted from.
+        position_ids[number, start:] = np.arange(length - start)
+        used[number] = end
+    apart = np.array([len(row) > 1 for row in rows])
+    return PackedRows(input_ids, targets, position_ids, used, apart)

@@ -1,0 +1,191 @@
+"""Sequences as padded tensors, in units of the training mean gap.
+
+Dimensions in this room: B sequences, L events of the longest one, M hidden size, K marks, q query gaps, S histories.
+Position i of the hidden states (B, L + 1, M) summarises the first i events; it forecasts event i (0-based).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from burnish.events.data import EventDataset, EventSequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded events. `gaps[:, i]` is the wait that ended with event i; padding has gap 1 so that logs stay finite.
+
+    Attributes:
+        times: since the origin of the sequence (or window), in mean gaps.
+        gaps: since the event before, in mean gaps.
+        marks: 0-based; 0 at padding.
+        present: which positions hold events.
+        scored: which events count in a loss (not the padding, the history of a window, or a first event whose gap
+            is unknown).
+        tail: (B,) censored last gap, NaN where the end of observation is unknown.
+        locations: standardised by the model, or None.
+        vertices: or None.
+        last_times: (B, 2) absolute times (float64) are not needed by models; index of the sequence, first event.
+    """
+
+    times: Float[Tensor, "B L"]
+    gaps: Float[Tensor, "B L"]
+    marks: Int[Tensor, "B L"]
+    present: Bool[Tensor, "B L"]
+    scored: Bool[Tensor, "B L"]
+    tail: Float[Tensor, " B"]
+    locations: Float[Tensor, "B L 2"] | None
+    vertices: Int[Tensor, "B L"] | None
+    last_times: Int[Tensor, "B 2"]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Events begin..stop-1 of a sequence; those before `first` are only history."""
+
+    sequence: int
+    begin: int
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.begin
+
+
+def windows(lengths: list[int], window: int, context: int) -> list[Window]:
+    """Cuts long sequences: every event is scored once, with at least `context` events of history where they exist."""
+    result = []
+    for sequence, length in enumerate(lengths):
+        if length <= window:
+            result.append(Window(sequence, 0, 0, length))
+            continue
+        result.append(Window(sequence, 0, 0, window))
+        first = window
+        while first < length:
+            stop = min(first + window - context, length)
+            result.append(Window(sequence, first - context, first, stop))
+            first = stop
+    return [piece for piece in result if len(piece)]
+
+
+class PackedEvents:
+    """A data set as flat arrays, from which batches are gathered by index.
+
+    Args:
+        dataset: the events.
+        mean_gap: unit of the model's clock, in the data's unit.
+        window, context: see `windows`.
+        dtype: of times and gaps, after the subtraction and division in float64.
+    """
+
+    def __init__(
+        self,
+        dataset: EventDataset,
+        mean_gap: float,
+        *,
+        window: int = 512,
+        context: int = 128,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dtype = dtype
+        sequences = dataset.sequences
+        self.windows = windows([len(sequence) for sequence in sequences], window, context)
+        self.num_cut = sum(len(sequence) > window for sequence in sequences)
+        self.offsets = np.cumsum([0, *(len(sequence) for sequence in sequences)])
+        self.times = np.concatenate([(s.times - s.origin) / mean_gap for s in sequences] or [np.zeros(0)])
+        self.gaps = np.concatenate([s.gaps / mean_gap for s in sequences] or [np.zeros(0)])
+        self.marks = np.concatenate([s.marks for s in sequences] or [np.zeros(0, np.int64)])
+        self.start_known = np.array([s.start is not None for s in sequences])
+        self.tails = np.array([_tail(s) / mean_gap for s in sequences])
+        self.locations = _joined([s.locations for s in sequences])
+        self.vertices = _joined([s.vertices for s in sequences])
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def num_scored(self) -> int:
+        """Events that count in a loss."""
+        return sum(w.stop - max(w.first, 0 if self.start_known[w.sequence] else 1) for w in self.windows)
+
+    def batch(self, members: list[int]) -> Batch:
+        """The windows of these indices, padded on the right to the longest."""
+        chosen = [self.windows[i] for i in members]
+        longest = max(len(window) for window in chosen)
+        begin = np.array([self.offsets[w.sequence] + w.begin for w in chosen])
+        length = np.array([len(w) for w in chosen])
+        position = np.arange(longest)[None]
+        present = position < length[:, None]
+        index = np.where(present, begin[:, None] + position, begin[:, None])
+        first_inside = np.array([w.first - w.begin for w in chosen])
+        knows_first = np.array([w.begin > 0 or bool(self.start_known[w.sequence]) for w in chosen])
+        scored = present & (position >= first_inside[:, None]) & ((position > 0) | knows_first[:, None])
+        # A window that starts inside a sequence counts its clock from its own first event's predecessor.
+        shift = np.where([w.begin > 0 for w in chosen], self.times[begin] - self.gaps[begin], 0.0)
+        whole = np.array([w.stop == self.offsets[w.sequence + 1] - self.offsets[w.sequence] for w in chosen])
+        tails = np.array([self.tails[w.sequence] for w in chosen])
+        return Batch(
+            times=self._tensor(np.where(present, self.times[index] - shift[:, None], 0.0)),
+            gaps=self._tensor(np.where(present & ((position > 0) | knows_first[:, None]), self.gaps[index], 1.0)),
+            marks=torch.from_numpy(np.where(present, self.marks[index], 0)),
+            present=torch.from_numpy(present),
+            scored=torch.from_numpy(scored),
+            tail=self._tensor(np.where(whole, tails, np.nan)),
+            locations=None if self.locations is None else self._tensor(self.locations[index]),
+            vertices=None if self.vertices is None else torch.from_numpy(self.vertices[index]),
+            last_times=torch.tensor([[w.sequence, w.begin] for w in chosen]),
+        )
+
+    def batches(
+        self, size: int, *, shuffle: np.random.Generator | None = None, max_padded: int = 40_000
+    ) -> Iterator[Batch]:
+        """Batches of `size` windows of similar length, in order or shuffled; long windows make smaller batches."""
+        order = np.arange(len(self.windows))
+        lengths = np.array([len(window) for window in self.windows])
+        if shuffle is None:
+            order = np.argsort(lengths, kind="stable")
+            groups = list(_chunks(order, lengths, size, max_padded))
+        else:
+            order = shuffle.permutation(order)
+            pools = [order[a : a + 20 * size] for a in range(0, len(order), 20 * size)]
+            sorted_pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+            groups = [group for pool in sorted_pools for group in _chunks(pool, lengths, size, max_padded)]
+            groups = [groups[i] for i in shuffle.permutation(len(groups))]
+        for group in groups:
+            yield self.batch([int(i) for i in group])
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.dtype)
+
+
+def _tail(sequence: EventSequence) -> float:
+    if sequence.end is None or not len(sequence):
+        return float("nan")
+    return sequence.end - float(sequence.times[-1])
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if present else None
+
+
+def _chunks(order: np.ndarray, lengths: np.ndarray, size: int, max_padded: int) -> Iterator[np.ndarray]:
+    """Runs of at most `size` indices whose padded area stays below `max_padded`; `order` is sorted by length."""
+    begin = 0
+    while begin < len(order):
+        stop = min(begin + size, len(order))
+        while stop - begin > 1 and (stop - begin) * lengths[order[stop - 1]] > max_padded:
+            stop -= 1
+        yield order[begin:stop]
+        begin = stop

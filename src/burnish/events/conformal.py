@@ -1,0 +1,61 @@
+"""Quantile forecasts whose coverage holds under drift: adaptive conformal levels on the PIT.
+
+A forecast at level q is asked at an adapted level a_t instead, and after every event
+
+    a_{t+1} = a_t + gamma (q - 1{PIT_t <= a_t})
+
+so that the long-run coverage is q within (max(a_1, 1 - a_1) + gamma) / (gamma T) whatever the stream does
+(Adaptive Conformal Inference Under Distribution Shift, Gibbs, Candes 2021, arXiv 2106.00170). One addition an event.
+Levels may leave [0, 1] by up to gamma; at or below 0 the interval is empty, at or above 1 it is everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class AdaptiveConformal:
+    """Adapted levels for some target levels.
+
+    Args:
+        targets: coverages wanted, such as (0.5, 0.9).
+        gamma: step; larger follows drift faster and is noisier.
+
+    Example:
+        conformal = AdaptiveConformal((0.5, 0.9))
+        bound = forecast.quantile(conformal.level(0.9))    # clipped to what a quantile can be asked at
+        conformal.update(forecast.cdf(gap_that_came))
+    """
+
+    targets: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
+    gamma: float = 0.02
+    levels: dict[float, float] = field(default_factory=dict)
+    num_events: int = 0
+    num_covered: dict[float, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            self.levels.setdefault(target, target)
+            self.num_covered.setdefault(target, 0)
+
+    def level(self, target: float) -> float:
+        """The level to ask a forecast at, for this coverage; clipped to [0, 0.9999]."""
+        return min(max(self.levels[target], 0.0), 0.9999)
+
+    def update(self, pit: float) -> None:
+        """Tells what came: its probability integral transform F(gap)."""
+        self.num_events += 1
+        for target in self.targets:
+            here = self.levels[target]
+            covered = here >= 1 or (here > 0 and pit <= here)
+            self.num_covered[target] += covered
+            self.levels[target] = here + self.gamma * (target - covered)
+
+    def coverage(self, target: float) -> float:
+        """Share of the events so far that the adapted quantile covered."""
+        return self.num_covered[target] / max(self.num_events, 1)
+
+    def bound(self, target: float) -> float:
+        """The guarantee: |coverage - target| is at most this after the events so far."""
+        return (max(target, 1 - target) + self.gamma) / (self.gamma * max(self.num_events, 1))

@@ -1,0 +1,319 @@
+"""Event sequences: validated containers, splits, and what to do about ties and clocks.
+
+A sequence is events (t_i, k_i[, x_i][, v_i]) with times in order, observed from `start` (if known) to `end` (if known).
+Times stay float64 in the user's unit until a model has subtracted the sequence's origin and divided by its mean gap:
+float32 seconds since 1970 have a resolution of two minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from burnish.core.errors import DataError, SettingsError, nearest
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class EventSequence:
+    """One stream of events.
+
+    Attributes:
+        times: (n,) float64, nondecreasing, in the data's unit.
+        marks: (n,) int64 event types, 0-based.
+        locations: (n, 2) float64, or None.
+        vertices: (n,) int64 graph vertices, or None.
+        start: when observation began, if known (the first gap then counts).
+        end: when observation ended, if known (the last, censored gap then counts).
+        name: for messages.
+        group: value of a split or fold column, if there is one.
+    """
+
+    times: NDArray[np.float64]
+    marks: NDArray[np.int64]
+    locations: NDArray[np.float64] | None = None
+    vertices: NDArray[np.int64] | None = None
+    start: float | None = None
+    end: float | None = None
+    name: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"sequence {self.name!r}" if self.name else "sequence"
+        object.__setattr__(self, "times", np.asarray(self.times, np.float64))
+        object.__setattr__(self, "marks", np.asarray(self.marks, np.int64))
+        n = len(self.times)
+        if self.times.ndim != 1 or self.marks.shape != (n,):
+            raise DataError(
+                f"has {n} times but marks of shape {self.marks.shape}", where=where, fix="give one mark an event"
+            )
+        if not np.isfinite(self.times).all():
+            raise DataError(
+                f"event {int(np.argmin(np.isfinite(self.times)))} has no finite time", where=where, fix="drop that row"
+            )
+        if n > 1 and (drop := np.diff(self.times)).min() < 0:
+            i = int(np.argmax(drop < 0))
+            raise DataError(
+                f"times go back at event {i + 1} ({self.times[i]!r} then {self.times[i + 1]!r})",
+                where=where,
+                fix="sort the events of each sequence by time",
+            )
+        if n and self.marks.min() < 0:
+            raise DataError(f"has mark {int(self.marks.min())}", where=where, fix="number the marks from 0")
+        if self.locations is not None:
+            object.__setattr__(self, "locations", np.asarray(self.locations, np.float64))
+            assert self.locations is not None
+            if self.locations.shape != (n, 2) or not np.isfinite(self.locations).all():
+                raise DataError(
+                    "needs one finite (x, y) an event", where=where, fix="drop the events without a location"
+                )
+        if self.vertices is not None:
+            object.__setattr__(self, "vertices", np.asarray(self.vertices, np.int64))
+        if n and self.start is not None and self.start > self.times[0]:
+            raise DataError(f"starts at {self.start} after its first event at {self.times[0]}", where=where)
+        if n and self.end is not None and self.end < self.times[-1]:
+            raise DataError(f"ends at {self.end} before its last event at {self.times[-1]}", where=where)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def origin(self) -> float:
+        """What models subtract from the times: the start of observation, else the first event."""
+        if self.start is not None:
+            return self.start
+        return float(self.times[0]) if len(self) else 0.0
+
+    @property
+    def gaps(self) -> NDArray[np.float64]:
+        """(n,) time since the previous event; the first since the origin (zero where the start is unknown)."""
+        return np.diff(self.times, prepend=self.origin)
+
+    def slice(self, begin: int, stop: int, *, start: float | None, end: float | None) -> EventSequence:
+        """Events begin..stop-1 with a new window of observation."""
+        return replace(
+            self,
+            times=self.times[begin:stop],
+            marks=self.marks[begin:stop],
+            locations=None if self.locations is None else self.locations[begin:stop],
+            vertices=None if self.vertices is None else self.vertices[begin:stop],
+            start=start,
+            end=end,
+        )
+
+
+@dataclass(frozen=True)
+class EventDataset:
+    """Many sequences with one vocabulary of marks.
+
+        ds = EventDataset.from_csv("log.csv", sequence="machine", time="timestamp", mark="event")
+        train, validation, test = ds.split((0.8, 0.1, 0.1), seed=0)
+
+    Attributes:
+        sequences: the streams.
+        mark_names: name of every mark; its length is the number of marks.
+        unit: name of the time unit, for reports.
+        num_vertices: size of the graph, 0 without one.
+        notes: what was done to the data on the way in.
+    """
+
+    sequences: tuple[EventSequence, ...]
+    mark_names: tuple[str, ...]
+    unit: str = ""
+    num_vertices: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for sequence in self.sequences:
+            if len(sequence) and sequence.marks.max() >= len(self.mark_names):
+                raise DataError(
+                    f"has mark {int(sequence.marks.max())}, but there are only {len(self.mark_names)} marks",
+                    where=f"sequence {sequence.name!r}",
+                )
+        located = {sequence.locations is not None for sequence in self.sequences if len(sequence)}
+        if len(located) > 1:
+            raise DataError("some sequences have locations and some do not", fix="give all of them x and y, or none")
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[EventSequence]:
+        return iter(self.sequences)
+
+    @property
+    def num_marks(self) -> int:
+        return len(self.mark_names)
+
+    @property
+    def num_events(self) -> int:
+        return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def has_locations(self) -> bool:
+        return any(sequence.locations is not None for sequence in self.sequences)
+
+    def inner_gaps(self) -> NDArray[np.float64]:
+        """All gaps between neighbouring events (the first gap of a sequence is not one of them)."""
+        return np.concatenate([np.diff(sequence.times) for sequence in self.sequences] or [np.zeros(0)])
+
+    # -- making one --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_sequences(
+        cls,
+        times: Sequence[ArrayLike],
+        marks: Sequence[ArrayLike],
+        *,
+        num_marks: int | None = None,
+        start: float | None = None,
+        unit: str = "",
+    ) -> Self:
+        """From lists of times and integer marks; `start` is the common start of observation, if known."""
+        sequences = tuple(
+            EventSequence(np.asarray(t, np.float64), np.asarray(k, np.int64), start=start, name=str(i))
+            for i, (t, k) in enumerate(zip(times, marks, strict=True))
+        )
+        highest = max((int(s.marks.max()) for s in sequences if len(s)), default=0)
+        return cls(sequences, tuple(str(k) for k in range(num_marks or highest + 1)), unit=unit)
+
+    @classmethod
+    def from_csv(cls, path: str | Path, **columns: Any) -> Self:
+        """From a CSV with a header; see `from_table` for the column arguments."""
+        from burnish.events.reading import from_table, read_csv
+
+        return from_table(cls, read_csv(Path(path)), where=str(path), **columns)
+
+    @classmethod
+    def from_parquet(cls, path: str | Path, **columns: Any) -> Self:
+        """From a parquet file; see `from_table` for the column arguments."""
+        from burnish.events.reading import from_table, read_parquet
+
+        return from_table(cls, read_parquet(Path(path)), where=str(path), **columns)
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, **columns: Any) -> Self:
+        """From JSON lines, one event a line or one sequence a line (times and marks as lists)."""
+        from burnish.events.reading import from_table, read_jsonl
+
+        return from_table(cls, read_jsonl(Path(path), **columns), where=str(path), **columns)
+
+    @classmethod
+    def from_pandas(cls, frame: pandas.DataFrame, **columns: Any) -> Self:
+        """From a data frame with one row an event; see `from_table` for the column arguments."""
+        import pyarrow
+
+        return cls.from_table(pyarrow.Table.from_pandas(frame, preserve_index=False), **columns)
+
+    @classmethod
+    def from_hub(cls, name: str, *, split: str = "train", **columns: Any) -> Self:
+        """From a data set on the Hugging Face hub, through `datasets`; see `from_table` for the column arguments."""
+        from burnish.events.reading import from_table, read_hub
+
+        return from_table(cls, read_hub(name, split), where=name, **columns)
+
+    @classmethod
+    def from_table(cls, table: pyarrow.Table, **columns: Any) -> Self:
+        """From an Arrow table with one row an event.
+
+        Args:
+            sequence, time, mark: column names [sequence_id, time, mark]. Without a sequence column all rows are one
+                sequence; without a mark column all events are of one type.
+            location: names of the x and y columns.
+            vertex: name of a graph vertex column.
+            group: name of a split or fold column.
+            origin: "zero" (observation starts at 0), "first" (it starts unknown, times count from the first event) or
+                "auto": zero where that is plausible, else first.
+            sort: sort each sequence by time instead of refusing unsorted rows.
+            mark_names: the vocabulary of an existing model; an unknown mark is then an error.
+            unit: name of the time unit; timestamps become seconds.
+        """
+        from burnish.events.reading import from_table
+
+        return from_table(cls, table, **columns)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def with_sequences(self, sequences: Iterable[EventSequence], *notes: str) -> Self:
+        return replace(self, sequences=tuple(sequences), notes=self.notes + notes)
+
+    def where(self, keep: Callable[[EventSequence], bool]) -> Self:
+        """The sequences for which `keep` is true."""
+        return self.with_sequences(sequence for sequence in self.sequences if keep(sequence))
+
+    def group(self, *names: str) -> Self:
+        """The sequences whose split or fold column has one of these values."""
+        known = sorted({sequence.group for sequence in self.sequences})
+        for name in names:
+            if name not in known:
+                guess = nearest(name, known)
+                advice = f"did you mean {guess!r}?" if guess else f"there are {', '.join(map(repr, known))}"
+                raise SettingsError(f"no sequence has the group {name!r}", fix=advice)
+        return self.where(lambda sequence: sequence.group in names)
+
+    def split(self, fractions: Sequence[float] = (0.8, 0.1, 0.1), *, seed: int = 0) -> tuple[Self, ...]:
+        """Random parts by sequence. A single sequence cannot be split so; use `split_by_time`."""
+        total = sum(fractions)
+        if total > 1 + 1e-9 or min(fractions) <= 0:
+            raise SettingsError(f"split fractions are {tuple(fractions)}, but must be positive and sum to at most 1")
+        order = np.random.default_rng(seed).permutation(len(self.sequences))
+        bounds = np.round(np.cumsum([0.0, *fractions]) * len(order)).astype(int)
+        parts = [np.sort(order[a:b]) for a, b in pairwise(bounds)]
+        if any(len(part) == 0 for part in parts):
+            raise DataError(
+                f"{len(self.sequences)} sequences split into parts of {tuple(fractions)} leave one of them empty",
+                fix="give more sequences, or split by time",
+            )
+        return tuple(self.with_sequences(self.sequences[i] for i in part) for part in parts)
+
+    def split_by_time(self, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[Self, ...]:
+        """Cuts every sequence at the same shares of its events: the past trains, the future tests."""
+        parts: list[list[EventSequence]] = [[] for _ in fractions]
+        for sequence in self.sequences:
+            bounds = np.round(np.cumsum([0.0, *fractions]) * len(sequence)).astype(int)
+            for part, a, b in zip(parts, bounds[:-1], bounds[1:], strict=True):
+                if b > a:
+                    start = sequence.start if a == 0 else float(sequence.times[a - 1])
+                    part.append(sequence.slice(a, b, start=start, end=None))
+        if any(not part for part in parts):
+            raise DataError("a part of the split by time is empty", fix="give more events, or other fractions")
+        return tuple(self.with_sequences(part) for part in parts)
+
+    # -- ties --------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_ties(self) -> int:
+        """Events at exactly the time of the one before."""
+        gaps = self.inner_gaps()
+        return int((gaps <= 0).sum())
+
+    @property
+    def clock_resolution(self) -> float:
+        """The smallest positive gap: the step of a coarse clock, or merely a small number on a fine one."""
+        gaps = self.inner_gaps()
+        positive = gaps[gaps > 0]
+        return float(positive.min()) if len(positive) else 1.0
+
+    def dequantise(self, resolution: float | None = None, *, seed: int = 0) -> Self:
+        """Adds a uniform draw from [0, resolution) to every time, so that a coarse clock gets a density.
+
+        Within a tie the marks keep their order. The resolution defaults to the smallest positive gap, which leaves the
+        order of untied events as it is.
+        """
+        step = self.clock_resolution if resolution is None else resolution
+        rng = np.random.default_rng(seed)
+        sequences = []
+        for sequence in self.sequences:
+            times = np.sort(sequence.times + step * rng.random(len(sequence)))
+            end = None if sequence.end is None else max(sequence.end, float(times[-1]) if len(times) else sequence.end)
+            sequences.append(replace(sequence, times=times, end=end))
+        note = f"{self.num_ties:,} tied events; every time got a uniform jitter below the clock step {step:.4g}"
+        return self.with_sequences(sequences, note)

@@ -1,0 +1,201 @@
+"""History to hidden state: the Transformer Hawkes encoder, and the same computation one event at a time.
+
+    z(t)_j = sin(t / 10000^(2 floor(j/2) / M)) for even j, cos for odd j
+    X_0 = E[k];  before every layer X <- X + z(t);  layer = causal attention, residual, LayerNorm, GELU feed-forward,
+    residual, LayerNorm
+
+(Transformer Hawkes Process, Zuo et al., ICML 2020, arXiv 2002.09291; the exponent is the same for a pair of
+coordinates, as in its code.) Three things differ. Times are in mean gaps since the sequence's origin. Sequences are
+padded on the right, so the causal mask alone keeps padding out and attention runs in torch's fused kernel. The
+recurrent layer on top, an LSTM in the original, is a GRU that also sees the gap itself in two forms: attention over
+sinusoids of absolute time has to learn differences of times, which it does badly on a few thousand events.
+
+A learned vector stands for the empty history; it forecasts the first event and is not attended to.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from burnish.events.batches import Batch
+
+NUM_GAP_FEATURES = 2
+
+
+def temporal_encoding(times: Float[Tensor, "*shape"], size: int) -> Float[Tensor, "*shape size"]:
+    """z(t) above."""
+    j = torch.arange(size, device=times.device)
+    exponent = (2 * (j // 2)).to(torch.float64) / size
+    frequency = torch.pow(torch.tensor(10000.0, dtype=torch.float64), -exponent).to(times)
+    angle = times.unsqueeze(-1) * frequency
+    return torch.where(j % 2 == 0, torch.sin(angle), torch.cos(angle))
+
+
+class EncoderLayer(nn.Module):
+    """Causal self-attention and feed-forward, each with residual and post-LayerNorm."""
+
+    def __init__(self, hidden_size: int, num_heads: int, head_dim: int, intermediate_size: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.qkv_proj = nn.Linear(hidden_size, 3 * num_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+
+    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
+        return query.transpose(-2, -3), key.transpose(-2, -3), value.transpose(-2, -3)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        attended = self.o_proj(attended.transpose(-2, -3).flatten(-2))
+        x = self.attention_norm(x + self.dropout(attended))
+        update = self.down_proj(self.dropout(F.gelu(self.up_proj(x))))
+        return self.feed_forward_norm(x + self.dropout(update))
+
+    def forward(self, x: Float[Tensor, "B L M"], bias: Float[Tensor, "B 1 L L"] | None) -> Float[Tensor, "B L M"]:
+        query, key, value = self.split_heads(x)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=bias is None)
+        return self.finish(x, attended)
+
+
+class HistoryEncoder(nn.Module):
+    """Hidden states of every prefix of a sequence.
+
+    Args:
+        num_marks: event types.
+        hidden_size, num_layers, num_heads, intermediate_size, dropout: of the Transformer.
+        recurrent_size: width of the GRU on top, 0 for none.
+        num_location_features: 2 when events have places.
+        num_vertices: size of the graph, 0 without one.
+    """
+
+    def __init__(
+        self,
+        num_marks: int,
+        *,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        intermediate_size: int = 128,
+        dropout: float = 0.0,
+        recurrent_size: int = 64,
+        num_location_features: int = 0,
+        num_vertices: int = 0,
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.mark_embedding = nn.Embedding(num_marks, hidden_size)
+        self.location_proj = nn.Linear(num_location_features, hidden_size) if num_location_features else None
+        self.vertex_embedding = nn.Embedding(num_vertices, hidden_size) if num_vertices else None
+        self.vertex_coupling = nn.Parameter(torch.zeros(hidden_size, hidden_size)) if num_vertices else None
+        head_dim = max(hidden_size // num_heads, 1)
+        self.head_shape = (num_heads, head_dim)
+        self.layers = nn.ModuleList(
+            EncoderLayer(hidden_size, num_heads, head_dim, intermediate_size, dropout) for _ in range(num_layers)
+        )
+        self.begin_state = nn.Parameter(torch.zeros(hidden_size))
+        self.recurrent = None
+        if recurrent_size:
+            self.recurrent = nn.GRU(hidden_size + NUM_GAP_FEATURES, recurrent_size, batch_first=True)
+            self.recurrent_proj = nn.Linear(recurrent_size, hidden_size)
+
+    def embed(self, batch: Batch) -> Float[Tensor, "B L M"]:
+        x = self.mark_embedding(batch.marks)
+        if self.location_proj is not None:
+            assert batch.locations is not None, "a model with locations was given events without"
+            x = x + self.location_proj(batch.locations)
+        if self.vertex_embedding is not None:
+            assert batch.vertices is not None, "a model over a graph was given events without vertices"
+            x = x + self.vertex_embedding(batch.vertices)
+        return x
+
+    def attention_bias(self, batch: Batch) -> Float[Tensor, "B 1 L L"] | None:
+        """e_{v_i}^T Omega e_{v_j} with the future masked out, or None: then the kernel's own causal mask is used."""
+        if self.vertex_embedding is None or self.vertex_coupling is None:
+            return None
+        assert batch.vertices is not None
+        vertices = self.vertex_embedding(batch.vertices)
+        bias = vertices @ self.vertex_coupling @ vertices.transpose(-1, -2)
+        future = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
+        return bias.masked_fill(future, float("-inf")).unsqueeze(1)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B L+1 M"]:
+        x = self.embed(batch)
+        code = temporal_encoding(batch.times, self.hidden_size)
+        bias = self.attention_bias(batch)
+        for layer in self.layers:
+            x = layer(x + code, bias)
+        if self.recurrent is not None:
+            summary, _ = self.recurrent(torch.cat([x, gap_features(batch.gaps)], dim=-1))
+            x = x + self.recurrent_proj(summary)
+        begin = self.begin_state.expand(len(x), 1, -1)
+        return torch.cat([begin, x], dim=1)
+
+
+def gap_features(gaps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape features"]:
+    """log(1 + gap) and a bounded log gap, both of order one for gaps in mean gaps."""
+    return torch.stack([torch.log1p(gaps), torch.log(gaps.clamp_min(1e-6)) / 4], dim=-1)
+
+
+class IncrementalEncoder:
+    """The same hidden states, one event at a time, with the keys and values of the history kept.
+
+    After `capacity` events the last `context` are encoded again on a clock of their own, as training does with windows.
+    """
+
+    def __init__(self, encoder: HistoryEncoder, *, capacity: int = 512, context: int = 128) -> None:
+        self.encoder, self.capacity, self.context = encoder, capacity, context
+        like = encoder.begin_state
+        num_heads, head_dim = encoder.head_shape
+        shape = (len(encoder.layers), 1, num_heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
+        self.memory: Tensor | None = None
+        self.bias_rows: list[Tensor] = []
+        self.length = 0
+
+    @torch.inference_mode()
+    def step(
+        self, time: float, gap: float, mark: int, location: Tensor | None = None, vertex: int | None = None
+    ) -> Float[Tensor, "1 M"]:
+        """The hidden state after one more event; time and gap in mean gaps."""
+        encoder = self.encoder
+        like = encoder.begin_state
+        x = encoder.mark_embedding.weight[mark].view(1, 1, -1)
+        if encoder.location_proj is not None:
+            assert location is not None
+            x = x + encoder.location_proj(location.to(like).view(1, 1, 2))
+        bias = None
+        if encoder.vertex_embedding is not None and encoder.vertex_coupling is not None:
+            assert vertex is not None
+            own = encoder.vertex_embedding.weight[vertex]
+            x = x + own
+            self.bias_rows.append(own)
+            bias = (torch.stack(self.bias_rows) @ (own @ encoder.vertex_coupling)).view(1, 1, 1, -1)
+        code = temporal_encoding(torch.tensor([[time]], dtype=like.dtype, device=like.device), encoder.hidden_size)
+        n = self.length + 1
+        for index, layer in enumerate(encoder.layers):
+            x = x + code
+            query, key, value = layer.split_heads(x)  # type: ignore[operator]
+            self.keys[index, :, :, self.length : n] = key
+            self.values[index, :, :, self.length : n] = value
+            attended = F.scaled_dot_product_attention(
+                query, self.keys[index, :, :, :n], self.values[index, :, :, :n], attn_mask=bias
+            )
+            x = layer.finish(x, attended)  # type: ignore[operator]
+        self.length = n
+        if encoder.recurrent is not None:
+            features = gap_features(torch.tensor([[gap]], dtype=like.dtype, device=like.device))
+            summary, self.memory = encoder.recurrent(torch.cat([x, features], dim=-1), self.memory)
+            x = x + encoder.recurrent_proj(summary)
+        return x[0]
+
+    @property
+    def full(self) -> bool:
+        return self.length >= self.capacity

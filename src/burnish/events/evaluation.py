@@ -1,0 +1,180 @@
+"""Scores of a fitted model on events it has not seen, with bootstrap errors, and the baselines beside them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from burnish.core.errors import DataError
+from burnish.core.progress import Progress
+from burnish.events import metrics
+from burnish.events.baselines import Baselines
+from burnish.events.data import EventDataset
+from burnish.events.distribution import NextEvents
+from burnish.events.model import EventModel, Histories, row_chunks, select
+
+ROWS = 512
+"""Histories tabulated at once; bounds memory at about a hundred megabytes."""
+
+WIDTH_LEVELS = (0.5, 0.8, 0.9, 0.95)
+
+
+@dataclass
+class Evaluation:
+    """Per-event values and their summary.
+
+    Attributes:
+        events: arrays with one entry a scored event: sequence, index, gap, mark, previous, loglik_time, loglik_mark,
+            pit, crps, median, mean, correct, correct_given_time and central interval widths.
+        scores: {metric: value}; times in the data's unit, log-likelihoods in nats an event of that unit.
+        errors: {metric: bootstrap standard error over sequences}.
+        baselines: {baseline: {metric: value}}.
+        notes: how long sequences and ties were treated.
+    """
+
+    events: dict[str, NDArray[Any]]
+    scores: dict[str, float]
+    errors: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(
+    model: EventModel,
+    test: EventDataset,
+    *,
+    renormalise: bool = False,
+    baselines: Baselines | None = None,
+    bootstrap: int = 200,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores events 2..N of every sequence: the usual convention, without first and censored gaps."""
+    packed = model.pack(test)
+    packed.start_known[:] = False
+    if packed.num_scored == 0:
+        raise DataError("the test part has no gap to score", fix="give it sequences of two events or more")
+    parts: list[dict[str, NDArray[Any]]] = []
+    model.eval()
+    progress = progress or Progress(enabled=False)
+    with torch.no_grad(), progress.task("evaluating", total=packed.num_scored, unit="events") as task:
+        for batch in packed.batches(64):
+            histories = model.histories(batch)
+            where = batch.scored.nonzero()
+            sequence = batch.last_times[where[:, 0], 0].numpy()
+            index = (batch.last_times[where[:, 0], 1] + where[:, 1]).numpy()
+            previous = batch.marks[where[:, 0], (where[:, 1] - 1).clamp_min(0)].numpy()
+            for rows in row_chunks(histories.condition, ROWS):
+                part = _score(model, histories, rows, renormalise)
+                parts.append({"sequence": sequence[rows], "index": index[rows], "previous": previous[rows]} | part)
+                task.advance(len(part["gap"]))
+    events = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((events["index"], events["sequence"]))
+    events = {name: values[order] for name, values in events.items()}
+    everything = np.arange(len(order))
+    scores = summary(events, everything)
+    errors = {}
+    if bootstrap:
+        for name in ("loglik", "loglik_time", "loglik_mark", "crps", "accuracy", "calibration_score_19", "mae"):
+            errors[name] = metrics.bootstrap_error(
+                lambda rows, name=name: _STATISTICS[name](events, rows), events["sequence"], num_draws=bootstrap
+            )
+    beside = {} if baselines is None else baselines.score(events["gap"], events["mark"], events["previous"])
+    notes = []
+    if packed.num_cut:
+        notes.append(
+            f"{packed.num_cut} sequences are longer than {model.window} events: their history is windowed, "
+            f"each event sees between {model.context} and {model.window} events before it"
+        )
+    return Evaluation(events, scores, errors, beside, tuple(notes))
+
+
+def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bool) -> dict[str, NDArray[Any]]:
+    condition = select(histories.condition, rows)
+    gap, mark = histories.gap[rows], histories.mark[rows]
+    law = NextEvents(model, condition, renormalise=renormalise)
+    unit = law.unit
+    levels = [0.5]
+    for level in WIDTH_LEVELS:
+        levels += [(1 - level) / 2, (1 + level) / 2]
+    quantiles = law.quantile(levels).double().numpy()
+    given = law.model.mark_log_probs(condition, gap.unsqueeze(-1)).squeeze(-2)
+    forecast = law.mark_probs()
+    head = law.head_mark_probs()
+    result = {
+        "gap": gap.double().numpy() * unit,
+        "mark": mark.numpy(),
+        "loglik_time": law.log_density(gap.double() * unit).double().numpy(),
+        "loglik_mark": torch.gather(given, -1, mark.unsqueeze(-1)).squeeze(-1).double().numpy(),
+        "pit": law.cdf(gap.double().unsqueeze(-1) * unit).squeeze(-1).double().numpy(),
+        "crps": law.crps(gap.double() * unit).double().numpy(),
+        "median": quantiles[:, 0],
+        "mean": law.mean().double().numpy(),
+        "prob_no_event": law.prob_no_event.double().numpy(),
+        "correct": (forecast.argmax(-1) == mark).double().numpy(),
+        "correct_given_time": (given.argmax(-1) == mark).double().numpy(),
+        "confidence": forecast.max(-1).values.double().numpy(),
+    }
+    if head is not None:
+        result["correct_head"] = (head.argmax(-1) == mark).double().numpy()
+        result["mean_head"] = condition["mean_gap"].double().numpy() * unit
+    for i, level in enumerate(WIDTH_LEVELS):
+        result[f"width_{round(100 * level)}"] = quantiles[:, 2 + 2 * i] - quantiles[:, 1 + 2 * i]
+        result[f"upper_{round(100 * level)}"] = quantiles[:, 2 + 2 * i]
+    return result
+
+
+def summary(events: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> dict[str, float]:
+    """All scores over some events."""
+    scores = {name: statistic(events, rows) for name, statistic in _STATISTICS.items()}
+    if "correct_head" in events:
+        scores["accuracy_head"] = float(events["correct_head"][rows].mean())
+        error = events["mean_head"][rows] - events["gap"][rows]
+        scores["rmse_head"] = float(np.sqrt(np.square(error).mean()))
+    for level in WIDTH_LEVELS:
+        name = round(100 * level)
+        width = events[f"width_{name}"][rows]
+        scores[f"width_{name}"] = float(width.mean()) if np.isfinite(width).all() else math.inf
+        scores[f"central_coverage_{name}"] = metrics.central_coverage(events["pit"][rows], level)
+    scores["share_infinite_mean"] = float(np.isinf(events["mean"][rows]).mean())
+    scores["num_events"] = len(rows)
+    return scores
+
+
+def _mean(name: str) -> Any:
+    return lambda events, rows: float(events[name][rows].mean())
+
+
+def _rmse(events: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> float:
+    return float(np.sqrt(np.square(events["mean"][rows] - events["gap"][rows]).mean()))
+
+
+def _ece(events: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> float:
+    confidence, hit = events["confidence"][rows], events["correct"][rows]
+    bins = np.minimum((confidence * 10).astype(int), 9)
+    gaps = [abs((confidence[bins == b] - hit[bins == b]).sum()) for b in range(10)]
+    return float(sum(gaps) / len(rows))
+
+
+_STATISTICS: dict[str, Any] = {
+    "loglik": lambda events, rows: float((events["loglik_time"][rows] + events["loglik_mark"][rows]).mean()),
+    "loglik_time": _mean("loglik_time"),
+    "loglik_mark": _mean("loglik_mark"),
+    "crps": _mean("crps"),
+    "calibration_score_19": lambda events, rows: metrics.calibration_score(events["pit"][rows]),
+    "calibration_score_upper": lambda events, rows: metrics.calibration_score(
+        events["pit"][rows], metrics.LEVELS_UPPER
+    ),
+    "pit_ks": lambda events, rows: metrics.pit_ks(events["pit"][rows]),
+    "coverage_50": lambda events, rows: float((events["pit"][rows] < 0.5).mean()),
+    "coverage_90": lambda events, rows: float((events["pit"][rows] < 0.9).mean()),
+    "mae": lambda events, rows: float(np.abs(events["median"][rows] - events["gap"][rows]).mean()),
+    "rmse": _rmse,
+    "accuracy": _mean("correct"),
+    "accuracy_given_time": _mean("correct_given_time"),
+    "ece": _ece,
+}

@@ -1,0 +1,436 @@
+"""A model, how it was trained, and the questions one asks it.
+
+    forecaster = EventForecaster(SmurfTHP(num_marks=22), objective="likelihood")
+    forecaster.fit(train, validation, epochs=30, seed=0)
+    forecaster.next_event(history).quantile(0.9, elapsed=4.0)
+    forecaster.score(test).scores
+    forecaster.save_pretrained("forecaster")
+
+A saved forecaster is a directory with config.json and model.safetensors, written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import burnish
+from burnish.core.checkpoint import publish, staging_directory, weight_files
+from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError, nearest
+from burnish.core.progress import Progress
+from burnish.events.baselines import Baselines
+from burnish.events.data import EventDataset, EventSequence
+from burnish.events.distribution import NextEvent, NextEvents
+from burnish.events.encoder import IncrementalEncoder
+from burnish.events.evaluation import Evaluation, evaluate
+from burnish.events.exponential import ExponentialHawkes
+from burnish.events.lognormal import LogNormalMixture
+from burnish.events.model import EncodedModel, EventModel, Objective, Statistics
+from burnish.events.smash import Smash
+from burnish.events.smurf import SmurfTHP
+from burnish.events.structured import StructuredTHP
+from burnish.events.thp import THP
+from burnish.events.training import FitHistory, TrainingSettings, train
+
+MODELS: dict[str, type[EventModel]] = {
+    model.kind: model for model in (THP, StructuredTHP, SmurfTHP, Smash, LogNormalMixture, ExponentialHawkes)
+}
+"""The models by the name that the command line and config.json use."""
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MODEL_TYPE = "burnish-events"
+FORMAT = 1
+
+
+class EventForecaster:
+    """Fits a model, answers questions about the next event, and measures the answers.
+
+    Args:
+        model: THP, SmurfTHP, Smash, LogNormalMixture, ExponentialHawkes or StructuredTHP.
+        objective: "likelihood", "score" or "score+mass"; the last two for models with a score head.
+        time_coordinate: "log" or "gap", for the score objectives.
+        **details: other fields of `Objective`.
+    """
+
+    def __init__(
+        self, model: EventModel, *, objective: str = "likelihood", time_coordinate: str = "log", **details: Any
+    ) -> None:
+        self.model = model
+        self.objective = Objective(objective, time_coordinate, **details)
+        if objective not in model.objectives:
+            raise SettingsError(
+                f"{model.kind} cannot be trained with the objective {objective!r}",
+                fix=f"use {' or '.join(model.objectives)}",
+            )
+        self.mark_names = tuple(str(k) for k in range(model.num_marks))
+        self.unit = ""
+        self.notes: tuple[str, ...] = ()
+        self.training: dict[str, Any] = {}
+        self.baselines: Baselines | None = None
+        if objective != "likelihood" and time_coordinate == "gap":
+            self.notes += (
+                "score matching in the raw gap is biased for point processes (their density is positive at zero); "
+                "use the log time coordinate unless the bias is the point",
+            )
+
+    @property
+    def renormalise(self) -> bool:
+        """Whether forecasts divide out a mass that the objective leaves undetermined."""
+        return self.objective.name == "score"
+
+    # -- fitting -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        training: EventDataset,
+        validation: EventDataset,
+        *,
+        epochs: int = 30,
+        batch_size: int = 32,
+        lr: float = 3e-3,
+        patience: int = 0,
+        seed: int = 0,
+        state_dir: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> FitHistory:
+        """Fits the model; the epoch with the best validation loss is kept.
+
+        Weights are drawn anew from `seed`, so equal calls give bit-equal forecasters.
+
+        Args:
+            training, validation: with the same marks.
+            epochs, batch_size, lr, patience: see `TrainingSettings`.
+            state_dir: directory for the state after every epoch; the same call continues from it.
+        """
+        if training.num_marks != self.model.num_marks:
+            raise SettingsError(
+                f"the model has {self.model.num_marks} marks, but the data {training.num_marks}",
+                fix=f"build it with num_marks={training.num_marks}",
+            )
+        for name, part in (("training", training), ("validation", validation)):
+            if part.num_events == 0:
+                raise DataError(f"the {name} part is empty", fix="give more sequences, or other split fractions")
+        if self.model.has_location and not training.has_locations:
+            raise DataError(f"{self.model.kind} needs locations, and the events have none", fix="give --x and --y")
+        resolution = 0.0
+        if training.num_ties or validation.num_ties:
+            resolution = training.clock_resolution
+            training = training.dequantise(resolution, seed=seed)
+            validation = validation.dequantise(resolution, seed=seed + 1)
+            self.notes += (training.notes[-1],)
+        self.model.statistics = Statistics.of(training, clock_resolution=resolution)
+        self.mark_names, self.unit = training.mark_names, training.unit
+        self.baselines = Baselines.fit(training)
+        reset_parameters(self.model, seed)
+        settings = TrainingSettings(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed)
+        packed = self.model.pack(training)
+        if packed.num_cut:
+            self.notes += (
+                f"{packed.num_cut} sequences are longer than {self.model.window} events and were cut into windows "
+                f"with {self.model.context} events of history",
+            )
+        history = train(
+            self.model,
+            packed,
+            self.model.pack(validation),
+            self.objective,
+            settings,
+            state_dir=None if state_dir is None else Path(state_dir),
+            progress=progress,
+        )
+        self.training = asdict(settings) | {
+            "best_epoch": history.best_epoch,
+            "epochs_run": len(history.train),
+            "validation_loss": history.validation,
+            "train_loss": history.train,
+            "num_parameters": self.model.num_parameters,
+            "num_train_events": training.num_events,
+        }
+        self.model.eval()
+        return history
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def next_events(self, dataset: EventDataset) -> NextEvents:
+        """The law of the event after the last one of every sequence."""
+        return NextEvents(self.model, self._last_condition(dataset), renormalise=self.renormalise)
+
+    def next_event(self, history: EventSequence) -> NextEvent:
+        """The law of the event after a history."""
+        if len(history) and history.marks.max() >= self.model.num_marks:
+            raise DataError(
+                f"has mark {int(history.marks.max())}, but the model knows {self.model.num_marks} marks",
+                where="history",
+                fix="map unknown types to a known one, or fit again with them",
+            )
+        dataset = EventDataset((history,), self.mark_names)
+        return NextEvent(self.next_events(dataset), self.mark_names)
+
+    @torch.no_grad()
+    def _last_condition(self, dataset: EventDataset) -> dict[str, Tensor]:
+        self.model.eval()
+        capacity = self.model.window
+        recent = []
+        for sequence in dataset.sequences:
+            if len(sequence) == 0:
+                raise DataError(f"sequence {sequence.name!r} has no event to forecast from", fix="leave it out")
+            cut = len(sequence) - capacity
+            start = sequence.start if cut <= 0 else float(sequence.times[cut - 1])
+            recent.append(sequence.slice(max(cut, 0), len(sequence), start=start, end=None))
+        packed = self.model.pack(dataset.with_sequences(recent))
+        parts: list[dict[str, Tensor]] = []
+        for begin in range(0, len(packed), 64):
+            batch = packed.batch(list(range(begin, min(begin + 64, len(packed)))))
+            last = batch.present.sum(1)
+            rows = torch.arange(len(last))
+            hidden = self.model.states(batch)[rows, last]
+            parts.append(self.model.condition(hidden, batch.times[rows, last - 1]))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def stream(self) -> EventStream:
+        """Online use: feed events one at a time and ask in between."""
+        return EventStream(self)
+
+    def score(self, test: EventDataset, *, bootstrap: int = 200, progress: Progress | None = None) -> Evaluation:
+        """Metrics on events 2..N of every sequence, with bootstrap errors, baselines beside."""
+        notes: tuple[str, ...] = ()
+        resolution = self.model.statistics.clock_resolution
+        if test.num_ties or resolution:
+            test = test.dequantise(resolution or None, seed=2)
+            notes = (test.notes[-1],)
+        result = evaluate(
+            self.model,
+            test,
+            renormalise=self.renormalise,
+            baselines=self.baselines,
+            bootstrap=bootstrap,
+            progress=progress,
+        )
+        return replace(result, notes=result.notes + notes)
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path, *, overwrite: bool = False, **extra: Any) -> Path:
+        """Writes config.json and model.safetensors, whole or not at all.
+
+        Raises:
+            OutputError: the directory exists and is not a forecaster, or is one and `overwrite` is not given.
+        """
+        from safetensors.torch import save_file
+
+        target = Path(directory)
+        if target.exists():
+            if not is_forecaster(target) and (not target.is_dir() or any(target.iterdir())):
+                raise OutputError(
+                    "exists and is not an event forecaster", where=str(target), fix="choose another place"
+                )
+            if is_forecaster(target) and not overwrite:
+                raise OutputError("exists already", where=str(target), fix="choose another place, or pass --overwrite")
+        baselines = None
+        if self.baselines is not None:
+            baselines = {
+                "rate": self.baselines.rate,
+                "mark_shares": self.baselines.mark_shares.tolist(),
+                "transitions": self.baselines.transitions.tolist(),
+                "gaps": [np.quantile(gaps, np.linspace(0, 1, 1001)).tolist() for gaps in self.baselines.gaps],
+            }
+        config = {
+            "model_type": MODEL_TYPE,
+            "format": FORMAT,
+            "burnish_version": burnish.__version__,
+            "torch_version": torch.__version__,
+            **self.model.config(),
+            "objective": asdict(self.objective),
+            "mark_names": list(self.mark_names),
+            "unit": self.unit,
+            "notes": list(self.notes),
+            "training": self.training,
+            "baselines": baselines,
+            "extra": extra,
+        }
+        staging = staging_directory(target)
+        try:
+            (staging / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
+            state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+            save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+            publish(staging, target)
+        except OSError as error:
+            raise OutputError(
+                f"could not be written ({error.strerror or error})", where=str(target), fix="free some space"
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return target
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Reads what `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: not a forecaster, damaged, or written in another format.
+        """
+        from safetensors.torch import load_file
+
+        path = Path(directory)
+        config = read_forecaster_config(path)
+        kinds = list(MODELS)
+        if config["model"] not in MODELS:
+            guess = nearest(config["model"], kinds)
+            raise CheckpointError(f"holds an unknown model {config['model']!r} (nearest: {guess})", where=str(path))
+        model = MODELS[config["model"]](**config["settings"])
+        statistics: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in config["statistics"].items()
+        }
+        model.statistics = Statistics(**statistics)
+        model.window, model.context = config["window"], config["context"]
+        [weights] = weight_files(path)
+        state = load_file(weights)
+        expected = model.state_dict()
+        if state.keys() != expected.keys() or any(state[name].shape != expected[name].shape for name in state):
+            raise CheckpointError("its weights do not fit its config.json", where=str(path), fix="fit it again")
+        model.to(next(iter(state.values())).dtype)
+        model.load_state_dict(state)
+        model.eval()
+        objective = config["objective"]
+        forecaster = cls(
+            model,
+            objective=objective["name"],
+            time_coordinate=objective["time_coordinate"],
+            **{key: value for key, value in objective.items() if key not in ("name", "time_coordinate")},
+        )
+        forecaster.mark_names, forecaster.unit = tuple(config["mark_names"]), config["unit"]
+        forecaster.notes, forecaster.training = tuple(config["notes"]), config["training"]
+        if config["baselines"] is not None:
+            saved = config["baselines"]
+            forecaster.baselines = Baselines(
+                saved["rate"],
+                np.array(saved["mark_shares"]),
+                tuple(np.array(gaps) for gaps in saved["gaps"]),
+                np.array(saved["transitions"]),
+            )
+        return forecaster
+
+
+class EventStream:
+    """One live stream: observe events as they come, ask for the next one in between.
+
+    stream = forecaster.stream()
+    stream.observe(12.5, "login")
+    stream.next_event().quantile(0.9, elapsed=now - 12.5)
+    """
+
+    def __init__(self, forecaster: EventForecaster) -> None:
+        model = forecaster.model
+        if not isinstance(model, EncodedModel):
+            raise SettingsError(f"{model.kind} has no incremental encoder", fix="call next_event with the history")
+        self.forecaster, self.model = forecaster, model
+        self.codes = {name: code for code, name in enumerate(forecaster.mark_names)}
+        self.recent: list[tuple[float, int, tuple[float, float] | None, int | None]] = []
+        self.encoder = IncrementalEncoder(model.encoder, capacity=model.window, context=model.context)
+        self.origin: float | None = None
+        self.condition: dict[str, Tensor] | None = None
+
+    @torch.inference_mode()
+    def observe(
+        self,
+        time: float,
+        mark: str | int,
+        *,
+        location: tuple[float, float] | None = None,
+        vertex: int | None = None,
+    ) -> None:
+        """Adds an event. The first one sets the clock's origin."""
+        code = self.codes.get(mark, -1) if isinstance(mark, str) else mark
+        if not 0 <= code < self.model.num_marks:
+            guess = nearest(str(mark), list(self.codes))
+            advice = f"did you mean {guess!r}?" if guess else "fit again with that mark"
+            raise DataError(f"mark {mark!r} is not one that the model knows", where="stream", fix=advice)
+        if not math.isfinite(time) or (self.recent and time < self.recent[-1][0]):
+            last = self.recent[-1][0] if self.recent else None
+            raise DataError(f"time {time!r} is before the last event's {last!r} or not finite", where="stream")
+        if self.encoder.full:
+            self._restart()
+        if self.origin is None:
+            self.origin = time
+        previous = self.recent[-1][0] if self.recent else self.origin
+        self.recent = [*self.recent[-self.model.context :], (time, code, location, vertex)]
+        self._step(time, time - previous if len(self.recent) > 1 else None, code, location, vertex)
+
+    def _step(
+        self,
+        time: float,
+        gap: float | None,
+        code: int,
+        location: tuple[float, float] | None,
+        vertex: int | None,
+    ) -> None:
+        statistics = self.model.statistics
+        assert self.origin is not None
+        place = None
+        if location is not None:
+            pairs = zip(location, statistics.location_mean, statistics.location_scale, strict=True)
+            place = torch.tensor([(value - mean) / scale for value, mean, scale in pairs])
+        since = (time - self.origin) / statistics.mean_gap
+        # A first event whose start of observation is unknown has the placeholder gap 1, as in batches.
+        wait = 1.0 if gap is None else gap / statistics.mean_gap
+        hidden = self.encoder.step(since, wait, code, place, vertex)
+        self.condition = self.model.condition(hidden, torch.tensor([since], dtype=hidden.dtype))
+
+    def _restart(self) -> None:
+        """Encodes the last `context` events on a clock of their own, as windows of training are."""
+        kept = self.recent[-self.model.context - 1 :]
+        self.encoder = IncrementalEncoder(self.model.encoder, capacity=self.model.window, context=self.model.context)
+        before, *rest = kept
+        self.origin = previous = before[0]
+        for time, code, location, vertex in rest:
+            self._step(time, time - previous, code, location, vertex)
+            previous = time
+
+    def next_event(self) -> NextEvent:
+        """The law of the next event, counted from the last observed one."""
+        if self.condition is None:
+            raise DataError("no event has been observed yet", where="stream", fix="call observe first")
+        many = NextEvents(self.model, self.condition, renormalise=self.forecaster.renormalise)
+        return NextEvent(many, self.forecaster.mark_names)
+
+
+def is_forecaster(path: Path) -> bool:
+    """Whether a directory holds a saved forecaster of any format."""
+    config = path / CONFIG_FILE
+    return config.is_file() and f'"{MODEL_TYPE}"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def read_forecaster_config(path: Path) -> dict[str, Any]:
+    """config.json of a saved forecaster, checked for its format."""
+    if not is_forecaster(path):
+        raise CheckpointError(
+            "is not a saved event forecaster", where=str(path), fix="make one with burnish events fit"
+        )
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"is not valid JSON ({error})", where=str(path / CONFIG_FILE)) from None
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"was written in format {config.get('format')} by burnish {config.get('burnish_version', 'unknown')}, "
+            f"but this burnish reads format {FORMAT}",
+            where=str(path),
+            fix="fit it again, or use the burnish that wrote it",
+        )
+    return config
+
+
+def reset_parameters(model: EventModel, seed: int) -> None:
+    """Draws the weights anew, as the constructor does, from a seed and without touching the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(model)(**model.settings)
+    model.load_state_dict({name: value.to(model.dtype) for name, value in fresh.state_dict().items()})

@@ -1,0 +1,126 @@
+"""How good and how honest a probabilistic forecast of times, marks and places is.
+
+    coverage at q       share of gaps below the q-quantile
+    calibration score   sqrt(mean over levels of (coverage_q - q)^2)
+    PIT                 F(gap), uniform for the true law; its Kolmogorov-Smirnov distance is the strictest test
+    CRPS                int (F(x) - 1{y <= x})^2 dx, from samples, from quantiles (2 x mean pinball) or from F itself
+    ECE                 |confidence - accuracy| averaged over ten bins of the top probability
+
+Definitions follow SMURF-THP (arXiv 2310.16336), except that every level set is named: its calibration score is quoted
+there over levels from 0.5 up. Errors are bootstrap standard errors over sequences, since events of one sequence depend
+on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kstest
+
+Array = NDArray[np.float64]
+
+LEVELS_19 = tuple(round(0.05 * i, 2) for i in range(1, 20))
+"""0.05, 0.10, ... 0.95."""
+
+LEVELS_UPPER = tuple(level for level in LEVELS_19 if level >= 0.5)
+"""0.5, ... 0.95, the levels of the published headline."""
+
+
+def coverage(pit: Array, levels: tuple[float, ...] = LEVELS_19) -> Array:
+    """(levels,) share of gaps below their q-quantile, which is the share of PIT values below q."""
+    return np.array([(pit < level).mean() for level in levels])
+
+
+def calibration_score(pit: Array, levels: tuple[float, ...] = LEVELS_19) -> float:
+    """sqrt(mean_q (coverage_q - q)^2)."""
+    return float(np.sqrt(np.mean((coverage(pit, levels) - np.array(levels)) ** 2)))
+
+
+def central_coverage(pit: Array, level: float) -> float:
+    """Share of gaps inside [Q_{(1-level)/2}, Q_{(1+level)/2}]."""
+    return float(((pit > (1 - level) / 2) & (pit < (1 + level) / 2)).mean())
+
+
+def pit_ks(pit: Array) -> float:
+    """Kolmogorov-Smirnov distance of the PIT values to the uniform law."""
+    return float(kstest(pit, "uniform").statistic)
+
+
+def crps_from_samples(samples: NDArray[np.float64], observed: Array, *, estimator: str = "nrg") -> Array:
+    """mean|X - y| - mean|X - X'|/2 for every row of samples.
+
+    Args:
+        samples: (n, m).
+        estimator: "nrg" divides the second mean by m^2, "fair" by m (m - 1), which is unbiased.
+    """
+    ordered = np.sort(samples, axis=1)
+    m = samples.shape[1]
+    # sum over pairs |x_i - x_j| = 2 sum_i (2 i - m - 1) x_(i) in sorted order, i from 1
+    spread = 2 * (ordered * (2 * np.arange(1, m + 1) - m - 1)).sum(1)
+    pairs = m * m if estimator == "nrg" else m * (m - 1)
+    return np.abs(samples - observed[:, None]).mean(1) - spread / (2 * pairs)
+
+
+def pinball(quantiles: NDArray[np.float64], observed: Array, levels: Array) -> NDArray[np.float64]:
+    """(n, levels) max(q (y - Q), (q - 1)(y - Q))."""
+    error = observed[:, None] - quantiles
+    return np.maximum(levels * error, (levels - 1) * error)
+
+
+def crps_from_quantiles(quantiles: NDArray[np.float64], observed: Array) -> Array:
+    """2 x mean pinball loss over a uniform grid of levels (j - 1/2)/m, which `quantiles` (n, m) must be taken at."""
+    m = quantiles.shape[1]
+    return 2 * pinball(quantiles, observed, (np.arange(m) + 0.5) / m).mean(1)
+
+
+def accuracy(probs: NDArray[np.float64], marks: NDArray[np.int64]) -> Array:
+    """(n,) whether the most probable mark came."""
+    return (probs.argmax(1) == marks).astype(np.float64)
+
+
+def expected_calibration_error(probs: NDArray[np.float64], marks: NDArray[np.int64], num_bins: int = 10) -> float:
+    """sum over bins of the top probability: (share in bin) |mean top probability - accuracy|."""
+    confidence = probs.max(1)
+    hit = probs.argmax(1) == marks
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    total = 0.0
+    for b in range(num_bins):
+        inside = bins == b
+        if inside.any():
+            total += inside.mean() * abs(confidence[inside].mean() - hit[inside].mean())
+    return float(total)
+
+
+def energy_score(samples: NDArray[np.float64], observed: NDArray[np.float64]) -> Array:
+    """E|X - y| - E|X - X'|/2 for places: the two-dimensional CRPS.
+
+    Args:
+        samples: (n, m, 2); the second mean is over disjoint halves of them.
+        observed: (n, 2).
+    """
+    half = samples.shape[1] // 2
+    distance = np.linalg.norm(samples - observed[:, None], axis=-1).mean(1)
+    spread = np.linalg.norm(samples[:, :half] - samples[:, half : 2 * half], axis=-1).mean(1)
+    return distance - spread / 2
+
+
+def bootstrap_error(
+    statistic: Callable[[NDArray[np.int64]], float], groups: NDArray[np.int64], *, num_draws: int = 200, seed: int = 0
+) -> float:
+    """Standard error of a statistic under resampling whole sequences.
+
+    Args:
+        statistic: takes the indices of events (with repeats) and gives a number.
+        groups: (n,) sequence of every event.
+    """
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    if len(members) < 2:
+        return float("nan")
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(num_draws):
+        drawn = rng.integers(len(members), size=len(members))
+        values.append(statistic(np.concatenate([members[i] for i in drawn])))
+    return float(np.std(values, ddof=1))

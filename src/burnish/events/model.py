@@ -1,0 +1,280 @@
+"""What every event model shares: statistics of its training data, histories to conditions, and the likelihood.
+
+    log p(s, k | history) = log lam(s) + log p(k | s) - Lam(s)
+
+summed over the scored events, minus Lam(tail) for a censored last gap. Everything inside a model is in mean gaps;
+log-likelihoods in the data's unit are smaller by log(mean gap) per event.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from burnish.core.errors import DataError, SettingsError
+from burnish.events.batches import Batch, PackedEvents
+from burnish.events.data import EventDataset
+from burnish.events.encoder import HistoryEncoder
+from burnish.events.heads import Condition
+from burnish.events.maths.quadrature import gauss_legendre
+
+OBJECTIVES = ("likelihood", "score", "score+mass")
+TIME_COORDINATES = ("log", "gap")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        name: "likelihood", "score" (denoising score matching and mark cross-entropy) or "score+mass" (the same with a
+            term that fixes the probability of an event before a few horizons).
+        time_coordinate: "log" (consistent) or "gap" (as published; biased for a point process, kept for comparison).
+        sigma: noise of the denoising objective, in log time or in mean gaps.
+        num_noise: noise draws an event, even (they come in pairs e, -e).
+        score_weight: factor of the score term beside the mark cross-entropy.
+    """
+
+    name: str = "likelihood"
+    time_coordinate: str = "log"
+    sigma: float = 0.1
+    num_noise: int = 8
+    score_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in OBJECTIVES:
+            raise SettingsError(f"objective is {self.name!r}, but must be one of {', '.join(OBJECTIVES)}")
+        if self.time_coordinate not in TIME_COORDINATES:
+            raise SettingsError(f"time coordinate is {self.time_coordinate!r}, but must be log or gap")
+        if self.num_noise < 2 or self.num_noise % 2:
+            raise SettingsError(f"num_noise is {self.num_noise}, but noise comes in pairs: use an even number")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Facts of the training data that a model carries.
+
+    Attributes:
+        mean_gap: in the data's unit; the model's unit of time.
+        knee: of the clock z = log(1 + knee s), s in mean gaps.
+        longest: longest training gap, in mean gaps.
+        horizons: gaps (in mean gaps) at which a mass term asks "before or after?".
+        location_mean, location_scale: to standardise places.
+        clock_resolution: step that ties were dequantised with, 0 if there were none.
+    """
+
+    mean_gap: float = 1.0
+    knee: float = 4.0
+    longest: float = 50.0
+    horizons: tuple[float, ...] = (0.1, 0.3, 0.7, 1.4, 2.3, 3.5)
+    location_mean: tuple[float, float] = (0.0, 0.0)
+    location_scale: tuple[float, float] = (1.0, 1.0)
+    clock_resolution: float = 0.0
+
+    @classmethod
+    def of(cls, train: EventDataset, *, clock_resolution: float = 0.0) -> Statistics:
+        gaps = train.inner_gaps()
+        if len(gaps) == 0:
+            raise DataError("no sequence has two events, so there is no gap to learn from", fix="give longer sequences")
+        mean_gap = float(gaps.mean())
+        if mean_gap <= 0:
+            raise DataError("all events happen at the same time", fix="check the time column and its unit")
+        relative = gaps / mean_gap
+        positive = relative[relative > 0]
+        quantiles = np.quantile(positive, [0.1, 0.25, 0.5, 0.75, 0.9, 0.97])
+        mean, scale = np.zeros(2), np.ones(2)
+        if train.has_locations:
+            places = np.concatenate([s.locations for s in train.sequences if s.locations is not None])
+            mean, scale = places.mean(0), np.maximum(places.std(0), 1e-9)
+        return cls(
+            mean_gap=mean_gap,
+            knee=float(1 / np.quantile(positive, 0.2)),
+            longest=float(relative.max()),
+            horizons=tuple(float(q) for q in quantiles),
+            location_mean=(float(mean[0]), float(mean[1])),
+            location_scale=(float(scale[0]), float(scale[1])),
+            clock_resolution=clock_resolution,
+        )
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Scored events with the condition of what came before: one row an event."""
+
+    condition: Condition
+    gap: Float[Tensor, " S"]
+    mark: Tensor
+    location: Tensor | None
+    vertex: Tensor | None
+    hidden: Float[Tensor, "S M"]
+
+
+class EventModel(nn.Module):
+    """Base of the models. Subclasses give `condition`, `log_hazard`, `mark_log_probs` and `loss`."""
+
+    kind: ClassVar[str]
+    objectives: ClassVar[tuple[str, ...]] = ("likelihood",)
+    has_location: ClassVar[bool] = False
+    closed_compensator: ClassVar[bool] = False
+    num_quadrature_nodes: int = 12
+
+    def __init__(self, num_marks: int, **settings: Any) -> None:
+        super().__init__()
+        if num_marks < 1:
+            raise SettingsError(f"num_marks is {num_marks}, but there is at least one type of event")
+        self.num_marks = num_marks
+        self.settings = {"num_marks": num_marks, **settings}
+        self.statistics = Statistics()
+        self.window, self.context = 512, 128
+
+    # -- to override -------------------------------------------------------------------------------------------------
+
+    def states(self, batch: Batch) -> Float[Tensor, "B L+1 M"]:
+        """Hidden states after 0, 1, ... L events."""
+        raise NotImplementedError
+
+    def condition(self, hidden: Float[Tensor, "*S M"], last_time: Float[Tensor, "*S"]) -> Condition:
+        """What the heads need of a history; `last_time` is when its last event was, in mean gaps from the origin."""
+        raise NotImplementedError
+
+    def log_hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
+        """log of the total hazard, per mean gap."""
+        raise NotImplementedError
+
+    def hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
+        return self.log_hazard(condition, gap).exp()
+
+    def mark_log_probs(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q K"]:
+        """log p(k | s) of the mark given that the event comes after s."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named terms, each a mean over the scored events; their sum is minimised."""
+        raise NotImplementedError
+
+    def prob_no_event(self, condition: Condition) -> Float[Tensor, "*S"] | None:
+        """exp(-Lam(inf)), or None for a hazard that is bounded below, where it is zero."""
+        return None
+
+    # -- shared ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights, as plain data."""
+        return {
+            "model": self.kind,
+            "settings": self.settings,
+            "statistics": asdict(self.statistics),
+            "window": self.window,
+            "context": self.context,
+        }
+
+    def pack(self, dataset: EventDataset) -> PackedEvents:
+        """The data set in the model's units."""
+        if self.has_location:
+            if not dataset.has_locations:
+                raise DataError(f"{self.kind} needs locations, and the events have none", fix="give --x and --y")
+            mean, scale = np.array(self.statistics.location_mean), np.array(self.statistics.location_scale)
+            from dataclasses import replace
+
+            dataset = dataset.with_sequences(
+                replace(s, locations=None if s.locations is None else (s.locations - mean) / scale)
+                for s in dataset.sequences
+            )
+        return PackedEvents(
+            dataset, self.statistics.mean_gap, window=self.window, context=self.context, dtype=self.dtype
+        )
+
+    def histories(self, batch: Batch) -> Histories:
+        """Encodes a batch and keeps one row for every scored event."""
+        hidden = self.states(batch)[:, :-1][batch.scored]
+        last = torch.cat([torch.zeros_like(batch.times[:, :1]), batch.times[:, :-1]], dim=1)[batch.scored]
+        return Histories(
+            condition=self.condition(hidden, last),
+            gap=batch.gaps[batch.scored],
+            mark=batch.marks[batch.scored],
+            location=None if batch.locations is None else batch.locations[batch.scored],
+            vertex=None if batch.vertices is None else batch.vertices[batch.scored],
+            hidden=hidden,
+        )
+
+    def tail_condition(self, batch: Batch) -> tuple[Condition, Tensor] | None:
+        """Conditions after the last event of the sequences whose end is known, with the censored gap."""
+        known = ~torch.isnan(batch.tail)
+        if not bool(known.any()):
+            return None
+        last = batch.present.sum(1)[known]
+        hidden = self.states(batch)[known, last]
+        last_time = batch.times[known, (last - 1).clamp_min(0)]
+        return self.condition(hidden, last_time), batch.tail[known]
+
+    def compensator(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
+        """Lam(s) by Gauss-Legendre nodes that are even in the clock z, as hazards vary most at short gaps."""
+        knee = self.statistics.knee
+        nodes, weights = gauss_legendre(self.num_quadrature_nodes, gap)
+        top = torch.log1p(knee * gap).unsqueeze(-1)
+        at = torch.expm1(top * nodes) / knee
+        values = self.hazard(condition, at.flatten(-2)).unflatten(-1, (-1, len(nodes)))
+        return (values * (top * (1 + knee * at) / knee)) @ weights
+
+    def log_density(self, condition: Condition, gap: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
+        """log lam(s) - Lam(s), per mean gap."""
+        gap = gap.unsqueeze(-1)
+        return (self.log_hazard(condition, gap) - self.compensator(condition, gap)).squeeze(-1)
+
+    def mark_log_prob(self, condition: Condition, gap: Float[Tensor, " S"], mark: Tensor) -> Float[Tensor, " S"]:
+        """log p(k_i | s_i) of the marks that came."""
+        log_probs = self.mark_log_probs(condition, gap.unsqueeze(-1)).squeeze(-2)
+        return torch.gather(log_probs, -1, mark.unsqueeze(-1)).squeeze(-1)
+
+    def negative_log_likelihood(self, batch: Batch, histories: Histories) -> dict[str, Tensor]:
+        """Time, mark and censored-gap parts, each divided by the number of scored events."""
+        count = max(len(histories.gap), 1)
+        parts = {
+            "time": -self.log_density(histories.condition, histories.gap).sum() / count,
+            "mark": -self.mark_log_prob(histories.condition, histories.gap, histories.mark).sum() / count,
+        }
+        tail = self.tail_condition(batch)
+        if tail is not None:
+            condition, gap = tail
+            parts["tail"] = self.compensator(condition, gap.unsqueeze(-1)).sum() / count
+        return parts
+
+
+class EncodedModel(EventModel):
+    """A model over the shared history encoder."""
+
+    encoder: HistoryEncoder
+
+    def states(self, batch: Batch) -> Float[Tensor, "B L+1 M"]:
+        return self.encoder(batch)
+
+
+def select(condition: Condition, rows: Tensor | slice) -> Condition:
+    """Some rows of a condition."""
+    return {name: value[rows] for name, value in condition.items()}
+
+
+def row_chunks(condition: Condition, size: int) -> Iterator[slice]:
+    """Slices over the rows, for work that would not fit in memory at once."""
+    count = len(next(iter(condition.values())))
+    for chunk in range(math.ceil(count / size)):
+        yield slice(chunk * size, min((chunk + 1) * size, count))

@@ -1,0 +1,237 @@
+"""Tables of events from CSV, parquet, JSON lines, pandas and the hub, checked on the way in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from burnish.core.errors import DataError, MissingExtraError, SettingsError, nearest
+from burnish.events.data import EventSequence
+
+if TYPE_CHECKING:
+    from burnish.events.data import EventDataset
+
+CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".txt")
+
+
+def read_any(path: Path, **columns: Any) -> pa.Table:
+    """A table by the file's ending: .csv, .tsv, .parquet, .jsonl."""
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return read_parquet(path)
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return read_jsonl(path, **columns)
+    if name.endswith(CSV_SUFFIXES):
+        return read_csv(path)
+    raise DataError("is neither .csv, .tsv, .parquet nor .jsonl", where=str(path))
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise DataError("no such file", where=str(path))
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", where=str(path))
+
+
+def read_csv(path: Path) -> pa.Table:
+    from pyarrow import csv
+
+    _must_exist(path)
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
+    try:
+        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"is not a table of comma-separated values ({error})", where=str(path)) from None
+
+
+def read_parquet(path: Path) -> pa.Table:
+    from pyarrow import parquet
+
+    _must_exist(path)
+    try:
+        return parquet.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"is not a parquet file ({error})", where=str(path)) from None
+
+
+def read_jsonl(path: Path, *, sequence: str = "sequence_id", time: str = "time", **_: Any) -> pa.Table:
+    _must_exist(path)
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{number}") from None
+            if not isinstance(row, dict):
+                raise DataError("is not an object", where=f"{path}:{number}", fix='write {"time": ..., "mark": ...}')
+            if isinstance(row.get(time), list):
+                rows.extend(_events_of(row, time, sequence, number, f"{path}:{number}"))
+            else:
+                rows.append(row)
+    return pa.Table.from_pylist(rows)
+
+
+def _events_of(row: dict[str, Any], time: str, sequence: str, number: int, where: str) -> list[dict[str, Any]]:
+    """A line that holds a whole sequence, as one row an event."""
+    length = len(row[time])
+    lists = {key: value for key, value in row.items() if isinstance(value, list)}
+    for key, value in lists.items():
+        if len(value) != length:
+            raise DataError(f"{key} has {len(value)} entries, but {time} has {length}", where=where)
+    scalars = {key: value for key, value in row.items() if key not in lists}
+    scalars.setdefault(sequence, number)
+    return [scalars | {key: value[i] for key, value in lists.items()} for i in range(length)]
+
+
+def read_hub(name: str, split: str) -> pa.Table:
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError:
+        raise MissingExtraError("datasets", "train", "reading from the hub") from None
+    return load_dataset(name, split=split).data.table
+
+
+def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        guess = nearest(name, table.column_names)
+        advice = f"did you mean {guess!r}?" if guess else f"columns are {', '.join(table.column_names)}"
+        raise DataError(f"has no column {name!r} for the {role}", where=where, fix=advice)
+    column = table[name]
+    if column.null_count:
+        row = int(np.argmax(column.is_null().to_numpy()))
+        raise DataError(f"column {name!r} is empty in row {row + 1}", where=where, fix="drop the incomplete rows")
+    return column
+
+
+def _times(column: pa.ChunkedArray, name: str, where: str) -> tuple[NDArray[np.float64], str]:
+    """float64 times and their unit; timestamps become seconds since the earliest one, before any rounding."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        ticks = column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy()
+        return (ticks - ticks.min()).astype(np.float64) / 1e9, "seconds"
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(
+            f"column {name!r} holds {column.type}, not times", where=where, fix="use numbers or ISO timestamps"
+        )
+    return column.cast(pa.float64()).to_numpy(), ""
+
+
+def _numbers(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.float64]:
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(f"column {name!r} holds {column.type}, not numbers", where=where)
+    return column.cast(pa.float64()).to_numpy()
+
+
+def _codes(
+    column: pa.ChunkedArray, vocabulary: tuple[str, ...] | None, name: str, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Marks as codes 0..K-1. Small whole numbers from 0 stay as they are; anything else is numbered in sorted order."""
+    values = np.asarray(column.to_pylist())
+    whole = pa.types.is_integer(column.type) and len(values) and values.min() >= 0 and values.max() < 10_000
+    if vocabulary is None:
+        if whole:
+            vocabulary = tuple(str(k) for k in range(int(values.max()) + 1))
+        else:
+            vocabulary = tuple(sorted({str(value) for value in values}))
+    index = {text: code for code, text in enumerate(vocabulary)}
+    unknown = sorted({str(value) for value in values} - index.keys())
+    if unknown:
+        guess = nearest(unknown[0], list(vocabulary))
+        advice = f"did you mean {guess!r}? " if guess else ""
+        raise DataError(
+            f"column {name!r} has the mark {unknown[0]!r}, which the model was not fitted on",
+            where=where,
+            fix=f"{advice}drop those events, or fit again with them",
+        )
+    return np.array([index[str(value)] for value in values], np.int64), vocabulary
+
+
+def from_table(
+    cls: type[EventDataset],
+    table: pa.Table,
+    *,
+    where: str = "table",
+    sequence: str | None = "sequence_id",
+    time: str = "time",
+    mark: str | None = "mark",
+    location: tuple[str, str] | None = None,
+    vertex: str | None = None,
+    group: str | None = None,
+    origin: str = "auto",
+    sort: bool = False,
+    mark_names: tuple[str, ...] | None = None,
+    num_vertices: int = 0,
+    unit: str = "",
+) -> Any:
+    """See `EventDataset.from_table`."""
+    if origin not in ("auto", "zero", "first"):
+        raise SettingsError(f"origin is {origin!r}, but must be auto, zero or first")
+    if table.num_rows == 0:
+        raise DataError("has no events", where=where)
+    times, found_unit = _times(_column(table, time, "time", where), time, where)
+    if not np.isfinite(times).all():
+        raise DataError(
+            f"column {time!r} is not a number in row {int(np.argmin(np.isfinite(times))) + 1}",
+            where=where,
+            fix="drop the incomplete rows",
+        )
+    if mark is None:
+        marks, names = np.zeros(len(times), np.int64), mark_names or ("event",)
+    else:
+        marks, names = _codes(_column(table, mark, "mark", where), mark_names, mark, where)
+    ids = np.zeros(len(times), np.int64)
+    labels: list[str] = ["all"]
+    if sequence is not None:
+        encoded = _column(table, sequence, "sequence", where).dictionary_encode().combine_chunks()
+        ids = encoded.indices.to_numpy().astype(np.int64)
+        labels = [str(value) for value in encoded.dictionary.to_pylist()]
+    places = None
+    if location is not None:
+        places = np.stack([_numbers(_column(table, c, "location", where), c, where) for c in location], axis=1)
+    vertices = None
+    if vertex is not None:
+        vertices = _numbers(_column(table, vertex, "vertex", where), vertex, where).astype(np.int64)
+        num_vertices = max(num_vertices, int(vertices.max()) + 1)
+    groups = None if group is None else [str(v) for v in _column(table, group, "group", where).to_pylist()]
+
+    keys = (times, ids) if sort else (ids,)
+    order = np.lexsort(keys)  # stable: rows of a sequence keep their order
+    bounds = np.flatnonzero(np.diff(ids[order], prepend=-1))
+    parts = np.split(order, bounds[1:])
+    start, notes = _start(times, parts, origin)
+    sequences = [
+        EventSequence(
+            times[part],
+            marks[part],
+            locations=None if places is None else places[part],
+            vertices=None if vertices is None else vertices[part],
+            start=start,
+            name=labels[ids[part[0]]],
+            group="" if groups is None else groups[part[0]],
+        )
+        for part in parts
+    ]
+    return cls(tuple(sequences), names, unit=unit or found_unit, num_vertices=num_vertices, notes=notes)
+
+
+def _start(
+    times: NDArray[np.float64], parts: list[NDArray[np.int64]], origin: str
+) -> tuple[float | None, tuple[str, ...]]:
+    """Whether time 0 is the start of observation: plausible if first events come soon after it, as gaps go."""
+    if origin == "zero":
+        return 0.0, ()
+    firsts = np.array([times[part[0]] for part in parts])
+    spans = np.array([times[part[-1]] - times[part[0]] for part in parts])
+    counts = np.array([len(part) - 1 for part in parts])
+    mean_gap = spans.sum() / max(counts.sum(), 1)
+    zero = origin == "auto" and firsts.min() >= 0 and 0 < np.median(firsts) <= 10 * max(mean_gap, 0.0)
+    if zero:
+        return 0.0, ()
+    return None, ("the start of observation is unknown: times count from the first event of each sequence",)

@@ -1,0 +1,408 @@
+"""The one training loop. Pre-training, fine-tuning, distillation and quantization-aware training are loss functions
+over it; what differs between one process and many is a `World`.
+
+    fit(model, rows, causal_lm_loss, NorMuon.for_model(model, lr=1e-3), ctx, Loop(steps=1000, batch_size=32))
+
+A step: draw the rows of this step number; for each micro-batch add up the gradient of the *sum* over tokens; add up
+the weights over micro-batches and processes; divide once, clip, step. So every token of a step counts the same.
+Nothing depends on wall time or on earlier draws: rows, dropout and learning rate are functions of the step number, so
+a training that was killed and resumed ends with the very same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from burnish.core.errors import NumericalError, SettingsError
+from burnish.train import state
+from burnish.train.losses import Batch, LossFn, detached
+from burnish.train.maths.schedule import Schedule
+from burnish.train.sampler import Sampler
+from burnish.train.world import ALONE, World
+
+if TYPE_CHECKING:
+    from burnish.core.stage import Context
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Rows(Protocol):
+    """Training data: `burnish.data.packing.PackedRows`, or anything that gives batches by row number."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def hash(self) -> str:
+        """Names the content, so that a state is not continued on other data."""
+        ...
+
+    def take(self, rows: list[int]) -> dict[str, Tensor]:
+        """A batch with at least `input_ids`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How to train.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: rows per step, over all processes.
+        micro_batch_size: rows per forward pass; None is all rows of the step.
+        schedule: learning rate over the steps, times the rate that each group of the optimizer was made with.
+        max_grad_norm: gradients are scaled down to this norm; None leaves them.
+        precision: "float32", or "bfloat16" for bfloat16 products with float32 weights and state.
+        on_nonfinite: "stop" with an error that names the parameter, or "skip" the step.
+        eval_every: steps between two measurements on the held-out rows; 0 measures at the end only.
+        save_every: steps between two saved states; 0 saves none.
+        log_every: steps per row of the loss table; 0 chooses so that there are at most 400 rows.
+        compile: run the forward pass through torch.compile.
+        seed: of the order of rows and of dropout.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+    max_grad_norm: float | None = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    eval_every: int = 0
+    save_every: int = 100
+    log_every: int = 0
+    compile: bool = False
+    seed: int = 0
+
+
+@dataclass
+class Fit:
+    """What a training did.
+
+    Attributes:
+        steps: steps in all.
+        resumed_from: steps that an earlier process had done.
+        skipped: steps without an update because a gradient was not finite.
+        tokens: input tokens of all steps.
+        rows: the loss table {step, loss, validation_loss, lr, gradient_norm, tokens_per_second, tokens}.
+        validation: metrics on the held-out rows after the last step, empty without any.
+    """
+
+    steps: int
+    resumed_from: int
+    skipped: int
+    tokens: int
+    rows: list[dict[str, Any]]
+    validation: dict[str, float]
+
+
+def fit(
+    model: nn.Module,
+    data: Rows,
+    loss_fn: LossFn,
+    optimizer: torch.optim.Optimizer,
+    ctx: Context,
+    loop: Loop,
+    *,
+    validation: Rows | None = None,
+    world: World = ALONE,
+) -> Fit:
+    """Trains `model` in place and adds the table `loss` to the ledger.
+
+    Args:
+        model: on its device already, in the dtype to train in.
+        data: rows to train on.
+        loss_fn: see `burnish.train.losses`.
+        optimizer: any torch optimizer; the learning rates of its groups are the peaks.
+        ctx: `work_dir` takes the states (and gives the one to go on from), `progress` and `ledger` the news.
+        loop: how to train.
+        validation: rows to measure on, never trained on.
+        world: of how many processes this is one.
+
+    Raises:
+        SettingsError: impossible settings.
+        NumericalError: a gradient is not finite, and `on_nonfinite` is "stop".
+        CheckpointError: `work_dir` holds the state of another training.
+        OutputError: a state could not be written.
+    """
+    _check(data, loop, world)
+    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world).run()
+
+
+def evaluate(
+    model: nn.Module,
+    data: Rows,
+    loss_fn: LossFn,
+    *,
+    micro_batch_size: int,
+    precision: str = "float32",
+    world: World = ALONE,
+) -> dict[str, float]:
+    """Mean loss (and metrics) per unit of weight over all rows, in evaluation mode.
+
+    Raises:
+        SettingsError: no row has a token that counts.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    names: list[str] = []
+    sums: Tensor | None = None
+    with torch.no_grad(), _autocast(device, precision):
+        starts = range(world.rank * micro_batch_size, len(data), world.size * micro_batch_size)
+        for start in starts:
+            rows = list(range(start, min(start + micro_batch_size, len(data))))
+            loss = loss_fn(model, _to(data.take(rows), device))
+            names = sorted(loss.metrics)
+            part = detached(loss, names)
+            sums = part if sums is None else sums + part
+    model.train(was_training)
+    if sums is None:
+        raise SettingsError("there are no held-out rows to measure on")
+    total, weight, *metrics = world.sum_(sums).tolist()
+    if not weight > 0:
+        raise SettingsError("no held-out row has a token that counts in the loss")
+    return {"loss": total / weight} | {name: value / weight for name, value in zip(names, metrics, strict=True)}
+
+
+def _check(data: Rows, loop: Loop, world: World) -> None:
+    micro = loop.micro_batch_size or loop.batch_size
+    if loop.steps < 1 or loop.batch_size < 1 or micro < 1:
+        raise SettingsError(f"steps {loop.steps}, batch_size {loop.batch_size} and micro_batch_size {micro} must be 1+")
+    if loop.batch_size % world.size:
+        raise SettingsError(f"batch_size {loop.batch_size} is not divisible by {world.size} processes")
+    if len(data) == 0:
+        raise SettingsError("there are no rows to train on")
+
+
+class _Training:
+    """One call of `fit`; its attributes are what the steps share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Rows,
+        loss_fn: LossFn,
+        optimizer: torch.optim.Optimizer,
+        ctx: Context,
+        loop: Loop,
+        validation: Rows | None,
+        world: World,
+    ) -> None:
+        self.model, self.data, self.loss_fn, self.optimizer = model, data, loss_fn, optimizer
+        self.ctx, self.loop, self.validation, self.world = ctx, loop, validation, world
+        self.forward: Any = torch.compile(model) if loop.compile else model
+        self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.device = self.named[0][1].device
+        self.sampler = Sampler(len(data), loop.batch_size, loop.seed)
+        self.log_every = loop.log_every or math.ceil(loop.steps / 400)
+        self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        watching = ("eval_every", "save_every", "log_every")
+        decisive = {key: value for key, value in asdict(loop).items() if key not in watching}
+        self.fingerprint = {
+            "model": state.model_fingerprint(model),
+            "data": data.hash,
+            "optimizer": state.optimizer_fingerprint(optimizer),
+            "setting": state.text_fingerprint([self.peaks, decisive]),
+        }
+        self.rows: list[dict[str, Any]] = []
+        self.window = _Window()
+        self.skipped = self.tokens = 0
+
+    # -- from the first step to the last -----------------------------------------------------------------------------
+
+    def run(self) -> Fit:
+        first = self._resume()
+        loop = self.loop
+        self.model.train()
+        validation: dict[str, float] = {}
+        length = self.data.take([0])["input_ids"].shape[1]
+        with (
+            _restored_randomness(self.device),
+            self.ctx.progress.task("training", total=loop.steps * loop.batch_size * length, unit="tokens") as task,
+        ):
+            task.advance(self.tokens)
+            for step in range(first, loop.steps):
+                before = self.tokens
+                self._step(step)
+                task.advance(self.tokens - before)
+                done = step + 1
+                due = loop.eval_every and done % loop.eval_every == 0
+                if self.validation is not None and (due or done == loop.steps):
+                    validation = self._evaluate()
+                if done % self.log_every == 0 or done == loop.steps or validation:
+                    task.note(f"loss {self._log(done, validation):.4g}")
+                if done < loop.steps:
+                    validation = {}
+                    if loop.save_every and done % loop.save_every == 0:
+                        self._save(done)
+        if first == loop.steps and self.validation is not None:
+            validation = self._evaluate()
+        if self.world.is_main:
+            self.ctx.ledger.table("loss", self.rows)
+        return Fit(loop.steps, first, self.skipped, self.tokens, self.rows, validation)
+
+    def _step(self, step: int) -> None:
+        started = time.monotonic()
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.loop.schedule(step, self.loop.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums, names = self._gradients(step)
+        total, weight, *metrics = self.world.sum_(sums).tolist()
+        norm = self._divide_and_clip(step, weight)
+        if norm is None:
+            self.skipped += 1
+        else:
+            self.optimizer.step()
+            self.window.norm = norm
+        if weight > 0 and math.isfinite(total):
+            self.window.add(total, weight, dict(zip(names, metrics, strict=True)))
+        self.window.seconds += time.monotonic() - started
+
+    def _gradients(self, step: int) -> tuple[Tensor, list[str]]:
+        """Adds up the gradient of the sum over the tokens of this process's rows of the step."""
+        rows = self.sampler.rows(step)
+        share = len(rows) // self.world.size
+        rows = rows[self.world.rank * share : (self.world.rank + 1) * share]
+        micro = self.loop.micro_batch_size or share
+        sums: Tensor | None = None
+        names: list[str] = []
+        for number, start in enumerate(range(0, share, micro)):
+            batch = self.data.take(rows[start : start + micro])
+            self.tokens += batch["input_ids"].numel() * self.world.size
+            self.window.tokens += batch["input_ids"].numel() * self.world.size
+            torch.manual_seed(((self.loop.seed * 1_000_003 + step) * 1009 + number) * 1009 + self.world.rank)
+            with _autocast(self.device, self.loop.precision):
+                loss = self.loss_fn(self.forward, _to(batch, self.device))
+            loss.total.backward()
+            names = sorted(loss.metrics)
+            part = detached(loss, names)
+            sums = part if sums is None else sums + part
+        assert sums is not None, "a step has at least one row"
+        return sums, names
+
+    @torch.no_grad()
+    def _divide_and_clip(self, step: int, weight: float) -> float | None:
+        """Turns gradients of the sum into gradients of the mean, clipped; returns their norm, None to skip the step."""
+        gradients = [p.grad for _, p in self.named if p.grad is not None]
+        if not gradients or not weight > 0:
+            return None
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / weight
+        if not math.isfinite(norm):
+            if self.loop.on_nonfinite == "stop":
+                raise NumericalError(
+                    f"the gradient of {self._first_nonfinite()} is not finite in step {step + 1}",
+                    fix="lower lr, or set on_nonfinite to skip; the training continues from its last saved state",
+                )
+            return None
+        limit = self.loop.max_grad_norm
+        factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+        torch._foreach_mul_(gradients, factor / weight)
+        return norm
+
+    def _first_nonfinite(self) -> str:
+        for name, parameter in self.named:
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                return name
+        return "no single parameter, but their sum,"
+
+    # -- news --------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> dict[str, float]:
+        assert self.validation is not None, "asked for only where there are held-out rows"
+        micro = self.loop.micro_batch_size or self.loop.batch_size
+        return evaluate(
+            self.model,
+            self.validation,
+            self.loss_fn,
+            micro_batch_size=micro,
+            precision=self.loop.precision,
+            world=self.world,
+        )
+
+    def _log(self, step: int, validation: dict[str, float]) -> float:
+        row = {"step": step, **self.window.means(), **{f"validation_{k}": v for k, v in validation.items()}}
+        row |= {
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": self.window.norm,
+            "tokens_per_second": self.window.tokens / max(self.window.seconds, 1e-9),
+            "tokens": self.tokens,
+        }
+        self.rows.append(row)
+        self.window = _Window(norm=self.window.norm)
+        if self.world.is_main:
+            self._metrics_file.parent.mkdir(parents=True, exist_ok=True)
+            with self._metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return row.get("loss", float("nan"))
+
+    # -- interruption ------------------------------------------------------------------------------------------------
+
+    @property
+    def _metrics_file(self) -> Path:
+        return self.ctx.work_dir / METRICS_FILE
+
+    def _save(self, step: int) -> None:
+        extra = {"rows": self.rows, "window": asdict(self.window), "skipped": self.skipped, "tokens": self.tokens}
+        if self.world.is_main:
+            state.save(self.ctx.work_dir, step, self.model, self.optimizer, fingerprint=self.fingerprint, extra=extra)
+
+    def _resume(self) -> int:
+        resumed = state.load(self.ctx.work_dir, self.model, self.optimizer, fingerprint=self.fingerprint)
+        if resumed is None:
+            self._metrics_file.unlink(missing_ok=True)
+            return 0
+        self.rows, self.window = resumed.extra["rows"], _Window(**resumed.extra["window"])
+        self.skipped, self.tokens = resumed.extra["skipped"], resumed.extra["tokens"]
+        # What was logged after the state was saved will be logged again.
+        self._metrics_file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        self.ctx.progress.log(f"continuing after step {resumed.step:,} of {self.loop.steps:,}")
+        return resumed.step
+
+
+@dataclass
+class _Window:
+    """Sums since the last row of the loss table."""
+
+    total: float = 0.0
+    weight: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    norm: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, total: float, weight: float, metrics: dict[str, float]) -> None:
+        self.total += total
+        self.weight += weight
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        if not self.weight:
+            return {}
+        return {"loss": self.total / self.weight} | {k: v / self.weight for k, v in self.metrics.items()}
+
+
+def _to(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def _restored_randomness(device: torch.device) -> Iterator[None]:
+    """Dropout can only draw from the global generator; the loop seeds it per step and gives it back as it was."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

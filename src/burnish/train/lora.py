@@ -1,0 +1,81 @@
+"""LoRA by the package peft: adapters on, trained, merged back, so that what comes out is an ordinary checkpoint.
+
+Source: LoRA (2021, arXiv:2106.09685); starts: PiSSA (2024, arXiv:2404.02948), OLoRA (2024, arXiv:2406.01775), CorDA
+(2024, arXiv:2406.05223).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from burnish.core.errors import MissingExtraError, SettingsError
+from burnish.train.losses import model_inputs
+
+if TYPE_CHECKING:
+    from burnish.data.packing import PackedRows
+    from burnish.train.stage import Train
+
+CORDA_ROWS = 32
+"""Rows that CorDA takes its input covariances from."""
+
+
+def with_adapters(module: nn.Module, settings: Train, rows: PackedRows) -> nn.Module:
+    """The model with adapters, everything else frozen. The draw of their start depends on the seed only.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        SettingsError: no module has one of the names in `lora_targets`.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora.config import CordaConfig
+        from peft.tuners.lora.corda import preprocess_corda
+    except ImportError:
+        raise MissingExtraError("peft", "train", "LoRA") from None
+    names = settings.lora_targets
+    targets = _linear_names(module) if names == "all-linear" else [name.strip() for name in names.split(",")]
+    start: Any = True if settings.lora_init == "default" else settings.lora_init
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,  # pyright: ignore[reportArgumentType]
+        target_modules=targets,
+        init_lora_weights=start,
+        corda_config=CordaConfig(corda_method="ipm") if settings.lora_init == "corda" else None,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        try:
+            if settings.lora_init == "corda":
+                preprocess_corda(module, config, run_model=lambda: _run(module, rows))
+            return get_peft_model(module, config)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            if "arget modules" not in str(error):
+                raise
+            raise SettingsError(
+                f"the model has no modules named {names}", where="lora_targets", fix="use all-linear"
+            ) from None
+
+
+@torch.no_grad()
+def _run(module: nn.Module, rows: PackedRows) -> None:
+    device = next(module.parameters()).device
+    for row in range(min(CORDA_ROWS, len(rows))):
+        module(**model_inputs({name: tensor.to(device) for name, tensor in rows.take([row]).items()}))
+
+
+def _linear_names(module: Any) -> list[str]:
+    """Last names of all linear layers but the output head; peft's own "all-linear" does not reach CorDA."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = module.get_output_embeddings()
+    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def merged(module: Any) -> nn.Module:
+    """The model with the adapters added to its weights."""
+    return module.merge_and_unload()

@@ -1,0 +1,86 @@
+"""What the loop minimises: a loss function says the sum over its tokens and what to divide by.
+
+    def loss_fn(model, batch) -> Loss: ...
+
+The loop adds up totals and weights over all micro-batches and processes of a step and divides once, so every token of a
+step counts the same however the step is cut up. Distillation, quantization-aware training and the like are loss
+functions: they hold their teacher or their constraint, and the loop stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from burnish.data.packing import IGNORED
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one micro-batch.
+
+    Attributes:
+        total: sum over tokens, with a gradient.
+        weight: what the sum of all totals of a step is divided by, usually the number of tokens that count.
+        metrics: further sums to report, each divided by the summed weight ({"balance": ...}).
+    """
+
+    total: Float[Tensor, ""]
+    weight: Float[Tensor, ""]
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+LossFn = Callable[[nn.Module, Batch], Loss]
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """The keyword arguments of a forward pass. Pieces of a packed row are kept apart by their position ids alone."""
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+    if "position_ids" in batch:
+        inputs["position_ids"] = batch["position_ids"]
+    return inputs
+
+
+def causal_lm_loss(model: nn.Module, batch: Batch) -> Loss:
+    """Cross-entropy of the next token, in nats, over the positions whose target is not -100."""
+    logits = model(**model_inputs(batch)).logits
+    return next_token_loss(logits, batch["targets"])
+
+
+def next_token_loss(logits: Float[Tensor, "batch length vocab"], targets: Tensor) -> Loss:
+    """The sum of cross-entropies in float32, and how many there are."""
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return Loss(total, (targets != IGNORED).sum().to(total.dtype))
+
+
+def balanced_loss(coefficient: float) -> LossFn:
+    """`causal_lm_loss` plus the load-balancing loss of a mixture of experts, times `coefficient`.
+
+    The model's own auxiliary loss is used (Switch Transformers, 2021, arXiv:2101.03961). It is a mean over the tokens
+    of a micro-batch and weighted by their number, so cutting a step up differently changes it slightly, unlike the
+    rest.
+    """
+
+    def loss_fn(model: nn.Module, batch: Batch) -> Loss:
+        outputs = model(**model_inputs(batch), output_router_logits=True)
+        loss = next_token_loss(outputs.logits, batch["targets"])
+        balance = outputs.aux_loss.to(loss.total.device) * loss.weight
+        return Loss(loss.total + coefficient * balance, loss.weight, {"balance": balance.detach()})
+
+    return loss_fn
+
+
+@torch.no_grad()
+def detached(loss: Loss, names: list[str]) -> Tensor:
+    """Total, weight and the named metrics as one float64 vector, to be summed over micro-batches and processes."""
+    metrics = [loss.metrics[name] for name in names]
+    return torch.stack([value.detach().double() for value in (loss.total, loss.weight, *metrics)])

@@ -1,0 +1,1 @@
+"""Training's pure functions: the learning rate as a function of the step."""

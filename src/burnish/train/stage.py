@@ -1,0 +1,124 @@
+"""The stage `train`: continued pre-training on texts, or fine-tuning on chats."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from burnish.core.errors import SettingsError, nearest
+from burnish.core.stage import Context, DataRef, Plan, Stage
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+
+Optimizer = Literal["normuon", "muon", "cosmos", "soap", "adamw"]
+
+BYTES_PER_PARAMETER = {"normuon": 12, "muon": 12, "cosmos": 13, "soap": 34, "adamw": 16}
+"""Float32 weight, gradient and optimizer state, roughly: embeddings have AdamW's two moments in every case."""
+LORA_BYTES_PER_PARAMETER = 5
+
+
+class Train(Stage):
+    """Train a model on texts (every token counts) or chats (what the assistant says counts)."""
+
+    name: ClassVar[str] = "train"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "training on texts or chats with NorMuon, Muon, COSMOS, SOAP or AdamW; packed, resumable"
+    memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
+
+    data: DataRef | None = Field(None, description="texts or chats to train on")
+    validation: DataRef | None = Field(None, description="texts or chats to measure on during training")
+    holdout: float = Field(0.0, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
+    context: int = Field(512, ge=2, description="tokens of a row")
+    overlong: Literal["auto", "split", "truncate", "drop", "refuse"] = Field(
+        "auto", description="documents longer than the context; auto splits texts and refuses chats"
+    )
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps; when not given, from epochs")
+    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    batch: int = Field(16, ge=1, description="rows per optimizer step")
+    micro_batch: int | None = Field(None, ge=1, description="rows per forward pass; all of the batch when not given")
+
+    optimizer: Optimizer = Field("normuon", description="rule of the matrices; everything else takes AdamW")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate; AdamW's rates work for normuon, muon and cosmos")
+    adamw_lr: float | None = Field(None, gt=0, description="peak rate of embeddings, heads and norms; lr if not given")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay; norms and biases have none")
+    split_fused: bool = Field(False, description="step the parts of fused q, k, v and gate, up matrices on their own")
+    optimizer_options: dict[str, Any] = Field({}, description="further options of the optimizer's class")
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field("cosine", description="learning rate over time")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps in which it falls")
+    final_lr: float = Field(0.0, ge=0, le=1, description="last learning rate, in units of the peak")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="steps whose gradient is not finite")
+    balance: float | None = Field(
+        None, ge=0, description="weight of the experts' load-balancing loss; the model's own when not given"
+    )
+
+    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights")
+    lora_alpha: float | None = Field(None, gt=0, description="scale of the adapters; twice the rank when not given")
+    lora_targets: str = Field("all-linear", description="modules that get adapters, separated by commas")
+    lora_init: Literal["default", "gaussian", "pissa", "olora", "corda"] = Field(
+        "default", description="how the adapters start; corda looks at the data"
+    )
+    lora_matrix: bool = Field(False, description="give the adapters the matrix update instead of AdamW")
+
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the products; weights and state are float32. auto is bfloat16 on a GPU"
+    )
+    activation_checkpointing: bool = Field(False, description="compute activations twice to save memory")
+    compile: bool = Field(False, description="run the model through torch.compile")
+    eval_every: int = Field(0, ge=0, description="steps between measurements on held-out rows; 0 measures at the end")
+    save_every: int = Field(100, ge=0, description="steps between states that an interrupted run continues from")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Train:
+        if self.micro_batch is not None and self.batch % self.micro_batch:
+            raise ValueError(f"batch is {self.batch}, which micro_batch {self.micro_batch} does not divide")
+        if self.validation is not None and self.holdout:
+            raise ValueError("validation and holdout are two ways of the same thing: give one of them")
+        if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
+            raise ValueError("lora_init and lora_matrix need a lora_rank")
+        return self
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimizer steps for that many rows."""
+        return self.steps or max(1, math.ceil(self.epochs * num_rows / self.batch))
+
+    def plan(self, before: Plan) -> Plan:
+        """The same model; raises on a context or optimizer options that cannot be."""
+        if self.data is None:
+            raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
+        self.check(before.config)
+        each = BYTES_PER_PARAMETER[self.optimizer] if self.lora_rank == 0 else LORA_BYTES_PER_PARAMETER
+        return before.with_(peak_memory_bytes=each * before.num_parameters)
+
+    def check(self, config: Any) -> None:
+        """Refuses what does not fit the model, before anything is loaded.
+
+        Raises:
+            SettingsError: a context beyond the model's, or an optimizer option that does not exist.
+        """
+        from burnish.optim import OPTIMIZERS
+
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and self.context > longest:
+            raise SettingsError(
+                f"context is {self.context:,}, but the model was made for {longest:,} positions",
+                where="context",
+                fix=f"use --context {longest}",
+            )
+        own = ("weight_decay", "adamw_lr", "seed")  # settings of the stage already
+        known = [name for name in OPTIMIZERS[self.optimizer].option_names() if name not in own]
+        for option in self.optimizer_options:
+            if option not in known:
+                guess = nearest(option, known)
+                advice = f"did you mean {guess!r}?" if guess else f"its options are {', '.join(known)}"
+                raise SettingsError(f"{self.optimizer} has no option {option!r}", where="optimizer_options", fix=advice)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.train.train import train
+
+        return train(self, model, ctx)

@@ -1,0 +1,154 @@
+"""What the stage `train` does: rows from data, an optimizer for the model, the loop, an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from burnish.core.checkpoint import Model
+from burnish.core.errors import DataError, SettingsError
+from burnish.core.stage import Context
+from burnish.data import check_disjoint, read_rows
+from burnish.data.packing import PackedRows, documents, pack
+from burnish.optim import OPTIMIZERS
+from burnish.train.loop import Loop, fit
+from burnish.train.lora import merged, with_adapters
+from burnish.train.losses import LossFn, balanced_loss, causal_lm_loss
+from burnish.train.maths.schedule import Schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from burnish.train.stage import Train
+
+
+def train(settings: Train, model: Model, ctx: Context) -> Model:
+    """Trains a copy of `model` on `ctx.inputs["data"]`; its weights come back in the dtype they had.
+
+    Raises:
+        DataError: no data, nothing to learn from, or token ids that the model does not have.
+        SettingsError, NumericalError, CheckpointError, OutputError: see `burnish.train.loop.fit`.
+    """
+    settings.check(model.config)
+    rows, held_out = training_rows(settings, model.tokenizer, ctx)
+    module: Any = copy.deepcopy(model.module)
+    dtype = module.dtype
+    check_vocabulary(module, rows)
+    # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
+    module = module.float().to(torch.device(ctx.device))
+    loss_fn = loss_of(settings, module)
+    if settings.lora_rank:
+        module = with_adapters(module, settings, rows)
+    if settings.activation_checkpointing:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = make_optimizer(settings, module)
+    loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
+    ctx.progress.log(
+        f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
+    )
+    fit(module, rows, loss_fn, optimizer, ctx, loop, validation=held_out)
+    if settings.activation_checkpointing:
+        module.gradient_checkpointing_disable()
+    if settings.lora_rank:
+        module = merged(module)
+    return model.derive(module=module.to(dtype).eval())
+
+
+def training_rows(
+    settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Context
+) -> tuple[PackedRows, PackedRows | None]:
+    """Rows to train on, and rows to measure on where they are asked for."""
+    data = ctx.inputs.get("data")
+    if data is None:
+        raise DataError("there is no data to train on", where="data", fix="give data: FILE, or --data FILE")
+    rows = packed(settings, tokenizer, data, where="data")
+    validation = ctx.inputs.get("validation")
+    if validation is not None:
+        check_disjoint(data, validation)
+        return rows, packed(settings, tokenizer, validation, where="validation")
+    if not settings.holdout:
+        return rows, None
+    count = round(settings.holdout * len(rows))
+    if not 0 < count < len(rows):
+        purpose = "measure on" if count == 0 else "train on"
+        raise DataError(
+            f"holdout {settings.holdout:g} of {len(rows)} rows leaves none to {purpose}",
+            where="data",
+            fix="use more data or another share",
+        )
+    return rows.split(count)
+
+
+def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, *, where: str) -> PackedRows:
+    """The rows behind a data reference, or behind texts and chats that a Python caller gave."""
+    name = data if isinstance(data, str) else where
+    rows = read_rows(data)
+    overlong: Any = settings.overlong
+    if overlong == "auto":
+        overlong = "split" if all(isinstance(row, str) for row in rows) else "refuse"
+    return pack(documents(tokenizer, rows, where=name), settings.context, overlong=overlong, where=name)
+
+
+def check_vocabulary(module: Any, rows: PackedRows) -> None:
+    """Refuses token ids beyond the embedding: the tokenizer belongs to another model."""
+    known = module.get_input_embeddings().num_embeddings
+    largest = int(rows.input_ids.max())
+    if largest >= known:
+        raise DataError(
+            f"the tokenizer makes token id {largest:,}, but the model has {known:,} embeddings",
+            fix="use the tokenizer that the model was trained with",
+        )
+
+
+def loss_of(settings: Train, module: Any) -> LossFn:
+    """Next-token loss, with the load-balancing loss of the model's experts where it has one."""
+    own = getattr(module.config.get_text_config(), "router_aux_loss_coef", None)
+    if own is None:
+        if settings.balance:
+            raise SettingsError("the model has no load-balancing loss", where="balance", fix="leave balance out")
+        return causal_lm_loss
+    coefficient = own if settings.balance is None else settings.balance
+    return balanced_loss(coefficient) if coefficient else causal_lm_loss
+
+
+def make_optimizer(settings: Train, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the settings, with every parameter routed."""
+    options = dict(settings.optimizer_options)
+    if settings.optimizer != "adamw":
+        options["adamw_lr"] = settings.adamw_lr
+    elif settings.adamw_lr is not None:
+        raise SettingsError("with optimizer adamw there is only lr", where="adamw_lr", fix="leave adamw_lr out")
+    return OPTIMIZERS[settings.optimizer].for_model(
+        module,
+        settings.lr,
+        split=settings.split_fused,
+        lora=settings.lora_matrix,
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        **options,
+    )
+
+
+def loop_of(settings: Train, steps: int, device: str) -> Loop:
+    """The loop's part of the settings."""
+    precision: Literal["float32", "bfloat16"]
+    if settings.precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    else:
+        precision = settings.precision
+    return Loop(
+        steps=steps,
+        batch_size=settings.batch,
+        micro_batch_size=settings.micro_batch,
+        schedule=Schedule(settings.schedule, settings.warmup, settings.final_lr, settings.decay),
+        max_grad_norm=settings.max_grad_norm,
+        precision=precision,
+        on_nonfinite=settings.on_nonfinite,
+        eval_every=settings.eval_every,
+        save_every=settings.save_every,
+        compile=settings.compile,
+        seed=settings.seed,
+    )

@@ -1,0 +1,62 @@
+"""What the assistant says is learned, and nothing else."""
+
+import pytest
+
+from burnish.core.errors import DataError
+from burnish.data.chat import chat_tokens
+from burnish.data.packing import documents
+from burnish.train.scratch import learn_tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 5
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+FORGETFUL = CHATML.replace("m['content']", "(m['content'] if loop.last else m['content'][:3])")
+CHAT = [
+    {"role": "user", "content": "Who jumps?"},
+    {"role": "assistant", "content": "The quick brown fox."},
+    {"role": "user", "content": "Over what?"},
+    {"role": "assistant", "content": "The lazy dog."},
+]
+
+
+@pytest.fixture
+def tokenizer():
+    words = learn_tokenizer([TEXT], 280)
+    words.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    words.chat_template = CHATML
+    return words
+
+
+def test_exactly_the_assistants_words_and_its_end_of_turn_are_supervised(tokenizer):
+    tokens, said = chat_tokens(tokenizer, CHAT)
+    assert tokenizer.decode(tokens[said]) == "The quick brown fox.<|im_end|>The lazy dog.<|im_end|>"
+
+
+def test_the_tokens_are_those_of_the_template(tokenizer):
+    tokens, _ = chat_tokens(tokenizer, CHAT)
+    text = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert tokens.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_first_supervised_token_is_predicted_from_the_opening(tokenizer):
+    (document,) = documents(tokenizer, [CHAT[:2]])
+    first = document.supervised.argmax()
+    assert tokenizer.decode(document.tokens[:first]).endswith("<|im_start|>assistant\n")
+
+
+def test_a_template_that_rewrites_the_past_is_refused(tokenizer):
+    tokenizer.chat_template = FORGETFUL
+    with pytest.raises(DataError, match="writes message 2 differently"):
+        chat_tokens(tokenizer, CHAT)
+
+
+def test_a_chat_without_an_answer_is_refused(tokenizer):
+    with pytest.raises(DataError, match="data, chat 1: has no assistant message"):
+        documents(tokenizer, [CHAT[:1]])
+
+
+def test_a_tokenizer_without_a_template_is_refused():
+    with pytest.raises(DataError, match="the tokenizer has no chat template"):
+        chat_tokens(learn_tokenizer([TEXT], 280), CHAT)

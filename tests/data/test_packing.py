@@ -1,0 +1,114 @@
+"""Rows hold every document exactly once, and documents do not see each other."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from burnish.core.errors import DataError
+from burnish.data.packing import IGNORED, Document, documents, pack
+from burnish.train.scratch import learn_tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 5
+
+
+def numbered(sizes):
+    """Documents whose tokens are all different, so that a pair can be traced."""
+    starts = np.cumsum([0, *sizes])
+    return [
+        Document(np.arange(start, start + size), np.ones(size, dtype=bool))
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(2, 40), min_size=1, max_size=20), length=st.integers(1, 24))
+def test_every_pair_of_token_and_next_token_is_there_exactly_once(sizes, length):
+    rows = pack(numbered(sizes), length)
+    there = rows.targets != IGNORED
+    assert sorted(rows.input_ids[there].tolist()) == sorted(
+        token for document in numbered(sizes) for token in document.tokens[:-1].tolist()
+    )
+    assert (rows.targets[there] == rows.input_ids[there] + 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(2, 40), min_size=1, max_size=20), length=st.integers(1, 24))
+def test_positions_count_from_zero_in_every_piece(sizes, length):
+    rows = pack(numbered(sizes), length)
+    for row in range(len(rows)):
+        used = rows.used[row]
+        restarts = np.flatnonzero(rows.position_ids[row, :used] == 0)
+        steps = np.diff(rows.input_ids[row, :used])
+        assert set(np.flatnonzero(steps != 1) + 1) <= set(restarts)
+        assert rows.apart[row] == (len(restarts) > 1)
+
+
+def test_best_fit_fills_rows():
+    # 7 + 1, 5 + 3 and 6 + 2 pairs fit three rows of 8 exactly; in order of appearance they would need four.
+    assert len(pack(numbered([8, 6, 7, 3, 4, 2]), 8)) == 3
+
+
+@pytest.mark.parametrize("overlong, targets", [("split", 19), ("truncate", 8), ("drop", 0)])
+def test_documents_longer_than_the_context(overlong, targets):
+    short = 4
+    assert pack(numbered([20, short + 1]), 8, overlong=overlong).num_targets == targets + short
+
+
+def test_an_overlong_document_can_be_refused():
+    with pytest.raises(DataError, match=r"document 2 has 20 tokens, but the context is 8; raise the context"):
+        pack(numbered([5, 20]), 8, overlong="refuse")
+
+
+def test_nothing_to_train_on_is_an_error():
+    with pytest.raises(DataError, match="holds nothing to train on"):
+        pack([Document(np.array([1]), np.array([True]))], 8)
+
+
+def test_texts_end_with_the_end_of_text_token():
+    tokenizer = learn_tokenizer([TEXT], 280)
+    first, second = documents(tokenizer, ["a fox", "a dog"])
+    assert first.tokens[-1] == second.tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(first.tokens[:-1]) == "a fox"
+
+
+def test_padding_at_the_end_is_cut_off_the_batch():
+    rows = pack(numbered([4, 9]), 16)
+    assert rows.take([0])["input_ids"].shape == (1, 11)
+
+
+def test_rows_of_one_document_need_no_position_ids():
+    rows = pack(numbered([17, 9, 5]), 16)
+    assert "position_ids" not in rows.take([0]) and "position_ids" in rows.take([0, 1])
+
+
+MODELS = {
+    "llama": {},
+    "qwen3": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64},
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_packed_documents_are_computed_as_if_alone(kind):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = transformers.AutoConfig.for_model(
+        kind, **(shape if kind != "gpt2" else {"vocab_size": 60}), **MODELS[kind]
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    if kind == "mixtral":
+        model.set_experts_implementation("eager")  # the fast kernels do not take float64
+    found = numbered([10, 8, 7, 14])
+    batch = (rows := pack(found, 16)).take(range(len(rows)))
+    with torch.no_grad():
+        packed = model(**{key: batch[key] for key in ("input_ids", "position_ids")}, use_cache=False).logits
+        for document in found:
+            alone = model(torch.tensor(document.tokens[None, :-1]), use_cache=False).logits[0]
+            row, start = (batch["input_ids"] == int(document.tokens[0])).nonzero()[0].tolist()
+            torch.testing.assert_close(packed[row, start : start + len(alone)], alone, rtol=0, atol=1e-10)

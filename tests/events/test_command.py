@@ -1,0 +1,79 @@
+"""`burnish events`: two commands from a CSV to a forecaster and a report, and clear refusals."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from burnish.cli import events as app
+from burnish.core.errors import BurnishError
+
+SMALL = ["--hidden-size", "16", "--num-layers", "1", "--epochs", "2", "--batch-size", "16"]
+
+
+def call(*arguments: str) -> None:
+    app([str(a) for a in arguments], exit_on_error=False, print_error=False, result_action="return_value")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("events")
+    call("simulate", "--num-sequences", "30", "--num-events", "20", "-o", folder / "h.csv")
+    call("fit", folder / "h.csv", "-o", folder / "model", *SMALL)
+    return folder
+
+
+def test_report_is_one_file_with_the_drawings(folder: Path, capsys) -> None:
+    call("evaluate", folder / "model", folder / "h.csv", "--bootstrap", "10")
+    page = (folder / "model" / "report.html").read_text()
+    for title in ("Calibration", "Probability integral transform", "Interval width", "Forecasts on sequence"):
+        assert title in page
+    assert page.count("<svg") == 4
+    assert "http" not in page and "<script" not in page
+    assert "kept apart" in page
+    assert "CRPS" in capsys.readouterr().out
+
+
+def test_forecast_writes_one_row_a_sequence(folder: Path) -> None:
+    call("forecast", folder / "model", folder / "h.csv", "-o", folder / "next.csv", "--elapsed", "0.5")
+    lines = (folder / "next.csv").read_text().splitlines()
+    assert len(lines) == 31
+    waits = [float(value) for value in lines[1].split(",")[2:7]]
+    assert waits == sorted(waits)
+
+
+def test_fit_again_is_refused_without_overwrite(folder: Path) -> None:
+    with pytest.raises(BurnishError, match="exists already"):
+        call("fit", folder / "h.csv", "-o", folder / "model", *SMALL)
+
+
+def test_wrong_column_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(BurnishError, match="did you mean 'time'"):
+        call("fit", folder / "h.csv", "-o", folder / "other", "--time", "tme")
+
+
+def test_smash_needs_place_columns(folder: Path) -> None:
+    with pytest.raises(BurnishError, match="--x and --y"):
+        call("fit", folder / "h.csv", "-o", folder / "other", "--model", "smash")
+
+
+def test_a_finished_fit_leaves_no_state_behind(folder: Path) -> None:
+    assert not (folder / "model.fit").exists()
+
+
+def test_smash_report_shows_the_place(tmp_path: Path, places) -> None:
+    rows = ["sequence_id,time,mark,lon,lat"]
+    for s in places.sequences:
+        rows += [f"{s.name},{t},{k},{x},{y}" for t, k, (x, y) in zip(s.times, s.marks, s.locations, strict=True)]
+    (tmp_path / "p.csv").write_text("\n".join(rows) + "\n")
+    call("fit", tmp_path / "p.csv", "-o", tmp_path / "m", "--model", "smash", "--x", "lon", "--y", "lat", *SMALL)
+    call("evaluate", tmp_path / "m", tmp_path / "p.csv", "--bootstrap", "0", "--all", "-o", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "Where the next event was expected" in page
+    assert "energy score" in page
+
+
+def test_importing_the_command_imports_no_torch() -> None:
+    code = "import burnish.cli.events, sys; assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})

@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from burnish.events import metrics
+from burnish.events.conformal import AdaptiveConformal
+from burnish.events.hawkes import PRESETS, simulate_hawkes, true_quantiles, truth
+from burnish.events.locations import density_rank, highest_density_region
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("estimator", ["nrg", "fair"])
+def test_crps_equals_the_double_sum(estimator: str) -> None:
+    samples, observed = RNG.exponential(size=(4, 15)), RNG.exponential(size=4)
+    pairs = np.abs(samples[:, :, None] - samples[:, None]).sum((1, 2))
+    divisor = 2 * 15 * (15 if estimator == "nrg" else 14)
+    expected = np.abs(samples - observed[:, None]).mean(1) - pairs / divisor
+    assert metrics.crps_from_samples(samples, observed, estimator=estimator) == pytest.approx(expected, rel=1e-12)
+
+
+def test_crps_equals_scoringrules() -> None:
+    scoringrules = pytest.importorskip("scoringrules")
+    samples, observed = RNG.normal(size=(6, 40)), RNG.normal(size=6)
+    for name in ("nrg", "fair"):
+        expected = scoringrules.crps_ensemble(observed, samples, estimator=name)
+        assert metrics.crps_from_samples(samples, observed, estimator=name) == pytest.approx(expected, abs=1e-6)
+
+
+def test_crps_of_exponential_quantiles_is_the_closed_form() -> None:
+    # CRPS(Exp(1), y) = y + 2 exp(-y) - 3/2; a grid of 4,000 levels leaves an error of about 1e-3.
+    observed = np.array([0.1, 0.7, 3.0])
+    quantiles = np.broadcast_to(-np.log1p(-(np.arange(4000) + 0.5) / 4000), (3, 4000))
+    expected = observed + 2 * np.exp(-observed) - 1.5
+    assert metrics.crps_from_quantiles(quantiles, observed) == pytest.approx(expected, abs=1e-3)
+
+
+def test_true_quantiles_are_covered_at_all_levels() -> None:
+    dataset = simulate_hawkes(PRESETS["hawkes3"], 60, num_events=60, seed=21)
+    pit = np.concatenate([truth(PRESETS["hawkes3"], s).pit for s in dataset.sequences])
+    levels = np.array(metrics.LEVELS_19)
+    error = np.sqrt(levels * (1 - levels) / len(pit))
+    assert (np.abs(metrics.coverage(pit) - levels) < 4 * error).all()
+
+
+@pytest.mark.slow
+def test_ideal_scores_equal_the_reference(reference: Path) -> None:
+    known = json.loads((reference / "hawkes3_ideal_scores.json").read_text())
+    preset = PRESETS["hawkes3"]
+    test = simulate_hawkes(preset, 1500, num_events=60, seed=0).sequences[1200:]
+    facts = [truth(preset, s) for s in test]
+    pit = np.concatenate([f.pit[1:] for f in facts])
+    gaps = np.concatenate([s.gaps[1:] for s in test])
+    quantiles = np.concatenate([true_quantiles(preset, s, list((np.arange(200) + 0.5) / 200))[1:] for s in test])
+    assert metrics.calibration_score(pit) == pytest.approx(known["calibration_score_19"], abs=1e-12)
+    assert metrics.calibration_score(pit) < 0.006
+    total = np.concatenate([f.log_intensity[1:] - f.compensator[1:] for f in facts]).mean()
+    assert total == pytest.approx(known["ll"], abs=1e-10)
+    assert metrics.crps_from_quantiles(quantiles, gaps).mean() == pytest.approx(known["crps"], abs=1.5e-3)
+
+
+def test_calibration_score_of_a_shifted_pit_is_the_shift() -> None:
+    pit = np.clip((np.arange(20_000) + 0.5) / 20_000 - 0.02, 0, 1)
+    assert metrics.calibration_score(pit) == pytest.approx(0.02, abs=1e-3)
+
+
+def test_expected_calibration_error_of_an_honest_coin_is_zero() -> None:
+    probs = np.tile([0.75, 0.25], (8, 1))
+    marks = np.array([0, 0, 0, 1] * 2)
+    assert metrics.expected_calibration_error(probs, marks) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_energy_score_in_one_dimension_is_the_crps() -> None:
+    samples = RNG.normal(size=(3, 4000, 2))
+    samples[..., 1] = 0.0
+    observed = np.array([[0.0, 0.0], [1.0, 0.0], [-2.0, 0.0]])
+    crps = metrics.crps_from_samples(samples[..., 0], observed[:, 0], estimator="fair")
+    assert metrics.energy_score(samples, observed) == pytest.approx(crps, abs=0.03)  # its spread uses disjoint halves
+
+
+def test_bootstrap_error_of_a_mean_of_independent_sequences() -> None:
+    groups = np.repeat(np.arange(200), 5)
+    values = np.repeat(RNG.normal(size=200), 5)  # five copies: the error must be that of 200 values, not of 1,000
+    error = metrics.bootstrap_error(lambda rows: float(values[rows].mean()), groups, num_draws=400)
+    assert error == pytest.approx(values.std() / np.sqrt(200), rel=0.2)
+
+
+def test_highest_density_region_covers_a_gaussian_at_its_level() -> None:
+    ranks = []
+    for _ in range(150):
+        drawn = RNG.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=301)
+        ranks.append(density_rank(drawn[1:], drawn[0]))
+    covered = (np.array(ranks) <= 0.8).mean()
+    assert abs(covered - 0.8) < 4 * np.sqrt(0.16 / 150)
+
+
+def test_region_holds_the_mass_it_says() -> None:
+    samples = RNG.normal(size=(2000, 2))
+    region = highest_density_region(samples, 0.5)
+    cell = (region.x[1] - region.x[0]) * (region.y[1] - region.y[0])
+    assert float((region.density * region.inside).sum() * cell) == pytest.approx(0.5, abs=0.05)
+
+
+def test_adaptive_conformal_meets_its_bound_under_drift() -> None:
+    # The forecaster says exponential(1), but the gaps grow from mean 1 to mean 3: without adaptation 0.9 covers 0.68.
+    gaps = RNG.exponential(np.linspace(1.0, 3.0, 3000))
+    pit = -np.expm1(-gaps)
+    conformal = AdaptiveConformal((0.5, 0.9), gamma=0.05)
+    for value in pit:
+        conformal.update(float(value))
+    assert (pit < 0.9).mean() < 0.8
+    for target in (0.5, 0.9):
+        assert abs(conformal.coverage(target) - target) <= conformal.bound(target)
+        assert conformal.bound(target) < 0.01

@@ -1,0 +1,49 @@
+"""Every recipe that ships runs: planned as it is, and run small with the tiny model in place of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from burnish.core.checkpoint import load
+from burnish.core.ledger import LEDGER_FILE, read_rows
+from burnish.core.recipe import read_recipe
+from burnish.core.runner import Run
+from burnish.report import write
+from burnish.stages import ROOMS
+
+RECIPES = sorted((Path(__file__).resolve().parent.parent.parent / "recipes").glob("*.yaml"))
+
+SMALL = {"context": 64, "num_windows": 4, "prompt_tokens": 32, "decode_tokens": 4, "repeats": 2}
+SMALL_STAGE = {"quantize": {"tokens": 2048, "length": 64}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem == "quickstart"], ids=lambda path: path.stem)
+def test_a_recipe_runs_small_end_to_end(path: Path, tiny_llama: Path, tmp_path: Path):
+    content = yaml.safe_load(path.read_text())
+    content["start"] = str(tiny_llama)
+    content["evaluate"] = content.get("evaluate", {}) | SMALL
+    content["nodes"] = [node | SMALL_STAGE[node["stage"]] for node in content["nodes"]]
+    small = tmp_path / path.name
+    small.write_text(yaml.safe_dump(content))
+    run = Run(read_recipe(small), tmp_path / "run", ROOMS)
+    decisions = run.execute()
+    assert {decision.action for decision in decisions} == {"run"}
+    rows = [row for row in read_rows(tmp_path / "run" / LEDGER_FILE) if row["row"] == "measurement"]
+    assert {row["node"] for row in rows} == {"start", *(node.name for node in run.recipe.nodes)}
+    for node in run.recipe.nodes:
+        assert load(run.target(node.name)).module.config.vocab_size == 384
+    page = write(tmp_path / "run")
+    assert page.stat().st_size < 1_000_000
+    assert {d.action for d in Run(read_recipe(small), tmp_path / "run", ROOMS).execute()} == {"skip"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_its_settings_are_known(path: Path):
+    recipe = read_recipe(path, start="anything")
+    for node in recipe.nodes:
+        stage = ROOMS.stage_class(node.stage, where=node.where).parse(node.settings, where=node.where)
+        assert stage.name == node.stage

@@ -1,0 +1,229 @@
+"""The stage from settings to a checkpoint; scores against autograd; clear refusals."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from burnish.arch import describe, matrices
+from burnish.core.checkpoint import load, plan_config
+from burnish.core.errors import DataError, NumericalError, SettingsError
+from burnish.core.progress import Progress
+from burnish.slim.collect import collect, down_views, grams
+from burnish.slim.maths.refit import refit_down
+from burnish.slim.maths.scores import SCORES
+from burnish.slim.stage import EXPERT_SCORES, NEURON_SCORES, Slim
+
+SMALL = {"tokens": 512, "length": 32, "multiple": 8, "allow_unseen": True}
+QUIET = Progress(enabled=False)
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def logits(module, ids):
+    with torch.no_grad():
+        return module(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("score", NEURON_SCORES)
+def test_narrowed_to_a_target_the_checkpoint_loads_as_it_is_in_memory(model_of, texts, token_ids, tmp_path, score):
+    model = model_of("mixtral")
+    slim = Slim(target="70%", score=score, **SMALL)(model, calibration=texts)
+    read = AutoModelForCausalLM.from_pretrained(slim.save(tmp_path / "out"), experts_implementation="eager")
+    assert torch.equal(logits(read, token_ids), logits(slim.module, token_ids))
+    assert slim.plan().num_parameters <= 0.7 * model.plan().num_parameters
+    assert describe(read).experts.num_experts == 4
+
+
+@pytest.mark.parametrize("score", EXPERT_SCORES)
+def test_dropped_to_a_number_of_experts(model_of, texts, score):
+    slim = Slim(method="drop", num_experts=2, score=score, **SMALL)(model_of("olmoe"), calibration=texts)
+    assert describe(slim.module).experts.num_experts == 2
+    assert describe(slim.module).experts.intermediate_size == 48
+
+
+@pytest.mark.parametrize("name", ["phimoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"])
+def test_other_classes_keep_their_other_widths(model_of, texts, name):
+    model = model_of(name)
+    slim = Slim(width=24, score="energy", **SMALL)(model, calibration=texts)
+    facts = describe(slim.module)
+    assert facts.experts.intermediate_size == 24
+    if name == "qwen2_moe":
+        assert facts.experts.shared_intermediate_size == 24  # has a key of its own, and was 24 before
+    if name in ("deepseek_v2", "deepseek_v3"):
+        assert facts.experts.shared_intermediate_size == 2 * 24
+    if name not in ("mixtral", "phimoe"):
+        assert facts.intermediate_size == 48
+
+
+@pytest.mark.parametrize("score", ["fisher", "energy", "magnitude", "random"])
+def test_attention_groups_are_cut_with_the_experts(model_of, texts, score):
+    slim = Slim(width=24, num_key_value_heads=1, score=score, **SMALL)(model_of("phimoe"), calibration=texts)
+    assert slim.config.num_key_value_heads == 1
+    assert slim.config.num_attention_heads == 2
+    assert slim.config.head_dim == 8
+
+
+def test_planned_parameters_are_those_of_the_result(model_of, texts):
+    model = model_of("mixtral")
+    stage = Slim(target="60%", score="energy", num_key_value_heads=1, **SMALL)
+    planned = stage.plan(model.plan())
+    assert planned.num_parameters == stage(model, calibration=texts).plan().num_parameters
+
+
+def test_the_input_model_is_left_alone(model_of, texts, token_ids):
+    model = model_of("mixtral")
+    before = logits(model.module, token_ids)
+    Slim(width=16, refit=True, **SMALL)(model, calibration=texts)
+    assert torch.equal(logits(model.module, token_ids), before)
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
+def test_the_same_settings_give_the_same_bits(model_of, texts):
+    stage = Slim(width=16, **SMALL)
+    first, second = (stage(model_of("mixtral"), calibration=texts).module.state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_bfloat16_weights_that_stay_are_the_stored_ones(model_of, texts):
+    model = model_of("mixtral")
+    model.module.to(torch.bfloat16)
+    slim = Slim(width=24, **SMALL)(model, calibration=texts)
+    assert slim.module.dtype is torch.bfloat16
+    assert torch.equal(slim.module.model.embed_tokens.weight, model.module.model.embed_tokens.weight)
+
+
+def test_first_order_sums_are_gradients_of_the_weights(module_of, token_ids):
+    """Σ_t a ∂L/∂a of every neuron against autograd through the stock implementation: Σ_k W_down ∂L/∂W_down."""
+    module = module_of("mixtral", torch.float64)
+    signed = SCORES["taylor_total"]
+    sums = collect(module, token_ids, signed, labels="text", generator=generator(), progress=QUIET)
+    output = module(input_ids=token_ids, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(output[:, :-1].flatten(0, 1), token_ids[:, 1:].flatten(), reduction="sum")
+    loss.backward()
+    for view in down_views(module, "experts"):
+        gradient = view.of(view.owner.down_proj.grad)
+        expected = (view.tensor * gradient).sum(0)
+        # the loss is taken in float32
+        torch.testing.assert_close(sums.neurons[view.layer][view.expert], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_group_sums_are_gradients_of_the_output_projection(module_of, token_ids):
+    module = module_of("mixtral", torch.float64)
+    sums = collect(
+        module, token_ids, SCORES["taylor_total"], groups=True, labels="text", generator=generator(), progress=QUIET
+    )
+    output = module(input_ids=token_ids, use_cache=False).logits
+    torch.nn.functional.cross_entropy(
+        output[:, :-1].flatten(0, 1), token_ids[:, 1:].flatten(), reduction="sum"
+    ).backward()
+    weight = module.model.layers[1].self_attn.o_proj.weight
+    expected = (weight.detach() * weight.grad).sum(0).view(2, -1).sum(1)
+    torch.testing.assert_close(sums.groups[1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_routing_counts_add_up_to_tokens_times_chosen_experts(module_of, token_ids):
+    module = module_of("qwen3_moe")
+    sums = collect(module, token_ids, SCORES["energy"], generator=generator(), progress=QUIET)
+    assert [int(counts.sum()) for counts in sums.counts.values()] == [2 * token_ids.numel()] * 2
+
+
+def test_the_refit_lowers_the_error_on_its_own_text(module_of, token_ids):
+    module = module_of("mixtral", torch.float64)
+    view = down_views(module, "experts")[0]
+    gram = grams(module, token_ids, [view], progress=QUIET)[view.name]
+    keep = torch.arange(0, 48, 2)
+    new, old = refit_down(view.tensor, gram, keep), view.tensor
+
+    def error(kept):  # squared: tr((W - W'S) G (W - W'S)ᵀ), S picks the kept neurons
+        difference = old.clone()
+        difference[:, keep] -= kept
+        return torch.trace(difference @ gram @ difference.T)
+
+    assert error(new) < 0.9 * error(old[:, keep])
+
+
+def test_refit_does_not_depend_on_how_much_memory_it_may_hold(model_of, texts):
+    results = [
+        Slim(width=16, refit=True, memory=memory, **SMALL)(model_of("mixtral"), calibration=texts).module.state_dict()
+        for memory in (1, 10**9)
+    ]
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_the_divergence_from_itself_is_refused(model_of, texts):
+    """Its gradient is zero, so a score made of it is rounding noise."""
+    stage = Slim(width=16, labels="teacher", teacher="same", **SMALL)
+    with pytest.raises(SettingsError, match="every score would be rounding noise"):
+        stage(model_of("mixtral"), calibration=texts, teacher=model_of("mixtral"))
+
+
+def test_labels_of_a_teacher_need_one():
+    with pytest.raises(SettingsError, match="divergence of a model from itself has no gradient"):
+        Slim.parse({"width": 16, "labels": "teacher"}, where="recipe.yaml")
+
+
+def test_the_divergence_from_another_model_scores(model_of, texts):
+    model = model_of("mixtral")
+    first = Slim(width=24, **SMALL)(model, calibration=texts)
+    second = Slim(width=16, labels="teacher", teacher="start", **SMALL)(first, calibration=texts, teacher=model)
+    assert describe(second.module).experts.intermediate_size == 16
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(model_of, texts):
+    teacher = copy.deepcopy(model_of("mixtral"))
+    teacher.module.resize_token_embeddings(400)
+    with pytest.raises(SettingsError, match="400 tokens in its vocabulary and the model 384"):
+        Slim(width=16, labels="teacher", teacher="t", **SMALL)(model_of("mixtral"), calibration=texts, teacher=teacher)
+
+
+def test_experts_without_tokens_are_counted_and_refused(model_of, texts):
+    model = model_of("mixtral")
+    for view in matrices(model.module):
+        if view.role == "router":
+            view.tensor.zero_()  # all equal, so the same two are always chosen
+    settings = SMALL | {"allow_unseen": False}
+    with pytest.raises(DataError, match="4 of 8 experts saw none of the 512 calibration tokens"):
+        Slim(width=16, **settings)(model, calibration=texts)
+
+
+def test_activations_that_are_not_finite_are_refused(model_of, texts):
+    model = model_of("mixtral")
+    model.module.model.layers[0].post_attention_layernorm.weight.data[0] = 1e38
+    with pytest.raises(NumericalError, match="calibration text are not finite"):
+        Slim(width=16, score="energy", **SMALL)(model, calibration=texts)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(model_of):
+    model = model_of("mixtral")
+    model.module.model.layers[1].mlp.experts.down_proj.data[2, 0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"layers\.1\.block_sparse_moe\.experts\.2\.w2"):
+        Slim(width=16, score="magnitude")(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "nothing says how small"),
+        ({"target": "20%", "width": 8}, "target and width both say how small"),
+        ({"num_experts": 2}, "num_experts is a setting of method: drop"),
+        ({"width": 8, "score": "reap"}, "to narrow it is one of fisher"),
+        ({"method": "drop", "num_experts": 2, "refit": True}, "refit repairs narrowed experts"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        Slim.parse(settings, where="recipe.yaml")
+
+
+def test_a_dense_model_is_refused_when_planned(tiny_llama):
+    with pytest.raises(SettingsError, match="has no experts"):
+        Slim(target="50%").plan(load(tiny_llama).plan())
+
+
+def test_a_width_that_is_no_multiple_of_64_is_said_in_the_plan(module_of):
+    planned = Slim(width=24).plan(plan_config(module_of("mixtral").config))
+    assert any("no multiple of 64" in note for note in planned.notes)

@@ -1,0 +1,213 @@
+"""The stage `train`, from Python and as a command."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+import burnish
+from burnish.cli import main
+from burnish.core.errors import DataError, SettingsError
+from burnish.core.ledger import read_rows
+from burnish.train.loop import Loop
+from burnish.train.scratch import initialise
+from burnish.train.stage import Train
+from burnish.train.train import loop_of
+
+PROSE = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
+OTHER = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse. "
+SMALL = {"context": 32, "batch": 4, "steps": 3, "lr": 0.01}
+
+
+@pytest.fixture
+def tiny(tiny_llama):
+    return burnish.load(tiny_llama)
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", ["normuon", "adamw"])
+def test_training_lowers_the_loss_and_leaves_the_input_alone(tiny, optimizer, tmp_path):
+    before = state(tiny)
+    trained = Train(**SMALL | {"steps": 25}, optimizer=optimizer)(tiny, data=[PROSE * 8], work_dir=tmp_path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.5
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(tiny).items())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in state(trained).items())
+
+
+def test_the_result_is_an_ordinary_checkpoint(tiny, tmp_path):
+    trained = Train(**SMALL)(tiny, data=[PROSE * 8])
+    trained.save(tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, trained.module.state_dict()[name])
+
+
+def test_weights_keep_the_dtype_of_the_checkpoint(tiny_llama):
+    model = burnish.load(tiny_llama, dtype=torch.bfloat16)
+    assert Train(**SMALL)(model, data=[PROSE * 8]).module.dtype is torch.bfloat16
+
+
+def test_activation_checkpointing_changes_nothing(tiny):
+    plain = Train(**SMALL)(tiny, data=[PROSE * 8])
+    saving = Train(**SMALL, activation_checkpointing=True)(tiny, data=[PROSE * 8])
+    assert all(torch.equal(a, b) for a, b in zip(state(plain).values(), state(saving).values(), strict=True))
+
+
+@pytest.mark.parametrize("start", ["default", "pissa", "corda"])
+def test_lora_is_trained_and_merged(tiny, start):
+    pytest.importorskip("peft")
+    trained = Train(**SMALL, lora_rank=2, lora_init=start)(tiny, data=[PROSE * 8])
+    before, after = state(tiny), state(trained)
+    assert before.keys() == after.keys()
+    # Embeddings have no adapter; PiSSA and CorDA take their adapters out of the weights first and add them back.
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_lora_targets_that_do_not_exist_are_refused(tiny):
+    pytest.importorskip("peft")
+    with pytest.raises(SettingsError, match="the model has no modules named nonsense"):
+        Train(**SMALL, lora_rank=2, lora_targets="nonsense")(tiny, data=[PROSE * 8])
+
+
+def test_held_out_rows_are_measured_in_the_table(tiny, tmp_path):
+    Train(**SMALL, holdout=0.3)(tiny, data=[PROSE * 8], work_dir=tmp_path)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 3 and last["validation_loss"] > 0
+
+
+def test_validation_on_the_training_text_is_refused(tiny):
+    with pytest.raises(DataError, match="shares 1 of its texts"):
+        Train(**SMALL)(tiny, data=[PROSE * 8, OTHER * 8], validation=[OTHER * 8])
+
+
+def test_a_context_beyond_the_models_is_refused(tiny):
+    with pytest.raises(SettingsError, match="context is 512, but the model was made for 256"):
+        Train(data="text.txt").check(tiny.config)
+
+
+def test_an_unknown_optimizer_option_suggests_the_nearest(tiny):
+    with pytest.raises(SettingsError, match="normuon has no option 'scal'; did you mean 'scale'"):
+        Train(optimizer_options={"scal": "rms"}, context=32).check(tiny.config)
+
+
+def test_optimizer_options_reach_the_optimizer(tiny):
+    with pytest.raises(SettingsError, match="scale is 'big'"):
+        Train(**SMALL, optimizer_options={"scale": "big"})(tiny, data=[PROSE * 8])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny):
+    tiny.tokenizer.add_tokens(["wisdom"])
+    tiny.module.resize_token_embeddings(300)
+    with pytest.raises(DataError, match="but the model has 300 embeddings"):
+        Train(**SMALL)(tiny, data=[PROSE * 8])
+
+
+def test_empty_data_is_refused(tiny):
+    with pytest.raises(DataError, match="holds no text"):
+        Train(**SMALL)(tiny, data=["  "])
+
+
+def test_steps_follow_from_epochs():
+    assert Train(epochs=2.5, batch=4).num_steps(10) == 7
+    assert isinstance(loop_of(Train(), 7, "cpu"), Loop)
+
+
+def test_a_mixture_of_experts_is_balanced_unless_told_not_to(tmp_path):
+    experts = {"num_local_experts": 4, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    shape = {"model_type": "mixtral", "hidden_size": 32, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    model = initialise(shape | experts, tokenizer="bpe:280", texts=[PROSE * 8])
+    for balance, name in ((None, "on"), (0.0, "off")):
+        Train(**SMALL, balance=balance)(model, data=[PROSE * 8], work_dir=tmp_path / name)
+        row = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        assert ("balance" in row) == (name == "on")
+
+
+def test_a_balance_without_experts_is_refused(tiny):
+    with pytest.raises(SettingsError, match="has no load-balancing loss"):
+        Train(**SMALL, balance=0.1)(tiny, data=[PROSE * 8])
+
+
+# -- from scratch ------------------------------------------------------------------------------------------------------
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def test_random_weights_depend_on_the_seed_only():
+    torch.manual_seed(1)
+    first = initialise(CONFIG, tokenizer="bpe:280", texts=[PROSE * 4], seed=3)
+    torch.manual_seed(2)
+    second = initialise(CONFIG, tokenizer="bpe:280", texts=[PROSE * 4], seed=3)
+    other = initialise(CONFIG, tokenizer="bpe:280", texts=[PROSE * 4], seed=4)
+    assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
+    assert not torch.equal(state(first)["lm_head.weight"], state(other)["lm_head.weight"])
+
+
+def test_the_vocabulary_is_the_tokenizers():
+    model = initialise(CONFIG, tokenizer="bpe:280", texts=[PROSE * 4])
+    assert model.config.vocab_size == len(model.tokenizer) == 280
+    assert model.config.eos_token_id == model.tokenizer.eos_token_id
+
+
+def test_a_learned_tokenizer_gives_any_text_back():
+    words = initialise(CONFIG, tokenizer="bpe:280", texts=[PROSE]).tokenizer
+    text = "naïve 日本語 \n\t 12,345 <|im_end|>"
+    assert words.decode(words(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize(
+    "config, tokenizer, message",
+    [
+        (CONFIG | {"model_type": "lama"}, "bpe:280", "did you mean 'llama'"),
+        (CONFIG, "bpe:100", "has at least 257 tokens"),
+        (CONFIG, "bpe:50000", "the text is too short for 50,000 tokens"),
+    ],
+)
+def test_impossible_starts_are_refused(config, tokenizer, message):
+    with pytest.raises(SettingsError, match=message):
+        initialise(config, tokenizer=tokenizer, texts=[PROSE])
+
+
+@pytest.mark.slow  # three processes, each of which imports everything
+def test_one_command_trains_from_scratch_into_a_report_with_a_loss_curve(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "text.txt").write_text(PROSE * 30)
+    out = tmp_path / "mine"
+    command = ["train", str(tmp_path / "config.json"), "--tokenizer", "bpe:280", "--data", str(tmp_path / "text.txt")]
+    command += ["--context", "32", "--batch", "4", "--steps", "8", "--lr", "0.01", "--holdout", "0.2", "-o", str(out)]
+    main(command)
+    assert transformers.AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 280
+    rows = read_rows(tmp_path / "mine.run" / "ledger.jsonl")
+    (table,) = [row for row in rows if row["row"] == "table" and row["name"] == "loss"]
+    assert table["rows"][-1]["step"] == 8
+    report = next((tmp_path / "mine.run").glob("*.html")).read_text()
+    assert "Training loss" in report
+    capsys.readouterr()
+    main(command)
+    assert "up to date" in capsys.readouterr().err
+
+
+def test_a_configuration_without_a_tokenizer_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "config.json"), "--data", "x.txt", "-o", str(tmp_path / "out")])
+    assert "a configuration alone has no tokenizer; give --tokenizer" in capsys.readouterr().err
+
+
+def test_explain_prints_the_routing(tiny_llama, capsys):
+    main(["train", str(tiny_llama), "--explain"])
+    shown = capsys.readouterr().out
+    assert "normuon on llama" in shown and "model.layers.*.self_attn.q_proj.weight" in shown
