@@ -31,12 +31,13 @@ from burnish.core.checkpoint import library_versions, load
 from burnish.core.progress import Progress
 from burnish.data import calibration, read_texts, windows
 from burnish.evaluate.maths.divergence import cross_entropy, kl_divergence, normalise
+from burnish.quantize.collect import collect
 from burnish.quantize.export import Scheme
 from burnish.quantize.maths.grid import IntegerGrid, integer_grid
 from burnish.quantize.maths.rounding import round_two_sided
 from burnish.quantize.method import Factors, MatrixSums, Rounding, batches_of_one_shape, choose_factors
 from burnish.quantize.plan import select
-from burnish.quantize.statistics import Calibration, Statistics, collect
+from burnish.quantize.statistics import Calibration, Statistics
 
 RESULTS = Path(__file__).parent / "results" / "yaqa.json"
 TOKENS, LENGTH, FOLDS, GROUP = 65_536, 256, 8, 64

@@ -8,7 +8,8 @@ import torch.distributed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from burnish.arch import matrices
-from burnish.quantize.statistics import Calibration, collect
+from burnish.quantize.collect import collect
+from burnish.quantize.statistics import Calibration
 
 SHAPE = {
     "vocab_size": 64,

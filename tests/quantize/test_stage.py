@@ -108,6 +108,11 @@ def test_too_short_a_text_is_refused_with_what_would_do(model):
         Quantize(length=64, tokens=128)(model, calibration=["a short text. " * 40])
 
 
+def test_fewer_tokens_than_inputs_are_refused_with_what_would_do(model, texts):
+    with pytest.raises(DataError, match=r"widest layer has 128 inputs; .*--tokens 512 or more"):
+        Quantize(length=16, tokens=96)(model, calibration=texts)
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(model):
     model.module.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.up_proj"):

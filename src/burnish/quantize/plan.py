@@ -70,7 +70,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
 
     from burnish.arch import matrices
     from burnish.core.checkpoint import quiet_transformers
-    from burnish.quantize.statistics import layer_groups, sums_bytes
+    from burnish.quantize.collect import layer_groups, sums_bytes
 
     with torch.device("meta"), quiet_transformers():
         module = transformers.AutoModelForCausalLM.from_config(before.config)

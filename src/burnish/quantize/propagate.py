@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from burnish.arch import MatrixView, capture, layers
 from burnish.core.progress import Progress
+from burnish.quantize.collect import BATCH_TOKENS, Accumulator
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
-from burnish.quantize.statistics import BATCH_TOKENS, Calibration, Statistics, _Accumulator
+from burnish.quantize.statistics import Calibration, Statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,12 +54,12 @@ def quantize_layer_by_layer(
                 directory = work_dir / f"layer{number}"
                 statistics = Statistics(directory, {}, range(calibration.num_folds))
                 for fold in range(calibration.num_folds):
-                    sums = _Accumulator(own, None)
+                    sums = Accumulator(own, None)
                     with capture(module, own) as captured, torch.no_grad():
                         captured.callback = sums
                         for batch in batches[fold]:
                             batch.through(number, layer)
-                    sums.check_finite()
+                    sums.check()
                     statistics.write(number, fold, sums.packed(number))
                 part = quantize_matrices(own, rounding, statistics)
                 result.codes |= part.codes

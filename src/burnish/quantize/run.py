@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from burnish.arch import matrices
+from burnish.arch import MatrixView, matrices
 from burnish.core.checkpoint import Model
 from burnish.core.errors import DataError, NumericalError
 from burnish.core.stage import Context
+from burnish.quantize.collect import collect
 from burnish.quantize.export import check_loadable, ignored_modules, pack_all, quantization_config
 from burnish.quantize.method import Rounding, quantize_matrices
 from burnish.quantize.plan import check_propagation, scheme_of, select
 from burnish.quantize.propagate import quantize_layer_by_layer
-from burnish.quantize.statistics import Calibration, collect
+from burnish.quantize.statistics import Calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +42,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     if settings.method == "rtn":
         quantized = quantize_matrices(views, rounding, None, progress=ctx.progress)
     else:
-        calibration = calibration_windows(settings, model, ctx)
+        calibration = calibration_windows(settings, model, ctx, views)
         if settings.propagate:
             quantized = quantize_layer_by_layer(module, views, calibration, rounding, ctx.work_dir, ctx.progress)
         else:
@@ -93,11 +95,12 @@ def weights_hash(model: Model, module: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def calibration_windows(settings: Quantize, model: Model, ctx: Context) -> Calibration:
+def calibration_windows(settings: Quantize, model: Model, ctx: Context, views: Sequence[MatrixView]) -> Calibration:
     """Windows of the calibration text, drawn with the stage's seed.
 
     Raises:
-        DataError: the text is too short for a fold each.
+        DataError: the text is too short for a fold each, or for the widest layer: with fewer tokens than inputs its
+            statistics say nothing about most directions.
     """
     from burnish.data import calibration
 
@@ -109,6 +112,13 @@ def calibration_windows(settings: Quantize, model: Model, ctx: Context) -> Calib
             f"gives {len(windows)} windows of {length} tokens, but at least {settings.folds} are needed",
             where=data if isinstance(data, str) else "calibration text",
             fix=f"use a longer text, --tokens {settings.folds * length} or more, or a shorter --length",
+        )
+    widest = max(view.shape[1] for view in views if view.expert is None)
+    if windows.numel() < widest:
+        raise DataError(
+            f"gives {windows.numel():,} tokens, but the widest layer has {widest:,} inputs",
+            where=data if isinstance(data, str) else "calibration text",
+            fix=f"use a longer text and --tokens {4 * widest} or more, or method rtn, which needs none",
         )
     if windows.numel() < settings.num_tokens - length:
         ctx.progress.log(

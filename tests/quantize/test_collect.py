@@ -7,15 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 
 from burnish.arch import matrices
 from burnish.core.errors import CheckpointError, DataError, NumericalError
-from burnish.quantize.statistics import (
-    Calibration,
-    collect,
-    draw_labels,
-    layer_groups,
-    pack_triangle,
-    sums_bytes,
-    unpack_triangle,
-)
+from burnish.quantize.collect import collect, draw_labels, layer_groups, sums_bytes
+from burnish.quantize.statistics import Calibration, pack_triangle, unpack_triangle
 
 SHAPE = {
     "vocab_size": 64,
@@ -93,7 +86,7 @@ def test_padding_changes_nothing(llama, tokens, tmp_path):
     mask = torch.arange(17).expand(6, 17) < 12
     with pytest.MonkeyPatch.context() as patch:  # labels are drawn for as many positions as there are
         patch.setattr(
-            "burnish.quantize.statistics.draw_labels",
+            "burnish.quantize.collect.draw_labels",
             lambda logits, seed, window: F.pad(draw_labels(logits[:12], seed, window), (0, len(logits) - 12)),
         )
         calibration = Calibration(padded, num_folds=2, mask=mask)
@@ -145,6 +138,12 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name(tokens, tmp_path):
     with pytest.raises(NumericalError, match="layers"):
         collect(module, in_layers(module), Calibration(tokens, num_folds=2), tmp_path, key={}, sketch="b")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_matrix_that_no_token_reaches_is_refused_by_name(llama, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(llama.model.layers[1].mlp, "forward", lambda hidden: hidden)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.gate_proj.*not reached"):
+        collect(llama, in_layers(llama), Calibration(tokens, num_folds=2), tmp_path, key={})
 
 
 def test_fewer_windows_than_folds_are_refused(llama, tokens, tmp_path):
