@@ -13,12 +13,17 @@ elementary: with E = Lam(s), c = (E - R/b)/m, s = c + W((R/m) exp(-b c))/b).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import lambertw
 
+Numbers = float | int | NDArray[Any]
+"""A number or an array of them."""
 
-def gap_quantile(q: ArrayLike, base: ArrayLike, excitation: ArrayLike, decay: float) -> NDArray[np.float64]:
+
+def gap_quantile(q: Numbers, base: Numbers, excitation: Numbers, decay: float) -> NDArray[np.float64]:
     """The q-quantile of the next gap under total intensity base + excitation exp(-decay s). Arrays broadcast."""
     exponent = -np.log1p(-np.asarray(q, np.float64))
     base, excitation = np.asarray(base, np.float64), np.asarray(excitation, np.float64)
@@ -38,13 +43,13 @@ def gap_quantile(q: ArrayLike, base: ArrayLike, excitation: ArrayLike, decay: fl
     for _ in range(2):
         residual = gap_compensator(gap, base, excitation, decay) - exponent
         gap = np.maximum(gap - residual / (base + excitation * np.exp(-decay * gap)), 0.0)
-    return gap
+    return np.asarray(gap)
 
 
-def gap_compensator(gap: ArrayLike, base: ArrayLike, excitation: ArrayLike, decay: float) -> NDArray[np.float64]:
+def gap_compensator(gap: Numbers, base: Numbers, excitation: Numbers, decay: float) -> NDArray[np.float64]:
     """base s + (excitation/decay) (1 - exp(-decay s))."""
     gap = np.asarray(gap, np.float64)
-    return np.asarray(base) * gap - np.asarray(excitation) / decay * np.expm1(-decay * gap)
+    return np.asarray(base * gap - np.asarray(excitation) / decay * np.expm1(-decay * gap))
 
 
 def simulate_sequence(

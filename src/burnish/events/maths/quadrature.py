@@ -12,14 +12,18 @@ Hawkes Process, arXiv 2002.09291) are off by several per cent per gap with a hun
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import spence
 from torch import Tensor
 from torch.nn import functional as F
+
+Numbers = float | int | NDArray[Any]
+"""A number or an array of them."""
 
 
 @lru_cache(maxsize=16)
@@ -35,7 +39,7 @@ def gauss_legendre(num_nodes: int, like: Tensor) -> tuple[Float[Tensor, " nodes"
     return torch.tensor(nodes, **options), torch.tensor(weights, **options)
 
 
-def dilogarithm_of_minus_exp(x: ArrayLike) -> NDArray[np.float64]:
+def dilogarithm_of_minus_exp(x: Numbers) -> NDArray[np.float64]:
     """Li2(-exp(x)) for any real x; the inversion formula replaces exp(x) where it would overflow."""
     x = np.asarray(x, dtype=np.float64)
     small = spence(1 + np.exp(np.minimum(x, 30.0)))
@@ -43,7 +47,7 @@ def dilogarithm_of_minus_exp(x: ArrayLike) -> NDArray[np.float64]:
     return np.where(x > 30.0, large, small)
 
 
-def softplus_integral(u: ArrayLike, c: ArrayLike, length: ArrayLike) -> NDArray[np.float64]:
+def softplus_integral(u: Numbers, c: Numbers, length: Numbers) -> NDArray[np.float64]:
     """int_0^length log(1 + exp(u + c s)) ds in closed form, by the dilogarithm.
 
     Args:
