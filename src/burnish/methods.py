@@ -57,6 +57,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer normuon",
         source="NorMuon, 2025, arXiv:2510.05491",
         page="normuon",
+        results="optimizer_step",
     ),
     Method(
         name="Muon",
@@ -64,6 +65,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer muon",
         source="Keller Jordan, 2024; Muon is Scalable, 2025, arXiv:2502.16982",
         page="muon",
+        results="optimizer_step",
     ),
     Method(
         name="COSMOS",
@@ -71,6 +73,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer cosmos",
         source="COSMOS, 2025, arXiv:2502.17410",
         page="cosmos",
+        results="optimizer_step",
     ),
     Method(
         name="SOAP",
@@ -78,6 +81,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer soap",
         source="SOAP, 2024, arXiv:2409.11321",
         page="soap",
+        results="optimizer_step",
     ),
     Method(
         name="APS",
@@ -147,5 +151,13 @@ METHODS: tuple[Method, ...] = (
         source="SMASH, 2023, arXiv:2310.16310",
         page="smash",
         results="events",
+    ),
+    Method(
+        name="training",
+        does="one loop: exact token weighting, packing that keeps documents apart, states that survive kill -9",
+        use="burnish train",
+        source="warm-up, stable, decay: MiniCPM, 2024, arXiv:2404.06395",
+        page="training",
+        results="train_loop",
     ),
 )
