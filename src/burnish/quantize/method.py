@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -28,7 +28,8 @@ from torch import Tensor
 from burnish.arch import MatrixView
 from burnish.core.progress import Progress
 from burnish.quantize.export import Scheme
-from burnish.quantize.maths.grid import IntegerGrid, integer_grid, search_scale
+from burnish.quantize.maths.float_grid import WeightGrid, float_grid
+from burnish.quantize.maths.grid import combine, integer_grid, search_scale
 from burnish.quantize.maths.rounding import Order, proxy_loss, round_two_sided
 from burnish.quantize.maths.shrinkage import DAMPINGS, MIXES, Shrinkage, choose_shrinkage, normalised
 from burnish.quantize.statistics import Statistics, Sums
@@ -46,6 +47,7 @@ class Rounding:
     Attributes:
         method: which factors are used.
         scheme: the grid.
+        overrides: {name of a matrix: its grid} where that is another one.
         scale_dtype: what scales are stored in.
         damping: of the input side (and output side of yaqa), multiples of the mean diagonal; None chooses on held-out
             text, per matrix and side.
@@ -63,6 +65,10 @@ class Rounding:
     order: Order = "diagonal"
     min_expert_tokens: int = 256
     mixes: tuple[float, ...] = MIXES
+    overrides: Mapping[str, Scheme] = field(default_factory=dict)
+
+    def scheme_of(self, view: MatrixView) -> Scheme:
+        return self.overrides.get(view.name, self.scheme)
 
 
 @dataclass
@@ -96,7 +102,7 @@ class Quantized:
     """The result for all matrices: codes, grids, and rows of the table `layers`."""
 
     codes: dict[str, Tensor]
-    grids: dict[str, IntegerGrid]
+    grids: dict[str, WeightGrid]
     rows: list[dict[str, Any]]
 
 
@@ -118,7 +124,7 @@ def quantize_matrices(
     result = Quantized({}, {}, [])
     bars = progress or Progress(enabled=False)
     with bars.task("rounding", total=sum(math.prod(view.shape) for view in views), unit="weights") as task:
-        for batch in batches_of_one_shape(views):
+        for batch in batches_of_one_shape(views, rounding):
             round_batch(batch, rounding, statistics, views, result)
             task.advance(sum(math.prod(view.shape) for view in batch))
     position = {view.name: number for number, view in enumerate(views)}
@@ -126,14 +132,15 @@ def quantize_matrices(
     return result
 
 
-def batches_of_one_shape(views: Sequence[MatrixView]) -> Iterator[list[MatrixView]]:
-    """Views in order, those of one shape together, up to `BATCH_WEIGHTS` weights."""
-    waiting: dict[tuple[int, int], list[MatrixView]] = {}
+def batches_of_one_shape(views: Sequence[MatrixView], rounding: Rounding | None = None) -> Iterator[list[MatrixView]]:
+    """Views in order, those of one shape (and one grid) together, up to `BATCH_WEIGHTS` weights."""
+    waiting: dict[tuple[tuple[int, int], Scheme | None], list[MatrixView]] = {}
     for view in views:
-        batch = waiting.setdefault(view.shape, [])
+        alike = view.shape, rounding.scheme_of(view) if rounding else None
+        batch = waiting.setdefault(alike, [])
         batch.append(view)
         if len(batch) * math.prod(view.shape) >= BATCH_WEIGHTS:
-            yield waiting.pop(view.shape)
+            yield waiting.pop(alike)
     yield from waiting.values()
 
 
@@ -152,7 +159,7 @@ def round_batch(
         weight = view.tensor.to(_working_dtype(view.tensor))
         sums = None if statistics is None else MatrixSums(statistics, view, every_view)
         importance = None if sums is None else sums.importance()
-        grid = make_grid(weight, rounding, importance)
+        grid = make_grid(weight, rounding.scheme_of(view), rounding, importance)
         grids[view.name] = grid
         factors[view.name] = choose_factors(view, rounding, sums, grid)
     choosing = (time.process_time() - started) / len(batch)
@@ -163,14 +170,7 @@ def round_batch(
     for views in by_sides.values():
         started = time.process_time()
         weight = torch.stack([view.tensor.to(_working_dtype(view.tensor)) for view in views])
-        first = grids[views[0].name]
-        grid = IntegerGrid(
-            first.bits,
-            first.symmetric,
-            first.group_size,
-            torch.stack([grids[view.name].scale for view in views]),
-            torch.stack([grids[view.name].zero for view in views]),
-        )
+        grid = combine([grids[view.name] for view in views], torch.stack)
         sides = [factors[view.name] for view in views]
         rounded = round_two_sided(
             weight,
@@ -191,10 +191,11 @@ def round_batch(
 
 
 def make_grid(
-    weight: Float[Tensor, "out in"], rounding: Rounding, importance: Float[Tensor, " in"] | None
-) -> IntegerGrid:
+    weight: Float[Tensor, "out in"], scheme: Scheme, rounding: Rounding, importance: Float[Tensor, " in"] | None
+) -> WeightGrid:
     """The grid of the original weight."""
-    scheme = rounding.scheme
+    if scheme.kind == "fp8-dynamic":
+        return float_grid(weight, scale_dtype=rounding.scale_dtype)
     settings: dict[str, Any] = {
         "bits": scheme.bits,
         "group_size": scheme.group_of(weight.shape[1]),
@@ -236,7 +237,7 @@ class MatrixSums:
         return torch.stack([c for c in covariances if c is not None]).sum(0).to(self.view.tensor.device)
 
 
-def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None, grid: IntegerGrid) -> Factors:
+def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None, grid: WeightGrid) -> Factors:
     """The factors of one matrix and the shrinkage of each, chosen on the held-out fold unless damping is given."""
     if sums is None or rounding.method == "rtn":
         return Factors(None, None, None, None, "nearest", IDENTITY, IDENTITY, 0)
@@ -290,7 +291,7 @@ def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None
     )
 
 
-def squared_steps(grid: IntegerGrid) -> tuple[Float[Tensor, " out"], Float[Tensor, " in"]]:
+def squared_steps(grid: WeightGrid) -> tuple[Float[Tensor, " out"], Float[Tensor, " in"]]:
     """Mean squared step of every row and of every column, each with mean 1."""
     squared = grid.scale.square()
     rows = squared.mean(dim=1)

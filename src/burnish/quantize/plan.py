@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from burnish.arch import MatrixView
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
-from burnish.quantize.export import Scheme, check_engine, check_loadable
+from burnish.quantize.export import check_engine, check_loadable
+from burnish.quantize.schemes import matches, schemes_of
 
 if TYPE_CHECKING:
     from burnish.core.stage import Plan
@@ -23,10 +23,6 @@ FLOPS_PER_SECOND = {"cpu": 6e10, "cuda": 1e14}
 """Of one CPU core and of a data-centre GPU, in the products that dominate; for estimates only."""
 
 
-def scheme_of(settings: Quantize) -> Scheme:
-    return Scheme(settings.bits, settings.group_size, settings.symmetric)
-
-
 def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixView]:
     """The matrices of decoder layers that are quantized.
 
@@ -35,13 +31,13 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
     """
     candidates = [v for v in views if v.layer is not None and v.part in QUANTIZED_PARTS and v.role not in SMALL_ROLES]
     for pattern in ignore:
-        if not any(_matches(pattern, view) for view in views):
+        if not any(matches(pattern, view) for view in views):
             guess = nearest(pattern, [view.name.removesuffix(".weight") for view in candidates])
             raise SettingsError(
                 f"ignore names {pattern!r}, which matches no matrix",
                 fix=f"did you mean {guess!r}?" if guess else "patterns start with re:",
             )
-    chosen = [view for view in candidates if not any(_matches(pattern, view) for pattern in ignore)]
+    chosen = [view for view in candidates if not any(matches(pattern, view) for pattern in ignore)]
     if not chosen:
         raise SettingsError("there is nothing left to quantize", fix="shorten ignore")
     names = {view.name for view in chosen}
@@ -56,13 +52,6 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
     return chosen
 
 
-def _matches(pattern: str, view: MatrixView) -> bool:
-    module = view.name.removesuffix(".weight")
-    if pattern.startswith("re:"):
-        return re.match(pattern.removeprefix("re:"), module) is not None
-    return pattern in (module, view.name)
-
-
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
     import torch
@@ -74,15 +63,15 @@ def plan(settings: Quantize, before: Plan) -> Plan:
 
     with torch.device("meta"), quiet_transformers():
         module = transformers.AutoModelForCausalLM.from_config(before.config)
-    scheme = scheme_of(settings)
-    check_engine(settings.engine, scheme)
     views = select(matrices(module), settings.ignore)
-    check_loadable(views, scheme)
+    schemes = schemes_of(settings, views)
+    check_engine(settings.engine, views, schemes)
+    check_loadable(views, schemes)
     check_propagation(settings)
     num_weights = sum(view.shape[0] * view.shape[1] for view in views)
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
-    packed = sum(scheme.num_bytes(*view.shape, scale_bytes) for view in views)
+    packed = sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views)
     num_bytes = round(before.num_bytes - per_parameter * num_weights + packed)
     notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
     seconds, statistics_bytes = 0.0, 0
@@ -98,8 +87,10 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
         products = sums_bytes(views, sketch) / 4
         seconds = settings.num_tokens * (model_flops + 1.3 * products) / FLOPS_PER_SECOND[device]
-    if settings.bits not in (4, 8):
-        notes.append(f"loads in transformers; vLLM has no built-in kernel for {settings.bits} bits")
+    for bits in sorted({scheme.bits for scheme in schemes.values()} - {4, 8}):
+        notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")
+    if any(scheme.rounds_activations for scheme in schemes.values()):
+        notes.append("the engine rounds activations too, at run time; dense measurements show the weights' part only")
     working = 4 * before.num_parameters + statistics_bytes + 1_000_000_000
     return before.with_(
         num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds or None, notes=(*before.notes, *notes)

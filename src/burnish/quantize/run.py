@@ -17,8 +17,9 @@ from burnish.core.stage import Context
 from burnish.quantize.collect import collect
 from burnish.quantize.export import check_loadable, ignored_modules, pack_all, quantization_config
 from burnish.quantize.method import Rounding, quantize_matrices
-from burnish.quantize.plan import check_propagation, scheme_of, select
+from burnish.quantize.plan import check_propagation, select
 from burnish.quantize.propagate import quantize_layer_by_layer
+from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.statistics import Calibration
 
 if TYPE_CHECKING:
@@ -31,14 +32,21 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     """The quantized model: its module holds the rounded weights, `packed` what is written in their place."""
     dtype = stored_dtype(model)
     module = working_copy(model, ctx.device)
-    scheme = scheme_of(settings)
     views = select(matrices(module), settings.ignore)
-    check_loadable(views, scheme)
+    schemes = schemes_of(settings, views)
+    check_loadable(views, schemes)
     check_propagation(settings)
     for view in views:
         if not torch.isfinite(view.tensor).all():
             raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
-    rounding = Rounding(settings.method, scheme, dtype, damping=settings.damping, scale_search=settings.scale_search)
+    rounding = Rounding(
+        settings.method,
+        scheme_of(settings),
+        dtype,
+        damping=settings.damping,
+        scale_search=settings.scale_search,
+        overrides=schemes,
+    )
     if settings.method == "rtn":
         quantized = quantize_matrices(views, rounding, None, progress=ctx.progress)
     else:
@@ -58,8 +66,8 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
             )
             quantized = quantize_matrices(views, rounding, statistics, progress=ctx.progress)
     ctx.ledger.table("layers", quantized.rows)
-    packed = pack_all(quantized.codes, quantized.grids, views, scale_dtype=dtype)
-    config = quantization_config(scheme, ignored_modules(module, views))
+    packed = pack_all(quantized.codes, quantized.grids, views, schemes, scale_dtype=dtype)
+    config = quantization_config(rounding.scheme, views, schemes, ignored_modules(module, views))
     nn.Module.to(module, dtype=dtype)
     return model.derive(module=module, packed=packed, quantization_config=config)
 

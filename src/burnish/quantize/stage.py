@@ -5,12 +5,13 @@ quantized = burnish.Quantize(method="yaqa", bits=3)(model, calibration=texts)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.core.settings import VOLATILE, DataRef
 from burnish.core.stage import Context, Plan, Stage, Weights
+from burnish.quantize.settings import SchemeKind, SchemeSettings, complete_scheme
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -27,9 +28,20 @@ class Quantize(Stage):
     method: Literal["rtn", "gptq", "yaqa"] = Field(
         "gptq", description="rtn: nearest; gptq: one-sided, seconds to minutes; yaqa: two-sided, best, slowest"
     )
-    bits: int = Field(4, ge=2, le=8, description="bits per weight")
-    group_size: int | None = Field(64, ge=1, description="inputs that share a scale; null for one scale per row")
-    symmetric: bool = Field(True, description="grid without zero points")
+    scheme: SchemeKind = Field(
+        "int",
+        description="int: packed weights; fp8-dynamic, w8a8-int8: 8-bit weights with a scale per row, and the engine "
+        "rounds activations to 8 bits too, token by token",
+    )
+    bits: int = Field(4, ge=2, le=8, description="bits per weight (scheme int)")
+    group_size: int | None = Field(
+        64, ge=1, description="inputs that share a scale; null for one scale per row (scheme int)"
+    )
+    symmetric: bool = Field(True, description="grid without zero points (scheme int)")
+    overrides: dict[str, SchemeSettings] = Field(
+        default_factory=dict,
+        description="schemes of some matrices, {name or re:PATTERN: {bits: 8}}; first match",
+    )
     calibration: DataRef = Field("wikitext2-valid", description="text to collect statistics from (not used by rtn)")
     tokens: int | None = Field(
         None, ge=1, description="calibration tokens; null takes 16,384 for gptq and 65,536 for yaqa"
@@ -47,8 +59,25 @@ class Quantize(Stage):
         False, description="gptq only: statistics from activations of the layers quantized so far, not the original's"
     )
     ignore: tuple[str, ...] = Field((), description="matrices to leave dense: names, or re:PATTERN")
-    engine: Literal["vllm"] | None = Field(None, description="refuse what this engine has no kernel for")
+    engine: Literal["vllm", "vllm-cpu"] | None = Field(None, description="refuse what this engine has no kernel for")
     memory: int = Field(2_000_000_000, ge=1, description="bytes of statistics held at once", json_schema_extra=VOLATILE)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _state_schemes(cls, given: Any) -> Any:
+        """Fills in what a scheme fixes, and what overrides inherit, so that settings read the same when written out."""
+        if not isinstance(given, dict):
+            return given
+        complete = complete_scheme(given)
+        overrides = complete.get("overrides")
+        if isinstance(overrides, dict):
+            complete["overrides"] = {
+                pattern: complete_scheme(part, complete, where=f"in overrides, {pattern}: ")
+                if isinstance(part, dict)
+                else part
+                for pattern, part in overrides.items()
+            }
+        return complete
 
     @property
     def num_tokens(self) -> int:

@@ -16,8 +16,9 @@ Source: the compressed-tensors package (Apache-2.0), `quantization.utils.calcula
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -168,3 +169,12 @@ def search_scale(
     return integer_grid(
         weight, bits=bits, group_size=group_size, symmetric=symmetric, clip=best_ratio, scale_dtype=scale_dtype
     )
+
+
+AnyGrid = TypeVar("AnyGrid", bound=Any)
+
+
+def combine(grids: Sequence[AnyGrid], join: Callable[[list[Tensor]], Tensor]) -> AnyGrid:
+    """One grid of several that differ in their tensors only: `torch.stack` for a batch, `torch.cat` for more rows."""
+    parts = {part.name: [getattr(grid, part.name) for grid in grids] for part in fields(grids[0])}
+    return replace(grids[0], **{name: join(part) for name, part in parts.items() if isinstance(part[0], Tensor)})

@@ -1,0 +1,82 @@
+"""Which scheme every matrix gets: the stage's own, or that of the first pattern in `overrides` that matches.
+
+A scheme is what an engine has a kernel for:
+
+| scheme | weights | activations | form of compressed-tensors |
+| --- | --- | --- | --- |
+| int | 2-8 bits, packed, one scale per group or row | as they are | pack-quantized |
+| w8a8-int8 | int8, one scale per row | int8, one scale per token, made at run time | int-quantized |
+| fp8-dynamic | float8 (E4M3), one scale per row | float8, one scale per token, made at run time | float-quantized |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from burnish.arch import MatrixView
+from burnish.core.errors import SettingsError, nearest
+from burnish.quantize.export import Scheme
+
+if TYPE_CHECKING:
+    from burnish.quantize.settings import SchemeSettings
+    from burnish.quantize.stage import Quantize
+
+
+def scheme_of(settings: Quantize | SchemeSettings) -> Scheme:
+    return Scheme(settings.bits, settings.group_size, settings.symmetric, settings.scheme)
+
+
+def matches(pattern: str, view: MatrixView) -> bool:
+    """Whether a name, or re:PATTERN from the name's start, means this matrix."""
+    module = view.name.removesuffix(".weight")
+    if pattern.startswith("re:"):
+        return re.match(pattern.removeprefix("re:"), module) is not None
+    return pattern in (module, view.name)
+
+
+def schemes_of(settings: Quantize, views: Sequence[MatrixView]) -> dict[str, Scheme]:
+    """{name of a matrix: its scheme}.
+
+    Raises:
+        SettingsError: a pattern that matches nothing, matrices with different schemes that vLLM joins into one or that
+            are one on disk, experts with a scheme of their own, or a search of clipping ratios on a float grid.
+    """
+    own = scheme_of(settings)
+    for pattern in settings.overrides:
+        if not any(matches(pattern, view) for view in views):
+            guess = nearest(pattern, [view.name.removesuffix(".weight") for view in views])
+            raise SettingsError(
+                f"overrides names {pattern!r}, which matches none of the matrices that are quantized",
+                fix=f"did you mean {guess!r}?" if guess else "patterns start with re:",
+            )
+    schemes = {}
+    for view in views:
+        found = next((scheme for pattern, scheme in settings.overrides.items() if matches(pattern, view)), None)
+        schemes[view.name] = own if found is None else scheme_of(found)
+    if settings.scale_search and any(scheme.kind == "fp8-dynamic" for scheme in schemes.values()):
+        raise SettingsError(
+            "scale_search is for integer grids; float8 steps are finest near zero, so clipping gains nothing",
+            fix="leave scale_search out",
+        )
+    _check_joined(views, schemes, own)
+    return schemes
+
+
+def _check_joined(views: Sequence[MatrixView], schemes: Mapping[str, Scheme], own: Scheme) -> None:
+    joined: dict[str, MatrixView] = {}
+    for view in views:
+        if view.expert is not None and schemes[view.name] != own:
+            raise SettingsError(
+                f"overrides gives {view.name} a scheme of its own, but stock loaders know one scheme for all experts",
+                fix="choose the experts' scheme as the stage's own, and override the other matrices",
+            )
+        for group in (view.fused_group, view.disk):
+            other = joined.setdefault(group, view) if group else view
+            if schemes[other.name] != schemes[view.name]:
+                raise SettingsError(
+                    f"overrides gives {view.name} another scheme than {other.name}, which vLLM joins with it",
+                    fix="let one pattern match all of "
+                    + ", ".join(v.name for v in views if group in (v.fused_group, v.disk)),
+                )

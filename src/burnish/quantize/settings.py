@@ -1,0 +1,55 @@
+"""Settings of a scheme: what the weights of some matrices become. Light, so that commands are parsed without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from burnish.core.settings import Settings
+
+SchemeKind = Literal["int", "fp8-dynamic", "w8a8-int8"]
+
+DEFAULTS: dict[str, Any] = {"bits": 4, "group_size": 64, "symmetric": True}
+"""Of the packed integers."""
+
+FIXED: dict[str, dict[str, Any]] = {
+    "fp8-dynamic": {"bits": 8, "group_size": None, "symmetric": True},
+    "w8a8-int8": {"bits": 8, "group_size": None, "symmetric": True},
+}
+"""What kernels for activations of eight bits ask of the weights."""
+
+
+class SchemeSettings(Settings):
+    """The scheme of the matrices that a pattern of `overrides` matches; what is left out is as in the stage."""
+
+    scheme: SchemeKind = Field("int", description="as in the stage")
+    bits: int = Field(4, ge=2, le=8, description="as in the stage")
+    group_size: int | None = Field(64, ge=1, description="as in the stage")
+    symmetric: bool = Field(True, description="as in the stage")
+
+
+def complete_scheme(
+    values: Mapping[str, Any], inherited: Mapping[str, Any] | None = None, *, where: str = ""
+) -> dict[str, Any]:
+    """`values` with every part of its scheme stated, so that what a run used can be read from its settings.
+
+    Args:
+        values: as given by the user; `scheme`, `bits`, `group_size` and `symmetric` may be missing.
+        inherited: where missing parts come from if it is a scheme of the same kind; None for the defaults.
+        where: the key that holds the values, for messages.
+
+    Raises:
+        ValueError: a part that the scheme fixes is given another value.
+    """
+    kind = values.get("scheme", inherited["scheme"] if inherited else "int")
+    fixed = FIXED.get(kind) if isinstance(kind, str) else None
+    if fixed is None:
+        parts = inherited if inherited and inherited["scheme"] == kind else DEFAULTS
+        return {"scheme": kind} | {part: parts[part] for part in DEFAULTS} | dict(values)
+    for part, value in fixed.items():
+        if part in values and str(values[part]).lower() != str(value).lower():  # a command line gives text
+            wanted = "one scale per row" if value is None else f"{part} {str(value).lower()}"
+            raise ValueError(f"{where}{part} is {values[part]!r}, but {kind} has {wanted}; leave it out")
+    return {**values, "scheme": kind, **fixed}
