@@ -1,18 +1,21 @@
 """Does the label audit find wrong labels on real text pairs, and does it find them better than words alone?
 
-    python benchmarks/align_audit.py --data DIR --model DIR [--features FILE.npz]
+    python benchmarks/align_audit.py --data DIR --model DIR --only hh
+    python benchmarks/align_audit.py --data DIR --model DIR --only qa --features DIR
 
-QA-Feedback (Wu et al., 2023): the judged pairs of 500 questions, ties and identical answers left out. 10 % of the
-labels (and, in a second series, 20 %) are flipped at random; the audit ranks all pairs by cross-fitted margins.
-Measures: share of flipped labels among the 5 % most suspicious pairs, over the base rate (lift); AUC of the score
-against the flips. Compared are the three losses on the model's hidden states with and without words, and TF-IDF with
-logistic regression (scikit-learn), cross-fitted over the same folds. The data's own label noise counts against all.
+Two sets of human judgements: HH harmless-base test (Bai et al., 2022; assistants' answers) and QA-Feedback dev (Wu et
+al., 2023; factual answers). 10 % of the labels (and, in a second series, 20 %) are flipped at random; the audit ranks
+all pairs by cross-fitted margins. Measures: share of flipped labels among the 5 % most suspicious pairs, over the base
+rate (lift); AUC of the score against the flips. Compared are the three losses, on words and, where --features has them,
+on hidden states and words, with TF-IDF and logistic regression (scikit-learn), all cross-fitted over the same folds.
+The data's own label noise counts against all.
 
-Questions with an even index are the tuning slice: depths, l2 and lambda of ours and C of the TF-IDF model are chosen
-there by AUC at 10 %, with seeds 100-102. The other questions are reported, seeds 0-9. Intervals: bootstrap over
-questions and seeds together, 500 draws, paired for differences.
+A quarter of the prompts (by hash) is the tuning slice: l2, lambda, depths and the C of the TF-IDF model are chosen
+there by AUC at 10 %, with seeds 100-102. The rest is reported, seeds 0-4. Intervals: bootstrap over prompts and seeds
+together, 500 draws, paired for differences. A data set's results replace its earlier ones in the JSON.
 
---features keeps what the model read, so that a second run does not read it again.
+--features: a directory with hh.npz and qa.npz, hidden states by `read_features`; they take core-minutes to make, so
+they are made by `--read hh --pairs 1000` or `--read qa`, and kept. HH with hidden states uses the pairs that have them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import hashlib
 import json
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,85 +42,111 @@ from burnish.align.audit import combine
 from burnish.align.features import hidden_features, word_features
 from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import uniform
+from burnish.align.pairs import read_pairs
 from burnish.core.progress import Progress
 
 RESULT = Path(__file__).parent / "results" / "align_audit.json"
 DEPTHS = (8 / 30, 12 / 30, 16 / 30, 20 / 30, 24 / 30, 1.0)
-MAX_LENGTH = 160
+MAX_LENGTH = {"hh": 96, "qa": 160}
 TOP = 0.05
-FOLDS, REPEATS = 5, 3
-TUNING_SEEDS, SEEDS = range(100, 103), range(10)
-ORDER = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # of the six judgements in the file
+FOLDS, REPEATS = 5, 2
+TUNING_SEEDS, SEEDS = range(100, 103), range(5)
+L2_GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+LAMBDAS = (0.2, 0.35, 0.5)
+C_GRID = (0.1, 0.3, 1.0, 3.0)
+DEPTH_GRID = ((2,), (4,), (5,), (2, 4))
+PEER = "TF-IDF, logistic regression"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Answers, and judged pairs as indices into them with the better answer first."""
-    questions, answers, first, second, group = [], [], [], [], []
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+@dataclass
+class Judged:
+    """Texts (prompt, answer), and pairs as indices into them with the better answer first."""
+
+    texts: list[tuple[str, str]]
+    first: np.ndarray
+    second: np.ndarray
+
+
+def read_hh(directory: Path) -> Judged:
+    pairs = read_pairs(directory / "hh_harmless_test.jsonl.gz", on_bad_pair="drop")
+    texts = [(row["prompt"], row[side]) for row in pairs.rows for side in ("chosen", "rejected")]
+    places = np.arange(len(pairs))
+    return Judged(texts, 2 * places, 2 * places + 1)
+
+
+def read_qa(directory: Path) -> Judged:
+    order = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # of the six judgements in the file
+    texts, first, second = [], [], []
+    with gzip.open(directory / "qa_feedback_dev.jsonl.gz", "rt", encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
-            base = len(answers)
-            for (i, j), judged in zip(ORDER, row["preference"], strict=True):
+            base = len(texts)
+            for (i, j), judged in zip(order, row["preference"], strict=True):
                 if judged and row["predictions"][i].strip() != row["predictions"][j].strip():
                     better, worse = (i, j) if judged == 1 else (j, i)
                     first.append(base + better)
                     second.append(base + worse)
-                    group.append(len(questions))
-            questions.append(row["question"])
-            answers += row["predictions"]
-    return {
-        "questions": questions,
-        "answers": answers,
-        "first": np.array(first),
-        "second": np.array(second),
-        "group": np.array(group),
-    }
+            texts += [(row["question"], answer) for answer in row["predictions"]]
+    return Judged(texts, np.array(first), np.array(second))
 
 
-def features_of(model: Any, data: dict[str, Any], cache: Path | None) -> np.ndarray:
-    """Hidden states of all answers at DEPTHS, [answers, depths, hidden]; a cache is checked on a few answers."""
-    texts = [(data["questions"][index // 4], answer) for index, answer in enumerate(data["answers"])]
-    if cache is not None and cache.is_file():
-        known = np.load(cache, allow_pickle=False)["features"]
-        some = list(range(0, len(texts), len(texts) // 8))
-        again = hidden_features(
-            model, [texts[i] for i in some], depths=DEPTHS, max_length=MAX_LENGTH, progress=Progress(enabled=False)
-        )
-        if np.abs(known[some].reshape(len(some), -1) - again).max() > 1e-2 * np.abs(again).max():
-            raise SystemExit(f"{cache} was made by another model or another way of reading")
-        return known
-    made = hidden_features(model, texts, depths=DEPTHS, max_length=MAX_LENGTH, progress=Progress())
-    made = made.reshape(len(texts), len(DEPTHS), -1)
-    if cache is not None:
-        np.savez(cache, features=made)
-    return made
+READERS = {"hh": read_hh, "qa": read_qa}
+
+
+def read_features(name: str, judged: Judged, model: Any, pairs: int | None, target: Path) -> None:
+    """Hidden states of the first `pairs` pairs' answers at DEPTHS, [answers, depths, hidden]."""
+    texts = judged.texts if pairs is None else judged.texts[: 2 * pairs]
+    made = hidden_features(model, texts, depths=DEPTHS, max_length=MAX_LENGTH[name], progress=Progress())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(target, features=made.reshape(len(texts), len(DEPTHS), -1))
+
+
+def check_features(name: str, judged: Judged, model: Any, known: np.ndarray) -> None:
+    """Reads a few answers again; kept features must be what this model makes of these texts."""
+    some = list(range(0, len(known), max(1, len(known) // 6)))
+    again = hidden_features(
+        model,
+        [judged.texts[i] for i in some],
+        depths=DEPTHS,
+        max_length=MAX_LENGTH[name],
+        progress=Progress(enabled=False),
+    )
+    if np.abs(known[some].reshape(len(some), -1) - again).max() > 1e-2 * np.abs(again).max():
+        raise SystemExit(f"the kept features of {name} were made by another model or another way of reading")
 
 
 class Slice:
-    """The pairs of some questions and their features as differences, better minus worse."""
+    """Some pairs and their features as differences, better minus worse."""
 
-    def __init__(self, data: dict[str, Any], hidden: np.ndarray, words: Any, tfidf: Any, parity: int) -> None:
-        keep = data["group"] % 2 == parity
-        first, second = data["first"][keep], data["second"][keep]
-        self.group = data["group"][keep]
-        self.dense = [unit_scale((hidden[first, d] - hidden[second, d]).astype(np.float64)) for d in range(len(DEPTHS))]
+    def __init__(self, judged: Judged, keep: np.ndarray, hidden: np.ndarray | None, words: Any, tfidf: Any) -> None:
+        first, second = judged.first[keep], judged.second[keep]
+        prompts = [judged.texts[i][0] for i in first]
+        names = {prompt: index for index, prompt in enumerate(sorted(set(prompts)))}
+        self.group = np.array([names[prompt] for prompt in prompts])
+        self.hashes = sorted({digest(prompt) for prompt in names})
         self.words = unit_scale(words[first] - words[second])
         self.tfidf = (tfidf[first] - tfidf[second]).tocsr()
+        self.dense: list[np.ndarray] = []
+        if hidden is not None:
+            gaps = (hidden[first] - hidden[second]).astype(np.float64)
+            self.dense = [unit_scale(gaps[:, depth]) for depth in range(len(DEPTHS))]
         self.made: dict[Any, np.ndarray] = {}
-        used = {index for pair in zip(first, second, strict=True) for index in pair}
-        self.hashes = sorted({hashlib.sha256(data["questions"][i // 4].encode()).hexdigest()[:16] for i in used})
 
     def __len__(self) -> int:
         return len(self.group)
 
     def differences(self, depths: tuple[int, ...], words: bool) -> np.ndarray:
         if (depths, words) not in self.made:
-            dense = unit_scale(np.hstack([self.dense[d] for d in depths]))
+            dense = unit_scale(np.hstack([self.dense[d] for d in depths])) if depths else np.zeros((len(self), 0))
             self.made[depths, words] = rotated(combine(dense, self.words) if words else dense)
         return self.made[depths, words]
 
     def flips(self, seed: int, share: float) -> np.ndarray:
         return uniform(len(self), share, torch.Generator().manual_seed(seed)).numpy()
+
+
+def digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def signed(differences: Any, flip: np.ndarray) -> Any:
@@ -181,36 +211,34 @@ def auc(score: np.ndarray, flip: np.ndarray) -> float:
 
 
 def tune(part: Slice) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Settings by mean AUC and lift on the tuning questions; every try is kept."""
+    """Settings by mean AUC on the tuning slice, where lift would count a few dozen pairs; every try is kept."""
     tried: list[dict[str, Any]] = []
 
-    def score(name: str, method: Any, **settings: Any) -> float:
+    def score(name: str, method: Any, settings: dict[str, Any]) -> float:
         rows = []
         for seed in TUNING_SEEDS:
             flip = part.flips(seed, 0.1)
             values = method(part, flip, seed, 1, **settings)
             rows.append((lift(values, flip), auc(values, flip)))
         mean = np.mean(rows, axis=0)
-        tried.append({"name": name, "settings": settings, "lift": mean[0], "auc": mean[1]})
-        return float(mean[1])  # AUC decides: lift at 5 % of the tuning slice is a coarse count
+        tried.append({"name": name, "settings": settings, "lift": float(mean[0]), "auc": float(mean[1])})
+        return float(mean[1])
 
-    chosen: dict[str, Any] = {}
-    best = max((score("TF-IDF, logistic", peer, c=c), c) for c in (0.1, 0.3, 1.0, 3.0, 10.0))
-    chosen["TF-IDF, logistic"] = {"c": best[1]}
-    depths = [(0,), (2,), (4,), (5,), (2, 4), (1, 2, 3, 4)]
-    grid = [(d, l2) for d in depths for l2 in (3e-4, 1e-3, 3e-3, 1e-2)]
-    best = max((score("hidden states, BT", ours, loss="bt", depths=d, words=False, l2=l2), d, l2) for d, l2 in grid)
-    layers = best[1]
-    chosen["hidden states, BT"] = {"loss": "bt", "depths": layers, "words": False, "l2": best[2]}
-    for loss, lams in (("bt", (0.3,)), ("aps", (0.3,)), ("r3m", (0.1, 0.2, 0.3, 0.5, 0.75))):
-        name = f"hidden states and words, {loss.upper()}"
-        options = [
-            (score(name, ours, loss=loss, depths=layers, words=True, l2=l2, lam=lam), l2, lam)
-            for l2 in (3e-4, 1e-3, 3e-3, 1e-2)
-            for lam in lams
-        ]
-        _, l2, lam = max(options)
-        chosen[name] = {"loss": loss, "depths": layers, "words": True, "l2": l2, "lam": lam}
+    def best(name: str, method: Any, options: list[dict[str, Any]]) -> dict[str, Any]:
+        return max(options, key=lambda settings: score(name, method, settings))
+
+    chosen = {PEER: best(PEER, peer, [{"c": c} for c in C_GRID])}
+    inputs: dict[str, dict[str, Any]] = {"words": {"depths": (), "words": True}}
+    if part.dense:
+        name = "hidden states, BT"
+        grid = [{"loss": "bt", "depths": d, "words": False, "l2": l2} for d in DEPTH_GRID for l2 in L2_GRID]
+        chosen[name] = best(name, ours, grid)
+        inputs["hidden states and words"] = {"depths": chosen[name]["depths"], "words": True}
+    for label, features in inputs.items():
+        for loss in ("bt", "aps", "r3m"):
+            lams = LAMBDAS if loss == "r3m" else (0.3,)
+            grid = [{"loss": loss, "l2": l2, "lam": lam} | features for l2 in L2_GRID for lam in lams]
+            chosen[f"{label}, {loss.upper()}"] = best(f"{label}, {loss.upper()}", ours, grid)
     return chosen, tried
 
 
@@ -225,15 +253,13 @@ def report(part: Slice, chosen: dict[str, Any], share: float) -> dict[str, Any]:
             method = peer if "c" in settings else ours
             scores[name].append(method(part, flip, seed, REPEATS, **settings))
     draws = bootstrap(part.group, flips, scores)
-    base = "TF-IDF, logistic"
-    plain = "hidden states and words, BT"
     rows = {}
     for name in chosen:
         rows[name] = {}
         for measure, function in (("lift", lift), ("auc", auc)):
             per_seed = [function(value, flip) for value, flip in zip(scores[name], flips, strict=True)]
             rows[name][measure] = spread(float(np.mean(per_seed)), draws[name][measure]) | {"per_seed": per_seed}
-            for other, key in ((base, "against TF-IDF"), (plain, "against BT")):
+            for other, key in ((PEER, "against TF-IDF"), ("words, BT", "against BT on words")):
                 values = [function(value, flip) for value, flip in zip(scores[other], flips, strict=True)]
                 gap = np.array(draws[name][measure]) - np.array(draws[other][measure])
                 rows[name][measure][key] = spread(float(np.mean(per_seed) - np.mean(values)), gap)
@@ -241,7 +267,7 @@ def report(part: Slice, chosen: dict[str, Any], share: float) -> dict[str, Any]:
 
 
 def bootstrap(group: np.ndarray, flips: list[np.ndarray], scores: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """{method: {measure: 500 values}}; one draw resamples the questions, and ten seeds with repetition."""
+    """{method: {measure: 500 values}}; one draw resamples the questions, and the seeds with repetition."""
     generator = np.random.default_rng(0)
     names = np.unique(group)
     members = {name: np.flatnonzero(group == name) for name in names}
@@ -261,33 +287,73 @@ def spread(mean: float, draws: Any) -> dict[str, Any]:
     return {"mean": mean, "low": float(low), "high": float(high)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="directory with qa_feedback_dev.jsonl.gz")
-    parser.add_argument("--model", type=Path, required=True, help="a causal language model's checkpoint")
-    parser.add_argument("--features", type=Path, help="where to keep, or find, what the model read")
-    arguments = parser.parse_args()
-    started = time.process_time()
-    data = read(arguments.data / "qa_feedback_dev.jsonl.gz")
-    model = burnish.load(arguments.model, dtype=torch.float32)
-    hidden = features_of(model, data, arguments.features)
-    words = word_features(model, data["answers"])
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
-    tfidf = vectorizer.fit_transform([answer.strip().lower() for answer in data["answers"]])
-    tuning, reporting = (Slice(data, hidden, words, tfidf, parity) for parity in (0, 1))
+def run(name: str, judged: Judged, hidden: np.ndarray | None, words: Any, tfidf: Any) -> dict[str, Any]:
+    usable = np.ones(len(judged.first), dtype=bool)
+    if hidden is not None:
+        usable = (judged.first < len(hidden)) & (judged.second < len(hidden))
+    tuned = np.array([int(digest(judged.texts[i][0]), 16) % 4 == 0 for i in judged.first])
+    tuning, reporting = (Slice(judged, np.flatnonzero(usable & side), hidden, words, tfidf) for side in (tuned, ~tuned))
     chosen, tried = tune(tuning)
-    content = {
-        "question": __doc__,
-        "data": "QA-Feedback dev (allenai/FineGrainedRLHF, Apache-2.0)",
-        "model": model.name,
+    print(name, len(tuning), len(reporting), flush=True)
+    return {
         "pairs": {"tuning": len(tuning), "reporting": len(reporting)},
-        "slices": {"tuning": tuning.hashes, "reporting": reporting.hashes},
-        "seeds": {"tuning": list(TUNING_SEEDS), "reporting": list(SEEDS)},
-        "settings": {"folds": FOLDS, "repeats": REPEATS, "top": TOP, "max_length": MAX_LENGTH, "depths": DEPTHS},
+        "hashes": {"tuning": tuning.hashes, "reporting": reporting.hashes},
         "tried": tried,
         "chosen": chosen,
         "flipped 10 %": report(reporting, chosen, 0.1),
         "flipped 20 %": report(reporting, chosen, 0.2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="directory with the two preference files")
+    parser.add_argument("--model", type=Path, required=True, help="a causal language model's checkpoint")
+    parser.add_argument("--features", type=Path, help="directory of kept hidden states")
+    parser.add_argument("--only", choices=list(READERS), help="this data set only")
+    parser.add_argument("--read", choices=list(READERS), help="make the hidden states of one data set, and stop")
+    parser.add_argument("--pairs", type=int, help="with --read: only so many pairs")
+    arguments = parser.parse_args()
+    started = time.process_time()
+    model = burnish.load(arguments.model, dtype=torch.float32)
+    if arguments.read:
+        target = arguments.features / f"{arguments.read}.npz"
+        read_features(arguments.read, READERS[arguments.read](arguments.data), model, arguments.pairs, target)
+        return
+    found: dict[str, Any] = {}
+    for name, reader in READERS.items():
+        if arguments.only not in (None, name):
+            continue
+        judged = reader(arguments.data)
+        answers = [answer for _, answer in judged.texts]
+        words = word_features(model, answers)
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+        tfidf = vectorizer.fit_transform([answer.strip().lower() for answer in answers])
+        kept = arguments.features / f"{name}.npz" if arguments.features else None
+        if name == "hh":
+            found[name] = run(name, judged, None, words, tfidf)
+        if kept is not None and kept.is_file():
+            hidden = np.load(kept, allow_pickle=False)["features"]
+            check_features(name, judged, model, hidden)
+            found[f"{name}, hidden states"] = run(name, judged, hidden, words, tfidf)
+        elif name != "hh":
+            found[name] = run(name, judged, None, words, tfidf)
+    earlier = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"results": {}}
+    results = earlier["results"] | found
+    content = {
+        "question": __doc__,
+        "data": {
+            "hh": "HH harmless-base test (anthropics/hh-rlhf, MIT)",
+            "qa": "QA-Feedback dev (allenai/FineGrainedRLHF, Apache-2.0)",
+        },
+        "model": model.name,
+        "slices": {
+            side: sorted({value for part in results.values() for value in part["hashes"][side]})
+            for side in ("tuning", "reporting")
+        },
+        "seeds": {"tuning": list(TUNING_SEEDS), "reporting": list(SEEDS)},
+        "settings": {"folds": FOLDS, "repeats": REPEATS, "top": TOP, "max_length": MAX_LENGTH, "depths": DEPTHS},
+        "results": results,
         "machine": f"{platform.processor() or platform.machine()}, one thread, shared with other work",
         "date": time.strftime("%Y-%m-%d"),
         "versions": {
@@ -296,27 +362,34 @@ def main() -> None:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "cpu_seconds": round(time.process_time() - started, 1),
+        "cpu_seconds": earlier.get("cpu_seconds", 0.0) + round(time.process_time() - started, 1),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+TITLES = {"hh": "HH harmless", "hh, hidden states": "HH harmless, first pairs", "qa": "QA-Feedback"}
+TITLES |= {"qa, hidden states": "QA-Feedback"}
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     made = {}
     for name, key in (("ten", "flipped 10 %"), ("twenty", "flipped 20 %")):
         lines = [
-            "| ranking | lift in the top 5 % (95 % interval) | lift - TF-IDF | AUC (95 % interval) | AUC - TF-IDF |",
-            "| --- | --- | --- | --- | --- |",
+            "| data (pairs) | ranking | lift in the top 5 % | lift - TF-IDF | AUC | AUC - TF-IDF |",
+            "| --- | --- | --- | --- | --- | --- |",
         ]
-        for method, row in results[key].items():
-            cells = [method]
-            for measure in ("lift", "auc"):
-                value, gap = row[measure], row[measure]["against TF-IDF"]
-                digits = 2 if measure == "lift" else 3
-                cells.append(f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})")
-                cells.append(f"{gap['mean']:+.{digits}f} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})")
-            lines.append("| " + " | ".join(cells) + " |")
+        for data, part in results["results"].items():
+            for method, row in part[key].items():
+                cells = [f"{TITLES[data]} ({part['pairs']['reporting']:,})", method]
+                for measure, digits in (("lift", 2), ("auc", 3)):
+                    value, gap = row[measure], row[measure]["against TF-IDF"]
+                    cells.append(
+                        f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+                    )
+                    own = f"{gap['mean']:+.{digits}f} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})"
+                    cells.append("" if method == PEER else own)
+                lines.append("| " + " | ".join(cells) + " |")
         made[name] = "\n".join(lines)
     return made
 

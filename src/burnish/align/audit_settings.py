@@ -12,8 +12,7 @@ Ranking = Literal["delta", "loss", "tau"]
 
 
 class AuditSettings(Settings):
-    """How pairs are scored. Defaults were chosen on one half of a data set and measured on the other
-    (docs/methods/label-audit.md)."""
+    """How pairs are scored; docs/methods/label-audit.md says what has been measured of the defaults."""
 
     rank_by: Ranking = Field(default="delta", description="what decides the order: R3M's delta, BT loss, APS's tau")
     lam: float = Field(default=0.3, gt=0, lt=1, description="R3M: largest weight of a pair")
