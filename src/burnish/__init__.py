@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from burnish.convert.stage import Upcycle
     from burnish.core.checkpoint import Model, load
     from burnish.core.errors import BurnishError
+    from burnish.distill.stage import Distill
     from burnish.evaluate.stage import Evaluate
     from burnish.quantize.stage import Quantize
     from burnish.slim.stage import Slim
@@ -29,6 +30,7 @@ _PUBLIC = {
     "load": "burnish.core.checkpoint",
     "Model": "burnish.core.checkpoint",
     "BurnishError": "burnish.core.errors",
+    "Distill": "burnish.distill.stage",
     "Evaluate": "burnish.evaluate.stage",
     "Quantize": "burnish.quantize.stage",
     "Slim": "burnish.slim.stage",
@@ -36,7 +38,7 @@ _PUBLIC = {
     "Upcycle": "burnish.convert.stage",
 }
 
-__all__ = ["Align", "BurnishError", "Evaluate", "Model", "Quantize", "Slim", "Train", "Upcycle", "load"]
+__all__ = ["Align", "BurnishError", "Distill", "Evaluate", "Model", "Quantize", "Slim", "Train", "Upcycle", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -122,9 +122,9 @@ METHODS: tuple[Method, ...] = (
         page="upcycling",
     ),
     Method(
-        name="distillation losses",
+        name="distillation",
         does="divergences, hidden states and routers of a teacher, normalised per token",
-        use="burnish.distill.maths",
+        use="burnish distill",
         source="Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531",
         page="distillation",
     ),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STAGES: dict[str, str] = {
     "align": "burnish.align.stage:Align",
+    "distill": "burnish.distill.stage:Distill",
     "quantize": "burnish.quantize.stage:Quantize",
     "slim": "burnish.slim.stage:Slim",
     "train": "burnish.train.stage:Train",

@@ -52,6 +52,7 @@ _COMMANDS = {
     CHANGE: {
         "quantize": ("quantize:quantize", "Round the weights to 2-8 bits in a format that engines load."),
         "train": ("train:train", "Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW."),
+        "distill": ("distill:distill", "Train a student to predict what a teacher predicts."),
         "slim": ("slim:slim", "Make a mixture of experts smaller: narrower experts, or fewer."),
         "align": ("align:align", "Train on preference pairs: DPO, APS and R3M, or a reward model."),
     },

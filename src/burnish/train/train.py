@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     from burnish.train.stage import Train
 
 
-def train(settings: Train, model: Model, ctx: Context) -> Model:
+def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None = None) -> Model:
     """Trains a copy of `model` on `ctx.inputs["data"]`; its weights come back in the dtype they had.
+
+    Args:
+        settings: how to train.
+        model: the start.
+        ctx: of the stage.
+        loss_fn: what is minimised in place of the next-token loss (distillation, say).
 
     Raises:
         DataError: no data, nothing to learn from, or token ids that the model does not have.
@@ -39,7 +45,7 @@ def train(settings: Train, model: Model, ctx: Context) -> Model:
     check_vocabulary(module, rows)
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
-    loss_fn = loss_of(settings, module)
+    loss_fn = loss_fn or loss_of(settings, module)
     if settings.lora_rank:
         module = with_adapters(module, settings, rows)
     if settings.activation_checkpointing:

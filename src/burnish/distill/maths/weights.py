@@ -86,7 +86,7 @@ def until_first_error(
 
 
 def weighted_sum(
-    losses: Float[Tensor, "rows length"], weights: Float[Tensor, "rows length"]
+    losses: Float[Tensor, "*tokens"], weights: Float[Tensor, "*tokens"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(Σ w l, Σ w). A token of weight 0 is left out before it is multiplied, so not even a NaN of it gets through."""
     counted = weights != 0

@@ -1,0 +1,137 @@
+"""Distillation as a loss function over the training loop.
+
+    loss = Distillation(teacher, divergence="forward", alpha=0.9)
+    fit(student, rows, loss, optimizer, ctx, loop)
+
+Per token: α KD + (1 - α) CE, plus the load-balancing loss of a student with experts, plus hidden-state and router
+terms where asked for. The loss hands the loop a sum and a weight, so cutting a step up differently changes nothing (but
+for the load-balancing loss, which is a mean over its micro-batch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from burnish.data.packing import IGNORED
+from burnish.distill.maths import weights
+from burnish.distill.maths.divergence import (
+    entropy,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    top_k_kl,
+    top_k_targets,
+)
+from burnish.distill.maths.hidden import hidden_mse, router_kl
+from burnish.train.losses import Batch, Loss, model_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Divergence = Literal["forward", "reverse", "jsd", "top_k"]
+Weighting = Literal["token", "turn", "certain", "uncertain", "focus"]
+
+
+@dataclass
+class Distillation:
+    """A `LossFn` that holds its teacher.
+
+    Attributes:
+        teacher: in evaluation mode, on the student's device; autograd never sees it.
+        divergence: of logits; `top_k` is the forward KL from the teacher's `top_k` likeliest tokens and one bucket.
+        temperature: τ of both.
+        top_k: for `top_k`.
+        beta: for `jsd`.
+        alpha: share of the divergence; the rest is cross-entropy on the text.
+        weighting, gamma: how much each token counts, see `burnish.distill.maths.weights`.
+        hidden: coefficient of the mean over layers of `hidden_mse`; both must have the same layers and hidden size.
+        router: coefficient of the mean over layers of `router_kl`; both must have the same experts.
+        balance: coefficient of the student's own load-balancing loss.
+    """
+
+    teacher: PreTrainedModel
+    divergence: Divergence = "forward"
+    temperature: float = 1.0
+    top_k: int = 8
+    beta: float = 0.5
+    alpha: float = 0.9
+    weighting: Weighting = "token"
+    gamma: float = 1.0
+    hidden: float = 0.0
+    router: float = 0.0
+    balance: float = 0.0
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        """The weighted sum over the tokens whose target is not -100, and the summed weights."""
+        inputs = model_inputs(batch)
+        student_inputs: dict[str, Any] = dict(inputs)
+        if self.hidden:
+            inputs["output_hidden_states"] = student_inputs["output_hidden_states"] = True
+        if self.router:
+            inputs["output_router_logits"] = True
+        if self.router or self.balance:
+            student_inputs["output_router_logits"] = True
+        with torch.no_grad():
+            wanted = self.teacher(**inputs)
+        output = model(**student_inputs)
+        targets = batch["targets"]
+        mask = targets != IGNORED
+        teacher, student = wanted.logits[mask].float(), output.logits[mask].float()
+        divergence = self._divergence(student, teacher)
+        cross = nn.functional.cross_entropy(student, targets[mask], reduction="none")
+        per_token = self.alpha * divergence + (1 - self.alpha) * cross
+        if self.hidden:
+            per_token = per_token + self.hidden * _mean(
+                hidden_mse(s[mask].float(), t[mask].float())
+                for s, t in zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
+            )
+        if self.router:
+            flat = mask.flatten()
+            per_token = per_token + self.router * _mean(
+                router_kl(s[flat].float(), t[flat].float())
+                for s, t in zip(output.router_logits, wanted.router_logits, strict=True)
+            )
+        counted = self._weights(mask, teacher, divergence)[mask]
+        total, weight = weights.weighted_sum(per_token, counted)
+        metrics = {
+            "divergence": weights.weighted_sum(divergence.detach(), counted)[0],
+            "cross_entropy": weights.weighted_sum(cross.detach(), counted)[0],
+        }
+        if self.balance:
+            balance = output.aux_loss.to(total.device) * weight
+            total, metrics["balance"] = total + self.balance * balance, balance.detach()
+        return Loss(total, weight, metrics)
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        match self.divergence:
+            case "forward":
+                return forward_kl(student, teacher, self.temperature)
+            case "reverse":
+                return reverse_kl(student, teacher, self.temperature)
+            case "jsd":
+                return jensen_shannon(student, teacher, self.beta, self.temperature)
+            case "top_k":
+                targets = top_k_targets(teacher, self.top_k, self.temperature)
+                return top_k_kl(student, *targets, temperature=self.temperature)
+
+    def _weights(self, mask: Tensor, teacher: Tensor, divergence: Tensor) -> Tensor:
+        if self.weighting == "token":
+            return weights.token_mean(mask)
+        if self.weighting == "turn":
+            return weights.segment_mean(mask, weights.turns(mask))
+        values = torch.zeros(mask.shape, dtype=teacher.dtype, device=mask.device)
+        if self.weighting == "focus":
+            values[mask] = divergence.detach()
+            return weights.focus(mask, values, self.gamma)
+        values[mask] = entropy(teacher)
+        if self.weighting == "certain":
+            return weights.certain(mask, values, teacher.shape[-1], self.gamma)
+        return weights.uncertain(mask, values, self.gamma)
+
+
+def _mean(values: Any) -> Tensor:
+    return torch.stack(list(values)).mean(0)

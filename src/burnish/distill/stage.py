@@ -1,0 +1,50 @@
+"""`Distill`: the training loop with a teacher.
+
+student = burnish.Distill(steps=1000)(student, data=texts, teacher=teacher)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from burnish.core.errors import SettingsError
+from burnish.core.stage import CheckpointRef, Context, Plan
+from burnish.train.stage import Train
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+
+
+class Distill(Train):
+    """Trains a student to predict what a teacher predicts, on texts or chats."""
+
+    name: ClassVar[str] = "distill"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "a student learns a teacher's distribution over the next token"
+
+    teacher: CheckpointRef | None = Field(None, description="the model to learn from, with the student's vocabulary")
+    divergence: Literal["forward", "reverse", "jsd", "top_k"] = Field(
+        "forward", description="of logits; top_k: forward KL from the teacher's likeliest tokens and one for the rest"
+    )
+    temperature: float = Field(1.0, gt=0, description="divides the logits of both")
+    top_k: int = Field(8, ge=1, description="tokens of divergence top_k")
+    beta: float = Field(0.5, gt=0, lt=1, description="of divergence jsd")
+    alpha: float = Field(0.9, ge=0, le=1, description="share of the divergence; the rest is cross-entropy on the data")
+    weighting: Literal["token", "turn", "certain", "uncertain", "focus"] = Field(
+        "token", description="how much a token counts: equally, per turn, by the teacher's certainty, by divergence"
+    )
+    gamma: float = Field(1.0, ge=0, description="how strongly certain, uncertain and focus tell tokens apart")
+    hidden: float = Field(0.0, ge=0, description="coefficient of the hidden states' error, for equal shapes")
+    router: float = Field(0.0, ge=0, description="coefficient of the routers' divergence, for equal experts")
+
+    def plan(self, before: Plan) -> Plan:
+        if self.teacher is None:
+            raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
+        return super().plan(before)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.distill.run import run
+
+        return run(self, model, ctx)

@@ -1,0 +1,93 @@
+"""Distillation as a loss over the loop: exact sums, and a teacher that autograd never sees."""
+
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from burnish.distill.losses import Distillation
+
+
+def mixture(seed):
+    torch.manual_seed(seed)
+    config = MixtralConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    module = MixtralForCausalLM(config).double().eval()
+    module.set_experts_implementation("eager")  # grouped products know no float64
+    return module
+
+
+@pytest.fixture
+def student():
+    return mixture(0)
+
+
+@pytest.fixture
+def teacher():
+    return mixture(1)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(0, 48, (4, 10), generator=generator)
+    targets = ids.roll(-1, 1)
+    targets[torch.rand(4, 10, generator=generator) < 0.3] = -100
+    return {"input_ids": ids, "targets": targets}
+
+
+def gradient(student, loss_fn, batches):
+    """Of Σ totals / Σ weights, as the loop divides."""
+    student.zero_grad()
+    weight = 0.0
+    for batch in batches:
+        loss = loss_fn(student, batch)
+        loss.total.backward()
+        weight += float(loss.weight)
+    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]) / weight
+
+
+KINDS = {
+    "forward": {},
+    "reverse, focus": {"divergence": "reverse", "weighting": "focus"},
+    "jsd, certain": {"divergence": "jsd", "weighting": "certain"},
+    "top_k, uncertain": {"divergence": "top_k", "weighting": "uncertain", "temperature": 2.0},
+    "turn, hidden, router": {"weighting": "turn", "hidden": 1.0, "router": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cutting_a_step_into_micro_batches_does_not_change_its_gradient(student, teacher, batch, kind):
+    loss_fn = Distillation(teacher, **KINDS[kind])
+    whole = gradient(student, loss_fn, [batch])
+    parts = gradient(student, loss_fn, [{k: v[a:b] for k, v in batch.items()} for a, b in ((0, 1), (1, 4))])
+    # the losses themselves are float32
+    assert (parts - whole).norm() < 1e-6 * whole.norm()
+
+
+def test_the_teacher_gets_no_gradient(student, teacher, batch):
+    Distillation(teacher, hidden=1.0, router=1.0)(student, batch).total.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_the_divergence_from_itself_is_zero_and_what_is_left_is_cross_entropy(teacher, batch):
+    loss = Distillation(teacher, alpha=0.75)(teacher, batch)
+    assert loss.metrics["divergence"].abs() < 1e-4
+    logits = teacher(batch["input_ids"]).logits.flatten(0, 1).float()
+    cross = torch.nn.functional.cross_entropy(logits, batch["targets"].flatten(), reduction="sum")
+    torch.testing.assert_close(loss.total, 0.25 * cross, rtol=1e-5, atol=1e-4)
+    assert loss.weight == (batch["targets"] != -100).sum()
+
+
+def test_the_load_balancing_loss_is_added_in_proportion_to_the_tokens(student, teacher, batch):
+    plain, balanced = Distillation(teacher)(student, batch), Distillation(teacher, balance=0.1)(student, batch)
+    added = 0.1 * student(batch["input_ids"], output_router_logits=True).aux_loss * plain.weight
+    torch.testing.assert_close((balanced.total - plain.total).double(), added.double(), rtol=1e-4, atol=1e-4)
