@@ -6,7 +6,7 @@ export VENV PYTHON
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2
 
-.PHONY: setup demo test test-slow lint bench docs clean
+.PHONY: setup demo test test-slow test-vllm lint bench docs clean
 
 setup:
 	@scripts/setup
@@ -19,6 +19,9 @@ test: setup models/smollm2
 
 test-slow: setup models/smollm2
 	$(PYTEST) -q -m slow
+
+test-vllm: setup
+	@scripts/test-vllm
 
 models/smollm2: | setup
 	@$(VENV)/bin/burnish fetch smollm2 --out models/smollm2

@@ -430,27 +430,28 @@ class Model:
         return target
 
     def _write(self, directory: Path) -> None:
-        from safetensors.torch import save_file
-
-        state, config = self.tensors_on_disk()
-        shards = _shards(state)
-        for name, tensors in shards.items():
-            save_file(tensors, directory / name, metadata={"format": "pt"})
-        if len(shards) > 1:
-            weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}
-            total = sum(t.numel() * t.element_size() for t in state.values())
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        if self.module.can_generate():
-            self.module.generation_config.save_pretrained(directory)
+        module = self._write_weights(directory)
+        if module.can_generate():
+            module.generation_config.save_pretrained(directory)
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(directory)
         self.lineage.files = hash_directory(directory)
         self.lineage.versions = library_versions()
-        self.lineage.weights = Weights.PACKED if self.packed else Weights.DENSE
+        self.lineage.weights = Weights.DENSE if self.quantization_config is None else Weights.PACKED
         self.lineage.write(directory)
         (directory / CARD_FILE).write_text(model_card(self.lineage))
+
+    def _write_weights(self, directory: Path) -> PreTrainedModel:
+        """Writes the tensors and config.json; returns the network, or one of its class, for what else is saved."""
+        from safetensors.torch import save_file
+
+        state, config = self.tensors_on_disk()
+        shards = shards_of(state)
+        for name, tensors in shards.items():
+            save_file(tensors, directory / name, metadata={"format": "pt"})
+        write_index(directory, shards)
+        write_config(directory, config)
+        return self.module
 
     def tensors_on_disk(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and configuration as they are written, in the names of the published checkpoints."""
@@ -468,6 +469,10 @@ class Model:
                 raise CheckpointError(f"packed weight {name} is not a weight of this model")
             del state[name]
             state |= {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+        return {name: tensor.contiguous() for name, tensor in sorted(state.items())}, self.config_on_disk(module)
+
+    def config_on_disk(self, module: PreTrainedModel) -> dict[str, Any]:
+        """config.json of a checkpoint whose network is `module`, whatever its weights."""
         config = module.config.to_dict()
         for private in ("quantization_config", "_name_or_path", "_attn_implementation", "auto_map"):
             config.pop(private, None)
@@ -475,9 +480,7 @@ class Model:
         config["dtype"] = str(module.dtype).removeprefix("torch.")
         if self.quantization_config is not None:
             config["quantization_config"] = self.quantization_config
-        return {name: tensor.contiguous() for name, tensor in sorted(state.items())}, json.loads(
-            json.dumps(config, default=str)
-        )
+        return json.loads(json.dumps(config, default=str))
 
 
 def load(
@@ -675,11 +678,26 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _shards(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+def shards_of(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """{file name: its tensors}; tensors may be on the meta device."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     split = split_torch_state_dict_into_shards(state, max_shard_size=MAX_SHARD_BYTES)
     return {name: {tensor: state[tensor] for tensor in tensors} for name, tensors in split.filename_to_tensors.items()}
+
+
+def write_index(directory: Path, shards: dict[str, dict[str, torch.Tensor]]) -> None:
+    """model.safetensors.index.json, where there is more than one file."""
+    if len(shards) == 1:
+        return
+    weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    total = sum(t.numel() * t.element_size() for tensors in shards.values() for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def write_config(directory: Path, config: dict[str, Any]) -> None:
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def library_versions() -> dict[str, str]:

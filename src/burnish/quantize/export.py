@@ -128,6 +128,26 @@ def pack_all(
     return packed
 
 
+def packed_shapes(disk: str, shape: Sequence[int], scheme: Scheme, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `pack` makes of a weight of this name and shape, on the meta device."""
+    out_features, in_features = shape
+    prefix = disk.removesuffix("weight")
+    groups = in_features // scheme.group_of(in_features)
+
+    def empty(part: str, kind: torch.dtype, *sizes: int) -> dict[str, Tensor]:
+        return {f"{prefix}{part}": torch.empty(sizes, dtype=kind, device="meta")}
+
+    tensors = empty("weight_scale", dtype, out_features, groups)
+    if scheme.kind != "int":
+        eight_bits = torch.float8_e4m3fn if scheme.kind == "fp8-dynamic" else torch.int8
+        return tensors | empty("weight", eight_bits, out_features, in_features)
+    tensors |= empty("weight_packed", torch.int32, out_features, -(-in_features * scheme.bits // 32))
+    tensors |= empty("weight_shape", torch.int64, 2)
+    if not scheme.symmetric:
+        tensors |= empty("weight_zero_point", torch.int32, -(-out_features * scheme.bits // 32), groups)
+    return tensors
+
+
 def quantization_config(
     own: Scheme, views: Sequence[MatrixView], schemes: Mapping[str, Scheme], ignore: Sequence[str]
 ) -> dict[str, Any]:

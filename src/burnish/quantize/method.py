@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.arch import MatrixView
+from burnish.core.errors import NumericalError
 from burnish.core.progress import Progress
 from burnish.quantize.export import Scheme
 from burnish.quantize.maths.float_grid import WeightGrid, float_grid
@@ -130,6 +131,13 @@ def quantize_matrices(
     position = {view.name: number for number, view in enumerate(views)}
     result.rows.sort(key=lambda row: position[row["name"]])
     return result
+
+
+def check_finite(views: Sequence[MatrixView]) -> None:
+    """Raises `NumericalError` with the name of the first matrix that is not finite."""
+    for view in views:
+        if not torch.isfinite(view.tensor).all():
+            raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
 
 
 def batches_of_one_shape(views: Sequence[MatrixView], rounding: Rounding | None = None) -> Iterator[list[MatrixView]]:

@@ -91,7 +91,13 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")
     if any(scheme.rounds_activations for scheme in schemes.values()):
         notes.append("the engine rounds activations too, at run time; dense measurements show the weights' part only")
-    working = 4 * before.num_parameters + statistics_bytes + 1_000_000_000
+    held = before.num_parameters
+    if settings.stream:  # a layer, its rounded copy and the embeddings; the estimate leaves hidden states out
+        sizes = dict.fromkeys((view.layer for view in views), 0)
+        for view in views:
+            sizes[view.layer] += view.shape[0] * view.shape[1]
+        held = 2 * max(sizes.values()) + before.num_parameters - sum(sizes.values())
+    working = 4 * held + statistics_bytes + 1_000_000_000
     return before.with_(
         num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds or None, notes=(*before.notes, *notes)
     )
@@ -102,4 +108,8 @@ def check_propagation(settings: Quantize) -> None:
         raise SettingsError(
             f"propagate is for gptq; {settings.method} measures the original model",
             fix="leave propagate out, or use method: gptq",
+        )
+    if settings.stream and settings.method == "yaqa":
+        raise SettingsError(
+            "stream is true, but yaqa needs gradients through the whole network", fix="use method: gptq"
         )

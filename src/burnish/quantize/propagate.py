@@ -45,7 +45,7 @@ def quantize_layer_by_layer(
         progress: where to show a bar.
     """
     result = Quantized({}, {}, [])
-    batches = _hidden_batches(module, calibration)
+    batches = hidden_batches(module, calibration)
     decoder_layers = layers(module)
     with progress.task("rounding layer by layer", total=len(decoder_layers), unit="layers") as task:
         for number, (_, layer) in enumerate(decoder_layers):
@@ -84,7 +84,7 @@ class _Batch:
         return output[0] if isinstance(output, tuple) else output
 
 
-def _hidden_batches(module: PreTrainedModel, calibration: Calibration) -> list[list[_Batch]]:
+def hidden_batches(module: PreTrainedModel, calibration: Calibration) -> list[list[_Batch]]:
     """Inputs of the first layer, fold by fold, with each layer's other arguments (masks, positions)."""
     folds = []
     length = calibration.tokens.shape[1]

@@ -12,15 +12,16 @@ from torch import nn
 
 from burnish.arch import MatrixView, matrices
 from burnish.core.checkpoint import Model
-from burnish.core.errors import DataError, NumericalError
+from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.quantize.collect import collect
 from burnish.quantize.export import check_loadable, ignored_modules, pack_all, quantization_config
-from burnish.quantize.method import Rounding, quantize_matrices
+from burnish.quantize.method import Rounding, check_finite, quantize_matrices
 from burnish.quantize.plan import check_propagation, select
 from burnish.quantize.propagate import quantize_layer_by_layer
 from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.statistics import Calibration
+from burnish.quantize.stream import stream, too_large, why_not, without_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,14 +32,12 @@ if TYPE_CHECKING:
 def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     """The quantized model: its module holds the rounded weights, `packed` what is written in their place."""
     dtype = stored_dtype(model)
-    module = working_copy(model, ctx.device)
+    streamed = to_be_streamed(settings, model)
+    module = without_weights(model) if streamed else working_copy(model, ctx.device)
     views = select(matrices(module), settings.ignore)
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
     check_propagation(settings)
-    for view in views:
-        if not torch.isfinite(view.tensor).all():
-            raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
     rounding = Rounding(
         settings.method,
         scheme_of(settings),
@@ -47,6 +46,10 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         scale_search=settings.scale_search,
         overrides=schemes,
     )
+    if streamed:
+        calibration = None if settings.method == "rtn" else calibration_windows(settings, model, ctx, views)
+        return stream(views, module, model, schemes, rounding, calibration, ctx, propagate=settings.propagate)
+    check_finite(views)
     if settings.method == "rtn":
         quantized = quantize_matrices(views, rounding, None, progress=ctx.progress)
     else:
@@ -70,6 +73,20 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     config = quantization_config(rounding.scheme, views, schemes, ignored_modules(module, views))
     nn.Module.to(module, dtype=dtype)
     return model.derive(module=module, packed=packed, quantization_config=config)
+
+
+def to_be_streamed(settings: Quantize, model: Model) -> bool:
+    """Whether the model is quantized layer by layer from disk: as the settings say, or where it would fill memory.
+
+    Raises:
+        SettingsError: `stream` is true but cannot be.
+    """
+    if settings.stream is False or (settings.stream is None and not too_large(model)):
+        return False
+    reason = why_not(settings.method, model)
+    if reason and settings.stream:
+        raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
+    return reason is None
 
 
 def stored_dtype(model: Model) -> torch.dtype:

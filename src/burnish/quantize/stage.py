@@ -60,6 +60,11 @@ class Quantize(Stage):
     )
     ignore: tuple[str, ...] = Field((), description="matrices to leave dense: names, or re:PATTERN")
     engine: Literal["vllm", "vllm-cpu"] | None = Field(None, description="refuse what this engine has no kernel for")
+    stream: bool | None = Field(
+        None,
+        description="rtn, gptq: one decoder layer in memory at a time; null: where all would fill half of what is free",
+        json_schema_extra=VOLATILE,
+    )
     memory: int = Field(2_000_000_000, ge=1, description="bytes of statistics held at once", json_schema_extra=VOLATILE)
 
     @model_validator(mode="before")

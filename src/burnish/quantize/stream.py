@@ -1,0 +1,265 @@
+"""Quantizing a checkpoint that is larger than memory: one decoder layer at a time, from disk to disk.
+
+The network is built without weights. A layer's are read, used and given back before the next layer's are; calibration
+text goes through the layers in step, as hidden states. The result is bit for bit that of the whole model in memory.
+
+The work is done while the result is saved, straight into the temporary directory that becomes the checkpoint, so that
+nothing is written twice and a killed run leaves nothing behind.
+
+Two-sided rounding needs gradients through the whole network, so it does not stream.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from burnish.arch import MatrixView, capture, layers, matrices
+from burnish.core.checkpoint import Model, quiet_transformers, shards_of, write_config, write_index
+from burnish.core.errors import CheckpointError
+from burnish.core.stage import Context
+from burnish.quantize.collect import Accumulator
+from burnish.quantize.export import (
+    Scheme,
+    ignored_modules,
+    pack_all,
+    packed_shapes,
+    quantization_config,
+)
+from burnish.quantize.method import Rounding, check_finite, quantize_matrices
+from burnish.quantize.propagate import hidden_batches
+from burnish.quantize.statistics import Calibration, Statistics
+from burnish.quantize.tensor_files import TensorReader, TensorWriter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHARE_OF_FREE_MEMORY = 0.5
+"""A model that would fill more than this is streamed unless the settings say otherwise."""
+
+
+class StreamedModel(Model):
+    """A result that is made while it is saved.
+
+    Attributes:
+        skeleton: the network without weights.
+        stored_dtype: of what is not rounded.
+        make: writes the tensors into a directory.
+    """
+
+    skeleton: PreTrainedModel
+    stored_dtype: torch.dtype
+    make: Callable[[Path], None]
+
+    def _write_weights(self, directory: Path) -> PreTrainedModel:
+        self.make(directory)
+        dtype = str(self.stored_dtype).removeprefix("torch.")
+        write_config(directory, self.config_on_disk(self.skeleton) | {"dtype": dtype})
+        return self.skeleton
+
+    def _directory(self) -> Path:
+        if self.path is None:
+            raise CheckpointError(
+                "was larger than memory, so it is quantized while it is saved", fix="save it, then use it"
+            )
+        return self.path
+
+
+def too_large(model: Model) -> bool:
+    """Whether the float32 network would fill more than half of the free memory."""
+    import psutil
+
+    if model.path is None or "module" in model.__dict__:
+        return False
+    return 4 * model.plan().num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+
+
+def why_not(method: str, model: Model) -> str | None:
+    """The reason why a model cannot be streamed, None if it can."""
+    if method == "yaqa":
+        return "yaqa needs gradients through the whole network"
+    if model.path is None or "module" in model.__dict__:
+        return "the model is in memory already"
+    on_disk = TensorReader(model.path).meta
+    skeleton = without_weights(model)
+    absent = [name for name in own_parameters(skeleton) if name not in on_disk]
+    return f"{absent[0]} is stored under another name or in parts" if absent else None
+
+
+def without_weights(model: Model) -> PreTrainedModel:
+    """The network with its parameters on the meta device and its buffers computed."""
+    import transformers
+
+    with torch.device("meta"), quiet_transformers():
+        skeleton = transformers.AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+    for path, part in skeleton.named_modules():
+        for name, buffer in list(part.named_buffers(path, recurse=False)):
+            part._buffers[name.rpartition(".")[2]] = torch.empty_like(buffer, device="cpu")
+        if part._buffers:
+            skeleton._init_weights(part)  # rotary frequencies
+    if model.path is not None and (model.path / "generation_config.json").is_file():
+        skeleton.generation_config = transformers.GenerationConfig.from_pretrained(model.path)
+    return skeleton.eval()
+
+
+def own_parameters(skeleton: PreTrainedModel) -> list[str]:
+    """What is saved: every entry of the state dict that is not tied to another."""
+    tied = skeleton.all_tied_weights_keys
+    return [name for name in skeleton.state_dict() if name not in tied]
+
+
+def stream(
+    views: Sequence[MatrixView],
+    skeleton: PreTrainedModel,
+    model: Model,
+    schemes: Mapping[str, Scheme],
+    rounding: Rounding,
+    calibration: Calibration | None,
+    ctx: Context,
+    *,
+    propagate: bool,
+) -> StreamedModel:
+    """The quantized model, to be made when it is saved.
+
+    Args:
+        views: the matrices to round, of the skeleton.
+        skeleton: from `without_weights`.
+        model: the input, on disk.
+        schemes: of every matrix, by name.
+        rounding: how.
+        calibration: the text; None for rtn.
+        ctx: of the stage.
+        propagate: whether a layer sees the outputs of rounded layers.
+    """
+    assert model.path is not None
+    source = TensorReader(model.path)
+    dtype = rounding.scale_dtype
+
+    def make(directory: Path) -> None:
+        work = _Work(source, skeleton, views, schemes, rounding)
+        with ExitStack() as stack:
+            writers = work.open(directory, dtype, stack)
+            rows: list[dict[str, Any]] = []
+            folds = None if calibration is None else work.first_inputs(calibration)
+            decoder_layers = layers(skeleton)
+            with ctx.progress.task("quantizing layer by layer", total=len(decoder_layers), unit="layers") as task:
+                for number, (path, layer) in enumerate(decoder_layers):
+                    own = [view for view in views if view.layer == number]
+                    with work.loaded(f"{path}."):
+                        statistics = None
+                        if folds is not None:
+                            scratch = directory / "statistics"
+                            statistics = work.collect(number, layer, own, folds, scratch, advance=not propagate)
+                        if own:
+                            check_finite(own)
+                            part = quantize_matrices(own, rounding, statistics)
+                            rows += part.rows
+                            packed = pack_all(part.codes, part.grids, own, schemes, scale_dtype=dtype)
+                            for tensors in packed.values():
+                                for name, tensor in tensors.items():
+                                    writers[name].write(name, tensor)
+                            del part, packed
+                        if folds is not None and propagate:
+                            with torch.no_grad():
+                                for batch in (batch for fold in folds for batch in fold):
+                                    batch.hidden = batch.through(number, layer)
+                    task.advance()
+            shutil.rmtree(directory / "statistics", ignore_errors=True)
+            for name in work.kept:
+                writers[name].write(name, source.read(name).to(torch.float32).to(dtype))
+        ctx.ledger.table("layers", rows)
+
+    base = model.derive()
+    result = StreamedModel(
+        tokenizer=base.tokenizer if base.has_tokenizer else None,
+        lineage=base.lineage,
+        quantization_config=quantization_config(rounding.scheme, views, schemes, ignored_modules(skeleton, views)),
+    )
+    result.skeleton, result.stored_dtype, result.make = skeleton, dtype, make
+    return result
+
+
+class _Work:
+    """What the layers of one checkpoint have in common."""
+
+    def __init__(
+        self,
+        source: TensorReader,
+        skeleton: PreTrainedModel,
+        views: Sequence[MatrixView],
+        schemes: Mapping[str, Scheme],
+        rounding: Rounding,
+    ) -> None:
+        self.source, self.skeleton, self.views, self.schemes = source, skeleton, views, schemes
+        self.rounding = rounding
+        rounded = {view.disk for view in views}
+        self.kept = [name for name in own_parameters(skeleton) if name not in rounded]
+
+    def open(self, directory: Path, dtype: torch.dtype, stack: ExitStack) -> dict[str, TensorWriter]:
+        """{name of a tensor: the file that takes it}."""
+        state = {name: self.source.meta[name].to(dtype) for name in self.kept}
+        for view in self.views:
+            state |= packed_shapes(view.disk, self.source.meta[view.disk].shape, self.schemes[view.name], dtype)
+        shards = shards_of(dict(sorted(state.items())))
+        write_index(directory, shards)
+        writers = {}
+        for file_name, tensors in shards.items():
+            writer = stack.enter_context(TensorWriter(directory / file_name, tensors))
+            writers |= dict.fromkeys(tensors, writer)
+        return writers
+
+    @contextmanager
+    def loaded(self, prefix: str) -> Iterator[None]:
+        """Parameters whose names start so are there inside the block, in float32."""
+        before: list[tuple[nn.Module, str, nn.Parameter]] = []
+        for path, module in self.skeleton.named_modules():
+            for name, parameter in list(module._parameters.items()):
+                full = f"{path}.{name}"
+                if parameter is not None and full.startswith(prefix) and full in self.source.meta:
+                    before.append((module, name, parameter))
+                    tensor = self.source.read(full).to(torch.float32)
+                    module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        try:
+            yield
+        finally:
+            for module, name, parameter in before:
+                module._parameters[name] = parameter
+
+    def first_inputs(self, calibration: Calibration) -> list[list[Any]]:
+        """Hidden states before the first layer, with the embeddings in memory for as long as that takes."""
+        embeddings = [v.parameter for v in matrices(self.skeleton) if v.part == "embedding" and v.layer is None]
+        with ExitStack() as stack:
+            for name in embeddings:
+                stack.enter_context(self.loaded(name))
+            return hidden_batches(self.skeleton, calibration)
+
+    def collect(
+        self,
+        number: int,
+        layer: nn.Module,
+        own: Sequence[MatrixView],
+        folds: Sequence[Sequence[Any]],
+        scratch: Path,
+        *,
+        advance: bool,
+    ) -> Statistics:
+        """Sums of one layer's matrices, fold by fold; with `advance` the hidden states become the layer's outputs."""
+        shutil.rmtree(scratch, ignore_errors=True)
+        statistics = Statistics(scratch, {}, range(len(folds)))
+        for fold, batches in enumerate(folds):
+            sums = Accumulator(own, None)
+            with capture(self.skeleton, own) as captured, torch.no_grad():
+                captured.callback = sums
+                for batch in batches:
+                    output = batch.through(number, layer)
+                    if advance:
+                        batch.hidden = output
+            sums.check()
+            statistics.write(number, fold, sums.packed(number))
+        return statistics

@@ -1,0 +1,179 @@
+"""From disk to disk, layer by layer: the same files as from memory, in a fraction of the memory."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from burnish.core import checkpoint
+from burnish.core.checkpoint import Model, hash_directory, load
+from burnish.core.errors import CheckpointError, NumericalError, SettingsError
+from burnish.core.ledger import Ledger
+from burnish.core.progress import Progress
+from burnish.core.stage import Context, seeded_generator
+from burnish.quantize.stage import Quantize
+from burnish.quantize.tensor_files import DTYPES, TensorReader, TensorWriter
+from conftest import small_llama, small_tokenizer
+
+SMALL = {"group_size": 32, "tokens": 512, "length": 32}
+DOWN = "re:.*down_proj"
+
+
+def tensors_of_every_dtype():
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-100, 100, (3, 5), generator=generator)
+    return {f"b.{name}": numbers.to(dtype) for dtype, name in DTYPES.items()} | {
+        "a.ünicode": numbers.float(),
+        "a.empty": torch.zeros(0, 4),
+        "a.scalar": torch.tensor(2.0),
+    }
+
+
+def test_a_file_is_the_one_that_the_safetensors_package_writes(tmp_path):
+    tensors = tensors_of_every_dtype()
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    with TensorWriter(tmp_path / "ours", {name: tensor.to("meta") for name, tensor in tensors.items()}) as writer:
+        for name in reversed(list(tensors)):
+            writer.write(name, tensors[name])
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_reading_gives_back_what_was_written(tmp_path):
+    tensors = tensors_of_every_dtype()
+    save_file(tensors, tmp_path / "model.safetensors")
+    reader = TensorReader(tmp_path)
+    for name, tensor in tensors.items():
+        assert torch.equal(reader.read(name).view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)), name
+
+
+def quantize(source, texts, target, **settings):
+    stage = Quantize(**SMALL | settings)
+    ledger = Ledger(None)
+    ctx = Context({"calibration": texts}, target / "work", "cpu", seeded_generator(0), Progress(False), ledger)
+    stage.run(load(source), ctx).save(target / "out")
+    (table,) = [row for row in ledger.rows if row["row"] == "table"]
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in table["rows"]]
+    return hash_directory(target / "out"), rows
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def source(request, tmp_path):
+    """Untied and tied heads, three layers, each dtype on disk."""
+    tied = request.param is torch.bfloat16
+    small_llama(num_hidden_layers=3, tie_word_embeddings=tied).to(request.param).save_pretrained(tmp_path / "source")
+    small_tokenizer().save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "rtn", "bits": 3},
+        {"method": "rtn", "bits": 4, "symmetric": False, "overrides": {DOWN: {"scheme": "fp8-dynamic"}}},
+        {"method": "gptq", "bits": 3, "ignore": ("re:.*layers.1.*",)},
+        {"method": "gptq", "bits": 2, "propagate": True, "symmetric": False},
+    ],
+    ids=["rtn", "mixed", "gptq", "propagated"],
+)
+def test_the_files_are_those_of_the_model_in_memory(source, texts, tmp_path, settings):
+    in_memory, rows = quantize(source, texts, tmp_path / "memory", stream=False, **settings)
+    streamed, streamed_rows = quantize(source, texts, tmp_path / "stream", stream=True, **settings)
+    assert streamed == in_memory
+    assert streamed_rows == rows
+
+
+def test_several_files_have_the_same_index(source, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 60_000)
+    in_memory, _ = quantize(source, texts, tmp_path / "memory", stream=False, method="rtn")
+    streamed, _ = quantize(source, texts, tmp_path / "stream", stream=True, method="rtn")
+    assert len(streamed) > 5 and streamed == in_memory
+
+
+def test_a_stock_loader_reads_it_and_the_result_opens_itself(source, ids, tmp_path):
+    result = Quantize(method="rtn", stream=True)(load(source))
+    with pytest.raises(CheckpointError, match="save it"):
+        _ = result.module
+    result.save(tmp_path / "out")
+    with torch.no_grad():
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+        torch.testing.assert_close(result.module(ids).logits, stock, rtol=0, atol=0)
+
+
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_left(source, tmp_path):
+    state = load_file(source / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.up_proj"):
+        Quantize(method="rtn", stream=True)(load(source)).save(tmp_path / "target" / "out")
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_what_cannot_be_streamed_is_refused_with_the_reason(source, texts):
+    with pytest.raises(SettingsError, match="gradients through the whole network"):
+        Quantize(method="yaqa", stream=True, **SMALL)(load(source), calibration=texts)
+    with pytest.raises(SettingsError, match="in memory already"):
+        Quantize(method="rtn", stream=True)(Model(module=load(source).module))
+
+
+def test_streaming_does_not_change_the_key():
+    assert Quantize(stream=True).canonical() == Quantize().canonical()
+
+
+def test_a_model_larger_than_half_of_the_free_memory_streams_by_itself(source, monkeypatch):
+    from burnish.quantize import stream
+
+    monkeypatch.setattr(stream, "SHARE_OF_FREE_MEMORY", 1e-9)
+    assert isinstance(Quantize(method="rtn")(load(source)), stream.StreamedModel)
+
+
+CHILD = """
+import resource, sys
+from burnish.core.checkpoint import load
+from burnish.quantize.stage import Quantize
+settings = {"method": sys.argv[3], "group_size": 64, "tokens": 128, "length": 32, "damping": 0.05, "stream": True}
+Quantize(**settings)(load(sys.argv[1]), calibration=[open(sys.argv[4]).read()]).save(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """1.5 GB of float32 in thirteen layers of 113 MB, written a tensor at a time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("large") / "model"
+    shape = {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 13, "num_attention_heads": 12}
+    config = LlamaConfig(vocab_size=384, **shape, tie_word_embeddings=True, dtype="float32")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(directory)
+    small_tokenizer().save_pretrained(directory)
+    with torch.device("meta"):
+        state = LlamaForCausalLM(config).state_dict()
+    del state["lm_head.weight"]
+    generator = torch.Generator().manual_seed(0)
+    with TensorWriter(directory / "model.safetensors", state) as writer:
+        for name, tensor in state.items():
+            writer.write(name, torch.randn(tensor.shape, generator=generator) * 0.02 + (tensor.ndim == 1))
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_memory_stays_below_six_tenths_of_the_checkpoint(large, tmp_path, method):
+    """Peak resident memory of a process of its own, as the kernel counts it, libraries included."""
+    from conftest import PROSE
+
+    size = (large / "model.safetensors").stat().st_size
+    assert size > 1.45e9
+    arguments = [str(large), str(tmp_path / "out"), method, str(PROSE)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    peak = int(child.stdout.split()[-1])
+    assert peak <= 0.6 * size, f"{peak / 1e6:.0f} MB for a checkpoint of {size / 1e6:.0f} MB"
