@@ -256,6 +256,13 @@ def test_a_missing_data_file_is_found_before_anything_runs(tiny_llama: Path, tmp
     assert not (tmp_path / "run" / "nodes").exists()
 
 
+def test_a_run_that_was_refused_may_be_corrected_in_the_same_place(tiny_llama: Path, tmp_path: Path):
+    bad = CHAIN.replace("{name: a,", "{name: a, text: gone,")
+    with pytest.raises(DataError):
+        run(bad, tiny_llama, tmp_path / "run").execute()
+    assert run(CHAIN, tiny_llama, tmp_path / "run").decide()[0].action == "run"
+
+
 def test_a_directory_of_something_else_is_no_run_directory(tiny_llama: Path, tmp_path: Path):
     (tmp_path / "photo.jpg").write_text("x")
     with pytest.raises(OutputError, match="is not a run directory"):

@@ -55,6 +55,7 @@ from burnish.core.stage import Plan, Stage
 
 RUN_FILE = "run.json"
 RUN_FORMAT = 1
+LOCK_FILE = ".lock"
 NODE_ERROR_STATUS = 3
 """Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
 
@@ -134,7 +135,8 @@ class Run:
     def _read_state(self) -> dict[str, Any]:
         path = self.directory / RUN_FILE
         if not path.is_file():
-            occupied = self.directory.is_dir() and any(self.directory.iterdir())
+            # A run that was refused before it began leaves its lock behind.
+            occupied = self.directory.is_dir() and any(path.name != LOCK_FILE for path in self.directory.iterdir())
             if occupied or (self.directory.exists() and not self.directory.is_dir()):
                 raise OutputError(
                     "exists and is not a run directory", where=str(self.directory), fix="choose another with -o"
@@ -503,7 +505,7 @@ class Run:
         """One burnish at a time in a run directory."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = (self.directory / ".lock").open("a")
+            lock = (self.directory / LOCK_FILE).open("a")
         except OSError as error:
             raise OutputError(f"cannot be written to ({error.strerror})", where=str(self.directory)) from None
         with lock:
