@@ -23,11 +23,11 @@ class Scale(Stage):
     version = 1
     memory_settings: ClassVar[str] = "--factor"
 
-    factor: float = Field(0.5, gt=0, description="what weights are multiplied by")
-    text: DataRef | None = Field(None, description="a file whose length is added to nothing, but hashed")
-    teacher: CheckpointRef | None = Field(None, description="a checkpoint whose first matrix is added")
-    pause: float = Field(0, json_schema_extra=VOLATILE, description="seconds to wait before the work")
-    fault: str = Field("", json_schema_extra=VOLATILE, description="how to fail: error, memory, kill or crash")
+    factor: float = Field(default=0.5, gt=0, description="what weights are multiplied by")
+    text: DataRef | None = Field(default=None, description="a file whose length is added to nothing, but hashed")
+    teacher: CheckpointRef | None = Field(default=None, description="a checkpoint whose first matrix is added")
+    pause: float = Field(default=0, json_schema_extra=VOLATILE, description="seconds to wait before the work")
+    fault: str = Field(default="", json_schema_extra=VOLATILE, description="how to fail: error, memory, kill or crash")
 
     def run(self, model: Model, ctx: Context) -> Model:
         import torch

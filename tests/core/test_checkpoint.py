@@ -46,6 +46,14 @@ def test_two_saves_of_one_model_have_one_hash(tiny_llama: Path, tmp_path: Path):
     assert load(tmp_path / "a").hash == load(tmp_path / "b").hash
 
 
+def test_a_cast_leaves_rotary_frequencies_alone(tiny_llama: Path):
+    module = checkpoint.cast(load(tiny_llama).module, torch.bfloat16)
+    stock = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    assert module.dtype == torch.bfloat16
+    tokens = torch.arange(12)[None]
+    assert torch.equal(module(tokens).logits, stock(tokens).logits)
+
+
 def test_shards_are_written_with_an_index_and_load(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 100_000)
     model = load(tiny_llama)

@@ -37,31 +37,49 @@ class Align(Stage):
     summary: ClassVar[str] = "preference training with DPO or a reward model; APS and R3M for weak and wrong labels"
     memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"
 
-    loss: Loss = Field("aps-dpo", description="what is trained (dpo: the policy; reward: a reward model) and how")
-    data: DataRef | None = Field(None, description="preference pairs: .jsonl, .jsonl.gz, .json, .parquet or a hub id")
-    reference: CheckpointRef | None = Field(None, description="the reference of DPO; the model itself when not given")
+    loss: Loss = Field(
+        default="aps-dpo", description="what is trained (dpo: the policy; reward: a reward model) and how"
+    )
+    data: DataRef | None = Field(
+        default=None, description="preference pairs: .jsonl, .jsonl.gz, .json, .parquet or a hub id"
+    )
+    reference: CheckpointRef | None = Field(
+        default=None, description="the reference of DPO; the model itself when not given"
+    )
 
-    beta: float = Field(0.1, gt=0, description="DPO: how strongly the policy is held to the reference")
-    rho0: float = Field(0.1, gt=0, description="APS: radius of the robust problem, in nats")
-    tau0: float = Field(0.1, gt=0, description="APS: smallest scale of a pair")
-    tau_max: float = Field(5.0, gt=0, description="APS: largest scale of a pair")
-    lam: float = Field(0.75, gt=0, lt=1, description="R3M: largest weight of a pair")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is wrong")
+    beta: float = Field(default=0.1, gt=0, description="DPO: how strongly the policy is held to the reference")
+    rho0: float = Field(default=0.1, gt=0, description="APS: radius of the robust problem, in nats")
+    tau0: float = Field(default=0.1, gt=0, description="APS: smallest scale of a pair")
+    tau_max: float = Field(default=5.0, gt=0, description="APS: largest scale of a pair")
+    lam: float = Field(default=0.75, gt=0, lt=1, description="R3M: largest weight of a pair")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="probability that a label is wrong")
 
     lr: float | None = Field(
-        None, gt=0, description="learning rate; when not given 1e-6 (dpo), 5e-5 (dpo with LoRA) or 1e-4 (reward)"
+        default=None,
+        gt=0,
+        description="learning rate; when not given 1e-6 (dpo), 5e-5 (dpo with LoRA) or 1e-4 (reward)",
     )
-    optimizer: Literal["adamw", "normuon", "muon", "cosmos", "soap"] = Field("adamw", description="of burnish.optim")
-    epochs: float = Field(1.0, gt=0, description="passes over the data; max_steps overrides it")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps")
-    batch: int = Field(16, ge=1, description="pairs per optimizer step")
-    micro_batch: int = Field(4, ge=1, description="pairs per forward pass; divides batch")
-    max_length: int = Field(1024, ge=8, description="tokens of prompt and answer; dpo cuts the end, reward leaves out")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights")
-    holdout: float = Field(0.05, ge=0, lt=1, description="share of the pairs kept for measuring, not trained on")
-    on_bad_pair: Literal["refuse", "drop"] = Field("refuse", description="empty or identical pairs: refuse or drop")
-    save_every: int = Field(50, ge=1, description="steps between states that an interrupted run continues from")
+    optimizer: Literal["adamw", "normuon", "muon", "cosmos", "soap"] = Field(
+        default="adamw", description="of burnish.optim"
+    )
+    epochs: float = Field(default=1.0, gt=0, description="passes over the data; max_steps overrides it")
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps")
+    batch: int = Field(default=16, ge=1, description="pairs per optimizer step")
+    micro_batch: int = Field(default=4, ge=1, description="pairs per forward pass; divides batch")
+    max_length: int = Field(
+        default=1024, ge=8, description="tokens of prompt and answer; dpo cuts the end, reward leaves out"
+    )
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    lora_rank: int = Field(
+        default=0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights"
+    )
+    holdout: float = Field(
+        default=0.05, ge=0, lt=1, description="share of the pairs kept for measuring, not trained on"
+    )
+    on_bad_pair: Literal["refuse", "drop"] = Field(
+        default="refuse", description="empty or identical pairs: refuse or drop"
+    )
+    save_every: int = Field(default=50, ge=1, description="steps between states that an interrupted run continues from")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Align:

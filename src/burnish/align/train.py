@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.align.pairs import Pairs, check_pairs, read_pairs, split_prompt
-from burnish.core.checkpoint import Lineage, Model, load
+from burnish.core.checkpoint import Lineage, Model, cast, load
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError
 from burnish.core.stage import Context, Kind
 from burnish.optim import OPTIMIZERS
@@ -64,7 +64,8 @@ def align(settings: Align, model: Model, ctx: Context) -> Model:
     trainer.remove_callback(PrinterCallback)
     # set before training, so that the adapters are there to be routed; the Trainer then makes none of its own
     optimizer = OPTIMIZERS[settings.optimizer]
-    trainer.optimizer = optimizer.for_model(trainer.model, settings.learning_rate, weight_decay=0.0)
+    policy: Any = trainer.model
+    trainer.optimizer = optimizer.for_model(policy, settings.learning_rate, weight_decay=0.0)
     before = trainer.evaluate() if held_out is not None else {}
     with ctx.progress.task(f"align ({settings.loss})", unit="steps") as task:
         trainer.add_callback(_Bar(task))
@@ -77,7 +78,7 @@ def align(settings: Align, model: Model, ctx: Context) -> Model:
     result.__dict__.pop("forward", None)  # TRL's fused head; the class's own forward is what a checkpoint has
     kind = Kind.SEQUENCE_CLASSIFIER if settings.makes_reward else Kind.CAUSAL_LM
     lineage = Lineage(kind=kind, base_model=model.name, licence=model.lineage.licence)
-    return model.derive(module=result.to(dtype).eval(), lineage=lineage)
+    return model.derive(module=cast(result, dtype).eval(), lineage=lineage)
 
 
 def hold_out(pairs: Pairs, share: float, generator: torch.Generator) -> tuple[Pairs, Pairs | None]:
@@ -179,7 +180,7 @@ def _reward_module(model: Model, seed: int) -> Any:
         torch.manual_seed(seed)
         classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     classifier.base_model.load_state_dict(source.base_model.state_dict())
-    return classifier.to(source.dtype)
+    return cast(classifier, source.dtype)
 
 
 def _last_state(work_dir: Path) -> str | None:

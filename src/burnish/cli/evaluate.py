@@ -13,7 +13,7 @@ from burnish.evaluate.stage import Evaluate
 
 class _Options(Evaluate):
     reference: Annotated[str | None, Parameter(name="--against")] = Field(
-        None, description="checkpoint to measure the divergence from"
+        default=None, description="checkpoint to measure the divergence from"
     )
 
 

@@ -23,14 +23,14 @@ class Upcycle(Stage):
     summary: ClassVar[str] = "a dense Llama-type model as a Mixtral, unchanged in what it computes"
     memory_settings: ClassVar[str] = "num_experts"
 
-    num_experts: int = Field(8, ge=2, description="experts per layer")
-    top_k: int = Field(2, ge=1, description="experts chosen for each token")
+    num_experts: int = Field(default=8, ge=2, description="experts per layer")
+    top_k: int = Field(default=2, ge=1, description="experts chosen for each token")
     noise: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="noise on each expert's weights, in their standard deviations; 0 keeps the function exactly",
     )
-    router_aux_loss_coef: float = Field(0.01, ge=0, description="load-balancing loss that training will use")
+    router_aux_loss_coef: float = Field(default=0.01, ge=0, description="load-balancing loss that training will use")
 
     def plan(self, before: Plan) -> Plan:
         from burnish.convert.upcycle import mixtral_config

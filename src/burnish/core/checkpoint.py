@@ -313,7 +313,6 @@ class Model:
     @cached_property
     def module(self) -> PreTrainedModel:
         """The network, in evaluation mode. A packed checkpoint is decompressed to dense weights."""
-        import torch
         import transformers
 
         directory = self._directory()
@@ -338,10 +337,8 @@ class Model:
             absent = sorted(info["missing_keys"])
             raise CheckpointError(f"{len(absent)} weights are missing, the first is {absent[0]}", where=str(directory))
         if self.dtype is not None and self.lineage.weights is Weights.PACKED:
-            module = module.to(self.dtype)
-        if self.device != "cpu":
-            module = module.to(torch.device(self.device))
-        return module.eval()
+            cast(module, self.dtype)
+        return move(module, self.device).eval()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -481,6 +478,25 @@ class Model:
         if self.quantization_config is not None:
             config["quantization_config"] = self.quantization_config
         return json.loads(json.dumps(config, default=str))
+
+
+def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Changes the dtype of the parameters, in place, and of nothing else.
+
+    `module.to(dtype)` would also round buffers that stock loading keeps in float32, such as rotary frequencies, and so
+    change what the model computes.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return module
+
+
+def move(module: PreTrainedModel, device: str) -> PreTrainedModel:
+    """Puts a module on a device, in place; transformers' own `to` refuses what it calls quantized models."""
+    import torch
+
+    return torch.nn.Module.to(module, torch.device(device))
 
 
 def load(

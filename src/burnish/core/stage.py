@@ -6,8 +6,8 @@ Importing a stage's module must stay cheap: the method is imported inside `run`.
     class Quantize(Stage):
         name = "quantize"
         version = 1
-        bits: int = Field(4, ge=2, le=8, description="bits per weight")
-        calibration: DataRef | None = Field(None, description="text to collect activation statistics from")
+        bits: int = Field(default=4, ge=2, le=8, description="bits per weight")
+        calibration: DataRef | None = Field(default=None, description="text to collect activation statistics from")
 
         def plan(self, before: Plan) -> Plan: ...
         def run(self, model: Model, ctx: Context) -> Model: ...
@@ -134,8 +134,8 @@ class Stage(Settings):
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.DENSE})
     memory_settings: ClassVar[str] = ""
 
-    seed: int = Field(0, ge=0, description="seed of every random draw")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
+    seed: int = Field(default=0, ge=0, description="seed of every random draw")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
 
     # -- to override -------------------------------------------------------------------------------------------------
 

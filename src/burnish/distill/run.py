@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from burnish.core.checkpoint import Model, compute_dtype, load
+from burnish.core.checkpoint import Model, compute_dtype, load, move
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
 from burnish.distill.losses import Distillation
@@ -27,7 +25,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
         raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
     check_match(settings, model.module.config, source.module.config)
-    teacher = source.module.to(device=torch.device(ctx.device)).eval()
+    teacher = move(source.module, ctx.device).eval()
     own = getattr(model.config, "router_aux_loss_coef", None)
     if own is None and settings.balance:
         raise SettingsError("the student has no load-balancing loss", where="balance", fix="leave balance out")

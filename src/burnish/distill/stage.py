@@ -24,20 +24,26 @@ class Distill(Train):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "a student learns a teacher's distribution over the next token"
 
-    teacher: CheckpointRef | None = Field(None, description="the model to learn from, with the student's vocabulary")
+    teacher: CheckpointRef | None = Field(
+        default=None, description="the model to learn from, with the student's vocabulary"
+    )
     divergence: Literal["forward", "reverse", "jsd", "top_k"] = Field(
-        "forward", description="of logits; top_k: forward KL from the teacher's likeliest tokens and one for the rest"
+        default="forward",
+        description="of logits; top_k: forward KL from the teacher's likeliest tokens and one for the rest",
     )
-    temperature: float = Field(1.0, gt=0, description="divides the logits of both")
-    top_k: int = Field(8, ge=1, description="tokens of divergence top_k")
-    beta: float = Field(0.5, gt=0, lt=1, description="of divergence jsd")
-    alpha: float = Field(0.9, ge=0, le=1, description="share of the divergence; the rest is cross-entropy on the data")
+    temperature: float = Field(default=1.0, gt=0, description="divides the logits of both")
+    top_k: int = Field(default=8, ge=1, description="tokens of divergence top_k")
+    beta: float = Field(default=0.5, gt=0, lt=1, description="of divergence jsd")
+    alpha: float = Field(
+        default=0.9, ge=0, le=1, description="share of the divergence; the rest is cross-entropy on the data"
+    )
     weighting: Literal["token", "turn", "certain", "uncertain", "focus"] = Field(
-        "token", description="how much a token counts: equally, per turn, by the teacher's certainty, by divergence"
+        default="token",
+        description="how much a token counts: equally, per turn, by the teacher's certainty, by divergence",
     )
-    gamma: float = Field(1.0, ge=0, description="how strongly certain, uncertain and focus tell tokens apart")
-    hidden: float = Field(0.0, ge=0, description="coefficient of the hidden states' error, for equal shapes")
-    router: float = Field(0.0, ge=0, description="coefficient of the routers' divergence, for equal experts")
+    gamma: float = Field(default=1.0, ge=0, description="how strongly certain, uncertain and focus tell tokens apart")
+    hidden: float = Field(default=0.0, ge=0, description="coefficient of the hidden states' error, for equal shapes")
+    router: float = Field(default=0.0, ge=0, description="coefficient of the routers' divergence, for equal experts")
 
     def plan(self, before: Plan) -> Plan:
         if self.teacher is None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.core.checkpoint import Model, compute_dtype, pick_device
+from burnish.core.checkpoint import Model, cast, compute_dtype, move, pick_device
 from burnish.core.errors import CheckpointError, DataError
 from burnish.core.progress import Progress
 from burnish.core.stage import Kind, Weights
@@ -146,8 +146,7 @@ def network(model: Model, *, dtype: torch.dtype, device: str) -> PreTrainedModel
         module = model.module
         if module.dtype == dtype and module.device == torch.device(device):
             return module.eval()
-        duplicate: Any = copy.deepcopy(module)
-        return duplicate.to(device=device, dtype=dtype).eval()
+        return move(cast(copy.deepcopy(module), dtype), device).eval()
     return Model(path=model.path, lineage=model.lineage, dtype=dtype, device=device).module
 
 

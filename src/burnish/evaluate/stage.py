@@ -59,19 +59,21 @@ class Evaluation:
 class Evaluate(Settings):
     """Measures a causal language model: quality on a text, divergence from a reference, speed, memory, sizes."""
 
-    text: DataRef = Field("wikitext2-test", description="text to measure on: a shipped name, a file or a directory")
-    num_windows: int = Field(20, ge=1, description="windows of text")
-    context: int = Field(1024, ge=2, description="tokens per window")
-    max_chars: int | None = Field(400_000, ge=1, description="characters of the text that are used")
-    reference: CheckpointRef | None = Field(None, description="checkpoint to measure the divergence from")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="dtype to compute in; auto is float32 on a CPU and bfloat16 on a GPU"
+    text: DataRef = Field(
+        default="wikitext2-test", description="text to measure on: a shipped name, a file or a directory"
     )
-    speed: bool = Field(True, description="measure tokens per second and memory as well")
-    prompt_tokens: int = Field(512, ge=1, description="tokens of the prompt in the speed measurement")
-    decode_tokens: int = Field(32, ge=1, description="tokens generated in the speed measurement")
-    repeats: int = Field(3, ge=1, description="repeats of the speed measurement")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
+    num_windows: int = Field(default=20, ge=1, description="windows of text")
+    context: int = Field(default=1024, ge=2, description="tokens per window")
+    max_chars: int | None = Field(default=400_000, ge=1, description="characters of the text that are used")
+    reference: CheckpointRef | None = Field(default=None, description="checkpoint to measure the divergence from")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="dtype to compute in; auto is float32 on a CPU and bfloat16 on a GPU"
+    )
+    speed: bool = Field(default=True, description="measure tokens per second and memory as well")
+    prompt_tokens: int = Field(default=512, ge=1, description="tokens of the prompt in the speed measurement")
+    decode_tokens: int = Field(default=32, ge=1, description="tokens generated in the speed measurement")
+    repeats: int = Field(default=3, ge=1, description="repeats of the speed measurement")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
 
     def __call__(
         self,

@@ -36,8 +36,9 @@ class EventStream:
         self.recent: list[tuple[float, int, tuple[float, float] | None, int | None]] = []
         self.encoder = IncrementalEncoder(model.encoder, capacity=model.window)
         # Exact quantiles of a SmurfTHP need no torch; a score-only one is renormalised, which the batched code does.
-        fast = isinstance(model, SmurfTHP) and not forecaster.renormalise
-        self.hazard = OnlineHazard(model) if fast else None
+        self.hazard: OnlineHazard | None = None
+        if isinstance(model, SmurfTHP) and not forecaster.renormalise:
+            self.hazard = OnlineHazard(model)
         self.origin: float | None = None
         self.hidden: NDArray[Any] | None = None
         self.since = 0.0

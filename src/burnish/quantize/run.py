@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from burnish.arch import MatrixView, matrices
-from burnish.core.checkpoint import Model
+from burnish.core.checkpoint import Model, cast, move
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.quantize.collect import collect
@@ -71,8 +70,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     ctx.ledger.table("layers", quantized.rows)
     packed = pack_all(quantized.codes, quantized.grids, views, schemes, scale_dtype=dtype)
     config = quantization_config(rounding.scheme, views, schemes, ignored_modules(module, views))
-    nn.Module.to(module, dtype=dtype)
-    return model.derive(module=module, packed=packed, quantization_config=config)
+    return model.derive(module=cast(module, dtype), packed=packed, quantization_config=config)
 
 
 def to_be_streamed(settings: Quantize, model: Model) -> bool:
@@ -105,8 +103,7 @@ def working_copy(model: Model, device: str) -> PreTrainedModel:
         return Model(path=model.path, lineage=model.lineage, dtype=torch.float32, device=device).module
     module = copy.deepcopy(model.module)
     working = torch.float64 if module.dtype is torch.float64 else torch.float32
-    nn.Module.to(module, device=torch.device(device), dtype=working)
-    return module.eval()
+    return move(cast(module, working), device).eval()
 
 
 def weights_hash(model: Model, module: PreTrainedModel) -> str:

@@ -24,10 +24,10 @@ FIXED: dict[str, dict[str, Any]] = {
 class SchemeSettings(Settings):
     """The scheme of the matrices that a pattern of `overrides` matches; what is left out is as in the stage."""
 
-    scheme: SchemeKind = Field("int", description="as in the stage")
-    bits: int = Field(4, ge=2, le=8, description="as in the stage")
-    group_size: int | None = Field(64, ge=1, description="as in the stage")
-    symmetric: bool = Field(True, description="as in the stage")
+    scheme: SchemeKind = Field(default="int", description="as in the stage")
+    bits: int = Field(default=4, ge=2, le=8, description="as in the stage")
+    group_size: int | None = Field(default=64, ge=1, description="as in the stage")
+    symmetric: bool = Field(default=True, description="as in the stage")
 
 
 def complete_scheme(

@@ -26,46 +26,57 @@ class Quantize(Stage):
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
     method: Literal["rtn", "gptq", "yaqa"] = Field(
-        "gptq", description="rtn: nearest; gptq: one-sided, seconds to minutes; yaqa: two-sided, best, slowest"
+        default="gptq", description="rtn: nearest; gptq: one-sided, seconds to minutes; yaqa: two-sided, best, slowest"
     )
     scheme: SchemeKind = Field(
-        "int",
+        default="int",
         description="int: packed weights; fp8-dynamic, w8a8-int8: 8-bit weights with a scale per row, and the engine "
         "rounds activations to 8 bits too, token by token",
     )
-    bits: int = Field(4, ge=2, le=8, description="bits per weight (scheme int)")
+    bits: int = Field(default=4, ge=2, le=8, description="bits per weight (scheme int)")
     group_size: int | None = Field(
-        64, ge=1, description="inputs that share a scale; null for one scale per row (scheme int)"
+        default=64, ge=1, description="inputs that share a scale; null for one scale per row (scheme int)"
     )
-    symmetric: bool = Field(True, description="grid without zero points (scheme int)")
+    symmetric: bool = Field(default=True, description="grid without zero points (scheme int)")
     overrides: dict[str, SchemeSettings] = Field(
         default_factory=dict,
         description="schemes of some matrices, {name or re:PATTERN: {bits: 8}}; first match",
     )
-    calibration: DataRef = Field("wikitext2-valid", description="text to collect statistics from (not used by rtn)")
+    calibration: DataRef = Field(
+        default="wikitext2-valid", description="text to collect statistics from (not used by rtn)"
+    )
     tokens: int | None = Field(
-        None, ge=1, description="calibration tokens; null takes 16,384 for gptq and 65,536 for yaqa"
+        default=None, ge=1, description="calibration tokens; null takes 16,384 for gptq and 65,536 for yaqa"
     )
-    length: int = Field(256, ge=8, description="tokens per calibration window")
+    length: int = Field(default=256, ge=8, description="tokens per calibration window")
     damping: float | None = Field(
-        None, ge=1e-4, description="multiple of the mean diagonal added to factors; null chooses it on held-out windows"
+        default=None,
+        ge=1e-4,
+        description="multiple of the mean diagonal added to factors; null chooses it on held-out windows",
     )
-    scale_search: bool = Field(False, description="search a clipping ratio per group instead of the full range")
+    scale_search: bool = Field(default=False, description="search a clipping ratio per group instead of the full range")
     sketch: Literal["a", "b"] = Field(
-        "b", description="yaqa's factors: b keeps the dependence between tokens, a does not"
+        default="b", description="yaqa's factors: b keeps the dependence between tokens, a does not"
     )
-    folds: int = Field(4, ge=2, description="parts of the calibration text; the last is held out to choose shrinkage")
+    folds: int = Field(
+        default=4, ge=2, description="parts of the calibration text; the last is held out to choose shrinkage"
+    )
     propagate: bool = Field(
-        False, description="gptq only: statistics from activations of the layers quantized so far, not the original's"
+        default=False,
+        description="gptq only: statistics from activations of the layers quantized so far, not the original's",
     )
-    ignore: tuple[str, ...] = Field((), description="matrices to leave dense: names, or re:PATTERN")
-    engine: Literal["vllm", "vllm-cpu"] | None = Field(None, description="refuse what this engine has no kernel for")
+    ignore: tuple[str, ...] = Field(default=(), description="matrices to leave dense: names, or re:PATTERN")
+    engine: Literal["vllm", "vllm-cpu"] | None = Field(
+        default=None, description="refuse what this engine has no kernel for"
+    )
     stream: bool | None = Field(
-        None,
+        default=None,
         description="rtn, gptq: one decoder layer in memory at a time; null: where all would fill half of what is free",
         json_schema_extra=VOLATILE,
     )
-    memory: int = Field(2_000_000_000, ge=1, description="bytes of statistics held at once", json_schema_extra=VOLATILE)
+    memory: int = Field(
+        default=2_000_000_000, ge=1, description="bytes of statistics held at once", json_schema_extra=VOLATILE
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class TensorReader:
         tensor = torch.empty_like(self.meta[name], device="cpu")
         with path.open("rb", buffering=0) as file:
             file.seek(start)
-            buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy()) if size else memoryview(b"")
+            buffer = memoryview(_bytes_of(tensor)) if size else memoryview(b"")
             filled = 0
             while filled < size:
                 count = file.readinto(buffer[filled:])
@@ -99,7 +100,7 @@ class TensorWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         expected = self.missing.pop(name)
         assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype), f"{name} is not as it was laid out"
-        data = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        data = memoryview(_bytes_of(tensor.detach().cpu().contiguous()))
         position = self._base + self._starts[name]
         while data:
             count = os.pwrite(self._file.fileno(), data, position)
@@ -113,3 +114,8 @@ class TensorWriter:
     ) -> None:
         self._file.close()
         assert kind is not None or not self.missing, f"{next(iter(self.missing))} was never written"
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    """The memory of a contiguous CPU tensor, as an array of bytes."""
+    return tensor.view(-1).view(torch.uint8).numpy()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, describe, matrices
-from burnish.core.checkpoint import Model, load
+from burnish.core.checkpoint import Model, cast, load, move
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.core.stage import Context
 from burnish.slim.collect import Sums, collect, down_views, grams, output_views
@@ -45,7 +45,7 @@ def run(settings: Slim, model: Model, ctx: Context) -> Model:
         kept, rows = _drop(settings, model, module, config, ctx)
         refitted = {}
     ctx.ledger.table("slim", rows)
-    return model.derive(module=cut(module, config, kept, refitted).to(dtype))
+    return model.derive(module=cast(cut(module, config, kept, refitted), dtype))
 
 
 def _narrow(
@@ -280,4 +280,4 @@ def _working_copy(model: Model, device: str) -> PreTrainedModel:
     working = stored if device.startswith("cuda") or stored is torch.float64 else torch.float32
     if model.path is not None and "module" not in model.__dict__:
         return Model(path=model.path, lineage=model.lineage, dtype=working, device=device).module
-    return copy.deepcopy(model.module).to(device=torch.device(device), dtype=working).eval()
+    return move(cast(copy.deepcopy(model.module), working), device).eval()

@@ -28,37 +28,39 @@ class Slim(Stage):
     memory_settings: ClassVar[str] = "memory (bytes of refit statistics held at once) or length"
 
     method: Literal["narrow", "drop"] = Field(
-        "narrow", description="narrow: keep every expert, make all narrower (SlimMoE); drop: remove whole experts"
+        default="narrow",
+        description="narrow: keep every expert, make all narrower (SlimMoE); drop: remove whole experts",
     )
     target: str | None = Field(
-        None, description="size to reach: a share of the parameters (20%) or bytes of weights in bfloat16 (24GB)"
+        default=None,
+        description="size to reach: a share of the parameters (20%) or bytes of weights in bfloat16 (24GB)",
     )
-    width: int | None = Field(None, ge=1, description="width of each expert, instead of a target")
-    num_experts: int | None = Field(None, ge=1, description="experts to keep per layer, instead of a target")
+    width: int | None = Field(default=None, ge=1, description="width of each expert, instead of a target")
+    num_experts: int | None = Field(default=None, ge=1, description="experts to keep per layer, instead of a target")
     num_key_value_heads: int | None = Field(
-        None, ge=1, description="attention groups to keep, each with its query heads; null keeps all"
+        default=None, ge=1, description="attention groups to keep, each with its query heads; null keeps all"
     )
-    multiple: int = Field(64, ge=1, description="a width found from a target is a multiple of this")
+    multiple: int = Field(default=64, ge=1, description="a width found from a target is a multiple of this")
     score: str | None = Field(
-        None,
+        default=None,
         description=f"what is kept: {', '.join(NEURON_SCORES)} (narrow, default fisher); "
         f"{', '.join(EXPERT_SCORES)} (drop, default reap)",
     )
     labels: Literal["sampled", "text", "teacher"] = Field(
-        "sampled",
+        default="sampled",
         description="loss behind first-order scores: cross-entropy on labels drawn from the model or on the text, or "
         "the divergence from a teacher that is another model",
     )
-    teacher: CheckpointRef | None = Field(None, description="the other model, for labels: teacher")
-    refit: bool = Field(False, description="refit down_proj of narrowed experts by least squares")
-    calibration: DataRef = Field("wikitext2-valid", description="text to score on")
-    tokens: int = Field(65_536, ge=1, description="calibration tokens")
-    length: int = Field(256, ge=8, description="tokens per calibration window")
+    teacher: CheckpointRef | None = Field(default=None, description="the other model, for labels: teacher")
+    refit: bool = Field(default=False, description="refit down_proj of narrowed experts by least squares")
+    calibration: DataRef = Field(default="wikitext2-valid", description="text to score on")
+    tokens: int = Field(default=65_536, ge=1, description="calibration tokens")
+    length: int = Field(default=256, ge=8, description="tokens per calibration window")
     allow_unseen: bool = Field(
-        False, description="rank neurons of experts that saw no calibration token by the size of their weights"
+        default=False, description="rank neurons of experts that saw no calibration token by the size of their weights"
     )
     memory: int = Field(
-        2_000_000_000, ge=1, description="bytes of refit statistics held at once", json_schema_extra=VOLATILE
+        default=2_000_000_000, ge=1, description="bytes of refit statistics held at once", json_schema_extra=VOLATILE
     )
 
     @model_validator(mode="after")

@@ -87,7 +87,7 @@ def _place(view: MatrixView, expert: int | None) -> tuple[int | None, str, str, 
 
 
 def _old_expert(view: MatrixView, kept: Kept) -> int | None:
-    if view.expert is None or view.layer not in kept.experts:
+    if view.expert is None or view.layer is None or view.layer not in kept.experts:
         return view.expert
     return int(kept.experts[view.layer][view.expert])
 

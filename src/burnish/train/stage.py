@@ -28,50 +28,68 @@ class Train(Stage):
     summary: ClassVar[str] = "training on texts or chats with NorMuon, Muon, COSMOS, SOAP or AdamW; packed, resumable"
     memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
 
-    data: DataRef | None = Field(None, description="texts or chats to train on")
-    validation: DataRef | None = Field(None, description="texts or chats to measure on during training")
-    holdout: float = Field(0.0, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
-    context: int = Field(512, ge=2, description="tokens of a row")
+    data: DataRef | None = Field(default=None, description="texts or chats to train on")
+    validation: DataRef | None = Field(default=None, description="texts or chats to measure on during training")
+    holdout: float = Field(default=0.0, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
+    context: int = Field(default=512, ge=2, description="tokens of a row")
     overlong: Literal["auto", "split", "truncate", "drop", "refuse"] = Field(
-        "auto", description="documents longer than the context; auto splits texts and refuses chats"
+        default="auto", description="documents longer than the context; auto splits texts and refuses chats"
     )
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps; when not given, from epochs")
-    epochs: float = Field(1.0, gt=0, description="passes over the data")
-    batch: int = Field(16, ge=1, description="rows per optimizer step")
-    micro_batch: int | None = Field(None, ge=1, description="rows per forward pass; all of the batch when not given")
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; when not given, from epochs")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the data")
+    batch: int = Field(default=16, ge=1, description="rows per optimizer step")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="rows per forward pass; all of the batch when not given"
+    )
 
-    optimizer: Optimizer = Field("normuon", description="rule of the matrices; everything else takes AdamW")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate; AdamW's rates work for normuon, muon and cosmos")
-    adamw_lr: float | None = Field(None, gt=0, description="peak rate of embeddings, heads and norms; lr if not given")
-    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay; norms and biases have none")
-    split_fused: bool = Field(False, description="step the parts of fused q, k, v and gate, up matrices on their own")
-    optimizer_options: dict[str, Any] = Field({}, description="further options of the optimizer's class")
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field("cosine", description="learning rate over time")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps in which it falls")
-    final_lr: float = Field(0.0, ge=0, le=1, description="last learning rate, in units of the peak")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="steps whose gradient is not finite")
+    optimizer: Optimizer = Field(default="normuon", description="rule of the matrices; everything else takes AdamW")
+    lr: float = Field(
+        default=3e-4, gt=0, description="peak learning rate; AdamW's rates work for normuon, muon and cosmos"
+    )
+    adamw_lr: float | None = Field(
+        default=None, gt=0, description="peak rate of embeddings, heads and norms; lr if not given"
+    )
+    weight_decay: float = Field(default=0.1, ge=0, description="decoupled weight decay; norms and biases have none")
+    split_fused: bool = Field(
+        default=False, description="step the parts of fused q, k, v and gate, up matrices on their own"
+    )
+    optimizer_options: dict[str, Any] = Field(default={}, description="further options of the optimizer's class")
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field(
+        default="cosine", description="learning rate over time"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    decay: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the steps in which it falls")
+    final_lr: float = Field(default=0.0, ge=0, le=1, description="last learning rate, in units of the peak")
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
+    on_nonfinite: Literal["stop", "skip"] = Field(default="stop", description="steps whose gradient is not finite")
     balance: float | None = Field(
-        None, ge=0, description="weight of the experts' load-balancing loss; the model's own when not given"
+        default=None, ge=0, description="weight of the experts' load-balancing loss; the model's own when not given"
     )
 
-    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights")
-    lora_alpha: float | None = Field(None, gt=0, description="scale of the adapters; twice the rank when not given")
-    lora_targets: str = Field("all-linear", description="modules that get adapters, separated by commas")
-    lora_init: Literal["default", "gaussian", "pissa", "olora", "corda"] = Field(
-        "default", description="how the adapters start; corda looks at the data"
+    lora_rank: int = Field(
+        default=0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights"
     )
-    lora_matrix: bool = Field(False, description="give the adapters the matrix update instead of AdamW")
+    lora_alpha: float | None = Field(
+        default=None, gt=0, description="scale of the adapters; twice the rank when not given"
+    )
+    lora_targets: str = Field(default="all-linear", description="modules that get adapters, separated by commas")
+    lora_init: Literal["default", "gaussian", "pissa", "olora", "corda"] = Field(
+        default="default", description="how the adapters start; corda looks at the data"
+    )
+    lora_matrix: bool = Field(default=False, description="give the adapters the matrix update instead of AdamW")
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the products; weights and state are float32. auto is bfloat16 on a GPU"
+        default="auto", description="of the products; weights and state are float32. auto is bfloat16 on a GPU"
     )
-    activation_checkpointing: bool = Field(False, description="compute activations twice to save memory")
-    compile: bool = Field(False, description="run the model through torch.compile")
-    eval_every: int = Field(0, ge=0, description="steps between measurements on held-out rows; 0 measures at the end")
-    save_every: int = Field(100, ge=0, description="steps between states that an interrupted run continues from")
+    activation_checkpointing: bool = Field(default=False, description="compute activations twice to save memory")
+    compile: bool = Field(default=False, description="run the model through torch.compile")
+    eval_every: int = Field(
+        default=0, ge=0, description="steps between measurements on held-out rows; 0 measures at the end"
+    )
+    save_every: int = Field(
+        default=100, ge=0, description="steps between states that an interrupted run continues from"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Train:

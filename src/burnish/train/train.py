@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from burnish.core.checkpoint import Model
+from burnish.core.checkpoint import Model, cast
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.data import check_disjoint, read_rows
@@ -60,7 +60,7 @@ def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None
         module.gradient_checkpointing_disable()
     if settings.lora_rank:
         module = merged(module)
-    return model.derive(module=module.to(dtype).eval())
+    return model.derive(module=cast(module, dtype).eval())
 
 
 def training_rows(
