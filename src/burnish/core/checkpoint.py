@@ -496,7 +496,8 @@ def move(module: PreTrainedModel, device: str) -> PreTrainedModel:
     """Puts a module on a device, in place; transformers' own `to` refuses what it calls quantized models."""
     import torch
 
-    return torch.nn.Module.to(module, torch.device(device))
+    torch.nn.Module.to(module, torch.device(device))
+    return module
 
 
 def load(
