@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from burnish.core.checkpoint import Model, load
 from burnish.quantize.stage import Quantize
-from conftest import small_llama, small_tokenizer
+from small_models import small_llama, small_tokenizer
 
 NUM_TOKENS = 24
 PROMPTS = [[1, 5, 9, 33], [7, 8, 100, 200, 300]]

@@ -17,7 +17,7 @@ from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tensor_files import DTYPES, TensorReader, TensorWriter
-from conftest import small_llama, small_tokenizer
+from small_models import small_llama, small_tokenizer
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32}
 DOWN = "re:.*down_proj"
@@ -165,7 +165,7 @@ def large(tmp_path_factory):
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_memory_stays_below_six_tenths_of_the_checkpoint(large, tmp_path, method):
     """Peak resident memory of a process of its own, as the kernel counts it, libraries included."""
-    from conftest import PROSE
+    from small_models import PROSE
 
     size = (large / "model.safetensors").stat().st_size
     assert size > 1.45e9
