@@ -276,6 +276,14 @@ def test_a_run_of_a_newer_version_is_refused(chain: Path, tiny_llama: Path):
         run(CHAIN, tiny_llama, chain)
 
 
+def test_measuring_on_the_text_that_a_node_reads_is_refused(tiny_llama: Path, tmp_path: Path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("the same words")
+    nodes = f"evaluate: {{text: {tmp_path}/a.txt}}\nnodes: [{{name: a, stage: scale, text: {tmp_path}/b.txt}}]"
+    with pytest.raises(RecipeError, match="node 'a': text is the text that everything is measured on"):
+        run(nodes, tiny_llama, tmp_path / "run").decide()
+
+
 def test_a_path_outside_the_working_directory_is_never_read_silently(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

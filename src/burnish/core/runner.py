@@ -221,12 +221,29 @@ class Run:
     def decide(self) -> list[Decision]:
         """For every node whether it will run or be skipped, and why. Nothing is run and nothing is written."""
         self.hashes = {START: self.checkpoint_hash(self.start)}
-        decisions = []
-        for node in self.recipe.nodes:
-            decision = self._decide(node)
-            decisions.append(decision)
+        self._check_disjoint()
+        decisions = [self._decide(node) for node in self.recipe.nodes]
         self._skip_dropped(decisions)
         return decisions
+
+    def _check_disjoint(self) -> None:
+        """Refuses to measure on the very text that a node reads: the result would be too good."""
+        if self.evaluate is None:
+            return
+        measured = {
+            self.rooms.data_hash(value): value
+            for name, to in self.evaluate.references().items()
+            if to == "data" and (value := getattr(self.evaluate, name)) is not None
+        }
+        for node in self.recipe.nodes:
+            for name, to in self.stages[node.name].references().items():
+                value = getattr(self.stages[node.name], name)
+                if to == "data" and value is not None and self.rooms.data_hash(value) in measured:
+                    raise RecipeError(
+                        f"{name} is the text that everything is measured on ({value}), which would look too good",
+                        where=f"{node.where}, node {node.name!r}",
+                        fix="choose another text for one of them",
+                    )
 
     def _decide(self, node: Node) -> Decision:
         stage = self.stages[node.name]
