@@ -41,7 +41,6 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method gptq",
         source="GPTQ, 2022, arXiv:2210.17323; QuIP (LDLQ), 2023, arXiv:2307.13304",
         page="rounding",
-        results="quantize_baselines",
     ),
     Method(
         name="YAQA",
@@ -49,7 +48,6 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method yaqa",
         source="Model-Preserving Adaptive Rounding, 2025, arXiv:2505.22988",
         page="yaqa",
-        results="yaqa",
     ),
     Method(
         name="NorMuon",
