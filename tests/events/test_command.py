@@ -87,7 +87,7 @@ def test_a_killed_fit_continues_and_ends_with_the_same_weights(tmp_path: Path) -
     environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
 
     def start(out: Path) -> subprocess.Popen:
-        code = f"from burnish.cli.events import app; app({[*arguments, str(out)]!r})"
+        code = f"from burnish.cli import events as app; app({[*arguments, str(out)]!r})"
         return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
     assert start(tmp_path / "whole").wait() == 0

@@ -24,6 +24,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.stage import STOCK_LOADER, Kind, Plan, Weights
 
@@ -415,9 +417,12 @@ class Model:
         try:
             self._write(staging)
             publish(staging, target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, SafetensorError) and "os error" not in str(error):
+                raise
+            cause = error.strerror if isinstance(error, OSError) else str(error).split("I/O error: ")[-1]
             raise OutputError(
-                f"could not be written ({error.strerror or error})",
+                f"could not be written ({cause or error})",
                 where=str(target),
                 fix="free some space or choose another place; nothing was left behind",
             ) from error

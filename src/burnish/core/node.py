@@ -18,10 +18,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from burnish.core.checkpoint import CARD_FILE, model_card, write_atomically
 from burnish.core.errors import BurnishError, OutputError, StageError
 from burnish.core.recipe import START
 from burnish.core.runner import NODE_ERROR_STATUS
+
+ROOM = "free some space; what is finished is kept, and the same command continues"
 
 
 def main(spec_file: str) -> int:
@@ -42,9 +46,14 @@ def main(spec_file: str) -> int:
             raise
         _report(spec, _out_of_memory(spec))
         return NODE_ERROR_STATUS
+    except SafetensorError as error:
+        if "os error" not in str(error):
+            raise
+        _report(spec, OutputError(f"could not be written ({str(error).split('I/O error: ')[-1]})", fix=ROOM))
+        return NODE_ERROR_STATUS
     except OSError as error:
-        traceback.print_exc()
-        _report(spec, OutputError(f"{error.strerror or error} ({error.filename or 'no file named'})"))
+        traceback.print_exc(file=sys.stdout)  # into the node's log
+        _report(spec, OutputError(f"{error.strerror or error} ({error.filename or 'no file named'})", fix=ROOM))
         return NODE_ERROR_STATUS
     return 0
 
