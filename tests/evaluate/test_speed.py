@@ -14,7 +14,7 @@ def test_median_is_between_the_slowest_and_the_fastest():
 def test_peak_memory_remembers_what_was_freed():
     reset_peak_memory(CPU)
     before = peak_memory(CPU)
-    block = np.ones(50_000_000, dtype=np.uint8)
+    block = np.ones(900_000_000, dtype=np.uint8)
     del block
     assert peak_memory(CPU) - before > 40_000_000
 
