@@ -6,8 +6,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from burnish.core import checkpoint
-from burnish.core.checkpoint import Lineage, Model, content_hash, hash_directory, load, plan_checkpoint, plan_config
+from burnish.core.checkpoint import (
+    Lineage,
+    Model,
+    cast,
+    content_hash,
+    durable,
+    hash_directory,
+    load,
+    plan_checkpoint,
+    plan_config,
+    shards,
+)
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.stage import Kind, Weights
 
@@ -47,7 +57,7 @@ def test_two_saves_of_one_model_have_one_hash(tiny_llama: Path, tmp_path: Path):
 
 
 def test_a_cast_leaves_rotary_frequencies_alone(tiny_llama: Path):
-    module = checkpoint.cast(load(tiny_llama).module, torch.bfloat16)
+    module = cast(load(tiny_llama).module, torch.bfloat16)
     stock = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
     assert module.dtype == torch.bfloat16
     tokens = torch.arange(12)[None]
@@ -55,7 +65,7 @@ def test_a_cast_leaves_rotary_frequencies_alone(tiny_llama: Path):
 
 
 def test_shards_are_written_with_an_index_and_load(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 100_000)
     model = load(tiny_llama)
     model.save(tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
@@ -74,7 +84,7 @@ def test_a_failed_write_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path, 
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "fsync", full_disk)
+    monkeypatch.setattr(durable, "fsync", full_disk)
     with pytest.raises(OutputError, match="No space left on device"):
         load(tiny_llama).save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from burnish.core import checkpoint
-from burnish.core.checkpoint import Model, hash_directory, load
+from burnish.core.checkpoint import Model, hash_directory, load, shards
 from burnish.core.errors import CheckpointError, NumericalError, SettingsError
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
@@ -87,7 +86,7 @@ def test_the_files_are_those_of_the_model_in_memory(source, texts, tmp_path, set
 
 
 def test_several_files_have_the_same_index(source, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 60_000)
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 60_000)
     in_memory, _ = quantize(source, texts, tmp_path / "memory", stream=False, method="rtn")
     streamed, _ = quantize(source, texts, tmp_path / "stream", stream=True, method="rtn")
     assert len(streamed) > 5 and streamed == in_memory

@@ -1,0 +1,78 @@
+"""Checkpoints: a Hugging Face directory plus `burnish.json`, its lineage.
+
+A checkpoint holds config.json, safetensors, tokenizer files, a model card and the lineage. Weights are only ever read
+from safetensors; nothing is unpickled and no remote code runs. A save goes to a temporary sibling, is fsynced and
+renamed, so a killed process never leaves a directory that looks finished.
+
+    model = load("path/or/hub-id")       # nothing is read until .module or .tokenizer is asked for
+    model.save("out")
+"""
+
+from burnish.core.checkpoint.durable import fsync, publish, remove_leftovers, staging_directory, write_atomically
+from burnish.core.checkpoint.lineage import (
+    CARD_FILE,
+    LINEAGE_FILE,
+    LINEAGE_FORMAT,
+    Lineage,
+    check_target,
+    content_files,
+    content_hash,
+    hash_directory,
+    hash_file,
+    library_versions,
+    model_card,
+)
+from burnish.core.checkpoint.model import Model, cast, compute_dtype, load, move, pick_device
+from burnish.core.checkpoint.reading import (
+    UNSAFE_SUFFIXES,
+    download,
+    kind_of,
+    load_config,
+    quiet_transformers,
+    read_config,
+    read_safetensors_header,
+    resolve,
+    weight_files,
+)
+from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
+from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config
+
+__all__ = [
+    "CARD_FILE",
+    "LINEAGE_FILE",
+    "LINEAGE_FORMAT",
+    "MAX_SHARD_BYTES",
+    "UNSAFE_SUFFIXES",
+    "Lineage",
+    "Model",
+    "cast",
+    "check_target",
+    "compute_dtype",
+    "content_files",
+    "content_hash",
+    "download",
+    "fsync",
+    "hash_directory",
+    "hash_file",
+    "kind_of",
+    "library_versions",
+    "load",
+    "load_config",
+    "model_card",
+    "move",
+    "pick_device",
+    "plan_checkpoint",
+    "plan_config",
+    "publish",
+    "quiet_transformers",
+    "read_config",
+    "read_safetensors_header",
+    "remove_leftovers",
+    "resolve",
+    "shards_of",
+    "staging_directory",
+    "weight_files",
+    "write_atomically",
+    "write_config",
+    "write_index",
+]

@@ -1,0 +1,69 @@
+"""Directories and small files that appear whole or not at all, whatever kills the process that writes them.
+
+What is written goes to a temporary sibling whose name carries the writer's process id, is fsynced, and is renamed. The
+leftovers of a dead writer are told by that id and removed by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from burnish.core.errors import OutputError
+
+
+def staging_directory(target: Path) -> Path:
+    """An empty temporary sibling of `target`; leftovers of dead processes are removed first."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        staging = target.parent / f".{target.name}.{os.getpid()}.tmp"
+        staging.mkdir()
+    except OSError as error:
+        raise OutputError(
+            f"cannot be created ({error.strerror})", where=str(target), fix="choose another place with -o"
+        ) from None
+    return staging
+
+
+def remove_leftovers(target: Path) -> None:
+    """Deletes temporary siblings whose process no longer lives."""
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        pid = leftover.name.split(".")[-2]
+        if pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists():
+            continue
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Makes a finished temporary directory appear under its name, durably, replacing an older one of ours."""
+    for path in staging.iterdir():
+        if path.is_file():
+            path.chmod(0o644)  # safetensors writes for the owner alone, but a checkpoint is there to be shared
+            fsync(path)
+    fsync(staging)
+    if target.exists():
+        old = target.parent / f".{target.name}.{os.getpid()}.old.tmp"
+        target.rename(old)
+        staging.rename(target)
+        shutil.rmtree(old)
+    else:
+        staging.rename(target)
+    fsync(target.parent)
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a small file so that a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    fsync(temporary)
+    temporary.replace(path)

@@ -1,0 +1,151 @@
+"""`burnish.json`: where a checkpoint comes from, what its files hash to, and the model card made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from burnish.core.checkpoint.durable import write_atomically
+from burnish.core.errors import CheckpointError, OutputError
+from burnish.core.stage import STOCK_LOADER, Kind, Weights
+
+LINEAGE_FILE = "burnish.json"
+LINEAGE_FORMAT = 1
+CARD_FILE = "README.md"
+
+
+@dataclass
+class Lineage:
+    """Where a checkpoint comes from: enough to say what it is, to skip remaking it, and to make it again.
+
+    Attributes:
+        kind, weights: what it is and how its weights lie on disk.
+        stage, stage_version, settings, seed: what made it ("import" for a checkpoint that burnish did not make).
+        key: the skip key of the node that made it.
+        parents: {role: content hash}; `model` is the input, other roles are references such as `teacher`.
+        base_model: the name a person knows the first ancestor by.
+        licence: of the first ancestor, where its model card says so.
+        files: {file name: sha256}, everything but this file and the model card.
+        versions: of burnish and of the libraries that decide numbers.
+        measurements: {metric: {value, low, high, unit, protocol}} once measured.
+    """
+
+    kind: Kind = Kind.CAUSAL_LM
+    weights: Weights = Weights.DENSE
+    stage: str = "import"
+    stage_version: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    key: str = ""
+    parents: dict[str, str] = field(default_factory=dict)
+    base_model: str = ""
+    licence: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """The content hash of the checkpoint: a digest over the digests of its files."""
+        return content_hash(self.files)
+
+    def write(self, directory: Path) -> None:
+        write_atomically(directory / LINEAGE_FILE, json.dumps({"format": LINEAGE_FORMAT} | asdict(self), indent=2))
+
+    @classmethod
+    def read(cls, directory: Path) -> Lineage | None:
+        """The lineage of a checkpoint that burnish made, or None for any other directory."""
+        path = directory / LINEAGE_FILE
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            written_by = content.pop("format")
+            if written_by > LINEAGE_FORMAT:
+                raise CheckpointError(
+                    f"written by a newer burnish (lineage format {written_by}, this one reads up to {LINEAGE_FORMAT})",
+                    where=str(path),
+                    fix="upgrade burnish",
+                )
+            return cls(**content | {"kind": Kind(content["kind"]), "weights": Weights(content["weights"])})
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the lineage file is damaged ({error})",
+                where=str(path),
+                fix="delete this checkpoint and make it again",
+            ) from None
+
+
+def content_hash(files: dict[str, str]) -> str:
+    """sha256 over sorted (file name, sha256 of the file)."""
+    digest = hashlib.sha256()
+    for name, file_hash in sorted(files.items()):
+        digest.update(f"{name}\0{file_hash}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_files(directory: Path) -> list[Path]:
+    """The files that decide what a checkpoint computes: everything but lineage, model card and hidden files."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and path.name not in (LINEAGE_FILE, CARD_FILE) and not path.name.startswith(".")
+    )
+
+
+def hash_directory(directory: Path) -> dict[str, str]:
+    """{file name: sha256} of a checkpoint, read from the files themselves."""
+    return {path.name: hash_file(path) for path in content_files(directory)}
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuses to write over anything that burnish did not make."""
+    if not target.exists():
+        return
+    if not target.is_dir() or (Lineage.read(target) is None and any(target.iterdir())):
+        raise OutputError("exists and was not made by burnish", where=str(target), fix="choose another place with -o")
+    if Lineage.read(target) is not None and not overwrite:
+        raise OutputError("exists already", where=str(target), fix="choose another place with -o, or pass --overwrite")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that decide numbers."""
+    import platform
+    from importlib.metadata import version
+
+    from burnish import __version__
+
+    names = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
+    return {"burnish": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def model_card(lineage: Lineage) -> str:
+    """README.md of a checkpoint: front matter for the hub, what was done, and what was measured."""
+    front = ["---", "library_name: transformers", "tags: [burnish]"]
+    if lineage.licence:
+        front.append(f"license: {lineage.licence}")
+    if "/" in lineage.base_model:
+        front.append(f"base_model: {lineage.base_model}")
+    lines = [*front, "---", "", f"# {lineage.base_model or 'A checkpoint'}, {lineage.stage}", ""]
+    lines.append(f"Made by burnish {lineage.versions.get('burnish', '')} with the stage `{lineage.stage}`. ")
+    lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
+    lines.append(f"Licence: {lineage.licence or 'that of the base model, which its files do not state'}.")
+    if lineage.settings:
+        lines += ["", "## Settings", "", "| setting | value |", "| --- | --- |"]
+        lines += [f"| {key} | {value} |" for key, value in sorted(lineage.settings.items())]
+    if lineage.measurements:
+        lines += ["", "## Measured", "", "| metric | value | 95 % interval | protocol |", "| --- | --- | --- | --- |"]
+        for metric, row in sorted(lineage.measurements.items()):
+            interval = f"{row['low']:.5g} to {row['high']:.5g}" if row.get("low") is not None else ""
+            lines.append(
+                f"| {metric} | {row['value']:.5g} {row.get('unit', '')} | {interval} | {row.get('protocol', '')[:12]} |"
+            )
+    return "\n".join(lines) + "\n"

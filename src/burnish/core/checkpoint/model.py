@@ -1,0 +1,314 @@
+"""`Model`: a checkpoint whose network and tokenizer are read when first asked for, and which saves itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from burnish.core.checkpoint.durable import publish, staging_directory
+from burnish.core.checkpoint.lineage import (
+    CARD_FILE,
+    Lineage,
+    check_target,
+    hash_directory,
+    library_versions,
+    model_card,
+)
+from burnish.core.checkpoint.reading import kind_of, load_config, quiet_transformers, read_config, resolve, weight_files
+from burnish.core.checkpoint.shards import shards_of, write_config, write_index
+from burnish.core.checkpoint.sizes import idle_expert_parameters, module_shapes, plan_checkpoint
+from burnish.core.errors import CheckpointError, OutputError
+from burnish.core.stage import STOCK_LOADER, Plan, Weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load(
+    source: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu", revision: str | None = None
+) -> Model:
+    """Opens a checkpoint directory or hub id.
+
+    Args:
+        source: a directory or a hub id.
+        dtype: what to load weights as; None keeps the dtype on disk.
+        device: "cpu", "cuda" ...; "auto" picks a GPU where there is one.
+        revision: of a hub repository.
+
+    Raises:
+        CheckpointError: missing, incomplete or corrupt files; pickled weights; a configuration that needs remote code.
+    """
+    directory = resolve(source, revision=revision)
+    config = read_config(directory)
+    weight_files(directory)
+    lineage = Lineage.read(directory)
+    if lineage is None:
+        lineage = Lineage(
+            kind=kind_of(config),
+            weights=Weights.PACKED if "quantization_config" in config else Weights.DENSE,
+            base_model=str(source) if not Path(source).exists() else directory.name,
+        )
+    load_config(directory)
+    return Model(path=directory, lineage=lineage, dtype=dtype, device=pick_device(device))
+
+
+class Model:
+    """A checkpoint: its module and tokenizer are read when first asked for.
+
+    Attributes:
+        path: the directory it came from, None for a model that exists in memory only.
+        lineage: where it comes from.
+        dtype, device: what `module` is loaded as; dtype None keeps the dtype on disk.
+        packed: {name on disk of a weight: {name on disk: tensor}}: what is written in place of that weight.
+        quantization_config: goes into config.json together with `packed`.
+        details: facts that a stage found about its result, for the ledger.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path | None = None,
+        module: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        lineage: Lineage | None = None,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        packed: dict[str, dict[str, torch.Tensor]] | None = None,
+        quantization_config: dict[str, Any] | None = None,
+    ) -> None:
+        self.path, self.dtype, self.device = path, dtype, device
+        self.lineage = lineage or Lineage()
+        self.packed = packed or {}
+        self.quantization_config = quantization_config
+        if module is not None:
+            self.module = module
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        return f"Model({self.lineage.kind}, {self.lineage.weights}, from {self.path or 'memory'})"
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        if "module" in self.__dict__:
+            return self.module.config
+        return load_config(self._directory())
+
+    @cached_property
+    def module(self) -> PreTrainedModel:
+        """The network, in evaluation mode. A packed checkpoint is decompressed to dense weights."""
+        import transformers
+
+        directory = self._directory()
+        weight_files(directory)
+        config = self.config
+        auto = getattr(transformers, STOCK_LOADER[self.lineage.kind].rsplit(".", 1)[1])
+        extra: dict[str, Any] = {}
+        if self.lineage.weights is Weights.PACKED:
+            from transformers import CompressedTensorsConfig
+
+            extra["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        with quiet_transformers():
+            module, info = auto.from_pretrained(
+                directory,
+                config=config,
+                dtype=self.dtype or "auto",
+                output_loading_info=True,
+                local_files_only=True,
+                **extra,
+            )
+        if info["missing_keys"]:
+            absent = sorted(info["missing_keys"])
+            raise CheckpointError(f"{len(absent)} weights are missing, the first is {absent[0]}", where=str(directory))
+        if self.dtype is not None and self.lineage.weights is Weights.PACKED:
+            cast(module, self.dtype)
+        return move(module, self.device).eval()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        directory = self._directory()
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+        if not any((directory / name).is_file() for name in names):
+            raise CheckpointError(
+                "has no tokenizer (tokenizer.json)", where=str(directory), fix="copy it from the base model"
+            )
+        try:
+            return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"the tokenizer cannot be read ({error})", where=str(directory)) from None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        if "tokenizer" in self.__dict__:
+            return True
+        return self.path is not None and any(
+            (self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+        )
+
+    def _directory(self) -> Path:
+        if self.path is None:
+            raise CheckpointError(
+                "this model exists in memory only and was made without that part", fix="save it first"
+            )
+        return self.path
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the base model's name, or the directory's."""
+        return self.lineage.base_model or (self.path.name if self.path else self.config.model_type)
+
+    @property
+    def hash(self) -> str:
+        """The content hash; for a foreign directory its files are read once."""
+        if not self.lineage.files and self.path is not None:
+            self.lineage.files = hash_directory(self.path)
+        return self.lineage.hash
+
+    def plan(self) -> Plan:
+        """What is known from the configuration and the file headers."""
+        if self.path is not None:
+            return plan_checkpoint(self.path)
+        total = sum(parameter.numel() for parameter in self.module.parameters())
+        active = total - idle_expert_parameters(self.config, dict(module_shapes(self.module)))
+        num_bytes = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        return Plan(self.config, self.lineage.kind, self.lineage.weights, total, active, num_bytes)
+
+    def derive(self, **changes: Any) -> Model:
+        """A new in-memory model that keeps this one's tokenizer and lineage unless they are given."""
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        base = Lineage(
+            kind=self.lineage.kind,
+            weights=self.lineage.weights,
+            base_model=self.name,
+            licence=self.lineage.licence,
+        )
+        return Model(**{"tokenizer": tokenizer, "lineage": base, "dtype": self.dtype, "device": self.device} | changes)
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the checkpoint atomically and returns its directory.
+
+        Raises:
+            OutputError: the directory exists and burnish did not make it, or it did and `overwrite` is not given; or
+                there is no room, or no permission.
+        """
+        target = Path(directory)
+        check_target(target, overwrite=overwrite)
+        staging = staging_directory(target)
+        try:
+            self._write(staging)
+            publish(staging, target)
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, SafetensorError) and "os error" not in str(error):
+                raise
+            cause = error.strerror if isinstance(error, OSError) else str(error).split("I/O error: ")[-1]
+            raise OutputError(
+                f"could not be written ({cause or error})",
+                where=str(target),
+                fix="free some space or choose another place; nothing was left behind",
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.path = target
+        return target
+
+    def _write(self, directory: Path) -> None:
+        module = self._write_weights(directory)
+        if module.can_generate():
+            module.generation_config.save_pretrained(directory)
+        if self.has_tokenizer:
+            self.tokenizer.save_pretrained(directory)
+        self.lineage.files = hash_directory(directory)
+        self.lineage.versions = library_versions()
+        self.lineage.weights = Weights.DENSE if self.quantization_config is None else Weights.PACKED
+        self.lineage.write(directory)
+        (directory / CARD_FILE).write_text(model_card(self.lineage))
+
+    def _write_weights(self, directory: Path) -> PreTrainedModel:
+        """Writes the tensors and config.json; returns the network, or one of its class, for what else is saved."""
+        from safetensors.torch import save_file
+
+        state, config = self.tensors_on_disk()
+        shards = shards_of(state)
+        for name, tensors in shards.items():
+            save_file(tensors, directory / name, metadata={"format": "pt"})
+        write_index(directory, shards)
+        write_config(directory, config)
+        return self.module
+
+    def tensors_on_disk(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and configuration as they are written, in the names of the published checkpoints."""
+        from transformers.core_model_loading import revert_weight_conversion
+        from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+        module = self.module
+        state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+        for name in module._keys_to_ignore_on_save or ():
+            state.pop(name, None)
+        state = remove_tied_weights_from_state_dict(state, module)
+        state = revert_weight_conversion(module, state)
+        for name, tensors in self.packed.items():
+            if name not in state:
+                raise CheckpointError(f"packed weight {name} is not a weight of this model")
+            del state[name]
+            state |= {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+        return {name: tensor.contiguous() for name, tensor in sorted(state.items())}, self.config_on_disk(module)
+
+    def config_on_disk(self, module: PreTrainedModel) -> dict[str, Any]:
+        """config.json of a checkpoint whose network is `module`, whatever its weights."""
+        config = module.config.to_dict()
+        for private in ("quantization_config", "_name_or_path", "_attn_implementation", "auto_map"):
+            config.pop(private, None)
+        config["architectures"] = [type(module).__name__]
+        config["dtype"] = str(module.dtype).removeprefix("torch.")
+        if self.quantization_config is not None:
+            config["quantization_config"] = self.quantization_config
+        return json.loads(json.dumps(config, default=str))
+
+
+def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Changes the dtype of the parameters, in place, and of nothing else.
+
+    `module.to(dtype)` would also round buffers that stock loading keeps in float32, such as rotary frequencies, and so
+    change what the model computes.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return module
+
+
+def move(module: PreTrainedModel, device: str) -> PreTrainedModel:
+    """Puts a module on a device, in place; transformers' own `to` refuses what it calls quantized models."""
+    import torch
+
+    torch.nn.Module.to(module, torch.device(device))
+    return module
+
+
+def pick_device(device: str) -> str:
+    """ "auto" becomes "cuda" where there is one; anything else is checked and returned."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(f"device {device!r} was asked for, but torch sees no GPU", fix="use --device cpu")
+    return device
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """The fastest dtype that is safe for statistics and evaluation: bfloat16 on GPUs, float32 on CPUs.
+
+    CPUs without bfloat16 instructions are many times slower in bfloat16, and float32 is the more exact reference.
+    """
+    import torch
+
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32

@@ -1,0 +1,88 @@
+"""Parameters and bytes of a checkpoint from its configuration and file headers; no weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from burnish.core.checkpoint.lineage import Lineage
+from burnish.core.checkpoint.reading import (
+    kind_of,
+    load_config,
+    quiet_transformers,
+    read_config,
+    read_safetensors_header,
+    weight_files,
+)
+from burnish.core.stage import STOCK_LOADER, Kind, Plan, Weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def plan_checkpoint(directory: Path) -> Plan:
+    """Sizes of a checkpoint from its configuration and file headers; no weight is read."""
+    raw = read_config(directory)
+    lineage = Lineage.read(directory)
+    weights = Weights.PACKED if "quantization_config" in raw else Weights.DENSE
+    shapes: dict[str, tuple[int, ...]] = {}
+    num_bytes = 0
+    for path in weight_files(directory):
+        num_bytes += path.stat().st_size
+        shapes |= {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(path).items()}
+    config = load_config(directory)
+    if weights is Weights.PACKED:
+        sizes = _meta_shapes(config, lineage.kind if lineage else kind_of(raw))
+    else:
+        sizes = shapes
+    total = sum(_numel(shape) for shape in sizes.values())
+    active = total - idle_expert_parameters(config, sizes)
+    return Plan(config, lineage.kind if lineage else kind_of(raw), weights, total, active, num_bytes)
+
+
+def plan_config(config: PretrainedConfig, *, kind: Kind = Kind.CAUSAL_LM, bytes_per_parameter: int = 2) -> Plan:
+    """Sizes of a dense model from its configuration alone, on the meta device."""
+    shapes = _meta_shapes(config, kind)
+    total = sum(_numel(shape) for shape in shapes.values())
+    return Plan(
+        config, kind, Weights.DENSE, total, total - idle_expert_parameters(config, shapes), total * bytes_per_parameter
+    )
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _meta_shapes(config: PretrainedConfig, kind: Kind) -> dict[str, tuple[int, ...]]:
+    import torch
+    import transformers
+
+    auto = getattr(transformers, STOCK_LOADER[kind].rsplit(".", 1)[1])
+    with torch.device("meta"), quiet_transformers():
+        module = auto.from_config(config)
+    return dict(module_shapes(module))
+
+
+def module_shapes(module: PreTrainedModel) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+
+
+def idle_expert_parameters(config: PretrainedConfig, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Parameters of routed experts that one token does not use."""
+    text = config.get_text_config()
+    used = getattr(text, "num_experts_per_tok", None)
+    count = next(
+        (
+            getattr(text, key)
+            for key in ("num_local_experts", "num_experts", "n_routed_experts")
+            if getattr(text, key, None)
+        ),
+        None,
+    )
+    if not used or not count:
+        return 0
+    routed = sum(_numel(shape) for name, shape in shapes.items() if ".experts." in name)
+    return round(routed * (1 - used / count))

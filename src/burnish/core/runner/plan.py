@@ -1,0 +1,258 @@
+"""Deciding what runs, what is skipped and why; and the sizes of everything before any of it exists.
+
+A node is skipped when its checkpoint exists and carries the same key: sha256 of stage, version, settings that decide
+the result, seed, and the content hashes of everything that it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from burnish.core import errors
+from burnish.core.checkpoint import (UNSAFE_SUFFIXES, Lineage, content_files, hash_directory, kind_of, load_config, plan_checkpoint, plan_config, read_config, resolve)
+from burnish.core.errors import BurnishError, RecipeError
+from burnish.core.recipe import START, Node, Recipe, in_order
+from burnish.core.runner.directory import read_state
+from burnish.core.settings import Settings
+from burnish.core.stage import Plan, Stage
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What core needs from the rooms above it, handed in by the command line.
+
+    Attributes:
+        stage_class: the class of a stage by name.
+        evaluate: the settings class of the evaluation.
+        data_hash: the content hash of a data reference; raises `DataError` where it cannot be read.
+    """
+
+    stage_class: Callable[..., type[Stage]]
+    evaluate: Callable[[], type[Settings]]
+    data_hash: Callable[[str], str]
+
+
+@dataclass
+class Decision:
+    """What will happen to a node and why, for `burnish plan` and the log."""
+
+    node: Node
+    stage: Stage
+    action: str
+    reason: str
+    key: str = ""
+    plan: Plan | None = None
+
+
+@dataclass
+class Planner:
+    """What a recipe would do in a directory, and why, from configurations and content hashes; it writes nothing."""
+
+    recipe: Recipe
+    directory: Path
+    rooms: Rooms
+    targets: dict[str, Path] = field(default_factory=dict)
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        self.stages = {
+            node.name: self.rooms.stage_class(node.stage, where=node.where).parse(
+                node.settings, where=f"{node.where}, node {node.name!r}"
+            )
+            for node in self.recipe.nodes
+        }
+        self.needs = {node.name: self._needs(node) for node in self.recipe.nodes}
+        self.recipe = replace(self.recipe, nodes=in_order(self.recipe.nodes, self.needs))
+        self.evaluate = None
+        if self.recipe.evaluate is not None:
+            self.evaluate = self.rooms.evaluate().parse(
+                self.recipe.evaluate, where=self.recipe.where.get("evaluate", self.recipe.source)
+            )
+        self.start = resolve(self.recipe.start)
+        read_config(self.start)
+        self.state = read_state(self.directory)
+        self.hashes: dict[str, str] = {}
+
+    def _needs(self, node: Node) -> list[str]:
+        """Names of the nodes that must be finished before this one: its parent, and those that its settings name."""
+        stage = self.stages[node.name]
+        named = [getattr(stage, key) for key, to in stage.references().items() if to == "checkpoint"]
+        return [name for name in dict.fromkeys([node.parent, *named]) if name in self.stages]
+
+    # -- where things are --------------------------------------------------------------------------------------------
+
+    def target(self, name: str) -> Path:
+        """The directory of a node's checkpoint, or of the start."""
+        if name == START:
+            return self.start
+        return self.targets.get(name, self.directory / "nodes" / name)
+
+    # -- content hashes ----------------------------------------------------------------------------------------------
+
+    def checkpoint_hash(self, directory: Path) -> str:
+        """The content hash of a checkpoint. Files that kept size and time since they were last read are trusted unless
+        `verify`; a checkpoint of ours whose files are not what its lineage says was tampered with."""
+        lineage = Lineage.read(directory)
+        known: dict[str, Any] = self.state["files"].get(str(directory.resolve()), {})
+        stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in content_files(directory)}
+        if self.verify or known.get("stamps") != stamps:
+            known = {"stamps": stamps, "hashes": hash_directory(directory)}
+            self.state["files"][str(directory.resolve())] = known
+        if lineage is not None and lineage.files != known["hashes"]:
+            names = sorted(set(lineage.files.items()) ^ set(known["hashes"].items()))
+            raise errors.CheckpointError(
+                f"{names[0][0]} is not what the lineage file says it should be",
+                where=str(directory),
+                fix="it was changed by hand or damaged: delete the directory and make it again",
+            )
+        return Lineage(files=known["hashes"]).hash
+
+    def _reference_hashes(self, node_name: str, settings: Settings) -> dict[str, str] | None:
+        """{field: content hash} of everything that settings name, or None while a named node is unfinished."""
+        hashes: dict[str, str] = {}
+        for name, to in settings.references().items():
+            value = getattr(settings, name)
+            if value is None:
+                continue
+            if to == "data":
+                hashes[name] = self.rooms.data_hash(value)
+            elif value in self.stages or value == START:
+                if value not in self.hashes:
+                    return None
+                hashes[name] = self.hashes[value]
+            else:
+                hashes[name] = self.checkpoint_hash(resolve(value))
+        return hashes
+
+    def _key(self, node: Node) -> str | None:
+        """The key of a node, or None while something that it needs is unfinished."""
+        references = self._reference_hashes(node.name, self.stages[node.name])
+        if node.parent not in self.hashes or references is None:
+            return None
+        return self.stages[node.name].key(self.hashes[node.parent], references)
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def decide(self) -> list[Decision]:
+        """For every node whether it will run or be skipped, and why. Nothing is run and nothing is written."""
+        self.hashes = {START: self.checkpoint_hash(self.start)}
+        self._check_disjoint()
+        decisions = [self._decide(node) for node in self.recipe.nodes]
+        self._skip_dropped(decisions)
+        return decisions
+
+    def _check_disjoint(self) -> None:
+        """Refuses to measure on the very text that a node reads: the result would be too good."""
+        if self.evaluate is None:
+            return
+        measured = {
+            self.rooms.data_hash(value): value
+            for name, to in self.evaluate.references().items()
+            if to == "data" and (value := getattr(self.evaluate, name)) is not None
+        }
+        for node in self.recipe.nodes:
+            for name, to in self.stages[node.name].references().items():
+                value = getattr(self.stages[node.name], name)
+                if to == "data" and value is not None and self.rooms.data_hash(value) in measured:
+                    raise RecipeError(
+                        f"{name} is the text that everything is measured on ({value}), which would look too good",
+                        where=f"{node.where}, node {node.name!r}",
+                        fix="choose another text for one of them",
+                    )
+
+    def _decide(self, node: Node) -> Decision:
+        stage = self.stages[node.name]
+        key = self._key(node)
+        if key is None:
+            waiting = [name for name in self.needs[node.name] if name not in self.hashes]
+            return Decision(node, stage, "run", f"{waiting[0]!r} will be made anew")
+        target = self.target(node.name)
+        lineage = Lineage.read(target) if target.is_dir() else None
+        if lineage is None:
+            before = self.state["nodes"].get(node.name, {})
+            if before.get("status") == "dropped" and before.get("key") == key:
+                self.hashes[node.name] = before["hash"]
+                return Decision(node, stage, "dropped", "finished before and not kept", key)
+            unfinished = (self.directory / "work" / node.name).is_dir()
+            return Decision(node, stage, "run", "was interrupted" if unfinished else "was never made", key)
+        if lineage.key != key:
+            return Decision(node, stage, "run", self._what_changed(node, lineage), key)
+        self.hashes[node.name] = self.checkpoint_hash(target)
+        return Decision(node, stage, "skip", "nothing that it depends on has changed", key)
+
+    def _skip_dropped(self, decisions: list[Decision]) -> None:
+        """A dropped checkpoint must be made again when a node that needs it runs."""
+        for decision in reversed(decisions):
+            if decision.action == "dropped":
+                users = [d for d in decisions if decision.node.name in self.needs[d.node.name] and d.action == "run"]
+                if users or decision.node.name in self.recipe.kept():
+                    decision.action = "run"
+                    decision.reason = f"was not kept, and {users[0].node.name!r} needs it" if users else "was not kept"
+                else:
+                    decision.action = "skip"
+
+    def _what_changed(self, node: Node, lineage: Lineage) -> str:
+        stage = self.stages[node.name]
+        if lineage.stage != stage.name or lineage.stage_version != stage.version:
+            return f"made by {lineage.stage} version {lineage.stage_version}, now {stage.name} {stage.version}"
+        if lineage.parents.get("model") != self.hashes[node.parent]:
+            return f"its input {node.parent!r} has changed"
+        canonical = stage.canonical()
+        for name in sorted(canonical.keys() | lineage.settings.keys()):
+            if canonical.get(name) != lineage.settings.get(name):
+                return f"{name} was {lineage.settings.get(name)}, now {canonical.get(name)}"
+        for name, digest in (self._reference_hashes(node.name, stage) or {}).items():
+            if lineage.parents.get(name) != digest:
+                return f"the content of {name!r} has changed"
+        return "a reference is no longer given"
+
+    def plan(self, decisions: list[Decision]) -> Plan:
+        """Fills in what every node will make, from configurations alone; returns the plan of the start.
+
+        Raises:
+            RecipeError, SettingsError, DataError: whatever would stop the run later.
+        """
+        plans = {START: self._plan_start()}
+        for decision in decisions:
+            node, stage = decision.node, decision.stage
+            where = f"{node.where}, node {node.name!r}"
+            stage.check_accepts(plans[node.parent], where=where)
+            for name, to in stage.references().items():
+                value = getattr(stage, name)
+                if to == "data" and value is not None:
+                    self.rooms.data_hash(value)
+            try:
+                plans[node.name] = stage.plan(plans[node.parent])
+            except BurnishError as error:
+                raise type(error)(error.what, where=error.where or where, fix=error.fix) from None
+            decision.plan = plans[node.name]
+        return plans[START]
+
+    def _plan_start(self) -> Plan:
+        """From file headers; a directory that holds a configuration and no weights can be planned, though not run."""
+        if any(self.start.glob("*.safetensors")):
+            return plan_checkpoint(self.start)
+        raw = read_config(self.start)
+        if any(path.suffix in UNSAFE_SUFFIXES for path in self.start.iterdir()):
+            return plan_checkpoint(self.start)  # says that pickled weights are not opened
+        return plan_config(load_config(self.start), kind=kind_of(raw))
+
+    def reads_outside(self) -> list[str]:
+        """Local paths outside the working directory that the recipe reads, so that none is read silently."""
+        here = Path.cwd().resolve()
+        named = {self.recipe.start: self.recipe.where.get("start", self.recipe.source)}
+        settings: list[tuple[str, Settings]] = [(node.where, self.stages[node.name]) for node in self.recipe.nodes]
+        if self.evaluate is not None:
+            settings.append((self.recipe.where.get("evaluate", ""), self.evaluate))
+        for where, stage in settings:
+            named |= {value: where for name in stage.references() if (value := getattr(stage, name)) is not None}
+        outside = []
+        for value, where in named.items():
+            path = Path(value).expanduser()
+            if path.exists() and not path.resolve().is_relative_to(here):
+                outside.append(f"{where} reads {path.resolve()}, outside the working directory")
+        return outside

@@ -1,0 +1,113 @@
+"""A node's process: started, listened to, and its end turned into a result or one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from burnish.core import errors
+from burnish.core.checkpoint import write_atomically
+from burnish.core.errors import BurnishError, StageError
+
+NODE_ERROR_STATUS = 3
+"""Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
+
+
+def spawn(
+    directory: Path, name: str, spec: dict[str, Any], *, processes: int = 1, memory_settings: str = ""
+) -> None:
+    """Runs `burnish.core.node` in a fresh process and turns its end into a result or one clear error."""
+    work = directory / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    spec_file = work / f"{name}.{spec['task']}.json"
+    error_file = spec_file.with_suffix(".error")
+    error_file.unlink(missing_ok=True)
+    write_atomically(spec_file, json.dumps(spec | {"error_file": str(error_file), "parent": os.getpid()}))
+    launcher = (
+        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    )
+    command = [sys.executable, *launcher, "-m", "burnish.core.node", str(spec_file)]
+    logs = directory / "logs"
+    logs.mkdir(exist_ok=True)
+    log_file = logs / f"{name}.log"
+    with log_file.open("ab") as log:
+        show = sys.stderr.isatty()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=None if show else subprocess.PIPE
+        )
+        try:
+            if process.stderr is not None:
+                for line in process.stderr:
+                    log.write(line)
+                    log.flush()
+                    sys.stderr.buffer.write(line)
+                    sys.stderr.flush()
+            status = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+    if status == 0:
+        spec_file.unlink()
+        return
+    if error_file.is_file():
+        content = json.loads(error_file.read_text(encoding="utf-8"))
+        error_file.unlink()
+        spec_file.unlink()
+        error = getattr(errors, content["type"], StageError)
+        raise _rebuild(error, content, where=content["where"] or f"node {name!r}")
+    raise _death(name, status, log_file, memory_settings)
+
+
+def _rebuild(error: type[BurnishError], content: dict[str, Any], *, where: str) -> BurnishError:
+    if error is errors.MissingExtraError:
+        return BurnishError(content["what"], where=where, fix=content["fix"])
+    return error(content["what"], where=where, fix=content["fix"])
+
+
+def _death(name: str, status: int, log_file: Path, memory_settings: str) -> StageError:
+    if status < 0:
+        cause = f"was killed by signal {-status} ({signal.Signals(-status).name})"
+        advice = "run the same command again to continue"
+        if -status == signal.SIGKILL:
+            cause += ", most likely because memory ran out"
+            lower = f"lower {memory_settings}, " if memory_settings else ""
+            advice = f"{lower}close other programs, then run the same command again"
+        return StageError(f"its process {cause}", where=f"node {name!r}", fix=advice)
+    return StageError(
+        f"its process failed with status {status}", where=f"node {name!r}", fix=f"the traceback is in {log_file}"
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks a child to stop, then makes it."""
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: the child is stopped and the lock released."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: the caller handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,185 @@
+"""`Run`: carries out what was decided, one node after another, and measures what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.core.checkpoint import check_target, remove_leftovers, weight_files, write_atomically
+from burnish.core.ledger import Ledger
+from burnish.core.recipe import START, Node
+from burnish.core.runner.directory import RUN_FILE, locked
+from burnish.core.runner.plan import Decision, Planner
+from burnish.core.runner.process import spawn, terminated_like_interrupted
+
+
+@dataclass
+class Run(Planner):
+    """One recipe in one directory."""
+
+    overwrite: bool = False
+    log: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True)
+
+    def execute(self) -> list[Decision]:
+        """Runs what must run, measures what must be measured, and returns what was decided for every node."""
+        with locked(self.directory), terminated_like_interrupted():
+            self._sweep()
+            if self.recipe.text:
+                for note in self.reads_outside():
+                    self.log(f"note: {note}")
+            decisions = self.decide()
+            if any(decision.action == "run" for decision in decisions):
+                weight_files(self.start)
+                self.plan(decisions)
+                for decision in decisions:
+                    if decision.action == "run":
+                        check_target(self.target(decision.node.name), overwrite=self._may_replace(decision.node))
+            self._write_state()
+            if self.recipe.text:
+                write_atomically(self.directory / "recipe.yaml", self.recipe.text)
+            self._measure(START)
+            for decision in decisions:
+                self._finish(decision)
+            self._drop(decisions)
+            return decisions
+
+    def _may_replace(self, node: Node) -> bool:
+        return self.overwrite or node.name not in self.targets
+
+    def _finish(self, decision: Decision) -> None:
+        name = decision.node.name
+        if decision.action == "run":
+            again = self._decide(decision.node)  # a parent that was made again may have come out the same
+            if again.action == "skip":
+                decision.action, decision.reason = "skip", "its inputs came out unchanged"
+            else:
+                decision.key = again.key
+                self.log(f"{name}: {decision.stage.name} starts ({decision.reason})")
+                self._run_node(decision)
+        if self.target(name).is_dir():
+            self.hashes[name] = self.checkpoint_hash(self.target(name))
+            self.state["nodes"][name] = {"status": "finished", "key": decision.key, "hash": self.hashes[name]}
+            self._write_state()
+            self._measure(name)
+
+    def _run_node(self, decision: Decision) -> None:
+        node, stage, target = decision.node, decision.stage, self.target(decision.node.name)
+        references = self._reference_hashes(node.name, stage) or {}
+        inputs = {}
+        for name, to in stage.references().items():
+            value = getattr(stage, name)
+            if value is not None:
+                local = to == "checkpoint" and (value in self.stages or value == START)
+                inputs[name] = str(self.target(value)) if local else value
+        work = self.directory / "work" / node.name
+        key_file = work / "key"
+        if work.is_dir() and (not key_file.is_file() or key_file.read_text() != decision.key):
+            shutil.rmtree(work)  # state of other settings or other inputs
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomically(key_file, decision.key)
+        self.state["nodes"][node.name] = {"status": "running", "key": decision.key}
+        self._write_state()
+        spawn(
+            self.directory,
+            node.name,
+            {
+                "task": "stage",
+                "stage": f"{type(stage).__module__}:{type(stage).__qualname__}",
+                "settings": stage.model_dump(mode="json"),
+                "model": str(self.target(node.parent)),
+                "model_hash": self.hashes[node.parent],
+                "inputs": inputs,
+                "target": str(target),
+                "replace": target.exists(),
+                "work": str(work),
+                "run": str(self.directory),
+                "node": node.name,
+                "key": decision.key,
+                "parents": {"model": self.hashes[node.parent]} | references,
+            },
+            processes=node.processes,
+            memory_settings=stage.memory_settings,
+        )
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _measure(self, name: str) -> None:
+        """Measures a checkpoint unless the ledger has it under this very request."""
+        if self.evaluate is None:
+            return
+        target, digest = self.target(name), self.hashes[name]
+        references = dict(self._reference_hashes(name, self.evaluate) or {})
+        if "reference" in self.evaluate.references() and "reference" not in references and name != START:
+            references["reference"] = self.hashes[START]
+        content = json.dumps([self.evaluate.canonical(), references], sort_keys=True)
+        request = hashlib.sha256(content.encode()).hexdigest()
+        ledger = Ledger(self.directory, node=name)
+        if any(
+            row["row"] == "measurement" and row["checkpoint"] == digest and row["request"] == request
+            for row in ledger.rows
+        ):
+            return
+        settings = self.evaluate.model_dump(mode="json")
+        for key, to in self.evaluate.references().items():
+            value = settings.get(key)
+            if to == "checkpoint" and (value in self.stages or value == START):
+                settings[key] = str(self.target(value))
+        if "reference" in references and settings.get("reference") is None:
+            settings["reference"] = str(self.start)
+        self.log(f"{name}: measuring")
+        spawn(
+            self.directory,
+            name,
+            {
+                "task": "evaluate",
+                "stage": f"{type(self.evaluate).__module__}:{type(self.evaluate).__qualname__}",
+                "settings": settings,
+                "model": str(target),
+                "model_hash": digest,
+                "run": str(self.directory),
+                "node": name,
+                "request": request,
+            },
+            memory_settings="evaluate.context",
+        )
+
+    def _drop(self, decisions: list[Decision]) -> None:
+        """Deletes the checkpoints that `keep:` does not name, once everything that needs them is finished."""
+        for decision in decisions:
+            name, target = decision.node.name, self.target(decision.node.name)
+            if name not in self.recipe.kept() and target.is_dir():
+                self.state["nodes"][name] |= {"status": "dropped", "hash": self.hashes[name]}
+                self._write_state()
+                shutil.rmtree(target)
+
+    def _sweep(self) -> None:
+        """Removes what dead processes left half-written."""
+        for node in self.recipe.nodes:
+            if self.target(node.name).parent.is_dir():
+                remove_leftovers(self.target(node.name))
+
+    def _write_state(self) -> None:
+        nodes = []
+        for node in self.recipe.nodes:
+            nodes.append(
+                {
+                    "name": node.name,
+                    "stage": node.stage,
+                    "from": node.parent,
+                    "settings": self.stages[node.name].model_dump(mode="json"),
+                    "directory": str(self.target(node.name)),
+                }
+                | self.state["nodes"].get(node.name, {"status": "waiting"})
+            )
+        content = self.state | {
+            "name": self.recipe.name,
+            "source": self.recipe.source,
+            "start": self.recipe.start,
+            "tree": nodes,
+        }
+        write_atomically(self.directory / RUN_FILE, json.dumps(content, indent=2))
