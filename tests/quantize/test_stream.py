@@ -133,7 +133,7 @@ CHILD = """
 import resource, sys
 from burnish.core.checkpoint import load
 from burnish.quantize.stage import Quantize
-settings = {"method": sys.argv[3], "group_size": 64, "tokens": 128, "length": 32, "damping": 0.05, "stream": True}
+settings = {"method": sys.argv[3], "group_size": 64, "tokens": 3072, "length": 256, "stream": True}
 Quantize(**settings)(load(sys.argv[1]), calibration=[open(sys.argv[4]).read()]).save(sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
@@ -141,11 +141,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """1.5 GB of float32 in thirteen layers of 113 MB, written a tensor at a time."""
+    """1.5 GB of float32 in layers of 51 MB, the shape of a model of half a billion, written a tensor at a time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     directory = tmp_path_factory.mktemp("large") / "model"
-    shape = {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 13, "num_attention_heads": 12}
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 29, "num_attention_heads": 16}
     config = LlamaConfig(vocab_size=384, **shape, tie_word_embeddings=True, dtype="float32")
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(directory)
@@ -161,8 +161,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the bound is missed: 2.77 GB for a checkpoint of 1.47 GB when it was first measured")
-@pytest.mark.parametrize("method", ["rtn"])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_memory_stays_below_six_tenths_of_the_checkpoint(large, tmp_path, method):
     """Peak resident memory of a process of its own, as the kernel counts it, libraries included."""
     from small_models import PROSE

@@ -345,6 +345,8 @@ def _ratio(part: Tensor, whole: Tensor) -> float | None:
 
 def _stack(sides: Sequence[Tensor | None]) -> Tensor | None:
     present = [side for side in sides if side is not None]
+    if len(present) == 1:
+        return present[0].unsqueeze(0)  # a large one is not copied
     return torch.stack(present) if present else None
 
 

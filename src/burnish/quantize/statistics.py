@@ -21,7 +21,6 @@ from torch import Tensor
 
 from burnish.arch import MatrixView
 from burnish.core.errors import CheckpointError
-from burnish.quantize.maths.kronecker import symmetric
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,18 @@ class Statistics:
 
 def pack_triangle(lower: Float[Tensor, "n n"]) -> Float[Tensor, " packed"]:
     """The n(n+1)/2 numbers of a lower triangle, row by row."""
-    rows, columns = torch.tril_indices(*lower.shape, device=lower.device)
-    return lower[rows, columns]
+    size = len(lower)
+    packed = lower.new_empty(size * (size + 1) // 2)
+    for row, numbers in enumerate(packed.split(list(range(1, size + 1)))):  # index tensors would be four times as large
+        numbers.copy_(lower[row, : row + 1])
+    return packed
 
 
 def unpack_triangle(packed: Float[Tensor, " packed"]) -> Float[Tensor, "n n"]:
     """The symmetric matrix behind `pack_triangle`."""
     size = int((2 * len(packed)) ** 0.5)
-    rows, columns = torch.tril_indices(size, size)
-    lower = packed.new_zeros(size, size)
-    lower[rows, columns] = packed
-    return symmetric(lower)
+    matrix = packed.new_empty(size, size)
+    for row, numbers in enumerate(packed.split(list(range(1, size + 1)))):
+        matrix[row, : row + 1] = numbers
+        matrix[: row + 1, row] = numbers
+    return matrix

@@ -11,14 +11,17 @@ Two-sided rounding needs gradients through the whole network, so it does not str
 
 from __future__ import annotations
 
+import ctypes
+import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from burnish.arch import MatrixView, capture, layers, matrices
 from burnish.core.checkpoint import Model, quiet_transformers, shards_of, write_config, write_index
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
 SHARE_OF_FREE_MEMORY = 0.5
 """A model that would fill more than this is streamed unless the settings say otherwise."""
+
+PART_WEIGHTS = 4_000_000
+"""Weights that are rounded at a time, if one matrix does not hold more: rounding needs several times their memory."""
 
 
 class StreamedModel(Model):
@@ -90,6 +96,17 @@ def why_not(method: str, model: Model) -> str | None:
     skeleton = without_weights(model)
     absent = [name for name in own_parameters(skeleton) if name not in on_disk]
     return f"{absent[0]} is stored under another name or in parts" if absent else None
+
+
+def give_back_freed_memory() -> None:
+    """Tells glibc to return every large block to the system as soon as it is freed.
+
+    By itself it raises the size from which it does so to that of the largest block freed so far, and keeps smaller ones
+    in a heap that then grows with every layer.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        mmap_threshold = -3
+        libc.mallopt(mmap_threshold, 1 << 20)
 
 
 def without_weights(model: Model) -> PreTrainedModel:
@@ -142,6 +159,7 @@ def stream(
     dtype = rounding.scale_dtype
 
     def make(directory: Path) -> None:
+        give_back_freed_memory()
         work = _Work(source, skeleton, views, schemes, rounding)
         with ExitStack() as stack:
             writers = work.open(directory, dtype, stack)
@@ -151,24 +169,28 @@ def stream(
             with ctx.progress.task("quantizing layer by layer", total=len(decoder_layers), unit="layers") as task:
                 for number, (path, layer) in enumerate(decoder_layers):
                     own = [view for view in views if view.layer == number]
-                    with work.loaded(f"{path}."):
-                        statistics = None
-                        if folds is not None:
-                            scratch = directory / "statistics"
-                            statistics = work.collect(number, layer, own, folds, scratch, advance=not propagate)
-                        if own:
-                            check_finite(own)
-                            part = quantize_matrices(own, rounding, statistics)
-                            rows += part.rows
-                            packed = pack_all(part.codes, part.grids, own, schemes, scale_dtype=dtype)
-                            for tensors in packed.values():
-                                for name, tensor in tensors.items():
-                                    writers[name].write(name, tensor)
-                            del part, packed
-                        if folds is not None and propagate:
-                            with torch.no_grad():
-                                for batch in (batch for fold in folds for batch in fold):
-                                    batch.hidden = batch.through(number, layer)
+                    statistics = None
+                    if folds is not None:
+                        with work.loaded(f"{path}."):
+                            statistics = work.collect(
+                                number, layer, own, folds, directory / "statistics", advance=not propagate
+                            )
+                    rounded: dict[str, Tensor] = {}
+                    for part in parts_on_disk(own):
+                        with work.loaded(*(view.parameter for view in part)):
+                            check_finite(part)
+                            result = quantize_matrices(part, rounding, statistics)
+                            if propagate:
+                                rounded |= work.present(part)
+                        rows += result.rows
+                        packed = pack_all(result.codes, result.grids, part, schemes, scale_dtype=dtype)
+                        for name, tensor in (entry for tensors in packed.values() for entry in tensors.items()):
+                            writers[name].write(name, tensor)
+                        del result, packed
+                    if folds is not None and propagate:
+                        with work.loaded(f"{path}.", instead=rounded), torch.no_grad():
+                            for batch in (batch for fold in folds for batch in fold):
+                                batch.hidden = batch.through(number, layer)
                     task.advance()
             shutil.rmtree(directory / "statistics", ignore_errors=True)
             for name in work.kept:
@@ -183,6 +205,21 @@ def stream(
     )
     result.skeleton, result.stored_dtype, result.make = skeleton, dtype, make
     return result
+
+
+def parts_on_disk(views: Sequence[MatrixView]) -> Iterator[list[MatrixView]]:
+    """Matrices in order, a few million weights at a time; those that are one tensor on disk stay together."""
+    by_parameter: dict[str, list[MatrixView]] = {}
+    for view in views:
+        by_parameter.setdefault(view.parameter, []).append(view)
+    part: list[MatrixView] = []
+    for joined in by_parameter.values():
+        if part and sum(math.prod(view.shape) for view in part + joined) > PART_WEIGHTS:
+            yield part
+            part = []
+        part = part + joined
+    if part:
+        yield part
 
 
 class _Work:
@@ -215,21 +252,26 @@ class _Work:
         return writers
 
     @contextmanager
-    def loaded(self, prefix: str) -> Iterator[None]:
-        """Parameters whose names start so are there inside the block, in float32."""
+    def loaded(self, *prefixes: str, instead: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """Parameters whose names start so are there inside the block, in float32; those of `instead` are taken from
+        there."""
         before: list[tuple[nn.Module, str, nn.Parameter]] = []
         for path, module in self.skeleton.named_modules():
             for name, parameter in list(module._parameters.items()):
                 full = f"{path}.{name}"
-                if parameter is not None and full.startswith(prefix) and full in self.source.meta:
+                if parameter is not None and full.startswith(prefixes) and full in self.source.meta:
                     before.append((module, name, parameter))
-                    tensor = self.source.read(full).to(torch.float32)
+                    tensor = instead[full] if instead and full in instead else self.source.read(full).to(torch.float32)
                     module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
         try:
             yield
         finally:
             for module, name, parameter in before:
                 module._parameters[name] = parameter
+
+    def present(self, views: Sequence[MatrixView]) -> dict[str, Tensor]:
+        """The loaded parameters behind some matrices, by name."""
+        return {view.parameter: self.skeleton.get_parameter(view.parameter).data for view in views}
 
     def first_inputs(self, calibration: Calibration) -> list[list[Any]]:
         """Hidden states before the first layer, with the embeddings in memory for as long as that takes."""

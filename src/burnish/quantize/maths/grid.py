@@ -77,21 +77,22 @@ class IntegerGrid:
 
     def codes_of(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """round(v / s) + z, kept within the levels."""
-        codes = torch.round(values / scale) + zero
+        codes = (values / scale).round_().add_(zero)
         return codes.clamp_(self.lowest, self.highest) if self.bounded else codes
 
     def nearest(self, values: Tensor, *parameters: Tensor) -> Tensor:
         scale, zero = parameters
-        return (self.codes_of(values, scale, zero) - zero) * scale
+        return self.codes_of(values, scale, zero).sub_(zero).mul_(scale)
 
     def codes(self, values: Float[Tensor, "*batch out in"]) -> Int[Tensor, "*batch out in"]:
         """The integers q behind values that lie on the grid."""
-        return self.codes_of(values, *self.parameters()).to(torch.int8)
+        groups = values.unflatten(-1, (-1, self.group_size))
+        return self.codes_of(groups, self.scale.unsqueeze(-1), self.zero.unsqueeze(-1)).to(torch.int8).flatten(-2)
 
     def values(self, codes: Int[Tensor, "*batch out in"]) -> Float[Tensor, "*batch out in"]:
         """(q - z) * s."""
-        scale, zero = self.parameters()
-        return (codes.to(scale.dtype) - zero) * scale
+        groups = codes.unflatten(-1, (-1, self.group_size)).to(self.scale.dtype)
+        return groups.sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1)).flatten(-2)
 
 
 def integer_grid(

@@ -204,6 +204,10 @@ class _Problem:
         """L_I - I for columns in reversed order: strictly upper, columns feed forward to columns on their right."""
         if self.input_factor is None:
             return None
+        if block == 1:  # the common case, with no more copies of a large factor than it needs
+            lower = torch.linalg.cholesky(self.input_factor.flip(-2, -1))
+            lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone().unsqueeze(-2)).diagonal(dim1=-2, dim2=-1).zero_()
+            return lower.flip(-2, -1)
         size = self.input_factor.shape[-1]
         front = -size % block  # tiles of columns are cut from the side where rounding starts
         natural = torch.nn.functional.pad(self.input_factor.flip(-2, -1), (front, 0, front, 0))
