@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.stage import Align
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 
 _DEFAULTS = Align.parse({}, where="defaults")
@@ -20,7 +21,7 @@ def align(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Align, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Align] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -49,7 +50,7 @@ def audit(
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
     model: str | None = None,
     decisions: Path | None = None,
-    settings: Annotated[AuditSettings, Parameter(name="*")] = _AUDIT_DEFAULTS,
+    settings: Options[AuditSettings] = _AUDIT_DEFAULTS,
     on_bad_pair: Literal["refuse", "drop"] = "refuse",
     limit: int | None = None,
     device: str = "auto",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.distill.stage import Distill
 
@@ -18,7 +19,7 @@ def distill(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Distill, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Distill] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.slim.stage import Slim
 
@@ -19,7 +20,7 @@ def slim(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Slim, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Slim] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:

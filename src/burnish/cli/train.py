@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.core.errors import SettingsError
 from burnish.train.stage import Train
@@ -23,7 +24,7 @@ def train(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     tokenizer: str | None = None,
     explain: Annotated[bool, Parameter(negative="")] = False,
-    settings: Annotated[Train, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Train] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
