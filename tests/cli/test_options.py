@@ -8,6 +8,8 @@ import pytest
 
 from burnish.cli import app
 
+COMMANDS = ["run", "plan", "fetch", "evaluate", "report", "quantize", "train", "distill", "slim", "align", "audit"]
+
 
 def parsed(*arguments: str) -> Any:
     """The settings that a command line gives."""
@@ -32,3 +34,13 @@ def test_null_is_refused_where_a_value_is_needed(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["quantize", "model", "--bits", "null", "-o", "out"])
     assert "bits is None, but input should be a valid integer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "convert upcycle", "events"])
+def test_the_examples_of_the_help_are_commands(command: str, capsys: pytest.CaptureFixture[str]):
+    app([*command.split(), "--help"])
+    printed = capsys.readouterr().out
+    examples = [line.split() for line in printed.splitlines() if line.startswith("    burnish ")]
+    assert examples
+    for _, *arguments in examples:
+        app.parse_args(arguments, exit_on_error=False, print_error=False)  # raises where an option does not exist

@@ -27,8 +27,6 @@ def align(
 ) -> None:
     """Train a model on preference pairs, or make a reward model of it.
 
-    Example: burnish align models/smollm2 --loss r3m-dpo --data prefs.jsonl -o aligned
-
     Parameters
     ----------
     model:
@@ -57,11 +55,7 @@ def audit(
 ) -> None:
     """Rank preference pairs by how much a model doubts their labels, on a page where a person decides.
 
-    Example: burnish audit prefs.jsonl --model models/smollm2 -o audit
-
-    Then open audit/index.html, decide, export, and carry the decisions out:
-
-    Example: burnish audit prefs.jsonl --decisions decisions.json -o cleaned.jsonl
+    Open audit/index.html, decide, export, and carry the decisions out with --decisions.
 
     Parameters
     ----------

@@ -25,8 +25,6 @@ def upcycle(
 ) -> None:
     """Make a mixture of experts (Mixtral) of a dense Llama-type model; it computes the same until it is trained.
 
-    Example: burnish convert upcycle models/smollm2 --num-experts 4 -o smollm2-moe
-
     Parameters
     ----------
     model:

@@ -25,8 +25,6 @@ def distill(
 ) -> None:
     """Train a student to predict what a teacher predicts.
 
-    Example: burnish distill olmoe-slim --teacher models/olmoe --data texts.jsonl -o olmoe-recovered
-
     Parameters
     ----------
     model:

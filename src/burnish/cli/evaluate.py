@@ -30,8 +30,6 @@ def evaluate(
 ) -> None:
     """Measure quality, size and speed of a checkpoint: every value with its interval, under a named protocol.
 
-    Example: burnish evaluate smollm2-3bit --against models/smollm2
-
     Parameters
     ----------
     model:

@@ -25,8 +25,6 @@ def quantize(
 ) -> None:
     """Round the weights to 2-8 bits in the compressed-tensors format that transformers and vLLM load.
 
-    Example: burnish quantize models/smollm2 --method gptq --bits 3 -o smollm2-3bit --evaluate
-
     Parameters
     ----------
     model:

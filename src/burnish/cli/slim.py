@@ -26,8 +26,6 @@ def slim(
 ) -> None:
     """Make a mixture of experts smaller: all experts kept and narrower, or fewer experts.
 
-    Example: burnish slim models/olmoe --target 20% --score fisher -o olmoe-slim --evaluate
-
     Parameters
     ----------
     model:

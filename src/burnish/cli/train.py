@@ -30,12 +30,6 @@ def train(
 ) -> None:
     """Train a model on texts or chats, further or from scratch.
 
-    Example: burnish train models/smollm2 --data chats.jsonl --optimizer normuon -o tuned
-
-    Example: burnish train config.json --tokenizer bpe:1024 --data text.txt --lr 0.01 -o mine
-
-    Example: burnish train models/smollm2 --explain
-
     Parameters
     ----------
     model:

@@ -519,10 +519,11 @@ class Run:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One burnish at a time in a run directory."""
+        """One burnish at a time in a run directory, which is gone again where nothing but the lock came into it."""
+        path = self.directory / LOCK_FILE
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = (self.directory / LOCK_FILE).open("a")
+            lock = path.open("a")
         except OSError as error:
             raise OutputError(f"cannot be written to ({error.strerror})", where=str(self.directory)) from None
         with lock:
@@ -534,7 +535,12 @@ class Run:
                     where=str(self.directory),
                     fix="wait for it, or choose another -o",
                 ) from None
-            yield
+            try:
+                yield
+            finally:
+                if [entry.name for entry in self.directory.iterdir()] == [LOCK_FILE]:
+                    path.unlink()
+                    self.directory.rmdir()
 
 
 def _rebuild(error: type[BurnishError], content: dict[str, Any], *, where: str) -> BurnishError:
