@@ -86,7 +86,7 @@ def measure(model_path: Path, *, num_windows: int, context: int) -> dict[str, An
         )
     return {
         "question": __doc__.split("\n\n")[2].replace("\n", " "),
-        "machine": f"{device_name('cpu')}, {platform.system()}, shared with other work",
+        "machine": f"{device_name('cpu')}, {platform.system()}, nothing else running",
         "date": time.strftime("%Y-%m-%d"),
         "versions": library_versions(),
         "settings": {
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2"))
     parser.add_argument("--num-windows", type=int, default=8)
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--context", type=int, default=512)
     arguments = parser.parse_args()
     results = measure(arguments.model, num_windows=arguments.num_windows, context=arguments.context)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,13 +1,17 @@
 """How much of nearest rounding's loss does GPTQ repair, and is this GPTQ as good as llm-compressor's?
 
-    python benchmarks/quantize_baselines.py --model models/smollm2 --work WORK make
-    PEER_PYTHON benchmarks/peers/llmcompressor_gptq.py models/smollm2 WORK/windows.json WORK/llmcompressor-4bit 4 64
-    python benchmarks/quantize_baselines.py --model models/smollm2 --work WORK measure
+    python benchmarks/quantize_baselines.py make --model models/smollm2 --work WORK --bits 4
+    PEER_PYTHON benchmarks/peers/llmcompressor_gptq.py models/smollm2 WORK/16384/windows.json \
+        WORK/16384/llmcompressor-4bit 4 64
+    python benchmarks/quantize_baselines.py measure --model models/smollm2 --work WORK --bits 4
 
-`make` writes the calibration windows (token ids, WikiText-2 valid) and our checkpoints: nearest rounding, GPTQ with the
-original model's activations, and GPTQ with those of the layers quantized so far. The peer reads the same windows in its
-own environment (benchmarks/env/llmcompressor.txt). `measure` evaluates all exported checkpoints alike: on other windows
-of the validation text, which decide our default between the two GPTQs, and on WikiText-2 test, which is reported.
+`make` writes the calibration windows (token ids of WikiText-2 valid) and our checkpoints: nearest rounding, GPTQ with
+the original model's activations, and GPTQ with those of the layers quantized so far. The peer reads the same windows in
+its own environment (benchmarks/env/llmcompressor.txt). All use the same grid: symmetric integers in groups of 64, the
+format's own scales of the original weight. `measure` evaluates every exported checkpoint alike, the peer's included, on
+the first 8 x 1,024 tokens of WikiText-2 test, which are used for nothing else; our two GPTQs also on other windows of
+the validation text, which decide the default between them. What is already there is not made or measured again;
+`--tokens` and `--bits` name the cells.
 """
 
 from __future__ import annotations
@@ -22,17 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from burnish.core.checkpoint import library_versions, load
-from burnish.data import calibration, read_texts, windows
+from burnish.core.checkpoint import Model, library_versions, load
+from burnish.data import calibration, data_hash, read_texts, windows
 from burnish.data.windows import cut
 from burnish.evaluate import Evaluate
-from burnish.evaluate.maths.bootstrap import paired_bootstrap
+from burnish.evaluate.maths.bootstrap import Interval, expanded_level, paired_bootstrap
+from burnish.evaluate.measure import device_name
 from burnish.quantize.stage import Quantize
 
 RESULTS = Path(__file__).parent / "results" / "quantize_baselines.json"
-LENGTH, TOKENS, GROUP = 256, 16_384, 64
-TUNING_WINDOWS = 16
+LENGTH, GROUP, TUNING_WINDOWS = 256, 64, 16
 REPORT = Evaluate(text="wikitext2-test", num_windows=8, context=1024, speed=False)
+TUNING = Evaluate(num_windows=TUNING_WINDOWS, context=LENGTH, speed=False)
 
 OURS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
@@ -53,136 +58,133 @@ def main() -> None:
     parser.add_argument("task", choices=["make", "measure"])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--bits", type=int, nargs="*", default=[4])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16_384], help="calibration tokens")
+    parser.add_argument("--only", nargs="+", default=[*OURS, PEER], choices=[*OURS, PEER])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    for bits in arguments.bits:
-        if arguments.task == "make":
-            make(arguments.model, arguments.work, bits)
-        else:
-            measure(arguments.model, arguments.work, bits)
+    for tokens in arguments.tokens:
+        for bits in arguments.bits:
+            for name in arguments.only:
+                directory = arguments.work / str(tokens) / f"{name}-{bits}bit"
+                if arguments.task == "make" and name in OURS:
+                    make(arguments.model, directory, name, bits=bits, tokens=tokens)
+                elif arguments.task == "measure" and directory.is_dir():
+                    measure(arguments.model, directory, name, bits=bits, tokens=tokens)
 
 
-def make(source: Path, work: Path, bits: int) -> None:
+def calibration_windows(model: Model, tokens: int) -> torch.Tensor:
+    """The windows that the stage draws with its default seed."""
+    generator = torch.Generator().manual_seed(0)
+    return calibration(model.tokenizer, "wikitext2-valid", length=LENGTH, max_tokens=tokens, generator=generator)
+
+
+def make(source: Path, target: Path, name: str, *, bits: int, tokens: int) -> None:
+    if target.is_dir():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
     model = load(source)
-    ids = calibration(
-        model.tokenizer,
-        "wikitext2-valid",
-        length=LENGTH,
-        max_tokens=TOKENS,
-        generator=torch.Generator().manual_seed(0),  # as the stage draws them
-    )
-    (work / "windows.json").write_text(json.dumps(ids.tolist()))
-    for name, settings in OURS.items():
-        target = work / f"{name}-{bits}bit"
-        if target.exists():
-            continue
-        started = time.process_time()
-        stage = Quantize(bits=bits, group_size=GROUP, tokens=TOKENS, length=LENGTH, **settings)
-        quantized = stage(load(source), progress=True)
-        seconds = time.process_time() - started
-        quantized.save(target)
-        (work / f"{name}-{bits}bit.seconds").write_text(f"{seconds:.1f}\n")
-        print(f"{name}, {bits} bits: {seconds:.0f} CPU seconds", flush=True)
+    (target.parent / "windows.json").write_text(json.dumps(calibration_windows(model, tokens).tolist()))
+    started = time.process_time()
+    stage = Quantize(bits=bits, group_size=GROUP, tokens=tokens, length=LENGTH, **OURS[name])
+    quantized = stage(model, progress=True)
+    seconds = time.process_time() - started
+    quantized.save(target)
+    (target / "cpu_seconds.txt").write_text(f"{seconds:.1f}\n")
+    print(f"{target}: {seconds:.0f} CPU seconds", flush=True)
 
 
-def measure(source: Path, work: Path, bits: int) -> None:
-    original = load(source)
-    tuning = tuning_texts(original.tokenizer)
-    rows = {}
-    for name in (*OURS, PEER):
-        directory = work / f"{name}-{bits}bit"
-        if not directory.exists():
-            print(f"{directory} is not there and is left out", flush=True)
-            continue
-        row: dict[str, Any] = {}
-        if name in ("gptq", "gptq-propagate"):
-            choice = Evaluate(num_windows=TUNING_WINDOWS, context=LENGTH, speed=False)
-            row["tuning_kl"] = choice(load(directory), original, text=tuning).metrics["kl"]["value"]
-        evaluation = REPORT(load(directory), original)
-        row |= {
-            "kl": evaluation.sequences["kl"],
-            "nats": evaluation.sequences["nats"],
-            "tokens": evaluation.sequences["tokens"],
-            "metrics": {key: value for key, value in evaluation.metrics.items() if value["value"] is not None},
-            "protocol": evaluation.protocol,
-            "cpu_seconds": seconds_of(work, name, bits),
-        }
-        rows[name] = row
-        print(name, row["metrics"]["perplexity"]["value"], row["metrics"]["kl"]["value"], flush=True)
-    baseline = REPORT(original).sequences
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results[f"{bits} bits"] = {"original_nats": baseline["nats"], "rows": rows}
+def measure(source: Path, directory: Path, name: str, *, bits: int, tokens: int) -> None:
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": {}}
+    cell = results["cells"].setdefault(f"{bits} bits, {tokens} tokens", {})
+    if name in cell:
+        return
+    original, quantized = load(source), load(directory)
+    evaluation = REPORT(quantized, original)
+    row: dict[str, Any] = {
+        "sequences": evaluation.sequences,
+        "metrics": {key: value for key, value in evaluation.metrics.items() if value["value"] is not None},
+        "protocol": evaluation.protocol,
+        "cpu_seconds": float((directory / "cpu_seconds.txt").read_text()),
+    }
+    if name in ("gptq", "gptq-propagate"):
+        row["tuning_kl"] = TUNING(quantized, original, text=tuning_texts(original, tokens)).sequences["kl"]
+    cell[name] = row
+    if "original_nats" not in results:
+        results["original_nats"] = REPORT(original).sequences["nats"]
     results |= {
-        "settings": {"group_size": GROUP, "symmetric": True, "calibration_tokens": TOKENS, "window": LENGTH},
-        "slices": {"tuning": ["validation text, windows not calibrated on"], "reporting": ["wikitext2-test"]},
-        "seeds": [0],
-        "machine": platform.processor() or platform.machine(),
+        "settings": {"group_size": GROUP, "symmetric": True, "window": LENGTH, "seeds": [0], "threads": 1},
+        "slices": {
+            "tuning": ["windows of wikitext2-valid that were not calibrated on"],
+            "reporting": [data_hash("wikitext2-test")],
+        },
+        "machine": f"{device_name('cpu')}, {platform.system()}, shared with other work; seconds are CPU time",
         "date": time.strftime("%Y-%m-%d"),
         "versions": library_versions()
         | {"peer": (Path(__file__).parent / "env" / "llmcompressor.txt").read_text().split()},
-        "note": "CPU time of one thread on a shared machine",
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    kl = evaluation.metrics["kl_divergence"]
+    print(f"{directory}: KL {kl['value']:.4f} ({kl['low']:.4f} to {kl['high']:.4f})", flush=True)
 
 
-def tuning_texts(tokenizer: Any) -> list[str]:
+def tuning_texts(model: Model, tokens: int) -> list[str]:
     """Windows of the validation text that calibration did not draw, as texts."""
-    used = calibration(
-        tokenizer,
-        "wikitext2-valid",
-        length=LENGTH,
-        max_tokens=TOKENS,
-        generator=torch.Generator().manual_seed(0),
-    )
-    seen = {tuple(row.tolist()) for row in used}
-    rest = [row for row in windows(tokenizer, read_texts("wikitext2-valid"), LENGTH) if tuple(row.tolist()) not in seen]
+    seen = {tuple(row.tolist()) for row in calibration_windows(model, tokens)}
+    every = windows(model.tokenizer, read_texts("wikitext2-valid"), LENGTH)
+    rest = [row for row in every if tuple(row.tolist()) not in seen]
     spread = torch.linspace(0, len(rest) - 1, TUNING_WINDOWS + 2).round().long().tolist()
-    texts = [tokenizer.decode(rest[place]) for place in spread]
-    cut(tokenizer, texts, LENGTH, num_windows=TUNING_WINDOWS)  # raises where they do not fill the windows
+    texts = [model.tokenizer.decode(rest[place]) for place in spread]
+    cut(model.tokenizer, texts, LENGTH, num_windows=TUNING_WINDOWS)  # raises where they do not fill the windows
     return texts
 
 
-def seconds_of(work: Path, name: str, bits: int) -> float | None:
-    for path in (work / f"{name}-{bits}bit.seconds", work / f"{name}-{bits}bit" / "cpu_seconds.txt"):
-        if path.is_file():
-            return float(path.read_text())
-    return None
+def repaired(nats: np.ndarray, nearest: np.ndarray, original: np.ndarray) -> Interval:
+    """1 - (loss of a method) / (loss of nearest rounding), losses in nats over the original, windows drawn in pairs."""
+    loss, worst = nats - original, nearest - original
+    num = len(loss)
+    counts = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), size=10_000)
+    level = expanded_level(num, 0.95)
+    low, high = np.quantile(1 - (counts @ loss) / (counts @ worst), [level, 1 - level])
+    return Interval(1 - loss.sum() / worst.sum(), low, high)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """Markdown for the docs."""
-    found = {}
-    for key, part in results.items():
-        if not key.endswith(" bits"):
+    """Markdown for the docs: a table for each width, `4bit`, and `readme`."""
+    original = np.array(results["original_nats"])
+    found: dict[str, list[str]] = {}
+    for cell, rows in results["cells"].items():
+        bits, tokens = cell.removesuffix(" tokens").split(" bits, ")
+        nearest = results["cells"][f"{bits} bits, 16384 tokens"].get("rtn")
+        if nearest is None:
             continue
-        rows, base = part["rows"], np.array(part["original_nats"])
-        tokens = np.array(rows["rtn"]["tokens"])
-        loss = {name: (np.array(row["nats"]) - base).sum() / tokens.sum() for name, row in rows.items()}
-        reference = PEER if PEER in rows else "rtn"
-        lines = [
-            "| method | perplexity | KL per token | loss over the original, nats | of nearest rounding's loss repaired "
-            f"| KL minus that of {TITLES[reference]} (95 %) | CPU s |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            f"| original | {np.exp(base.sum() / tokens.sum()):.2f} | 0 | 0 | | | |",
-        ]
-        for name, row in rows.items():
-            difference = ""
-            if name != reference:
-                gap = paired_bootstrap(np.array(row["kl"]), np.array(rows[reference]["kl"]), tokens)
-                difference = f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
-            repaired = "" if name == "rtn" else f"{1 - loss[name] / loss['rtn']:.0%}"
-            seconds = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}"
-            kl = np.sum(row["kl"]) / tokens.sum()
-            perplexity = np.exp(np.sum(row["nats"]) / tokens.sum())
+        num = np.array(nearest["sequences"]["tokens"])
+        lines = found.setdefault(
+            f"{bits}bit",
+            [
+                "| method | calibration tokens | perplexity | KL per token | nearest rounding's loss repaired (95 %) "
+                "| KL minus llm-compressor's (95 %) | CPU s |",
+                "| --- | --- | --- | --- | --- | --- | --- |",
+                f"| original | | {np.exp(original.sum() / num.sum()):.2f} | 0 | | | |",
+            ],
+        )
+        for name in TITLES:
+            if name not in rows:
+                continue
+            sequences = {key: np.array(value) for key, value in rows[name]["sequences"].items()}
+            gap = share = ""
+            if name != "rtn":
+                part = repaired(sequences["nats"], np.array(nearest["sequences"]["nats"]), original)
+                share = f"{part.value:.0%} ({part.low:.0%} to {part.high:.0%})"
+            if name != PEER and PEER in rows:
+                pair = paired_bootstrap(sequences["kl"], np.array(rows[PEER]["sequences"]["kl"]), num)
+                gap = f"{pair.value:+.4f} ({pair.low:+.4f} to {pair.high:+.4f})"
             lines.append(
-                f"| {TITLES[name]} | {perplexity:.2f} | {kl:.4f} | {loss[name]:.3f} | {repaired} | {difference} "
-                f"| {seconds} |"
+                f"| {TITLES[name]} | {'' if name == 'rtn' else f'{int(tokens):,}'} "
+                f"| {np.exp(sequences['nats'].sum() / num.sum()):.2f} | {sequences['kl'].sum() / num.sum():.4f} "
+                f"| {share} | {gap} | {rows[name]['cpu_seconds']:.0f} |"
             )
-        found[key.replace(" bits", "bit")] = "\n".join(lines)
-    return found
+    return {name: "\n".join(lines) for name, lines in found.items()}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
     PYTHON_OF_THAT_ENVIRONMENT benchmarks/peers/llmcompressor_gptq.py MODEL WINDOWS.json OUT BITS GROUP
 
-Its defaults are kept (damping 0.01, blocks of 128, `actorder` static); windows are token ids, used as they are.
+Its defaults are kept (damping 0.01, blocks of 128, `actorder` static, layers calibrated on the outputs of those already
+quantized). Windows are token ids, used as they are. Everything is computed and saved in float32, so that its scales are
+read as it chose them.
 """
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -19,14 +21,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
-    source, windows, out, bits, group = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("windows", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("bits", type=int)
+    parser.add_argument("group", type=int)
+    parser.add_argument("--actorder", choices=["static", "weight", "group", "none"], default="static")
+    parser.add_argument("--damping", type=float, default=0.01)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ids = json.loads(Path(windows).read_text())
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    weights = QuantizationArgs(num_bits=int(bits), type="int", symmetric=True, strategy="group", group_size=int(group))
+    ids = json.loads(arguments.windows.read_text())
+    model = AutoModelForCausalLM.from_pretrained(arguments.source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.source)
+    weights = QuantizationArgs(
+        num_bits=arguments.bits, type="int", symmetric=True, strategy="group", group_size=arguments.group
+    )
     recipe = GPTQModifier(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"]
+        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
+        ignore=["lm_head"],
+        dampening_frac=arguments.damping,
+        actorder=None if arguments.actorder == "none" else arguments.actorder,
     )
     started = time.process_time()
     oneshot(
@@ -39,9 +54,9 @@ def main() -> None:
         shuffle_calibration_samples=False,
     )
     seconds = time.process_time() - started
-    model.to(torch.bfloat16).save_pretrained(out, save_compressed=True)
-    tokenizer.save_pretrained(out)
-    Path(out, "cpu_seconds.txt").write_text(f"{seconds:.1f}\n")
+    model.save_pretrained(arguments.out, save_compressed=True)
+    tokenizer.save_pretrained(arguments.out)
+    (arguments.out / "cpu_seconds.txt").write_text(f"{seconds:.1f}\n")
 
 
 if __name__ == "__main__":

@@ -260,6 +260,7 @@ def test_a_run_that_was_refused_may_be_corrected_in_the_same_place(tiny_llama: P
     bad = CHAIN.replace("{name: a,", "{name: a, text: gone,")
     with pytest.raises(DataError):
         run(bad, tiny_llama, tmp_path / "run").execute()
+    assert not (tmp_path / "run").exists()
     assert run(CHAIN, tiny_llama, tmp_path / "run").decide()[0].action == "run"
 
 

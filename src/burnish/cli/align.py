@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.stage import Align
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 
 _DEFAULTS = Align.parse({}, where="defaults")
@@ -20,13 +21,11 @@ def align(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Align, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Align] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a model on preference pairs, or make a reward model of it.
-
-    Example: burnish align models/smollm2 --loss r3m-dpo --data prefs.jsonl -o aligned
 
     Parameters
     ----------
@@ -49,18 +48,14 @@ def audit(
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
     model: str | None = None,
     decisions: Path | None = None,
-    settings: Annotated[AuditSettings, Parameter(name="*")] = _AUDIT_DEFAULTS,
+    settings: Options[AuditSettings] = _AUDIT_DEFAULTS,
     on_bad_pair: Literal["refuse", "drop"] = "refuse",
     limit: int | None = None,
     device: str = "auto",
 ) -> None:
     """Rank preference pairs by how much a model doubts their labels, on a page where a person decides.
 
-    Example: burnish audit prefs.jsonl --model models/smollm2 -o audit
-
-    Then open audit/index.html, decide, export, and carry the decisions out:
-
-    Example: burnish audit prefs.jsonl --decisions decisions.json -o cleaned.jsonl
+    Open audit/index.html, decide, export, and carry the decisions out with --decisions.
 
     Parameters
     ----------

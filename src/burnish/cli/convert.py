@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.convert.stage import Upcycle
 
@@ -18,13 +19,11 @@ def upcycle(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Upcycle, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Upcycle] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Make a mixture of experts (Mixtral) of a dense Llama-type model; it computes the same until it is trained.
-
-    Example: burnish convert upcycle models/smollm2 --num-experts 4 -o smollm2-moe
 
     Parameters
     ----------

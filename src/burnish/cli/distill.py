@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.distill.stage import Distill
 
@@ -18,13 +19,11 @@ def distill(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Distill, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Distill] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a student to predict what a teacher predicts.
-
-    Example: burnish distill olmoe-slim --teacher models/olmoe --data texts.jsonl -o olmoe-recovered
 
     Parameters
     ----------

@@ -8,28 +8,27 @@ from typing import Annotated
 from cyclopts import Parameter
 from pydantic import Field
 
+from burnish.cli.options import Options
 from burnish.evaluate.stage import Evaluate
 
 
-class _Options(Evaluate):
+class _Settings(Evaluate):
     reference: Annotated[str | None, Parameter(name="--against")] = Field(
         default=None, description="checkpoint to measure the divergence from"
     )
 
 
-_DEFAULTS = _Options.parse({}, where="defaults")
+_DEFAULTS = _Settings.parse({}, where="defaults")
 
 
 def evaluate(
     model: str,
     /,
     *,
-    settings: Annotated[_Options, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[_Settings] = _DEFAULTS,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
 ) -> None:
     """Measure quality, size and speed of a checkpoint: every value with its interval, under a named protocol.
-
-    Example: burnish evaluate smollm2-3bit --against models/smollm2
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.quantize.stage import Quantize
 
@@ -18,13 +19,11 @@ def quantize(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Quantize, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Quantize] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Round the weights to 2-8 bits in the compressed-tensors format that transformers and vLLM load.
-
-    Example: burnish quantize models/smollm2 --method gptq --bits 3 -o smollm2-3bit --evaluate
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.slim.stage import Slim
 
@@ -19,13 +20,11 @@ def slim(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Annotated[Slim, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Slim] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Make a mixture of experts smaller: all experts kept and narrower, or fewer experts.
-
-    Example: burnish slim models/olmoe --target 20% --score fisher -o olmoe-slim --evaluate
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.core.errors import SettingsError
 from burnish.train.stage import Train
@@ -23,17 +24,11 @@ def train(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     tokenizer: str | None = None,
     explain: Annotated[bool, Parameter(negative="")] = False,
-    settings: Annotated[Train, Parameter(name="*")] = _DEFAULTS,
+    settings: Options[Train] = _DEFAULTS,
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a model on texts or chats, further or from scratch.
-
-    Example: burnish train models/smollm2 --data chats.jsonl --optimizer normuon -o tuned
-
-    Example: burnish train config.json --tokenizer bpe:1024 --data text.txt --lr 0.01 -o mine
-
-    Example: burnish train models/smollm2 --explain
 
     Parameters
     ----------

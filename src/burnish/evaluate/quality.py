@@ -21,7 +21,7 @@ from burnish.evaluate.maths.divergence import cross_entropy, kl_divergence, norm
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CPU_ROWS = 8
+CPU_ROWS = 2
 
 Sequences = dict[str, list[float]]
 """Columns of per-sequence sums: `tokens`, `bytes`, `nats`, and with a reference `kl` and `agreeing`."""
@@ -85,8 +85,8 @@ def chunk_sums(
     reference_logits: Float[Tensor, "tokens vocab"] | None = None,
 ) -> Float[Tensor, "3"]:  # noqa: UP037
     """Sums over the tokens of cross-entropy in nats, divergence in nats, and equal first tokens, in float64."""
-    # On a CPU a few rows stay in its cache from one pass over the vocabulary to the next; 128 rows are 25 MB, and
-    # fetching that from memory for every pass makes the divergence five times slower.
+    # On a CPU two rows with their temporaries stay in its cache from one pass over the vocabulary to the next; 128 rows
+    # are 25 MB, and fetching that from memory for every pass makes the divergence five times slower.
     rows = CPU_ROWS if logits.device.type == "cpu" else len(logits)
     sums = torch.zeros(3, dtype=torch.float64, device=logits.device)
     for start in range(0, len(logits), rows):

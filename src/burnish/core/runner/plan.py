@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core import errors
-from burnish.core.checkpoint import (UNSAFE_SUFFIXES, Lineage, content_files, hash_directory, kind_of, load_config, plan_checkpoint, plan_config, read_config, resolve)
+from burnish.core.checkpoint import (
+    UNSAFE_SUFFIXES,
+    Lineage,
+    content_files,
+    hash_directory,
+    kind_of,
+    load_config,
+    plan_checkpoint,
+    plan_config,
+    read_config,
+    resolve,
+)
 from burnish.core.errors import BurnishError, RecipeError
 from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state

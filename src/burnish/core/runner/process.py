@@ -20,9 +20,7 @@ NODE_ERROR_STATUS = 3
 """Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
 
 
-def spawn(
-    directory: Path, name: str, spec: dict[str, Any], *, processes: int = 1, memory_settings: str = ""
-) -> None:
+def spawn(directory: Path, name: str, spec: dict[str, Any], *, processes: int = 1, memory_settings: str = "") -> None:
     """Runs `burnish.core.node` in a fresh process and turns its end into a result or one clear error."""
     work = directory / "work"
     work.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,46 @@
+"""Settings as options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from burnish.cli import app
+
+COMMANDS = ["run", "plan", "fetch", "evaluate", "report", "quantize", "train", "distill", "slim", "align", "audit"]
+
+
+def parsed(*arguments: str) -> Any:
+    """The settings that a command line gives."""
+    _, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+    return bound.arguments["settings"]
+
+
+@pytest.mark.parametrize("field", ["group-size", "tokens", "damping", "engine", "stream"])
+def test_null_leaves_a_setting_empty_as_in_a_recipe(field: str):
+    settings = parsed("quantize", "model", f"--{field}=null", "-o", "out")
+    assert getattr(settings, field.replace("-", "_")) is None
+
+
+def test_null_in_a_scheme_of_some_matrices():
+    settings = parsed("quantize", "model", "--overrides.lm_head.group-size", "null", "-o", "out")
+    assert settings.overrides["lm_head"].group_size is None
+
+
+def test_null_is_refused_where_a_value_is_needed(capsys: pytest.CaptureFixture[str]):
+    from burnish.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["quantize", "model", "--bits", "null", "-o", "out"])
+    assert "bits is None, but input should be a valid integer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "convert upcycle", "events"])
+def test_the_examples_of_the_help_are_commands(command: str, capsys: pytest.CaptureFixture[str]):
+    app([*command.split(), "--help"])
+    printed = capsys.readouterr().out
+    examples = [line.split() for line in printed.splitlines() if line.startswith("    burnish ")]
+    assert examples
+    for _, *arguments in examples:
+        app.parse_args(arguments, exit_on_error=False, print_error=False)  # raises where an option does not exist
