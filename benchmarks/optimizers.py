@@ -1,13 +1,13 @@
 """Do matrix optimizers reach AdamW's loss in fewer steps on a small language model?
 
-    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...]
+    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...] [--cells 4]
 
 DIR holds `us_speeches.jsonl.gz` (tuning) and `tinyshakespeare.txt.gz` (reporting). A Llama of 0.86 M parameters with
-a byte-level BPE of 1,024 tokens is trained from scratch for 250 steps of 16 x 128 tokens. Non-matrix parameters take
+a byte-level BPE of 1,024 tokens is trained from scratch for 200 steps of 16 x 128 tokens. Non-matrix parameters take
 AdamW at 3e-3 in every run. The learning rate of the matrices is searched by factors of two on the speeches with seed
 100, until the best rate has a worse neighbour on both sides; the best is then used on Shakespeare with seeds 0, 1, 2.
 Every optimizer, AdamW too, gets the same search. Each run is one file in the work directory, so the script continues
-where it was stopped, and several processes may share the work by `--only`.
+where it was stopped (`--cells` stops it after so many runs), and several processes may share the work by `--only`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ CONFIG = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": True,
 }
-STEPS, BATCH, CONTEXT, EVAL_EVERY, HELD_OUT = 250, 16, 128, 10, 96
+STEPS, BATCH, CONTEXT, EVAL_EVERY, HELD_OUT = 200, 16, 128, 10, 48
 OTHER_LR = 3e-3
 NAMES = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "cosmos": "COSMOS", "soap": "SOAP"}
 FIRST_RATE = {"adamw": 0.012, "muon": 0.02, "normuon": 0.02, "cosmos": 0.02, "soap": 0.012}
 OPTIONS: dict[str, dict[str, Any]] = {"cosmos": {"rank": 16}}
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
+FIRST_DRAWN_STEP = 40
 T_95 = 4.303  # two-sided 95 % quantile of Student's t with two degrees of freedom
 
 
@@ -120,22 +121,42 @@ def slices(data: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def once(work: Path, texts: dict[str, tuple[str, str]], part: str, algorithm: str, lr: float, seed: int) -> dict:
-    """The run, from its file where it has been made."""
-    path = work / f"{part}-{algorithm}-{lr:g}-{seed}.json"
-    if not path.is_file():
-        result = train(texts[part], algorithm, lr, seed)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(result))
-        temporary.replace(path)
-        print(f"{part} {algorithm} lr {lr:g} seed {seed}: {result['final']:.4f} ({result['cpu_seconds']:.0f} s)")
-    return json.loads(path.read_text())
+class CellsDone(Exception):
+    """As many runs were made as were asked for."""
 
 
-def tune(work: Path, texts: dict[str, tuple[str, str]], algorithm: str) -> tuple[float, list[dict]]:
+class Runs:
+    """Training runs, each made once and kept as a file.
+
+    Args:
+        work: directory of the files.
+        texts: {part: (text to train on, text to measure on)}.
+        cells: runs to make before stopping; None makes all.
+    """
+
+    def __init__(self, work: Path, texts: dict[str, tuple[str, str]], cells: int | None) -> None:
+        self.work, self.texts, self.cells = work, texts, cells
+
+    def __call__(self, part: str, algorithm: str, lr: float, seed: int) -> dict[str, Any]:
+        path = self.work / f"{part}-{algorithm}-{lr:g}-{seed}.json"
+        if not path.is_file():
+            if self.cells is not None:
+                if not self.cells:
+                    raise CellsDone
+                self.cells -= 1
+            result = train(self.texts[part], algorithm, lr, seed)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(result))
+            temporary.replace(path)
+            took = f"{result['cpu_seconds']:.0f} s"
+            print(f"{part} {algorithm} lr {lr:g} seed {seed}: {result['final']:.4f} ({took})", flush=True)
+        return json.loads(path.read_text())
+
+
+def tune(run: Runs, algorithm: str) -> tuple[float, list[dict]]:
     """The best rate of a grid that is extended until the best is not at an edge."""
     first = FIRST_RATE[algorithm]
-    tried = {rate: once(work, texts, "tuning", algorithm, rate, TUNING_SEED) for rate in (first, first * 2)}
+    tried = {rate: run("tuning", algorithm, rate, TUNING_SEED) for rate in (first, first * 2)}
     while True:
         rates = sorted(tried)
         best = min(rates, key=lambda rate: _score(tried[rate]))
@@ -145,7 +166,7 @@ def tune(work: Path, texts: dict[str, tuple[str, str]], algorithm: str) -> tuple
             more = rates[-1] * 2
         else:
             return best, [tried[rate] for rate in rates]
-        tried[more] = once(work, texts, "tuning", algorithm, more, TUNING_SEED)
+        tried[more] = run("tuning", algorithm, more, TUNING_SEED)
 
 
 def _score(run: dict) -> float:
@@ -169,14 +190,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--cells", type=int)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     texts = slices(arguments.data)
+    run = Runs(arguments.work, texts, arguments.cells)
     outcome: dict[str, Any] = {}
-    for algorithm in arguments.only:
-        best, tried = tune(arguments.work, texts, algorithm)
-        runs = [once(arguments.work, texts, "reporting", algorithm, best, seed) for seed in SEEDS]
-        outcome[algorithm] = {"lr": best, "tried": tried, "runs": runs}
+    try:
+        for algorithm in arguments.only:
+            best, tried = tune(run, algorithm)
+            runs = [run("reporting", algorithm, best, seed) for seed in SEEDS]
+            outcome[algorithm] = {"lr": best, "tried": tried, "runs": runs}
+    except CellsDone:
+        return
     if set(outcome) == set(NAMES):
         write(texts, outcome)
 
@@ -258,6 +284,33 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"])
         tried.append(f"| {NAMES[name]} | {runs} |")
     return {"loss": "\n".join(lines), "tuning": "\n".join(tried)}
+
+
+def pictures(results: dict[str, Any]) -> dict[str, str]:
+    """{picture: svg}: loss on held-out text against steps, mean over the seeds, from the end of the steep start on."""
+    from picture import svg
+
+    from burnish.report.charts import Datum, Figure, Series
+
+    series = []
+    for name, entry in results["optimizers"].items():
+        curves = [run["curve"] for run in entry["runs"]]
+        data = []
+        for points in zip(*curves, strict=True):
+            losses = [loss for _, loss in points]
+            if points[0][0] >= FIRST_DRAWN_STEP:
+                data.append(Datum(points[0][0], statistics.mean(losses), min(losses), max(losses)))
+        series.append(Series(NAMES[name], data, line=True, markers=False))
+    ends = ", ".join(f"{one.name} ends at {one.data[-1].y:.3f}" for one in series)
+    figure = Figure(
+        title="Loss on held-out text against steps, by optimizer",
+        description=f"Mean of three seeds, with a band from the lowest to the highest: {ends}.",
+        x_label="step",
+        y_label="loss, nats per token",
+        series=series,
+        log_y=False,
+    )
+    return {"curves": svg(figure)}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import transformers
 
 import burnish
 from burnish.cli import main
+from burnish.core.checkpoint import plan_config
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.ledger import read_rows
 from burnish.train.loop import Loop
@@ -94,6 +95,22 @@ def test_a_context_beyond_the_models_is_refused(tiny):
 def test_an_unknown_optimizer_option_suggests_the_nearest(tiny):
     with pytest.raises(SettingsError, match="normuon has no option 'scal'; did you mean 'scale'"):
         Train(optimizer_options={"scal": "rms"}, context=32).check(tiny.config)
+
+
+@pytest.mark.parametrize(
+    "optimizer, option, value, message",
+    [
+        ("normuon", "betas", "[0.9, 1.5]", r"betas are \(0.9, 1.5\), but must lie in"),
+        ("normuon", "betas", "many", "betas is 'many', but must be 2 numbers"),
+        ("muon", "nesterov", "1", "nesterov is 1, but must be true or false"),
+        ("cosmos", "rank", "500", "rank is 500, but a 64 x 64 matrix has at most 64 input directions"),
+        ("cosmos", "rank", "all", "rank is 'all', but must be a whole number"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_loaded(tiny, optimizer, option, value, message):
+    stage = Train(data="text.txt", context=32, optimizer=optimizer, optimizer_options={option: value})
+    with pytest.raises(SettingsError, match=message):
+        stage.plan(plan_config(tiny.config))
 
 
 def test_optimizer_options_reach_the_optimizer(tiny):
