@@ -7,8 +7,10 @@ Every `benchmarks/results/NAME.json` was written by `benchmarks/NAME.py`, which 
     ...
     <!-- end -->
 
-The check fails when a table is not what its JSON makes, when a results file says that a slice was used for tuning and
-for reporting alike, or when it lacks machine, date or versions. `--write` writes the tables anew.
+It may also have `pictures(results) -> {picture: svg}`, kept as `docs/pictures/NAME.PICTURE.svg`.
+
+The check fails when a table or picture is not what its JSON makes, when a results file says that a slice was used for
+tuning and for reporting alike, or when it lacks machine, date or versions. `--write` writes tables and pictures anew.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+)\.(?P<table>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
@@ -28,6 +31,7 @@ def main(write: bool) -> int:
     problems = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         problems += check_results(path)
+        problems += check_pictures(path, write=write)
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         problems += check_page(page, write=write)
     for problem in problems:
@@ -42,6 +46,21 @@ def check_results(path: Path) -> list[str]:
     slices = results.get("slices", {})
     shared = set(slices.get("tuning", [])) & set(slices.get("reporting", []))
     problems += [f"{name}: slice {digest[:12]} was used for tuning and for reporting" for digest in sorted(shared)]
+    return problems
+
+
+def check_pictures(path: Path, *, write: bool) -> list[str]:
+    name, problems = path.stem, []
+    module = load(name)
+    if module is None or not hasattr(module, "pictures"):
+        return []
+    for picture, made in module.pictures(json.loads(path.read_text(encoding="utf-8"))).items():
+        place = ROOT / "docs" / "pictures" / f"{name}.{picture}.svg"
+        if write:
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(made, encoding="utf-8")
+        elif not place.is_file() or place.read_text(encoding="utf-8") != made:
+            problems.append(f"{place.relative_to(ROOT)}: is not what the results say; run benchmarks/check.py --write")
     return problems
 
 
@@ -69,17 +88,27 @@ def check_page(page: Path, *, write: bool) -> list[str]:
 
 def render(name: str, table: str) -> str | None:
     """The markdown that a benchmark makes of its committed results."""
-    script = ROOT / "benchmarks" / f"{name}.py"
     results = ROOT / "benchmarks" / "results" / f"{name}.json"
-    if not script.is_file() or not results.is_file():
+    module = load(name)
+    if module is None or not results.is_file():
         return None
+    return module.tables(json.loads(results.read_text(encoding="utf-8"))).get(table)
+
+
+def load(name: str) -> Any:
+    """The module of a benchmark, None where there is none."""
+    script = ROOT / "benchmarks" / f"{name}.py"
+    if not script.is_file():
+        return None
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    return module.tables(json.loads(results.read_text(encoding="utf-8"))).get(table)
+    return module
 
 
 if __name__ == "__main__":

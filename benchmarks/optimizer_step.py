@@ -47,7 +47,7 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
     """CPU seconds of every step, by optimizer."""
     import torch
 
-    from burnish.optim import Muon, NorMuon
+    from burnish.optim import COSMOS, Muon, NorMuon
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -55,6 +55,7 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
         "torch.optim.Muon": lambda p: torch.optim.Muon(p, lr=1e-3, adjust_lr_fn="match_rms_adamw"),
         "Muon": lambda p: Muon(p, lr=1e-3, scale="rms_moonlight"),
         "NorMuon": lambda p: NorMuon(p, lr=1e-3),
+        "COSMOS, rank 64": lambda p: COSMOS(p, lr=1e-3, rank=64),
         "fused AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
     }
     optimizers = {}
@@ -65,7 +66,7 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
         optimizers[name] = make(parameters)
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
     for number in range(rounds + 1):
-        for name, optimizer in optimizers.items():
+        for name, optimizer in list(optimizers.items())[:: -1 if number % 2 else 1]:
             with float32_muon():
                 started = time.process_time()
                 optimizer.step()
@@ -101,23 +102,28 @@ def main() -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def spread(ratios: list[float]) -> str:
+    """Median, and lowest to highest."""
+    return f"{statistics.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """{table: markdown} for the pages of the docs."""
     lines = [
-        "| one layer of | optimizer | CPU s per step, median | against torch.optim.Muon | against our Muon "
-        "| state / weights |",
+        "| one layer of | optimizer | CPU s per step, median | against torch.optim.Muon (range of rounds) "
+        "| against our Muon (range of rounds) | state / weights |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for layer, found in results["layers"].items():
         seconds = found["seconds"]
         for name, mine in seconds.items():
-            ratios = [
-                statistics.median(a / b for a, b in zip(mine, seconds[other], strict=True))
+            against = [
+                spread([a / b for a, b in zip(mine, seconds[other], strict=True)]) if name != other else "1"
                 for other in ("torch.optim.Muon", "Muon")
             ]
             share = found["state_elements"][name] / found["parameters"]
             lines.append(
-                f"| {TITLES[layer]} | {name} | {statistics.median(mine):.3g} | {ratios[0]:.2f} | {ratios[1]:.2f} "
+                f"| {TITLES[layer]} | {name} | {statistics.median(mine):.3g} | {against[0]} | {against[1]} "
                 f"| {share:.3f} |"
             )
     return {"step": "\n".join(lines)}

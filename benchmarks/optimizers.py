@@ -1,13 +1,14 @@
-"""Do matrix optimizers reach AdamW's loss in fewer steps on a small language model?
+"""Do matrix optimizers reach AdamW's loss in fewer steps on small language models?
 
-    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...]
+    python benchmarks/optimizers.py --data DIR --work DIR [--setting characters] [--only normuon ...] [--cells 4]
 
-DIR holds `us_speeches.jsonl.gz` (tuning) and `tinyshakespeare.txt.gz` (reporting). A Llama of 0.86 M parameters with
-a byte-level BPE of 1,024 tokens is trained from scratch for 250 steps of 16 x 128 tokens. Non-matrix parameters take
-AdamW at 3e-3 in every run. The learning rate of the matrices is searched by factors of two on the speeches with seed
-100, until the best rate has a worse neighbour on both sides; the best is then used on Shakespeare with seeds 0, 1, 2.
-Every optimizer, AdamW too, gets the same search. Each run is one file in the work directory, so the script continues
-where it was stopped, and several processes may share the work by `--only`.
+DIR holds `us_speeches.jsonl.gz` (tuning) and `tinyshakespeare.txt.gz` (reporting). Two Llamas are trained from scratch:
+one of 0.1 M parameters on bytes, one of 0.86 M with a byte-level BPE of 1,024 tokens. Non-matrix parameters take AdamW
+at 3e-3 in every run. The learning rate of the matrices is searched by factors of two on the speeches with seed 100,
+until the best rate has a worse neighbour on both sides; the best is then used on Shakespeare with other seeds. Every
+optimizer, AdamW too, gets the same search. Each run is one file in the work directory, so the script continues where it
+was stopped (`--cells` stops it after so many runs), and several processes may share the work by `--only`. The results
+file takes the optimizers whose runs are all there.
 """
 
 from __future__ import annotations
@@ -21,32 +22,65 @@ import os
 import platform
 import statistics
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "optimizers.json"
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 344,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One model and how long it is trained."""
+
+    title: str
+    hidden_size: int
+    num_layers: int
+    intermediate_size: int
+    num_key_value_heads: int
+    tokenizer: str
+    steps: int
+    batch: int
+    context: int
+    held_out_rows: int
+    cosmos_rank: int
+    seeds: tuple[int, ...]
+    t_95: float
+    """Two-sided 95 % quantile of Student's t for paired differences over the seeds."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "model_type": "llama",
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": self.num_key_value_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.context,
+            "tie_word_embeddings": True,
+        }
+
+
+SETTINGS = {
+    "characters": Setting(
+        "0.1 M parameters on bytes", 64, 2, 172, 4, "bpe:257", 300, 12, 64, 96, 8, (0, 1, 2, 3, 4), 2.776
+    ),
+    "words": Setting(
+        "0.86 M parameters on a BPE of 1,024", 128, 4, 344, 2, "bpe:1024", 200, 16, 128, 48, 16, (0, 1, 2), 4.303
+    ),
 }
-STEPS, BATCH, CONTEXT, EVAL_EVERY, HELD_OUT = 250, 16, 128, 10, 96
+EVAL_EVERY = 10
 OTHER_LR = 3e-3
 NAMES = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "cosmos": "COSMOS", "soap": "SOAP"}
 FIRST_RATE = {"adamw": 0.012, "muon": 0.02, "normuon": 0.02, "cosmos": 0.02, "soap": 0.012}
-OPTIONS: dict[str, dict[str, Any]] = {"cosmos": {"rank": 16}}
-TUNING_SEED, SEEDS = 100, (0, 1, 2)
-T_95 = 4.303  # two-sided 95 % quantile of Student's t with two degrees of freedom
+TUNING_SEED = 100
+FIRST_DRAWN_STEP = 40
 
 
-def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[str, Any]:
+def train(setting: Setting, texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[str, Any]:
     """One training run; the loss on held-out rows every few steps."""
     import torch
 
@@ -60,22 +94,24 @@ def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[
     from burnish.train.scratch import initialise
 
     torch.set_num_threads(1)
-    model = initialise(CONFIG, tokenizer="bpe:1024", texts=texts[:1], seed=seed)
-    rows = pack(documents(model.tokenizer, texts[:1]), CONTEXT)
-    held_out = pack(documents(model.tokenizer, texts[1:]), CONTEXT)
-    held_out, _ = held_out.split(len(held_out) - HELD_OUT)
+    model = initialise(setting.config, tokenizer=setting.tokenizer, texts=texts[:1], seed=seed)
+    rows = pack(documents(model.tokenizer, texts[:1]), setting.context)
+    held_out = pack(documents(model.tokenizer, texts[1:]), setting.context)
+    held_out, _ = held_out.split(len(held_out) - setting.held_out_rows)
     module = model.module
-    options = {} if algorithm == "adamw" else {"adamw_lr": OTHER_LR}
+    options: dict[str, Any] = {} if algorithm == "adamw" else {"adamw_lr": OTHER_LR}
+    if algorithm == "cosmos":
+        options["rank"] = setting.cosmos_rank
     groups = param_groups(module, route(module, algorithm=algorithm))
     if algorithm == "adamw":  # the same split, so that only the rule of the matrices differs between runs
         groups = param_groups(module, route(module, algorithm="matrix"))
         for group in groups:
             group["lr"] = lr if group["algorithm"] == "matrix" else OTHER_LR
             group["algorithm"] = "adamw"
-    optimizer = OPTIMIZERS[algorithm](groups, lr=lr, weight_decay=0.1, **options, **OPTIONS.get(algorithm, {}))
+    optimizer = OPTIMIZERS[algorithm](groups, lr=lr, weight_decay=0.1, **options)
     loop = Loop(
-        steps=STEPS,
-        batch_size=BATCH,
+        steps=setting.steps,
+        batch_size=setting.batch,
         schedule=Schedule("wsd", warmup=0.08, decay=0.4),
         eval_every=EVAL_EVERY,
         save_every=0,
@@ -120,22 +156,44 @@ def slices(data: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def once(work: Path, texts: dict[str, tuple[str, str]], part: str, algorithm: str, lr: float, seed: int) -> dict:
-    """The run, from its file where it has been made."""
-    path = work / f"{part}-{algorithm}-{lr:g}-{seed}.json"
-    if not path.is_file():
-        result = train(texts[part], algorithm, lr, seed)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(result))
-        temporary.replace(path)
-        print(f"{part} {algorithm} lr {lr:g} seed {seed}: {result['final']:.4f} ({result['cpu_seconds']:.0f} s)")
-    return json.loads(path.read_text())
+class CellsDone(Exception):
+    """As many runs were made as were asked for."""
 
 
-def tune(work: Path, texts: dict[str, tuple[str, str]], algorithm: str) -> tuple[float, list[dict]]:
+class Runs:
+    """Training runs, each made once and kept as a file.
+
+    Args:
+        work: directory of the files, of one setting.
+        setting: the model.
+        texts: {part: (text to train on, text to measure on)}.
+        cells: runs to make before stopping; None makes all.
+    """
+
+    def __init__(self, work: Path, setting: Setting, texts: dict[str, tuple[str, str]], cells: int | None) -> None:
+        self.work, self.setting, self.texts, self.cells = work, setting, texts, cells
+        work.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, part: str, algorithm: str, lr: float, seed: int) -> dict[str, Any]:
+        path = self.work / f"{part}-{algorithm}-{lr:g}-{seed}.json"
+        if not path.is_file():
+            if self.cells is not None:
+                if not self.cells:
+                    raise CellsDone
+                self.cells -= 1
+            result = train(self.setting, self.texts[part], algorithm, lr, seed)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(result))
+            temporary.replace(path)
+            took = f"{result['cpu_seconds']:.0f} s"
+            print(f"{part} {algorithm} lr {lr:g} seed {seed}: {result['final']:.4f} ({took})", flush=True)
+        return json.loads(path.read_text())
+
+
+def tune(run: Runs, algorithm: str) -> tuple[float, list[dict]]:
     """The best rate of a grid that is extended until the best is not at an edge."""
     first = FIRST_RATE[algorithm]
-    tried = {rate: once(work, texts, "tuning", algorithm, rate, TUNING_SEED) for rate in (first, first * 2)}
+    tried = {rate: run("tuning", algorithm, rate, TUNING_SEED) for rate in (first, first * 2)}
     while True:
         rates = sorted(tried)
         best = min(rates, key=lambda rate: _score(tried[rate]))
@@ -145,7 +203,7 @@ def tune(work: Path, texts: dict[str, tuple[str, str]], algorithm: str) -> tuple
             more = rates[-1] * 2
         else:
             return best, [tried[rate] for rate in rates]
-        tried[more] = once(work, texts, "tuning", algorithm, more, TUNING_SEED)
+        tried[more] = run("tuning", algorithm, more, TUNING_SEED)
 
 
 def _score(run: dict) -> float:
@@ -168,22 +226,42 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--setting", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--cells", type=int)
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
     texts = slices(arguments.data)
-    outcome: dict[str, Any] = {}
-    for algorithm in arguments.only:
-        best, tried = tune(arguments.work, texts, algorithm)
-        runs = [once(arguments.work, texts, "reporting", algorithm, best, seed) for seed in SEEDS]
-        outcome[algorithm] = {"lr": best, "tried": tried, "runs": runs}
-    if set(outcome) == set(NAMES):
-        write(texts, outcome)
+    for name in arguments.setting:
+        run = Runs(arguments.work / name, SETTINGS[name], texts, arguments.cells)
+        try:
+            for algorithm in arguments.only:
+                outcome(run, algorithm)
+        except CellsDone:
+            return
+    write(arguments.work, texts)
 
 
-def write(texts: dict[str, tuple[str, str]], outcome: dict[str, Any]) -> None:
+def outcome(run: Runs, algorithm: str) -> dict[str, Any]:
+    """The search, and the runs at its best rate."""
+    best, tried = tune(run, algorithm)
+    runs = [run("reporting", algorithm, best, seed) for seed in run.setting.seeds]
+    return {"lr": best, "tried": tried, "runs": runs}
+
+
+def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
+    """The results file, from the runs that are there."""
     import torch
     import transformers
+
+    found: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        optimizers = {}
+        for algorithm in NAMES:
+            try:
+                optimizers[algorithm] = outcome(Runs(work / name, setting, texts, 0), algorithm)
+            except CellsDone:
+                print(f"{name}: the runs of {algorithm} are not all there")
+        found[name] = asdict(setting) | {"config": setting.config, "optimizers": optimizers}
 
     def digests(part: str) -> list[str]:
         return [hashlib.sha256(text.encode()).hexdigest() for text in texts[part]]
@@ -195,18 +273,10 @@ def write(texts: dict[str, tuple[str, str]], outcome: dict[str, Any]) -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
         | {"transformers": transformers.__version__},
         "slices": {part: digests(part) for part in texts},
-        "setting": {
-            "config": CONFIG,
-            "steps": STEPS,
-            "batch": BATCH,
-            "context": CONTEXT,
-            "other_lr": OTHER_LR,
-            "options": OPTIONS,
-            "tuning_seed": TUNING_SEED,
-            "seeds": SEEDS,
-        },
+        "other_lr": OTHER_LR,
+        "tuning_seed": TUNING_SEED,
         "note": "CPU seconds of one process on a busy machine; steps are exact",
-        "optimizers": outcome,
+        "settings": found,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -215,49 +285,91 @@ def write(texts: dict[str, tuple[str, str]], outcome: dict[str, Any]) -> None:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def interval(values: list[float]) -> str:
+def interval(values: list[float], t_95: float) -> str:
     """Mean and 95 % interval of paired differences over the seeds."""
     mean = statistics.mean(values)
-    half = T_95 * statistics.stdev(values) / len(values) ** 0.5
+    half = t_95 * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
+def fewer_steps(mine: list[dict], theirs: list[dict]) -> str:
+    """How many fewer steps than theirs mine need to their final loss, mean over the seeds and range."""
+    shares = []
+    for run, against in zip(mine, theirs, strict=True):
+        steps = steps_to(run["curve"], against["final"])
+        if steps is None:
+            return "not reached by every seed"
+        shares.append(100 * (1 - steps / against["curve"][-1][0]))
+    return f"{statistics.mean(shares):.0f} % ({min(shares):.0f} to {max(shares):.0f})"
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """{table: markdown} for the pages of the docs."""
-    found = results["optimizers"]
-    final = {name: [run["final"] for run in entry["runs"]] for name, entry in found.items()}
+    """{table: markdown} for the pages of the docs: SETTING-loss and SETTING-tuning."""
+    made = {}
+    for name, setting in results["settings"].items():
+        made[f"{name}-loss"] = loss_table(setting)
+        lines = ["| optimizer | lr of the matrices: final loss on the tuning text |", "| --- | --- |"]
+        for algorithm, entry in setting["optimizers"].items():
+            runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"])
+            lines.append(f"| {NAMES[algorithm]} | {runs} |")
+        made[f"{name}-tuning"] = "\n".join(lines)
+    return made
+
+
+def loss_table(setting: dict[str, Any]) -> str:
+    found = setting["optimizers"]
     lines = [
-        "| optimizer | matrix lr | final loss, seeds 0, 1, 2 (nats/token) | mean | minus AdamW, paired "
-        "| minus Muon, paired "
-        "| steps to AdamW's final loss | CPU s per run | state elements |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| optimizer | lr | final loss by seed | mean | minus AdamW, paired | minus Muon, paired "
+        "| fewer steps than AdamW | fewer steps than Muon | CPU s per run | state elements |",
+        f"| {' | '.join(['---'] * 10)} |",
     ]
     for name, entry in found.items():
-        needed = [
-            steps_to(run["curve"], against["final"])
-            for run, against in zip(entry["runs"], found["adamw"]["runs"], strict=True)
-        ]
-        reached = [steps for steps in needed if steps is not None]
-        steps = f"{statistics.mean(reached):.0f}" if len(reached) == len(needed) else "not by every seed"
+        final = [run["final"] for run in entry["runs"]]
         cells = [
             NAMES[name],
             f"{entry['lr']:g}",
-            ", ".join(f"{value:.3f}" for value in final[name]),
-            f"{statistics.mean(final[name]):.3f}",
-            *(
-                interval([a - b for a, b in zip(final[name], final[other], strict=True)]) if name != other else ""
-                for other in ("adamw", "muon")
-            ),
-            f"{steps} of {results['setting']['steps']}",
-            f"{statistics.mean(run['cpu_seconds'] for run in entry['runs']):.0f}",
-            f"{entry['runs'][0]['state_elements']:,}",
+            ", ".join(f"{value:.3f}" for value in final),
+            f"{statistics.mean(final):.3f}",
         ]
+        others = [found[other]["runs"] if other in found and other != name else None for other in ("adamw", "muon")]
+        for runs in others:
+            differences = [a - b["final"] for a, b in zip(final, runs, strict=True)] if runs else []
+            cells.append(interval(differences, setting["t_95"]) if runs else "")
+        cells += [fewer_steps(entry["runs"], runs) if runs else "" for runs in others]
+        cells.append(f"{statistics.mean(run['cpu_seconds'] for run in entry['runs']):.0f}")
+        cells.append(f"{entry['runs'][0]['state_elements']:,}")
         lines.append(f"| {' | '.join(cells)} |")
-    tried = ["| optimizer | matrix lr: final loss on the tuning text |", "| --- | --- |"]
-    for name, entry in found.items():
-        runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"])
-        tried.append(f"| {NAMES[name]} | {runs} |")
-    return {"loss": "\n".join(lines), "tuning": "\n".join(tried)}
+    return "\n".join(lines)
+
+
+def pictures(results: dict[str, Any]) -> dict[str, str]:
+    """{picture: svg}: loss on held-out text against steps, from the end of the steep start on."""
+    from picture import svg
+
+    from burnish.report.charts import Datum, Figure, Series
+
+    made = {}
+    for name, setting in results["settings"].items():
+        series = []
+        for algorithm, entry in setting["optimizers"].items():
+            data = []
+            for points in zip(*(run["curve"] for run in entry["runs"]), strict=True):
+                step, losses = points[0][0], [loss for _, loss in points]
+                if step >= FIRST_DRAWN_STEP:
+                    data.append(Datum(step, statistics.mean(losses), min(losses), max(losses)))
+            series.append(Series(NAMES[algorithm], data, line=True, markers=False))
+        if series:
+            ends = ", ".join(f"{one.name} ends at {one.data[-1].y:.3f}" for one in series)
+            figure = Figure(
+                title=f"Loss on held-out text against steps, {setting['title']}",
+                description=f"Mean over the seeds, with a band from the lowest to the highest: {ends}.",
+                x_label="step",
+                y_label="loss, nats per token",
+                series=series,
+                log_y=False,
+            )
+            made[name] = svg(figure)
+    return made
 
 
 if __name__ == "__main__":

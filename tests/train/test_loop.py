@@ -5,13 +5,14 @@ import multiprocessing
 import os
 import resource
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
 from burnish.core.errors import CheckpointError, NumericalError, OutputError, SettingsError
 from burnish.data.packing import documents, pack
-from burnish.optim import OPTIMIZERS, NorMuon
+from burnish.optim import OPTIMIZERS, AdamW, NorMuon
 from burnish.train import Loop, Loss, balanced_loss, causal_lm_loss, evaluate, fit, state
 from burnish.train.sampler import Sampler
 
@@ -192,6 +193,28 @@ def test_or_skips_the_step_when_asked_to(model_of, rows, context):
     before = weights(model)
     result = train(model, rows, context(), loss_fn=broken, on_nonfinite="skip")
     assert result.skipped == 6 and torch.equal(weights(model), before)
+
+
+def test_bfloat16_products_keep_float32_weights_and_state(model_of, rows, context):
+    exact, low = model_of(), model_of()
+    optimizer = NorMuon.for_model(low, lr=0.01)
+    wanted = train(exact, rows, context("exact")).rows
+    loop = Loop(steps=6, batch_size=4, save_every=0, precision="bfloat16")
+    found = fit(low, rows, causal_lm_loss, optimizer, context("low"), loop).rows
+    assert {p.dtype for p in low.parameters()} == {torch.float32}
+    assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
+    losses = [[row["loss"] for row in part] for part in (found, wanted)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
+
+
+@pytest.mark.slow  # compiling takes half a minute
+def test_a_compiled_forward_pass_changes_nothing_beyond_rounding(model_of, rows, context):
+    plain, compiled = model_of(), model_of()
+    optimizers = [AdamW.for_model(model, lr=1e-3) for model in (plain, compiled)]
+    loop = Loop(steps=3, batch_size=4, save_every=0)
+    fit(plain, rows, causal_lm_loss, optimizers[0], context("plain"), loop)
+    fit(compiled, rows, causal_lm_loss, optimizers[1], context("compiled"), replace(loop, compile=True))
+    torch.testing.assert_close(weights(plain), weights(compiled), rtol=0, atol=1e-4)
 
 
 def test_measuring_does_not_change_the_training(model_of, rows, context):

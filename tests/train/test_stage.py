@@ -1,6 +1,11 @@
 """The stage `train`, from Python and as a command."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -8,6 +13,7 @@ import transformers
 
 import burnish
 from burnish.cli import main
+from burnish.core.checkpoint import plan_config
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.ledger import read_rows
 from burnish.train.loop import Loop
@@ -94,6 +100,22 @@ def test_a_context_beyond_the_models_is_refused(tiny):
 def test_an_unknown_optimizer_option_suggests_the_nearest(tiny):
     with pytest.raises(SettingsError, match="normuon has no option 'scal'; did you mean 'scale'"):
         Train(optimizer_options={"scal": "rms"}, context=32).check(tiny.config)
+
+
+@pytest.mark.parametrize(
+    "optimizer, option, value, message",
+    [
+        ("normuon", "betas", "[0.9, 1.5]", r"betas are \(0.9, 1.5\), but must lie in"),
+        ("normuon", "betas", "many", "betas is 'many', but must be 2 numbers"),
+        ("muon", "nesterov", "1", "nesterov is 1, but must be true or false"),
+        ("cosmos", "rank", "500", "rank is 500, but a 64 x 64 matrix has at most 64 input directions"),
+        ("cosmos", "rank", "all", "rank is 'all', but must be a whole number"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_loaded(tiny, optimizer, option, value, message):
+    stage = Train(data="text.txt", context=32, optimizer=optimizer, optimizer_options={option: value})
+    with pytest.raises(SettingsError, match=message):
+        stage.plan(plan_config(tiny.config))
 
 
 def test_optimizer_options_reach_the_optimizer(tiny):
@@ -198,6 +220,26 @@ def test_one_command_trains_from_scratch_into_a_report_with_a_loss_curve(tmp_pat
     capsys.readouterr()
     main(command)
     assert "up to date" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # six processes
+def test_a_command_that_was_killed_goes_on_and_ends_with_the_same_file(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "text.txt").write_text(PROSE * 60)
+    command = [sys.executable, "-m", "burnish.cli", "train", "config.json", "--tokenizer", "bpe:280"]
+    command += ["--data", "text.txt", "--context", "32", "--batch", "4", "--steps", "60", "--save-every", "2"]
+    subprocess.run([*command, "-o", "straight"], cwd=tmp_path, check=True, capture_output=True)
+    states = tmp_path / "killed.run" / "work" / "train"
+    started = subprocess.Popen([*command, "-o", "killed"], cwd=tmp_path, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(states.glob("step-*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL and not (tmp_path / "killed").exists()
+    again = subprocess.run([*command, "-o", "killed"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "continuing after step" in again.stderr
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed"))
+    assert first == second
 
 
 def test_a_configuration_without_a_tokenizer_is_refused(tmp_path, capsys):

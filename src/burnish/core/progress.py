@@ -65,6 +65,7 @@ class _LineTask:
     started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
     done: float = 0
+    before: float = 0
     text: str = ""
 
     def advance(self, amount: float = 1) -> None:
@@ -79,7 +80,7 @@ class _LineTask:
 
     def _line(self, now: float) -> str:
         elapsed = max(now - self.started, 1e-9)
-        rate = self.done / elapsed
+        rate = (self.done - self.before) / elapsed
         parts = [f"{self.description}: {_count(self.done)}"]
         if self.total:
             remaining = (self.total - self.done) / rate if rate else float("inf")
@@ -106,6 +107,7 @@ class _BarTask:
     unit: str
     started: float = field(default_factory=time.monotonic)
     done: float = 0
+    before: float = 0
     text: str = ""
     bar: Any = None
     bar_id: Any = None
@@ -115,7 +117,7 @@ class _BarTask:
         if self.bar is None and time.monotonic() - self.started >= SECONDS_BEFORE_SHOWN:
             self._open()
         if self.bar is not None:
-            rate = self.done / max(time.monotonic() - self.started, 1e-9)
+            rate = (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
             self.bar.update(self.bar_id, completed=self.done, rate=f"{_count(rate)} {self.unit}/s", text=self.text)
 
     def note(self, text: str) -> None:
@@ -135,7 +137,7 @@ class _BarTask:
             console=Console(stderr=True),
         )
         self.bar.start()
-        self.bar_id = self.bar.add_task(self.description, total=self.total, rate="", text="")
+        self.bar_id = self.bar.add_task(self.description, total=self.total, completed=self.before, rate="", text="")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -149,11 +151,15 @@ class Progress:
         self.enabled = enabled
 
     @contextmanager
-    def task(self, description: str, total: float | None = None, unit: str = "steps") -> Iterator[Task]:
+    def task(
+        self, description: str, total: float | None = None, unit: str = "steps", *, done: float = 0
+    ) -> Iterator[Task]:
+        """A task; `done` of its units were done by an earlier process and do not count in the rate."""
         if not self.enabled:
             yield _LineTask(description, total, unit, last_line=float("inf"))
             return
-        task = (_BarTask if sys.stderr.isatty() else _LineTask)(description, total, unit)
+        kind = _BarTask if sys.stderr.isatty() else _LineTask
+        task = kind(description, total, unit, done=done, before=done)
         try:
             yield task
         finally:

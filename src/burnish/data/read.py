@@ -99,10 +99,10 @@ def check_disjoint(calibration: Data, evaluation: Data) -> None:
     shared = sum(row_hash(row) in seen for row in read_rows(evaluation))
     if shared:
         raise DataError(
-            f"shares {shared} of its texts with the calibration data {_name(calibration)}, so what it measures would "
-            "be too good",
+            f"shares {shared} of its texts with {_name(calibration)}, which the model is made with, so what it "
+            "measures would be too good",
             where=_name(evaluation),
-            fix="calibrate on another text, such as wikitext2-valid",
+            fix="measure on other texts",
         )
 
 

@@ -43,6 +43,8 @@ class CosmosRule(Rule):
         check_orthogonalisation(group, where)
         check_layout(parameter, group, where)
         rank = group["rank"]
+        if rank is not None and not isinstance(rank, int):
+            raise SettingsError(f"rank is {rank!r}, but must be a whole number", where=where)
         for block in blocks(parameter.detach(), group):
             if rank is not None and not 0 <= rank <= block.shape[-1]:
                 raise SettingsError(

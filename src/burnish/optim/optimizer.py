@@ -174,6 +174,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         where = f"{self._name()}, group {number} ({rule.name})"
         if not group["params"]:
             raise SettingsError("has no parameters", where=where)
+        _check_types(group, rule.defaults, where)
         if not group["lr"] > 0:
             raise SettingsError(f"lr is {group['lr']}, but must be positive", where=where)
         if not group["weight_decay"] >= 0:
@@ -247,6 +248,26 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 if isinstance(value, Tensor):
                     device = self.state[parameter][key].device
                     self.state[parameter][key] = value.to(device)
+
+
+def _check_types(group: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
+    """Options are of the kind that their defaults are: a number, true or false, a word, or several numbers.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    for key, default in defaults.items():
+        value, right, kind = group[key], True, ""
+        if isinstance(default, bool):
+            right, kind = isinstance(value, bool), "true or false"
+        elif isinstance(default, int | float):
+            right, kind = isinstance(value, int | float | Tensor) and not isinstance(value, bool), "a number"
+        elif isinstance(default, tuple):
+            right = isinstance(value, tuple | list) and len(value) == len(default)
+            right = right and all(isinstance(part, int | float) for part in value)
+            kind = f"{len(default)} number{'s' if len(default) > 1 else ''}"
+        if not right:
+            raise SettingsError(f"{key} is {value!r}, but must be {kind}", where=where)
 
 
 def refuse_unsupported(parameter: Tensor, where: str) -> None:

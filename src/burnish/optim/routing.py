@@ -70,7 +70,7 @@ def route(model: nn.Module, *, split: bool = False, lora: bool = False, algorith
     for name, parameter, owner in _parameters(model):
         if not parameter.requires_grad:
             decision = _Decision(FROZEN, "needs no gradient")
-        elif parameter.ndim < 2 or name.endswith("bias"):
+        elif max(parameter.shape, default=1) == parameter.numel() or name.endswith("bias"):
             decision = _Decision("adamw", "norm, bias or scalar: no decay", decays=False)
         elif ".lora_" in name:
             decision = _Decision("matrix" if lora else "adamw", "LoRA factor")

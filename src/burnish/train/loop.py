@@ -228,9 +228,10 @@ class _Training:
         length = self.data.take([0])["input_ids"].shape[1]
         with (
             _restored_randomness(self.device),
-            self.ctx.progress.task("training", total=loop.steps * loop.batch_size * length, unit="tokens") as task,
+            self.ctx.progress.task(
+                "training", total=loop.steps * loop.batch_size * length, unit="tokens", done=self.tokens
+            ) as task,
         ):
-            task.advance(self.tokens)
             for step in range(first, loop.steps):
                 before = self.tokens
                 self._step(step)

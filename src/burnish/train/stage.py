@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.stage import Context, DataRef, Plan, Stage
@@ -91,6 +92,12 @@ class Train(Stage):
         default=100, ge=0, description="steps between states that an interrupted run continues from"
     )
 
+    @field_validator("optimizer_options")
+    @classmethod
+    def _typed(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The command line gives text: `--optimizer-options.betas "[0.9, 0.95]"`."""
+        return {key: _literal(value) if isinstance(value, str) else value for key, value in options.items()}
+
     @model_validator(mode="after")
     def _fits_together(self) -> Train:
         if self.micro_batch is not None and self.batch % self.micro_batch:
@@ -110,6 +117,8 @@ class Train(Stage):
         if self.data is None:
             raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
         self.check(before.config)
+        if self.lora_rank == 0:
+            self._try_optimizer(before.config)
         each = BYTES_PER_PARAMETER[self.optimizer] if self.lora_rank == 0 else LORA_BYTES_PER_PARAMETER
         return before.with_(peak_memory_bytes=each * before.num_parameters)
 
@@ -136,7 +145,26 @@ class Train(Stage):
                 advice = f"did you mean {guess!r}?" if guess else f"its options are {', '.join(known)}"
                 raise SettingsError(f"{self.optimizer} has no option {option!r}", where="optimizer_options", fix=advice)
 
+    def _try_optimizer(self, config: Any) -> None:
+        """Makes the optimizer of a model without memory, so that options that do not fit it are refused by the plan."""
+        import torch
+        import transformers
+
+        from burnish.core.checkpoint import quiet_transformers
+        from burnish.train.train import make_optimizer
+
+        with torch.device("meta"), quiet_transformers():
+            make_optimizer(self, transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.train.train import train
 
         return train(self, model, ctx)
+
+
+def _literal(text: str) -> Any:
+    """A JSON value where the text is one, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

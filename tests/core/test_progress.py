@@ -1,0 +1,16 @@
+"""What a log says of work that goes on from an earlier process."""
+
+import re
+
+import pytest
+
+from burnish.core.progress import Progress
+
+
+def test_work_of_an_earlier_process_counts_in_the_share_but_not_in_the_rate(capsys):
+    with Progress().task("training", total=100_000, unit="tokens", done=80_000) as task:
+        task.started -= 20  # it has been running for 20 seconds
+        task.last_line -= 20
+        task.advance(4000)
+    found = re.match(r"training: 84,000/100,000 tokens \(84%\), (\d+)/s, (\d+) min", capsys.readouterr().err)
+    assert found and float(found[1]) == pytest.approx(200, rel=0.05) and found[2] == "1"
