@@ -76,16 +76,16 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
     seconds, statistics_bytes = 0.0, 0
     if settings.method != "rtn":
-        sketch = settings.sketch if settings.method == "yaqa" else None
-        groups = layer_groups(views, sketch=sketch, memory_bytes=settings.memory)
-        statistics_bytes = max(sums_bytes(group, sketch) for group in groups)
+        sketches = (settings.sketch,) if settings.method == "yaqa" else ()
+        groups = layer_groups(views, sketches=sketches, memory_bytes=settings.memory)
+        statistics_bytes = max(sums_bytes(group, sketches) for group in groups)
         passes = f"{len(groups)} pass{'es' if len(groups) > 1 else ''}"
-        disk = byte_count(settings.folds * sums_bytes(views, sketch) / 2)
+        disk = byte_count(settings.folds * sums_bytes(views, sketches) / 2)
         notes.append(f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs")
-        model_flops = (4 if sketch else 2) * before.num_active_parameters * len(groups)
+        model_flops = (4 if sketches else 2) * before.num_active_parameters * len(groups)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
-        products = sums_bytes(views, sketch) / 4
+        products = sums_bytes(views, sketches) / 4
         seconds = settings.num_tokens * (model_flops + 1.3 * products) / FLOPS_PER_SECOND[device]
     for bits in sorted({scheme.bits for scheme in schemes.values()} - {4, 8}):
         notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")

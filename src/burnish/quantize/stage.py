@@ -52,7 +52,7 @@ class Quantize(Stage):
     damping: float | None = Field(
         default=None,
         ge=1e-4,
-        description="multiple of the mean diagonal added to factors; null chooses it on held-out windows",
+        description="multiple of the mean diagonal added to factors; null chooses on held-out windows",
     )
     scale_search: bool = Field(default=False, description="search a clipping ratio per group instead of the full range")
     sketch: Literal["a", "b"] = Field(
@@ -60,6 +60,10 @@ class Quantize(Stage):
     )
     folds: int = Field(
         default=4, ge=2, description="parts of the calibration text; the last is held out to choose shrinkage"
+    )
+    curve: bool = Field(
+        default=False,
+        description="also measure KL against the number of calibration tokens: a quarter, half and all of them",
     )
     propagate: bool = Field(
         default=False,
