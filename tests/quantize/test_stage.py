@@ -83,6 +83,16 @@ def test_the_message_on_group_sizes_says_which_do(model):
         Quantize(group_size=128).plan(model.plan())
 
 
+@pytest.mark.parametrize(("given", "tokens"), [("65k", 65_000), ("1.5M", 1_500_000), (65_536, 65_536), (None, 16_384)])
+def test_tokens_may_be_given_short(given, tokens):
+    assert Quantize.parse({"tokens": given}, where="recipe.yaml").num_tokens == tokens
+
+
+def test_tokens_that_are_no_number_are_refused():
+    with pytest.raises(SettingsError, match="tokens is '65q'"):
+        Quantize.parse({"tokens": "65q"}, where="recipe.yaml")
+
+
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_out_of_range_are_refused(bits):
     with pytest.raises(SettingsError, match=f"bits is {bits}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     from burnish.arch import matrices
     from burnish.core.checkpoint import quiet_transformers
     from burnish.quantize.collect import layer_groups, sums_bytes
+    from burnish.quantize.tuning import RULES, WINDOWS
 
     with torch.device("meta"), quiet_transformers():
         module = transformers.AutoModelForCausalLM.from_config(before.config)
@@ -86,7 +88,12 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
         products = sums_bytes(views, sketches) / 4
-        seconds = settings.num_tokens * (model_flops + 1.3 * products) / FLOPS_PER_SECOND[device]
+        flops = settings.num_tokens * (model_flops + 1.3 * products)
+        # Feedback of both sides, half of every product: mn(m + n) for a matrix of shape (m, n).
+        flops += sum(math.prod(view.shape) * (sum(view.shape) if sketches else view.shape[1]) for view in views)
+        if settings.method == "yaqa" and settings.damping is None:
+            flops += len(RULES) * WINDOWS * settings.length * 3 * before.num_active_parameters
+        seconds = flops / FLOPS_PER_SECOND[device]
     for bits in sorted({scheme.bits for scheme in schemes.values()} - {4, 8}):
         notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")
     if any(scheme.rounds_activations for scheme in schemes.values()):

@@ -5,13 +5,13 @@ quantized = burnish.Quantize(method="yaqa", bits=3)(model, calibration=texts)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from burnish.core.settings import VOLATILE, DataRef
 from burnish.core.stage import Context, Plan, Stage, Weights
-from burnish.quantize.settings import SchemeKind, SchemeSettings, complete_scheme
+from burnish.quantize.settings import SchemeKind, SchemeSettings, complete_scheme, count
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -45,8 +45,10 @@ class Quantize(Stage):
     calibration: DataRef = Field(
         default="wikitext2-valid", description="text to collect statistics from (not used by rtn)"
     )
-    tokens: int | None = Field(
-        default=None, ge=1, description="calibration tokens; null takes 16,384 for gptq and 65,536 for yaqa"
+    tokens: Annotated[int | None, BeforeValidator(count)] = Field(
+        default=None,
+        ge=1,
+        description="calibration tokens, 65536 or short 65k; null takes 16,384 for gptq and 65,536 for yaqa",
     )
     length: int = Field(default=256, ge=8, description="tokens per calibration window")
     damping: float | None = Field(
