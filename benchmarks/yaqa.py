@@ -34,8 +34,10 @@ from burnish.core.progress import Progress
 from burnish.data import calibration, read_texts, windows
 from burnish.quantize.collect import collect
 from burnish.quantize.export import Scheme
-from burnish.quantize.factors import HELD_OUT, Rule
-from burnish.quantize.method import Rounding
+from burnish.quantize.factors import HELD_OUT, MatrixSums, Rule
+from burnish.quantize.maths.grid import integer_grid
+from burnish.quantize.maths.rounding import round_two_sided
+from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
 from burnish.quantize.plan import select
 from burnish.quantize.statistics import Calibration, Statistics
 from burnish.quantize.tuning import Original, choose_rule, filled, rounded_under
@@ -57,18 +59,21 @@ NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["collect", "tune", "measure"])
+    parser.add_argument("task", choices=["collect", "tune", "measure", "time"])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="where factors are kept (8 GB per seed)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn labels")
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(len(FOLD_ENDS))), help="parts of the text")
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--only", nargs="*", default=[RTN, GPTQ, YAQA_A, YAQA_B], help="methods")
+    parser.add_argument("--sketches", nargs="*", default=["a", "b"], help="what collect collects")
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     model = load(arguments.model, dtype=torch.float32)
     slices = make_slices(model.tokenizer)
-    {"collect": gather, "tune": tune, "measure": measure}[arguments.task](model, slices, arguments)
+    task = {"collect": gather, "tune": tune, "measure": measure, "time": time_rounding}[arguments.task]
+    task(model, slices, arguments)
 
 
 def make_slices(tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -90,23 +95,31 @@ def make_slices(tokenizer: Any) -> dict[str, torch.Tensor]:
 
 
 def gather(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
-    """Both sketches of some folds; CPU seconds are those of both."""
+    """Sketches of some folds, with what they cost."""
     for fold in arguments.folds:
-        started = time.process_time()
+        started, wall = time.process_time(), time.perf_counter()
         collect(
             model.module,
             select(matrices(model.module), ()),
             Calibration(slices["calibration"], seed=arguments.seed, num_folds=len(FOLD_ENDS), fold_ends=FOLD_ENDS),
             directory_of(arguments),
             key={"model": model.hash},
-            sketches=("a", "b"),
+            sketches=arguments.sketches,
             memory_bytes=6_000_000_000,
             only_folds=[fold],
             progress=Progress(),
         )
         seconds = time.process_time() - started
         if seconds > 10:  # less: it was there already
-            append({"task": "collect", "fold": fold, "fold_tokens": tokens_of([fold])} | facts(arguments, seconds))
+            row = {
+                "task": "collect",
+                "fold": fold,
+                "fold_tokens": tokens_of([fold]),
+                "sketches": arguments.sketches,
+                "threads": arguments.threads,
+                "wall_seconds": round(time.perf_counter() - wall, 1),
+            }
+            append(row | facts(arguments, seconds))
 
 
 def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
@@ -167,6 +180,41 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
             )
 
 
+def time_rounding(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
+    """Wall time of rounding all matrices two-sidedly to 3 bits, statistics in memory, and of one large layer."""
+    del slices
+    views = select(matrices(model.module), ())
+    statistics = Statistics(directory_of(arguments), {}, arguments.folds)
+    rounding = replace(rounding_of(YAQA_B, 3), rule=Rule(0.3, 0.3))
+    wall, reading = 0.0, time.perf_counter()
+    for batch in batches_of_one_shape(views):
+        sums = [MatrixSums(statistics, view, views) for view in batch]
+        started = time.perf_counter()
+        rounded_batch(batch, rounding, sums)
+        wall += time.perf_counter() - started
+    rows = {"all matrices of SmolLM2": (wall, time.perf_counter() - reading - wall)}
+    side = 4096
+    generator = torch.Generator().manual_seed(0)
+    weight, root = torch.randn(2, side, side, generator=generator).unbind()
+    factor = torch.eye(side) + root @ root.T / side
+    grid = integer_grid(weight, bits=3, group_size=GROUP)
+    started = time.perf_counter()
+    round_two_sided(weight, factor, factor, grid)
+    rows[f"one layer of {side:,} x {side:,}"] = (time.perf_counter() - started, 0.0)
+    for what, (rounding_seconds, reading_seconds) in rows.items():
+        print(f"{what}: rounding {rounding_seconds:.1f} s, reading {reading_seconds:.1f} s", flush=True)
+        append(
+            {
+                "task": "time",
+                "what": what,
+                "threads": arguments.threads,
+                "wall_seconds": round(rounding_seconds, 1),
+                "reading_seconds": round(reading_seconds, 1),
+            }
+            | facts(arguments, time.process_time())
+        )
+
+
 def rounding_of(method: str, bits: int) -> Rounding:
     sketch = "a" if method == YAQA_A else "b"
     kind = {RTN: "rtn", GPTQ: "gptq"}.get(method, "yaqa")
@@ -213,19 +261,17 @@ def facts(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
 
 def append(row: dict[str, Any]) -> None:
     """Adds a row to the results file; rows of the same question replace older ones."""
-    identity = ("task", "fold", "method", "bits", "label_seed") + (
-        () if row["task"] == "collect" else ("calibration_tokens",)
-    )
+    identity = ("task", "fold", "what", "threads", "method", "bits", "label_seed")
+    identity += ("calibration_tokens",) if row["task"] in ("tune", "measure") else ()
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
     key = [row.get(part) for part in identity]
     results["rows"] = [old for old in results["rows"] if [old.get(part) for part in identity] != key] + [row]
     results |= {
         "slices": row.pop("slices", results.get("slices", {})),
         "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": library_versions(),
-        "note": "seconds are CPU time of one thread on a shared machine",
+        "note": "CPU seconds of one thread on a shared machine; wall seconds were measured alone on it",
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -280,22 +326,17 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         tried.append(
             f"| {row['calibration_tokens']:,} | {row['bits']} | {row['method']} | {scores} | {row['chosen']} |"
         )
-    collected = [row for row in results["rows"] if row["task"] == "collect"]
-    cost = ["| what | CPU seconds of one thread | peak memory |", "| --- | --- | --- |"]
-    if collected:
-        num_tokens = sum(row["fold_tokens"] for row in collected)
-        seconds = sum(row["cpu_seconds"] for row in collected)
-        memory = max(row["peak_memory_bytes"] for row in collected) / 1e9
-        per_budget = TOKENS * seconds / num_tokens
-        cost.append(f"| collecting both sketches, per {TOKENS:,} tokens | {per_budget:,.0f} | {memory:.1f} GB |")
-    for method in (RTN, GPTQ, YAQA_A, YAQA_B):
-        rows = [row for row in measured if row["method"] == method]
-        if rows:
-            seconds = np.median([row["cpu_seconds"] for row in rows])
-            memory = max(row["peak_memory_bytes"] for row in rows) / 1e9
-            cost.append(
-                f"| rounding all matrices, {method}, statistics read from disk | {seconds:,.0f} | {memory:.1f} GB |"
-            )
+    cost = ["| what | threads | seconds | peak memory |", "| --- | --- | --- | --- |"]
+    for row in (row for row in results["rows"] if row["task"] == "collect"):
+        names = " and ".join(name.upper() for name in row["sketches"])
+        what = f"collecting {row['fold_tokens']:,} tokens, sketch {names}"
+        clock = f"{row['cpu_seconds']:,.0f} CPU" if row["threads"] == 1 else f"{row['wall_seconds']:,.0f} wall"
+        cost.append(f"| {what} | {row['threads']} | {clock} | {row['peak_memory_bytes'] / 1e9:.1f} GB |")
+    for row in (row for row in results["rows"] if row["task"] == "time"):
+        memory = row["peak_memory_bytes"] / 1e9
+        cost.append(
+            f"| rounding, {row['what']} | {row['threads']} | {row['wall_seconds']:,.0f} wall | {memory:.1f} GB |"
+        )
     return {"main": "\n".join(main), "tried": "\n".join(tried), "cost": "\n".join(cost)}
 
 

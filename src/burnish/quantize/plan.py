@@ -69,7 +69,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     schemes = schemes_of(settings, views)
     check_engine(settings.engine, views, schemes)
     check_loadable(views, schemes)
-    check_propagation(settings)
+    check_combinations(settings)
     num_weights = sum(view.shape[0] * view.shape[1] for view in views)
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
@@ -110,7 +110,12 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     )
 
 
-def check_propagation(settings: Quantize) -> None:
+def check_combinations(settings: Quantize) -> None:
+    """Raises `SettingsError` for settings that contradict each other."""
+    if settings.curve and (settings.method == "rtn" or settings.propagate or settings.stream):
+        reason = "rtn uses no calibration text" if settings.method == "rtn" else "it needs the whole model at once"
+        other = "curve" if settings.method == "rtn" else "propagate and stream"
+        raise SettingsError(f"curve is true, but {reason}", fix=f"leave {other} out")
     if settings.propagate and settings.method != "gptq":
         raise SettingsError(
             f"propagate is for gptq; {settings.method} measures the original model",

@@ -19,7 +19,7 @@ from burnish.quantize.collect import collect
 from burnish.quantize.export import check_loadable, ignored_modules, pack_all, quantization_config
 from burnish.quantize.factors import HELD_OUT, INFINITE, Rule
 from burnish.quantize.method import Rounding, check_finite, quantize_matrices
-from burnish.quantize.plan import check_propagation, select
+from burnish.quantize.plan import check_combinations, select
 from burnish.quantize.propagate import quantize_layer_by_layer
 from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.statistics import Calibration, Statistics
@@ -43,7 +43,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     views = select(matrices(module), settings.ignore)
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
-    check_propagation(settings)
+    check_combinations(settings)
     rounding = Rounding(
         settings.method,
         scheme_of(settings),
@@ -121,7 +121,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> bool:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or (settings.stream is None and not too_large(model)):
+    if settings.stream is False or settings.curve or (settings.stream is None and not too_large(model)):
         return False
     reason = why_not(settings.method, model)
     if reason and settings.stream:
