@@ -59,29 +59,31 @@ def weight_gradients(module, tokens, seed):
 
 def test_sketch_b_is_the_second_moment_of_weight_gradients(llama, tokens, tmp_path):
     views = in_layers(llama)
-    statistics = collect(llama, views, Calibration(tokens, seed=3, num_folds=2), tmp_path, key={}, sketch="b")
+    statistics = collect(llama, views, Calibration(tokens, seed=3, num_folds=2), tmp_path, key={}, sketches=("b",))
     gradients = weight_gradients(llama, tokens, 3)
     for view in views:
         of_view = [view.of(window[view.parameter]) for window in gradients]
         sums = statistics.read(view, [0, 1])
-        torch.testing.assert_close(sums.input_side, sum(g.T @ g for g in of_view), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(sums.output_side, sum(g @ g.T for g in of_view), rtol=1e-9, atol=1e-12)
+        input_side, output_side = sums.sketches["b"]
+        torch.testing.assert_close(input_side, sum(g.T @ g for g in of_view), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(output_side, sum(g @ g.T for g in of_view), rtol=1e-9, atol=1e-12)
 
 
 def test_expert_sketches_are_the_second_moment_of_weight_gradients(mixtral, tokens, tmp_path):
     views = in_layers(mixtral)
-    statistics = collect(mixtral, views, Calibration(tokens, seed=3, num_folds=2), tmp_path, key={}, sketch="b")
+    statistics = collect(mixtral, views, Calibration(tokens, seed=3, num_folds=2), tmp_path, key={}, sketches=("b",))
     gradients = weight_gradients(mixtral, tokens, 3)
     for view in views:
         of_view = [view.of(window[view.parameter]) for window in gradients]
         sums = statistics.read(view, [0, 1])
-        torch.testing.assert_close(sums.input_side, sum(g.T @ g for g in of_view), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(sums.output_side, sum(g @ g.T for g in of_view), rtol=1e-9, atol=1e-12)
+        input_side, output_side = sums.sketches["b"]
+        torch.testing.assert_close(input_side, sum(g.T @ g for g in of_view), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(output_side, sum(g @ g.T for g in of_view), rtol=1e-9, atol=1e-12)
 
 
 def test_padding_changes_nothing(llama, tokens, tmp_path):
     views = in_layers(llama)
-    whole = collect(llama, views, Calibration(tokens, num_folds=2), tmp_path / "whole", key={}, sketch="b")
+    whole = collect(llama, views, Calibration(tokens, num_folds=2), tmp_path / "whole", key={}, sketches=("b",))
     padded = torch.cat([tokens, torch.zeros(6, 5, dtype=torch.int64)], dim=1)
     mask = torch.arange(17).expand(6, 17) < 12
     with pytest.MonkeyPatch.context() as patch:  # labels are drawn for as many positions as there are
@@ -90,30 +92,42 @@ def test_padding_changes_nothing(llama, tokens, tmp_path):
             lambda logits, seed, window: F.pad(draw_labels(logits[:12], seed, window), (0, len(logits) - 12)),
         )
         calibration = Calibration(padded, num_folds=2, mask=mask)
-        other = collect(llama, views, calibration, tmp_path / "padded", key={}, sketch="b")
+        other = collect(llama, views, calibration, tmp_path / "padded", key={}, sketches=("b",))
     for view in views:
         first, second = whole.read(view, [0, 1]), other.read(view, [0, 1])
         assert first.num_tokens == second.num_tokens == 72
         torch.testing.assert_close(first.covariance, second.covariance, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(first.output_side, second.output_side, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(first.sketches, second.sketches, rtol=1e-9, atol=1e-12)
 
 
 def test_passes_and_batches_do_not_change_the_sums(llama, tokens, tmp_path):
     views = in_layers(llama)
     calibration = Calibration(tokens, num_folds=2)
-    at_once = collect(llama, views, calibration, tmp_path / "one", key={}, sketch="b")
-    in_parts = collect(llama, views, calibration, tmp_path / "two", key={}, sketch="b", memory_bytes=1, batch_tokens=12)
+    at_once = collect(llama, views, calibration, tmp_path / "one", key={}, sketches=("b",))
+    in_parts = collect(
+        llama, views, calibration, tmp_path / "two", key={}, sketches=("b",), memory_bytes=1, batch_tokens=12
+    )
     for view in views:
         first, second = at_once.read(view, [0, 1]), in_parts.read(view, [0, 1])
-        torch.testing.assert_close(first.input_side, second.input_side, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(first.sketches, second.sketches, rtol=1e-9, atol=1e-12)
+
+
+def test_both_sketches_in_one_pass_are_those_of_a_pass_each(llama, tokens, tmp_path):
+    views = in_layers(llama)
+    calibration = Calibration(tokens, num_folds=2)
+    both = collect(llama, views, calibration, tmp_path / "both", key={}, sketches=("a", "b"))
+    apart = [collect(llama, views, calibration, tmp_path / one, key={}, sketches=(one,)) for one in ("a", "b")]
+    for view in views:
+        expected = apart[0].read(view, [0, 1]).sketches | apart[1].read(view, [0, 1]).sketches
+        torch.testing.assert_close(both.read(view, [0, 1]).sketches, expected, rtol=1e-12, atol=0)
 
 
 def test_an_interrupted_collection_goes_on_where_it_stopped(llama, tokens, tmp_path):
     views = in_layers(llama)
     calibration = Calibration(tokens, num_folds=3)
-    collect(llama, views, calibration, tmp_path, key={}, sketch="b", only_folds=[0, 1])
+    collect(llama, views, calibration, tmp_path, key={}, sketches=("b",), only_folds=[0, 1])
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    collect(llama, views, calibration, tmp_path, key={}, sketch="b")
+    collect(llama, views, calibration, tmp_path, key={}, sketches=("b",))
     assert len(kept) == 4 and len(list(tmp_path.iterdir())) == 6
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
@@ -136,7 +150,7 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name(tokens, tmp_path):
     module = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
     module.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="layers"):
-        collect(module, in_layers(module), Calibration(tokens, num_folds=2), tmp_path, key={}, sketch="b")
+        collect(module, in_layers(module), Calibration(tokens, num_folds=2), tmp_path, key={}, sketches=("b",))
     assert not list(tmp_path.iterdir())
 
 
@@ -154,16 +168,20 @@ def test_fewer_windows_than_folds_are_refused(llama, tokens, tmp_path):
 def test_folds_share_out_every_window(tokens):
     calibration = Calibration(tokens, num_folds=4)
     assert [number for fold in range(4) for number in calibration.fold(fold)] == list(range(6))
+    unequal = Calibration(tokens, num_folds=3, fold_ends=(1, 2, 6))
+    assert [list(unequal.fold(fold)) for fold in range(3)] == [[0], [1], [2, 3, 4, 5]]
 
 
 def test_layer_groups_keep_to_the_memory(llama):
     views = in_layers(llama)
-    one_layer = sums_bytes([view for view in views if view.layer == 0], "b")
-    assert [len({v.layer for v in group}) for group in layer_groups(views, sketch="b", memory_bytes=one_layer)] == [
+    one_layer = sums_bytes([view for view in views if view.layer == 0], ("b",))
+    assert [
+        len({v.layer for v in group}) for group in layer_groups(views, sketches=("b",), memory_bytes=one_layer)
+    ] == [
         1,
         1,
     ]
-    assert len(layer_groups(views, sketch="b", memory_bytes=2 * one_layer)) == 1
+    assert len(layer_groups(views, sketches=("b",), memory_bytes=2 * one_layer)) == 1
 
 
 def test_labels_depend_on_seed_and_window_alone():

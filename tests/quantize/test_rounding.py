@@ -1,10 +1,16 @@
 """Rounding: the exact properties of the two-sided fixed point, in float64."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from burnish.quantize.maths.grid import IntegerGrid, integer_grid
 from burnish.quantize.maths.rounding import _Problem, _sweep_tiles, proxy_loss, round_two_sided, unit_lower
+from burnish.quantize.maths.shrinkage import shrink
+
+REFERENCE = Path(__file__).parents[1] / "reference" / "quantize" / "yaqa_rounding_official.npz"
 
 
 def positive_definite(size: int, seed: int) -> torch.Tensor:
@@ -170,6 +176,27 @@ def test_no_rounding_reproduces_the_weight():
     weight = gaussian(20, 36)
     factors = positive_definite(20, 1), positive_definite(36, 2)
     torch.testing.assert_close(round_two_sided(weight, *factors, Everything(), tile=8), weight, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["element_bounded", "element_unbounded", "tile_bounded", "tile_unbounded"])
+def test_rounding_equals_the_published_program_element_for_element(name):
+    with np.load(REFERENCE, allow_pickle=False) as file:
+        part = {key: torch.from_numpy(file[f"{name}/{key}"]) for key in ("weight", "output_factor", "input_factor")}
+        expected = torch.from_numpy(file[f"{name}/rounded"])
+        tile, step, lowest, _, damping = file[f"{name}/settings"].tolist()
+    weight = part["weight"]
+    one = torch.ones(len(weight), 1, dtype=weight.dtype)
+    grid = IntegerGrid(3, True, weight.shape[1], step * one, 0 * one, bounded=lowest == -4)
+    rounded = round_two_sided(
+        weight,
+        shrink(part["output_factor"], damping=damping),
+        shrink(part["input_factor"], damping=damping),
+        grid,
+        order="natural",
+        feedback="element" if tile == 1 else "tile",
+        tile=16,
+    )
+    torch.testing.assert_close(rounded, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (18, 20)])

@@ -68,6 +68,9 @@ def test_the_same_settings_give_the_same_bits(model, texts, method):
     [
         ({"group_size": 48}, "group_size 48 does not divide the 64 inputs"),
         ({"method": "yaqa", "propagate": True}, "propagate is for gptq"),
+        ({"method": "yaqa", "stream": True}, "needs gradients through the whole network"),
+        ({"method": "rtn", "curve": True}, "rtn uses no calibration text"),
+        ({"method": "gptq", "curve": True, "propagate": True}, "leave propagate and stream out"),
         ({"ignore": ("model.layers.0.self_attn.q_proj",)}, "vLLM joins into one matrix"),
         ({"ignore": ("lm_hat",)}, "matches no matrix"),
         ({"ignore": ("re:.*",)}, "nothing left"),
@@ -81,6 +84,16 @@ def test_impossible_settings_are_refused_when_planned(model, settings, message):
 def test_the_message_on_group_sizes_says_which_do(model):
     with pytest.raises(SettingsError, match="use 16, 32, 64 or one scale per row"):
         Quantize(group_size=128).plan(model.plan())
+
+
+@pytest.mark.parametrize(("given", "tokens"), [("65k", 65_000), ("1.5M", 1_500_000), (65_536, 65_536), (None, 16_384)])
+def test_tokens_may_be_given_short(given, tokens):
+    assert Quantize.parse({"tokens": given}, where="recipe.yaml").num_tokens == tokens
+
+
+def test_tokens_that_are_no_number_are_refused():
+    with pytest.raises(SettingsError, match="tokens is '65q'"):
+        Quantize.parse({"tokens": "65q"}, where="recipe.yaml")
 
 
 @pytest.mark.parametrize("bits", [1, 9])

@@ -42,7 +42,7 @@ def collect(
     directory: Path,
     *,
     key: dict[str, str],
-    sketch: Sketch | None = None,
+    sketches: Sequence[Sketch] = (),
     memory_bytes: int = 2_000_000_000,
     batch_tokens: int = BATCH_TOKENS,
     only_folds: Sequence[int] | None = None,
@@ -56,7 +56,7 @@ def collect(
         calibration: the text.
         directory: where files go; those of an interrupted collection with the same key are kept.
         key: what the sums depend on beside text and labels, for instance the model's content hash.
-        sketch: "a" or "b" for the Kronecker factors; None collects the covariance alone, without a backward pass.
+        sketches: "a" and "b", the Kronecker factors; none collects the covariance alone, without a backward pass.
         memory_bytes: bound on the sums held at once; decides the number of passes.
         batch_tokens: tokens per forward pass.
         only_folds: the folds to collect now; others may be collected by other processes into the same directory.
@@ -77,14 +77,14 @@ def collect(
         )
     full_key = key | {
         "calibration text": calibration.hash,
-        "folds": str(calibration.num_folds),
-        "sketch": str(sketch),
-        "label seed": str(calibration.seed if sketch else None),
+        "folds": str(calibration.bounds),
+        "sketches": ",".join(sketches),
+        "label seed": str(calibration.seed if sketches else None),
         "dtype": str(module.dtype),
     }
     statistics = Statistics(directory, full_key, range(calibration.num_folds))
     bars = progress or Progress(enabled=False)
-    groups = layer_groups(views, sketch=sketch, memory_bytes=memory_bytes)
+    groups = layer_groups(views, sketches=sketches, memory_bytes=memory_bytes)
     for number, group in enumerate(groups, start=1):
         numbers = sorted({view.layer for view in group if view.layer is not None})
         wanted = range(calibration.num_folds) if only_folds is None else only_folds
@@ -95,9 +95,9 @@ def collect(
         total = sum(len(calibration.fold(fold)) for fold in folds) * calibration.tokens.shape[1]
         with bars.task(label, total=total, unit="tokens") as task:
             for fold in folds:
-                sums = Accumulator(group, sketch)
+                sums = Accumulator(group, sketches)
                 for batch in _batches(calibration.fold(fold), calibration.tokens.shape[1], batch_tokens):
-                    _run(module, group, calibration, batch, sums, sketch)
+                    _run(module, group, calibration, batch, sums)
                     task.advance(len(batch) * calibration.tokens.shape[1])
                 sums.reduce()
                 sums.check()
@@ -109,7 +109,9 @@ def collect(
     return statistics
 
 
-def layer_groups(views: Sequence[MatrixView], *, sketch: Sketch | None, memory_bytes: int) -> list[list[MatrixView]]:
+def layer_groups(
+    views: Sequence[MatrixView], *, sketches: Sequence[Sketch], memory_bytes: int
+) -> list[list[MatrixView]]:
     """Views by decoder layers, as many layers together as their sums fit into memory; at least one."""
     layers: dict[int, list[MatrixView]] = {}
     for view in views:
@@ -118,7 +120,7 @@ def layer_groups(views: Sequence[MatrixView], *, sketch: Sketch | None, memory_b
     groups: list[list[MatrixView]] = []
     room = 0
     for layer in sorted(layers):
-        needed = sums_bytes(layers[layer], sketch)
+        needed = sums_bytes(layers[layer], sketches)
         if not groups or needed > room:
             groups.append([])
             room = memory_bytes
@@ -127,12 +129,11 @@ def layer_groups(views: Sequence[MatrixView], *, sketch: Sketch | None, memory_b
     return groups
 
 
-def sums_bytes(views: Sequence[MatrixView], sketch: Sketch | None) -> int:
+def sums_bytes(views: Sequence[MatrixView], sketches: Sequence[Sketch]) -> int:
     """Bytes of the float32 sums of some matrices while they are collected."""
-    numbers = sum(group[0].shape[1] ** 2 for group in by_input(views).values())
-    if sketch is not None:
-        numbers += sum(view.shape[0] ** 2 + view.shape[1] ** 2 for view in views)
-    return 4 * numbers
+    covariances = sum(group[0].shape[1] ** 2 for group in by_input(views).values())
+    sides = sum(view.shape[0] ** 2 + view.shape[1] ** 2 for view in views)
+    return 4 * (covariances + len(sketches) * sides)
 
 
 @dataclass
@@ -140,12 +141,12 @@ class Accumulator:
     """Running sums of one group of layers over one fold."""
 
     views: Sequence[MatrixView]
-    sketch: Sketch | None
+    which: Sequence[Sketch] = ()
     num_sequences: int = 0
     length: int = 0
     mask: Bool[Tensor, " rows"] | None = None
     covariances: dict[str, Tensor] = field(default_factory=dict)
-    sketches: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    sketches: dict[tuple[str, Sketch], tuple[Tensor, Tensor]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -168,23 +169,26 @@ class Accumulator:
         group = self.leaders.get(view.name)
         if group is not None:
             self.covariances[group] = covariance_sum(inputs, self.covariances.get(group))
-        if gradients is None or self.sketch is None:
+        if gradients is None:
             return
         gradients = gradients.to(dtype)
-        into = self.sketches.get(view.name)
-        if self.sketch == "a":
-            self.sketches[view.name] = sketch_a_sums(inputs, gradients, into=into)
-            return
+        for sketch in self.which:
+            into = self.sketches.get((view.name, sketch))
+            if sketch == "a":
+                result = sketch_a_sums(inputs, gradients, into=into)
+            else:
+                result = sketch_b_sums(*self._by_sequence(inputs, gradients, token_index), into=into)
+            self.sketches[view.name, sketch] = result
+
+    def _by_sequence(self, inputs: Tensor, gradients: Tensor, token_index: Tensor) -> tuple[Tensor, Tensor]:
         if len(inputs) == self.num_sequences * self.length:  # whole sequences, in order
             shape = (self.num_sequences, self.length)
-            by_row = inputs.unflatten(0, shape), gradients.unflatten(0, shape)
-        else:
-            sequence = token_index // self.length
-            by_row = (
-                by_sequence(inputs, sequence, self.num_sequences),
-                by_sequence(gradients, sequence, self.num_sequences),
-            )
-        self.sketches[view.name] = sketch_b_sums(*by_row, into=into)
+            return inputs.unflatten(0, shape), gradients.unflatten(0, shape)
+        sequence = token_index // self.length
+        return (
+            by_sequence(inputs, sequence, self.num_sequences),
+            by_sequence(gradients, sequence, self.num_sequences),
+        )
 
     def tensors(self, layer: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """(name, lower triangle) of every sum, of one layer or of all; sums that saw nothing are zeros."""
@@ -200,14 +204,15 @@ class Accumulator:
                 if group not in self.covariances:
                     self.covariances[group] = empty.new_zeros(in_features, in_features)
                 yield f"{group}|covariance", self.covariances[group]
-            if self.sketch is not None:
-                if view.name not in self.sketches:
-                    self.sketches[view.name] = (
+            for sketch in self.which:
+                if (view.name, sketch) not in self.sketches:
+                    self.sketches[view.name, sketch] = (
                         empty.new_zeros(in_features, in_features),
                         empty.new_zeros(out_features, out_features),
                     )
-                yield f"{view.name}|input_side", self.sketches[view.name][0]
-                yield f"{view.name}|output_side", self.sketches[view.name][1]
+                input_side, output_side = self.sketches[view.name, sketch]
+                yield f"{view.name}|{sketch}|input_side", input_side
+                yield f"{view.name}|{sketch}|output_side", output_side
 
     def packed(self, layer: int) -> dict[str, Tensor]:
         """What goes to disk for one layer."""
@@ -252,7 +257,6 @@ def _run(
     calibration: Calibration,
     batch: Sequence[int],
     sums: Accumulator,
-    sketch: Sketch | None,
 ) -> None:
     """One forward pass, and with a sketch one backward pass from drawn labels."""
     rows = torch.tensor(batch)
@@ -260,9 +264,9 @@ def _run(
     mask = None if calibration.mask is None else calibration.mask[rows].to(module.device)
     sums.num_sequences, sums.length = tokens.shape
     sums.mask = None if mask is None else mask.flatten()
-    with capture(module, views, gradients=sketch is not None) as captured:
+    with capture(module, views, gradients=bool(sums.which)) as captured:
         captured.callback = sums
-        if sketch is None:
+        if not sums.which:
             with torch.no_grad():
                 module.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
             return

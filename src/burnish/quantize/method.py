@@ -5,9 +5,9 @@ factors they hand to `round_two_sided`:
 
 * `rtn`: none.
 * `gptq`: H_I = activation covariance, damped.
-* `yaqa`: H_O and H_I of the sketch, each shrunk as far as held-out text asks for, H_I also toward the activation
-  covariance. Where held-out text says that the output side does not help, it is left out: that matrix is rounded
-  one-sidedly, and the table says so.
+* `yaqa`: H_O and H_I of the sketch, each shrunk toward the identity, H_I also toward the activation covariance, as
+  the rounding's rule says (`factors.Rule`). Where the output side does not help, it is left out: that matrix is
+  rounded one-sidedly, and the table says so.
 
 Experts that saw too few tokens borrow: their input side is the covariance of all experts of that role in the layer,
 they have no output side, and where even those saw nothing, rounding is to nearest.
@@ -28,12 +28,14 @@ from torch import Tensor
 from burnish.arch import MatrixView
 from burnish.core.errors import NumericalError
 from burnish.core.progress import Progress
+from burnish.quantize.collect import Sketch
 from burnish.quantize.export import Scheme
+from burnish.quantize.factors import HELD_OUT, Factors, MatrixSums, Rule, choose_factors
 from burnish.quantize.maths.float_grid import WeightGrid, float_grid
 from burnish.quantize.maths.grid import combine, integer_grid, search_scale
 from burnish.quantize.maths.rounding import Order, proxy_loss, round_two_sided
-from burnish.quantize.maths.shrinkage import DAMPINGS, MIXES, Shrinkage, choose_shrinkage, normalised
-from burnish.quantize.statistics import Statistics, Sums
+from burnish.quantize.maths.shrinkage import normalised
+from burnish.quantize.statistics import Statistics
 
 Method = Literal["rtn", "gptq", "yaqa"]
 
@@ -50,52 +52,25 @@ class Rounding:
         scheme: the grid.
         overrides: {name of a matrix: its grid} where that is another one.
         scale_dtype: what scales are stored in.
-        damping: of the input side (and output side of yaqa), multiples of the mean diagonal; None chooses on held-out
-            text, per matrix and side.
+        rule: how factors are shrunk.
+        sketch: which sketch yaqa's factors are from.
         scale_search: whether clipping ratios are searched, weighted by the diagonal of the input side.
         order: of rows and columns, see `round_two_sided`.
         min_expert_tokens: experts that saw fewer borrow from the layer's other experts.
-        mixes: shares of the activation covariance in yaqa's input side that are tried.
     """
 
     method: Method
     scheme: Scheme
     scale_dtype: torch.dtype
-    damping: float | None = None
+    rule: Rule = HELD_OUT
+    sketch: Sketch = "b"
     scale_search: bool = False
     order: Order = "diagonal"
     min_expert_tokens: int = 256
-    mixes: tuple[float, ...] = MIXES
     overrides: Mapping[str, Scheme] = field(default_factory=dict)
 
     def scheme_of(self, view: MatrixView) -> Scheme:
         return self.overrides.get(view.name, self.scheme)
-
-
-@dataclass
-class Factors:
-    """What one matrix is rounded with.
-
-    Attributes:
-        output_side, input_side: None for the identity.
-        covariance: of the whole text, for the one-sided proxy in the table; None where nothing was collected.
-        two_sided: (H_O, H_I) of the whole text without shrinkage, for the two-sided proxy; None without a sketch.
-        kind: "two-sided", "one-sided", "one-sided, borrowed" or "nearest".
-        output_choice, input_choice: the shrinkage behind them.
-        num_tokens: that the matrix saw.
-    """
-
-    output_side: Tensor | None
-    input_side: Tensor | None
-    covariance: Tensor | None
-    two_sided: tuple[Tensor, Tensor] | None
-    kind: str
-    output_choice: Shrinkage
-    input_choice: Shrinkage
-    num_tokens: int
-
-
-IDENTITY = Shrinkage(float("inf"))
 
 
 @dataclass
@@ -159,43 +134,47 @@ def round_batch(
     every_view: Sequence[MatrixView],
     result: Quantized,
 ) -> None:
-    """Rounds matrices of one shape; those with the same sides present go through one call."""
+    """Rounds matrices of one shape in place."""
     started = time.process_time()
-    factors = {}
-    grids = {}
-    for view in batch:
-        weight = view.tensor.to(_working_dtype(view.tensor))
-        sums = None if statistics is None else MatrixSums(statistics, view, every_view)
-        importance = None if sums is None else sums.importance()
-        grid = make_grid(weight, rounding.scheme_of(view), rounding, importance)
-        grids[view.name] = grid
-        factors[view.name] = choose_factors(view, rounding, sums, grid)
-    choosing = (time.process_time() - started) / len(batch)
-    by_sides: dict[tuple[bool, bool], list[MatrixView]] = {}
-    for view in batch:
-        of_view = factors[view.name]
-        by_sides.setdefault((of_view.output_side is None, of_view.input_side is None), []).append(view)
-    for views in by_sides.values():
-        started = time.process_time()
-        weight = torch.stack([view.tensor.to(_working_dtype(view.tensor)) for view in views])
-        grid = combine([grids[view.name] for view in views], torch.stack)
-        sides = [factors[view.name] for view in views]
+    sums = [None if statistics is None else MatrixSums(statistics, view, every_view) for view in batch]
+    rounded = rounded_batch(batch, rounding, sums)
+    seconds = (time.process_time() - started) / len(batch)
+    for view, (codes, grid, factors) in zip(batch, rounded, strict=True):
+        values = grid.values(codes)
+        weight = view.tensor.to(values.dtype)
+        result.rows.append(table_row(view, weight, values, factors) | {"seconds": seconds})
+        result.codes[view.name] = codes.cpu()
+        result.grids[view.name] = grid
+        view.write_(values)
+
+
+def rounded_batch(
+    batch: Sequence[MatrixView], rounding: Rounding, sums: Sequence[MatrixSums | None]
+) -> list[tuple[Tensor, WeightGrid, Factors]]:
+    """Codes, grid and factors of matrices of one shape; those with the same sides present go through one call."""
+    weights = [view.tensor.to(_working_dtype(view.tensor)) for view in batch]
+    grids = [
+        make_grid(weight, rounding.scheme_of(view), rounding, None if of_view is None else of_view.importance())
+        for view, weight, of_view in zip(batch, weights, sums, strict=True)
+    ]
+    factors = [
+        choose_factors(view, rounding, of_view, grid) for view, of_view, grid in zip(batch, sums, grids, strict=True)
+    ]
+    by_sides: dict[tuple[bool, bool], list[int]] = {}
+    for place, of_view in enumerate(factors):
+        by_sides.setdefault((of_view.output_side is None, of_view.input_side is None), []).append(place)
+    codes: dict[int, Tensor] = {}
+    for places in by_sides.values():
+        grid = combine([grids[place] for place in places], torch.stack)
         rounded = round_two_sided(
-            weight,
-            _stack([of_view.output_side for of_view in sides]),
-            _stack([of_view.input_side for of_view in sides]),
+            torch.stack([weights[place] for place in places]),
+            _stack([factors[place].output_side for place in places]),
+            _stack([factors[place].input_side for place in places]),
             grid,
             order=rounding.order,
         )
-        rounding_seconds = (time.process_time() - started) / len(views)
-        codes = grid.codes(rounded)
-        values = grid.values(codes)
-        for number, view in enumerate(views):
-            row = table_row(view, weight[number], values[number], factors[view.name])
-            result.rows.append(row | {"seconds": choosing + rounding_seconds})
-            result.codes[view.name] = codes[number].cpu()
-            result.grids[view.name] = grids[view.name]
-            view.write_(values[number])
+        codes.update(zip(places, grid.codes(rounded), strict=True))
+    return [(codes[place], grids[place], factors[place]) for place in range(len(batch))]
 
 
 def make_grid(
@@ -215,98 +194,6 @@ def make_grid(
     return integer_grid(weight, **settings)
 
 
-class MatrixSums:
-    """The sums of one matrix: over all folds, and apart for fitting and holding out."""
-
-    def __init__(self, statistics: Statistics, view: MatrixView, every_view: Sequence[MatrixView]) -> None:
-        self.statistics, self.view, self.every_view = statistics, view, every_view
-        self.all = statistics.read(view, statistics.folds)
-        self._parts: tuple[Sums, Sums] | None = None
-
-    @property
-    def parts(self) -> tuple[Sums, Sums]:
-        """Sums of the fitting part and of the held-out part."""
-        if self._parts is None:
-            fitting, held_out = self.statistics.fitting, self.statistics.held_out
-            self._parts = self.statistics.read(self.view, fitting), self.statistics.read(self.view, held_out)
-        return self._parts
-
-    def covariance(self) -> Tensor:
-        assert self.all.covariance is not None
-        return self.all.covariance.to(self.view.tensor.device)
-
-    def importance(self) -> Tensor:
-        return self.covariance().diagonal()
-
-    def borrowed(self) -> Tensor:
-        """Covariance over all experts of this role in this layer."""
-        siblings = [v for v in self.every_view if v.layer == self.view.layer and v.role == self.view.role]
-        covariances = [self.statistics.read(sibling, self.statistics.folds).covariance for sibling in siblings]
-        return torch.stack([c for c in covariances if c is not None]).sum(0).to(self.view.tensor.device)
-
-
-def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None, grid: WeightGrid) -> Factors:
-    """The factors of one matrix and the shrinkage of each, chosen on the held-out fold unless damping is given."""
-    if sums is None or rounding.method == "rtn":
-        return Factors(None, None, None, None, "nearest", IDENTITY, IDENTITY, 0)
-    device, dtype = view.tensor.device, _working_dtype(view.tensor)
-    num_tokens = sums.all.num_tokens
-    covariance = sums.covariance().to(dtype)
-    if view.expert is not None and num_tokens < rounding.min_expert_tokens:
-        covariance = sums.borrowed().to(dtype)
-        if not covariance.any():
-            return Factors(None, None, None, None, "nearest", IDENTITY, IDENTITY, num_tokens)
-        choice = Shrinkage(rounding.damping or 0.01)
-        side = choice.apply(covariance)
-        return Factors(None, side, covariance, None, "one-sided, borrowed", IDENTITY, choice, num_tokens)
-
-    output_steps, input_steps = squared_steps(grid)
-
-    def moved(matrix: Tensor | None) -> Tensor:
-        assert matrix is not None
-        return matrix.to(device, dtype)
-
-    if rounding.method == "gptq":
-        if rounding.damping is not None:
-            choice = Shrinkage(rounding.damping)
-        else:
-            fitting, held_out = (moved(part.covariance) for part in sums.parts)
-            choice = choose_shrinkage(fitting, held_out, steps=input_steps, dampings=DAMPINGS)
-        return Factors(None, choice.apply(covariance), covariance, None, "one-sided", IDENTITY, choice, num_tokens)
-
-    input_factor, output_factor = moved(sums.all.input_side), moved(sums.all.output_side)
-    if rounding.damping is not None:
-        input_choice = output_choice = Shrinkage(rounding.damping)
-    else:
-        fitting, held_out = sums.parts
-        input_choice = choose_shrinkage(
-            moved(fitting.input_side),
-            moved(held_out.input_side),
-            target=moved(fitting.covariance),
-            steps=input_steps,
-            mixes=rounding.mixes,
-        )
-        output_choice = choose_shrinkage(moved(fitting.output_side), moved(held_out.output_side), steps=output_steps)
-    return Factors(
-        output_choice.apply(output_factor),
-        input_choice.apply(input_factor, covariance),
-        covariance,
-        (output_factor, input_factor),
-        "one-sided" if output_choice.is_identity else "two-sided",
-        output_choice,
-        input_choice,
-        num_tokens,
-    )
-
-
-def squared_steps(grid: WeightGrid) -> tuple[Float[Tensor, " out"], Float[Tensor, " in"]]:
-    """Mean squared step of every row and of every column, each with mean 1."""
-    squared = grid.scale.square()
-    rows = squared.mean(dim=1)
-    columns = squared.mean(dim=0).repeat_interleave(grid.group_size)
-    return rows / rows.mean(), columns / columns.mean()
-
-
 def table_row(
     view: MatrixView, weight: Float[Tensor, "out in"], rounded: Float[Tensor, "out in"], factors: Factors
 ) -> dict[str, Any]:
@@ -315,18 +202,18 @@ def table_row(
     error = weight - rounded
     row: dict[str, Any] = {
         "name": view.name,
-        "role": view.role,
-        "shape": list(view.shape),
         "rounding": factors.kind,
         "relative_error": float(error.norm() / weight.norm().clamp(min=torch.finfo(weight.dtype).tiny)),
         "one_sided_proxy": None,
         "two_sided_proxy": None,
-        "input_damping": None if factors.input_choice.is_identity else factors.input_choice.damping,
-        "input_mix": factors.input_choice.mix,
-        "input_gain": 1 - factors.input_choice.loss,
         "output_damping": None if factors.output_choice.is_identity else factors.output_choice.damping,
+        "input_damping": None if factors.input_choice.is_identity else factors.input_choice.damping,
+        "covariance_share": factors.input_choice.mix,
         "output_gain": 1 - factors.output_choice.loss,
+        "input_gain": 1 - factors.input_choice.loss,
         "num_tokens": factors.num_tokens,
+        "role": view.role,
+        "shape": list(view.shape),
     }
     if factors.covariance is not None:
         covariance = normalised(factors.covariance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     from burnish.arch import matrices
     from burnish.core.checkpoint import quiet_transformers
     from burnish.quantize.collect import layer_groups, sums_bytes
+    from burnish.quantize.tuning import RULES, WINDOWS
 
     with torch.device("meta"), quiet_transformers():
         module = transformers.AutoModelForCausalLM.from_config(before.config)
@@ -67,7 +69,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     schemes = schemes_of(settings, views)
     check_engine(settings.engine, views, schemes)
     check_loadable(views, schemes)
-    check_propagation(settings)
+    check_combinations(settings)
     num_weights = sum(view.shape[0] * view.shape[1] for view in views)
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
@@ -76,17 +78,22 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
     seconds, statistics_bytes = 0.0, 0
     if settings.method != "rtn":
-        sketch = settings.sketch if settings.method == "yaqa" else None
-        groups = layer_groups(views, sketch=sketch, memory_bytes=settings.memory)
-        statistics_bytes = max(sums_bytes(group, sketch) for group in groups)
+        sketches = (settings.sketch,) if settings.method == "yaqa" else ()
+        groups = layer_groups(views, sketches=sketches, memory_bytes=settings.memory)
+        statistics_bytes = max(sums_bytes(group, sketches) for group in groups)
         passes = f"{len(groups)} pass{'es' if len(groups) > 1 else ''}"
-        disk = byte_count(settings.folds * sums_bytes(views, sketch) / 2)
+        disk = byte_count(settings.folds * sums_bytes(views, sketches) / 2)
         notes.append(f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs")
-        model_flops = (4 if sketch else 2) * before.num_active_parameters * len(groups)
+        model_flops = (4 if sketches else 2) * before.num_active_parameters * len(groups)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
-        products = sums_bytes(views, sketch) / 4
-        seconds = settings.num_tokens * (model_flops + 1.3 * products) / FLOPS_PER_SECOND[device]
+        products = sums_bytes(views, sketches) / 4
+        flops = settings.num_tokens * (model_flops + 1.3 * products)
+        # Feedback of both sides, half of every product: mn(m + n) for a matrix of shape (m, n).
+        flops += sum(math.prod(view.shape) * (sum(view.shape) if sketches else view.shape[1]) for view in views)
+        if settings.method == "yaqa" and settings.damping is None:
+            flops += len(RULES) * WINDOWS * settings.length * 3 * before.num_active_parameters
+        seconds = flops / FLOPS_PER_SECOND[device]
     for bits in sorted({scheme.bits for scheme in schemes.values()} - {4, 8}):
         notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")
     if any(scheme.rounds_activations for scheme in schemes.values()):
@@ -103,7 +110,12 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     )
 
 
-def check_propagation(settings: Quantize) -> None:
+def check_combinations(settings: Quantize) -> None:
+    """Raises `SettingsError` for settings that contradict each other."""
+    if settings.curve and (settings.method == "rtn" or settings.propagate or settings.stream):
+        reason = "rtn uses no calibration text" if settings.method == "rtn" else "it needs the whole model at once"
+        other = "curve" if settings.method == "rtn" else "propagate and stream"
+        raise SettingsError(f"curve is true, but {reason}", fix=f"leave {other} out")
     if settings.propagate and settings.method != "gptq":
         raise SettingsError(
             f"propagate is for gptq; {settings.method} measures the original model",

@@ -54,7 +54,7 @@ def quantize_layer_by_layer(
                 directory = work_dir / f"layer{number}"
                 statistics = Statistics(directory, {}, range(calibration.num_folds))
                 for fold in range(calibration.num_folds):
-                    sums = Accumulator(own, None)
+                    sums = Accumulator(own)
                     with capture(module, own) as captured, torch.no_grad():
                         captured.callback = sums
                         for batch in batches[fold]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from burnish.arch import MatrixView, matrices
 from burnish.core.checkpoint import Model, cast, move
@@ -15,17 +17,22 @@ from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.quantize.collect import collect
 from burnish.quantize.export import check_loadable, ignored_modules, pack_all, quantization_config
+from burnish.quantize.factors import HELD_OUT, INFINITE, Rule
 from burnish.quantize.method import Rounding, check_finite, quantize_matrices
-from burnish.quantize.plan import check_propagation, select
+from burnish.quantize.plan import check_combinations, select
 from burnish.quantize.propagate import quantize_layer_by_layer
 from burnish.quantize.schemes import scheme_of, schemes_of
-from burnish.quantize.statistics import Calibration
+from burnish.quantize.statistics import Calibration, Statistics
 from burnish.quantize.stream import stream, too_large, why_not, without_weights
+from burnish.quantize.tuning import WINDOWS, Original, choose_rule, curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from burnish.quantize.stage import Quantize
+
+CURVE_FOLDS = 8
+"""Parts of the text with a curve: its smallest point, a quarter, then still has one to fit on and one held out."""
 
 
 def run(settings: Quantize, model: Model, ctx: Context) -> Model:
@@ -36,23 +43,24 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     views = select(matrices(module), settings.ignore)
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
-    check_propagation(settings)
+    check_combinations(settings)
     rounding = Rounding(
         settings.method,
         scheme_of(settings),
         dtype,
-        damping=settings.damping,
+        HELD_OUT if settings.damping is None else Rule(settings.damping, settings.damping),
+        settings.sketch,
         scale_search=settings.scale_search,
         overrides=schemes,
     )
     if streamed:
-        calibration = None if settings.method == "rtn" else calibration_windows(settings, model, ctx, views)
+        calibration = None if settings.method == "rtn" else calibration_windows(settings, model, ctx, views)[0]
         return stream(views, module, model, schemes, rounding, calibration, ctx, propagate=settings.propagate)
     check_finite(views)
     if settings.method == "rtn":
         quantized = quantize_matrices(views, rounding, None, progress=ctx.progress)
     else:
-        calibration = calibration_windows(settings, model, ctx, views)
+        calibration, unseen = calibration_windows(settings, model, ctx, views)
         if settings.propagate:
             quantized = quantize_layer_by_layer(module, views, calibration, rounding, ctx.work_dir, ctx.progress)
         else:
@@ -62,15 +70,49 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
                 calibration,
                 ctx.work_dir / "statistics",
                 key={"model": weights_hash(model, module), "matrices": ",".join(view.name for view in views)},
-                sketch=settings.sketch if settings.method == "yaqa" else None,
+                sketches=(settings.sketch,) if settings.method == "yaqa" else (),
                 memory_bytes=settings.memory,
                 progress=ctx.progress,
             )
+            rounding = tuned(settings, module, views, rounding, statistics, calibration, unseen, ctx)
             quantized = quantize_matrices(views, rounding, statistics, progress=ctx.progress)
     ctx.ledger.table("layers", quantized.rows)
     packed = pack_all(quantized.codes, quantized.grids, views, schemes, scale_dtype=dtype)
     config = quantization_config(rounding.scheme, views, schemes, ignored_modules(module, views))
     return model.derive(module=cast(module, dtype), packed=packed, quantization_config=config)
+
+
+def tuned(
+    settings: Quantize,
+    module: PreTrainedModel,
+    views: Sequence[MatrixView],
+    rounding: Rounding,
+    statistics: Statistics,
+    calibration: Calibration,
+    unseen: Tensor,
+    ctx: Context,
+) -> Rounding:
+    """The rounding with the rule that unseen windows ask for, and the tables of what was measured on them."""
+    if not len(unseen):
+        if settings.curve or (settings.method == "yaqa" and settings.damping is None):
+            ctx.progress.log("the calibration text has no window left to measure on: shrinkage is chosen by proxies")
+        return rounding
+    if settings.method == "yaqa" and settings.damping is None:
+        original = Original(module, unseen)
+        rule, rows = choose_rule(views, rounding, statistics, original, progress=ctx.progress)
+        rounding = replace(rounding, rule=rule)
+        ctx.ledger.table("shrinkage", rows)
+        if rule.output_damping == INFINITE and not rule.held_out:
+            ctx.progress.log(f"at {calibration.tokens.numel():,} tokens one-sided rounding preserves the model better")
+    if settings.curve:
+        roundings = {settings.method: rounding}
+        if settings.method == "yaqa":
+            roundings["gptq"] = replace(rounding, method="gptq", rule=HELD_OUT)
+        length = calibration.tokens.shape[1]
+        tokens = [length * len(calibration.fold(number)) for number in range(calibration.num_folds)]
+        rows = curve(views, roundings, statistics, Original(module, unseen), tokens_of_fold=tokens)
+        ctx.ledger.table("calibration", rows)
+    return rounding
 
 
 def to_be_streamed(settings: Quantize, model: Model) -> bool:
@@ -79,7 +121,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> bool:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or (settings.stream is None and not too_large(model)):
+    if settings.stream is False or settings.curve or (settings.stream is None and not too_large(model)):
         return False
     reason = why_not(settings.method, model)
     if reason and settings.stream:
@@ -117,8 +159,10 @@ def weights_hash(model: Model, module: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def calibration_windows(settings: Quantize, model: Model, ctx: Context, views: Sequence[MatrixView]) -> Calibration:
-    """Windows of the calibration text, drawn with the stage's seed.
+def calibration_windows(
+    settings: Quantize, model: Model, ctx: Context, views: Sequence[MatrixView]
+) -> tuple[Calibration, Tensor]:
+    """Windows of the calibration text, drawn with the stage's seed: to collect from, and a few others to measure on.
 
     Raises:
         DataError: the text is too short for a fold each, or for the widest layer: with fewer tokens than inputs its
@@ -128,12 +172,24 @@ def calibration_windows(settings: Quantize, model: Model, ctx: Context, views: S
 
     data = ctx.inputs.get("calibration", settings.calibration)
     length = min(settings.length, getattr(model.config, "max_position_embeddings", None) or settings.length)
-    windows = calibration(model.tokenizer, data, length=length, max_tokens=settings.num_tokens, generator=ctx.generator)
-    if len(windows) < settings.folds:
+    wanted = max(settings.num_tokens // length, 1)
+    extra = WINDOWS * length if settings.method == "yaqa" or settings.curve else 0
+    drawn = calibration(
+        model.tokenizer, data, length=length, max_tokens=settings.num_tokens + extra, generator=ctx.generator
+    )
+    # Spread over the text; of a text that is too short for both a sixteenth.
+    num_kept_back = max(len(drawn) - wanted, len(drawn) // WINDOWS) if extra else 0
+    kept_back = torch.linspace(0, len(drawn) - 1, num_kept_back + 2)[1:-1].round().long()
+    unseen = drawn[kept_back]
+    remaining = torch.ones(len(drawn), dtype=torch.bool)
+    remaining[kept_back] = False
+    windows = drawn[remaining]
+    num_folds = max(settings.folds, CURVE_FOLDS) if settings.curve else settings.folds
+    if len(windows) < num_folds:
         raise DataError(
-            f"gives {len(windows)} windows of {length} tokens, but at least {settings.folds} are needed",
+            f"gives {len(windows)} windows of {length} tokens, but at least {num_folds} are needed",
             where=data if isinstance(data, str) else "calibration text",
-            fix=f"use a longer text, --tokens {settings.folds * length} or more, or a shorter --length",
+            fix=f"use a longer text, --tokens {num_folds * length} or more, or a shorter --length",
         )
     widest = max(view.shape[1] for view in views if view.expert is None)
     if windows.numel() < widest:
@@ -146,4 +202,4 @@ def calibration_windows(settings: Quantize, model: Model, ctx: Context, views: S
         ctx.progress.log(
             f"the calibration text has only {windows.numel():,} of the {settings.num_tokens:,} tokens asked for"
         )
-    return Calibration(windows, seed=settings.seed, num_folds=settings.folds)
+    return Calibration(windows, seed=settings.seed, num_folds=num_folds), unseen

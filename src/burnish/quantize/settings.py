@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,6 +20,12 @@ FIXED: dict[str, dict[str, Any]] = {
     "w8a8-int8": {"bits": 8, "group_size": None, "symmetric": True},
 }
 """What kernels for activations of eight bits ask of the weights."""
+
+
+def count(value: Any) -> Any:
+    """65k is 65,000 and 1M is 1,000,000; anything else is left to pydantic."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM])", value.strip()) if isinstance(value, str) else None
+    return value if found is None else round(float(found[1]) * {"k": 1e3, "m": 1e6}[found[2].lower()])
 
 
 class SchemeSettings(Settings):

@@ -5,13 +5,13 @@ quantized = burnish.Quantize(method="yaqa", bits=3)(model, calibration=texts)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from burnish.core.settings import VOLATILE, DataRef
 from burnish.core.stage import Context, Plan, Stage, Weights
-from burnish.quantize.settings import SchemeKind, SchemeSettings, complete_scheme
+from burnish.quantize.settings import SchemeKind, SchemeSettings, complete_scheme, count
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -21,7 +21,7 @@ class Quantize(Stage):
     """Rounds the linear layers' weights: to nearest (rtn), one-sided (gptq) or two-sided (yaqa)."""
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "round weights to 2-8 bits (RTN, GPTQ, YAQA)"
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
@@ -45,14 +45,16 @@ class Quantize(Stage):
     calibration: DataRef = Field(
         default="wikitext2-valid", description="text to collect statistics from (not used by rtn)"
     )
-    tokens: int | None = Field(
-        default=None, ge=1, description="calibration tokens; null takes 16,384 for gptq and 65,536 for yaqa"
+    tokens: Annotated[int | None, BeforeValidator(count)] = Field(
+        default=None,
+        ge=1,
+        description="calibration tokens, 65536 or short 65k; null takes 16,384 for gptq and 65,536 for yaqa",
     )
     length: int = Field(default=256, ge=8, description="tokens per calibration window")
     damping: float | None = Field(
         default=None,
         ge=1e-4,
-        description="multiple of the mean diagonal added to factors; null chooses it on held-out windows",
+        description="multiple of the mean diagonal added to factors; null chooses on held-out windows",
     )
     scale_search: bool = Field(default=False, description="search a clipping ratio per group instead of the full range")
     sketch: Literal["a", "b"] = Field(
@@ -60,6 +62,10 @@ class Quantize(Stage):
     )
     folds: int = Field(
         default=4, ge=2, description="parts of the calibration text; the last is held out to choose shrinkage"
+    )
+    curve: bool = Field(
+        default=False,
+        description="also measure KL against the number of calibration tokens: a quarter, half and all of them",
     )
     propagate: bool = Field(
         default=False,

@@ -32,17 +32,25 @@ class Calibration:
         seed: of the drawn labels.
         num_folds: parts of the text, in order, whose sums are kept apart.
         mask: False at padding, None where every window is whole.
+        fold_ends: window numbers at which folds end; None makes them equally long.
     """
 
     tokens: Int[Tensor, "windows length"]
     seed: int = 0
     num_folds: int = 4
     mask: Bool[Tensor, "windows length"] | None = None
+    fold_ends: tuple[int, ...] | None = None
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Window numbers at which folds begin, and the number of windows."""
+        if self.fold_ends is not None:
+            return (0, *self.fold_ends)
+        return tuple(torch.linspace(0, len(self.tokens), self.num_folds + 1).round().long().tolist())
 
     def fold(self, number: int) -> range:
         """Window numbers of one fold."""
-        bounds = torch.linspace(0, len(self.tokens), self.num_folds + 1).round().long().tolist()
-        return range(bounds[number], bounds[number + 1])
+        return range(self.bounds[number], self.bounds[number + 1])
 
     @property
     def hash(self) -> str:
@@ -58,13 +66,12 @@ class Sums:
 
     Attributes:
         covariance: Σ x^T x.
-        input_side, output_side: of the sketch.
+        sketches: {sketch: (input side, output side)} of every sketch that was collected.
         num_tokens: that the matrix saw.
     """
 
     covariance: Float[Tensor, "in in"] | None
-    input_side: Float[Tensor, "in in"] | None
-    output_side: Float[Tensor, "out out"] | None
+    sketches: dict[str, tuple[Float[Tensor, "in in"], Float[Tensor, "out out"]]]
     num_tokens: int
 
 
@@ -118,23 +125,20 @@ class Statistics:
     def read(self, view: MatrixView, folds: Sequence[int]) -> Sums:
         """Sums of one matrix over some folds."""
         assert view.layer is not None
+        prefix = f"{view.name}|"
+        covariance, count = f"{view.input_group}|covariance", f"{prefix}num_tokens"
         total: dict[str, Tensor] = {}
-        names = {
-            "covariance": f"{view.input_group}|covariance",
-            "input_side": f"{view.name}|input_side",
-            "output_side": f"{view.name}|output_side",
-            "num_tokens": f"{view.name}|num_tokens",
-        }
         for fold in folds:
             with safe_open(self.path(view.layer, fold), "pt") as file:
-                present = set(file.keys())
-                for part, name in names.items():
-                    if name in present:
+                for name in set(file.keys()):
+                    if name == covariance or name.startswith(prefix):
                         tensor = file.get_tensor(name)
-                        total[part] = total[part] + tensor if part in total else tensor
-        count = int(total.pop("num_tokens", torch.zeros(())))
-        unpacked = {part: unpack_triangle(tensor) for part, tensor in total.items()}
-        return Sums(unpacked.get("covariance"), unpacked.get("input_side"), unpacked.get("output_side"), count)
+                        total[name] = total[name].add_(tensor) if name in total else tensor
+        num_tokens = int(total.pop(count, torch.zeros(())))
+        sums = {name: unpack_triangle(tensor) for name, tensor in total.items()}
+        names = sorted(name.removeprefix(prefix).partition("|")[0] for name in sums if name.endswith("|input_side"))
+        sketches = {name: (sums[f"{prefix}{name}|input_side"], sums[f"{prefix}{name}|output_side"]) for name in names}
+        return Sums(sums.get(covariance), sketches, num_tokens)
 
 
 def pack_triangle(lower: Float[Tensor, "n n"]) -> Float[Tensor, " packed"]:

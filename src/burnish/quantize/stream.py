@@ -295,7 +295,7 @@ class _Work:
         shutil.rmtree(scratch, ignore_errors=True)
         statistics = Statistics(scratch, {}, range(len(folds)))
         for fold, batches in enumerate(folds):
-            sums = Accumulator(own, None)
+            sums = Accumulator(own)
             with capture(self.skeleton, own) as captured, torch.no_grad():
                 captured.callback = sums
                 for batch in batches:

@@ -1,0 +1,69 @@
+"""Shrinkage by measured divergence: what it measures, what it leaves alone, and what it says."""
+
+import pytest
+import torch
+
+from burnish.arch import matrices
+from burnish.core.ledger import Ledger
+from burnish.core.progress import Progress
+from burnish.core.stage import Context, seeded_generator
+from burnish.quantize.collect import collect
+from burnish.quantize.export import Scheme
+from burnish.quantize.factors import Rule
+from burnish.quantize.method import Rounding
+from burnish.quantize.stage import Quantize
+from burnish.quantize.statistics import Calibration
+from burnish.quantize.tuning import Original, choose_rule, filled, spread_over_depth
+
+
+@pytest.fixture
+def views(model):
+    return [view for view in matrices(model.module) if view.layer is not None]
+
+
+def test_the_divergence_is_zero_until_a_weight_changes(model, views, ids):
+    original = Original(model.module, ids)
+    assert original.divergence() == [0.0, 0.0]
+    with filled(views[:1], {views[0].name: views[0].tensor * 30}):
+        assert min(original.divergence()) > 1e-5
+    assert original.divergence() == [0.0, 0.0]
+
+
+def test_the_divergence_is_that_of_the_whole_distribution(model, views, ids):
+    with torch.no_grad():
+        p = model.module(ids).logits[:, :-1].log_softmax(-1)
+    original = Original(model.module, ids)
+    with filled(views[:1], {views[0].name: views[0].tensor * 30}):
+        with torch.no_grad():
+            q = model.module(ids).logits[:, :-1].log_softmax(-1)
+        expected = (p.exp() * (p - q)).sum(-1).mean(-1)
+        torch.testing.assert_close(torch.tensor(original.divergence()), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_rule_with_the_smallest_divergence_is_chosen(model, views, tmp_path):
+    windows = torch.randint(0, 384, (20, 64), generator=torch.Generator().manual_seed(0))
+    statistics = collect(model.module, views, Calibration(windows[:16]), tmp_path, key={}, sketches=("b",))
+    before = [view.tensor.clone() for view in views]
+    rules = (Rule(), Rule(0.3, 0.3), Rule(1e9, 1e9))
+    rounding = Rounding("yaqa", Scheme(2, 32, True), torch.float32)
+    rule, rows = choose_rule(views, rounding, statistics, Original(model.module, windows[16:]), rules=rules)
+    assert [row["rule"] for row in rows] == [str(one) for one in rules]
+    assert str(rule) == min(rows, key=lambda row: row["kl"])["rule"] == next(r["rule"] for r in rows if r["chosen"])
+    assert all(torch.equal(one, view.tensor) for one, view in zip(before, views, strict=True))
+
+
+def test_sampled_layers_are_spread(views):
+    assert {view.layer for view in spread_over_depth(views, 1)} == {1}
+    assert spread_over_depth(views, 9) == views
+
+
+def test_the_curve_has_a_point_for_each_part_of_the_text_and_method(model, texts, tmp_path):
+    stage = Quantize(method="yaqa", bits=3, group_size=32, tokens=2048, length=64, curve=True)
+    ctx = Context({"calibration": texts}, tmp_path, "cpu", seeded_generator(0), Progress(False), Ledger(None))
+    stage.run(model, ctx)
+    tables = {row["name"]: row["rows"] for row in ctx.ledger.rows if row["row"] == "table"}
+    assert [(row["method"], row["tokens"]) for row in tables["calibration"]] == [
+        (method, tokens) for tokens in (512, 1024, 2048) for method in ("yaqa", "gptq")
+    ]
+    assert all(row["low"] <= row["kl"] <= row["high"] for row in tables["calibration"])
+    assert sum(row["chosen"] for row in tables["shrinkage"]) == 1
