@@ -10,8 +10,9 @@ import urllib.request
 
 import pytest
 
-from burnish.align.audit import apply_decisions, audit_pairs
+from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
+from burnish.align.decisions import apply_decisions
 from burnish.align.pairs import Pairs
 from burnish.core.checkpoint import load
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,9 +185,17 @@ def _reward_module(model: Model, seed: int) -> Any:
 
 
 def _last_state(work_dir: Path) -> str | None:
-    """The newest whole state of an interrupted run, or None."""
-    states = [path for path in (work_dir / "trainer").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    """The newest whole state of an interrupted run, or None. Its summary is written last, so it tells."""
+    states = [path for path in (work_dir / "trainer").glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
     return str(max(states, key=lambda path: int(path.name.split("-")[1]))) if states else None
+
+
+def _is_whole(summary: Path) -> bool:
+    try:
+        json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _record(trainer: Any, before: dict[str, float], after: dict[str, float], ctx: Context) -> None:
