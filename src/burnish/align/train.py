@@ -60,8 +60,11 @@ def align(settings: Align, model: Model, ctx: Context) -> Model:
         own = reference is None and not settings.lora_rank
         config = PairDPOConfig(**arguments, beta=settings.beta, precompute_ref_log_probs=own)
         trainer = PairDPOTrainer(module, reference, config, **common)
-    for name, report in trainer.truncation.items():
+    read = {"rows": len(pairs) + sum(pairs.dropped.values()), "kept": len(pairs), "shortened": 0}
+    reports = {"as read": read | {"dropped": pairs.dropped}} | trainer.truncation
+    for name, report in reports.items():
         ctx.progress.log(f"{name} data: {truncation_sentence(report)}")
+    ctx.ledger.table("preference_data", [_counts(name, report) for name, report in reports.items()])
     trainer.remove_callback(PrinterCallback)
     # set before training, so that the adapters are there to be routed; the Trainer then makes none of its own
     optimizer = OPTIMIZERS[settings.optimizer]
@@ -182,6 +185,13 @@ def _reward_module(model: Model, seed: int) -> Any:
         classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     classifier.base_model.load_state_dict(source.base_model.state_dict())
     return cast(classifier, source.dtype)
+
+
+def _counts(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """What truncation and the checks did to a data set, as a row of the ledger."""
+    why = "; ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+    numbers = {"pairs": report["rows"], "kept": report["kept"], "shortened": report["shortened"]}
+    return {"data": name} | numbers | {"left out": why or "none"}
 
 
 def _last_state(work_dir: Path) -> str | None:
