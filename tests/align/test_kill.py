@@ -144,8 +144,9 @@ def test_what_is_kept_for_other_work_is_not_used(tmp_path):
     assert first.array("a", lambda: np.ones(2)).tolist() == [1, 1]
     assert Kept(tmp_path / "work", "one").array("a", lambda: np.zeros(2)).tolist() == [1, 1]
     assert other.array("a", lambda: np.zeros(2)).tolist() == [0, 0]
+    (tmp_path / "work" / "mine.txt").write_text("not ours")
     other.remove()
-    assert not (tmp_path / "work").exists()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["mine.txt"]
 
 
 def test_a_training_state_that_was_cut_short_is_passed_over(tmp_path):

@@ -1,5 +1,7 @@
 """The stage `align` in memory, from disk and after an interruption."""
 
+import json
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -154,6 +156,15 @@ def test_impossible_settings_are_refused(settings, message):
 def test_no_data_is_refused_when_planned(checkpoint):
     with pytest.raises(SettingsError, match="no preference data is named"):
         Align().plan(load(checkpoint).plan())
+
+
+def test_a_bad_row_is_refused_when_planned(checkpoint, rows, tmp_path):
+    file = tmp_path / "prefs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "p", "chosen": "a", "rejected": " "}]))
+    before = load(checkpoint).plan()
+    with pytest.raises(DataError, match=r"prefs.jsonl:13: the rejected answer is empty"):
+        Align(data=str(file)).plan(before)
+    assert Align(data=str(file), on_bad_pair="drop").plan(before).num_parameters == before.num_parameters
 
 
 def test_pairs_left_out_and_shortened_are_in_the_ledger(checkpoint, rows, tmp_path):

@@ -19,7 +19,8 @@ class Kept:
     """A directory of finished arrays that belong to one piece of work, or, without a directory, nothing.
 
     Args:
-        directory: made when the first array is finished; arrays of other work in it are removed then.
+        directory: made when the first array is finished; arrays kept there for other work are removed then, and
+            nothing else.
         identity: everything that the arrays depend on, as JSON can write it.
 
     Raises:
@@ -29,7 +30,7 @@ class Kept:
     def __init__(self, directory: Path | None = None, identity: Any = None) -> None:
         content = json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()
         self.directory = directory
-        self.place = None if directory is None else directory / hashlib.sha256(content).hexdigest()[:16]
+        self.place = None if directory is None else directory / f"kept-{hashlib.sha256(content).hexdigest()[:16]}"
 
     def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The array called `name`: read where it is finished, else made and kept."""
@@ -51,12 +52,15 @@ class Kept:
         return made
 
     def remove(self) -> None:
-        """The work is done: what was kept for it goes."""
-        if self.directory is not None and self.directory.is_dir():
-            shutil.rmtree(self.directory)
+        """The work is done: what was kept goes, and the directory with it if it holds nothing else."""
+        if self.directory is None or not self.directory.is_dir():
+            return
+        for place in self.directory.glob("kept-*"):
+            shutil.rmtree(place)
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()
 
     def _claim(self) -> None:
-        assert self.directory is not None
         assert self.place is not None
         if not self.place.is_dir():
             self.remove()
