@@ -30,10 +30,10 @@ def start(*arguments, cwd):
 
 
 def kill_when(process, condition, cwd):
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, (cwd / "log").read_text()
-        assert time.monotonic() < end, "nothing was kept in four minutes"
+        assert time.monotonic() < end, "nothing was kept in ten minutes"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=60)
@@ -41,7 +41,7 @@ def kill_when(process, condition, cwd):
 
 def finish(*arguments, cwd):
     process = start(*arguments, cwd=cwd)
-    assert process.wait(timeout=400) == 0, (cwd / "log").read_text()
+    assert process.wait(timeout=900) == 0, (cwd / "log").read_text()
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def long_pairs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_killed_audit_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp_path):
     command = ["audit", long_pairs, "--model", checkpoint, "--repeats", "1", "--max-length", "256"]
     work = tmp_path / "killed.work"
@@ -82,7 +82,7 @@ def test_a_killed_audit_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_killed_training_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp_path):
     command = ["align", checkpoint, "--data", long_pairs, "--loss", "aps-r3m-dpo", "--max-steps", "12", "--batch", "4"]
     command += [
