@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ranking import auc
 from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
 
@@ -98,13 +99,6 @@ def two_topics(generator: torch.Generator, truth: torch.Tensor, count: int) -> t
     shared = torch.where(topic, 1.0, -1.0)[None, :, None].expand(2, -1, -1)
     answers = torch.cat([facts, shared], dim=2)
     return answers[0], answers[1], probability, topic
-
-
-def auc(score: np.ndarray, positive: np.ndarray) -> float:
-    ranks = np.empty(len(score))
-    ranks[np.argsort(score, kind="stable")] = np.arange(len(score))
-    count = positive.sum()
-    return float((ranks[positive].sum() - count * (count - 1) / 2) / (count * (len(score) - count)))
 
 
 def trained_margins(

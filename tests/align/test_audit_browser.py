@@ -10,8 +10,9 @@ import urllib.request
 
 import pytest
 
-from burnish.align.audit import apply_decisions, audit_pairs
+from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
+from burnish.align.decisions import apply_decisions
 from burnish.align.pairs import Pairs
 from burnish.core.checkpoint import load
 
@@ -165,6 +166,20 @@ def test_a_person_can_filter_mark_and_export(audited, browser, tmp_path):
     browser.write("article:nth-of-type(3) .decide input", "1 of 2")
     assert browser.texts("#tally") == ["3 decided: 1 kept, 1 flipped, 1 dropped"]
 
+    # "u" goes to the next open pair; with the box ticked a decision does, too
+    browser.press("j")  # from the field nothing moves: the key is text
+    browser.run("document.querySelector('article:nth-of-type(3) .decide input').value = '1 of 2'")
+    browser.run("document.querySelector('article:nth-of-type(1)').focus()")
+    browser.press("u")
+    assert browser.run("return document.activeElement.id") == f"pair-{audit.rows[3]['key']}"
+    browser.click("#advance")
+    browser.run("document.querySelector('article:nth-of-type(4)').focus()")
+    browser.press("1")
+    assert browser.run("return document.activeElement.id") == f"pair-{audit.rows[4]['key']}"
+    browser.press("k", "0")
+    browser.click("#advance")
+    assert browser.texts("#tally") == ["3 decided: 1 kept, 1 flipped, 1 dropped"]
+
     # filters and search
     browser.run("const show = document.getElementById('show'); show.value = 'flip'; show.onchange()")
     assert len(browser.texts("article h2")) == 1
@@ -190,6 +205,15 @@ def test_a_person_can_filter_mark_and_export(audited, browser, tmp_path):
         cleaned, counts = apply_decisions(pairs, file)
         assert counts == {"keep": 1, "flip": 1, "drop": 1}
         assert len(cleaned) == 59
+    # on another machine: nothing decided, the exported file brings it back
+    browser.run("localStorage.clear()")
+    browser.open("about:blank")
+    browser.open(page.as_uri())
+    assert browser.texts("#tally") == ["0 decided: 0 kept, 0 flipped, 0 dropped"]
+    browser.write("#load", str(tmp_path / "downloads" / "decisions.jsonl"))
+    wait(lambda: browser.texts("#tally") == ["3 decided: 1 kept, 1 flipped, 1 dropped"])
+    assert "3 of 3 entries" in browser.texts("#count")[0]
+
     entries = json.loads((tmp_path / "downloads" / "decisions.json").read_text())["decisions"]
     assert [entry["rank"] for entry in entries] == [1, 2, 3]
     assert entries[2]["note"] == "1 of 2"

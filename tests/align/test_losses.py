@@ -258,6 +258,42 @@ def test_combination_is_attained_by_the_scale_and_offset_it_reports(m, setting, 
     assert loss.item() == pytest.approx(value.item(), rel=1e-12, abs=1e-12)
 
 
+def precise_combination(m, rho0, tau0, tau_max, lam):
+    """min over tau by ternary search on the convex profile, the offset minimised out, 40 digits."""
+    t = mpmath.log(1 / lam - 1)
+
+    def value(tau):
+        offset = max(tau * t - m, mpmath.mpf(0))
+        return tau * mpmath.log(1 + mpmath.exp(-(m + offset) / tau)) + (rho0 - mpmath.log(2)) * tau + lam * offset
+
+    low, high = mpmath.mpf(tau0), mpmath.mpf(tau_max)
+    for _ in range(90):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, right) if value(left) <= value(right) else (left, high)
+    return value((low + high) / 2)
+
+
+@pytest.mark.parametrize("lam", [0.2, 0.5, 0.75])
+@pytest.mark.parametrize(("rho0", "tau0", "tau_max"), APS_SETTINGS[:4])
+def test_combination_equals_a_40_digit_minimisation(rho0, tau0, tau_max, lam):
+    with mpmath.workdps(40):
+        numbers = [mpmath.mpf(value) for value in (rho0, tau0, tau_max, lam)]
+        expected = [float(precise_combination(mpmath.mpf(m), *numbers)) for m in MARGINS]
+    loss, _ = aps_r3m(torch.tensor(MARGINS, **double), rho0=rho0, tau0=tau0, tau_max=tau_max, lam=lam)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@given(margins, margins, st.floats(0, 1), aps_settings, st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_losses_are_convex_and_fall_with_the_margin(name, first, second, share, setting, lam):
+    between = share * first + (1 - share) * second
+    points = torch.tensor([first, second, between], **double)
+    one, other, middle = pair_loss(name, points, lam=lam, **setting)[0].tolist()
+    assert middle <= share * one + (1 - share) * other + 1e-12 * (1 + abs(one) + abs(other))
+    assert (one - other) * (first - second) <= 1e-12
+
+
 @given(margins, aps_settings)
 def test_combination_with_an_unreachable_price_is_aps(m, setting):
     margin = torch.tensor([m], **double)

@@ -7,10 +7,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from burnish.align.pairs import holds_pairs, pairs_hash, read_pairs, split_prompt
+from burnish.align.pairs import fault_of, holds_pairs, pairs_hash, read_pairs, split_prompt
 from burnish.core.errors import DataError
 
 GOOD = {"prompt": "p ", "chosen": "a", "rejected": "b"}
+SAID = [{"role": "assistant", "content": "yes"}]
+OTHER = [{"role": "assistant", "content": "no"}]
 
 
 def write(path, rows):
@@ -41,8 +43,16 @@ def test_a_directory_is_read_file_by_file(tmp_path):
         ({"prompt": "p", "chosen": "a"}, r"prefs.jsonl:2: has no column 'rejected'"),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, r"prefs.jsonl:2: .* identical"),
         ({"prompt": "p", "chosen": "", "rejected": "a"}, r"prefs.jsonl:2: the chosen answer is empty"),
-        ({"prompt": "p", "chosen": "a", "rejected": 3}, r"'rejected' is a int"),
+        ({"prompt": "p", "chosen": "a", "rejected": 3}, r"'rejected' is of type int"),
         ([1], r"prefs.jsonl:2: is not a JSON object"),
+        ({"prompt": 5, "chosen": "a", "rejected": "b"}, r"prefs.jsonl:2: 'prompt' is of type int"),
+        ({"prompt": "p", "chosen": SAID, "rejected": SAID}, r"identical"),
+        ({"prompt": "p", "chosen": SAID, "rejected": "b"}, r"one answer is text and the other a list"),
+        ({"prompt": "p", "chosen": SAID, "rejected": OTHER}, r"of prompt and answers, one is text"),
+        ({"chosen": SAID, "rejected": OTHER}, r"prefs.jsonl:2: is a conversation, but the first pair is plain text"),
+        ({"chosen": SAID, "rejected": [{"role": "assistant", "content": " "}]}, r"the rejected answer is empty"),
+        ({"chosen": SAID, "rejected": [{"role": "assistant"}]}, r"'rejected' holds a message without content"),
+        ({"chosen": [{"content": "a"}], "rejected": OTHER}, r"'chosen' holds a message without a role"),
     ],
 )
 def test_bad_rows_are_refused_with_file_and_line(tmp_path, row, message):
@@ -85,6 +95,14 @@ def test_a_conversation_is_text_with_its_last_message_alone():
         "rejected": [{"role": "assistant", "content": "go"}],
     }
     assert split_prompt(row) == ("hi", "hello", "go")
+
+
+def test_a_tool_call_is_an_answer():
+    call = [{"type": "function", "function": {"name": "look", "arguments": {"place": "here"}}}]
+    row = {"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "tool_calls": call}]}
+    row["rejected"] = SAID
+    assert fault_of(row) is None
+    assert "look" in split_prompt(row)[1]
 
 
 def test_hash_depends_on_the_rows_and_not_on_the_file(tmp_path):

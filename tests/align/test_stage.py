@@ -1,5 +1,7 @@
 """The stage `align` in memory, from disk and after an interruption."""
 
+import json
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -7,10 +9,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from burnish.align.pairs import Pairs
 from burnish.align.stage import Align
-from burnish.align.train import hold_out
+from burnish.align.train import align, hold_out
 from burnish.core.checkpoint import load
 from burnish.core.errors import CheckpointError, DataError, SettingsError
-from burnish.core.stage import Kind
+from burnish.core.ledger import Ledger
+from burnish.core.progress import Progress
+from burnish.core.stage import Context, Kind
 
 SHORT = {"data": "prefs", "max_steps": 4, "batch": 4, "micro_batch": 2, "lr": 1e-3, "holdout": 0.2, "device": "cpu"}
 
@@ -152,6 +156,34 @@ def test_impossible_settings_are_refused(settings, message):
 def test_no_data_is_refused_when_planned(checkpoint):
     with pytest.raises(SettingsError, match="no preference data is named"):
         Align().plan(load(checkpoint).plan())
+
+
+def test_a_bad_row_is_refused_when_planned(checkpoint, rows, tmp_path):
+    file = tmp_path / "prefs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "p", "chosen": "a", "rejected": " "}]))
+    before = load(checkpoint).plan()
+    with pytest.raises(DataError, match=r"prefs.jsonl:13: the rejected answer is empty"):
+        Align(data=str(file)).plan(before)
+    assert Align(data=str(file), on_bad_pair="drop").plan(before).num_parameters == before.num_parameters
+
+
+def test_pairs_left_out_and_shortened_are_in_the_ledger(checkpoint, rows, tmp_path):
+    long = {"prompt": "p ", "chosen": "yes " * 30, "rejected": "no " * 30}
+    same = {"prompt": "p ", "chosen": "a", "rejected": "a"}
+    settings = Align(**SHORT | {"max_steps": 1, "holdout": 0.0, "max_length": 64, "on_bad_pair": "drop"})
+    ctx = Context(
+        inputs={"data": [*rows, long, same]},
+        work_dir=tmp_path,
+        device="cpu",
+        generator=torch.Generator().manual_seed(0),
+        progress=Progress(enabled=False),
+        ledger=Ledger(None),
+    )
+    align(settings, load(checkpoint), ctx)
+    (table,) = [row for row in ctx.ledger.rows if row.get("name") == "preference_data"]
+    by_name = {row["data"]: row for row in table["rows"]}
+    assert by_name["as read"]["left out"] == "1 the chosen and the rejected answer are identical"
+    assert (by_name["train"]["kept"], by_name["train"]["shortened"]) == (13, 1)
 
 
 def test_a_reference_of_another_vocabulary_is_refused(checkpoint, other_vocabulary, rows):

@@ -10,7 +10,7 @@ scored by a reward that has seen its label. A pair is suspicious when the reward
 
     audit = audit_pairs(read_pairs("prefs.jsonl"), burnish.load("models/smollm2"))
     audit.write("audit")                         # audit/pairs.jsonl and audit/index.html
-    cleaned = apply_decisions(pairs, "decisions.json")
+    cleaned, counts = apply_decisions(pairs, "decisions.json")         # burnish.align.decisions
 
 Confident learning ("Confident Learning: Estimating Uncertainty in Dataset Labels", 2021, arXiv 1911.00068) has the same
 idea for classes; the losses are those of arXiv 2406.15568 and arXiv 2406.02764.
@@ -18,9 +18,8 @@ idea for classes; the losses are those of arXiv 2406.15568 and arXiv 2406.02764.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +29,12 @@ import torch
 from scipy import sparse
 
 from burnish.align.audit_settings import AuditSettings, Ranking
+from burnish.align.decisions import pair_key
 from burnish.align.features import hidden_features, word_features
+from burnish.align.kept import Kept
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m
-from burnish.align.pairs import Pair, Pairs, split_prompt
+from burnish.align.pairs import Pairs, split_prompt
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
 from burnish.core.progress import Progress
@@ -92,11 +93,7 @@ class Audit:
         from burnish.align.audit_page import render
 
         target = Path(directory)
-        foreign = target.exists() and (
-            not target.is_dir() or {path.name for path in target.iterdir()} - {PAIRS_FILE, PAGE_FILE}
-        )
-        if foreign:
-            raise OutputError("exists and holds other files", where=str(target), fix="choose another place with -o")
+        check_place(target)
         lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self.rows)
         try:
             target.mkdir(parents=True, exist_ok=True)
@@ -107,10 +104,35 @@ class Audit:
         return target / PAGE_FILE
 
 
+def check_place(target: Path) -> None:
+    """Refuses a place where an audit would lie among other files.
+
+    Raises:
+        OutputError: `target` is a file, or a directory that holds anything but an audit.
+    """
+    if target.exists() and not target.is_dir():
+        raise OutputError("is a file", where=str(target), fix="name a directory with -o")
+    if target.is_dir() and {path.name for path in target.iterdir()} - {PAIRS_FILE, PAGE_FILE}:
+        raise OutputError("exists and holds other files", where=str(target), fix="choose another place with -o")
+
+
 def audit_pairs(
-    pairs: Pairs, model: Model, settings: AuditSettings | None = None, *, progress: Progress | None = None
+    pairs: Pairs,
+    model: Model,
+    settings: AuditSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    work_dir: Path | None = None,
 ) -> Audit:
     """Scores every pair by rewards that have not seen its label, and ranks them.
+
+    Args:
+        pairs: what is audited.
+        model: reads the answers; a causal language model or a sequence classifier.
+        settings: how; the defaults when not given.
+        progress: for the bars.
+        work_dir: keeps what is finished, so that an interrupted audit of the same pairs, model and settings continues
+            and ends bit-equal; yours to remove afterwards.
 
     Raises:
         DataError: fewer prompts than folds.
@@ -119,13 +141,21 @@ def audit_pairs(
     split = [split_prompt(row) for row in pairs.rows]
     prompts = [prompt for prompt, _, _ in split]
     _check(settings, len(set(prompts)), pairs.source)
-    differences = answer_differences(model, split, settings, progress)
-    margins = fit_margins(differences, prompts, settings, progress=progress)
+    identity = (
+        None if work_dir is None else [model.hash, str(model.module.dtype), split, settings.model_dump(mode="json")]
+    )
+    kept = Kept(work_dir, identity)
+    differences = answer_differences(model, split, settings, progress, kept)
+    margins = fit_margins(differences, prompts, settings, progress=progress, kept=kept)
     return _assemble(pairs, split, margins, settings, model.name)
 
 
 def answer_differences(
-    model: Model, split: Sequence[tuple[str, str, str]], settings: AuditSettings, progress: Progress
+    model: Model,
+    split: Sequence[tuple[str, str, str]],
+    settings: AuditSettings,
+    progress: Progress,
+    kept: Kept | None = None,
 ) -> Any:
     """Features of chosen minus rejected, each block scaled to |d| about 1; an answer that recurs is read once."""
     place: dict[tuple[str, str], int] = {}
@@ -135,7 +165,7 @@ def answer_differences(
     first = np.array([place[prompt, chosen] for prompt, chosen, _ in split])
     second = np.array([place[prompt, rejected] for prompt, _, rejected in split])
     hidden = hidden_features(
-        model, list(place), depths=settings.depths, max_length=settings.max_length, progress=progress
+        model, list(place), depths=settings.depths, max_length=settings.max_length, progress=progress, kept=kept
     )
     dense = unit_scale(hidden[first] - hidden[second])
     if not settings.words:
@@ -151,27 +181,36 @@ def combine(dense: np.ndarray, words: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def fit_margins(
-    differences: Any, groups: Sequence[str], settings: AuditSettings, *, progress: Progress | None = None
+    differences: Any,
+    groups: Sequence[str],
+    settings: AuditSettings,
+    *,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
     """{loss: cross-fitted margins, [repeats, pairs]}; the three losses see the same folds."""
-    progress = progress or Progress(enabled=False)
+    progress, kept = progress or Progress(enabled=False), kept or Kept()
     differences = rotated(differences)
+
+    def fit(name: str) -> np.ndarray:
+        return cross_fitted_margins(
+            differences,
+            groups,
+            name,
+            l2=settings.l2,
+            num_folds=settings.folds,
+            num_repeats=settings.repeats,
+            generator=torch.Generator().manual_seed(settings.seed),
+            lam=settings.lam,
+            rho0=settings.rho0,
+            tau0=settings.tau0,
+            tau_max=settings.tau_max,
+        )
+
     margins = {}
     with progress.task("cross-fitting", total=len(MARGINS), unit="losses") as task:
         for name in MARGINS:
-            margins[name] = cross_fitted_margins(
-                differences,
-                groups,
-                name,
-                l2=settings.l2,
-                num_folds=settings.folds,
-                num_repeats=settings.repeats,
-                generator=torch.Generator().manual_seed(settings.seed),
-                lam=settings.lam,
-                rho0=settings.rho0,
-                tau0=settings.tau0,
-                tau_max=settings.tau_max,
-            )
+            margins[name] = kept.array(f"margins-{name}", lambda name=name: fit(name))
             task.advance()
     return margins
 
@@ -198,7 +237,7 @@ def _assemble(
         numbers = {f"margin_{name}": float(mean[name][index]) for name in MARGINS}
         row = {
             "rank": rank,
-            "key": _key(prompt, chosen, rejected, pairs.numbers[index]),
+            "key": pair_key(prompt, chosen, rejected, pairs.numbers[index]),
             "row": pairs.numbers[index],
             "place": f"row {pairs.numbers[index]}",
             "margin": numbers[f"margin_{deciding}"],
@@ -253,12 +292,6 @@ def _opposite_labels(split: Sequence[tuple[str, str, str]], pairs: Pairs) -> dic
     }
 
 
-def _key(prompt: str, chosen: str, rejected: str, number: int) -> str:
-    """Names a pair by its content and place, so that a decision cannot land on another one."""
-    content = json.dumps([prompt, chosen, rejected, number], ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
 def _check(settings: AuditSettings, num_groups: int, source: str) -> None:
     if num_groups < settings.folds:
         raise DataError(
@@ -266,54 +299,3 @@ def _check(settings: AuditSettings, num_groups: int, source: str) -> None:
             where=source,
             fix="lower the number of folds, or give more pairs",
         )
-
-
-# -- decisions ---------------------------------------------------------------------------------------------------------
-
-
-def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[str, int]]:
-    """The pairs with the exported decisions carried out: flipped ones exchanged, dropped ones left out.
-
-    Args:
-        pairs: as read from the audited file.
-        decisions: the page's export, decisions.json or decisions.jsonl.
-
-    Returns:
-        the cleaned pairs, and counts of keep, flip and drop.
-
-    Raises:
-        DataError: the file is no export, or a decision belongs to a pair that is not there (another file, or edited).
-    """
-    path = Path(decisions)
-    try:
-        text = path.read_text(encoding="utf-8")
-        entries = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
-            else json.loads(text)["decisions"]
-        )
-        chosen = {entry["key"]: (entry["decision"], entry["row"]) for entry in entries if entry["decision"]}
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise DataError("is not an export of the audit page", where=str(path)) from None
-    keys = [_key(*split_prompt(row), number) for row, number in zip(pairs.rows, pairs.numbers, strict=True)]
-    unknown = [row for key, (_, row) in chosen.items() if key not in set(keys)]
-    if unknown:
-        raise DataError(
-            f"decides about row {unknown[0]}, whose texts are not those of {pairs.source}",
-            where=str(path),
-            fix="use the file that was audited, unchanged",
-        )
-    change: dict[str | None, Callable[[Pair], Pair]] = {
-        "flip": lambda row: row | {"chosen": row["rejected"], "rejected": row["chosen"]}
-    }
-    rows, numbers, counts = [], [], {"keep": 0, "flip": 0, "drop": 0}
-    for row, number, key in zip(pairs.rows, pairs.numbers, keys, strict=True):
-        decision = chosen.get(key, (None, 0))[0]
-        if decision is not None:
-            counts[decision] += 1
-        if decision != "drop":
-            rows.append(change.get(decision, lambda row: row)(row))
-            numbers.append(number)
-    return Pairs(rows, numbers, pairs.source, pairs.dropped), counts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.core.settings import Settings
 
@@ -23,6 +23,14 @@ class AuditSettings(Settings):
     folds: int = Field(default=5, ge=2, description="parts of the cross-fitting")
     repeats: int = Field(default=3, ge=1, description="cross-fittings with different folds, averaged")
     words: bool = Field(default=True, description="let the answers' words count beside the model's hidden states")
-    depths: tuple[float, ...] = Field(default=(0.5, 0.8), description="layers read, as shares of the model's depth")
+    depths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.5, 0.8), min_length=1, description="layers read, as shares of the model's depth"
+    )
     max_length: int = Field(default=512, ge=64, description="tokens of prompt and answer that the model reads")
     seed: int = Field(default=0, ge=0, description="seed of the folds")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AuditSettings:
+        if self.tau0 > self.tau_max:
+            raise ValueError(f"tau0 is {self.tau0:g}, above tau_max {self.tau_max:g}")
+        return self

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from burnish.align.kept import Kept
+
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.core.progress import Progress
@@ -34,6 +36,7 @@ def hidden_features(
     depths: Sequence[float],
     max_length: int,
     progress: Progress,
+    kept: Kept | None = None,
 ) -> np.ndarray:
     """Mean hidden state over each answer's tokens, float32 [texts, depths * hidden_size].
 
@@ -43,7 +46,9 @@ def hidden_features(
         depths: in (0, 1]: 0.5 is the layer half-way up, 1 the last one.
         max_length: tokens; the answer loses its end, and the prompt its beginning.
         progress: for the bar.
+        kept: where finished batches are kept.
     """
+    kept = kept or Kept()
     module: Any = model.module.base_model
     device = next(module.parameters()).device
     num_layers = module.config.get_text_config().num_hidden_layers
@@ -51,22 +56,27 @@ def hidden_features(
     encoded = [_encode(model, prompt, answer, max_length) for prompt, answer in texts]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
     features = np.zeros((len(encoded), len(layers) * module.config.get_text_config().hidden_size), dtype=np.float32)
+
+    def read(batch: list[int]) -> np.ndarray:
+        longest = sum(map(len, encoded[batch[-1]]))
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, index in enumerate(batch):
+            tokens = [*encoded[index][0], *encoded[index][1]]
+            ids[place, : len(tokens)] = torch.tensor(tokens)
+            mask[place, : len(tokens)] = 1
+        states = module(
+            input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
+        ).hidden_states
+        found = []
+        for place, index in enumerate(batch):
+            start, end = len(encoded[index][0]), sum(map(len, encoded[index]))
+            found.append(torch.cat([states[layer][place, start:end].float().mean(dim=0) for layer in layers]))
+        return torch.stack(found).cpu().numpy()
+
     with progress.task("reading answers", total=len(encoded), unit="answers") as task, torch.no_grad():
-        for batch in _batches(order, encoded):
-            longest = sum(map(len, encoded[batch[-1]]))
-            ids = torch.zeros(len(batch), longest, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for place, index in enumerate(batch):
-                tokens = [*encoded[index][0], *encoded[index][1]]
-                ids[place, : len(tokens)] = torch.tensor(tokens)
-                mask[place, : len(tokens)] = 1
-            states = module(
-                input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
-            ).hidden_states
-            for place, index in enumerate(batch):
-                start, end = len(encoded[index][0]), sum(map(len, encoded[index]))
-                means = [states[layer][place, start:end].float().mean(dim=0) for layer in layers]
-                features[index] = torch.cat(means).cpu().numpy()
+        for number, batch in enumerate(_batches(order, encoded)):
+            features[batch] = kept.array(f"states-{number:06d}", lambda batch=batch: read(batch))
             task.advance(len(batch))
     return features
 

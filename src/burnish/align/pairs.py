@@ -118,7 +118,11 @@ def holds_pairs(source: str | Path) -> bool:
 
 
 def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
-    """The pairs that hold a preference. A bad one is an error that names it, or is counted and left out."""
+    """The pairs that hold a preference. A bad one is an error that names it, or is counted and left out.
+
+    Raises:
+        DataError: as in `read_pairs`; also where some pairs are plain text and others conversations.
+    """
     kept: list[int] = []
     dropped: dict[str, int] = {}
     for index, row in enumerate(pairs.rows):
@@ -131,6 +135,15 @@ def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
             dropped[fault] = dropped.get(fault, 0) + 1
     if not kept:
         raise DataError("holds no usable pair", where=pairs.source)
+    first = isinstance(pairs.rows[kept[0]]["chosen"], list)
+    for index in kept:
+        if isinstance(pairs.rows[index]["chosen"], list) != first:
+            forms = ("plain text", "a conversation")
+            raise DataError(
+                f"is {forms[not first]}, but the first pair is {forms[first]}",
+                where=pairs.where(index),
+                fix="write all pairs in one form",
+            )
     return Pairs([pairs.rows[i] for i in kept], [pairs.numbers[i] for i in kept], pairs.source, dropped)
 
 
@@ -139,24 +152,60 @@ def fault_of(row: Pair) -> str | None:
     for column in ("chosen", "rejected"):
         if column not in row or row[column] is None:
             return f"has no column {column!r}"
-        if not isinstance(row[column], str | list):
-            return f"{column!r} is a {type(row[column]).__name__}, but it must be text or a list of messages"
-        if not text_of(row[column]).strip():
+    for column in ("prompt", "chosen", "rejected"):
+        fault = _form_fault(column, row.get(column))
+        if fault is not None:
+            return fault
+    for column in ("chosen", "rejected"):
+        if _is_empty(row[column]):
             return f"the {column} answer is empty"
     if row["chosen"] == row["rejected"]:
         return "the chosen and the rejected answer are identical"
     if isinstance(row["chosen"], list) != isinstance(row["rejected"], list):
         return "one answer is text and the other a list of messages"
+    if row.get("prompt") is not None and isinstance(row["prompt"], list) != isinstance(row["chosen"], list):
+        return "of prompt and answers, one is text and the other a list of messages"
     return None
+
+
+def _form_fault(column: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        return f"{column!r} is of type {type(value).__name__}, but it must be text or a list of messages"
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"{column!r} holds a message without a role"
+        if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
+            return f"{column!r} holds a message without content"
+    return None
+
+
+def _is_empty(value: str | list[dict[str, Any]]) -> bool:
+    """Nothing was said and no tool was called in the answer, or in the last message of a conversation."""
+    if isinstance(value, str):
+        return not value.strip()
+    return not value or not (text_of(value[-1:]).strip() or value[-1].get("tool_calls"))
 
 
 def text_of(value: str | Sequence[dict[str, Any]]) -> str:
     """The words of an answer or prompt, chat messages joined with their roles."""
     if isinstance(value, str):
         return value
+    contents = [_content(message) for message in value]
     if len(value) == 1:
-        return str(value[0].get("content", ""))
-    return "\n\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in value)
+        return contents[0]
+    return "\n\n".join(f"{message['role']}: {content}" for message, content in zip(value, contents, strict=True))
+
+
+def _content(message: dict[str, Any]) -> str:
+    """The text of a message; of one in parts ({type: text}, {type: image}) the text parts; of a tool call the call."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return json.dumps(message.get("tool_calls"), ensure_ascii=False, default=str)
+    return " ".join(str(part.get("text", "")) for part in content)
 
 
 def split_prompt(row: Pair) -> tuple[str, str, str]:

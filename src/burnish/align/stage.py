@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -110,9 +111,17 @@ class Align(Stage):
         return 5e-5 if self.lora_rank else 1e-6
 
     def plan(self, before: Plan) -> Plan:
-        """The same model, or the same backbone with a reward head; memory of a training step without activations."""
+        """The same model, or the same backbone with a reward head; memory of a training step without activations.
+
+        A file of pairs is read and checked, so that a bad row stops a recipe before its first node and not in this one.
+        """
         if self.data is None:
             raise SettingsError("no preference data is named", where="data", fix="give data: FILE, or --data FILE")
+        file = Path(self.data).expanduser()
+        if file.suffix and file.is_file():
+            from burnish.align.pairs import read_pairs
+
+            read_pairs(file, on_bad_pair=self.on_bad_pair)
         after = before
         if self.makes_reward:
             from burnish.core.checkpoint import plan_config

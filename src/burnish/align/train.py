@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,11 @@ def align(settings: Align, model: Model, ctx: Context) -> Model:
         own = reference is None and not settings.lora_rank
         config = PairDPOConfig(**arguments, beta=settings.beta, precompute_ref_log_probs=own)
         trainer = PairDPOTrainer(module, reference, config, **common)
-    for name, report in trainer.truncation.items():
+    read = {"rows": len(pairs) + sum(pairs.dropped.values()), "kept": len(pairs), "shortened": 0}
+    reports = {"as read": read | {"dropped": pairs.dropped}} | trainer.truncation
+    for name, report in reports.items():
         ctx.progress.log(f"{name} data: {truncation_sentence(report)}")
+    ctx.ledger.table("preference_data", [_counts(name, report) for name, report in reports.items()])
     trainer.remove_callback(PrinterCallback)
     # set before training, so that the adapters are there to be routed; the Trainer then makes none of its own
     optimizer = OPTIMIZERS[settings.optimizer]
@@ -183,10 +187,25 @@ def _reward_module(model: Model, seed: int) -> Any:
     return cast(classifier, source.dtype)
 
 
+def _counts(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """What truncation and the checks did to a data set, as a row of the ledger."""
+    why = "; ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+    numbers = {"pairs": report["rows"], "kept": report["kept"], "shortened": report["shortened"]}
+    return {"data": name} | numbers | {"left out": why or "none"}
+
+
 def _last_state(work_dir: Path) -> str | None:
-    """The newest whole state of an interrupted run, or None."""
-    states = [path for path in (work_dir / "trainer").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    """The newest whole state of an interrupted run, or None. Its summary is written last, so it tells."""
+    states = [path for path in (work_dir / "trainer").glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
     return str(max(states, key=lambda path: int(path.name.split("-")[1]))) if states else None
+
+
+def _is_whole(summary: Path) -> bool:
+    try:
+        json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _record(trainer: Any, before: dict[str, float], after: dict[str, float], ctx: Context) -> None:

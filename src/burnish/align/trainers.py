@@ -182,11 +182,14 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
     def pair_report(self, dataset: Dataset) -> Dataset:
         """Margin, loss, weight and the loss's own diagnostics of every pair, the most suspicious first.
 
+        Columns `ref_chosen_logps` and `ref_rejected_logps` are taken as the reference's, where the data has them.
+
         Raises:
             SettingsError: the reference is gone: it was precomputed, and the policy has been trained since.
         """
+        given = {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names)
         gone = self.precompute_ref_logps and self.ref_model is None and not is_peft_model(self.model)
-        if gone and self.state.global_step > 0:
+        if gone and not given and self.state.global_step > 0:
             raise SettingsError(
                 "the reference was precomputed and is no longer in memory",
                 where="pair_report",
@@ -200,9 +203,10 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
                 passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
-                chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+                if not given:
+                    chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+                    batch |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
                 outputs = model(**passed, labels=labels, use_cache=False, fused_lm_head=True)
-                batch |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
                 margins.append(self._margin(outputs, batch).cpu())
             rows += numbers
         return self._report(margins, rows, self.args)

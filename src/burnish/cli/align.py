@@ -55,7 +55,8 @@ def audit(
 ) -> None:
     """Rank preference pairs by how much a model doubts their labels, on a page where a person decides.
 
-    Open audit/index.html, decide, export, and carry the decisions out with --decisions.
+    An interrupted audit continues when the same command is given again. Then open audit/index.html, decide, export, and
+    carry the decisions out with --decisions.
 
     Parameters
     ----------
@@ -79,19 +80,24 @@ def audit(
 
     pairs = read_pairs(preferences, on_bad_pair=on_bad_pair, limit=limit)
     if decisions is not None:
-        from burnish.align.audit import apply_decisions
+        from burnish.align.decisions import apply_decisions
 
         cleaned, counts = apply_decisions(pairs, decisions)
         print(f"{write_pairs(cleaned, out)}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
         return
     if model is None:
         raise SettingsError("no model is named", where="--model", fix="burnish audit PREFS --model DIRECTORY -o OUT")
-    from burnish.align.audit import audit_pairs
+    from burnish.align.audit import audit_pairs, check_place
+    from burnish.align.kept import Kept
     from burnish.core.checkpoint import compute_dtype, load, pick_device
     from burnish.core.progress import Progress
 
+    check_place(out)
+    work_dir = out.with_name(f"{out.name}.work")
     place = pick_device(device)
     reader = load(model, dtype=compute_dtype(place), device=place)
-    found = audit_pairs(pairs, reader, settings, progress=Progress())
+    found = audit_pairs(pairs, reader, settings, progress=Progress(), work_dir=work_dir)
+    page = found.write(out)
+    Kept(work_dir).remove()
     print(found.summary())
-    print(f"page: {found.write(out)}")
+    print(f"page: {page}")

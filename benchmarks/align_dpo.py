@@ -1,0 +1,470 @@
+"""Do the margins of DPO, Ada-DPO and R3M-DPO tell flipped preference pairs from clean ones?
+
+    python benchmarks/align_dpo.py --data DIR --model DIR --work DIR [--minutes 10]
+
+SmolLM2-135M-Instruct on HH harmless-base test (Bai et al., 2022): conversations of at most 64 tokens, whole, one for
+each opening question; 200 pairs are trained on, one pass, with 0 or 20 % of the labels flipped at random, two seeds;
+the next pairs are held out with their labels as given. Each run is a cell of its own, kept in --work: an interrupted
+call continues with the next cell. (Planned were 400 pairs of 256 tokens; this is what an hour of one core allows.)
+
+Measures. Separation: AUC with which a score of the 200 trained pairs tells the flipped ones, after training; scores
+are minus the margin, R3M's delta and APS's tau with the sign of the contradiction (ties count half). Accuracy: share of
+held-out pairs with a positive margin, and of trained pairs by their labels before the flips. Intervals: bootstrap over
+pairs, seeds averaged, paired against DPO.
+
+What is trained: LoRA on the last four of thirty layers. The layers below are frozen and without dropout, so their
+output for a token is always the same; it is computed once and looked up where the embedding would be, under a model of
+the upper layers that TRL trains like any other. The script measures that both give the same log-probabilities. The
+reference's log-probabilities are computed once and shared by all cells. TRL scores every position on a CPU; here it
+scores the answers' only, as it does on a GPU, which is measured to be the same.
+
+Nothing is tuned but the learning rate: by separation of plain DPO on a slice of its own, then used for all losses.
+rho0, tau0, tau_max and lambda 0.75 are those published for dialogue; lambda 0.3 is shown beside it. R3M is not DPO
+only for margins below log(1/lambda - 1), -1.1 at 0.75: where no training step of the DPO run saw one, the R3M run of
+that seed is the same run, bit for bit, and its cell is copied and marked so instead of computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+import trl.trainer.utils
+from datasets import Dataset
+from peft import LoraConfig
+from ranking import auc, spread
+from remembered import lower_layers, upper_layers
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+import burnish
+from burnish.align.losses import aps, r3m
+from burnish.align.maths.noise import uniform
+from burnish.align.maths.robust import threshold
+from burnish.align.pairs import read_pairs
+from burnish.align.trainers import PairDPOConfig, PairDPOTrainer
+
+RESULT = Path(__file__).parent / "results" / "align_dpo.json"
+TOKENS, UPPER = 64, 4
+TRAINED, TUNING = 200, 60
+SEEDS, TUNING_SEED = range(2), 100
+RATES = (5e-4, 2e-3)
+BETA, LAM = 0.1, 0.75
+APS = {"rho0": 0.05, "tau0": 0.1, "tau_max": 5.0}
+METHODS: dict[str, dict[str, Any]] = {
+    "DPO": {"pair_loss": "bt"},
+    "Ada-DPO": {"pair_loss": "aps", **APS},
+    "R3M-DPO 0.75": {"pair_loss": "r3m", "lam": LAM},
+    "R3M-DPO 0.3": {"pair_loss": "r3m", "lam": 0.3},
+}
+SCORES = ("margin", "delta", "tau")
+FLIPS = (0.2, 0.0)
+DRAWS = 2000
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def read_slices(directory: Path, tokenizer: Any) -> dict[str, list[dict[str, str]]]:
+    """Tuning, trained and held-out pairs; an opening question is in one slice only."""
+    taken: dict[str, dict[str, str]] = {}
+    for row in read_pairs(directory / "hh_harmless_test.jsonl.gz", on_bad_pair="drop").rows:
+        pair = {key: row[key] for key in ("prompt", "chosen", "rejected")}
+        lengths = [len(tokenizer(row["prompt"] + row[side])["input_ids"]) + 1 for side in ("chosen", "rejected")]
+        if max(lengths) <= TOKENS:
+            taken.setdefault(digest(row["prompt"].split("\n\nAssistant:")[0]), pair)
+    pairs = [taken[key] for key in sorted(taken)]
+    ends = (0, TUNING, TUNING + TRAINED, len(pairs))
+    names = ("tuning", "trained", "held out")
+    return {name: pairs[start:end] for name, start, end in zip(names, ends[:-1], ends[1:], strict=True)}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+
+
+# -- what is computed once -------------------------------------------------------------------------------------------
+
+
+def remember(work: Path, model: Any, upper: Any, tokenizer: Any, pairs: list[dict[str, str]]) -> dict[str, Any]:
+    """States of all sequences at the cut, the reference's log-probabilities of all pairs, and what the checks gave."""
+    kept = work / "states.pt"
+    if kept.is_file():
+        return torch.load(kept, weights_only=True)
+    embedding = upper.model.embed_tokens
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(DPOTrainer, DPOConfig, upper, tokenizer, pairs, Path(scratch), seed=0, rate=0.0)
+        batches = [
+            trainer.data_collator([trainer.train_dataset[i] for i in range(start, min(start + 8, len(pairs)))])
+            for start in range(0, len(pairs), 8)
+        ]
+        lower = lower_layers(model, UPPER)
+        with torch.no_grad():
+            for batch in batches:
+                ids, mask = batch["input_ids"], batch["attention_mask"]
+                states = lower(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                for tokens, row, length in zip(ids.tolist(), states, mask.sum(dim=1).tolist(), strict=True):
+                    if length > len(embedding.states.get(embedding.key(tokens), ())):
+                        embedding.states[embedding.key(tokens)] = row[:length].clone()
+        reference, errors = [], {"upper layers": 0.0, "answers' positions only": 0.0}
+        for number, batch in enumerate(batches):
+            chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
+            reference += zip(chosen.tolist(), rejected.tolist(), strict=True)
+            if number % 16 == 0:
+                found = torch.cat([chosen, rejected])
+                with every_position():
+                    stock = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
+                passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
+                with torch.no_grad():
+                    logits = model(**passed, use_cache=False).logits[:, :-1].log_softmax(-1)
+                whole = logits.gather(-1, batch["input_ids"][:, 1:, None])[..., 0] * batch["completion_mask"][:, 1:]
+                for name, (one, other) in zip(errors, ((stock, whole.sum(dim=1)), (found, stock)), strict=True):
+                    errors[name] = max(errors[name], ((one - other).abs() / other.abs()).max().item())
+    if max(errors.values()) > 1e-4:
+        raise SystemExit(f"the upper layers over remembered states are not the same function: {errors}")
+    content = {"states": embedding.states, "reference": reference, "errors": errors}
+    torch.save(content, kept.with_suffix(".partial"))
+    kept.with_suffix(".partial").replace(kept)
+    return content
+
+
+@contextlib.contextmanager
+def every_position() -> Iterator[None]:
+    """TRL's way on a CPU: the head scores prompts and padding too."""
+    ours, trl.trainer.utils._use_triton = trl.trainer.utils._use_triton, lambda device: False
+    try:
+        yield
+    finally:
+        trl.trainer.utils._use_triton = ours
+
+
+# -- cells -----------------------------------------------------------------------------------------------------------
+
+
+def make_trainer(
+    trainer_class: Any,
+    config: Any,
+    model: Any,
+    tokenizer: Any,
+    pairs: list[dict[str, Any]],
+    directory: Path,
+    *,
+    seed: int,
+    rate: float,
+    **settings: Any,
+) -> Any:
+    args = config(
+        str(directory),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_length=TOKENS,
+        beta=BETA,
+        seed=seed,
+        learning_rate=rate,
+        warmup_steps=0.1,
+        num_train_epochs=1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=4,
+        logging_steps=10,
+        **settings,
+    )
+    torch.manual_seed(seed)
+    return trainer_class(
+        model,
+        args=args,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def flipped(pair: dict[str, Any], wrong: bool) -> dict[str, Any]:
+    """The pair with its answers, and their reference log-probabilities, exchanged."""
+    if not wrong:
+        return pair
+    swap = {"chosen": "rejected", "rejected": "chosen", "ref_chosen_logps": "ref_rejected_logps"}
+    swap |= {other: one for one, other in swap.items()}
+    return {key: pair[swap.get(key, key)] for key in pair}
+
+
+def run_cell(upper: Any, tokenizer: Any, pairs: dict[str, Any], cell: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    started = time.process_time()
+    slice_name = "tuning" if cell["seed"] == TUNING_SEED else "trained"
+    trained = pairs[slice_name]
+    flips = uniform(len(trained), cell["flipped"], torch.Generator().manual_seed(cell["seed"])).tolist()
+    rows = [flipped(pair, wrong) for pair, wrong in zip(trained, flips, strict=True)]
+    trainer = make_trainer(
+        PairDPOTrainer,
+        PairDPOConfig,
+        copy.deepcopy(upper),
+        tokenizer,
+        rows,
+        scratch,
+        seed=cell["seed"],
+        rate=cell["rate"],
+        **METHODS[cell["method"]],
+    )
+    trainer.precompute_ref_logps = True  # the pairs bring the reference's log-probabilities along
+    lowest = [math.inf]
+    margin = trainer._margin
+
+    def watched(outputs: Any, inputs: dict[str, Any]) -> Tensor:
+        found = margin(outputs, inputs)
+        lowest.append(found.min().item())
+        return found
+
+    trainer._margin = watched
+    trainer.train()
+    trainer._margin = margin
+    found = {"lowest": min(lowest), "flips": flips, "margins": margins(trainer, rows)}
+    if slice_name == "trained":
+        found["held out"] = margins(trainer, pairs["held out"])
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return cell | found | {"losses": losses, "cpu_seconds": round(time.process_time() - started, 1)}
+
+
+def margins(trainer: Any, rows: list[dict[str, Any]]) -> list[float]:
+    report = trainer.pair_report(Dataset.from_list(rows))
+    by_row = dict(zip(report["row"], report["margin"], strict=True))
+    return [round(by_row[row], 6) for row in range(len(rows))]
+
+
+def cells(rate: float) -> list[dict[str, Any]]:
+    """The grid; what matters most first, so that a call cut short leaves whole comparisons."""
+    return [
+        {"method": method, "seed": seed, "flipped": share, "rate": rate}
+        for share in FLIPS
+        for seed in SEEDS
+        for method in METHODS
+    ]
+
+
+TUNING_CELLS = [{"method": "DPO", "seed": TUNING_SEED, "flipped": 0.2, "rate": rate} for rate in RATES]
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    return "-".join(f"{cell[key]}" for key in ("method", "seed", "flipped", "rate")).replace(" ", "_") + ".json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="directory with hh_harmless_test.jsonl.gz")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of SmolLM2-135M-Instruct")
+    parser.add_argument("--work", type=Path, required=True, help="where states and finished cells are kept")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no further cell after so long")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    torch.set_num_threads(1)
+    trl.trainer.utils._use_triton = lambda device: True
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    loaded = burnish.load(arguments.model, dtype=torch.float32)
+    model: Any = loaded.module
+    slices = read_slices(arguments.data, loaded.tokenizer)
+    upper = upper_layers(model, UPPER)
+    everything = [pair for part in slices.values() for pair in part]
+    before = time.process_time()
+    kept = remember(arguments.work, model, copy.deepcopy(upper), loaded.tokenizer, everything)
+    print(f"states: {time.process_time() - before:.0f} CPU seconds, {kept['errors']}", flush=True)
+    upper.model.embed_tokens.states = kept["states"]
+    pairs: dict[str, Any] = {}
+    log_probs = iter(kept["reference"])
+    for name, part in slices.items():
+        pairs[name] = []
+        for pair in part:
+            chosen, rejected = next(log_probs)
+            pairs[name].append(pair | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
+
+    def result_of(cell: dict[str, Any]) -> dict[str, Any] | None:
+        path = arguments.work / name_of(cell)
+        plain = arguments.work / name_of(cell | {"method": "DPO"})
+        if cell["method"].startswith("R3M") and plain.is_file():
+            found = json.loads(plain.read_text(encoding="utf-8"))
+            if found["lowest"] > threshold(METHODS[cell["method"]]["lam"]):
+                return found | {"method": cell["method"], "same run as": "DPO", "cpu_seconds": 0.0}
+        if not path.is_file():
+            if time.monotonic() - started > 60 * arguments.minutes:
+                return None
+            with tempfile.TemporaryDirectory() as scratch:
+                content = run_cell(upper, loaded.tokenizer, pairs, cell, Path(scratch))
+            path.with_suffix(".partial").write_text(json.dumps(content), encoding="utf-8")
+            path.with_suffix(".partial").replace(path)
+            print(f"{path.stem}: {content['cpu_seconds']} CPU seconds", flush=True)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    tuned = [found for cell in TUNING_CELLS if (found := result_of(cell)) is not None]
+    if len(tuned) < len(TUNING_CELLS):
+        return
+    rate = max(tuned, key=lambda found: auc(suspicion("margin", found["margins"]), found["flips"]))["rate"]
+    done = [found for cell in cells(rate) if (found := result_of(cell)) is not None]
+    if done:
+        write(loaded.name, slices, tuned, done, kept["errors"])
+
+
+# -- measures --------------------------------------------------------------------------------------------------------
+
+
+def suspicion(score: str, values: Any, lam: float = LAM) -> np.ndarray:
+    """The score by which pairs are ranked, larger is more suspicious."""
+    margin = torch.tensor(values, dtype=torch.float64)
+    if score == "delta":
+        return r3m(margin, lam=lam)[1]["delta"].numpy()
+    if score == "tau":
+        return (-torch.sign(margin) * aps(margin, **APS)[1]["tau"]).numpy()
+    return -margin.numpy()
+
+
+def measures(cell: dict[str, Any], trained: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """All measures of a cell on the pairs numbered by `trained` and `held`, which may repeat."""
+    values, wrong = np.array(cell["margins"])[trained], np.array(cell["flips"])[trained]
+    outside = np.array(cell["held out"])[held]
+    found = {
+        "accuracy, held out": 100 * float(np.mean(outside > 0)),
+        "accuracy, trained": 100 * float(np.mean((values > 0) != wrong)),
+    }
+    if wrong.any():
+        lam = METHODS[cell["method"]].get("lam", LAM)
+        found |= {f"AUC, {score}": auc(suspicion(score, values, lam), wrong) for score in SCORES}
+    return found
+
+
+def summary(done: list[dict[str, Any]], share: float) -> dict[str, Any]:
+    """{method: {measure: mean, interval, and the same of the difference to DPO}} over the seeds that all have."""
+    of = {(cell["method"], cell["seed"]): cell for cell in done if cell["flipped"] == share}
+    seeds = [seed for seed in SEEDS if ("DPO", seed) in of]
+    methods = [method for method in METHODS if all((method, seed) in of for seed in seeds)]
+    if not seeds:
+        return {}
+    generator = np.random.default_rng(0)
+    some = of["DPO", seeds[0]]
+    sizes = len(some["margins"]), len(some["held out"])
+    samples = [tuple(np.arange(size) for size in sizes)]
+    samples += [tuple(generator.integers(size, size=size) for size in sizes) for _ in range(DRAWS)]
+    draws: dict[str, dict[str, np.ndarray]] = {}
+    for method in methods:
+        rows = [[measures(of[method, seed], *sample) for seed in seeds] for sample in samples]
+        draws[method] = {name: np.array([np.mean([seed[name] for seed in row]) for row in rows]) for name in rows[0][0]}
+    return {
+        "seeds": seeds,
+        "methods": {
+            method: {
+                name: spread_of(values) | {"against DPO": spread_of(values - draws["DPO"][name])}
+                for name, values in draws[method].items()
+            }
+            for method in methods
+        },
+    }
+
+
+def spread_of(values: np.ndarray) -> dict[str, float]:
+    return spread(values[0], values[1:])
+
+
+def write(model: str, slices: dict[str, Any], tuned: list[Any], done: list[Any], errors: dict[str, float]) -> None:
+    hashes = {name: sorted(digest(pair["prompt"]) for pair in part) for name, part in slices.items()}
+    grid = len(FLIPS) * len(SEEDS) * len(METHODS)
+    content = {
+        "question": __doc__,
+        "data": "HH harmless-base test (anthropics/hh-rlhf, MIT)",
+        "model": model,
+        "slices": {"tuning": hashes["tuning"], "reporting": sorted(hashes["trained"] + hashes["held out"])},
+        "settings": {
+            "pairs": {name: len(part) for name, part in slices.items()},
+            "tokens": TOKENS,
+            "upper_layers": UPPER,
+            "beta": BETA,
+            "batch": 4,
+            "epochs": 1,
+            "lora_rank": 16,
+            "methods": METHODS,
+        },
+        "largest relative difference of an answer's log-probability": errors,
+        "tried": [
+            {"rate": cell["rate"], "auc": auc(suspicion("margin", cell["margins"]), cell["flips"])} for cell in tuned
+        ],
+        "rate": done[0]["rate"],
+        "cells": {"done": len(done), "of": grid},
+        "flipped 20 %": summary(done, 0.2),
+        "flipped 0 %": summary(done, 0.0),
+        "lowest margin in training": [
+            {key: cell.get(key) for key in ("method", "seed", "flipped", "lowest", "same run as")} for cell in done
+        ],
+        "margins": [
+            {key: cell[key] for key in ("method", "seed", "flipped", "margins", "held out")}
+            for cell in done
+            if "same run as" not in cell
+        ],
+        "cpu_seconds": {"cells": sum(cell["cpu_seconds"] for cell in tuned + done)},
+        "machine": f"{platform.processor() or platform.machine()}, one thread, shared with other work",
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {
+            "torch": torch.__version__,
+            "trl": trl.__version__,
+            "peft": peft.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    return {"separation": separation_table(results), "accuracy": accuracy_table(results)}
+
+
+def separation_table(results: dict[str, Any]) -> str:
+    lines = [
+        "| loss | AUC by margin | by margin, against DPO | AUC by delta | AUC by signed tau |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for method, row in results["flipped 20 %"].get("methods", {}).items():
+        by = {score: row[f"AUC, {score}"] for score in SCORES}
+        gap = "" if method == "DPO" else said(by["margin"]["against DPO"], 3, sign=True)
+        lines.append(f"| {method} | {said(by['margin'], 3)} | {gap} | {said(by['delta'], 3)} | {said(by['tau'], 3)} |")
+    return "\n".join(lines)
+
+
+def accuracy_table(results: dict[str, Any]) -> str:
+    lines = [
+        "| flipped | loss | seeds | held-out pairs ordered right (%) | against DPO | trained pairs, true labels (%) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for share in ("0 %", "20 %"):
+        part = results[f"flipped {share}"]
+        for method, row in part.get("methods", {}).items():
+            outside, inside = row["accuracy, held out"], row["accuracy, trained"]
+            gap = "" if method == "DPO" else said(outside["against DPO"], 1, sign=True)
+            cells = (share, method, len(part["seeds"]), said(outside, 1), gap, said(inside, 1))
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def said(value: dict[str, float], digits: int, *, sign: bool = False) -> str:
+    form = f"{'+' if sign else ''}.{digits}f"
+    return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What a person decided on the audit page, carried out on the preference file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from burnish.align.pairs import Pair, Pairs, split_prompt
+from burnish.core.errors import DataError
+
+
+def pair_key(prompt: str, chosen: str, rejected: str, number: int) -> str:
+    """Names a pair by its content and place, so that a decision cannot land on another one."""
+    content = json.dumps([prompt, chosen, rejected, number], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[str, int]]:
+    """The pairs with the exported decisions carried out: flipped ones exchanged, dropped ones left out.
+
+    Args:
+        pairs: as read from the audited file.
+        decisions: the page's export, decisions.json or decisions.jsonl.
+
+    Returns:
+        the cleaned pairs, and counts of keep, flip and drop.
+
+    Raises:
+        DataError: the file is no export, or a decision belongs to a pair that is not there (another file, or edited).
+    """
+    path = Path(decisions)
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries = (
+            [json.loads(line) for line in text.splitlines() if line.strip()]
+            if path.suffix == ".jsonl"
+            else json.loads(text)["decisions"]
+        )
+        chosen = {entry["key"]: (entry["decision"], entry["row"]) for entry in entries if entry["decision"]}
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise DataError("is not an export of the audit page", where=str(path)) from None
+    keys = [pair_key(*split_prompt(row), number) for row, number in zip(pairs.rows, pairs.numbers, strict=True)]
+    unknown = [row for key, (_, row) in chosen.items() if key not in set(keys)]
+    if unknown:
+        raise DataError(
+            f"decides about row {unknown[0]}, whose texts are not those of {pairs.source}",
+            where=str(path),
+            fix="use the file that was audited, unchanged",
+        )
+    change: dict[str | None, Callable[[Pair], Pair]] = {
+        "flip": lambda row: row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+    }
+    rows, numbers, counts = [], [], {"keep": 0, "flip": 0, "drop": 0}
+    for row, number, key in zip(pairs.rows, pairs.numbers, keys, strict=True):
+        decision = chosen.get(key, (None, 0))[0]
+        if decision is not None:
+            counts[decision] += 1
+        if decision != "drop":
+            rows.append(change.get(decision, lambda row: row)(row))
+            numbers.append(number)
+    return Pairs(rows, numbers, pairs.source, pairs.dropped), counts

@@ -1,0 +1,157 @@
+"""kill -9 in the middle of `burnish align` and `burnish audit`: the same command again continues and ends bit-equal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from burnish.align.audit import audit_pairs
+from burnish.align.audit_settings import AuditSettings
+from burnish.align.kept import Kept
+from burnish.align.pairs import Pairs
+from burnish.align.train import _last_state
+from burnish.core.checkpoint import load
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments, cwd):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    command = [sys.executable, "-m", "burnish.cli", *map(str, arguments)]
+    with (cwd / "log").open("w") as log:  # a session of its own, so that the stage's process can be killed too
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill_when(process, condition, cwd):
+    end = time.monotonic() + 600
+    while not condition():
+        assert process.poll() is None, (cwd / "log").read_text()
+        assert time.monotonic() < end, "nothing was kept in ten minutes"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+
+
+def finish(*arguments, cwd):
+    process = start(*arguments, cwd=cwd)
+    assert process.wait(timeout=900) == 0, (cwd / "log").read_text()
+
+
+@pytest.fixture
+def long_pairs(tmp_path):
+    """A file of 300 pairs whose answers take the tiny model a few seconds to read."""
+    rows = [
+        {
+            "prompt": f"Question {index}?",
+            "chosen": f"Certainly, {index}. " * 12,
+            "rejected": f"no {index * index} " * 20,
+        }
+        for index in range(300)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_killed_audit_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp_path):
+    command = ["audit", long_pairs, "--model", checkpoint, "--repeats", "1", "--max-length", "256"]
+    work = tmp_path / "killed.work"
+    kill_when(
+        start(*command, "-o", "killed", cwd=tmp_path), lambda: len(list(work.glob("*/states-*.npy"))) >= 3, tmp_path
+    )
+    assert not (tmp_path / "killed").exists()
+    first = next(work.glob("*/states-000000.npy"))
+    (made,) = {first.stat().st_mtime_ns}
+    following = start(*command, "-o", "killed", cwd=tmp_path)
+    kill_when(following, lambda: list(work.glob("*/margins-*.npy")), tmp_path)  # again, between two fits
+    assert first.stat().st_mtime_ns == made  # read once, not twice
+    finish(*command, "-o", "killed", cwd=tmp_path)
+    assert not work.exists()
+    finish(*command, "-o", "whole", cwd=tmp_path)
+    for name in ("pairs.jsonl", "index.html"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_killed_training_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp_path):
+    command = ["align", checkpoint, "--data", long_pairs, "--loss", "aps-r3m-dpo", "--max-steps", "12", "--batch", "4"]
+    command += [
+        "--micro-batch",
+        "2",
+        "--max-length",
+        "192",
+        "--save-every",
+        "2",
+        "--lr",
+        "1e-3",
+        "--on-bad-pair",
+        "drop",
+    ]
+    whole = tmp_path / "whole"
+    finish(*command, "-o", whole, cwd=tmp_path)
+
+    def kept():
+        return list(tmp_path.glob("killed.run/**/checkpoint-4/trainer_state.json"))
+
+    kill_when(start(*command, "-o", "killed", cwd=tmp_path), kept, tmp_path)
+    assert not (tmp_path / "killed").exists()
+    finish(*command, "-o", "killed", cwd=tmp_path)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert weights[0] == weights[1]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_audit_reads_only_what_is_missing(checkpoint, tmp_path, monkeypatch):
+    rows = [{"prompt": f"{i}?", "chosen": f"yes {i} " * 20, "rejected": f"no {i} " * 25} for i in range(60)]
+    pairs, settings = Pairs(rows, list(range(60)), "prefs"), AuditSettings(repeats=1, max_length=128)
+    model = load(checkpoint)
+    whole = audit_pairs(pairs, model, settings)
+    array = Kept.array
+    made = []
+
+    def stopping(self, name, make):
+        def counted():
+            made.append(name)
+            if len(made) == 4:
+                raise Stop
+            return make()
+
+        return array(self, name, counted)
+
+    monkeypatch.setattr(Kept, "array", stopping)
+    with pytest.raises(Stop):
+        audit_pairs(pairs, model, settings, work_dir=tmp_path / "work")
+    again = audit_pairs(pairs, model, settings, work_dir=tmp_path / "work")
+    assert again.rows == whole.rows
+    assert made.count("states-000000") == 1 and made.count(made[3]) == 2
+
+
+def test_what_is_kept_for_other_work_is_not_used(tmp_path):
+    first, other = (Kept(tmp_path / "work", identity) for identity in ("one", "another"))
+    assert first.array("a", lambda: np.ones(2)).tolist() == [1, 1]
+    assert Kept(tmp_path / "work", "one").array("a", lambda: np.zeros(2)).tolist() == [1, 1]
+    assert other.array("a", lambda: np.zeros(2)).tolist() == [0, 0]
+    (tmp_path / "work" / "mine.txt").write_text("not ours")
+    other.remove()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["mine.txt"]
+
+
+def test_a_training_state_that_was_cut_short_is_passed_over(tmp_path):
+    for step, text in ((2, '{"global_step": 2}'), (10, '{"global_step"')):
+        state = tmp_path / "trainer" / f"checkpoint-{step}"
+        state.mkdir(parents=True)
+        (state / "trainer_state.json").write_text(text)
+    assert _last_state(tmp_path).endswith("checkpoint-2")
