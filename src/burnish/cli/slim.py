@@ -23,9 +23,11 @@ def slim(
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Make a mixture of experts smaller: all experts kept and narrower, or fewer experts.
+    """Make a mixture of experts smaller: all experts kept and narrower, or fewer experts; with --stages recovered too.
 
     Example: burnish slim models/olmoe --target 20% --score fisher -o olmoe-slim --evaluate
+
+    Example: burnish slim models/olmoe --target 20% --stages 2 --data texts.jsonl --budgets 1000000 -o olmoe-20
 
     Parameters
     ----------
