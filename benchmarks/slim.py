@@ -1,235 +1,247 @@
 """Slimming against dropping experts on a small mixture trained on real text: before and after distillation.
 
-    python benchmarks/slim.py --seeds 0 1 2
+    python benchmarks/slim.py --work runs/slim-benchmark --minutes 8      # again, until all is done
 
-Question: at equal parameters, what does each way of cutting a mixture cost in held-out loss, and does it survive an
-equal budget of distillation? Teacher: byte-level OLMoE (8 experts of width 128, top-2, 3 layers, hidden 96), trained
-with the training loop and the load-balancing loss on the shipped WikiText-2 validation text. Scores are calibrated on
-that text too; every loss is measured on windows of the WikiText-2 test text. Nothing was tuned. Intervals are over
-windows, paired, each the mean over seeds (bootstrap over windows). Seeds that the results hold already are kept, so
-that they can be run one at a time.
+Question: at equal parameters, what does each way of cutting a mixture cost in held-out loss; does it survive an equal
+budget of distillation; and do stages pay? The teacher is a byte-level OLMoE (8 experts of width 128, top-2, 3 layers,
+hidden 96; 1.05 M parameters), trained from scratch by the `train` stage with the load-balancing loss on the WikiText-2
+validation text, one per seed. Cuts and recoveries are the stages `slim` and `distill` on that text. Losses are
+measured on windows of the WikiText-2 test text, of which every fourth chooses (score, learning rate of the recovery)
+and the rest is reported. Every way of recovering gets the same search over learning rates, on the first seed.
+Intervals are over windows, paired, each window's loss the mean over seeds (bootstrap over windows).
+
+What has been measured is kept in `--work`, one file per model, so that the benchmark can be stopped at any time.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "slim.json"
-SIZES = {"half": (64, 4), "a quarter": (32, 2)}
-"""Expert width, or number of experts, of the same number of expert parameters."""
-NARROW = ("fisher", "taylor", "energy", "magnitude", "random")
-DROP = ("reap", "random")
-ENDS = (", half", ", a quarter", ", a quarter, distilled")
-LENGTH, BATCH, CALIBRATION = 128, 12, 8192
+SEEDS = (0, 1, 2)
+WIDTHS = {"half": 64, "a quarter": 32, "an eighth": 16}
+EXPERTS = {"half": 4, "a quarter": 2}  # an eighth would be one expert, and the router chooses two
+SCORES = ("fisher", "taylor", "energy", "magnitude", "random")
+LENGTH, BATCH, CALIBRATION, WINDOWS = 128, 8, 8_192, 320
+TEACHER_STEPS, TEACHER_LR = 600, 3e-3
+BUDGETS = (40, 160)
+"""Steps of distillation in all, however many stages: 7 % and 27 % of those of the teacher's training."""
+SEARCH = (1e-3, 3e-3)
+RECOVERIES = ("one stage", "two stages", "REAP", "from scratch")
+CONFIG = json.loads((Path(__file__).parent.parent / "examples" / "moe_1m.json").read_text())
 
 
 def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300, help="of the teacher's training")
-    parser.add_argument("--recovery", type=int, default=60, help="distillation steps in all, however many stages")
-    parser.add_argument("--windows", type=int, default=128, help="held-out windows of 128 bytes")
+    parser.add_argument("--work", type=Path, required=True, help="directory of teachers and of what has been measured")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
+    parser.add_argument("--only", default="", help="units whose names begin so")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs = earlier_runs(args)
-    for seed in args.seeds:
-        started = time.process_time()
-        run = one_seed(seed, args)
-        runs = [other for other in runs if other["seed"] != seed]
-        runs.append(run | {"seed": seed, "cpu_seconds": round(time.process_time() - started)})
-        write(runs, args)
+    bench = Bench(args.work)
+    end = time.monotonic() + 60 * args.minutes
+    for name, unit in bench.units():
+        if not bench.file(name).is_file() and name.startswith(args.only):
+            if time.monotonic() > end:
+                print(f"stopped before {name}", file=sys.stderr)
+                return
+            started = time.process_time()
+            content = unit()
+            content |= {"cpu_seconds": round(time.process_time() - started, 1)}
+            bench.file(name).write_text(json.dumps(content))
+            loss = sum(content["losses"]) / len(content["losses"])
+            print(f"{name}: {loss:.4f} ({content['cpu_seconds']} s)", file=sys.stderr, flush=True)
+    if args.only:
+        return
+    write(bench)
+    print("all is done", file=sys.stderr)
 
 
-def one_seed(seed: int, args: argparse.Namespace) -> dict:
-    import torch
+class Bench:
+    """What is measured, by name. A unit's result is {"losses": nats per byte of every window, ...}."""
 
-    from burnish.core.checkpoint import Model
-    from burnish.data import read_texts
-    from burnish.slim.stage import Slim
+    def __init__(self, work: Path) -> None:
+        from burnish.data import read_texts
 
-    train_text, test_text = (read_texts(f"wikitext2-{part}")[0] for part in ("valid", "test"))
-    rows = Bytes(train_text)
-    held_out = Bytes(test_text).spread(args.windows)
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(seed)
-    teacher = new_model(width=128, num_experts=8)
-    train(teacher, rows, args.steps, seed, teacher=None, lr=3e-3)
-    losses: dict[str, list[float]] = {"teacher": window_losses(teacher, held_out)}
-    model = Model(module=teacher, tokenizer=tokenizer)
-    common = {"seed": seed, "tokens": CALIBRATION, "length": LENGTH, "allow_unseen": True}
+        self.work = work
+        (work / "measured").mkdir(parents=True, exist_ok=True)
+        self.train_text, self.test_text = (read_texts(f"wikitext2-{part}")[0] for part in ("valid", "test"))
+        self._teachers: dict[int, Any] = {}
 
-    def slim(model: Model, **settings) -> object:
-        inputs = {"teacher": settings.pop("given")} if "given" in settings else {}
-        return Slim(**settings, **common)(model, calibration=[train_text[: 4 * CALIBRATION]], **inputs).module
+    def file(self, name: str) -> Path:
+        return self.work / "measured" / (name.replace(", ", "-").replace(" ", "_") + ".json")
 
-    report(seed, "teacher", losses)
-    cut = {}
-    for size, (width, num_experts) in SIZES.items():
-        for score in NARROW:
-            cut[f"narrow, {score}, {size}"] = slim(model, width=width, score=score)
-        cut[f"narrow, fisher, refit, {size}"] = slim(model, width=width, score="fisher", refit=True)
-        for score in DROP:
-            cut[f"drop, {score}, {size}"] = slim(model, method="drop", num_experts=num_experts, score=score)
-    for name, module in cut.items():
-        losses[name] = window_losses(module, held_out)
-        report(seed, name, losses)
-    # Recovery at a quarter, the same number of distillation steps for all.
-    for name in ("narrow, fisher", "narrow, random", "drop, reap"):
-        student = cut[f"{name}, a quarter"]
-        train(student, rows, args.recovery, seed, teacher=teacher, lr=1e-3)
-        losses[f"{name}, a quarter, distilled"] = window_losses(student, held_out)
-        report(seed, f"{name}, a quarter, distilled", losses)
-    first = cut["narrow, fisher, half"]
-    train(first, rows, args.recovery // 2, seed, teacher=teacher, lr=1e-3)
-    half = Model(module=first, tokenizer=tokenizer)
-    second = slim(half, width=32, score="fisher", labels="teacher", teacher="teacher", given=model)
-    train(second, rows, args.recovery - args.recovery // 2, seed + 1, teacher=teacher, lr=1e-3)
-    losses["narrow, fisher, a quarter, distilled in two stages"] = window_losses(second, held_out)
-    torch.manual_seed(seed)
-    scratch = new_model(width=32, num_experts=8)
-    train(scratch, rows, args.recovery, seed, teacher=teacher, lr=3e-3)
-    losses["from scratch, a quarter, distilled"] = window_losses(scratch, held_out)
-    report(seed, "narrow, fisher, a quarter, distilled in two stages", losses)
-    report(seed, "from scratch, a quarter, distilled", losses)
-    sizes = {
-        "teacher": count(teacher),
-        "half": count(cut["narrow, fisher, half"]),
-        "a quarter": count(cut["narrow, fisher, a quarter"]),
-        "half, dropped": count(cut["drop, reap, half"]),
-        "a quarter, dropped": count(cut["drop, reap, a quarter"]),
-    }
-    rounded = {name: [round(value, 5) for value in values] for name, values in losses.items()}
-    return {"losses": rounded, "parameters": sizes}
+    def read(self, name: str) -> dict[str, Any]:
+        return json.loads(self.file(name).read_text())
 
+    def units(self) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+        """In the order in which they are measured; the name begins with the seed."""
+        found: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+        for seed in SEEDS:
+            found.append((f"{seed}, teacher", lambda seed=seed: self.measured(self.teacher(seed))))
+            for name, settings in cuts().items():
+                found.append((f"{seed}, {name}", lambda seed=seed, s=settings: self.measured(self.slim(seed, **s))))
+        for way in RECOVERIES:
+            for lr in SEARCH:
+                name = f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}"
+                found.append((name, lambda way=way, lr=lr: self.recovery(SEEDS[0], way, "a quarter", BUDGETS[0], lr)))
+        for seed in SEEDS:
+            for size, budget, way in recoveries():
+                found.append(
+                    (
+                        f"{seed}, {way}, {size}, {budget} steps",
+                        lambda seed=seed, way=way, size=size, budget=budget: self.recovery(
+                            seed, way, size, budget, self.best_lr(way)
+                        ),
+                    )
+                )
+        return found
 
-def settings_of(args: argparse.Namespace) -> dict:
-    given = {"steps": args.steps, "recovery": args.recovery, "windows": args.windows}
-    return given | {"length": LENGTH, "batch": BATCH, "calibration_tokens": CALIBRATION, "lr": [3e-3, 1e-3]}
+    # -- models ------------------------------------------------------------------------------------------------------
 
+    def teacher(self, seed: int) -> Any:
+        import burnish
 
-def earlier_runs(args: argparse.Namespace) -> list[dict]:
-    """Those of the same settings."""
-    if not RESULTS.is_file():
-        return []
-    results = json.loads(RESULTS.read_text())
-    return results["runs"] if results["settings"] == settings_of(args) else []
+        if seed not in self._teachers:
+            place = self.work / f"teacher{seed}"
+            if not place.is_dir():
+                settings = self.training(seed, TEACHER_STEPS, TEACHER_LR)
+                start = self.start(seed, width=128)
+                trained = burnish.Train(**settings)(start, data=[self.train_text], work_dir=self.work / f"state{seed}")
+                trained.save(place)
+            self._teachers[seed] = burnish.load(place)
+            self._teachers[seed].module.set_experts_implementation("eager")
+        return self._teachers[seed]
 
+    def start(self, seed: int, width: int) -> Any:
+        """Random weights; every byte is a token, and so is the end of a text."""
+        from burnish.train.scratch import initialise
 
-def report(seed: int, name: str, losses: dict[str, list[float]]) -> None:
-    print(f"seed {seed}: {name}: {sum(losses[name]) / len(losses[name]):.4f}", file=sys.stderr, flush=True)
+        content = CONFIG | {"intermediate_size": width}
+        model = initialise(content, tokenizer="bpe:257", texts=[self.train_text], seed=seed)
+        model.module.set_experts_implementation("eager")  # a loop over experts, fastest at this size
+        return model
 
+    def training(self, seed: int, steps: int, lr: float) -> dict[str, Any]:
+        return {
+            "optimizer": "adamw",
+            "lr": lr,
+            "steps": steps,
+            "batch": BATCH,
+            "context": LENGTH,
+            "final_lr": 0.1,
+            "seed": seed,
+            "save_every": 25,
+        }
 
-def count(module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    def slim(self, seed: int, model: Any = None, **settings: Any) -> Any:
+        import burnish
 
+        inputs = {"teacher": self.teacher(seed)} if settings.get("labels") == "teacher" else {}
+        common = {"seed": seed, "tokens": CALIBRATION, "length": LENGTH, "multiple": 8, "allow_unseen": True}
+        stage = burnish.Slim(**common, **settings | {key: key for key in inputs})
+        return stage(model or self.teacher(seed), calibration=[self.train_text], **inputs)
 
-def new_model(width: int, num_experts: int):
-    from transformers import OlmoeConfig, OlmoeForCausalLM
+    def distil(self, seed: int, student: Any, steps: int, lr: float) -> Any:
+        import burnish
 
-    return OlmoeForCausalLM(
-        OlmoeConfig(
-            vocab_size=256,
-            hidden_size=96,
-            intermediate_size=width,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            num_experts=num_experts,
-            num_experts_per_tok=2,
-            max_position_embeddings=LENGTH,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=0,
-            router_aux_loss_coef=0.01,
-        )
-    )
+        stage = burnish.Distill(**self.training(seed, steps, lr))
+        return stage(student, data=[self.train_text], teacher=self.teacher(seed))
 
+    # -- measurements ------------------------------------------------------------------------------------------------
 
-def byte_tokenizer():
-    """A stock tokenizer that gives every byte its own id."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    def recovery(self, seed: int, way: str, size: str, budget: int, lr: float) -> dict[str, Any]:
+        width = WIDTHS[size]
+        if way == "one stage":
+            student = self.slim(seed, width=width, score="fisher")
+        elif way == "REAP":
+            student = self.slim(seed, method="drop", num_experts=EXPERTS[size], score="reap")
+        elif way == "from scratch":
+            student = self.start(seed, width)
+        else:
+            between = geometric(width)
+            first = self.distil(seed, self.slim(seed, width=between, score="fisher"), budget // 2, lr)
+            student = self.slim(seed, first, width=width, score="fisher", labels="teacher")
+            budget -= budget // 2
+        return self.measured(self.distil(seed, student, budget, lr)) | {"lr": lr}
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    def best_lr(self, way: str) -> float:
+        names = {lr: f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}" for lr in SEARCH}
+        return min(SEARCH, key=lambda lr: mean(self.read(names[lr])["losses"], tuning=True))
 
-
-class Bytes:
-    """Rows of `LENGTH` bytes for the training loop."""
-
-    def __init__(self, text: str = "") -> None:
+    def measured(self, model: Any) -> dict[str, Any]:
+        """Nats per byte of every window."""
         import torch
 
-        ids = torch.tensor(byte_tokenizer()(text, verbose=False)["input_ids"] if text else [], dtype=torch.long)
-        self.rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+        module = model.module.eval()
+        values = []
+        with torch.no_grad():
+            for ids in self.windows(model.tokenizer).split(64):
+                logits = module(input_ids=ids, use_cache=False).logits[:, :-1]
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+                values += loss.view(len(ids), -1).mean(1).tolist()
+        return {
+            "losses": [round(value, 5) for value in values],
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        }
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def hash(self) -> str:
-        import hashlib
-
-        return hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()
-
-    def take(self, rows: list[int]) -> dict:
+    def windows(self, tokenizer: Any) -> Any:
+        """At equal distances in the test text."""
         import torch
 
-        ids = self.rows[rows]
-        return {"input_ids": ids, "targets": torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)}
-
-    def spread(self, count: int) -> Bytes:
-        """`count` rows at equal distances."""
-        part = Bytes()
-        part.rows = self.rows[:: len(self.rows) // count][:count]
-        return part
+        ids = torch.tensor(tokenizer(self.test_text, add_special_tokens=False, verbose=False)["input_ids"])
+        rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+        return rows[:: len(rows) // WINDOWS][:WINDOWS]
 
 
-def train(module, rows: Bytes, steps: int, seed: int, *, teacher, lr: float) -> None:
-    import tempfile
-
-    from burnish.core.ledger import Ledger
-    from burnish.core.progress import Progress
-    from burnish.core.stage import Context, seeded_generator
-    from burnish.distill.losses import Distillation
-    from burnish.optim import OPTIMIZERS
-    from burnish.train.loop import Loop, fit
-    from burnish.train.losses import balanced_loss
-    from burnish.train.maths.schedule import Schedule
-
-    loss = balanced_loss(0.01) if teacher is None else Distillation(teacher.eval(), alpha=0.9, balance=0.01)
-    optimizer = OPTIMIZERS["adamw"].for_model(module, lr, weight_decay=0.1, seed=seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        ctx = Context({}, Path(scratch), "cpu", seeded_generator(seed), Progress(enabled=False), Ledger(None))
-        loop = Loop(steps, BATCH, schedule=Schedule("cosine", 0.05, 0.1, 0.2), save_every=0, seed=seed)
-        fit(module, rows, loss, optimizer, ctx, loop)
-    module.eval()
+def cuts() -> dict[str, dict[str, Any]]:
+    """Settings of every cut that is measured before recovery."""
+    found: dict[str, dict[str, Any]] = {}
+    for size, num_experts in EXPERTS.items():
+        for score in SCORES:
+            found[f"narrow by {score}, {size}"] = {"width": WIDTHS[size], "score": score}
+        for score in ("fisher", "energy"):
+            settings = {"width": WIDTHS[size], "score": score, "refit": True}
+            found[f"narrow by {score} and refit, {size}"] = settings
+        for score in ("reap", "random"):
+            settings = {"method": "drop", "num_experts": num_experts, "score": score}
+            found[f"drop by {score}, {size}"] = settings
+    return found
 
 
-def window_losses(module, held_out: Bytes) -> list[float]:
-    """Nats per byte of every held-out window."""
-    import torch
-
-    module.eval()
-    values = []
-    with torch.no_grad():
-        for ids in held_out.rows.split(64):
-            logits = module(input_ids=ids, use_cache=False).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            values += loss.view(len(ids), -1).mean(1).tolist()
-    return values
+def recoveries() -> list[tuple[str, int, str]]:
+    found = [("a quarter", budget, way) for budget in BUDGETS for way in RECOVERIES]
+    return [*found, *(("an eighth", BUDGETS[-1], way) for way in ("one stage", "two stages"))]
 
 
-def write(runs: list[dict], args: argparse.Namespace) -> None:
+def geometric(width: int) -> int:
+    from burnish.slim.maths.keep import geometric_widths
+
+    return geometric_widths(WIDTHS["half"] * 2, width, 2, 8)[0]
+
+
+def is_tuning(window: int) -> bool:
+    return window % 4 == 0
+
+
+def mean(losses: list[float], *, tuning: bool) -> float:
+    chosen = [value for window, value in enumerate(losses) if is_tuning(window) == tuning]
+    return sum(chosen) / len(chosen)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def write(bench: Bench) -> None:
     import datetime
     import platform
 
@@ -239,75 +251,101 @@ def write(runs: list[dict], args: argparse.Namespace) -> None:
 
     from burnish.data import data_hash
 
-    runs.sort(key=lambda run: run["seed"])
-    generator = np.random.default_rng(0)
-    teacher = np.array([run["losses"]["teacher"] for run in runs])
-    picks = generator.integers(0, teacher.shape[1], (2000, teacher.shape[1]))
+    reported = [window for window in range(WINDOWS) if not is_tuning(window)]
+    names = ["teacher", *cuts(), *(f"{way}, {size}, {budget} steps" for size, budget, way in recoveries())]
+    runs = {name: [bench.read(f"{seed}, {name}") for seed in SEEDS] for name in names}
+    losses = {name: np.array([run["losses"] for run in runs[name]]) for name in names}
+    tuning = {name: float(np.delete(losses[name], reported, 1).mean()) for name in names}
+    best = {}
+    for size in EXPERTS:
+        best[size] = min((name for name in cuts() if name.endswith(f", {size}") and "narrow" in name), key=tuning.get)  # type: ignore[arg-type]
+    picks = np.random.default_rng(0).integers(0, len(reported), (4000, len(reported)))
     summary = {}
-    for name in runs[0]["losses"]:
-        values = np.array([run["losses"][name] for run in runs])
-        # of the same size, distilled if this one is
-        fisher = next(
-            (f"narrow, fisher{end}" for end in ENDS if name.removesuffix(" in two stages").endswith(end)), name
-        )
-        row = {"loss": values.mean(), "by_seed": values.mean(1).tolist()}
-        for label, other in (("above_teacher", "teacher"), ("above_fisher", fisher)):
-            if name != other:
-                difference = (values - np.array([run["losses"][other] for run in runs])).mean(0)
-                low, high = np.quantile(difference[picks].mean(1), [0.025, 0.975])
-                row[label] = {"mean": difference.mean(), "low": low, "high": high}
+    for name in names:
+        values = losses[name][:, reported]
+        row = {
+            "loss": float(values.mean()),
+            "by_seed": values.mean(1).tolist(),
+            "tuning": tuning[name],
+            "parameters": runs[name][0]["parameters"],
+            "cpu_seconds": [run["cpu_seconds"] for run in runs[name]],
+        }
+        if "steps" in name:
+            row["lr"] = runs[name][0]["lr"]
+        size = next((size for size in WIDTHS if f", {size}" in name), None)
+        base = name.replace(name.split(",")[0], "one stage") if "steps" in name else best.get(str(size))
+        if base is not None and base != name:
+            difference = (values - losses[base][:, reported]).mean(0)
+            low, high = np.quantile(difference[picks].mean(1), [0.025, 0.975])
+            row["against"] = {"name": base, "mean": float(difference.mean()), "low": float(low), "high": float(high)}
+            row["against"]["by_seed"] = (values - losses[base][:, reported]).mean(1).tolist()
         summary[name] = row
+    search = {}
+    for way in RECOVERIES:
+        for lr in SEARCH:
+            unit = bench.read(f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}")
+            search[f"{way}, lr {lr:g}"] = mean(unit["losses"], tuning=True)
+    rows = bench.windows(bench.teacher(SEEDS[0]).tokenizer)
+    digests = {
+        kind: hashlib.sha256(rows[[w for w in range(WINDOWS) if is_tuning(w) == (kind == "tuning")]].numpy().tobytes())
+        for kind in ("tuning", "reporting")
+    }
     content = {
         "machine": f"{platform.machine()}, one thread, shared with other work; CPU times only",
         "date": datetime.date.today().isoformat(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "settings": settings_of(args),
-        "slices": {
-            "tuning": [],
-            "reporting": [data_hash("wikitext2-test")],
-            "training": [data_hash("wikitext2-valid")],
+        "settings": {
+            "teacher": CONFIG | {"steps": TEACHER_STEPS, "lr": TEACHER_LR},
+            "batch": BATCH,
+            "length": LENGTH,
+            "calibration_tokens": CALIBRATION,
+            "windows": WINDOWS,
+            "bootstrap": len(picks),
         },
-        "parameters": runs[0]["parameters"],
-        "cpu_seconds": [run["cpu_seconds"] for run in runs],
-        "seeds": [run["seed"] for run in runs],
+        "slices": {kind: [digest.hexdigest()] for kind, digest in digests.items()}
+        | {"training": [data_hash("wikitext2-valid")]},
+        "seeds": list(SEEDS),
+        "best_score": best,
+        "search": search,
         "summary": summary,
-        "runs": runs,
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(content) + "\n")
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def tables(results: dict) -> dict[str, str]:
     """Markdown tables for the documentation."""
-    summary, parameters = results["summary"], results["parameters"]
-    note = f"{len(results['seeds'])} seeds, nats per byte; teacher {summary['teacher']['loss']:.3f}"
+    summary, best = results["summary"], results["best_score"]
 
-    def cell(name: str, key: str = "") -> str:
-        row = summary[name]
-        if not key:
-            return f"{row['loss']:.3f}"
-        part = row.get(key)
+    def interval(name: str) -> str:
+        part = summary[name].get("against")
         return f"{part['mean']:+.3f} [{part['low']:+.3f}, {part['high']:+.3f}]" if part else ""
 
-    lines = [
-        f"| {note} | half of the expert parameters | against fisher | a quarter | against fisher |",
+    heading = f"{len(results['seeds'])} seeds, nats per byte; teacher {summary['teacher']['loss']:.3f}"
+    before = [
+        f"| {heading} | half of the expert parameters | against the best | a quarter | against the best |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     kinds = [name.removesuffix(", half") for name in summary if name.endswith(", half")]
-    for kind in sorted(kinds, key=lambda kind: summary[f"{kind}, a quarter"]["loss"]):
-        cells = [cell(f"{kind}, {size}", key) for size in ("half", "a quarter") for key in ("", "above_fisher")]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    recovery = [
-        f"| a quarter, {results['settings']['recovery']} steps of distillation | loss | against one-stage fisher |",
-        "| --- | ---: | ---: |",
+    for kind in sorted(kinds, key=lambda kind: summary[f"{kind}, half"]["loss"]):
+        cells = []
+        for size in ("half", "a quarter"):
+            name = f"{kind}, {size}"
+            cells += [f"{summary[name]['loss']:.3f}", "best" if best[size] == name else interval(name)]
+        before.append(f"| {kind} | " + " | ".join(cells) + " |")
+    after = [
+        "| recovered | size | steps | lr | loss | against one stage |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    distilled = [name for name in summary if "distilled" in name]
-    for name in sorted(distilled, key=lambda name: summary[name]["loss"]):
-        short = name.replace(", a quarter", "").replace(", distilled", "", 1)
-        recovery.append(f"| {short} | {cell(name)} | {cell(name, 'above_fisher')} |")
-    sizes = ["| model | parameters |", "| --- | ---: |"]
-    sizes += [f"| {name} | {value:,} |" for name, value in parameters.items()]
-    return {"before": "\n".join(lines), "after": "\n".join(recovery), "sizes": "\n".join(sizes)}
+    for name, row in summary.items():
+        if "steps" in name:
+            way, size, steps = name.removesuffix(" steps").split(", ")
+            after.append(f"| {way} | {size} | {steps} | {row['lr']:g} | {row['loss']:.3f} | {interval(name)} |")
+    sizes = ["| model | parameters |", "| --- | ---: |", f"| teacher | {summary['teacher']['parameters']:,} |"]
+    for size in EXPERTS:
+        for kind in ("narrow by fisher", "drop by reap"):
+            sizes.append(f"| {kind}, {size} | {summary[f'{kind}, {size}']['parameters']:,} |")
+    return {"before": "\n".join(before), "after": "\n".join(after), "sizes": "\n".join(sizes)}
 
 
 if __name__ == "__main__":

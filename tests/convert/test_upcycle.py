@@ -125,3 +125,12 @@ def test_unknown_model_types_are_refused():
 
     with pytest.raises(CheckpointError, match="does not know model_type 'gpt_neox'"):
         Upcycle().plan(plan_of(GPTNeoXConfig()))
+
+
+@pytest.mark.slow
+def test_the_embedded_model_computes_the_same_as_a_mixture(smollm2):
+    model = load(smollm2, dtype=torch.float32)
+    ids = model.tokenizer("The first transatlantic cable was laid in", return_tensors="pt").input_ids
+    before = logits(model.module, ids)
+    mixture = Upcycle(num_experts=2, top_k=1)(model)
+    assert (logits(mixture.module, ids) - before).abs().max() < 1e-4

@@ -73,6 +73,15 @@ def test_cutting_a_step_into_micro_batches_does_not_change_its_gradient(student,
     assert (parts - whole).norm() < 1e-6 * whole.norm()
 
 
+def test_a_sequence_counts_the_same_packed_or_alone(student, teacher, batch):
+    loss_fn = Distillation(teacher, weighting="sequence")
+    pairs = [{name: tensor[a : a + 2] for name, tensor in batch.items()} for a in (0, 2)]
+    positions = torch.arange(10).repeat(1, 2)
+    packed = [{n: t.reshape(1, -1) for n, t in pair.items()} | {"position_ids": positions} for pair in pairs]
+    apart, together = (gradient(student, loss_fn, batches) for batches in (pairs, packed))
+    assert (apart - together).norm() < 1e-6 * apart.norm()
+
+
 def test_the_teacher_gets_no_gradient(student, teacher, batch):
     Distillation(teacher, hidden=1.0, router=1.0)(student, batch).total.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -16,7 +16,7 @@ from burnish.distill.maths.divergence import (
     top_k_kl,
     top_k_targets,
 )
-from burnish.distill.maths.hidden import hidden_cosine, hidden_mse, router_kl
+from burnish.distill.maths.hidden import hidden_cosine, hidden_mse, matching_layers, router_kl
 
 VOCAB = 11
 
@@ -267,3 +267,10 @@ def test_a_token_of_weight_zero_cannot_spoil_the_sum():
     losses = torch.tensor([[1.0, float("nan")]])
     total, weight = w.weighted_sum(losses, torch.tensor([[1.0, 0.0]]))
     assert (total.item(), weight.item()) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "layers"), [(3, 3, [0, 1, 2]), (2, 4, [1, 3]), (1, 4, [3]), (4, 2, [0, 0, 1, 1])]
+)
+def test_layers_are_matched_by_depth(student, teacher, layers):
+    assert matching_layers(student, teacher) == layers

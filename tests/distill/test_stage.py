@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from burnish.core.checkpoint import load
+from burnish.core.checkpoint import Model, load
 from burnish.core.errors import SettingsError
+from burnish.distill.offline import num_bytes
 from burnish.distill.stage import Distill
 
 PROSE = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
@@ -43,3 +46,64 @@ def test_another_vocabulary_is_refused(tiny_llama, teacher):
     teacher.module.resize_token_embeddings(400)
     with pytest.raises(SettingsError, match="vocab_size is 384 and the teacher's 400"):
         Distill(steps=1, teacher="t", **SMALL)(load(tiny_llama), data=[PROSE * 8], teacher=teacher)
+
+
+def small(hidden_size, num_layers, seed):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=hidden_size,
+        intermediate_size=32,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def losses(place):
+    return [json.loads(line)["loss"] for line in (place / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_states_of_other_sizes_are_matched_through_projections_that_learn(tiny_llama, tmp_path):
+    tokenizer = load(tiny_llama).tokenizer
+    student = Model(module=small(16, 2, 0), tokenizer=tokenizer)
+    teacher = Model(module=small(24, 4, 1), tokenizer=tokenizer)
+    stage = Distill(steps=40, alpha=0.0, hidden=1.0, teacher="teacher", **SMALL)
+    trained = stage(student, data=[PROSE * 8], teacher=teacher, work_dir=tmp_path)
+    found = losses(tmp_path)
+    assert found[-1] < 0.75 * found[0]
+    assert set(trained.module.state_dict()) == set(student.module.state_dict())  # a stock checkpoint again
+
+
+def test_logits_on_disk_train_as_the_teacher_does(tiny_llama, teacher, tmp_path):
+    settings = SMALL | {"steps": 8, "divergence": "top_k", "top_k": 4, "temperature": 2.0, "teacher": "teacher"}
+    online, offline = (
+        Distill(offline=flag, **settings)(
+            load(tiny_llama), data=[PROSE * 8], teacher=teacher, work_dir=tmp_path / str(flag)
+        ).module.state_dict()
+        for flag in (False, True)
+    )
+    for name, tensor in online.items():
+        torch.testing.assert_close(offline[name], tensor, rtol=1e-3, atol=1e-4)  # products of other shapes
+    positions = 32 * len(np.load(tmp_path / "True" / "teacher-data" / "ids.npy"))
+    assert num_bytes(tmp_path / "True" / "teacher-data") == positions * 4 * 6 + 2 * 128  # and a header per file
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs them all"),
+        ({"divergence": "top_k", "hidden": 1.0}, "hidden needs the teacher itself"),
+        ({"divergence": "top_k", "weighting": "certain"}, "weighting certain needs the teacher itself"),
+    ],
+)
+def test_what_logits_on_disk_do_not_hold_is_refused(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        Distill.parse({"offline": True, "teacher": "t", "data": "d"} | settings, where="recipe.yaml")
+
+
+def test_routers_of_a_dense_model_are_refused(tiny_llama, teacher):
+    with pytest.raises(SettingsError, match="the student has 0 experts"):
+        Distill(steps=1, router=1.0, teacher="t", **SMALL)(load(tiny_llama), data=[PROSE * 8], teacher=teacher)

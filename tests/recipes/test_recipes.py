@@ -13,8 +13,10 @@ from burnish.core.recipe import read_recipe
 from burnish.core.runner import Run
 from burnish.report import write
 from burnish.stages import ROOMS
+from burnish.train.scratch import initialise
 
-RECIPES = sorted((Path(__file__).resolve().parent.parent.parent / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parent.parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 SMALL = {"context": 64, "num_windows": 4, "prompt_tokens": 32, "decode_tokens": 4, "repeats": 2}
 SMALL_STAGE = {"quantize": {"tokens": 2048, "length": 64}}
@@ -39,6 +41,31 @@ def test_a_recipe_runs_small_end_to_end(path: Path, tiny_llama: Path, tmp_path: 
     page = write(tmp_path / "run")
     assert page.stat().st_size < 1_000_000
     assert {d.action for d in Run(read_recipe(small), tmp_path / "run", ROOMS).execute()} == {"skip"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # thirteen processes, each of which imports torch
+def test_the_slimming_recipe_runs_small_end_to_end(tmp_path: Path):
+    """On a mixture of the recipe's own shape, with random weights and a hundredth of the tokens."""
+    text = (ROOT / "LICENSE").read_text()
+    start = initialise(ROOT / "examples" / "moe_1m.json", tokenizer="bpe:257", texts=[text], seed=0)
+    content = yaml.safe_load((ROOT / "recipes" / "slim_moe.yaml").read_text())
+    content["start"] = str(start.save(tmp_path / "start"))
+    content["evaluate"] |= {"num_windows": 2, "context": 64, "prompt_tokens": 32, "decode_tokens": 4, "repeats": 2}
+    content["nodes"] = [node | {"tokens": 1024, "budgets": [1024]} for node in content["nodes"]]
+    small = tmp_path / "slim_moe.yaml"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), tmp_path / "run", ROOMS).execute()
+    rows = [row for row in read_rows(tmp_path / "run" / LEDGER_FILE) if row["row"] == "measurement"]
+    names = ["narrow.cut1", "narrow.distill1", "narrow.cut2", "narrow", "drop.cut1", "drop"]
+    assert {row["node"] for row in rows} == {"start", *names}
+    for row in rows:
+        assert {"perplexity", "bytes_on_disk", "decode_speed"} <= set(row["metrics"])
+    page = write(tmp_path / "run").read_text()
+    assert all(name in page for name in names)
+    sizes = [load(tmp_path / "run" / "nodes" / name).config for name in ("narrow", "drop")]
+    assert (sizes[0].intermediate_size, sizes[0].num_experts) == (48, 8)
+    assert (sizes[1].intermediate_size, sizes[1].num_experts) == (128, 3)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

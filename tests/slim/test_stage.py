@@ -201,7 +201,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(model_of):
     model = model_of("mixtral")
     model.module.model.layers[1].mlp.experts.down_proj.data[2, 0, 0] = float("nan")
     with pytest.raises(NumericalError, match=r"layers\.1\.block_sparse_moe\.experts\.2\.w2"):
-        Slim(width=16, score="magnitude")(model)
+        Slim(width=16, multiple=8, score="magnitude")(model)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,11 @@ def test_a_dense_model_is_refused_when_planned(tiny_llama):
         Slim(target="50%").plan(load(tiny_llama).plan())
 
 
+def test_a_width_that_is_no_multiple_is_refused(module_of):
+    with pytest.raises(SettingsError, match="width is 24, which 64 does not divide"):
+        Slim(width=24).plan(plan_config(module_of("mixtral").config))
+
+
 def test_a_width_that_is_no_multiple_of_64_is_said_in_the_plan(module_of):
-    planned = Slim(width=24).plan(plan_config(module_of("mixtral").config))
+    planned = Slim(width=24, multiple=8).plan(plan_config(module_of("mixtral").config))
     assert any("no multiple of 64" in note for note in planned.notes)

@@ -1,5 +1,9 @@
 """Cutting: exact where it must be, for every class with experts."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -66,6 +70,35 @@ def test_a_cut_checkpoint_loads_with_the_stock_class_and_no_code(module_of, toke
     read = AutoModelForCausalLM.from_pretrained(directory, experts_implementation="eager")
     assert torch.equal(logits(read, token_ids), logits(new, token_ids))
     assert not list(directory.glob("*.py"))
+
+
+READ = """
+import sys, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+assert not any(name.startswith("burnish") for name in sys.modules)
+for place in sorted(Path(sys.argv[1]).iterdir()):
+    expected = torch.load(place / "expected.bin", weights_only=True)
+    module = AutoModelForCausalLM.from_pretrained(place, experts_implementation="eager")
+    with torch.no_grad():
+        logits = module(input_ids=expected["ids"], use_cache=False).logits
+    assert torch.equal(logits, expected["logits"]), place
+    print(place.name)
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_with_transformers_alone_computes_the_same_for_every_class(module_of, token_ids, tmp_path):
+    for name in ALL:
+        module = module_of(name)
+        new = cut(module, resized(module.config, width=16), some_neurons(module, 16))
+        place = Model(module=new).save(tmp_path / name)
+        torch.save({"ids": token_ids, "logits": logits(new, token_ids)}, place / "expected.bin")
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path)], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(ALL)
 
 
 @pytest.mark.parametrize("name", GROUPED)

@@ -97,6 +97,7 @@ _COMMANDS = {
             "slim:slim",
             "Make a mixture of experts smaller: narrower experts, or fewer.",
             "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
+            "burnish slim models/olmoe --target 20% --stages 2 --data texts.jsonl --budgets 1000000 -o olmoe-20",
         ),
         "align": (
             "align:align",

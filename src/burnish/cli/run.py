@@ -78,13 +78,14 @@ def plan(recipe: Path, /, *, out: Out = None, start: str | None = None, verify: 
 def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite: bool) -> None:
     """What `burnish quantize MODEL -o OUT` and its sisters do: a recipe of one node whose checkpoint is OUT.
 
-    Ledger, logs and resumable state stand beside it in OUT.run.
+    Ledger, logs and resumable state stand beside it in OUT.run. Where the node stands for several (`burnish slim
+    --stages 2`), OUT is the last of them and the others are in there too.
     """
     settings: dict[str, Any] = stage.model_dump(mode="json")
     recipe = single_node(stage.name, settings, start=model, evaluate={} if evaluate else None)
     directory = out.parent / f"{out.name}.run"
     work = Run(recipe, directory, ROOMS, targets={stage.name: out}, overwrite=overwrite)
-    [decision] = work.execute()
+    decision = next(decision for decision in work.execute() if decision.node.name == stage.name)
     if decision.action == "skip":
         print(f"{out} is up to date: {decision.reason}", file=sys.stderr)
     _show(directory, write_report=True)

@@ -24,7 +24,7 @@ def slim(
     evaluate: bool = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Make a mixture of experts smaller: all experts kept and narrower, or fewer experts.
+    """Make a mixture of experts smaller: all experts kept and narrower, or fewer experts; with --stages recovered too.
 
     Parameters
     ----------

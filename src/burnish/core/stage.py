@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from burnish.core.checkpoint import Model
     from burnish.core.ledger import Ledger
+    from burnish.core.recipe import Node
 
 __all__ = ["VOLATILE", "CheckpointRef", "Context", "DataRef", "Kind", "Plan", "Settings", "Stage", "Weights"]
 
@@ -146,6 +148,15 @@ class Stage(Settings):
     def run(self, model: Model, ctx: Context) -> Model:
         """The checkpoint itself."""
         raise NotImplementedError(f"stage {self.name!r} does not define run()")
+
+    def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
+        """The nodes of a recipe that this one stands for; itself, unless its stage is made of several.
+
+        Args:
+            node: as written. The last node that is returned has its name.
+            before: gives the plan of its parent.
+        """
+        return (node,)
 
     # -- shared ------------------------------------------------------------------------------------------------------
 

@@ -26,14 +26,15 @@ from burnish.distill.maths.divergence import (
     top_k_kl,
     top_k_targets,
 )
-from burnish.distill.maths.hidden import hidden_mse, router_kl
+from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
+from burnish.distill.offline import IDS, LOG_PROBABILITIES
 from burnish.train.losses import Batch, Loss, model_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Divergence = Literal["forward", "reverse", "jsd", "top_k"]
-Weighting = Literal["token", "turn", "certain", "uncertain", "focus"]
+Weighting = Literal["token", "sequence", "turn", "certain", "uncertain", "focus"]
 
 
 @dataclass
@@ -41,19 +42,21 @@ class Distillation:
     """A `LossFn` that holds its teacher.
 
     Attributes:
-        teacher: in evaluation mode, on the student's device; autograd never sees it.
+        teacher: in evaluation mode, on the student's device; autograd never sees it. None where batches carry its
+            top-k logits (`burnish.distill.offline`).
         divergence: of logits; `top_k` is the forward KL from the teacher's `top_k` likeliest tokens and one bucket.
         temperature: τ of both.
         top_k: for `top_k`.
         beta: for `jsd`.
         alpha: share of the divergence; the rest is cross-entropy on the text.
         weighting, gamma: how much each token counts, see `burnish.distill.maths.weights`.
-        hidden: coefficient of the mean over layers of `hidden_mse`; both must have the same layers and hidden size.
+        hidden: coefficient of the mean over the student's layers of `hidden_mse` from the teacher's layer at the same
+            relative depth. With other hidden sizes `projections` are trained beside the student.
         router: coefficient of the mean over layers of `router_kl`; both must have the same experts.
         balance: coefficient of the student's own load-balancing loss.
     """
 
-    teacher: PreTrainedModel
+    teacher: PreTrainedModel | None
     divergence: Divergence = "forward"
     temperature: float = 1.0
     top_k: int = 8
@@ -75,27 +78,38 @@ class Distillation:
             inputs["output_router_logits"] = True
         if self.router or self.balance:
             student_inputs["output_router_logits"] = True
-        with torch.no_grad():
-            wanted = self.teacher(**inputs)
         output = model(**student_inputs)
         targets = batch["targets"]
         mask = targets != IGNORED
-        teacher, student = wanted.logits[mask].float(), output.logits[mask].float()
-        divergence = self._divergence(student, teacher)
+        student = output.logits[mask].float()
+        if self.teacher is None:
+            wanted, teacher = None, None
+            divergence = top_k_kl(
+                student, batch[IDS][mask], batch[LOG_PROBABILITIES][mask], temperature=self.temperature
+            )
+        else:
+            with torch.no_grad():
+                wanted = self.teacher(**inputs)
+            teacher = wanted.logits[mask].float()
+            divergence = self._divergence(student, teacher)
         cross = nn.functional.cross_entropy(student, targets[mask], reduction="none")
         per_token = self.alpha * divergence + (1 - self.alpha) * cross
         if self.hidden:
+            assert wanted is not None, "the stage has refused hidden states of a teacher that is not there"
+            ours, theirs = output.hidden_states[1:], wanted.hidden_states[1:]
+            maps: Any = model.beside if hasattr(model, "beside") else [None] * len(ours)
             per_token = per_token + self.hidden * _mean(
-                hidden_mse(s[mask].float(), t[mask].float())
-                for s, t in zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
+                hidden_mse(ours[layer][mask].float(), theirs[match][mask].float(), maps[layer])
+                for layer, match in enumerate(matching_layers(len(ours), len(theirs)))
             )
         if self.router:
+            assert wanted is not None, "the stage has refused routers of a teacher that is not there"
             flat = mask.flatten()
             per_token = per_token + self.router * _mean(
                 router_kl(s[flat].float(), t[flat].float())
                 for s, t in zip(output.router_logits, wanted.router_logits, strict=True)
             )
-        counted = self._weights(mask, teacher, divergence)[mask]
+        counted = self._weights(mask, teacher, divergence, batch.get("position_ids"))[mask]
         total, weight = weights.weighted_sum(per_token, counted)
         metrics = {
             "divergence": weights.weighted_sum(divergence.detach(), counted)[0],
@@ -118,19 +132,35 @@ class Distillation:
                 targets = top_k_targets(teacher, self.top_k, self.temperature)
                 return top_k_kl(student, *targets, temperature=self.temperature)
 
-    def _weights(self, mask: Tensor, teacher: Tensor, divergence: Tensor) -> Tensor:
+    def _weights(self, mask: Tensor, teacher: Tensor | None, divergence: Tensor, position_ids: Tensor | None) -> Tensor:
         if self.weighting == "token":
             return weights.token_mean(mask)
+        if self.weighting == "sequence":
+            return weights.segment_mean(mask, weights.sequences(mask, position_ids))
         if self.weighting == "turn":
             return weights.segment_mean(mask, weights.turns(mask))
-        values = torch.zeros(mask.shape, dtype=teacher.dtype, device=mask.device)
+        values = torch.zeros(mask.shape, dtype=divergence.dtype, device=mask.device)
         if self.weighting == "focus":
             values[mask] = divergence.detach()
             return weights.focus(mask, values, self.gamma)
+        assert teacher is not None, "the stage has refused weights that need all of the teacher's logits"
         values[mask] = entropy(teacher)
         if self.weighting == "certain":
             return weights.certain(mask, values, teacher.shape[-1], self.gamma)
         return weights.uncertain(mask, values, self.gamma)
+
+
+def projections(student: Any, teacher: Any, generator: torch.Generator) -> nn.ParameterList:
+    """A random projection (teacher's hidden size, student's) for the states after each layer of the student.
+
+    Args:
+        student, teacher: their configurations.
+        generator: on the CPU.
+    """
+    scale = student.hidden_size**-0.5
+    shape = (teacher.hidden_size, student.hidden_size)
+    drawn = (scale * torch.randn(shape, generator=generator) for _ in range(student.num_hidden_layers))
+    return nn.ParameterList(nn.Parameter(matrix) for matrix in drawn)
 
 
 def _mean(values: Any) -> Tensor:

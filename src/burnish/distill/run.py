@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+from burnish.arch import describe
 from burnish.core.checkpoint import Model, compute_dtype, load, move
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
-from burnish.distill.losses import Distillation
+from burnish.distill.losses import Distillation, projections
+from burnish.distill.offline import TaughtRows, capture_top_k, num_bytes
 from burnish.train.train import train
 
 if TYPE_CHECKING:
+    from burnish.data.packing import PackedRows
     from burnish.distill.stage import Distill
 
 
@@ -24,13 +28,14 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     if given is None:
         raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
-    check_match(settings, model.module.config, source.module.config)
-    teacher = move(source.module, ctx.device).eval()
+    # A model in memory may have been changed since it was opened.
+    wanted = given.module.config if isinstance(given, Model) else source.config
+    check_match(settings, model.config, wanted)
     own = getattr(model.config, "router_aux_loss_coef", None)
     if own is None and settings.balance:
         raise SettingsError("the student has no load-balancing loss", where="balance", fix="leave balance out")
     loss = Distillation(
-        teacher,
+        None if settings.offline else move(source.module, ctx.device).eval(),
         divergence=settings.divergence,
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -42,17 +47,56 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
         router=settings.router,
         balance=(own if settings.balance is None else settings.balance) or 0.0,
     )
-    return train(settings, model, ctx, loss_fn=loss)
+    if settings.offline:
+
+        def prepare(rows: PackedRows, name: str) -> TaughtRows:
+            return _from_disk(settings, given, rows, name, ctx)
+
+        del source  # it is loaded where it is needed, and not beside the student
+        return train(settings, model, ctx, loss_fn=loss, prepare=prepare)
+    sizes_differ = wanted.hidden_size != model.config.hidden_size
+    beside = projections(model.config, wanted, ctx.generator) if settings.hidden and sizes_differ else None
+    return train(settings, model, ctx, loss_fn=loss, beside=beside)
+
+
+def _from_disk(settings: Distill, given: Model | str, rows: PackedRows, name: str, ctx: Context) -> TaughtRows:
+    """The rows with what the teacher predicts, which is computed now unless an interrupted run has done so."""
+    source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
+    directory = ctx.work_dir / f"teacher-{name}"
+    started = time.monotonic()
+    taught = capture_top_k(
+        move(source.module, ctx.device).eval(),
+        rows,
+        directory,
+        k=settings.top_k,
+        temperature=settings.temperature,
+        batch_size=settings.micro_batch or settings.batch,
+        progress=ctx.progress,
+    )
+    positions = len(rows) * rows.length
+    size = num_bytes(directory)
+    row = {"rows": name, "positions": positions, "top_k": settings.top_k, "bytes": size}
+    row |= {"bytes per position": size / positions, "seconds": time.monotonic() - started}
+    ctx.ledger.table("teacher_logits", [row])
+    ctx.progress.log(f"{size:,} bytes of the teacher's logits for {positions:,} positions")
+    return taught
 
 
 def check_match(settings: Distill, student: Any, teacher: Any) -> None:
     """Refuses what the losses cannot compare."""
-    keys = {"vocab_size": True, "num_hidden_layers": settings.hidden or settings.router, "hidden_size": settings.hidden}
-    for key, needed in keys.items():
+    if settings.router:
+        experts = [facts.num_experts if (facts := describe(config).experts) else 0 for config in (student, teacher)]
+        if 0 in experts or experts[0] != experts[1]:
+            raise SettingsError(
+                f"the student has {experts[0]} experts and the teacher {experts[1]}, but router compares them in pairs",
+                where="router",
+                fix="leave router out",
+            )
+    for key, needed in (("vocab_size", True), ("num_hidden_layers", settings.router)):
         ours, theirs = getattr(student, key), getattr(teacher, key)
         if needed and ours != theirs:
             raise SettingsError(
                 f"the student's {key} is {ours:,} and the teacher's {theirs:,}, but the losses compare them one to one",
                 where="teacher",
-                fix="use a teacher of the same vocabulary" if key == "vocab_size" else "leave hidden and router out",
+                fix="use a teacher of the same vocabulary" if key == "vocab_size" else "leave router out",
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
 from burnish.core.stage import CheckpointRef, Context, Plan
@@ -37,13 +37,35 @@ class Distill(Train):
     alpha: float = Field(
         default=0.9, ge=0, le=1, description="share of the divergence; the rest is cross-entropy on the data"
     )
-    weighting: Literal["token", "turn", "certain", "uncertain", "focus"] = Field(
+    weighting: Literal["token", "sequence", "turn", "certain", "uncertain", "focus"] = Field(
         default="token",
-        description="how much a token counts: equally, per turn, by the teacher's certainty, by divergence",
+        description="how much a token counts: equally, per sequence or turn, by the teacher's certainty, by divergence",
     )
     gamma: float = Field(default=1.0, ge=0, description="how strongly certain, uncertain and focus tell tokens apart")
-    hidden: float = Field(default=0.0, ge=0, description="coefficient of the hidden states' error, for equal shapes")
+    hidden: float = Field(
+        default=0.0, ge=0, description="coefficient of the hidden states' error, projected where their sizes differ"
+    )
     router: float = Field(default=0.0, ge=0, description="coefficient of the routers' divergence, for equal experts")
+
+    offline: bool = Field(
+        default=False,
+        description="compute the teacher's top_k logits once, before training, and read them from disk after that",
+    )
+
+    @model_validator(mode="after")
+    def _offline_keeps_top_k_alone(self) -> Distill:
+        if not self.offline:
+            return self
+        if self.divergence != "top_k":
+            raise ValueError(
+                f"offline keeps the teacher's top_k logits, and divergence {self.divergence} needs them all"
+            )
+        needs = [name for name in ("hidden", "router") if getattr(self, name)]
+        if self.weighting in ("certain", "uncertain"):
+            needs.append(f"weighting {self.weighting}")
+        if needs:
+            raise ValueError(f"offline keeps the teacher's top_k logits alone, and {needs[0]} needs the teacher itself")
+        return self
 
     def plan(self, before: Plan) -> Plan:
         if self.teacher is None:

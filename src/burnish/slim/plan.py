@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.arch import describe
 from burnish.core.checkpoint import plan_config
+from burnish.core.errors import SettingsError
 from burnish.core.stage import Plan
 from burnish.slim.target import experts_of, fit, parse_target, resized
 
@@ -22,6 +23,13 @@ def new_config(settings: Slim, before: Plan) -> Any:
     groups = settings.num_key_value_heads
     by = "width" if settings.method == "narrow" else "num_experts"
     size = settings.width if by == "width" else settings.num_experts
+    if by == "width" and size is not None and size % settings.multiple:
+        nearest = max(settings.multiple * round(size / settings.multiple), settings.multiple)
+        raise SettingsError(
+            f"width is {size}, which {settings.multiple} does not divide, and fused expert kernels work on such tiles",
+            where="width",
+            fix=f"use {nearest}, or a smaller multiple",
+        )
     if settings.target is not None:
         allowed = parse_target(settings.target, before)
         size = fit(before.config, allowed, by=by, multiple=settings.multiple, num_key_value_heads=groups)

@@ -1,19 +1,24 @@
 """`Slim`: a mixture of experts made smaller: all experts kept and narrower, or fewer experts; still a stock checkpoint.
 
-slim = burnish.Slim(target="20%")(model, calibration=texts)
+    slim = burnish.Slim(target="20%")(model, calibration=texts)
+
+With `stages` it stands for several nodes of a recipe: cut, distil, cut, distil (`burnish.slim.staged`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from burnish.core.errors import SettingsError
 from burnish.core.settings import VOLATILE, CheckpointRef, DataRef
 from burnish.core.stage import Context, Plan, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
+    from burnish.core.recipe import Node
 
 NEURON_SCORES = ("fisher", "taylor", "taylor_total", "energy", "act_l2", "wanda", "magnitude", "random")
 EXPERT_SCORES = ("reap", "frequency", "magnitude", "random")
@@ -40,7 +45,7 @@ class Slim(Stage):
     num_key_value_heads: int | None = Field(
         default=None, ge=1, description="attention groups to keep, each with its query heads; null keeps all"
     )
-    multiple: int = Field(default=64, ge=1, description="a width found from a target is a multiple of this")
+    multiple: int = Field(default=64, ge=1, description="a width is a multiple of this")
     score: str | None = Field(
         default=None,
         description=f"what is kept: {', '.join(NEURON_SCORES)} (narrow, default fisher); "
@@ -62,6 +67,21 @@ class Slim(Stage):
     memory: int = Field(
         default=2_000_000_000, ge=1, description="bytes of refit statistics held at once", json_schema_extra=VOLATILE
     )
+
+    stages: int | None = Field(
+        default=None,
+        ge=1,
+        description="cut and distil in turn, so many times, with the first model as the teacher; not given: cut only",
+    )
+    ratios: list[float] | None = Field(
+        default=None,
+        description="share of the width (or of the experts) that each cut but the last leaves; equal ones if not given",
+    )
+    data: DataRef | None = Field(default=None, description="texts or chats to distil on, with stages")
+    budgets: list[int] | None = Field(
+        default=None, description="tokens to distil on in each stage, or one number for all; else one pass over data"
+    )
+    recovery: dict[str, Any] = Field(default={}, description="further settings of the distill after each cut")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Slim:
@@ -85,16 +105,49 @@ class Slim(Stage):
                 "labels: teacher needs a teacher that is another model: the divergence of a model from itself has no "
                 "gradient, so every score would be rounding noise (use labels: sampled for the first cut)"
             )
+        self._check_stages()
         return self
+
+    def _check_stages(self) -> None:
+        if self.stages is None:
+            given = [name for name in ("ratios", "data", "budgets", "recovery") if getattr(self, name)]
+            if given:
+                raise ValueError(f"{given[0]} says how to distil between cuts, but there are no stages; give stages: 1")
+            return
+        if self.data is None:
+            raise ValueError("each stage distils after its cut, and no data is named; give data: FILE, or --data FILE")
+        if self.teacher is not None:
+            raise ValueError("the teacher of every stage is the first model, so there is no teacher to name")
+        if self.ratios is not None and len(self.ratios) != self.stages - 1:
+            raise ValueError(f"ratios has {len(self.ratios)} entries, but {self.stages} stages have {self.stages - 1}")
+        if self.ratios is not None and not all(0 < ratio < 1 for ratio in self.ratios):
+            raise ValueError(f"ratios is {self.ratios}, but each is a share between 0 and 1")
+        if self.budgets is not None and len(self.budgets) not in (1, self.stages):
+            raise ValueError(f"budgets has {len(self.budgets)} entries, but there are {self.stages} stages")
+        if self.budgets is not None and min(self.budgets) < 1:
+            raise ValueError(f"budgets is {self.budgets}, but each is a number of tokens")
 
     @property
     def score_name(self) -> str:
         """The score, with the method's default."""
         return self.score or ("fisher" if self.method == "narrow" else "reap")
 
+    def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
+        if self.stages is None:
+            return (node,)
+        from burnish.slim.staged import expand
+
+        return expand(self, node, before())
+
     def plan(self, before: Plan) -> Plan:
         from burnish.slim.plan import plan
 
+        if self.stages is not None:
+            raise SettingsError(
+                "stages stands for several steps of a recipe, and here is only one",
+                where="stages",
+                fix="use burnish slim or a recipe; in Python chain Slim and Distill",
+            )
         return plan(self, before)
 
     def run(self, model: Model, ctx: Context) -> Model:

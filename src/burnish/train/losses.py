@@ -40,6 +40,17 @@ class Loss:
 LossFn = Callable[[nn.Module, Batch], Loss]
 
 
+class WithParameters(nn.Module):
+    """A model with parameters of the loss beside it, so that one training knows both: `beside` is theirs alone."""
+
+    def __init__(self, model: nn.Module, beside: nn.ParameterList) -> None:
+        super().__init__()
+        self.model, self.beside = model, beside
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
 def model_inputs(batch: Batch) -> dict[str, Any]:
     """The keyword arguments of a forward pass. Pieces of a packed row are kept apart by their position ids alone."""
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,9 +15,9 @@ from burnish.core.stage import Context
 from burnish.data import check_disjoint, read_rows
 from burnish.data.packing import PackedRows, documents, pack
 from burnish.optim import OPTIMIZERS
-from burnish.train.loop import Loop, fit
+from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import merged, with_adapters
-from burnish.train.losses import LossFn, balanced_loss, causal_lm_loss
+from burnish.train.losses import LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from burnish.train.stage import Train
 
 
-def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None = None) -> Model:
+def train(
+    settings: Train,
+    model: Model,
+    ctx: Context,
+    *,
+    loss_fn: LossFn | None = None,
+    prepare: Callable[[PackedRows, str], Rows] = lambda rows, name: rows,
+    beside: nn.ParameterList | None = None,
+) -> Model:
     """Trains a copy of `model` on `ctx.inputs["data"]`; its weights come back in the dtype they had.
 
     Args:
@@ -33,6 +42,10 @@ def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None
         model: the start.
         ctx: of the stage.
         loss_fn: what is minimised in place of the next-token loss (distillation, say).
+        prepare: (rows, "data" or "validation") -> what the loop takes batches from, before the model is loaded;
+            for losses that need more in a batch than tokens.
+        beside: parameters of the loss itself, which finds them as `model.beside`; trained by AdamW with the model, kept
+            in the states of the training, and left behind at its end.
 
     Raises:
         DataError: no data, nothing to learn from, or token ids that the model does not have.
@@ -40,6 +53,8 @@ def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None
     """
     settings.check(model.config)
     rows, held_out = training_rows(settings, model.tokenizer, ctx)
+    batches = prepare(rows, "data")
+    validation = None if held_out is None else prepare(held_out, "validation")
     module: Any = copy.deepcopy(model.module)
     dtype = module.dtype
     check_vocabulary(module, rows)
@@ -51,11 +66,16 @@ def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None
     if settings.activation_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(settings, module)
+    trained = module
+    if beside is not None:
+        trained = WithParameters(module, beside.to(torch.device(ctx.device)))
+        names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
+        optimizer.add_param_group({"params": names, "algorithm": "adamw"})
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
     ctx.progress.log(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
-    fit(module, rows, loss_fn, optimizer, ctx, loop, validation=held_out)
+    fit(trained, batches, loss_fn, optimizer, ctx, loop, validation=validation)
     if settings.activation_checkpointing:
         module.gradient_checkpointing_disable()
     if settings.lora_rank:

@@ -25,7 +25,8 @@ from burnish.core.checkpoint import (
     read_config,
     resolve,
 )
-from burnish.core.errors import BurnishError, RecipeError
+from burnish.core.errors import RecipeError
+from burnish.core.expand import expanded, plan_node
 from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state
 from burnish.core.settings import Settings
@@ -70,14 +71,7 @@ class Planner:
     verify: bool = False
 
     def __post_init__(self) -> None:
-        self.stages = {
-            node.name: self.rooms.stage_class(node.stage, where=node.where).parse(
-                node.settings, where=f"{node.where}, node {node.name!r}"
-            )
-            for node in self.recipe.nodes
-        }
-        self.needs = {node.name: self._needs(node) for node in self.recipe.nodes}
-        self.recipe = replace(self.recipe, nodes=in_order(self.recipe.nodes, self.needs))
+        self.stages = {node.name: self._settings(node) for node in self.recipe.nodes}
         self.evaluate = None
         if self.recipe.evaluate is not None:
             self.evaluate = self.rooms.evaluate().parse(
@@ -85,8 +79,16 @@ class Planner:
             )
         self.start = resolve(self.recipe.start)
         read_config(self.start)
+        self.recipe, self.stages = expanded(self.recipe, self.stages, read=self._settings, plan_start=self._plan_start)
+        self.needs = {node.name: self._needs(node) for node in self.recipe.nodes}
+        self.recipe = replace(self.recipe, nodes=in_order(self.recipe.nodes, self.needs))
         self.state = read_state(self.directory)
         self.hashes: dict[str, str] = {}
+
+    def _settings(self, node: Node) -> Stage:
+        return self.rooms.stage_class(node.stage, where=node.where).parse(
+            node.settings, where=f"{node.where}, node {node.name!r}"
+        )
 
     def _needs(self, node: Node) -> list[str]:
         """Names of the nodes that must be finished before this one: its parent, and those that its settings name."""
@@ -230,17 +232,11 @@ class Planner:
         plans = {START: self._plan_start()}
         for decision in decisions:
             node, stage = decision.node, decision.stage
-            where = f"{node.where}, node {node.name!r}"
-            stage.check_accepts(plans[node.parent], where=where)
             for name, to in stage.references().items():
                 value = getattr(stage, name)
                 if to == "data" and value is not None:
                     self.rooms.data_hash(value)
-            try:
-                plans[node.name] = stage.plan(plans[node.parent])
-            except BurnishError as error:
-                raise type(error)(error.what, where=error.where or where, fix=error.fix) from None
-            decision.plan = plans[node.name]
+            decision.plan = plans[node.name] = plan_node(node, stage, plans.__getitem__)
         return plans[START]
 
     def _plan_start(self) -> Plan:

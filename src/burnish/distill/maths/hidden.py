@@ -14,6 +14,14 @@ from torch.nn import functional as F
 SMALLEST_SQUARE = 1e-12
 
 
+def matching_layers(num_student: int, num_teacher: int) -> list[int]:
+    """For each layer of the student the teacher's at the same relative depth; the last goes to the last.
+
+    Layer i of n ends at depth (i + 1) / n; equal numbers give the identity.
+    """
+    return [max(round((layer + 1) * num_teacher / num_student) - 1, 0) for layer in range(num_student)]
+
+
 def hidden_mse(
     student: Float[Tensor, "*tokens student_hidden"],
     teacher: Float[Tensor, "*tokens hidden"],

@@ -32,6 +32,13 @@ def segment_mean(
     return torch.where(mask, 1 / counts.gather(1, segments).clamp(min=1), 0.0)
 
 
+def sequences(
+    mask: Bool[Tensor, "rows length"], position_ids: Int[Tensor, "rows length"] | None
+) -> Int[Tensor, "rows length"]:
+    """Numbers of the sequences packed into each row: position ids start again with each; a row is one without them."""
+    return torch.zeros_like(mask, dtype=torch.long) if position_ids is None else (position_ids == 0).long().cumsum(1)
+
+
 def turns(mask: Bool[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
     """Numbers of the runs of counting tokens in each row: a turn of the assistant is a run."""
     before = torch.nn.functional.pad(mask[:, :-1], (1, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,5 +23,17 @@ def geometric_widths(first: int, last: int, num_stages: int, multiple: int) -> l
 
     f_i = first (last / first)^(i / num_stages), rounded to `multiple`.
     """
-    exact = [first * (last / first) ** (stage / num_stages) for stage in range(1, num_stages)]
-    return [min(max(multiple * round(width / multiple), last), first) for width in exact] + [last]
+    ratio = (last / first) ** (1 / num_stages)
+    return ratio_widths(first, last, [ratio] * (num_stages - 1), multiple)
+
+
+def ratio_widths(first: int, last: int, ratios: Sequence[float], multiple: int) -> list[int]:
+    """Widths after len(ratios) + 1 cuts, of which each but the last leaves that share of what it finds.
+
+    Shares are of the exact widths, before they are rounded to `multiple`; the last width is `last` exactly.
+    """
+    widths, exact = [], float(first)
+    for ratio in ratios:
+        exact *= ratio
+        widths.append(min(max(multiple * round(exact / multiple), last), first))
+    return [*widths, last]

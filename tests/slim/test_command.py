@@ -1,0 +1,116 @@
+"""`burnish slim`, `distill` and `convert upcycle` given what they cannot do: one sentence, and nothing written."""
+
+import pytest
+
+from burnish.cli import main
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Runs a command that must fail before its work begins; returns its one line."""
+
+    def run(*arguments):
+        out = tmp_path / "out"
+        with pytest.raises(SystemExit) as caught:
+            main([*map(str, arguments), "-o", str(out)])
+        assert caught.value.code == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("burnish: error: ")
+        assert not out.exists()
+        return line
+
+    return run
+
+
+@pytest.fixture
+def saved(model_of, tmp_path):
+    return lambda name: model_of(name).save(tmp_path / name)
+
+
+@pytest.fixture
+def text(tmp_path, texts):
+    file = tmp_path / "text.txt"
+    file.write_text(texts[0])
+    return file
+
+
+def test_a_dense_model(refused, tiny_llama):
+    assert "a llama model has no experts; quantize makes dense models smaller" in refused(
+        "slim", tiny_llama, "--target", "50%"
+    )
+
+
+def test_an_unknown_architecture(refused, saved):
+    place = saved("olmoe")
+    config = (place / "config.json").read_text()
+    (place / "config.json").write_text(config.replace('"olmoe"', '"granitemoe"'))
+    (place / "burnish.json").unlink()
+    assert "granitemoe" in refused("slim", place, "--target", "50%")
+
+
+def test_a_width_that_is_not_divisible(refused, saved):
+    assert "width is 20, which 64 does not divide" in refused("slim", saved("mixtral"), "--width", 20)
+
+
+def test_a_target_below_what_is_not_in_experts(refused, saved):
+    line = refused("slim", saved("mixtral"), "--target", "10%", "--multiple", 8)
+    assert "31,136 are not in experts and the smallest width that works is 8" in line
+
+
+def test_heads_behind_a_norm_over_all_heads(refused, saved):
+    line = refused("slim", saved("olmoe"), "--width", 16, "--multiple", 8, "--num-key-value-heads", 1)
+    assert "norm of queries and keys spans all heads" in line
+
+
+def test_a_divergence_from_the_model_itself(refused, saved):
+    line = refused("slim", saved("mixtral"), "--width", 16, "--multiple", 8, "--labels", "teacher")
+    assert "divergence of a model from itself has no gradient" in line
+
+
+def test_nothing_that_says_how_small(refused, saved):
+    assert "nothing says how small" in refused("slim", saved("mixtral"))
+
+
+def test_stages_without_data(refused, saved):
+    assert "no data is named" in refused("slim", saved("mixtral"), "--target", "60%", "--stages", 2)
+
+
+def test_too_many_stages(refused, saved, text):
+    line = refused("slim", saved("mixtral"), "--target", "60%", "--multiple", 8, "--stages", 9, "--data", text)
+    assert "use fewer stages" in line
+
+
+def test_a_setting_that_distill_does_not_have(refused, saved, text):
+    line = refused(
+        *("slim", saved("mixtral"), "--target", "60%", "--multiple", 8, "--stages", 1, "--data", text),
+        *("--recovery.rate", "0.1"),
+    )
+    assert "recovery: there is no setting 'rate' here" in line
+
+
+def test_distilling_without_a_teacher(refused, tiny_llama, text):
+    assert "no teacher is named" in refused("distill", tiny_llama, "--data", text)
+
+
+def test_upcycling_a_mixture(refused, saved):
+    assert "this one is a mixtral" in refused("convert", "upcycle", saved("mixtral"), "--num-experts", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("slim", "--width", 16, "--multiple", 8, "--tokens", 64, "--length", 8),
+            "saw none of the 64",
+        ),
+        (("distill", "--teacher", "other"), "vocab_size is 384 and the teacher's 400"),
+    ],
+)
+def test_what_only_the_stage_can_see(refused, saved, model_of, text, tmp_path, arguments, message):
+    other = model_of("olmoe")
+    other.module.resize_token_embeddings(400)
+    options = [other.save(tmp_path / "teacher") if part == "other" else part for part in arguments]
+    command, *rest = options
+    data = ("--calibration", text) if command == "slim" else ("--data", text, "--context", 32, "--steps", 1)
+    assert message in refused(command, saved("olmoe"), *rest, *data)
