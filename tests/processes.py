@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 import time
 import traceback
@@ -43,7 +44,9 @@ def together(num: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
                     assert pipe is not None, f"{len(waiting)} of {num} processes did not end within {TIMEOUT} seconds"
                     rank = pipes.index(pipe)
                     try:
-                        failed, result = pipe.recv()
+                        failed, result = pickle.loads(
+                            pipe.recv_bytes()
+                        )  # not shared memory, which dies with its process
                     except EOFError:
                         processes[rank].join()
                         failed, result = True, f"process {rank} of {num} ended with {processes[rank].exitcode}"
@@ -68,8 +71,8 @@ def _one(rank: int, num: int, directory: str, pipe: Any, work: Callable[..., Any
             world_size=num,
             timeout=timedelta(seconds=TIMEOUT / 2),
         )
-        pipe.send((False, work(rank, *arguments)))
+        pipe.send_bytes(pickle.dumps((False, work(rank, *arguments))))
         dist.destroy_process_group()
     except BaseException:
-        pipe.send((True, f"process {rank} of {num}:\n{traceback.format_exc()}"))
+        pipe.send_bytes(pickle.dumps((True, f"process {rank} of {num}:\n{traceback.format_exc()}")))
         raise

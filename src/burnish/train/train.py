@@ -18,6 +18,7 @@ from burnish.train.loop import Loop, fit
 from burnish.train.lora import merged, with_adapters
 from burnish.train.losses import LossFn, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
+from burnish.train.world import World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,13 @@ def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None
         DataError: no data, nothing to learn from, or token ids that the model does not have.
         SettingsError, NumericalError, CheckpointError, OutputError: see `burnish.train.loop.fit`.
     """
+    from burnish.train.distributed import world
+
+    with world(ctx.device) as processes:
+        return _train(settings, model, ctx, loss_fn, processes)
+
+
+def _train(settings: Train, model: Model, ctx: Context, loss_fn: LossFn | None, world: World) -> Model:
     settings.check(model.config)
     rows, held_out = training_rows(settings, model.tokenizer, ctx)
     module: Any = copy.deepcopy(model.module)
@@ -50,12 +58,16 @@ def train(settings: Train, model: Model, ctx: Context, *, loss_fn: LossFn | None
         module = with_adapters(module, settings, rows)
     if settings.activation_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = make_optimizer(settings, module)
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
+    module = world.shard(module, loop.precision)
+    optimizer = make_optimizer(settings, module)
     ctx.progress.log(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
-    fit(module, rows, loss_fn, optimizer, ctx, loop, validation=held_out)
+    fit(module, rows, loss_fn, optimizer, ctx, loop, validation=held_out, world=world)
+    module = world.whole(module)
+    if module is None:  # another process has the result
+        return model
     if settings.activation_checkpointing:
         module.gradient_checkpointing_disable()
     if settings.lora_rank:
@@ -155,6 +167,7 @@ def loop_of(settings: Train, steps: int, device: str) -> Loop:
         on_nonfinite=settings.on_nonfinite,
         eval_every=settings.eval_every,
         save_every=settings.save_every,
+        save_async=settings.save_async,
         compile=settings.compile,
         seed=settings.seed,
     )
