@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+from burnish.optim.sharding import Sharding
 
 
 class AdamWRule(Rule):
@@ -30,6 +31,9 @@ class AdamWRule(Rule):
         "weight_decay": 0.1,
         "legacy_first_moment": False,
     }
+
+    def check_sharding(self, group: Mapping[str, Any], parameter: Tensor, sharding: Sharding, where: str) -> None:
+        """Nothing: every number is stepped on its own."""
 
     def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         return {

@@ -13,8 +13,9 @@ from burnish.optim.adamw import adamw_options, common_options
 from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
 from burnish.optim.maths import cosmos as maths
 from burnish.optim.maths.orthogonalise import orthogonalise
-from burnish.optim.normuon import check_orthogonalisation, dtype_name, orthogonalisation_dtype
+from burnish.optim.normuon import check_orthogonalisation, dtype_name, lies_whole, orthogonalisation_dtype
 from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
 
 DEFAULT_RANK = 64
 
@@ -58,31 +59,58 @@ class CosmosRule(Rule):
                 f"lr_ratio is {group['lr_ratio']} and gamma {group['gamma']}, but they must be positive", where=where
             )
 
+    def check_sharding(self, group: Mapping[str, Any], parameter: Tensor, sharding: Sharding, where: str) -> None:
+        stack = parameter.ndim == 3 and not group["flatten"]
+        by_rows = (
+            parameter.ndim == 2 and group["neuron_dim"] == -2 and not group["split_sizes"] and not group["num_heads"]
+        )
+        if sharding.dim != 0 or not (stack or by_rows):
+            raise SettingsError(
+                "sharded COSMOS needs whole matrices (out, in) that are cut along their rows, or stacks of matrices",
+                where=where,
+                fix="do not split fused matrices, use normuon for this parameter, or replicate it (DDP)",
+            )
+
     def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         state = {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter, dtype=dtype)}
-        for number, block in enumerate(blocks(parameter, group)):
+        whole = torch.empty(parameter.shape, device="meta") if sharding_of(parameter) else parameter
+        # State per row lies where its rows lie; bases and covariances of one matrix are the same on every process.
+        with_rows = moved(parameter, 0)
+        for number, block in enumerate(blocks(whole, group)):
             *batch, rows, cols = block.shape
             rank = min(DEFAULT_RANK if group["rank"] is None else group["rank"], rows, cols)
-            for key, shape in (("basis", (cols, rank)), ("covariance", (rank, rank)), ("second_moment", (rows, rank))):
-                state[f"{key}{number}"] = torch.zeros(*batch, *shape, dtype=dtype, device=parameter.device)
+            everywhere = with_rows if batch else moved(parameter, None)
+            for key, shape, placements in (
+                ("basis", (cols, rank), everywhere),
+                ("covariance", (rank, rank), everywhere),
+                ("second_moment", (rows, rank), with_rows),
+            ):
+                state[f"{key}{number}"] = zeros((*batch, *shape), parameter, dtype, placements)
         return state
 
     def update(self, items: list[Item]) -> None:
+        apart = [item for item in items if not lies_whole(item)]
+        if apart:
+            from burnish.optim.sharded_cosmos import update_sharded
+
+            update_sharded(apart)
         for item in items:
-            state, group = item.state, item.group
-            gradient = item.gradient.to(state["momentum"].dtype)
-            if not gradient.is_contiguous():
-                gradient = gradient.contiguous()
-            state["step"] += 1
-            state["momentum"].lerp_(gradient, 1 - group["betas"][0])
-            parts = zip(
-                blocks(item.weight, group), blocks(gradient, group), blocks(state["momentum"], group), strict=True
-            )
-            for number, (weight, block_gradient, first_moment) in enumerate(parts):
-                change = _change(item, number, block_gradient, first_moment)
-                item.decay_(weight)
-                weight.sub_(change, alpha=group["lr"] * group["lr_ratio"])
-            item.commit()
+            if item.parameter.numel() and lies_whole(item):
+                self._update_whole(item)
+
+    def _update_whole(self, item: Item) -> None:
+        state, group = item.state, item.group
+        gradient = item.gradient.to(state["momentum"].dtype)
+        if not gradient.is_contiguous():
+            gradient = gradient.contiguous()
+        state["step"] += 1
+        state["momentum"].lerp_(gradient, 1 - group["betas"][0])
+        parts = zip(blocks(item.weight, group), blocks(gradient, group), blocks(state["momentum"], group), strict=True)
+        for number, (weight, block_gradient, first_moment) in enumerate(parts):
+            change = _change(item, number, block_gradient, first_moment)
+            item.decay_(weight)
+            weight.sub_(change, alpha=group["lr"] * group["lr_ratio"])
+        item.commit()
 
 
 def _change(item: Item, number: int, gradient: Tensor, first_moment: Tensor) -> Tensor:

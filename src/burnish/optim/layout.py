@@ -32,7 +32,7 @@ def blocks(like_parameter: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
     """
     whole = like_parameter
     if _flattened(whole, group):
-        whole = whole.view(whole.shape[0], -1)
+        whole = whole.view(whole.shape[0], whole.shape[1:].numel())
     if group["neuron_dim"] == -1:
         whole = whole.mT
     parts = whole.split(list(group["split_sizes"]), dim=-2) if group["split_sizes"] else (whole,)
@@ -51,6 +51,30 @@ def num_rows_shape(parameter: Tensor, group: Mapping[str, Any]) -> tuple[int, ..
     if _flattened(parameter, group):
         return (parameter.shape[0], 1)
     return (*parameter.shape[:-2], parameter.shape[group["neuron_dim"]], 1)
+
+
+def oriented(like_parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """A parameter, or a shard of it, as a view of shape (*stack, out, in), uncut."""
+    (view,) = blocks(like_parameter, {**group, "split_sizes": None, "num_heads": None})
+    return view
+
+
+def row_spans(num_rows: int, group: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """First and last + 1 output row of every matrix that `blocks` makes of one."""
+    spans = []
+    start = 0
+    for size in group["split_sizes"] or (num_rows,):
+        each = size // (group["num_heads"] or 1)
+        spans += [(first, first + each) for first in range(start, start + size, each)]
+        start += size
+    return spans
+
+
+def out_and_in_dims(num_dims: int, group: Mapping[str, Any]) -> tuple[int, int]:
+    """Which dimensions of a parameter are its matrices' output rows and input columns (of filters, the first)."""
+    if num_dims > 3 if group["flatten"] is None else group["flatten"]:
+        return 0, 1
+    return (num_dims - 2, num_dims - 1) if group["neuron_dim"] == -2 else (num_dims - 1, num_dims - 2)
 
 
 def stack(views: list[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """NorMuon and Muon: the update of `burnish.optim.maths.normuon` on every matrix of a parameter, batched.
 
 Matrices of equal size in a group are orthogonalised together: on a GPU one batched product replaces many small ones.
+Of parameters that are sharded over processes, what needs a whole matrix is in `burnish.optim.sharded`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,20 @@ from torch import Tensor
 
 from burnish.core.errors import SettingsError, nearest
 from burnish.optim.adamw import adamw_options, common_options
-from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout, num_rows_shape, row_blocks, stack, unstack
+from burnish.optim.layout import (
+    LAYOUT_DEFAULTS,
+    blocks,
+    check_layout,
+    num_rows_shape,
+    out_and_in_dims,
+    row_blocks,
+    stack,
+    unstack,
+)
 from burnish.optim.maths.normuon import SCALES, momentum_, nesterov, row_scales_, step_factor
 from burnish.optim.maths.orthogonalise import SCHEDULES, orthogonalise
 from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
 
 BATCH_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Elements orthogonalised at once. A CPU gains from batching small matrices only, and loses its cache on large ones."""
@@ -46,22 +57,49 @@ class MuonRule(Rule):
         "ns_dtype": None,
         "cautious": False,
         "eps": 1e-10,
+        "norm_scope": "global",
         **LAYOUT_DEFAULTS,
     }
 
     def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
         check_choice("scale", group["scale"], list(SCALES), where)
+        check_choice("norm_scope", group["norm_scope"], ["global", "local"], where)
         check_orthogonalisation(group, where)
         check_layout(parameter, group, where)
+
+    def check_sharding(self, group: Mapping[str, Any], parameter: Tensor, sharding: Sharding, where: str) -> None:
+        out_and_in = out_and_in_dims(parameter.ndim, group)
+        filters = parameter.ndim > 3 or group["flatten"]
+        if (filters and sharding.dim != 0) or (sharding.dim not in out_and_in and sharding.dim != 0):
+            raise SettingsError(
+                f"a parameter of {parameter.ndim} dimensions is sharded along dimension {sharding.dim}",
+                where=where,
+                fix="leave fully_shard its default, the first dimension",
+            )
+        if group["norm_scope"] == "local" and sharding.dim == out_and_in[1] and not filters:
+            raise SettingsError(
+                "norm_scope local is defined for matrices that are sharded along their rows, not along their columns",
+                where=where,
+                fix="leave norm_scope out",
+            )
 
     def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         state = {"momentum": torch.zeros_like(parameter, dtype=dtype)}
         if self.normalise:
             rows = num_rows_shape(parameter, group)
-            state["second_moment"] = torch.zeros(rows, dtype=dtype, device=parameter.device)
+            state["second_moment"] = zeros(rows, parameter, dtype, _row_placements(parameter, group))
         return state
 
     def update(self, items: list[Item]) -> None:
+        apart = [item for item in items if not lies_whole(item)]
+        if apart:
+            from burnish.optim.sharded import update_sharded
+
+            update_sharded(apart, normalise=self.normalise)
+        whole = [item for item in items if lies_whole(item)] if apart else items
+        self._update_whole(whole)
+
+    def _update_whole(self, items: list[Item]) -> None:
         for item in items:
             momentum_(item.state["momentum"], item.gradient, item.group["betas"][0])
         waiting = {item.index: len(blocks(item.parameter, item.group)) for item in items}
@@ -89,19 +127,42 @@ class MuonRule(Rule):
         else:
             factor = step_factor(group["scale"], rows, cols, None, orthogonal.square().sum(dim=(-2, -1), keepdim=True))
         for unit, update, scale in zip(batch, unstack(orthogonal, views), unstack(factor, views), strict=True):
-            weight = blocks(unit.item.weight, group)[unit.number]
-            if group["cautious"] and group["weight_decay"]:
-                agrees = (update * weight) > 0
-                weight.sub_(weight * agrees, alpha=group["lr"] * group["weight_decay"])
-            else:
-                unit.item.decay_(weight)
-            weight.addcmul_(update, scale, value=-group["lr"])
+            apply_(unit.item, blocks(unit.item.weight, group)[unit.number], update, scale)
 
 
 class NorMuonRule(MuonRule):
     name = "normuon"
     normalise = True
     defaults: ClassVar[dict[str, Any]] = MuonRule.defaults | {"betas": (0.95, 0.95)}
+
+
+def apply_(item: Item, weight: Tensor, update: Tensor, factor: Tensor) -> None:
+    """Decays a block of the weights, or a shard of one, and moves it by -lr * factor * update."""
+    group = item.group
+    if group["cautious"] and group["weight_decay"]:
+        agrees = (update * weight) > 0
+        weight.sub_(weight * agrees, alpha=group["lr"] * group["weight_decay"])
+    else:
+        item.decay_(weight)
+    weight.addcmul_(update, factor, value=-group["lr"])
+
+
+def lies_whole(item: Item) -> bool:
+    """Whether this process has every matrix of a parameter whole, or not at all: a stack of experts is cut between
+    matrices, so it is stepped where it lies."""
+    sharding = item.sharding
+    return sharding is None or sharding.dim not in out_and_in_dims(len(sharding.shape), item.group)
+
+
+def _row_placements(parameter: Tensor, group: Mapping[str, Any]) -> Any:
+    """Where numbers per output row lie: with their rows, or everywhere if the parameter is cut along its columns."""
+    sharding = sharding_of(parameter)
+    if sharding is None:
+        return moved(parameter, None)
+    out, columns = out_and_in_dims(parameter.ndim, group)
+    if sharding.dim == columns:
+        return moved(parameter, None)
+    return moved(parameter, max(parameter.ndim - 2, 0) if sharding.dim == out and parameter.ndim <= 3 else sharding.dim)
 
 
 def _direction(unit: _Unit) -> Tensor:
@@ -179,6 +240,8 @@ class NorMuon(MatrixOptimizer):
             bfloat16 on a GPU, otherwise the dtype of the state).
         cautious: decay only weights that the update shrinks too (arXiv:2510.12402).
         eps: as in the authors' code.
+        norm_scope: "local" restores the size of the update per shard of a sharded matrix, as published distributed
+            versions do, so that it depends on the number of processes. For comparison only.
         adamw_lr, adamw_betas, adamw_eps: for groups with algorithm "adamw"; the rate is `lr` unless given.
         low_precision, seed: how bfloat16 weights are kept, see `AdamW`.
 
@@ -202,6 +265,7 @@ class NorMuon(MatrixOptimizer):
         ns_dtype: torch.dtype | str | None = None,
         cautious: bool = False,
         eps: float = 1e-10,
+        norm_scope: str = "global",
         adamw_lr: float | None = None,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,
@@ -219,6 +283,7 @@ class NorMuon(MatrixOptimizer):
             "ns_dtype": dtype_name(ns_dtype),
             "cautious": cautious,
             "eps": eps,
+            "norm_scope": norm_scope,
             **LAYOUT_DEFAULTS,
         }
         adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps)
@@ -247,6 +312,7 @@ class Muon(MatrixOptimizer):
         ns_steps: int = 5,
         ns_dtype: torch.dtype | str | None = None,
         cautious: bool = False,
+        norm_scope: str = "global",
         adamw_lr: float | None = None,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,
@@ -264,6 +330,7 @@ class Muon(MatrixOptimizer):
             "ns_dtype": dtype_name(ns_dtype),
             "cautious": cautious,
             "eps": 0.0,
+            "norm_scope": norm_scope,
             **LAYOUT_DEFAULTS,
         }
         adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps)

@@ -4,14 +4,15 @@ Trainers and checkpoint code assume one `torch.optim.Optimizer`. So every parame
 (normuon, muon, cosmos, soap, adamw) and this class steps each group by the rule of that name. What the rules share is
 here: options and their checks, state in float32 beside bfloat16 weights, saving and loading.
 
-A step has three parts, so that a sharded version replaces one of them: elementwise work on a parameter (momentum,
-decay, the update), the orthogonalisation of whole matrices, and two sums per matrix (its squared norms).
+A step has three parts: elementwise work on a parameter (momentum, decay, the update), the orthogonalisation of whole
+matrices, and two sums per matrix (its squared norms). Where FSDP2 has sharded the parameters over processes, the first
+is done on the local shards by the very same code; `burnish.optim.sharded` does the other two.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -20,6 +21,17 @@ from torch import Tensor
 
 from burnish.core.errors import SettingsError, nearest
 from burnish.optim.maths.rounding import stochastic_bfloat16
+from burnish.optim.sharding import (
+    Sharding,
+    check_processes_agree,
+    describe,
+    is_dtensor,
+    local,
+    refuse_mixture,
+    refuse_placements,
+    sharding_of,
+    taking_part,
+)
 
 if TYPE_CHECKING:
     from typing import Self
@@ -31,7 +43,7 @@ LOW_PRECISION = ("master", "stochastic")
 
 @dataclass
 class Item:
-    """One parameter in one step.
+    """One parameter in one step; of a sharded one the tensors are what lies in this process.
 
     Attributes:
         parameter: the live parameter.
@@ -39,6 +51,7 @@ class Item:
         state: its optimizer state.
         group: its group's options.
         index: its number in the optimizer, for the seed of stochastic rounding.
+        sharding: how the parameter lies over processes; None where it is whole.
     """
 
     parameter: Tensor
@@ -46,6 +59,7 @@ class Item:
     state: dict[str, Tensor]
     group: dict[str, Any]
     index: int
+    sharding: Sharding | None = None
     _weight: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -68,6 +82,8 @@ class Item:
             else:
                 # A generator keyed by step and parameter, so that a resumed run draws the same numbers.
                 seed = (self.group["seed"] * 1_000_003 + self.group["num_steps"]) * 65_537 + self.index
+                if self.sharding is not None:  # copies of a shard round alike, different shards differently
+                    seed += self.sharding.rank * 15_485_863
                 generator = torch.Generator(self.parameter.device).manual_seed(seed)
                 self.parameter.copy_(stochastic_bfloat16(self.weight, generator))
         self._weight = None
@@ -87,8 +103,19 @@ class Rule:
     def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
         """Refuses options that do not fit; raises `SettingsError`."""
 
+    def check_sharding(self, group: Mapping[str, Any], parameter: Tensor, sharding: Sharding, where: str) -> None:
+        """Refuses a parameter that this algorithm cannot step where it is sharded; raises `SettingsError`."""
+        raise SettingsError(
+            f"the parameter is sharded over {sharding.size} processes, which {self.name} does not support",
+            where=where,
+            fix="use normuon, muon, cosmos or adamw, or replicate it (DDP)",
+        )
+
     def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-        """All state of one parameter, made when the optimizer is made, so that every process has the same keys."""
+        """All state of one parameter, made when the optimizer is made, so that every process has the same keys.
+
+        State of a sharded parameter is sharded too, as DTensors, so that distributed checkpoints can cut it anew.
+        """
         raise NotImplementedError
 
     def update(self, items: list[Item]) -> None:
@@ -115,6 +142,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
     ) -> None:
         self._options = {self.algorithm: matrix | common, "adamw": adamw | common}
         self._seen: set[int] = set()
+        self._on_mesh = self._agreed = False
         super().__init__(params, {"lr": matrix["lr"]})
 
     @classmethod
@@ -161,10 +189,23 @@ class MatrixOptimizer(torch.optim.Optimizer):
         first = len(self.param_groups)
         self._check(group, rule, number=first)
         super().add_param_group(group)
+        named = self._named_parameters()
+        refuse_mixture(named, self._name())
+        self._on_mesh, self._agreed = is_dtensor(named[0][1]), False
         self._make_state(self.param_groups[first], rule)
 
     def _name(self) -> str:
         return type(self).__name__
+
+    def _named_parameters(self) -> list[tuple[str, Tensor]]:
+        """All parameters in order, with their names where those are known."""
+        named: list[tuple[str, Tensor]] = []
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [
+                f"parameter {place} of group {number}" for place in range(len(group["params"]))
+            ]
+            named += zip(names, group["params"], strict=True)
+        return named
 
     def _common(self) -> dict[str, Any]:
         options = self._options["adamw"]
@@ -191,7 +232,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if id(parameter) in self._seen:
                 raise SettingsError("this parameter was given twice", where=here, fix="list it in one group only")
             self._seen.add(id(parameter))
-            rule.check(group, parameter, here)
+            sharding = sharding_of(parameter)
+            # A tensor without storage has the shape of the whole, which is what options must fit.
+            rule.check(group, parameter if sharding is None else torch.empty(sharding.shape, device="meta"), here)
+            if sharding is not None:
+                rule.check_sharding(group, parameter, sharding, here)
 
     def _make_state(self, group: dict[str, Any], rule: Rule) -> None:
         for parameter in group["params"]:
@@ -221,33 +266,75 @@ class MatrixOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work: dict[str, list[Item]] = {}
-        index = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    if parameter.grad.is_sparse:
-                        raise SettingsError("gradients are sparse", where=self._name(), fix="use dense embeddings")
-                    item = Item(parameter, parameter.grad, self.state[parameter], group, index)
-                    work.setdefault(group["algorithm"], []).append(item)
-                index += 1
+        for item in self._items_on_mesh() if self._on_mesh else self._items():
+            work.setdefault(item.group["algorithm"], []).append(item)
         for algorithm, items in work.items():
             RULES[algorithm].update(items)
         for group in self.param_groups:
             group["num_steps"] += 1
         return loss
 
+    def _items(self) -> Iterator[Item]:
+        index = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    if parameter.grad.is_sparse:
+                        raise SettingsError("gradients are sparse", where=self._name(), fix="use dense embeddings")
+                    yield Item(parameter, parameter.grad, self.state[parameter], group, index)
+                index += 1
+
+    def _items_on_mesh(self) -> Iterator[Item]:
+        """The shards of this process, of all parameters that have a gradient in any process."""
+        named = self._named_parameters()
+        if not self._agreed:
+            facts = {name: describe(parameter) for name, parameter in named}
+            for number, group in enumerate(self.param_groups):
+                options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+                facts[f"the options of group {number}"] = str(sorted(options.items()))
+            check_processes_agree(cast("Any", named[0][1]).device_mesh, facts, self._name())
+            self._agreed = True
+        stepped = taking_part([parameter for _, parameter in named])
+        index = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if stepped[index]:
+                    shard = local(parameter)
+                    gradient = torch.zeros_like(shard) if parameter.grad is None else local(parameter.grad)
+                    state = {key: local(value) for key, value in self.state[parameter].items()}
+                    yield Item(shard, gradient, state, group, index, sharding_of(parameter))
+                index += 1
+
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state keeps its dtype: torch would round float32 state of bfloat16 weights to bfloat16."""
-        super().load_state_dict(state_dict)
+        """As in torch, but state keeps its dtype: torch would round float32 state of bfloat16 weights to bfloat16.
+
+        Raises:
+            SettingsError: the state was sharded in another way, or not at all.
+        """
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         live = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(saved, live, strict=False):  # torch itself refuses lists of different lengths
+            for key, value in state_dict["state"].get(number, {}).items():
+                here = self.state[parameter].get(key)
+                if isinstance(here, Tensor) and isinstance(value, Tensor) and describe(here) != describe(value):
+                    self._refuse_state(key, value, here)
+        super().load_state_dict(state_dict)
         for number, parameter in zip(saved, live, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
                     device = self.state[parameter][key].device
                     self.state[parameter][key] = value.to(device)
+
+    def _refuse_state(self, key: str, saved: Tensor, here: Tensor) -> None:
+        """Tells state that is of other processes from state that is of other parameters; the latter torch refuses."""
+        if is_dtensor(saved) or is_dtensor(here):
+            raise SettingsError(
+                f"the saved {key} is {describe(saved)}, but here it is {describe(here)}",
+                where=self._name(),
+                fix="save and load with torch.distributed.checkpoint, which cuts state for any number of processes",
+            )
 
 
 def _check_types(group: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
@@ -274,7 +361,7 @@ def refuse_unsupported(parameter: Tensor, where: str) -> None:
     """Parameters that no rule can step.
 
     Raises:
-        SettingsError: float16 or integer weights, FSDP1's flattened parameters, parameters sharded over processes.
+        SettingsError: float16 or integer weights, FSDP1's flattened parameters, or a mesh with tensor parallelism.
     """
     if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float64):
         raise SettingsError(
@@ -286,12 +373,5 @@ def refuse_unsupported(parameter: Tensor, where: str) -> None:
             where=where,
             fix="use FSDP2 (torch.distributed.fsdp.fully_shard)",
         )
-    if torch.distributed.is_available():
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(parameter, DTensor):
-            raise SettingsError(
-                "the parameter is sharded over processes, which this optimizer does not support yet",
-                where=where,
-                fix="replicate it (DDP)",
-            )
+    if is_dtensor(parameter):
+        refuse_placements(parameter, where)

@@ -65,6 +65,7 @@ class Loop:
         on_nonfinite: "stop" with an error that names the parameter, or "skip" the step.
         eval_every: steps between two measurements on the held-out rows; 0 measures at the end only.
         save_every: steps between two saved states; 0 saves none.
+        save_async: with several processes, go on training while a state is written (it is copied first).
         log_every: steps per row of the loss table; 0 chooses so that there are at most 400 rows.
         compile: run the forward pass through torch.compile.
         seed: of the order of rows and of dropout.
@@ -79,6 +80,7 @@ class Loop:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     eval_every: int = 0
     save_every: int = 100
+    save_async: bool = False
     log_every: int = 0
     compile: bool = False
     seed: int = 0
@@ -158,13 +160,17 @@ def evaluate(
     names: list[str] = []
     sums: Tensor | None = None
     with torch.no_grad(), _autocast(device, precision):
-        starts = range(world.rank * micro_batch_size, len(data), world.size * micro_batch_size)
-        for start in starts:
+        # Every process does the same number of forward passes, for they wait for each other's weights. One that has no
+        # rows left does row 0 once more, and it does not count.
+        for first in range(0, len(data), world.size * micro_batch_size):
+            start = first + world.rank * micro_batch_size
             rows = list(range(start, min(start + micro_batch_size, len(data))))
-            loss = loss_fn(model, _to(data.take(rows), device))
+            loss = loss_fn(model, _to(data.take(rows or [0]), device))
             names = sorted(loss.metrics)
             part = detached(loss, names)
+            part = part if rows else torch.zeros_like(part)
             sums = part if sums is None else sums + part
+    world.after_forward(model)
     model.train(was_training)
     if sums is None:
         raise SettingsError("there are no held-out rows to measure on")
@@ -179,7 +185,10 @@ def _check(data: Rows, loop: Loop, world: World) -> None:
     if loop.steps < 1 or loop.batch_size < 1 or micro < 1:
         raise SettingsError(f"steps {loop.steps}, batch_size {loop.batch_size} and micro_batch_size {micro} must be 1+")
     if loop.batch_size % world.size:
-        raise SettingsError(f"batch_size {loop.batch_size} is not divisible by {world.size} processes")
+        raise SettingsError(
+            f"a batch of {loop.batch_size} rows cannot be shared evenly by {world.size} processes",
+            fix="use a multiple, or another number of processes",
+        )
     if len(data) == 0:
         raise SettingsError("there are no rows to train on")
 
@@ -206,7 +215,7 @@ class _Training:
         self.sampler = Sampler(len(data), loop.batch_size, loop.seed)
         self.log_every = loop.log_every or math.ceil(loop.steps / 400)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
-        watching = ("eval_every", "save_every", "log_every")
+        watching = ("eval_every", "save_every", "save_async", "log_every")
         decisive = {key: value for key, value in asdict(loop).items() if key not in watching}
         self.fingerprint = {
             "model": state.model_fingerprint(model),
@@ -221,6 +230,7 @@ class _Training:
     # -- from the first step to the last -----------------------------------------------------------------------------
 
     def run(self) -> Fit:
+        self.world.prepare(self.model, self.fingerprint)
         first = self._resume()
         loop = self.loop
         self.model.train()
@@ -246,6 +256,7 @@ class _Training:
                     validation = {}
                     if loop.save_every and done % loop.save_every == 0:
                         self._save(done)
+        self.world.finish()
         if first == loop.steps and self.validation is not None:
             validation = self._evaluate()
         if self.world.is_main:
@@ -258,7 +269,9 @@ class _Training:
             group["lr"] = peak * self.loop.schedule(step, self.loop.steps)
         self.optimizer.zero_grad(set_to_none=True)
         sums, names = self._gradients(step)
-        total, weight, *metrics = self.world.sum_(sums).tolist()
+        total, weight, *metrics, tokens = self.world.sum_(sums).tolist()
+        self.tokens += int(tokens)
+        self.window.tokens += int(tokens)
         norm = self._divide_and_clip(step, weight)
         if norm is None:
             self.skipped += 1
@@ -270,17 +283,21 @@ class _Training:
         self.window.seconds += time.monotonic() - started
 
     def _gradients(self, step: int) -> tuple[Tensor, list[str]]:
-        """Adds up the gradient of the sum over the tokens of this process's rows of the step."""
+        """Adds up the gradient of the sum over the tokens of this process's rows of the step.
+
+        Returns:
+            Total, weight, metrics and the number of input tokens of these rows; the names of the metrics.
+        """
         rows = self.sampler.rows(step)
         share = len(rows) // self.world.size
         rows = rows[self.world.rank * share : (self.world.rank + 1) * share]
         micro = self.loop.micro_batch_size or share
         sums: Tensor | None = None
         names: list[str] = []
+        tokens = 0
         for number, start in enumerate(range(0, share, micro)):
             batch = self.data.take(rows[start : start + micro])
-            self.tokens += batch["input_ids"].numel() * self.world.size
-            self.window.tokens += batch["input_ids"].numel() * self.world.size
+            tokens += batch["input_ids"].numel()
             torch.manual_seed(((self.loop.seed * 1_000_003 + step) * 1009 + number) * 1009 + self.world.rank)
             with _autocast(self.device, self.loop.precision):
                 loss = self.loss_fn(self.forward, _to(batch, self.device))
@@ -289,7 +306,7 @@ class _Training:
             part = detached(loss, names)
             sums = part if sums is None else sums + part
         assert sums is not None, "a step has at least one row"
-        return sums, names
+        return torch.cat([sums, sums.new_tensor([tokens])]), names
 
     @torch.no_grad()
     def _divide_and_clip(self, step: int, weight: float) -> float | None:
@@ -297,7 +314,7 @@ class _Training:
         gradients = [p.grad for _, p in self.named if p.grad is not None]
         if not gradients or not weight > 0:
             return None
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / weight
+        norm = self.world.norm(gradients) / weight
         if not math.isfinite(norm):
             if self.loop.on_nonfinite == "stop":
                 raise NumericalError(
@@ -307,12 +324,14 @@ class _Training:
             return None
         limit = self.loop.max_grad_norm
         factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
-        torch._foreach_mul_(gradients, factor / weight)
+        torch._foreach_mul_([self.world.local(gradient) for gradient in gradients], factor / weight)
         return norm
 
     def _first_nonfinite(self) -> str:
-        for name, parameter in self.named:
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+        gradients = [(name, self.world.local(p.grad)) for name, p in self.named if p.grad is not None]
+        bad = self.world.sum_(torch.tensor([float(not g.isfinite().all()) for _, g in gradients], device=self.device))
+        for (name, _), processes in zip(gradients, bad.tolist(), strict=True):
+            if processes:
                 return name
         return "no single parameter, but their sum,"
 
@@ -354,18 +373,26 @@ class _Training:
 
     def _save(self, step: int) -> None:
         extra = {"rows": self.rows, "window": asdict(self.window), "skipped": self.skipped, "tokens": self.tokens}
-        if self.world.is_main:
-            state.save(self.ctx.work_dir, step, self.model, self.optimizer, fingerprint=self.fingerprint, extra=extra)
+        self.world.save(
+            self.ctx.work_dir,
+            step,
+            self.model,
+            self.optimizer,
+            fingerprint=self.fingerprint,
+            extra=extra,
+            wait=not self.loop.save_async,
+        )
 
     def _resume(self) -> int:
-        resumed = state.load(self.ctx.work_dir, self.model, self.optimizer, fingerprint=self.fingerprint)
+        resumed = self.world.load(self.ctx.work_dir, self.model, self.optimizer, fingerprint=self.fingerprint)
         if resumed is None:
-            self._metrics_file.unlink(missing_ok=True)
+            if self.world.is_main:
+                self._metrics_file.unlink(missing_ok=True)
             return 0
         self.rows, self.window = resumed.extra["rows"], _Window(**resumed.extra["window"])
         self.skipped, self.tokens = resumed.extra["skipped"], resumed.extra["tokens"]
-        # What was logged after the state was saved will be logged again.
-        self._metrics_file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        if self.world.is_main:  # what was logged after the state was saved will be logged again
+            self._metrics_file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self.ctx.progress.log(f"continuing after step {resumed.step:,} of {self.loop.steps:,}")
         return resumed.step
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from burnish.core.errors import SettingsError, nearest
-from burnish.core.stage import Context, DataRef, Plan, Stage
+from burnish.core.stage import VOLATILE, Context, DataRef, Plan, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -90,6 +90,11 @@ class Train(Stage):
     )
     save_every: int = Field(
         default=100, ge=0, description="steps between states that an interrupted run continues from"
+    )
+    save_async: bool = Field(
+        default=False,
+        description="with several processes, go on training while a state is written",
+        json_schema_extra=VOLATILE,
     )
 
     @field_validator("optimizer_options")

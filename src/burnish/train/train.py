@@ -19,6 +19,7 @@ from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import merged, with_adapters
 from burnish.train.losses import LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
+from burnish.train.world import World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,27 @@ def train(
         DataError: no data, nothing to learn from, or token ids that the model does not have.
         SettingsError, NumericalError, CheckpointError, OutputError: see `burnish.train.loop.fit`.
     """
+    from burnish.train.distributed import world
+
+    with world(ctx.device) as processes:
+        return _train(settings, model, ctx, loss_fn, prepare, beside, processes)
+
+
+def _train(
+    settings: Train,
+    model: Model,
+    ctx: Context,
+    loss_fn: LossFn | None,
+    prepare: Callable[[PackedRows, str], Rows],
+    beside: nn.ParameterList | None,
+    world: World,
+) -> Model:
     settings.check(model.config)
+    if beside is not None and world.size > 1:
+        raise SettingsError(
+            "parameters of the loss itself (projections between hidden states) are trained by one process only",
+            fix="leave `launch` out of this node",
+        )
     rows, held_out = training_rows(settings, model.tokenizer, ctx)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out, "validation")
@@ -65,17 +86,21 @@ def train(
         module = with_adapters(module, settings, rows)
     if settings.activation_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
+    trained = module if beside is None else WithParameters(module, beside.to(torch.device(ctx.device)))
+    trained = world.shard(trained, loop.precision)
     optimizer = make_optimizer(settings, module)
-    trained = module
     if beside is not None:
-        trained = WithParameters(module, beside.to(torch.device(ctx.device)))
         names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
         optimizer.add_param_group({"params": names, "algorithm": "adamw"})
-    loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
     ctx.progress.log(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
-    fit(trained, batches, loss_fn, optimizer, ctx, loop, validation=validation)
+    fit(trained, batches, loss_fn, optimizer, ctx, loop, validation=validation, world=world)
+    whole = world.whole(trained)
+    if whole is None:  # another process has the result
+        return model
+    module = whole.model if isinstance(whole, WithParameters) else whole
     if settings.activation_checkpointing:
         module.gradient_checkpointing_disable()
     if settings.lora_rank:
@@ -175,6 +200,7 @@ def loop_of(settings: Train, steps: int, device: str) -> Loop:
         on_nonfinite=settings.on_nonfinite,
         eval_every=settings.eval_every,
         save_every=settings.save_every,
+        save_async=settings.save_async,
         compile=settings.compile,
         seed=settings.seed,
     )

@@ -1,12 +1,18 @@
-"""What the loop needs to know of other processes: who it is, how many there are, and sums over all of them.
+"""What the loop needs to know of other processes: who it is, how many there are, and what all of them have together.
 
-One process is the case that is built; the loop asks these questions and nothing else, so that more processes are
-another `World`.
+One process is the case here, and the loop asks these questions and nothing else; `burnish.train.distributed` answers
+them for several processes.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from burnish.train import state
 
 
 class World:
@@ -20,14 +26,59 @@ class World:
     rank: int = 0
     size: int = 1
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        return tensor
-
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and the ledger."""
         return self.rank == 0
+
+    def prepare(self, model: nn.Module, fingerprint: dict[str, str]) -> None:
+        """Called once before the first step; refuses what cannot be trained together."""
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        return tensor
+
+    def norm(self, gradients: list[Tensor]) -> float:
+        """The Euclidean norm of all gradients as one vector."""
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """What of a tensor lies in this process."""
+        return tensor
+
+    def after_forward(self, model: nn.Module) -> None:
+        """Called after forward passes that no backward pass follows."""
+
+    def save(
+        self,
+        directory: Path,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        fingerprint: dict[str, str],
+        extra: dict[str, Any],
+        wait: bool = True,
+    ) -> None:
+        """Keeps the state after `step` steps; where `wait` is false it may still be written when this returns."""
+        state.save(directory, step, model, optimizer, fingerprint=fingerprint, extra=extra)
+
+    def load(
+        self, directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: dict[str, str]
+    ) -> state.Resumed | None:
+        """Puts the newest state into model and optimizer, or returns None where there is none."""
+        return state.load(directory, model, optimizer, fingerprint=fingerprint)
+
+    def finish(self) -> None:
+        """Waits for what is still being written."""
+
+    def shard(self, model: nn.Module, precision: str) -> nn.Module:
+        """The model as it is trained; see `Processes.shard`."""
+        return model
+
+    def whole(self, model: nn.Module) -> nn.Module | None:
+        """The trained model as an ordinary one, where this process is the one that keeps it."""
+        return model
 
 
 ALONE = World()

@@ -6,7 +6,6 @@ the result, seed, and the content hashes of everything that it reads.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path

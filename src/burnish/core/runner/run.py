@@ -8,8 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from burnish.core.checkpoint import check_target, remove_leftovers, weight_files, write_atomically
 from burnish.core.ledger import Ledger

@@ -47,12 +47,44 @@ def track_basis(
     beta2: float,
 ) -> tuple[Float[Tensor, "*batch cols rank"], Float[Tensor, "*batch rank rank"]]:
     """One power step on the running covariance of the gradients, without ever forming it; S is kept symmetric."""
-    power = beta2 * basis @ covariance + (1 - beta2) * gradient.mT @ (gradient @ basis)
-    new_basis = torch.linalg.qr(power).Q
+    new_basis = next_basis(basis, covariance, power_share(basis, gradient, beta2), beta2)
+    share = covariance_share(gradient @ new_basis, beta2)
+    return new_basis, next_covariance(basis, new_basis, covariance, share, beta2)
+
+
+def power_share(
+    basis: Float[Tensor, "*batch cols rank"], gradient: Float[Tensor, "*batch rows cols"], beta2: float
+) -> Float[Tensor, "*batch cols rank"]:
+    """(1 - beta2) G^T (G U); of shards of rows it is the sum of the shards' own."""
+    return (1 - beta2) * gradient.mT @ (gradient @ basis)
+
+
+def covariance_share(inside: Float[Tensor, "*batch rows rank"], beta2: float) -> Float[Tensor, "*batch rank rank"]:
+    """(1 - beta2) (G U')^T (G U'); of shards of rows it is the sum of the shards' own."""
+    return (1 - beta2) * inside.mT @ inside
+
+
+def next_basis(
+    basis: Float[Tensor, "*batch cols rank"],
+    covariance: Float[Tensor, "*batch rank rank"],
+    power: Float[Tensor, "*batch cols rank"],
+    beta2: float,
+) -> Float[Tensor, "*batch cols rank"]:
+    """U' from the whole `power_share`."""
+    return torch.linalg.qr(beta2 * basis @ covariance + power).Q
+
+
+def next_covariance(
+    basis: Float[Tensor, "*batch cols rank"],
+    new_basis: Float[Tensor, "*batch cols rank"],
+    covariance: Float[Tensor, "*batch rank rank"],
+    share: Float[Tensor, "*batch rank rank"],
+    beta2: float,
+) -> Float[Tensor, "*batch rank rank"]:
+    """S' from the whole `covariance_share`."""
     turn = basis.mT @ new_basis
-    inside = gradient @ new_basis
-    new_covariance = beta2 * turn.mT @ covariance @ turn + (1 - beta2) * inside.mT @ inside
-    return new_basis, (new_covariance + new_covariance.mT) / 2
+    new_covariance = beta2 * turn.mT @ covariance @ turn + share
+    return (new_covariance + new_covariance.mT) / 2
 
 
 def momentum(
@@ -99,15 +131,41 @@ def direction(
         legacy: do not gate a remainder that is rounding noise.
     """
     size = (momentum.shape[-2] * momentum.shape[-1]) ** 0.5
+    adam, remainder = parts(momentum, basis, second_moment, eps)
+    muon = orthogonalise(remainder, schedule, steps, dtype).to(momentum.dtype)
+    muon = sized(muon, size, _norm(muon), eps)
+    if not legacy:
+        muon = without_noise(muon, _norm(remainder), _norm(momentum))
+    combined = adam + gamma * muon
+    return sized(combined, size, _norm(combined), eps)
+
+
+def parts(
+    momentum: Float[Tensor, "*batch rows cols"],
+    basis: Float[Tensor, "*batch cols rank"],
+    second_moment: Float[Tensor, "*batch rows rank"],
+    eps: float,
+) -> tuple[Float[Tensor, "*batch rows cols"], Float[Tensor, "*batch rows cols"]]:
+    """A, the step inside the leading space, and R, what is left of D outside; row by row."""
     inside = momentum @ basis
     adam = (inside / (second_moment.sqrt() + eps)) @ basis.mT
-    remainder = momentum - inside @ basis.mT
-    muon = orthogonalise(remainder, schedule, steps, dtype).to(momentum.dtype)
-    muon = muon * (size / (_norm(muon) + eps))
-    if not legacy:
-        muon = torch.where(_norm(remainder) <= NOISE * _norm(momentum), torch.zeros_like(muon), muon)
-    combined = adam + gamma * muon
-    return combined * (size / (_norm(combined) + eps))
+    return adam, momentum - inside @ basis.mT
+
+
+def sized(
+    matrix: Float[Tensor, "*batch rows cols"], size: float, norm: Float[Tensor, "*batch 1 1"], eps: float
+) -> Float[Tensor, "*batch rows cols"]:
+    """The matrix (or shards of it), whose Frobenius norm is given, scaled to another one."""
+    return matrix * (size / (norm + eps))
+
+
+def without_noise(
+    muon: Float[Tensor, "*batch rows cols"],
+    remainder_norm: Float[Tensor, "*batch 1 1"],
+    momentum_norm: Float[Tensor, "*batch 1 1"],
+) -> Float[Tensor, "*batch rows cols"]:
+    """Zero where what was orthogonalised is rounding: its orthogonalisation would be a random matrix of full size."""
+    return torch.where(remainder_norm <= NOISE * momentum_norm, torch.zeros_like(muon), muon)
 
 
 def _norm(matrix: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch 1 1"]:

@@ -58,9 +58,19 @@ def row_scales_(
         1 / (sqrt(v) + eps), ||O||_F^2 and ||Oh||_F^2. A row that is zero stays zero whatever its scale.
     """
     mean_square = orthogonal.square().mean(dim=-1, keepdim=True)
+    return row_scales_from_(mean_square, orthogonal.shape[-1], second_moment, beta2, eps)
+
+
+def row_scales_from_(
+    mean_square: Float[Tensor, "*batch rows 1"],
+    cols: int,
+    second_moment: Float[Tensor, "*batch rows 1"],
+    beta2: float,
+    eps: float = 1e-10,
+) -> tuple[Float[Tensor, "*batch rows 1"], Float[Tensor, "*batch 1 1"], Float[Tensor, "*batch 1 1"]]:
+    """`row_scales_` of a matrix of which only the mean squares of its rows are at hand (its columns lie apart)."""
     second_moment.lerp_(mean_square, 1 - beta2)
     row_scale = 1 / (second_moment.sqrt() + eps)
-    cols = orthogonal.shape[-1]
     before = cols * mean_square.sum(dim=-2, keepdim=True)
     after = cols * (mean_square * row_scale.square()).sum(dim=-2, keepdim=True)
     return row_scale, before, after
