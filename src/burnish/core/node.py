@@ -30,7 +30,7 @@ ROOM = "free some space; what is finished is kept, and the same command continue
 
 def main(spec_file: str) -> int:
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
-    _die_with(spec["parent"])
+    die_with(spec["parent"] if "TORCHELASTIC_RUN_ID" not in os.environ else os.getppid())
     try:
         stage_class = _resolve(spec["stage"])
         settings = stage_class.parse(spec["settings"], where=f"node {spec['node']!r}")
@@ -114,8 +114,6 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
     model = load(spec["model"])
     reference = load(evaluate.reference) if evaluate.reference else None
     evaluation = evaluate(model, reference=reference, progress=True)
-    ledger = Ledger(Path(spec["run"]), node=spec["node"])
-    evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])
     if spec["node"] != START:
         model.lineage.measurements = {
             name: metric | {"protocol": protocol_hash(evaluation.protocol)}
@@ -124,6 +122,9 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
         }
         model.lineage.write(Path(spec["model"]))
         write_atomically(Path(spec["model"]) / CARD_FILE, model_card(model.lineage))
+    # Last: with this row the checkpoint counts as measured, its card included.
+    ledger = Ledger(Path(spec["run"]), node=spec["node"])
+    evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])
 
 
 def _resolve(path: str) -> Any:
@@ -139,7 +140,7 @@ def _out_of_memory(spec: dict[str, Any]) -> StageError:
 
 def _report(spec: dict[str, Any], error: BurnishError) -> None:
     content = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
-    Path(spec["error_file"]).write_text(json.dumps(content), encoding="utf-8")
+    write_atomically(Path(spec["error_file"]), json.dumps(content))  # several processes may have the same to say
 
 
 def _peak_memory() -> int:
@@ -147,9 +148,9 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _die_with(parent: int) -> None:
-    """Asks the kernel to end this process when the runner dies, so that a killed run leaves nothing running."""
-    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" in os.environ:
+def die_with(parent: int) -> None:
+    """Asks the kernel to end this process when its parent dies, so that a killed run leaves nothing running."""
+    if sys.platform != "linux":
         return
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -23,9 +23,7 @@ def read_state(directory: Path) -> dict[str, Any]:
         # A run that was refused before it began leaves its lock behind.
         occupied = directory.is_dir() and any(path.name != LOCK_FILE for path in directory.iterdir())
         if occupied or (directory.exists() and not directory.is_dir()):
-            raise OutputError(
-                "exists and is not a run directory", where=str(directory), fix="choose another with -o"
-            )
+            raise OutputError("exists and is not a run directory", where=str(directory), fix="choose another with -o")
         return {"format": RUN_FORMAT, "nodes": {}, "files": {}}
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -39,10 +37,11 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """One burnish at a time in a run directory."""
+    """One burnish at a time in a run directory, which is gone again where nothing but the lock came into it."""
+    path = directory / LOCK_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / LOCK_FILE).open("a")
+        lock = path.open("a")
     except OSError as error:
         raise OutputError(f"cannot be written to ({error.strerror})", where=str(directory)) from None
     with lock:
@@ -54,4 +53,9 @@ def locked(directory: Path) -> Iterator[None]:
                 where=str(directory),
                 fix="wait for it, or choose another -o",
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if [entry.name for entry in directory.iterdir()] == [LOCK_FILE]:
+                path.unlink()
+                directory.rmdir()

@@ -6,19 +6,29 @@ the result, seed, and the content hashes of everything that it reads.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from burnish.core import errors
-from burnish.core.checkpoint import (UNSAFE_SUFFIXES, Lineage, content_files, hash_directory, kind_of, load_config, plan_checkpoint, plan_config, read_config, resolve)
+from burnish.core.checkpoint import (
+    UNSAFE_SUFFIXES,
+    Lineage,
+    content_files,
+    hash_directory,
+    kind_of,
+    load_config,
+    plan_checkpoint,
+    plan_config,
+    read_config,
+    resolve,
+)
 from burnish.core.errors import BurnishError, RecipeError
 from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state
 from burnish.core.settings import Settings
-from burnish.core.stage import Plan, Stage
+from burnish.core.stage import Kind, Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Planner:
             if value is None:
                 continue
             if to == "data":
-                hashes[name] = self.rooms.data_hash(value)
+                hashes[name] = self._data_hash(value, node_name)
             elif value in self.stages or value == START:
                 if value not in self.hashes:
                     return None
@@ -127,6 +137,18 @@ class Planner:
             else:
                 hashes[name] = self.checkpoint_hash(resolve(value))
         return hashes
+
+    def _data_hash(self, reference: str, node_name: str) -> str:
+        try:
+            return self.rooms.data_hash(reference)
+        except BurnishError as error:
+            raise _located(error, self._where(node_name)) from None
+
+    def _where(self, node_name: str) -> str:
+        """Where the recipe names a node; the start stands for what is measured on it."""
+        if node_name == START:
+            return self.recipe.where.get("evaluate", self.recipe.source)
+        return f"{self.recipe.node(node_name).where}, node {node_name!r}"
 
     def _key(self, node: Node) -> str | None:
         """The key of a node, or None while something that it needs is unfinished."""
@@ -150,14 +172,14 @@ class Planner:
         if self.evaluate is None:
             return
         measured = {
-            self.rooms.data_hash(value): value
+            self._data_hash(value, START): value
             for name, to in self.evaluate.references().items()
             if to == "data" and (value := getattr(self.evaluate, name)) is not None
         }
         for node in self.recipe.nodes:
             for name, to in self.stages[node.name].references().items():
                 value = getattr(self.stages[node.name], name)
-                if to == "data" and value is not None and self.rooms.data_hash(value) in measured:
+                if to == "data" and value is not None and self._data_hash(value, node.name) in measured:
                     raise RecipeError(
                         f"{name} is the text that everything is measured on ({value}), which would look too good",
                         where=f"{node.where}, node {node.name!r}",
@@ -223,12 +245,15 @@ class Planner:
             stage.check_accepts(plans[node.parent], where=where)
             for name, to in stage.references().items():
                 value = getattr(stage, name)
-                if to == "data" and value is not None:
-                    self.rooms.data_hash(value)
+                if value is not None and to == "data":
+                    self._data_hash(value, node.name)
+                elif value is not None:
+                    kind = plans[value].kind if value in plans else kind_on_disk(resolve(value))
+                    stage.check_reference(name, kind, where=where)
             try:
                 plans[node.name] = stage.plan(plans[node.parent])
             except BurnishError as error:
-                raise type(error)(error.what, where=error.where or where, fix=error.fix) from None
+                raise _located(error, where) from None
             decision.plan = plans[node.name]
         return plans[START]
 
@@ -256,3 +281,16 @@ class Planner:
             if path.exists() and not path.resolve().is_relative_to(here):
                 outside.append(f"{where} reads {path.resolve()}, outside the working directory")
         return outside
+
+
+def kind_on_disk(directory: Path) -> Kind:
+    """What a checkpoint says it is, or what its architecture's head says."""
+    lineage = Lineage.read(directory)
+    return kind_of(read_config(directory)) if lineage is None else lineage.kind
+
+
+def _located(error: BurnishError, where: str) -> BurnishError:
+    """The same error with its place in the recipe before what it names itself."""
+    return errors.remade(
+        type(error), error.what, where=f"{where}, {error.where}" if error.where else where, fix=error.fix
+    )

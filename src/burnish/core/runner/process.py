@@ -14,15 +14,13 @@ from typing import Any
 
 from burnish.core import errors
 from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import BurnishError, StageError
+from burnish.core.errors import StageError
 
 NODE_ERROR_STATUS = 3
 """Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
 
 
-def spawn(
-    directory: Path, name: str, spec: dict[str, Any], *, processes: int = 1, memory_settings: str = ""
-) -> None:
+def spawn(directory: Path, name: str, spec: dict[str, Any], *, processes: int = 1, memory_settings: str = "") -> None:
     """Runs `burnish.core.node` in a fresh process and turns its end into a result or one clear error."""
     work = directory / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -30,10 +28,8 @@ def spawn(
     error_file = spec_file.with_suffix(".error")
     error_file.unlink(missing_ok=True)
     write_atomically(spec_file, json.dumps(spec | {"error_file": str(error_file), "parent": os.getpid()}))
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    )
-    command = [sys.executable, *launcher, "-m", "burnish.core.node", str(spec_file)]
+    start = ["burnish.core.node"] if processes == 1 else ["burnish.core.launch", str(processes)]
+    command = [sys.executable, "-m", *start, str(spec_file)]
     logs = directory / "logs"
     logs.mkdir(exist_ok=True)
     log_file = logs / f"{name}.log"
@@ -61,14 +57,8 @@ def spawn(
         error_file.unlink()
         spec_file.unlink()
         error = getattr(errors, content["type"], StageError)
-        raise _rebuild(error, content, where=content["where"] or f"node {name!r}")
+        raise errors.remade(error, content["what"], where=content["where"] or f"node {name!r}", fix=content["fix"])
     raise _death(name, status, log_file, memory_settings)
-
-
-def _rebuild(error: type[BurnishError], content: dict[str, Any], *, where: str) -> BurnishError:
-    if error is errors.MissingExtraError:
-        return BurnishError(content["what"], where=where, fix=content["fix"])
-    return error(content["what"], where=where, fix=content["fix"])
 
 
 def _death(name: str, status: int, log_file: Path, memory_settings: str) -> StageError:

@@ -1,0 +1,69 @@
+"""torchrun for one node: `python -m burnish.core.launch PROCESSES SPEC.json`, started by the runner.
+
+The processes are started and watched by torch's own launcher. What this adds is the end: when a process dies, the
+others are stopped and the runner gets one sentence that says which and how, in place of the launcher's traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from burnish.core.node import die_with
+from burnish.core.runner import NODE_ERROR_STATUS
+
+
+def main(processes: int, spec_file: str) -> int:
+    """Runs the node in that many processes; returns the status to exit with."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
+    die_with(spec["parent"])
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the sentence below says it all
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "burnish.core.node", spec_file)
+    except ChildFailedError as error:
+        ends = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        return _explain(ends, processes, spec)
+    return 0
+
+
+def _explain(ends: dict[int, int], processes: int, spec: dict[str, Any]) -> int:
+    """Writes the error file where a process was killed; errors that a process wrote itself stay."""
+    killed = {rank: -status for rank, status in ends.items() if status < 0 and -status != signal.SIGTERM}
+    if killed:
+        rank, number = min(killed.items())
+        cause = f"process {rank} of {processes} was killed by signal {number} ({signal.Signals(number).name})"
+        memory = ", most likely because memory ran out" if number == signal.SIGKILL else ""
+        content = {
+            "type": "StageError",
+            "what": f"{cause}{memory}; the others were stopped",
+            "where": "",
+            "fix": "run the same command again: it continues from the last saved state",
+        }
+        Path(spec["error_file"]).write_text(json.dumps(content), encoding="utf-8")
+        return NODE_ERROR_STATUS
+    return NODE_ERROR_STATUS if Path(spec["error_file"]).is_file() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))
