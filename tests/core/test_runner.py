@@ -364,3 +364,22 @@ def test_two_runs_in_one_directory_are_refused(tiny_llama: Path, tmp_path: Path)
         wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir())
         with pytest.raises(OutputError, match="another burnish is running here"):
             run(CHAIN, tiny_llama, tmp_path / "run").execute()
+
+
+def test_a_reference_to_a_checkpoint_of_another_kind_is_refused_before_anything_runs(tiny_llama: Path, tmp_path: Path):
+    shutil.copytree(tiny_llama, tmp_path / "reward")
+    config = json.loads((tmp_path / "reward" / "config.json").read_text())
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    (tmp_path / "reward" / "config.json").write_text(json.dumps(config))
+    nodes = f"nodes: [{{name: a, stage: scale}}, {{name: b, stage: scale, teacher: {tmp_path}/reward}}]"
+    with pytest.raises(RecipeError, match="node 'b': teacher must be a causal-lm checkpoint, but is a sequence-class"):
+        run(nodes, tiny_llama, tmp_path / "run").execute()
+    assert not (tmp_path / "run" / "nodes").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_process_of_several_that_dies_is_one_sentence(tiny_llama: Path, tmp_path: Path):
+    nodes = failing("kill").replace("name: b,", "name: b, launch: {processes: 2},")
+    with pytest.raises(StageError, match=r"node 'b': process \d of 2 was killed by signal 9 .*memory ran out"):
+        run(nodes, tiny_llama, tmp_path / "run").execute()

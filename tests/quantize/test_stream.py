@@ -161,7 +161,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("method", ["rtn"])
 def test_memory_stays_below_six_tenths_of_the_checkpoint(large, tmp_path, method):
     """Peak resident memory of a process of its own, as the kernel counts it, libraries included."""
     from small_models import PROSE

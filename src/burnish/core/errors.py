@@ -65,6 +65,17 @@ class MissingExtraError(BurnishError):
         )
 
 
+def remade(kind: type[BurnishError], what: str, *, where: str | None, fix: str | None) -> BurnishError:
+    """An error of this kind from its parts; a missing package keeps its sentence and loses its class."""
+    return (BurnishError if kind is MissingExtraError else kind)(what, where=where, fix=fix)
+
+
+def located(error: BurnishError, where: str) -> BurnishError:
+    """The same error with its place in the recipe before what it names itself."""
+    whole = f"{where}, {error.where}" if error.where else where
+    return remade(type(error), error.what, where=whole, fix=error.fix)
+
+
 def nearest(word: str, candidates: list[str]) -> str | None:
     """The candidate a person most likely meant, or None when none is close."""
     import difflib

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from burnish.core.errors import BurnishError, RecipeError
+from burnish.core.errors import BurnishError, RecipeError, located
 from burnish.core.recipe import START, Node, Recipe
 from burnish.core.stage import Plan, Stage
 
@@ -49,7 +49,7 @@ def expanded(
         try:
             parts = stages[node.name].expand(node, lambda node=node: planned(node.parent))
         except BurnishError as error:
-            raise located(error, node) from None
+            raise located(error, place_of(node)) from None
         for part in parts:
             if part.name in nodes or (part is not parts[-1] and part.name in stages):
                 raise RecipeError(
@@ -66,13 +66,13 @@ def expanded(
 def plan_node(node: Node, stage: Stage, planned: Callable[[str], Plan]) -> Plan:
     """What a node would make; errors say which node."""
     before = planned(node.parent)
-    stage.check_accepts(before, where=f"{node.where}, node {node.name!r}")
+    stage.check_accepts(before, where=place_of(node))
     try:
         return stage.plan(before)
     except BurnishError as error:
-        raise located(error, node) from None
+        raise located(error, place_of(node)) from None
 
 
-def located(error: BurnishError, node: Node) -> BurnishError:
-    """The error, with the place of the node unless it names one."""
-    return type(error)(error.what, where=error.where or f"{node.where}, node {node.name!r}", fix=error.fix)
+def place_of(node: Node) -> str:
+    """Where the recipe names a node, for errors."""
+    return f"{node.where}, node {node.name!r}"

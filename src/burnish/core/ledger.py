@@ -97,7 +97,7 @@ class Ledger:
 
         path = sequences_file(self.directory, checkpoint, protocol_hash(protocol))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
         temporary.replace(path)
 

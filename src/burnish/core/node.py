@@ -114,8 +114,6 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
     model = load(spec["model"])
     reference = load(evaluate.reference) if evaluate.reference else None
     evaluation = evaluate(model, reference=reference, progress=True)
-    ledger = Ledger(Path(spec["run"]), node=spec["node"])
-    evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])
     if spec["node"] != START:
         model.lineage.measurements = {
             name: metric | {"protocol": protocol_hash(evaluation.protocol)}
@@ -124,6 +122,9 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
         }
         model.lineage.write(Path(spec["model"]))
         write_atomically(Path(spec["model"]) / CARD_FILE, model_card(model.lineage))
+    # Last: with this row the checkpoint counts as measured, its card included.
+    ledger = Ledger(Path(spec["run"]), node=spec["node"])
+    evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])
 
 
 def _resolve(path: str) -> Any:

@@ -184,6 +184,11 @@ class Stage(Settings):
                 fix="put it before the stage that packs the weights",
             )
 
+    def check_reference(self, field: str, kind: Kind, *, where: str) -> None:
+        """Refuses a checkpoint of the wrong kind for a setting that names one; what is named here predicts text."""
+        if kind is not Kind.CAUSAL_LM:
+            raise RecipeError(f"{field} must be a {Kind.CAUSAL_LM} checkpoint, but is a {kind}", where=where)
+
     def __call__(
         self, model: Model, *, work_dir: str | Path | None = None, progress: bool = False, **inputs: Any
     ) -> Model:

@@ -304,4 +304,5 @@ class _Work:
                         batch.hidden = output
             sums.check()
             statistics.write(number, fold, sums.packed(number))
+            del sums, captured  # before those of the next fold grow
         return statistics

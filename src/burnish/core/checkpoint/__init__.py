@@ -8,7 +8,14 @@ renamed, so a killed process never leaves a directory that looks finished.
     model.save("out")
 """
 
-from burnish.core.checkpoint.durable import fsync, publish, remove_leftovers, staging_directory, write_atomically
+from burnish.core.checkpoint.durable import (
+    fsync,
+    publish,
+    remove_leftovers,
+    remove_leftovers_inside,
+    staging_directory,
+    write_atomically,
+)
 from burnish.core.checkpoint.lineage import (
     CARD_FILE,
     LINEAGE_FILE,
@@ -68,6 +75,7 @@ __all__ = [
     "read_config",
     "read_safetensors_header",
     "remove_leftovers",
+    "remove_leftovers_inside",
     "resolve",
     "shards_of",
     "staging_directory",

@@ -6,8 +6,10 @@ leftovers of a dead writer are told by that id and removed by the next one.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from burnish.core.errors import OutputError
@@ -29,11 +31,23 @@ def staging_directory(target: Path) -> Path:
 
 def remove_leftovers(target: Path) -> None:
     """Deletes temporary siblings whose process no longer lives."""
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-        pid = leftover.name.split(".")[-2]
-        if pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists():
+    _remove_of_dead_writers(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
+
+
+def remove_leftovers_inside(directory: Path) -> None:
+    """Deletes the temporary files and directories in a directory of ours whose process no longer lives."""
+    _remove_of_dead_writers(directory.glob(".*.tmp"))
+
+
+def _remove_of_dead_writers(paths: Iterable[Path]) -> None:
+    for leftover in paths:
+        parts = leftover.name.removesuffix(".old.tmp").removesuffix(".tmp").split(".")
+        if parts[-1].isdigit() and int(parts[-1]) != os.getpid() and Path(f"/proc/{parts[-1]}").exists():
             continue
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def publish(staging: Path, target: Path) -> None:

@@ -24,12 +24,12 @@ from burnish.core.checkpoint import (
     read_config,
     resolve,
 )
-from burnish.core.errors import RecipeError
-from burnish.core.expand import expanded, plan_node
+from burnish.core.errors import BurnishError, RecipeError, located
+from burnish.core.expand import expanded, place_of, plan_node
 from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state
 from burnish.core.settings import Settings
-from burnish.core.stage import Plan, Stage
+from burnish.core.stage import Kind, Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ class Planner:
         self.hashes: dict[str, str] = {}
 
     def _settings(self, node: Node) -> Stage:
-        return self.rooms.stage_class(node.stage, where=node.where).parse(
-            node.settings, where=f"{node.where}, node {node.name!r}"
-        )
+        return self.rooms.stage_class(node.stage, where=node.where).parse(node.settings, where=place_of(node))
 
     def _needs(self, node: Node) -> list[str]:
         """Names of the nodes that must be finished before this one: its parent, and those that its settings name."""
@@ -131,7 +129,7 @@ class Planner:
             if value is None:
                 continue
             if to == "data":
-                hashes[name] = self.rooms.data_hash(value)
+                hashes[name] = self._data_hash(value, node_name)
             elif value in self.stages or value == START:
                 if value not in self.hashes:
                     return None
@@ -139,6 +137,18 @@ class Planner:
             else:
                 hashes[name] = self.checkpoint_hash(resolve(value))
         return hashes
+
+    def _data_hash(self, reference: str, node_name: str) -> str:
+        try:
+            return self.rooms.data_hash(reference)
+        except BurnishError as error:
+            raise located(error, self._where(node_name)) from None
+
+    def _where(self, node_name: str) -> str:
+        """Where the recipe names a node; the start stands for what is measured on it."""
+        if node_name == START:
+            return self.recipe.where.get("evaluate", self.recipe.source)
+        return place_of(self.recipe.node(node_name))
 
     def _key(self, node: Node) -> str | None:
         """The key of a node, or None while something that it needs is unfinished."""
@@ -162,17 +172,17 @@ class Planner:
         if self.evaluate is None:
             return
         measured = {
-            self.rooms.data_hash(value): value
+            self._data_hash(value, START): value
             for name, to in self.evaluate.references().items()
             if to == "data" and (value := getattr(self.evaluate, name)) is not None
         }
         for node in self.recipe.nodes:
             for name, to in self.stages[node.name].references().items():
                 value = getattr(self.stages[node.name], name)
-                if to == "data" and value is not None and self.rooms.data_hash(value) in measured:
+                if to == "data" and value is not None and self._data_hash(value, node.name) in measured:
                     raise RecipeError(
                         f"{name} is the text that everything is measured on ({value}), which would look too good",
-                        where=f"{node.where}, node {node.name!r}",
+                        where=self._where(node.name),
                         fix="choose another text for one of them",
                     )
 
@@ -233,8 +243,11 @@ class Planner:
             node, stage = decision.node, decision.stage
             for name, to in stage.references().items():
                 value = getattr(stage, name)
-                if to == "data" and value is not None:
-                    self.rooms.data_hash(value)
+                if value is not None and to == "data":
+                    self._data_hash(value, node.name)
+                elif value is not None:
+                    kind = plans[value].kind if value in plans else kind_on_disk(resolve(value))
+                    stage.check_reference(name, kind, where=self._where(node.name))
             decision.plan = plans[node.name] = plan_node(node, stage, plans.__getitem__)
         return plans[START]
 
@@ -262,3 +275,9 @@ class Planner:
             if path.exists() and not path.resolve().is_relative_to(here):
                 outside.append(f"{where} reads {path.resolve()}, outside the working directory")
         return outside
+
+
+def kind_on_disk(directory: Path) -> Kind:
+    """What a checkpoint says it is, or what its architecture's head says."""
+    lineage = Lineage.read(directory)
+    return kind_of(read_config(directory)) if lineage is None else lineage.kind

@@ -14,7 +14,7 @@ from typing import Any
 
 from burnish.core import errors
 from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import BurnishError, StageError
+from burnish.core.errors import StageError
 
 NODE_ERROR_STATUS = 3
 """Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
@@ -57,14 +57,8 @@ def spawn(directory: Path, name: str, spec: dict[str, Any], *, processes: int = 
         error_file.unlink()
         spec_file.unlink()
         error = getattr(errors, content["type"], StageError)
-        raise _rebuild(error, content, where=content["where"] or f"node {name!r}")
+        raise errors.remade(error, content["what"], where=content["where"] or f"node {name!r}", fix=content["fix"])
     raise _death(name, status, log_file, memory_settings)
-
-
-def _rebuild(error: type[BurnishError], content: dict[str, Any], *, where: str) -> BurnishError:
-    if error is errors.MissingExtraError:
-        return BurnishError(content["what"], where=where, fix=content["fix"])
-    return error(content["what"], where=where, fix=content["fix"])
 
 
 def _death(name: str, status: int, log_file: Path, memory_settings: str) -> StageError:

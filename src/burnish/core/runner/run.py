@@ -9,12 +9,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from burnish.core.checkpoint import check_target, remove_leftovers, weight_files, write_atomically
-from burnish.core.ledger import Ledger
+from burnish.core.checkpoint import (
+    check_target,
+    remove_leftovers,
+    remove_leftovers_inside,
+    weight_files,
+    write_atomically,
+)
+from burnish.core.ledger import SEQUENCES_DIRECTORY, Ledger
 from burnish.core.recipe import START, Node
 from burnish.core.runner.directory import RUN_FILE, locked
-from burnish.core.runner.plan import Decision, Planner
+from burnish.core.runner.plan import Decision, Planner, kind_on_disk
 from burnish.core.runner.process import spawn, terminated_like_interrupted
+from burnish.core.stage import Kind
 
 
 @dataclass
@@ -45,6 +52,7 @@ class Run(Planner):
             for decision in decisions:
                 self._finish(decision)
             self._drop(decisions)
+            shutil.rmtree(self.directory / "work", ignore_errors=True)  # a run killed after saving left its state there
             return decisions
 
     def _may_replace(self, node: Node) -> bool:
@@ -111,6 +119,9 @@ class Run(Planner):
         if self.evaluate is None:
             return
         target, digest = self.target(name), self.hashes[name]
+        if (kind := kind_on_disk(target)) is not Kind.CAUSAL_LM:
+            self.log(f"{name}: not measured, a {kind} predicts no text")
+            return
         references = dict(self._reference_hashes(name, self.evaluate) or {})
         if "reference" in self.evaluate.references() and "reference" not in references and name != START:
             references["reference"] = self.hashes[START]
@@ -157,9 +168,11 @@ class Run(Planner):
 
     def _sweep(self) -> None:
         """Removes what dead processes left half-written."""
+        for directory in (self.directory, self.directory / "work", self.directory / SEQUENCES_DIRECTORY):
+            remove_leftovers_inside(directory)
         for node in self.recipe.nodes:
-            if self.target(node.name).parent.is_dir():
-                remove_leftovers(self.target(node.name))
+            remove_leftovers(self.target(node.name))
+            remove_leftovers_inside(self.target(node.name))
 
     def _write_state(self) -> None:
         nodes = []

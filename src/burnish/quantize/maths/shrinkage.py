@@ -111,10 +111,12 @@ def expected_loss(
         torch.linalg.LinAlgError: the candidate is not positive definite.
     """
     order = candidate.diagonal().argsort(stable=True)
-    cholesky = torch.linalg.cholesky(candidate[order][:, order])
-    unit = cholesky / cholesky.diagonal()
+    candidate = candidate[order][:, order]
+    unit = torch.linalg.cholesky(candidate)
+    del candidate  # a factor of a wide layer is large: none is kept longer than it is needed
+    unit.div_(unit.diagonal().clone())
     moved = torch.linalg.solve_triangular(unit, held_out_root[order], upper=False, unitriangular=True)
-    diagonal = moved.square().sum(dim=1)
+    diagonal = moved.square_().sum(dim=1)
     return float(diagonal.sum() if steps is None else (steps[order] * diagonal).sum())
 
 
@@ -147,6 +149,7 @@ def choose_shrinkage(
     if identity_loss <= 0 or not factor.any():
         return best
     root = square_root(held_out)
+    del held_out, diagonal
     place = len(dampings) // 2
     for mix in mixes if target is not None else (0.0,):
         tried: dict[int, float] = {}
@@ -155,8 +158,8 @@ def choose_shrinkage(
             if not 0 <= index < len(dampings):
                 return float("inf")
             if index not in tried:
-                candidate = shrink(factor, damping=dampings[index], mix=mix, target=target)
-                tried[index] = expected_loss(candidate, root, steps) / identity_loss
+                loss = expected_loss(shrink(factor, damping=dampings[index], mix=mix, target=target), root, steps)
+                tried[index] = loss / identity_loss
             return tried[index]
 
         while True:

@@ -1,0 +1,102 @@
+"""What a person gets wrong, from the command line: one sentence that says what, where, and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from burnish.cli import main
+
+NEAREST = "{name: a, stage: quantize, method: rtn, group_size: 32}"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Runs a command that must fail, and returns its one line."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == 1
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1 and lines[0].startswith("burnish: error: ") and "Traceback" not in lines[0]
+    return lines[0]
+
+
+def plan(capsys: pytest.CaptureFixture[str], start: Path, nodes: str) -> str:
+    Path("r.yaml").write_text(f"start: {json.dumps(str(start))}\nnodes: [{nodes}]\n")
+    return refused(capsys, "plan", "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sentence"),
+    [
+        ("{name: a, from: b, stage: train}, {name: b, from: a, stage: train}", "circle: a -> b -> a"),
+        ("{name: a, from: nobody, stage: train}", "node 'a' comes from 'nobody', which is no node"),
+        (f"{NEAREST}, {NEAREST}", "two nodes are called 'a'"),
+        (
+            f"{NEAREST}, {{name: s, stage: slim, method: drop, num_experts: 2}}",
+            "slim needs dense weights, but is given packed ones; put it before the stage that packs the weights",
+        ),
+        (
+            "{name: r, stage: align, loss: reward, data: pairs.jsonl}, "
+            "{name: d, from: start, stage: distill, teacher: r, data: text.txt}",
+            "node 'd': teacher must be a causal-lm checkpoint, but is a sequence-classifier",
+        ),
+        ("{name: d, stage: distill, teacher: ../../etc, data: text.txt}", "no config.json"),
+        ("{name: t, stage: train, data: empty.txt}", "empty.txt"),
+        ("{name: t, stage: train, data: loop.txt}", "loop.txt"),
+        ("{name: t, stage: train, data: nothing.txt}", "nothing.txt"),
+        ("{name: q, stage: quantize, bits: 9}", "bits is 9"),
+        ("{name: q, stage: quantize, method: rtn, group_size: 48}", "group_size 48 does not divide"),
+        ("{name: q, stage: quantize, bits: 3, engine: vllm}", "vLLM has no built-in kernel for 3-bit weights"),
+        ("{name: '../up', stage: train}", "'../up' cannot be a name"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_by_plan(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, place: Path, nodes: str, sentence: str
+):
+    (place / "text.txt").write_text("It was the best of times, it was the worst of times. " * 50)
+    (place / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    (place / "empty.txt").write_bytes(b"")
+    (place / "loop.txt").symlink_to("loop.txt")
+    (place.parent / "etc").mkdir(exist_ok=True)
+    if "../../etc" in nodes:
+        nodes = nodes.replace("../../etc", "../etc")
+    line = plan(capsys, tiny_llama, nodes)
+    assert sentence in line
+    assert line.startswith("burnish: error: r.yaml:2") or "no config.json" in line
+
+
+def test_a_start_that_is_a_loop_of_links_or_empty(capsys: pytest.CaptureFixture[str], tiny_llama: Path, place: Path):
+    (place / "loop").symlink_to("loop")
+    assert "loop" in plan(capsys, place / "loop", NEAREST)
+    shutil.copytree(tiny_llama, place / "empty")
+    (place / "empty" / "model.safetensors").write_bytes(b"")
+    assert "is not a safetensors file, or is cut short" in plan(capsys, place / "empty", NEAREST)
+    (place / "empty" / "config.json").write_bytes(b"")
+    assert "config.json: is not valid JSON" in plan(capsys, place / "empty", NEAREST)
+
+
+def test_a_lineage_that_was_tampered_with_is_refused(capsys: pytest.CaptureFixture[str], tiny_llama: Path, place: Path):
+    main(["quantize", str(tiny_llama), "--method", "rtn", "--group-size", "32", "-o", "größe 4"])
+    lineage = json.loads((place / "größe 4" / "burnish.json").read_text())
+    lineage["files"]["config.json"] = "0" * 64
+    (place / "größe 4" / "burnish.json").write_text(json.dumps(lineage))
+    capsys.readouterr()
+    again = ["quantize", tiny_llama, "--method", "rtn", "--group-size", "32", "-o", "größe 4"]
+    assert "config.json is not what the lineage file says it should be" in refused(capsys, *again)
+
+
+def test_a_run_of_a_newer_burnish_is_refused(capsys: pytest.CaptureFixture[str], tiny_llama: Path, place: Path):
+    (place / "run").mkdir()
+    (place / "run" / "run.json").write_text(json.dumps({"format": 99}))
+    (place / "r.yaml").write_text(f"start: {tiny_llama}\nnodes: [{NEAREST}]\n")
+    assert "run.json: was written by a newer burnish" in refused(capsys, "run", "r.yaml", "-o", "run")
+    assert "run.json: was written by a newer burnish" in refused(capsys, "plan", "r.yaml", "-o", "run")
