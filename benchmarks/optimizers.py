@@ -1,14 +1,14 @@
-"""Do matrix optimizers reach AdamW's loss in fewer steps on small language models?
+"""Do matrix optimizers reach AdamW's loss in fewer steps on a small language model?
 
-    python benchmarks/optimizers.py --data DIR --work DIR [--setting characters] [--only normuon ...] [--cells 4]
+    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...] [--cells 4]
 
-DIR holds `us_speeches.jsonl.gz` (tuning) and `tinyshakespeare.txt.gz` (reporting). Two Llamas are trained from scratch:
-one of 0.1 M parameters on bytes, one of 0.86 M with a byte-level BPE of 1,024 tokens. Non-matrix parameters take AdamW
-at 3e-3 in every run. The learning rate of the matrices is searched by factors of two on the speeches with seed 100,
-until the best rate has a worse neighbour on both sides; the best is then used on Shakespeare with other seeds. Every
-optimizer, AdamW too, gets the same search. Each run is one file in the work directory, so the script continues where it
-was stopped (`--cells` stops it after so many runs), and several processes may share the work by `--only`. The results
-file takes the optimizers whose runs are all there.
+DIR holds `us_speeches.jsonl.gz` (tuning) and `tinyshakespeare.txt.gz` (reporting). A Llama of 0.86 M parameters with
+a byte-level BPE of 1,024 tokens is trained from scratch for 200 steps of 16 x 128 tokens. Non-matrix parameters take
+AdamW at 3e-3 in every run. The learning rate of the matrices is searched by factors of two on the speeches with seed
+100, until the best rate has a worse neighbour on both sides; the best is then used on Shakespeare with seeds 0, 1, 2.
+Every optimizer, AdamW too, gets the same search. Each run is one file in the work directory, so the script continues
+where it was stopped (`--cells` stops it after so many runs), and several processes may share the work by `--only`. The
+results file says of every optimizer which rates were tried, and takes its runs where they are all there.
 """
 
 from __future__ import annotations
@@ -22,65 +22,33 @@ import os
 import platform
 import statistics
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "optimizers.json"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One model and how long it is trained."""
-
-    title: str
-    hidden_size: int
-    num_layers: int
-    intermediate_size: int
-    num_key_value_heads: int
-    tokenizer: str
-    steps: int
-    batch: int
-    context: int
-    held_out_rows: int
-    cosmos_rank: int
-    seeds: tuple[int, ...]
-    t_95: float
-    """Two-sided 95 % quantile of Student's t for paired differences over the seeds."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {
-            "model_type": "llama",
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": self.num_key_value_heads,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.context,
-            "tie_word_embeddings": True,
-        }
-
-
-SETTINGS = {
-    "characters": Setting(
-        "0.1 M parameters on bytes", 64, 2, 172, 4, "bpe:257", 300, 12, 64, 96, 8, (0, 1, 2, 3, 4), 2.776
-    ),
-    "words": Setting(
-        "0.86 M parameters on a BPE of 1,024", 128, 4, 344, 2, "bpe:1024", 200, 16, 128, 48, 16, (0, 1, 2), 4.303
-    ),
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 344,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
 }
-EVAL_EVERY = 10
+STEPS, BATCH, CONTEXT, EVAL_EVERY, HELD_OUT = 200, 16, 128, 10, 48
 OTHER_LR = 3e-3
 NAMES = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "cosmos": "COSMOS", "soap": "SOAP"}
-FIRST_RATE = {"adamw": 0.012, "muon": 0.02, "normuon": 0.02, "cosmos": 0.02, "soap": 0.012}
-TUNING_SEED = 100
+FIRST_RATE = {"adamw": 0.003, "muon": 0.02, "normuon": 0.02, "cosmos": 0.02, "soap": 0.003}
+OPTIONS: dict[str, dict[str, Any]] = {"cosmos": {"rank": 16}}
+TUNING_SEED, SEEDS = 100, (0, 1, 2)
 FIRST_DRAWN_STEP = 40
+T_95 = 4.303  # two-sided 95 % quantile of Student's t with two degrees of freedom
 
 
-def train(setting: Setting, texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[str, Any]:
+def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[str, Any]:
     """One training run; the loss on held-out rows every few steps."""
     import torch
 
@@ -94,24 +62,22 @@ def train(setting: Setting, texts: tuple[str, str], algorithm: str, lr: float, s
     from burnish.train.scratch import initialise
 
     torch.set_num_threads(1)
-    model = initialise(setting.config, tokenizer=setting.tokenizer, texts=texts[:1], seed=seed)
-    rows = pack(documents(model.tokenizer, texts[:1]), setting.context)
-    held_out = pack(documents(model.tokenizer, texts[1:]), setting.context)
-    held_out, _ = held_out.split(len(held_out) - setting.held_out_rows)
+    model = initialise(CONFIG, tokenizer="bpe:1024", texts=texts[:1], seed=seed)
+    rows = pack(documents(model.tokenizer, texts[:1]), CONTEXT)
+    held_out = pack(documents(model.tokenizer, texts[1:]), CONTEXT)
+    held_out, _ = held_out.split(len(held_out) - HELD_OUT)
     module = model.module
-    options: dict[str, Any] = {} if algorithm == "adamw" else {"adamw_lr": OTHER_LR}
-    if algorithm == "cosmos":
-        options["rank"] = setting.cosmos_rank
+    options = {} if algorithm == "adamw" else {"adamw_lr": OTHER_LR}
     groups = param_groups(module, route(module, algorithm=algorithm))
     if algorithm == "adamw":  # the same split, so that only the rule of the matrices differs between runs
         groups = param_groups(module, route(module, algorithm="matrix"))
         for group in groups:
             group["lr"] = lr if group["algorithm"] == "matrix" else OTHER_LR
             group["algorithm"] = "adamw"
-    optimizer = OPTIMIZERS[algorithm](groups, lr=lr, weight_decay=0.1, **options)
+    optimizer = OPTIMIZERS[algorithm](groups, lr=lr, weight_decay=0.1, **options, **OPTIONS.get(algorithm, {}))
     loop = Loop(
-        steps=setting.steps,
-        batch_size=setting.batch,
+        steps=STEPS,
+        batch_size=BATCH,
         schedule=Schedule("wsd", warmup=0.08, decay=0.4),
         eval_every=EVAL_EVERY,
         save_every=0,
@@ -164,15 +130,13 @@ class Runs:
     """Training runs, each made once and kept as a file.
 
     Args:
-        work: directory of the files, of one setting.
-        setting: the model.
+        work: directory of the files.
         texts: {part: (text to train on, text to measure on)}.
         cells: runs to make before stopping; None makes all.
     """
 
-    def __init__(self, work: Path, setting: Setting, texts: dict[str, tuple[str, str]], cells: int | None) -> None:
-        self.work, self.setting, self.texts, self.cells = work, setting, texts, cells
-        work.mkdir(parents=True, exist_ok=True)
+    def __init__(self, work: Path, texts: dict[str, tuple[str, str]], cells: int | None) -> None:
+        self.work, self.texts, self.cells = work, texts, cells
 
     def __call__(self, part: str, algorithm: str, lr: float, seed: int) -> dict[str, Any]:
         path = self.work / f"{part}-{algorithm}-{lr:g}-{seed}.json"
@@ -181,7 +145,7 @@ class Runs:
                 if not self.cells:
                     raise CellsDone
                 self.cells -= 1
-            result = train(self.setting, self.texts[part], algorithm, lr, seed)
+            result = train(self.texts[part], algorithm, lr, seed)
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(json.dumps(result))
             temporary.replace(path)
@@ -189,8 +153,13 @@ class Runs:
             print(f"{part} {algorithm} lr {lr:g} seed {seed}: {result['final']:.4f} ({took})", flush=True)
         return json.loads(path.read_text())
 
+    def made(self, part: str, algorithm: str) -> list[dict[str, Any]]:
+        """All runs that are there, by learning rate."""
+        runs = [json.loads(path.read_text()) for path in self.work.glob(f"{part}-{algorithm}-*.json")]
+        return sorted(runs, key=lambda run: (run["lr"], run["seed"]))
 
-def tune(run: Runs, algorithm: str) -> tuple[float, list[dict]]:
+
+def tune(run: Runs, algorithm: str) -> float:
     """The best rate of a grid that is extended until the best is not at an edge."""
     first = FIRST_RATE[algorithm]
     tried = {rate: run("tuning", algorithm, rate, TUNING_SEED) for rate in (first, first * 2)}
@@ -202,7 +171,7 @@ def tune(run: Runs, algorithm: str) -> tuple[float, list[dict]]:
         elif best == rates[-1]:
             more = rates[-1] * 2
         else:
-            return best, [tried[rate] for rate in rates]
+            return best
         tried[more] = run("tuning", algorithm, more, TUNING_SEED)
 
 
@@ -226,26 +195,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--setting", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--cells", type=int)
     arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
     texts = slices(arguments.data)
-    for name in arguments.setting:
-        run = Runs(arguments.work / name, SETTINGS[name], texts, arguments.cells)
-        try:
-            for algorithm in arguments.only:
-                outcome(run, algorithm)
-        except CellsDone:
-            return
+    run = Runs(arguments.work, texts, arguments.cells)
+    try:
+        for algorithm in arguments.only:
+            outcome(run, algorithm)
+    except CellsDone:
+        print("more runs are to be made")
     write(arguments.work, texts)
 
 
 def outcome(run: Runs, algorithm: str) -> dict[str, Any]:
     """The search, and the runs at its best rate."""
-    best, tried = tune(run, algorithm)
-    runs = [run("reporting", algorithm, best, seed) for seed in run.setting.seeds]
-    return {"lr": best, "tried": tried, "runs": runs}
+    best = tune(run, algorithm)
+    runs = [run("reporting", algorithm, best, seed) for seed in SEEDS]
+    return {"lr": best, "tried": run.made("tuning", algorithm), "runs": runs}
 
 
 def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
@@ -253,15 +221,14 @@ def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
     import torch
     import transformers
 
-    found: dict[str, Any] = {}
-    for name, setting in SETTINGS.items():
-        optimizers = {}
-        for algorithm in NAMES:
-            try:
-                optimizers[algorithm] = outcome(Runs(work / name, setting, texts, 0), algorithm)
-            except CellsDone:
-                print(f"{name}: the runs of {algorithm} are not all there")
-        found[name] = asdict(setting) | {"config": setting.config, "optimizers": optimizers}
+    optimizers: dict[str, Any] = {}
+    for algorithm in NAMES:
+        run = Runs(work, texts, 0)
+        try:
+            optimizers[algorithm] = outcome(run, algorithm)
+        except CellsDone:
+            print(f"the runs of {algorithm} are not all there")
+            optimizers[algorithm] = {"lr": None, "tried": run.made("tuning", algorithm), "runs": []}
 
     def digests(part: str) -> list[str]:
         return [hashlib.sha256(text.encode()).hexdigest() for text in texts[part]]
@@ -273,10 +240,18 @@ def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
         | {"transformers": transformers.__version__},
         "slices": {part: digests(part) for part in texts},
-        "other_lr": OTHER_LR,
-        "tuning_seed": TUNING_SEED,
+        "setting": {
+            "config": CONFIG,
+            "steps": STEPS,
+            "batch": BATCH,
+            "context": CONTEXT,
+            "other_lr": OTHER_LR,
+            "options": OPTIONS,
+            "tuning_seed": TUNING_SEED,
+            "seeds": SEEDS,
+        },
         "note": "CPU seconds of one process on a busy machine; steps are exact",
-        "settings": found,
+        "optimizers": optimizers,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -285,10 +260,10 @@ def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def interval(values: list[float], t_95: float) -> str:
+def interval(values: list[float]) -> str:
     """Mean and 95 % interval of paired differences over the seeds."""
     mean = statistics.mean(values)
-    half = t_95 * statistics.stdev(values) / len(values) ** 0.5
+    half = T_95 * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
@@ -304,20 +279,8 @@ def fewer_steps(mine: list[dict], theirs: list[dict]) -> str:
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """{table: markdown} for the pages of the docs: SETTING-loss and SETTING-tuning."""
-    made = {}
-    for name, setting in results["settings"].items():
-        made[f"{name}-loss"] = loss_table(setting)
-        lines = ["| optimizer | lr of the matrices: final loss on the tuning text |", "| --- | --- |"]
-        for algorithm, entry in setting["optimizers"].items():
-            runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"])
-            lines.append(f"| {NAMES[algorithm]} | {runs} |")
-        made[f"{name}-tuning"] = "\n".join(lines)
-    return made
-
-
-def loss_table(setting: dict[str, Any]) -> str:
-    found = setting["optimizers"]
+    """{table: markdown} for the pages of the docs."""
+    found = {name: entry for name, entry in results["optimizers"].items() if entry["runs"]}
     lines = [
         "| optimizer | lr | final loss by seed | mean | minus AdamW, paired | minus Muon, paired "
         "| fewer steps than AdamW | fewer steps than Muon | CPU s per run | state elements |",
@@ -333,43 +296,53 @@ def loss_table(setting: dict[str, Any]) -> str:
         ]
         others = [found[other]["runs"] if other in found and other != name else None for other in ("adamw", "muon")]
         for runs in others:
-            differences = [a - b["final"] for a, b in zip(final, runs, strict=True)] if runs else []
-            cells.append(interval(differences, setting["t_95"]) if runs else "")
+            cells.append(interval([a - b["final"] for a, b in zip(final, runs, strict=True)]) if runs else "")
         cells += [fewer_steps(entry["runs"], runs) if runs else "" for runs in others]
         cells.append(f"{statistics.mean(run['cpu_seconds'] for run in entry['runs']):.0f}")
         cells.append(f"{entry['runs'][0]['state_elements']:,}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    tried = ["| optimizer | lr of the matrices: final loss on the tuning text |", "| --- | --- |"]
+    for name, entry in results["optimizers"].items():
+        runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"]) or "not run"
+        tried.append(f"| {NAMES[name]} | {runs} |")
+    return {"loss": "\n".join(lines), "tuning": "\n".join(tried)}
 
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:
-    """{picture: svg}: loss on held-out text against steps, from the end of the steep start on."""
+    """{picture: svg}: loss on held-out text against steps, at the best rate of the search and in the reported runs."""
+    found = results["optimizers"]
+    best = {name: [min(entry["tried"], key=_score)] for name, entry in found.items() if entry["tried"]}
+    made = {"search": curves("in the search, at the best rate so far", best)}
+    reported = {name: entry["runs"] for name, entry in found.items() if entry["runs"]}
+    if reported:
+        made["curves"] = curves("mean of three seeds, band from the lowest to the highest", reported)
+    return made
+
+
+def curves(what: str, runs: dict[str, list[dict]]) -> str:
+    """Loss against steps by optimizer, from the end of the steep start on."""
     from picture import svg
 
     from burnish.report.charts import Datum, Figure, Series
 
-    made = {}
-    for name, setting in results["settings"].items():
-        series = []
-        for algorithm, entry in setting["optimizers"].items():
-            data = []
-            for points in zip(*(run["curve"] for run in entry["runs"]), strict=True):
-                step, losses = points[0][0], [loss for _, loss in points]
-                if step >= FIRST_DRAWN_STEP:
-                    data.append(Datum(step, statistics.mean(losses), min(losses), max(losses)))
-            series.append(Series(NAMES[algorithm], data, line=True, markers=False))
-        if series:
-            ends = ", ".join(f"{one.name} ends at {one.data[-1].y:.3f}" for one in series)
-            figure = Figure(
-                title=f"Loss on held-out text against steps, {setting['title']}",
-                description=f"Mean over the seeds, with a band from the lowest to the highest: {ends}.",
-                x_label="step",
-                y_label="loss, nats per token",
-                series=series,
-                log_y=False,
-            )
-            made[name] = svg(figure)
-    return made
+    series = []
+    for name, same in runs.items():
+        data = []
+        for points in zip(*(run["curve"] for run in same), strict=True):
+            step, losses = points[0][0], [loss for _, loss in points]
+            if step >= FIRST_DRAWN_STEP:
+                data.append(Datum(step, statistics.mean(losses), min(losses), max(losses)))
+        series.append(Series(NAMES[name], data, line=True, markers=False))
+    ends = ", ".join(f"{one.name} ends at {one.data[-1].y:.3f}" for one in series)
+    figure = Figure(
+        title=f"Loss on held-out text against steps, {what}",
+        description=ends,
+        x_label="step",
+        y_label="loss, nats per token",
+        series=series,
+        log_y=False,
+    )
+    return svg(figure)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_one_dimensional_parameters_do_not_decay(name):
 
 
 def test_a_vector_with_axes_of_one_is_a_vector():
-    config = transformers.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1, context_length=16)
+    config = transformers.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=16)
     routes = {one.name: one for one in route(transformers.AutoModelForCausalLM.from_config(config))}
     one = routes["rwkv.blocks.0.attention.time_mix_key"]
     assert (one.shape, one.algorithm, one.decays) == ((1, 1, 32), "adamw", False)

@@ -12,7 +12,7 @@ import torch
 
 from burnish.core.errors import CheckpointError, NumericalError, OutputError, SettingsError
 from burnish.data.packing import documents, pack
-from burnish.optim import OPTIMIZERS, AdamW, NorMuon
+from burnish.optim import OPTIMIZERS, NorMuon
 from burnish.train import Loop, Loss, balanced_loss, causal_lm_loss, evaluate, fit, state
 from burnish.train.sampler import Sampler
 
@@ -210,11 +210,12 @@ def test_bfloat16_products_keep_float32_weights_and_state(model_of, rows, contex
 @pytest.mark.slow  # compiling takes half a minute
 def test_a_compiled_forward_pass_changes_nothing_beyond_rounding(model_of, rows, context):
     plain, compiled = model_of(), model_of()
-    optimizers = [AdamW.for_model(model, lr=1e-3) for model in (plain, compiled)]
+    # Plain descent, because Adam turns the rounding of a gradient near zero into a whole step.
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (plain, compiled)]
     loop = Loop(steps=3, batch_size=4, save_every=0)
     fit(plain, rows, causal_lm_loss, optimizers[0], context("plain"), loop)
     fit(compiled, rows, causal_lm_loss, optimizers[1], context("compiled"), replace(loop, compile=True))
-    torch.testing.assert_close(weights(plain), weights(compiled), rtol=0, atol=1e-4)
+    torch.testing.assert_close(weights(plain), weights(compiled), rtol=0, atol=1e-5)
 
 
 def test_measuring_does_not_change_the_training(model_of, rows, context):

@@ -210,11 +210,14 @@ def test_one_command_trains_from_scratch_into_a_report_with_a_loss_curve(tmp_pat
     out = tmp_path / "mine"
     command = ["train", str(tmp_path / "config.json"), "--tokenizer", "bpe:280", "--data", str(tmp_path / "text.txt")]
     command += ["--context", "32", "--batch", "4", "--steps", "8", "--lr", "0.01", "--holdout", "0.2", "-o", str(out)]
+    command += ["--evaluate"]  # in windows of the model's 64 positions
     main(command)
     assert transformers.AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 280
     rows = read_rows(tmp_path / "mine.run" / "ledger.jsonl")
     (table,) = [row for row in rows if row["row"] == "table" and row["name"] == "loss"]
     assert table["rows"][-1]["step"] == 8
+    before, after = (row["metrics"]["perplexity"]["value"] for row in rows if row["row"] == "measurement")
+    assert after < before
     report = next((tmp_path / "mine.run").glob("*.html")).read_text()
     assert "Training loss" in report
     capsys.readouterr()
@@ -253,3 +256,13 @@ def test_explain_prints_the_routing(tiny_llama, capsys):
     main(["train", str(tiny_llama), "--explain"])
     shown = capsys.readouterr().out
     assert "normuon on llama" in shown and "model.layers.*.self_attn.q_proj.weight" in shown
+
+
+def test_explain_shows_the_adapters_of_lora(tiny_llama, capsys, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["train", str(tiny_llama), "--explain", "--lora-rank", "2", "--lora-init", "corda", "--lora-matrix"])
+    lines = capsys.readouterr().out.splitlines()
+    (factor,) = [line for line in lines if "q_proj.lora_A" in line]
+    assert "normuon" in factor and "LoRA factor" in factor
+    assert any("q_proj.base_layer" in line and "needs no gradient" in line for line in lines)

@@ -82,7 +82,7 @@ def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite
     --stages 2`), OUT is the last of them and the others are in there too.
     """
     settings: dict[str, Any] = stage.model_dump(mode="json")
-    recipe = single_node(stage.name, settings, start=model, evaluate={} if evaluate else None)
+    recipe = single_node(stage.name, settings, start=model, evaluate=_protocol(model) if evaluate else None)
     directory = out.parent / f"{out.name}.run"
     work = Run(recipe, directory, ROOMS, targets={stage.name: out}, overwrite=overwrite)
     decision = next(decision for decision in work.execute() if decision.node.name == stage.name)
@@ -90,6 +90,19 @@ def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite
         print(f"{out} is up to date: {decision.reason}", file=sys.stderr)
     _show(directory, write_report=True)
     print(f"checkpoint: {out}")
+
+
+def _protocol(model: str) -> dict[str, Any]:
+    """How `--evaluate` measures: as `burnish evaluate` does, in shorter windows where the model's positions end."""
+    from burnish.core.checkpoint import load_config, resolve
+    from burnish.evaluate.stage import Evaluate
+
+    usual = Evaluate()
+    longest = getattr(load_config(resolve(model)).get_text_config(), "max_position_embeddings", None)
+    if longest is None or longest >= usual.context:
+        return {}
+    decode = min(usual.decode_tokens, max(1, longest // 4))
+    return {"context": longest, "prompt_tokens": longest - decode, "decode_tokens": decode}
 
 
 def _show(directory: Path, *, write_report: bool) -> None:

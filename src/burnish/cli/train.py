@@ -89,6 +89,7 @@ def _explain(model: str, settings: Train) -> None:
 
     from burnish.core.checkpoint import load_config, resolve
     from burnish.optim import explain
+    from burnish.train.lora import with_adapters
     from burnish.train.scratch import read_config_file
 
     if Path(model).suffix == ".json":
@@ -98,11 +99,16 @@ def _explain(model: str, settings: Train) -> None:
         config = load_config(resolve(model))
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
+    if settings.lora_rank:
+        module = with_adapters(module, settings.model_copy(update={"lora_init": "default"}), None)
+    rows = explain(module, split=settings.split_fused, lora=settings.lora_matrix, algorithm=settings.optimizer)
+    console = Console()
     table = Table(title=f"{settings.optimizer} on {config.model_type}")
+    fits = max(len(row["parameters"]) for row in rows) <= 0.65 * console.width
     for column in ("parameters", "shape", "update", "why"):
-        table.add_column(column, overflow="fold", no_wrap=column == "parameters")
-    for row in explain(module, split=settings.split_fused, algorithm=settings.optimizer):
+        table.add_column(column, overflow="fold", no_wrap=fits and column == "parameters", min_width=8)
+    for row in rows:
         count = f"{row['count']} x " if row["count"] > 1 else ""
         layout = f" ({row['layout']})" if row["layout"] else ""
         table.add_row(row["parameters"], f"{count}{row['shape']}", f"{row['algorithm']}{layout}", row["reason"])
-    Console().print(table)
+    console.print(table)

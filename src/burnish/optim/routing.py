@@ -70,7 +70,7 @@ def route(model: nn.Module, *, split: bool = False, lora: bool = False, algorith
     for name, parameter, owner in _parameters(model):
         if not parameter.requires_grad:
             decision = _Decision(FROZEN, "needs no gradient")
-        elif max(parameter.shape, default=1) == parameter.numel() or name.endswith("bias"):
+        elif _is_vector(parameter) or name.endswith("bias"):
             decision = _Decision("adamw", "norm, bias or scalar: no decay", decays=False)
         elif ".lora_" in name:
             decision = _Decision("matrix" if lora else "adamw", "LoRA factor")
@@ -148,6 +148,11 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         yield name, parameter, modules[name.rpartition(".")[0]]
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """One axis, or more of which all but one are of length one; a matrix with one row is a matrix."""
+    return parameter.ndim != 2 and max(parameter.shape, default=1) == parameter.numel()
 
 
 def _is_degenerate(parameter: Tensor, decision: _Decision) -> bool:

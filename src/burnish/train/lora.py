@@ -22,8 +22,13 @@ CORDA_ROWS = 32
 """Rows that CorDA takes its input covariances from."""
 
 
-def with_adapters(module: nn.Module, settings: Train, rows: PackedRows) -> nn.Module:
+def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -> nn.Module:
     """The model with adapters, everything else frozen. The draw of their start depends on the seed only.
+
+    Args:
+        module: the model.
+        settings: rank, scale, targets and start.
+        rows: what the start "corda" looks at; the others need none.
 
     Raises:
         MissingExtraError: peft is not installed.
@@ -50,6 +55,7 @@ def with_adapters(module: nn.Module, settings: Train, rows: PackedRows) -> nn.Mo
         torch.manual_seed(settings.seed)
         try:
             if settings.lora_init == "corda":
+                assert rows is not None, "corda looks at the data"
                 preprocess_corda(module, config, run_model=lambda: _run(module, rows))
             return get_peft_model(module, config)  # pyright: ignore[reportArgumentType]
         except ValueError as error:
