@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "yaqa.json"
 TOKENS, LENGTH, GROUP = 65_536, 256, 64
 FOLD_ENDS = (16, 32, 64, 128, 192, 256)
 """In windows: the first folds give 8k, 16k, 33k, 49k and 65k tokens, each with a part to hold out."""
-TUNING_WINDOWS = 16
+TUNING_WINDOWS = 8
 REPORT_WINDOWS, REPORT_LENGTH, REPORT_CHARS = 8, 1024, 400_000
 
 RTN, GPTQ, YAQA_A, YAQA_B = "rtn", "gptq", "yaqa-a", "yaqa-b"
@@ -66,6 +66,9 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(len(FOLD_ENDS))), help="parts of the text")
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--only", nargs="*", default=[RTN, GPTQ, YAQA_A, YAQA_B], help="methods")
+    parser.add_argument(
+        "--rules", type=int, nargs="*", default=list(range(5)), help="which of a method's rules to tune"
+    )
     parser.add_argument("--sketches", nargs="*", default=["a", "b"], help="what collect collects")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -123,7 +126,7 @@ def gather(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Name
 
 
 def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
-    """Every method's rules on the tuning slice, at each width."""
+    """Every method's rules (or some, by number) on the tuning slice, at each width."""
     views = select(matrices(model.module), ())
     statistics = Statistics(directory_of(arguments), {}, arguments.folds)
     original = Original(model.module, slices["tuning"])
@@ -132,21 +135,13 @@ def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namesp
             if method == RTN:
                 continue
             started = time.process_time()
-            rule, rows = choose_rule(
-                views, rounding_of(method, bits), statistics, original, rules=RULES[method], progress=Progress()
-            )
-            print(method, bits, rule, {row["rule"]: round(row["kl"], 4) for row in rows}, flush=True)
-            append(
-                {
-                    "task": "tune",
-                    "method": method,
-                    "bits": bits,
-                    "chosen": str(rule),
-                    "tried": {row["rule"]: row["kl"] for row in rows},
-                    "slices": slice_hashes(slices),
-                }
-                | facts(arguments, time.process_time() - started)
-            )
+            rules = [rule for number, rule in enumerate(RULES[method]) if number in arguments.rules]
+            _, rows = choose_rule(views, rounding_of(method, bits), statistics, original, rules=rules)
+            seconds = (time.process_time() - started) / len(rows)
+            for row in rows:
+                print(f"{method}, {bits} bits, {row['rule']}: tuning {row['kl']:.4f}", flush=True)
+                tuned = {"task": "tune", "method": method, "bits": bits, "rule": row["rule"], "kl": row["kl"]}
+                append(tuned | {"slices": slice_hashes(slices)} | facts(arguments, seconds))
 
 
 def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
@@ -164,7 +159,6 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
             seconds = time.process_time() - started
             with filled(views, values):
                 kl = original.divergence()
-                nats = cross_entropies(module, slices["reporting"])
             print(f"{method}, {bits} bits, {rule}: KL {np.mean(kl):.4f}, rounding {seconds:.0f} s", flush=True)
             append(
                 {
@@ -173,7 +167,6 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
                     "bits": bits,
                     "rule": str(rule),
                     "kl": kl,
-                    "nats": nats,
                     "slices": slice_hashes(slices),
                 }
                 | facts(arguments, seconds)
@@ -225,20 +218,16 @@ def winner(method: str, bits: int, tokens: int) -> Rule:
     """The rule with the smallest divergence on the tuning slice with seed 0, at this width or the nearest tuned one."""
     if method == RTN:
         return HELD_OUT
-    rows = [
-        row
-        for row in json.loads(RESULTS.read_text())["rows"]
-        if row["task"] == "tune" and row["method"] == method and row["calibration_tokens"] == tokens
-    ]
-    if not rows:
+    tuned = tuned_rows(json.loads(RESULTS.read_text()), method, tokens)
+    if not tuned:
         raise SystemExit(f"{method} has not been tuned at {tokens:,} tokens")
-    return NAMES[min(rows, key=lambda row: abs(row["bits"] - bits))["chosen"]]
+    nearest = min((row["bits"] for row in tuned), key=lambda width: abs(width - bits))
+    return NAMES[min((row for row in tuned if row["bits"] == nearest), key=lambda row: row["kl"])["rule"]]
 
 
-def cross_entropies(module: Any, tokens: torch.Tensor) -> list[float]:
-    """Mean nats per predicted token of every window."""
-    with torch.inference_mode():
-        return [float(module(input_ids=row[None], labels=row[None], use_cache=False).loss) for row in tokens]
+def tuned_rows(results: dict[str, Any], method: str, tokens: int) -> list[dict[str, Any]]:
+    rows = [row for row in results["rows"] if row["task"] == "tune" and row["method"] == method]
+    return [row for row in rows if row["calibration_tokens"] == tokens]
 
 
 def directory_of(arguments: argparse.Namespace) -> Path:
@@ -263,6 +252,7 @@ def append(row: dict[str, Any]) -> None:
     """Adds a row to the results file; rows of the same question replace older ones."""
     identity = ("task", "fold", "what", "threads", "method", "bits", "label_seed")
     identity += ("calibration_tokens",) if row["task"] in ("tune", "measure") else ()
+    identity += ("rule",) if row["task"] == "tune" else ()
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
     key = [row.get(part) for part in identity]
     results["rows"] = [old for old in results["rows"] if [old.get(part) for part in identity] != key] + [row]
@@ -318,14 +308,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "| tokens | bits | method | KL on the tuning slice, by damping | chosen |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for row in sorted(
-        (row for row in results["rows"] if row["task"] == "tune"),
-        key=lambda row: (row["calibration_tokens"], row["bits"], row["method"]),
-    ):
-        scores = ", ".join(f"{name}: {kl:.4f}" for name, kl in row["tried"].items())
-        tried.append(
-            f"| {row['calibration_tokens']:,} | {row['bits']} | {row['method']} | {scores} | {row['chosen']} |"
-        )
+    rows = [row for row in results["rows"] if row["task"] == "tune"]
+    for tokens, bits, method in sorted({(row["calibration_tokens"], row["bits"], row["method"]) for row in rows}):
+        own = [row for row in tuned_rows(results, method, tokens) if row["bits"] == bits]
+        scores = ", ".join(f"{row['rule']}: {row['kl']:.4f}" for row in own)
+        chosen = min(own, key=lambda row: row["kl"])["rule"]
+        tried.append(f"| {tokens:,} | {bits} | {method} | {scores} | {chosen} |")
     cost = ["| what | threads | seconds | peak memory |", "| --- | --- | --- | --- |"]
     for row in (row for row in results["rows"] if row["task"] == "collect"):
         names = " and ".join(name.upper() for name in row["sketches"])

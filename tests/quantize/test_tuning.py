@@ -52,6 +52,13 @@ def test_the_rule_with_the_smallest_divergence_is_chosen(model, views, tmp_path)
     assert all(torch.equal(one, view.tensor) for one, view in zip(before, views, strict=True))
 
 
+def test_rules_are_compared_on_the_grids_of_overrides(model, texts, tmp_path):
+    overrides = {"re:.*down_proj": {"bits": 8}}
+    stage = Quantize(method="yaqa", bits=2, group_size=32, tokens=1024, length=64, overrides=overrides)
+    quantized = stage(model, calibration=texts, work_dir=tmp_path)
+    assert {group["weights"]["num_bits"] for group in quantized.quantization_config["config_groups"].values()} == {2, 8}
+
+
 def test_sampled_layers_are_spread(views):
     assert {view.layer for view in spread_over_depth(views, 1)} == {1}
     assert spread_over_depth(views, 9) == views

@@ -81,9 +81,12 @@ class Original:
 def rounded_under(
     views: Sequence[MatrixView], roundings: Mapping[str, Rounding], statistics: Statistics | None
 ) -> dict[str, dict[str, Tensor]]:
-    """{name of a rounding: {name of a matrix: its values}}; statistics are read once, weights stay as they are."""
+    """{name of a rounding: {name of a matrix: its values}}; statistics are read once, weights stay as they are.
+
+    All roundings have the same schemes.
+    """
     values: dict[str, dict[str, Tensor]] = {name: {} for name in roundings}
-    for batch in batches_of_one_shape(views):
+    for batch in batches_of_one_shape(views, next(iter(roundings.values()))):
         sums = [None if statistics is None else MatrixSums(statistics, view, views) for view in batch]
         for name, rounding in roundings.items():
             for view, (codes, grid, _) in zip(batch, rounded_batch(batch, rounding, sums), strict=True):
