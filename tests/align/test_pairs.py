@@ -32,7 +32,7 @@ def test_formats_give_the_same_rows(tmp_path):
 
 
 def test_a_limit_below_one_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="limit is 0"):
+    with pytest.raises(SettingsError, match="at least one pair must be read, not 0"):
         read_pairs(write(tmp_path / "a.jsonl", [GOOD]), limit=0)
 
 

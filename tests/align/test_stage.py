@@ -167,6 +167,16 @@ def test_a_bad_row_is_refused_when_planned(checkpoint, rows, tmp_path):
     assert Align(data=str(file), on_bad_pair="drop").plan(before).num_parameters == before.num_parameters
 
 
+def test_a_pair_that_truncation_makes_equal_is_named_by_its_line(checkpoint, rows, tmp_path, capfd):
+    file = tmp_path / "prefs.jsonl"
+    same = {"prompt": "Say it. ", "chosen": "the same long beginning, good", "rejected": "the same long beginning, bad"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, same]))
+    settings = SHORT | {"data": str(file), "max_length": 30, "holdout": 0.3}
+    with pytest.raises(DataError, match=r"row 13: .* identical after truncation to 30 tokens"):
+        Align(**settings)(load(checkpoint))
+    assert "examples/s" not in capfd.readouterr().err  # the bars of the preparation stay away
+
+
 def test_pairs_left_out_and_shortened_are_in_the_ledger(checkpoint, rows, tmp_path):
     long = {"prompt": "p ", "chosen": "yes " * 30, "rejected": "no " * 30}
     same = {"prompt": "p ", "chosen": "a", "rejected": "a"}

@@ -72,7 +72,7 @@ def read_pairs(source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: 
         SettingsError: a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise SettingsError(f"limit is {limit}, but at least one pair must be read", where="limit")
+        raise SettingsError(f"at least one pair must be read, not {limit}", where="limit")
     pairs = _read(source)
     if limit is not None:
         pairs = Pairs(pairs.rows[:limit], pairs.numbers[:limit], pairs.source)
