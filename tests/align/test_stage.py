@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 import torch
 from pydantic import ValidationError
@@ -156,6 +157,34 @@ def test_impossible_settings_are_refused(settings, message):
 def test_no_data_is_refused_when_planned(checkpoint):
     with pytest.raises(SettingsError, match="no preference data is named"):
         Align().plan(load(checkpoint).plan())
+
+
+def formats(rows):
+    """The same pairs in each of TRL's preference formats."""
+
+    def said(role, content):
+        return [{"role": role, "content": content}]
+
+    for row in rows:
+        prompt = said("user", row["prompt"])
+        yield {
+            "text": row,
+            "text, prompt inside": {side: row["prompt"] + row[side] for side in ("chosen", "rejected")},
+            "chat": {"prompt": prompt} | {side: said("assistant", row[side]) for side in ("chosen", "rejected")},
+            "chat, prompt inside": {side: prompt + said("assistant", row[side]) for side in ("chosen", "rejected")},
+        }
+
+
+@pytest.mark.parametrize("loss", ["r3m-dpo", "aps-reward"])
+@pytest.mark.parametrize("name", ["text", "text, prompt inside", "chat", "chat, prompt inside"])
+def test_every_format_of_trl_trains_from_a_parquet_file(name, loss, checkpoint, rows, tmp_path):
+    file = tmp_path / "prefs.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row[name] for row in formats(rows)]), file)
+    settings = SHORT | {"data": str(file), "loss": loss, "max_steps": 2, "max_length": 200}
+    start = load(checkpoint)  # of two steps the first is the warm-up's, at a learning rate of 0
+    made = Align(**settings)(start)
+    weight = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(made.module.state_dict()[weight], start.module.state_dict()[weight])
 
 
 def test_a_bad_row_is_refused_when_planned(checkpoint, rows, tmp_path):
