@@ -8,8 +8,6 @@ al., 2023; factual answers). 10 % of the labels (and, in a second series, 20 %) 
 all pairs by cross-fitted margins. Measures: share of flipped labels among the 5 % most suspicious pairs, over the base
 rate (lift); AUC of the score against the flips. Compared are the three losses, on words and, where --features has them,
 on hidden states and words, with TF-IDF and logistic regression (scikit-learn), all cross-fitted over the same folds.
-Two further ways were tried to beat that model: character n-grams (2 to 5, within words) beside the words, and the mean
-of their ranks and its own.
 The data's own label noise counts against all.
 
 A quarter of the prompts (by hash) is the tuning slice: l2, lambda, depths and the C of the TF-IDF model are chosen
@@ -37,7 +35,6 @@ import sklearn
 import torch
 from ranking import auc, spread
 from scipy import sparse
-from scipy.stats import rankdata
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -60,7 +57,6 @@ LAMBDAS = (0.2, 0.35, 0.5)
 C_GRID = (0.1, 0.3, 1.0, 3.0)
 DEPTH_GRID = ((2,), (4,), (5,), (2, 4))
 PEER = "TF-IDF, logistic regression"
-BLENDED, MEAN = "words and characters, R3M", "mean rank of this and TF-IDF"
 
 
 @dataclass
@@ -123,18 +119,13 @@ def check_features(name: str, judged: Judged, model: Any, known: np.ndarray) -> 
 class Slice:
     """Some pairs and their features as differences, better minus worse."""
 
-    def __init__(
-        self, judged: Judged, keep: np.ndarray, hidden: np.ndarray | None, words: Any, characters: Any, tfidf: Any
-    ) -> None:
+    def __init__(self, judged: Judged, keep: np.ndarray, hidden: np.ndarray | None, words: Any, tfidf: Any) -> None:
         first, second = judged.first[keep], judged.second[keep]
         prompts = [judged.texts[i][0] for i in first]
         names = {prompt: index for index, prompt in enumerate(sorted(set(prompts)))}
         self.group = np.array([names[prompt] for prompt in prompts])
         self.hashes = sorted({digest(prompt) for prompt in names})
-        self.sparse = {
-            name: unit_scale(block[first] - block[second])
-            for name, block in (("words", words), ("characters", characters))
-        }
+        self.words = unit_scale(words[first] - words[second])
         self.tfidf = (tfidf[first] - tfidf[second]).tocsr()
         self.dense: list[np.ndarray] = []
         if hidden is not None:
@@ -145,13 +136,11 @@ class Slice:
     def __len__(self) -> int:
         return len(self.group)
 
-    def differences(self, depths: tuple[int, ...], blocks: tuple[str, ...]) -> np.ndarray:
-        if (depths, blocks) not in self.made:
-            made = unit_scale(np.hstack([self.dense[d] for d in depths])) if depths else np.zeros((len(self), 0))
-            for name in blocks:
-                made = combine(made, self.sparse[name])
-            self.made[depths, blocks] = rotated(made)
-        return self.made[depths, blocks]
+    def differences(self, depths: tuple[int, ...], words: bool) -> np.ndarray:
+        if (depths, words) not in self.made:
+            dense = unit_scale(np.hstack([self.dense[d] for d in depths])) if depths else np.zeros((len(self), 0))
+            self.made[depths, words] = rotated(combine(dense, self.words) if words else dense)
+        return self.made[depths, words]
 
     def flips(self, seed: int, share: float) -> np.ndarray:
         return uniform(len(self), share, torch.Generator().manual_seed(seed)).numpy()
@@ -174,13 +163,13 @@ def ours(
     *,
     loss: str,
     depths: Any,
-    blocks: Any,
+    words: bool,
     l2: float,
     lam: float = 0.3,
 ) -> np.ndarray:
     """Suspicion of every pair: minus the cross-fitted margin."""
     margins = cross_fitted_margins(
-        signed(part.differences(tuple(depths), tuple(blocks)), flip),
+        signed(part.differences(tuple(depths), words), flip),
         list(part.group),
         loss,
         l2=l2,
@@ -233,15 +222,12 @@ def tune(part: Slice) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return max(options, key=lambda settings: score(name, method, settings))
 
     chosen = {PEER: best(PEER, peer, [{"c": c} for c in C_GRID])}
-    inputs: dict[str, dict[str, Any]] = {
-        "words": {"depths": (), "blocks": ("words",)},
-        "words and characters": {"depths": (), "blocks": ("words", "characters")},
-    }
+    inputs: dict[str, dict[str, Any]] = {"words": {"depths": (), "words": True}}
     if part.dense:
         name = "hidden states, BT"
-        grid = [{"loss": "bt", "depths": d, "blocks": (), "l2": l2} for d in DEPTH_GRID for l2 in L2_GRID]
+        grid = [{"loss": "bt", "depths": d, "words": False, "l2": l2} for d in DEPTH_GRID for l2 in L2_GRID]
         chosen[name] = best(name, ours, grid)
-        inputs["hidden states and words"] = {"depths": chosen[name]["depths"], "blocks": ("words",)}
+        inputs["hidden states and words"] = {"depths": chosen[name]["depths"], "words": True}
     for label, features in inputs.items():
         for loss in ("bt", "aps", "r3m"):
             lams = LAMBDAS if loss == "r3m" else (0.3,)
@@ -260,11 +246,9 @@ def report(part: Slice, chosen: dict[str, Any], share: float) -> dict[str, Any]:
         for name, settings in chosen.items():
             method = peer if "c" in settings else ours
             scores[name].append(method(part, flip, seed, REPEATS, **settings))
-    pairs = zip(scores[PEER], scores[BLENDED], strict=True)
-    scores[MEAN] = [rankdata(one) + rankdata(other) for one, other in pairs]
     draws = bootstrap(part.group, flips, scores)
     rows = {}
-    for name in scores:
+    for name in chosen:
         rows[name] = {}
         for measure, function in (("lift", lift), ("auc", auc)):
             per_seed = [function(value, flip) for value, flip in zip(scores[name], flips, strict=True)]
@@ -292,13 +276,12 @@ def bootstrap(group: np.ndarray, flips: list[np.ndarray], scores: dict[str, list
     return draws
 
 
-def run(name: str, judged: Judged, hidden: np.ndarray | None, texts: tuple[Any, Any, Any]) -> dict[str, Any]:
-    """`texts`: features of the answers' words, of their characters, and the peer's."""
+def run(name: str, judged: Judged, hidden: np.ndarray | None, words: Any, tfidf: Any) -> dict[str, Any]:
     usable = np.ones(len(judged.first), dtype=bool)
     if hidden is not None:
         usable = (judged.first < len(hidden)) & (judged.second < len(hidden))
     tuned = np.array([int(digest(judged.texts[i][0]), 16) % 4 == 0 for i in judged.first])
-    tuning, reporting = (Slice(judged, np.flatnonzero(usable & side), hidden, *texts) for side in (tuned, ~tuned))
+    tuning, reporting = (Slice(judged, np.flatnonzero(usable & side), hidden, words, tfidf) for side in (tuned, ~tuned))
     chosen, tried = tune(tuning)
     print(name, len(tuning), len(reporting), flush=True)
     return {
@@ -332,21 +315,18 @@ def main() -> None:
             continue
         judged = reader(arguments.data)
         answers = [answer for _, answer in judged.texts]
-        lowered = [answer.strip().lower() for answer in answers]
-        texts = (
-            word_features(model, answers),
-            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=3).fit_transform(lowered),
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit_transform(lowered),
-        )
+        words = word_features(model, answers)
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+        tfidf = vectorizer.fit_transform([answer.strip().lower() for answer in answers])
         kept = arguments.features / f"{name}.npz" if arguments.features else None
         if name == "hh":
-            found[name] = run(name, judged, None, texts)
+            found[name] = run(name, judged, None, words, tfidf)
         if kept is not None and kept.is_file():
             hidden = np.load(kept, allow_pickle=False)["features"]
             check_features(name, judged, model, hidden)
-            found[f"{name}, hidden states"] = run(name, judged, hidden, texts)
+            found[f"{name}, hidden states"] = run(name, judged, hidden, words, tfidf)
         elif name != "hh":
-            found[name] = run(name, judged, None, texts)
+            found[name] = run(name, judged, None, words, tfidf)
     earlier = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"results": {}}
     results = earlier["results"] | found
     content = {

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from burnish.align.pairs import fault_of, holds_pairs, pairs_hash, read_pairs, split_prompt
-from burnish.core.errors import DataError
+from burnish.core.errors import DataError, SettingsError
 
 GOOD = {"prompt": "p ", "chosen": "a", "rejected": "b"}
 SAID = [{"role": "assistant", "content": "yes"}]
@@ -29,6 +29,11 @@ def test_formats_give_the_same_rows(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
     found = [read_pairs(tmp_path / name).rows for name in ("a.jsonl", "b.jsonl.gz", "c.json", "d.parquet")]
     assert all(part == rows for part in found)
+
+
+def test_a_limit_below_one_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="at least one pair must be read, not 0"):
+        read_pairs(write(tmp_path / "a.jsonl", [GOOD]), limit=0)
 
 
 def test_a_directory_is_read_file_by_file(tmp_path):

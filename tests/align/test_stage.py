@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 import torch
 from pydantic import ValidationError
@@ -158,6 +159,34 @@ def test_no_data_is_refused_when_planned(checkpoint):
         Align().plan(load(checkpoint).plan())
 
 
+def formats(rows):
+    """The same pairs in each of TRL's preference formats."""
+
+    def said(role, content):
+        return [{"role": role, "content": content}]
+
+    for row in rows:
+        prompt = said("user", row["prompt"])
+        yield {
+            "text": row,
+            "text, prompt inside": {side: row["prompt"] + row[side] for side in ("chosen", "rejected")},
+            "chat": {"prompt": prompt} | {side: said("assistant", row[side]) for side in ("chosen", "rejected")},
+            "chat, prompt inside": {side: prompt + said("assistant", row[side]) for side in ("chosen", "rejected")},
+        }
+
+
+@pytest.mark.parametrize("loss", ["r3m-dpo", "aps-reward"])
+@pytest.mark.parametrize("name", ["text", "text, prompt inside", "chat", "chat, prompt inside"])
+def test_every_format_of_trl_trains_from_a_parquet_file(name, loss, checkpoint, rows, tmp_path):
+    file = tmp_path / "prefs.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row[name] for row in formats(rows)]), file)
+    settings = SHORT | {"data": str(file), "loss": loss, "max_steps": 2, "max_length": 200}
+    start = load(checkpoint)  # of two steps the first is the warm-up's, at a learning rate of 0
+    made = Align(**settings)(start)
+    weight = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(made.module.state_dict()[weight], start.module.state_dict()[weight])
+
+
 def test_a_bad_row_is_refused_when_planned(checkpoint, rows, tmp_path):
     file = tmp_path / "prefs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "p", "chosen": "a", "rejected": " "}]))
@@ -165,6 +194,16 @@ def test_a_bad_row_is_refused_when_planned(checkpoint, rows, tmp_path):
     with pytest.raises(DataError, match=r"prefs.jsonl:13: the rejected answer is empty"):
         Align(data=str(file)).plan(before)
     assert Align(data=str(file), on_bad_pair="drop").plan(before).num_parameters == before.num_parameters
+
+
+def test_a_pair_that_truncation_makes_equal_is_named_by_its_line(checkpoint, rows, tmp_path, capfd):
+    file = tmp_path / "prefs.jsonl"
+    same = {"prompt": "Say it. ", "chosen": "the same long beginning, good", "rejected": "the same long beginning, bad"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, same]))
+    settings = SHORT | {"data": str(file), "max_length": 30, "holdout": 0.3}
+    with pytest.raises(DataError, match=r"row 13: .* identical after truncation to 30 tokens"):
+        Align(**settings)(load(checkpoint))
+    assert "examples/s" not in capfd.readouterr().err  # the bars of the preparation stay away
 
 
 def test_pairs_left_out_and_shortened_are_in_the_ledger(checkpoint, rows, tmp_path):

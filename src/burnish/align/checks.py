@@ -17,7 +17,8 @@ from burnish.core.errors import DataError
 logger = get_logger(__name__)
 
 ROW = "pair_row"
-"""Column that carries a pair's row number through TRL's data preparation, so that messages can name it."""
+"""Column that carries a pair's row number through TRL's data preparation, so that messages can name it. Data may bring
+its own numbers in it, such as the lines of a file."""
 
 
 class PairChecks:
@@ -29,26 +30,27 @@ class PairChecks:
     truncation: dict[str, dict[str, Any]]
 
     def _number_and_check(self, dataset: Any, args: Any, name: str) -> Any:
-        """Raw rows: numbers them, refuses missing columns and empty or identical answers."""
+        """Raw rows: numbers them unless they are, refuses missing columns and empty or identical answers."""
         if not hasattr(self, "truncation"):
             self.truncation = {}
         if isinstance(dataset, IterableDataset):
             return dataset.map(_check_streamed(name), with_indices=True)
-        if "chosen_ids" in dataset.column_names or ROW in dataset.column_names:
-            return dataset
+        numbered = dataset if ROW in dataset.column_names else dataset.add_column(ROW, list(range(len(dataset))))
+        self.truncation[name] = {"rows": len(dataset), "kept": len(dataset), "shortened": 0, "dropped": {}}
+        if "chosen_ids" in dataset.column_names:
+            return numbered
         kept, dropped = [], {}
-        for row, example in enumerate(dataset):
+        for index, example in enumerate(numbered):
             fault = fault_of(example)
             if fault is None:
-                kept.append(row)
+                kept.append(index)
                 continue
             if args.on_bad_pair == "refuse" or fault.startswith("has no column"):
                 raise DataError(
-                    fault, where=f"{name} data, row {row}", fix="remove that row, or set on_bad_pair to 'drop'"
+                    fault, where=f"{name} data, row {example[ROW]}", fix="remove that row, or set on_bad_pair to 'drop'"
                 )
             dropped[fault] = dropped.get(fault, 0) + 1
-        self.truncation[name] = {"rows": len(dataset), "kept": len(kept), "shortened": 0, "dropped": dropped}
-        numbered = dataset.add_column(ROW, list(range(len(dataset))))
+        self.truncation[name] |= {"kept": len(kept), "dropped": dropped}
         return numbered.select(kept) if dropped else numbered
 
     def _check_truncated(self, dataset: Any, args: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import DataError, MissingExtraError, OutputError
+from burnish.core.errors import DataError, MissingExtraError, OutputError, SettingsError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,7 +69,10 @@ def read_pairs(source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: 
 
     Raises:
         DataError: no such file, malformed rows (with file and line), no pair left, or a bad pair under "refuse".
+        SettingsError: a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"at least one pair must be read, not {limit}", where="limit")
     pairs = _read(source)
     if limit is not None:
         pairs = Pairs(pairs.rows[:limit], pairs.numbers[:limit], pairs.source)

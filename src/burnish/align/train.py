@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.align.pairs import Pairs, check_pairs, read_pairs, split_prompt
+from burnish.align.pairs import Pairs, check_pairs, import_datasets, read_pairs, split_prompt
 from burnish.core.checkpoint import Lineage, Model, cast, load
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError
 from burnish.core.stage import Context, Kind
@@ -19,6 +22,7 @@ from burnish.optim import OPTIMIZERS
 try:
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
+    from burnish.align.checks import ROW
     from burnish.align.trainers import (
         PairDPOConfig,
         PairDPOTrainer,
@@ -30,11 +34,32 @@ except ImportError as error:
     raise MissingExtraError(error.name or "trl", "align", "preference training") from None
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from burnish.align.stage import Align
 
 LOGGED = ("loss", "rewards/margins", "rewards/accuracies", "margin", "accuracy", "pairs/tau", "pairs/delta")
 
 
+@contextlib.contextmanager
+def _without_inner_bars() -> Iterator[None]:
+    """TRL's preparation draws a bar per step of it; the stage has a bar of its own."""
+    datasets = import_datasets()
+    were_hidden, inherited = datasets.are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
+    datasets.disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if not were_hidden:
+            datasets.enable_progress_bars()
+        if inherited is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = inherited
+
+
+@_without_inner_bars()
 def align(settings: Align, model: Model, ctx: Context) -> Model:
     """Trains `model` on the pairs of `ctx.inputs["data"]` and returns the aligned model or the reward model."""
     pairs = _pairs(ctx.inputs.get("data"), settings)
@@ -46,8 +71,8 @@ def align(settings: Align, model: Model, ctx: Context) -> Model:
     )  # float32 weights: at these learning rates bfloat16 would round updates away
     arguments = _arguments(settings, ctx)
     common: dict[str, Any] = {
-        "train_dataset": train.dataset(),
-        "eval_dataset": held_out.dataset() if held_out is not None else None,
+        "train_dataset": _numbered(train),
+        "eval_dataset": _numbered(held_out) if held_out is not None else None,
         "processing_class": copy.deepcopy(model.tokenizer),
         "peft_config": _lora(settings),
     }
@@ -110,6 +135,11 @@ def _pairs(given: Any, settings: Align) -> Pairs:
         return read_pairs(given, on_bad_pair=settings.on_bad_pair)
     rows = [dict(row) for row in given]
     return check_pairs(Pairs(rows, list(range(len(rows))), "data"), on_bad_pair=settings.on_bad_pair)
+
+
+def _numbered(pairs: Pairs) -> Dataset:
+    """For the trainers, with the rows' numbers in the file, which their messages name."""
+    return pairs.dataset().add_column(ROW, pairs.numbers)  # type: ignore[call-arg]  # a fingerprint is optional
 
 
 def _arguments(settings: Align, ctx: Context) -> dict[str, Any]:
