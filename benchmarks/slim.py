@@ -11,7 +11,7 @@ and the rest is reported. Every way of recovering gets the same search over lear
 Intervals are over windows, paired, each window's loss the mean over seeds (bootstrap over windows).
 
 What has been measured is kept in `--work`, one file per model, so that the benchmark can be stopped at any time;
-`--write` writes the results of the seeds whose cuts have all been measured, and of recoveries where all seeds have them.
+`--write` writes the results of the seeds whose cuts have all been measured, and of recoveries once all are there.
 """
 
 from __future__ import annotations
