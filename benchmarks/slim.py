@@ -10,7 +10,8 @@ measured on windows of the WikiText-2 test text, of which every fourth chooses (
 and the rest is reported. Every way of recovering gets the same search over learning rates, on the first seed.
 Intervals are over windows, paired, each window's loss the mean over seeds (bootstrap over windows).
 
-What has been measured is kept in `--work`, one file per model, so that the benchmark can be stopped at any time.
+What has been measured is kept in `--work`, one file per model, so that the benchmark can be stopped at any time;
+`--write` writes the results of the seeds whose cuts have all been measured, and of recoveries once all are there.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory of teachers and of what has been measured")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
-    parser.add_argument("--only", default="", help="units whose names begin so")
+    parser.add_argument("--write", action="store_true", help="only write the results of what has been measured")
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(args.work)
     end = time.monotonic() + 60 * args.minutes
-    for name, unit in bench.units():
-        if not bench.file(name).is_file() and name.startswith(args.only):
+    for name, unit in [] if args.write else bench.units():
+        if not bench.file(name).is_file():
             if time.monotonic() > end:
                 print(f"stopped before {name}", file=sys.stderr)
                 return
@@ -60,10 +61,8 @@ def main() -> None:
             bench.file(name).write_text(json.dumps(content))
             loss = sum(content["losses"]) / len(content["losses"])
             print(f"{name}: {loss:.4f} ({content['cpu_seconds']} s)", file=sys.stderr, flush=True)
-    if args.only:
-        return
     write(bench)
-    print("all is done", file=sys.stderr)
+    print("all that has been measured is written", file=sys.stderr)
 
 
 class Bench:
@@ -252,8 +251,11 @@ def write(bench: Bench) -> None:
     from burnish.data import data_hash
 
     reported = [window for window in range(WINDOWS) if not is_tuning(window)]
-    names = ["teacher", *cuts(), *(f"{way}, {size}, {budget} steps" for size, budget, way in recoveries())]
-    runs = {name: [bench.read(f"{seed}, {name}") for seed in SEEDS] for name in names}
+    seeds = [seed for seed in SEEDS if all(bench.file(f"{seed}, {name}").is_file() for name in ("teacher", *cuts()))]
+    recovered = [f"{way}, {size}, {budget} steps" for size, budget, way in recoveries()]
+    complete = all(bench.file(f"{seed}, {name}").is_file() for seed in SEEDS for name in recovered)
+    names = ["teacher", *cuts(), *(recovered if complete else [])]
+    runs = {name: [bench.read(f"{seed}, {name}") for seed in seeds] for name in names}
     losses = {name: np.array([run["losses"] for run in runs[name]]) for name in names}
     tuning = {name: float(np.delete(losses[name], reported, 1).mean()) for name in names}
     best = {}
@@ -281,7 +283,7 @@ def write(bench: Bench) -> None:
             row["against"]["by_seed"] = (values - losses[base][:, reported]).mean(1).tolist()
         summary[name] = row
     search = {}
-    for way in RECOVERIES:
+    for way in RECOVERIES if complete else ():
         for lr in SEARCH:
             unit = bench.read(f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}")
             search[f"{way}, lr {lr:g}"] = mean(unit["losses"], tuning=True)
@@ -304,7 +306,7 @@ def write(bench: Bench) -> None:
         },
         "slices": {kind: [digest.hexdigest()] for kind, digest in digests.items()}
         | {"training": [data_hash("wikitext2-valid")]},
-        "seeds": list(SEEDS),
+        "seeds": seeds,
         "best_score": best,
         "search": search,
         "summary": summary,
@@ -321,9 +323,10 @@ def tables(results: dict) -> dict[str, str]:
         part = summary[name].get("against")
         return f"{part['mean']:+.3f} [{part['low']:+.3f}, {part['high']:+.3f}]" if part else ""
 
-    heading = f"{len(results['seeds'])} seeds, nats per byte; teacher {summary['teacher']['loss']:.3f}"
+    num_seeds = len(results["seeds"])
+    heading = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}, nats per byte; teacher {summary['teacher']['loss']:.3f}"
     before = [
-        f"| {heading} | half of the expert parameters | against the best | a quarter | against the best |",
+        f"| {heading} | half of the expert parameters | against the chosen | a quarter | against the chosen |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     kinds = [name.removesuffix(", half") for name in summary if name.endswith(", half")]
@@ -331,7 +334,7 @@ def tables(results: dict) -> dict[str, str]:
         cells = []
         for size in ("half", "a quarter"):
             name = f"{kind}, {size}"
-            cells += [f"{summary[name]['loss']:.3f}", "best" if best[size] == name else interval(name)]
+            cells += [f"{summary[name]['loss']:.3f}", "chosen" if best[size] == name else interval(name)]
         before.append(f"| {kind} | " + " | ".join(cells) + " |")
     after = [
         "| recovered | size | steps | lr | loss | against one stage |",

@@ -3,7 +3,8 @@
     python benchmarks/slim_reap.py --model MIXTURE --peer PYTHON_WITH_LLMCOMPRESSOR
 
 Question: do the scores agree, and are the same experts kept? Both sides see the same windows of the WikiText-2
-validation text, in float32, and drop half of the experts. There is nothing to tune.
+validation text, in float32, and drop half of the experts. llm-compressor prunes a layer before it scores the next:
+scores are compared with that turned off, kept experts both ways. There is nothing to tune.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
         script = HERE / "peers" / "llmcompressor_reap.py"
         subprocess.run([args.peer, str(script), args.model, str(file), str(out), "0.5"], check=True, cwd=scratch)
         peer = json.loads(out.read_text())
-    theirs = torch.tensor(peer["saliency"], dtype=torch.float64)
+    theirs = torch.tensor(peer["without pruning"]["saliency"], dtype=torch.float64)
     difference = ((ours - theirs).abs() / theirs).max().item()
     import datetime
     import platform
@@ -74,8 +75,15 @@ def main() -> None:
         },
         "tokens": windows.numel(),
         "largest_relative_difference": difference,
-        "same_experts_kept": [sorted(a) == sorted(b) for a, b in zip(kept.tolist(), peer["kept"], strict=True)],
-        "scores": {"burnish": ours.tolist(), "llm-compressor": theirs.tolist()},
+        "same_experts_kept": {
+            run: [sorted(a) == sorted(b) for a, b in zip(kept.tolist(), peer[run]["kept"], strict=True)]
+            for run in ("without pruning", "as it is")
+        },
+        "scores": {
+            "burnish": ours.tolist(),
+            "llm-compressor, without pruning": theirs.tolist(),
+            "llm-compressor, as it is": peer["as it is"]["saliency"],
+        },
         "cpu_seconds": {"burnish": round(seconds, 1), "llm-compressor": peer["cpu_seconds"]},
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
@@ -85,7 +93,7 @@ def main() -> None:
 def tables(results: dict) -> dict[str, str]:
     """Markdown tables for the documentation."""
     model, seconds = results["model"], results["cpu_seconds"]
-    same = sum(results["same_experts_kept"])
+    same = {run: sum(layers) for run, layers in results["same_experts_kept"].items()}
     name = (
         f"{model['model_type']}, {model['layers']} layers of {model['experts']} experts, {results['tokens']:,} tokens"
     )
@@ -93,7 +101,8 @@ def tables(results: dict) -> dict[str, str]:
         f"| {name} | |",
         "| --- | ---: |",
         f"| largest relative difference of a score | {results['largest_relative_difference']:.1e} |",
-        f"| layers in which the same half of the experts is kept | {same} of {model['layers']} |",
+        f"| layers in which the same half of the experts is kept | {same['without pruning']} of {model['layers']} |",
+        f"| the same, where it prunes a layer before it scores the next | {same['as it is']} of {model['layers']} |",
         f"| CPU seconds, burnish | {seconds['burnish']:.1f} |",
         f"| CPU seconds, llm-compressor | {seconds['llm-compressor']:.1f} |",
     ]

@@ -111,6 +111,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish slim",
         source="SlimMoE, 2025, arXiv:2506.18349",
         page="slimmoe",
+        results="slim",
     ),
     Method(
         name="upcycling",

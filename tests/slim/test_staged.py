@@ -115,7 +115,7 @@ def test_a_part_may_not_have_the_name_of_another_node(model_of, tmp_path, texts)
     recipe = f"""
 start: {start}
 nodes:
-  - {{name: narrow.cut1, stage: slim, width: 24}}
+  - {{name: narrow.cut1, stage: slim, width: 24, multiple: 8}}
   - {{name: narrow, stage: slim, width: 8, multiple: 8, stages: 1, data: {data}}}
 """
     with pytest.raises(RecipeError, match=r"one of them called 'narrow.cut1'"):
