@@ -30,7 +30,7 @@ ROOM = "free some space; what is finished is kept, and the same command continue
 
 def main(spec_file: str) -> int:
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
-    die_with(spec["parent"] if "TORCHELASTIC_RUN_ID" not in os.environ else os.getppid())
+    _die_with(spec["parent"])
     try:
         stage_class = _resolve(spec["stage"])
         settings = stage_class.parse(spec["settings"], where=f"node {spec['node']!r}")
@@ -139,7 +139,7 @@ def _out_of_memory(spec: dict[str, Any]) -> StageError:
 
 def _report(spec: dict[str, Any], error: BurnishError) -> None:
     content = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
-    write_atomically(Path(spec["error_file"]), json.dumps(content))  # several processes may have the same to say
+    Path(spec["error_file"]).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _peak_memory() -> int:
@@ -147,9 +147,9 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def die_with(parent: int) -> None:
-    """Asks the kernel to end this process when its parent dies, so that a killed run leaves nothing running."""
-    if sys.platform != "linux":
+def _die_with(parent: int) -> None:
+    """Asks the kernel to end this process when the runner dies, so that a killed run leaves nothing running."""
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" in os.environ:
         return
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

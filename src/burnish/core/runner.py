@@ -483,8 +483,10 @@ class Run:
         error_file = spec_file.with_suffix(".error")
         error_file.unlink(missing_ok=True)
         write_atomically(spec_file, json.dumps(spec | {"error_file": str(error_file), "parent": os.getpid()}))
-        start = ["burnish.core.node"] if processes == 1 else ["burnish.core.launch", str(processes)]
-        command = [sys.executable, "-m", *start, str(spec_file)]
+        launcher = (
+            [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        )
+        command = [sys.executable, *launcher, "-m", "burnish.core.node", str(spec_file)]
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
         log_file = logs / f"{name}.log"
