@@ -157,6 +157,13 @@ def main() -> None:
         for rank, elements in zip(ranks, sent_elements(num), strict=True):
             rank["sent_bytes"] = elements * 4
         found[str(num)] = ranks
+        write(found)
+
+
+def write(found: dict[str, Any]) -> None:
+    """Writes what has been measured so far."""
+    import torch
+
     results = {
         "question": (__doc__ or "").splitlines()[0],
         "date": datetime.date.today().isoformat(),

@@ -55,7 +55,7 @@ def run(world, model, rows, context, optimizer=NorMuon, loss_fn=float64_loss, **
     loop = Loop(**{"steps": STEPS, "batch_size": 12, "micro_batch_size": 2, "save_every": 0, "eval_every": 3} | changes)
     model = world.shard(model, loop.precision)
     # AdamW divides by the size of a gradient, and so makes much of the rounding of one that is as small as its eps.
-    made = optimizer.for_model(model, lr=0.01, adamw_eps=1e-6)
+    made = optimizer.for_model(model, lr=0.003, adamw_eps=1e-6)
     result = fit(model, kept, loss_fn, made, context, loop, validation=held_out, world=world)
     whole = world.whole(model)
     weights = None if whole is None else {name: p.detach().clone() for name, p in whole.named_parameters()}
@@ -77,7 +77,10 @@ def same(found, expected, tolerance):
 def same_table(found, expected, tolerance):
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=tolerance)
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            # A norm is no minimum: it feels the first order of the weights' difference, the loss less.
+            assert ours[key] == pytest.approx(value, rel=tolerance * (10 if key == "gradient_norm" else 1)), key
 
 
 @pytest.mark.parametrize("shape", [(2,), (3,), (4,), (2, 2)])

@@ -154,7 +154,9 @@ class Processes(World):
         fully_shard(model, mesh=self.mesh)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # sums: the loop divides by the tokens of the step
+                # Sums: the loop divides by the tokens of the step.
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
         return model
 
     def after_forward(self, model: nn.Module) -> None:
