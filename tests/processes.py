@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 120
+TIMEOUT = 240
 
 
 def together(num: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
 
 import burnish.optim.sharded as sharded_step
 from burnish.core.errors import SettingsError
@@ -286,6 +287,28 @@ def test_cosmos_takes_the_steps_of_one_process(world):
         references.append(full(parameters))
     for found in together(world, cosmos_differences, world, references):
         assert max(found) < EXACT
+
+
+def replicated(rank, optimizer_class):
+    """DDP: parameters are whole everywhere and gradients are averaged, so every process takes the same step."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 4, bias=False)).double()
+    inputs = random((4, 12, 6), 5)
+    optimizer = optimizer_class(network.parameters(), lr=0.01)
+    forward = network if rank is None else DistributedDataParallel(network)
+    for step in range(4):
+        optimizer.zero_grad()
+        rows = inputs[step] if rank is None else inputs[step].chunk(dist.get_world_size())[rank]
+        forward(rows).square().mean().backward()
+        optimizer.step()
+    return full(dict(network.named_parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer_class", [NorMuon, COSMOS])
+def test_data_parallel_processes_take_the_steps_of_one(optimizer_class):
+    for found in together(3, replicated, optimizer_class):
+        assert largest_difference(found, replicated(None, optimizer_class)) < EXACT
 
 
 # -- taking part, state, bad input -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from burnish.core.errors import NumericalError, SettingsError
 from burnish.data.packing import documents, pack
 from burnish.optim import COSMOS, Muon, NorMuon
 from burnish.train import Loop, Loss, fit, model_inputs
@@ -54,11 +55,12 @@ def run(world, model, rows, context, optimizer=NorMuon, loss_fn=float64_loss, **
     loop = Loop(**{"steps": STEPS, "batch_size": 12, "micro_batch_size": 2, "save_every": 0, "eval_every": 3} | changes)
     model = world.shard(model, loop.precision)
     # AdamW divides by the size of a gradient, and so makes much of the rounding of one that is as small as its eps.
-    made = optimizer.for_model(model, lr=0.01, adamw_eps=1e-6)
+    made = optimizer.for_model(model, lr=0.003, adamw_eps=1e-6)
     result = fit(model, kept, loss_fn, made, context, loop, validation=held_out, world=world)
     whole = world.whole(model)
     weights = None if whole is None else {name: p.detach().clone() for name, p in whole.named_parameters()}
-    table = [{key: row[key] for key in row if key != "tokens_per_second"} for row in result.rows]
+    # Padding is counted as tokens, and how much there is depends on which rows share a forward pass.
+    table = [{key: row[key] for key in row if "tokens" not in key} for row in result.rows]
     return weights, table, result.resumed_from
 
 
@@ -75,7 +77,10 @@ def same(found, expected, tolerance):
 def same_table(found, expected, tolerance):
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=tolerance)
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            # A norm is no minimum: it feels the first order of the weights' difference, the loss less.
+            assert ours[key] == pytest.approx(value, rel=tolerance * (10 if key == "gradient_norm" else 1)), key
 
 
 @pytest.mark.parametrize("shape", [(2,), (3,), (4,), (2, 2)])
@@ -106,6 +111,53 @@ def test_bfloat16_products_agree_within_their_rounding(model_of, rows, context):
     _, table, _ = run(ALONE, model_of(), rows, context("alone"), **changes)
     found = together(2, one_of_many, (2,), lambda world: run(world, model_of(), rows, context("two"), **changes))
     same_table(found[0][1], table, 2e-2)
+
+
+def test_adapters_train_as_on_one_process(model_of, rows, context):
+    from peft import LoraConfig, get_peft_model
+
+    def make():
+        model = model_of(dtype=torch.float64)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return get_peft_model(model, LoraConfig(r=3, target_modules=["q_proj", "down_proj"])).double()
+
+    weights, table, _ = run(ALONE, make(), rows, context("alone"))
+    found = together(2, one_of_many, (2,), lambda world: run(world, make(), rows, context("two")))
+    same(found[0][0], weights, 1e-10)
+    same_table(found[0][1], table, 1e-10)
+
+
+def test_a_gradient_that_is_not_finite_stops_every_process_with_the_parameters_name(model_of, rows, context):
+    def broken(model, batch):
+        loss = float64_loss(model, batch)
+        return Loss(loss.total + model.lm_head.weight.sum() * float("nan"), loss.weight)
+
+    def work(world):
+        with pytest.raises(NumericalError) as error:
+            run(world, model_of(tie_word_embeddings=False), rows, context("broken"), loss_fn=broken)
+        return str(error.value)
+
+    for text in together(2, one_of_many, (2,), work):
+        assert "the gradient of lm_head.weight is not finite in step 1" in text
+
+
+def test_a_model_that_is_not_sharded_is_refused(model_of, rows, context):
+    def work(world):
+        model = model_of()
+        loop = Loop(steps=1, batch_size=2)
+        with pytest.raises(SettingsError, match="the model is not sharded, but there are 2 processes"):
+            fit(model, rows, float64_loss, Muon.for_model(model, lr=0.01), context("plain"), loop, world=world)
+
+    together(2, one_of_many, (2,), work)
+
+
+def test_processes_with_other_data_are_refused(model_of, rows, context):
+    def work(world):
+        with pytest.raises(SettingsError, match=r"the data is \w+ in process 0 but \w+ in process 1"):
+            run(world, model_of(), rows.split(1 + world.rank)[0], context("data"))
+
+    together(2, one_of_many, (2,), work)
 
 
 @pytest.mark.parametrize("save_async", [False, True])

@@ -300,6 +300,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if stepped[index]:
                     shard = local(parameter)
+                    if parameter.grad is not None and parameter.grad.placements != parameter.placements:
+                        raise SettingsError(
+                            f"the gradient of {named[index][0]} is {describe(parameter.grad)}, but the parameter "
+                            f"{describe(parameter)}",
+                            where=self._name(),
+                            fix="give the gradient the placements of its parameter, as FSDP2 does",
+                        )
                     gradient = torch.zeros_like(shard) if parameter.grad is None else local(parameter.grad)
                     state = {key: local(value) for key, value in self.state[parameter].items()}
                     yield Item(shard, gradient, state, group, index, sharding_of(parameter))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +37,9 @@ from burnish.train.world import ALONE, World
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it takes them for dead."""
+
+GRACE = 15
+"""Seconds for torchrun to notice that a process has died; it looks ten times per second."""
 
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out", "NCCL")
 """What torch's backends say when another process does not answer."""
@@ -71,6 +75,8 @@ def _one_error_for_a_dead_process() -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in GONE):
             raise
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            time.sleep(GRACE)  # torchrun ends this process if another has died, and its caller says which and how
         raise StageError(
             f"another process of the training died or did not answer, seen by process {dist.get_rank()}",
             fix="run the same command again: it continues from the last saved state, also with another number of "
@@ -148,7 +154,9 @@ class Processes(World):
         fully_shard(model, mesh=self.mesh)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # sums: the loop divides by the tokens of the step
+                # Sums: the loop divides by the tokens of the step.
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
         return model
 
     def after_forward(self, model: nn.Module) -> None:

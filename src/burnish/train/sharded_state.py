@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, groups:
     for name in tensors.keys() ^ known.keys():
         raise KeyError(name)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process, as intended
             into = {name: tensor.detach() for name, tensor in tensors.items()}
             dcp.load(into, storage_reader=dcp.FileSystemReader(path), no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:

@@ -1,0 +1,100 @@
+"""One recipe, any number of processes, killed in between: the same losses, and one sentence about what died."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+start: {model}
+nodes:
+  - name: trained
+    stage: train
+    data: {data}
+    context: 32
+    batch: 12
+    micro_batch: 1
+    steps: 24
+    lr: 0.003
+    save_every: 2
+    launch: {{processes: {processes}}}
+"""
+TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 80
+REDUCTION = 2e-4
+"""Relative: what the order of sums in float32 makes of a loss in two dozen steps."""
+
+
+@pytest.fixture
+def start(tiny_llama, tmp_path):
+    """Starts the recipe with a number of processes in a run directory."""
+    data = tmp_path / "text.txt"
+    data.write_text(TEXT)
+
+    def begin(processes, run):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(RECIPE.format(model=tiny_llama, data=data, processes=processes))
+        command = [sys.executable, "-m", "burnish.cli", "run", str(recipe), "-o", str(run)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return begin
+
+
+def end(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    (table,) = [row["rows"] for row in rows if row["row"] == "table" and row["name"] == "loss"]
+    return [row["loss"] for row in table]
+
+
+def kill_rank(process, rank, run):
+    """Kills one process of a training with signal 9, once there is a state to go on from."""
+    deadline = time.monotonic() + 500
+    while not list(run.glob("work/trained/step-*/.metadata")):
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        time.sleep(0.01)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(rank):
+            child.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.timeout(900)
+def test_one_recipe_on_1_2_3_and_4_processes_killed_and_resumed(start, tmp_path):
+    end(start(1, tmp_path / "one"))
+    expected = losses(tmp_path / "one")
+    assert expected[-1] < 0.9 * expected[0]
+
+    first = start(2, tmp_path / "killed")
+    kill_rank(first, 1, tmp_path / "killed")
+    output, _ = first.communicate(timeout=600)
+    assert first.returncode != 0
+    assert "node 'trained'" in output and "SIGKILL" in output
+
+    output = end(start(3, tmp_path / "killed"))
+    assert "continuing after step" in output
+    end(start(4, tmp_path / "four"))
+    weights = load_file(tmp_path / "one" / "nodes" / "trained" / "model.safetensors")
+    for run in (tmp_path / "killed", tmp_path / "four"):
+        assert losses(run) == pytest.approx(expected, rel=REDUCTION)
+        found = load_file(run / "nodes" / "trained" / "model.safetensors")
+        assert found.keys() == weights.keys()
+        for name, weight in weights.items():
+            assert (found[name] - weight).norm() <= 0.02 * weight.norm(), name
+
+
+def test_what_every_process_refuses_is_one_sentence(start, tmp_path):
+    process = start(5, tmp_path / "run")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode != 0
+    assert "a batch of 12 rows cannot be shared evenly by 5 processes" in output.splitlines()[-1]
