@@ -6,6 +6,7 @@
     python benchmarks/events.py smash --data DIR --dataset crime_atlanta
     python benchmarks/events.py online
     python benchmarks/events.py langevin
+    python benchmarks/events.py drift
     python benchmarks/events.py epoch --side burnish        (and --side easytpp in that package's own environment)
     python benchmarks/check.py --write                      (writes the tables of docs/methods from the JSON)
 
@@ -17,10 +18,13 @@ split or fold (see docs/methods/smurf-thp.md); they are not part of this reposit
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,38 +39,48 @@ SCORES = (
 )  # fmt: skip
 
 
-def record(name: str, entry: dict[str, Any]) -> None:
-    """Adds or replaces one experiment in the results file."""
-    everything = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"experiments": {}}
+@contextmanager
+def results_file() -> Iterator[dict[str, Any]]:
+    """The content of the results file, written back at the end; experiments may run side by side."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        everything = json.loads(file.read() or '{"experiments": {}}')
+        yield everything
+        file.truncate(0)
+        file.write(json.dumps(everything, indent=1, default=float) + "\n")
+
+
+def record(name: str, entry: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> None:
+    """Adds or replaces one experiment in the results file.
+
+    With `rows` the entry is completed: a row of the same model, settings, objective and training is replaced.
+    """
+
+    def key(row: dict[str, Any]) -> str:
+        return json.dumps([row["model"], row["settings"], row["objective"], row["training"]], sort_keys=True)
+
     packages = {"python": platform.python_version()}
     for package in ("torch", "numpy", "scipy", "easy-tpp"):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:
             continue
-    everything = everything | {
+    facts = {
         "machine": "two shared x86-64 cores (AMD EPYC, AVX2), one torch thread a process",
         "date": date.today().isoformat(),
-        "versions": everything.get("versions", {}) | packages,
         "time": "CPU seconds of the process, since the machine was shared",
     }
-    everything["experiments"][name] = {"date": date.today().isoformat()} | entry
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(everything, indent=1, default=float) + "\n")
+    with results_file() as everything:
+        everything |= facts | {"versions": everything.get("versions", {}) | packages}
+        if rows is not None:
+            before = everything["experiments"].get(name, {})
+            kept = {key(row): row for row in before.get("rows", [])} | {key(row): row for row in rows}
+            seeds = sorted({row["training"]["seed"] for row in kept.values()})
+            entry = before | entry | {"seeds": seeds, "rows": list(kept.values())}
+        everything["experiments"][name] = {**entry, "date": date.today().isoformat()}
     print(f"{name}: written to {RESULTS.name}")
-
-
-def add_rows(name: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Adds rows to an experiment; a row of the same model, settings, objective and seed is replaced."""
-
-    def key(row: dict[str, Any]) -> str:
-        return json.dumps([row["model"], row["settings"], row["objective"], row["training"]], sort_keys=True)
-
-    everything = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"experiments": {}}
-    before = everything["experiments"].get(name, {})
-    kept = {key(row): row for row in before.get("rows", [])} | {key(row): row for row in rows}
-    seeds = sorted({row["training"]["seed"] for row in kept.values()})
-    record(name, before | facts | {"seeds": seeds, "rows": list(kept.values())})
 
 
 def chosen(scores: dict[str, float]) -> dict[str, float]:
@@ -74,6 +88,10 @@ def chosen(scores: dict[str, float]) -> dict[str, float]:
 
 
 # -- one fit ---------------------------------------------------------------------------------------------------------
+
+
+STATES: Path | None = None
+"""Where the states of unfinished fits go (--state); a run that was cut off goes on from them."""
 
 
 def run(model: Any, objective: dict[str, Any], parts: Any, training: dict[str, Any], bootstrap: int = 100) -> Any:
@@ -84,7 +102,8 @@ def run(model: Any, objective: dict[str, Any], parts: Any, training: dict[str, A
     train, validation, test = parts
     forecaster = EventForecaster(model, **objective)
     started = time.process_time()
-    history = forecaster.fit(train, validation, **training, progress=Progress())
+    state = None if STATES is None else STATES / f"{model.kind}-{train.num_events}-{training['seed']}"
+    history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
     seconds = time.process_time() - started
     result = forecaster.score(test, bootstrap=bootstrap, progress=Progress())
     row = {
@@ -176,15 +195,22 @@ def hawkes(seeds: list[int], presets: list[str], only: list[str]) -> None:
                 training = {"epochs": 15, "batch_size": 50, "lr": 3e-3, "seed": seed}
                 row, _, result = run(model, objective, parts, training)
                 beside = {b: {n: round(v, 6) for n, v in scores.items()} for b, scores in result.baselines.items()}
-                add_rows(preset, [row], facts | {"baselines": beside})
+                record(preset, facts | {"baselines": beside}, [row])
 
 
 # -- real data -------------------------------------------------------------------------------------------------------
 
 
 def real(
-    data: Path, name: str, seeds: list[int], training: dict[str, Any], size: dict[str, Any], only: list[str]
+    data: Path,
+    name: str,
+    seeds: list[int],
+    training: dict[str, Any],
+    size: dict[str, Any],
+    only: list[str],
+    part: tuple[int | None, int | None],
 ) -> None:
+    """Fold 1 tests; `part` bounds the number of sequences to learn from and to test on (None: all)."""
     from burnish.events import THP, EventDataset, LogNormalMixture, SmurfTHP
 
     file, jitter = {
@@ -194,26 +220,37 @@ def real(
     dataset = EventDataset.from_parquet(data / file, group="fold")
     if jitter:  # gaps are whole ticks of a millisecond clock; a density needs a continuous one
         dataset = dataset.dequantise(seed=7)
-    rest, test = dataset.group("2", "3", "4", "5"), dataset.group("1")
+    rest, test = _some(dataset.group("2", "3", "4", "5"), part[0]), _some(dataset.group("1"), part[1])
     train, validation = rest.split((0.9, 0.1), seed=0)
+    sizes = f"{len(train):,} sequences train, {len(validation):,} choose the epoch, {len(test):,} of fold 1 test"
     parts = (train, validation, test)
     for seed in seeds:
         for kind in only:
             model = {"likelihood": SmurfTHP, "thp": THP, "lognormal": LogNormalMixture}[kind](dataset.num_marks, **size)
             row, _, result = run(model, {"objective": "likelihood"}, parts, training | {"seed": seed})
-            add_rows(
+            record(
                 name,
-                [row],
                 {
                     "question": "Likelihood, accuracy and calibration on real sequences, beside baselines.",
-                    "data": "fold 1 tests (read once), 10 % of folds 2 to 5 (by sequence, seed 0) choose the epoch",
+                    "data": f"{sizes} (read once); drawn by sequence, seed 0, from folds 2 to 5 and from fold 1",
                     "notes": list(dataset.notes),
                     "tuned_on": "nothing: one setting, taken from the simulated process",
                     "baselines": {
                         b: {n: round(v, 6) for n, v in scores.items()} for b, scores in result.baselines.items()
                     },
                 },
+                [row],
             )
+
+
+def _some(dataset: Any, count: int | None) -> Any:
+    """So many sequences, drawn with seed 0."""
+    import numpy as np
+
+    if count is None or count >= len(dataset):
+        return dataset
+    drawn = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
+    return dataset.with_sequences(dataset.sequences[i] for i in drawn)
 
 
 def smash(data: Path, dataset_name: str, seeds: list[int], epochs: int, num_events: int) -> None:
@@ -263,6 +300,66 @@ def _top(train: Any) -> int:
     import numpy as np
 
     return int(np.bincount(np.concatenate([s.marks for s in train.sequences])).argmax())
+
+
+def drift(num_sequences: int) -> None:
+    """Coverage of quantiles on a stream of 20,000 events that slows down, without and with adaptive levels."""
+    import numpy as np
+    import torch
+
+    from burnish.events import AdaptiveConformal, EventForecaster, SmurfTHP
+    from burnish.events.data import EventDataset, EventSequence
+    from burnish.events.hawkes import PRESETS, simulate_hawkes
+
+    torch.set_num_threads(1)
+    data = simulate_hawkes(PRESETS["hawkes3"], num_sequences + 50, num_events=60, seed=0)
+    train = data.with_sequences(data.sequences[:num_sequences])
+    validation = data.with_sequences(data.sequences[num_sequences:])
+    forecaster = EventForecaster(SmurfTHP(3, **SMALL))
+    forecaster.fit(train, validation, epochs=8, batch_size=16, lr=3e-3, seed=0)
+    [stream] = simulate_hawkes(PRESETS["hawkes3"], 1, num_events=20_000, seed=99).sequences
+    factor = 1 + np.clip(np.arange(len(stream)) / len(stream) * 2 - 0.5, 0, 1)  # the clock slows to half its speed
+    times = np.cumsum(stream.gaps * factor)
+    test = EventDataset((EventSequence(times, stream.marks, start=0.0, name="stream"),), train.mark_names)
+    started = time.process_time()
+    result = forecaster.score(test, bootstrap=0)
+    seconds = time.process_time() - started
+    pit = result.events["pit"]
+    targets = (0.5, 0.9)
+    conformal = AdaptiveConformal(targets, gamma=0.01)
+    covered = {target: np.empty(len(pit), bool) for target in targets}
+    for i, value in enumerate(pit):
+        for target in targets:
+            covered[target][i] = value <= conformal.level(target)
+        conformal.update(float(value))
+    window = 1000
+
+    def worst(inside: Any, target: float) -> float:
+        shares = [inside[a : a + window].mean() for a in range(0, len(inside) - window + 1, window)]
+        return float(max(shares, key=lambda share: abs(share - target)))
+
+    sides = {
+        f"{target:g}": {
+            name: {"coverage": round(float(inside.mean()), 4), "worst_window": round(worst(inside, target), 4)}
+            for name, inside in (("fixed", pit <= target), ("adaptive", covered[target]))
+        }
+        | {"bound": round(conformal.bound(target), 4)}
+        for target in targets
+    }
+    print(json.dumps(sides, indent=1), result.notes)
+    record(
+        "drift",
+        {
+            "question": "Does coverage hold on a stream that slows down, with fixed and with adaptive levels?",
+            "data": "one hawkes3 sequence of 20,000 events that slows to half its speed between a quarter and three "
+            f"quarters of it; fitted on {num_sequences} sequences of 60 events without drift",
+            "gamma": 0.01,
+            "window": window,
+            "levels": sides,
+            "evaluation_cpu_seconds": round(seconds, 1),
+            "notes": list(result.notes),
+        },
+    )
 
 
 # -- speed -----------------------------------------------------------------------------------------------------------
@@ -323,11 +420,14 @@ def langevin(num_sequences: int) -> None:
 
     from burnish.events import EventForecaster, SmurfTHP, metrics
     from burnish.events.distribution import NUM_PANELS, NextEvents
+    from burnish.events.hawkes import PRESETS, simulate_hawkes
     from burnish.events.maths.inversion import NODES_PER_PANEL
 
-    parts = simulated("hawkes3")
+    torch.set_num_threads(1)
+    data = simulate_hawkes(PRESETS["hawkes3"], 300, num_events=60, seed=0)
+    parts = tuple(data.with_sequences(data.sequences[a:b]) for a, b in ((0, 250), (250, 290), (290, 300)))
     forecaster = EventForecaster(SmurfTHP(3, **SMALL), objective="score")
-    forecaster.fit(parts[0], parts[1], epochs=8, batch_size=50, lr=3e-3, seed=0)
+    forecaster.fit(parts[0], parts[1], epochs=8, batch_size=16, lr=3e-3, seed=0)
 
     def law_of(part: Any) -> tuple[NextEvents, Any]:
         packed = forecaster.model.pack(part.with_sequences(part.sequences[:num_sequences]))
@@ -366,7 +466,8 @@ def langevin(num_sequences: int) -> None:
     exact_evaluations = NUM_PANELS * NODES_PER_PANEL + 1 + 6 * (NODES_PER_PANEL + 1) * 19
     entry = {
         "question": "Do exact quantiles need 100 times fewer head evaluations than Langevin, at no worse CRPS?",
-        "data": f"hawkes3, test, {num_sequences} sequences ({len(gaps)} events); step chosen on validation",
+        "data": f"hawkes3 (250 sequences train, 40 validate), {num_sequences} test sequences ({len(gaps)} events); "
+            "step chosen on validation",
         "settings_tried": tried,
         "langevin": {
             "steps": 2000, "samples": 100, "step": best, "head_evaluations_per_event": 200_000,
@@ -489,6 +590,15 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             speed.append(f"| {side} quantiles | {value}CS {part['calibration_score_19']:.4f} |")
         gap = entry["crps_difference_langevin_minus_exact"]
         speed.append(f"| CRPS, Langevin minus exact, paired | {gap['mean']:.4f} ± {gap['error']:.4f} |")
+    if "drift" in experiments:
+        entry = experiments["drift"]
+        lines = ["| level | quantiles | coverage | worst of the windows | bound |", "|---|---|---|---|---|"]
+        for level, sides in entry["levels"].items():
+            for side in ("fixed", "adaptive"):
+                value = sides[side]
+                bound = f"{float(level):g} ± {sides['bound']:.4f}" if side == "adaptive" else ""
+                lines.append(f"| {level} | {side} | {value['coverage']:.3f} | {value['worst_window']:.3f} | {bound} |")
+        made["drift"] = "\n".join(lines)
     made["speed"] = "\n".join(speed)
     return made
 
@@ -544,14 +654,19 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--num-events", type=int, default=600)
+    parser.add_argument("--train-sequences", type=int, help="learn from so many sequences [default: all]")
+    parser.add_argument("--test-sequences", type=int, help="test on so many sequences [default: all]")
+    parser.add_argument("--state", type=Path, help="directory for the states of fits; a run that was cut off goes on")
     parser.add_argument("--side", choices=["burnish", "easytpp"])
     a = parser.parse_args()
+    global STATES
+    STATES = a.state
     if a.experiment == "hawkes":
         hawkes(a.seeds, a.presets, a.only)
     elif a.experiment in ("stackoverflow", "financial"):
         size = {"hidden_size": a.hidden_size, "num_layers": 2, "intermediate_size": 2 * a.hidden_size,
                 "recurrent_size": a.hidden_size}  # fmt: skip
-        batch = 32 if a.experiment == "stackoverflow" else 8
+        batch = 32 if a.experiment == "stackoverflow" else 4
         real(
             a.data,
             a.experiment,
@@ -559,13 +674,16 @@ def main() -> None:
             {"epochs": a.epochs, "batch_size": batch, "lr": 3e-3, "patience": 3},
             size,
             a.only,
+            (a.train_sequences, a.test_sequences),
         )
     elif a.experiment == "smash":
         smash(a.data, a.dataset, a.seeds, a.epochs, a.num_events)
     elif a.experiment == "online":
         online(a.repeats)
+    elif a.experiment == "drift":
+        drift(250)
     elif a.experiment == "langevin":
-        langevin(3)
+        langevin(2)
     elif a.experiment == "epoch":
         epoch(a.side, a.data, 5)
     else:

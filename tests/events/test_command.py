@@ -1,5 +1,6 @@
 """`burnish events`: two commands from a CSV to a forecaster and a report, and clear refusals."""
 
+import json
 import subprocess
 import sys
 import time
@@ -33,6 +34,8 @@ def test_report_is_one_file_with_the_drawings(folder: Path, capsys) -> None:
     assert page.count("<svg") == 4
     assert "http" not in page and "<script" not in page
     assert "kept apart" in page
+    assert "Intervals asked to hold 90 %" in page
+    assert "most likely of type" in page
     assert "CRPS" in capsys.readouterr().out
 
 
@@ -73,6 +76,29 @@ def test_smash_report_shows_the_place(tmp_path: Path, places) -> None:
     page = (tmp_path / "r.html").read_text()
     assert "Where the next event was expected" in page
     assert "energy score" in page
+
+
+def test_structured_thp_needs_its_graph(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BurnishError, match="--vertex and --edges"):
+        call("fit", folder / "h.csv", "-o", tmp_path / "m", "--model", "structured-thp", *SMALL)
+
+
+def test_structured_thp_from_two_tables(tmp_path: Path) -> None:
+    rows = [f"{s},{t / 3},{t % 2},{(t + s) % 3}" for s in range(12) for t in range(1, 9)]
+    (tmp_path / "g.csv").write_text("sequence_id,time,mark,node\n" + "\n".join(rows) + "\n")
+    (tmp_path / "edges.csv").write_text("from,to\n0,1\n1,2\n")
+    graph = ["--model", "structured-thp", "--vertex", "node", "--edges", tmp_path / "edges.csv"]
+    call("fit", tmp_path / "g.csv", "-o", tmp_path / "m", *graph, *SMALL)
+    call("evaluate", tmp_path / "m", tmp_path / "g.csv", "--bootstrap", "0")
+    assert "structured-thp" in (tmp_path / "m" / "report.html").read_text()
+
+
+def test_small_tables_get_small_batches(folder: Path) -> None:
+    settings = json.loads((folder / "model" / "config.json").read_text())["training"]
+    assert settings["batch_size"] == 16  # as given
+    call("fit", folder / "h.csv", "-o", folder / "auto", *SMALL[:6])
+    settings = json.loads((folder / "auto" / "config.json").read_text())["training"]
+    assert settings["batch_size"] == 1  # 24 training sequences: twenty steps an epoch
 
 
 def test_importing_the_command_imports_no_torch() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.events import EventDataset, EventSequence
+from burnish.events.hawkes import PRESETS, simulate_hawkes
 
 CSV = "machine,hours,alarm\nm1,0.5,hot\nm1,2.0,cold\nm2,0.7,hot\nm2,0.9,hot\nm2,3.5,cold\n"
 COLUMNS = {"sequence": "machine", "time": "hours", "mark": "alarm"}
@@ -156,3 +157,26 @@ def test_dequantising_breaks_ties_and_keeps_the_order_of_marks() -> None:
     assert np.array_equal(loose.sequences[0].marks, tied.marks)
     assert np.floor(loose.sequences[0].times).tolist() == tied.times.tolist()
     assert "1 tied" in loose.notes[-1]
+
+
+def test_a_hub_data_set_reads_like_its_table(csv: Path, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "train.csv").write_text(CSV)
+    found = EventDataset.from_hub(str(folder), **COLUMNS)
+    expected = EventDataset.from_csv(csv, **COLUMNS)
+    assert found.mark_names == expected.mark_names
+    assert [s.times.tolist() for s in found] == [s.times.tolist() for s in expected]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("sequence_id,time,time,mark\n1,1,1,a\n")
+    with pytest.raises(DataError, match="more than one column 'time'"):
+        EventDataset.from_csv(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("size", [{"num_events": 1}, {"end": 0.0}, {"end": 1e-6}])
+def test_a_simulation_without_gaps_is_refused(size: dict) -> None:
+    with pytest.raises(SettingsError, match="two events"):
+        simulate_hawkes(PRESETS["hawkes3"], 2, **size)

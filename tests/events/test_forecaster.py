@@ -77,6 +77,11 @@ def test_mark_probabilities_sum_to_one(forecast: NextEvents) -> None:
     assert forecast.mark_probs().sum(-1).numpy() == pytest.approx(1.0, abs=1e-12)
 
 
+def test_survival_at_the_edges_of_the_table_is_the_survival(forecast: NextEvents) -> None:
+    gaps = forecast.table.edges * forecast.unit
+    assert torch.allclose(forecast.edge_survival, forecast.survival(gaps.double()), rtol=1e-12, atol=1e-14)
+
+
 def test_samples_follow_the_quantiles() -> None:
     forecast = law(double(small(SmurfTHP)), rows=1)
     gaps, _ = forecast.sample(20_000, generator=torch.Generator().manual_seed(0))
@@ -216,6 +221,23 @@ def test_ties_are_dequantised_with_a_note() -> None:
     forecaster.fit(dataset, dataset, epochs=1)
     assert "tied" in forecaster.notes[0]
     assert np.isfinite(forecaster.score(dataset, bootstrap=0).scores["loglik"])
+
+
+def test_events_all_at_one_time_are_refused() -> None:
+    dataset = EventDataset.from_sequences([[5.0] * 4] * 4, [[0] * 4] * 4)
+    with pytest.raises(DataError, match="at the same time"):
+        EventForecaster(small(SmurfTHP, num_marks=1)).fit(dataset, dataset, epochs=1)
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": -3}, {"lr": 0.0}, {"patience": -1}])
+def test_training_settings_out_of_range_are_refused(bad: dict, parts) -> None:
+    with pytest.raises(SettingsError, match=next(iter(bad))):
+        EventForecaster(small(SmurfTHP)).fit(parts[0], parts[1], **bad)
+
+
+def test_a_model_without_width_is_refused() -> None:
+    with pytest.raises(SettingsError, match="hidden_size is 0"):
+        SmurfTHP(3, hidden_size=0)
 
 
 def test_empty_parts_and_lonely_events_are_refused(parts) -> None:

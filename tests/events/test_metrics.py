@@ -21,12 +21,11 @@ def test_crps_equals_the_double_sum(estimator: str) -> None:
     assert metrics.crps_from_samples(samples, observed, estimator=estimator) == pytest.approx(expected, rel=1e-12)
 
 
-def test_crps_equals_scoringrules() -> None:
-    scoringrules = pytest.importorskip("scoringrules")
-    samples, observed = RNG.normal(size=(6, 40)), RNG.normal(size=6)
-    for name in ("nrg", "fair"):
-        expected = scoringrules.crps_ensemble(observed, samples, estimator=name)
-        assert metrics.crps_from_samples(samples, observed, estimator=name) == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("estimator", ["nrg", "fair"])
+def test_crps_equals_scoringrules(reference: Path, estimator: str) -> None:
+    given = json.loads((reference / "scoringrules_crps.json").read_text())
+    found = metrics.crps_from_samples(np.array(given["samples"]), np.array(given["observed"]), estimator=estimator)
+    assert found == pytest.approx(given[estimator], abs=1e-12)
 
 
 def test_crps_of_exponential_quantiles_is_the_closed_form() -> None:
@@ -45,6 +44,7 @@ def test_true_quantiles_are_covered_at_all_levels() -> None:
     assert (np.abs(metrics.coverage(pit) - levels) < 4 * error).all()
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_ideal_scores_equal_the_reference(reference: Path) -> None:
     known = json.loads((reference / "hawkes3_ideal_scores.json").read_text())
@@ -85,6 +85,22 @@ def test_bootstrap_error_of_a_mean_of_independent_sequences() -> None:
     values = np.repeat(RNG.normal(size=200), 5)  # five copies: the error must be that of 200 values, not of 1,000
     error = metrics.bootstrap_error(lambda rows: float(values[rows].mean()), groups, num_draws=400)
     assert error == pytest.approx(values.std() / np.sqrt(200), rel=0.2)
+
+
+def test_share_errors_equal_the_bootstrap_of_each_coverage() -> None:
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(40), rng.integers(5, 40, 40))
+    pit = np.clip(rng.random(len(groups)) + 0.2 * rng.normal(size=40)[groups], 0, 1)  # sequences differ
+    levels = np.array([0.2, 0.5, 0.8])
+    errors = metrics.share_error(pit[:, None] < levels, groups, num_draws=4000)
+    for level, error in zip(levels, errors, strict=True):
+        one = metrics.bootstrap_error(lambda rows, q=level: float((pit[rows] < q).mean()), groups, num_draws=500)
+        assert error == pytest.approx(one, rel=0.15)  # the second bootstrap has 500 draws
+
+
+def test_share_error_of_a_single_sequence_is_binomial() -> None:
+    inside = np.array([[True], [False], [True], [True]])
+    assert metrics.share_error(inside, np.zeros(4, int)) == pytest.approx([np.sqrt(0.75 * 0.25 / 4)])
 
 
 def test_highest_density_region_covers_a_gaussian_at_its_level() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest_events import double, small
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import DataError, SettingsError
 from burnish.events import THP, EventDataset, EventForecaster, EventSequence, StructuredTHP
 from burnish.events.batches import PackedEvents
 from burnish.events.model import Objective
@@ -95,3 +95,9 @@ def test_objective_has_the_link_term(graph_data: EventDataset) -> None:
     assert float(terms["link"].detach()) == pytest.approx(
         -0.5 * float(link_regulariser(model.link_scores(), model.adjacency).detach())
     )
+
+
+def test_a_vertex_outside_the_graph_is_refused(graph_data: EventDataset) -> None:
+    forecaster = EventForecaster(small(StructuredTHP, num_marks=2, num_vertices=2, edges=[(0, 1)]))
+    with pytest.raises(DataError, match="vertex 2, but the graph has the vertices 0 to 1"):
+        forecaster.fit(graph_data, graph_data, epochs=1)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
-ModelName = Literal["smurf-thp", "thp", "smash", "lognormal-mixture", "exponential-hawkes"]
+ModelName = Literal["smurf-thp", "thp", "structured-thp", "smash", "lognormal-mixture", "exponential-hawkes"]
 
 
 def fit(
@@ -29,13 +29,15 @@ def fit(
     type: str = "mark",
     x: str | None = None,
     y: str | None = None,
+    vertex: str | None = None,
+    edges: Path | None = None,
     origin: Literal["auto", "zero", "first"] = "auto",
     sort: bool = False,
     unit: str = "",
     hidden_size: int = 64,
     num_layers: int = 2,
     epochs: int = 30,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     lr: float = 3e-3,
     patience: int = 5,
     split_by: Literal["sequence", "time"] = "sequence",
@@ -56,7 +58,7 @@ def fit(
         Directory of the fitted forecaster.
     model:
         smurf-thp for calibrated times and types, thp, lognormal-mixture or exponential-hawkes to compare, smash for
-        events with places.
+        events with places, structured-thp for events on a graph.
     objective:
         Likelihood, or score matching with or without a term for the mass.
     time_coordinate:
@@ -65,6 +67,8 @@ def fit(
         Column names.
     x, y:
         Columns of the place, for smash.
+    vertex, edges:
+        Column of the vertex (0, 1, ...) and a table whose first two columns are the edges, for structured-thp.
     origin:
         Whether observation starts at time 0 (zero), at an unknown time (first), or what looks right (auto).
     sort:
@@ -74,7 +78,8 @@ def fit(
     hidden_size, num_layers:
         Of the Transformer.
     epochs, batch_size, lr, patience:
-        Of training; patience 0 never stops early.
+        Of training; patience 0 never stops early. The batch size defaults to 32 sequences, fewer where an epoch would
+        have less than 20 steps.
     split_by:
         Hold out whole sequences, or the end of each sequence.
     fractions:
@@ -97,14 +102,18 @@ def fit(
             where=str(out),
             fix="choose another place with -o, or pass --overwrite" if made else "choose another place with -o",
         )
-    columns = {"sequence": sequence, "time": time, "mark": type, "location": _location(x, y, model)}
+    columns = {"sequence": sequence, "time": time, "mark": type, "location": _location(x, y, model), "vertex": vertex}
     reading = columns | {"origin": origin, "sort": sort, "unit": unit}
     dataset = _read(data, reading, None)
     for note in dataset.notes:
         _say(note)
     split = {"by": split_by, "fractions": list(fractions), "seed": seed, "data": _digest(data)}
     training, validation, _ = _split(dataset, split)
-    sizes = {} if model == "exponential-hawkes" else {"hidden_size": hidden_size, "num_layers": num_layers}
+    sizes: dict[str, Any] = {"hidden_size": hidden_size, "num_layers": num_layers}
+    if model == "exponential-hawkes":
+        sizes = {}
+    if model == "structured-thp":
+        sizes |= {"num_vertices": dataset.num_vertices, "edges": _edges(edges, vertex)}
     forecaster = EventForecaster(
         MODELS[model](dataset.num_marks, **sizes), objective=objective, time_coordinate=time_coordinate
     )
@@ -117,7 +126,7 @@ def fit(
         training,
         validation,
         epochs=epochs,
-        batch_size=batch_size,
+        batch_size=_batch_size(training) if batch_size is None else batch_size,
         lr=lr,
         patience=patience,
         seed=seed,
@@ -292,6 +301,26 @@ def _location(x: str | None, y: str | None, model: str) -> tuple[str, str] | Non
             raise SettingsError("smash forecasts places, but no columns for them were given", fix="give --x and --y")
         return None
     return x, y
+
+
+def _edges(path: Path | None, vertex: str | None) -> list[list[int]]:
+    import pyarrow as pa
+
+    from burnish.core.errors import DataError, SettingsError
+    from burnish.events.reading import read_any
+
+    if path is None or vertex is None:
+        raise SettingsError("structured-thp needs a graph", fix="give --vertex and --edges")
+    table = read_any(path)
+    if table.num_columns < 2 or not all(pa.types.is_integer(column.type) for column in table.columns[:2]):
+        raise DataError("its first two columns are not vertex numbers", where=str(path), fix="write from,to per edge")
+    return [list(pair) for pair in zip(*(column.to_pylist() for column in table.columns[:2]), strict=True)]
+
+
+def _batch_size(training: EventDataset) -> int:
+    """32 sequences, or fewer so that an epoch has twenty steps: a small table needs many small ones."""
+    windows = sum(max(1, len(sequence) // 384) for sequence in training.sequences)
+    return max(1, min(32, windows // 20))
 
 
 def _digest(path: Path) -> str:

@@ -83,15 +83,18 @@ class Baselines:
         poisson_pit = -np.expm1(-self.rate * gap)
         poisson_quantiles = np.broadcast_to(-np.log1p(-GRID) / self.rate, (len(gap), len(GRID)))
         quantiles = self.quantiles(previous, GRID)
+        means = np.array([own.mean() for own in self.gaps])[previous]
         picked = np.arange(len(mark)), mark
         empirical = {
             "loglik_mark": float(np.log(conditional[picked]).mean()),
             "crps": float(metrics.crps_from_quantiles(quantiles, gap).mean()),
             "calibration_score_19": metrics.calibration_score(pit),
+            "calibration_score_upper": metrics.calibration_score(pit, metrics.LEVELS_UPPER),
             "pit_ks": metrics.pit_ks(pit),
             "coverage_50": float((pit < 0.5).mean()),
             "coverage_90": float((pit < 0.9).mean()),
             "mae": float(np.abs(gap - quantiles[:, 49]).mean()),
+            "rmse": float(np.sqrt(np.square(gap - means).mean())),
             "accuracy": float(metrics.accuracy(conditional, mark).mean()),
         }
         log_marks = float(np.log(shares[picked]).mean())
@@ -102,10 +105,12 @@ class Baselines:
             "loglik_mark": log_marks,
             "crps": float(metrics.crps_from_quantiles(poisson_quantiles, gap).mean()),
             "calibration_score_19": metrics.calibration_score(poisson_pit),
+            "calibration_score_upper": metrics.calibration_score(poisson_pit, metrics.LEVELS_UPPER),
             "pit_ks": metrics.pit_ks(poisson_pit),
             "coverage_50": float((poisson_pit < 0.5).mean()),
             "coverage_90": float((poisson_pit < 0.9).mean()),
             "mae": float(np.abs(gap - np.log(2) / self.rate).mean()),
+            "rmse": float(np.sqrt(np.square(gap - 1 / self.rate).mean())),
             "accuracy": float(metrics.accuracy(shares, mark).mean()),
         }
         return {"empirical by previous type": empirical, "Poisson and majority type": poisson}

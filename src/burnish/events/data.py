@@ -63,7 +63,7 @@ class EventSequence:
         if n > 1 and (drop := np.diff(self.times)).min() < 0:
             i = int(np.argmax(drop < 0))
             raise DataError(
-                f"times go back at event {i + 1} ({self.times[i]!r} then {self.times[i + 1]!r})",
+                f"times go back at event {i + 1} ({self.times[i]:.10g} then {self.times[i + 1]:.10g})",
                 where=where,
                 fix="sort the events of each sequence by time",
             )

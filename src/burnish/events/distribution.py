@@ -87,10 +87,17 @@ class NextEvents:
 
     def survival(self, gap: ArrayLike | Tensor) -> Float[Tensor, "S q"]:
         """P(next gap > s)."""
-        compensator = self.table.compensator(self._gaps(gap))
+        return self._survival(self.table.compensator(self._gaps(gap)))
+
+    def _survival(self, compensator: Tensor) -> Tensor:
         if self.mass is None:
             return torch.exp(-compensator)
         return ((self.mass + torch.expm1(-compensator)) / self.mass).clamp(0.0, 1.0)
+
+    @cached_property
+    def edge_survival(self) -> Float[Tensor, "S edges"]:
+        """P(next gap > s) at the edges of the table, in float64; costs no evaluation of the head."""
+        return self._survival(self.table.cumulative).double()
 
     def cdf(self, gap: ArrayLike | Tensor, elapsed: ArrayLike | Tensor = 0.0) -> Float[Tensor, "S q"]:
         """P(next gap <= elapsed + s | next gap > elapsed)."""
@@ -136,11 +143,11 @@ class NextEvents:
     def mean(self) -> Float[Tensor, " S"]:
         """E[gap] = int S(s) ds; inf for a process that may stop."""
         edges = self.table.edges
-        survival = self.survival((edges * self.unit).double())
-        area = torch.trapezoid(survival.double(), edges.double(), dim=-1)
+        survival = self.edge_survival
+        area = torch.trapezoid(survival, edges.double(), dim=-1)
         if self.mass is None:
             hazard = self.table.tail_hazard.squeeze(-1).double()
-            last = survival[:, -1].double()
+            last = survival[:, -1]
             area = area + torch.where(last > 0, last / hazard.clamp_min(1e-300), 0.0)
             area = torch.where(self.prob_no_event > 0, torch.inf, area)
         return area * self.unit
@@ -152,7 +159,7 @@ class NextEvents:
         """
         edges = self.table.edges.double()
         y = (gap.double() / self.unit).clamp_max(float(edges[-1])).unsqueeze(-1)
-        survival = self.survival(edges * self.unit).double()
+        survival = self.edge_survival
         at_y = self.survival(y * self.unit).double()
         width = edges.diff()
         panel = (torch.searchsorted(edges, y, right=True) - 1).clamp(0, len(edges) - 2)

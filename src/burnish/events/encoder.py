@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from burnish.core.errors import SettingsError
 from burnish.events.batches import Batch
 
 NUM_GAP_FEATURES = 2
@@ -89,6 +90,10 @@ class HistoryEncoder(nn.Module):
         num_vertices: int = 0,
     ) -> None:
         super().__init__()
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
+        for name, value in sizes.items():
+            if value < 1:
+                raise SettingsError(f"{name} is {value}, but must be at least 1")
         self.hidden_size = hidden_size
         self.mark_embedding = nn.Embedding(num_marks, hidden_size)
         self.location_proj = nn.Linear(num_location_features, hidden_size) if num_location_features else None

@@ -121,6 +121,9 @@ class EventForecaster:
                 raise DataError(f"the {name} part is empty", fix="give more sequences, or other split fractions")
         if self.model.has_location and not training.has_locations:
             raise DataError(f"{self.model.kind} needs locations, and the events have none", fix="give --x and --y")
+        settings = TrainingSettings(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed)
+        if training.num_ties and training.num_ties == len(training.inner_gaps()):
+            raise DataError("all events happen at the same time", fix="check the time column and its unit")
         resolution = 0.0
         if training.num_ties or validation.num_ties:
             resolution = training.clock_resolution
@@ -131,7 +134,6 @@ class EventForecaster:
         self.mark_names, self.unit = training.mark_names, training.unit
         self.baselines = Baselines.fit(training)
         reset_parameters(self.model, seed)
-        settings = TrainingSettings(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed)
         packed = self.model.pack(training)
         if packed.num_cut:
             self.notes += (

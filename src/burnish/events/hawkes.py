@@ -71,11 +71,21 @@ def simulate_hawkes(
     """
     if (num_events is None) == (end is None):
         raise SettingsError("a simulation stops after a number of events or at an end time: give one of the two")
+    if num_sequences < 1 or (num_events is not None and num_events < 2) or (end is not None and end <= 0):
+        raise SettingsError(
+            f"a simulation of {num_sequences} sequences of "
+            f"{f'{num_events} events' if end is None else f'length {end:g}'} has no gap in it",
+            fix="simulate at least one sequence of two events",
+        )
     rng = np.random.default_rng(seed)
     mu, jumps = np.array(parameters.mu), np.array(parameters.jumps)
     sequences: list[EventSequence] = []
+    redrawn = 0
     while len(sequences) < num_sequences:
         times, marks = simulate_sequence(mu, jumps, parameters.decay, rng, num_events=num_events, end=end)
+        redrawn = 0 if len(times) >= 2 else redrawn + 1
+        if redrawn > 1000:
+            raise SettingsError(f"hardly any sequence has two events before {end:g}", fix="simulate to a later end")
         if len(times) >= 2:
             sequences.append(EventSequence(times, marks, start=0.0, end=end, name=str(len(sequences))))
     return EventDataset(tuple(sequences), tuple(str(k) for k in range(len(mu))))

@@ -43,6 +43,23 @@ def central_coverage(pit: Array, level: float) -> float:
     return float(((pit > (1 - level) / 2) & (pit < (1 + level) / 2)).mean())
 
 
+def share_error(inside: NDArray[np.bool_], groups: NDArray[np.int64], *, num_draws: int = 200, seed: int = 0) -> Array:
+    """(m,) standard errors of the shares `inside.mean(0)` under resampling whole sequences.
+
+    Args:
+        inside: (n, m), such as `pit[:, None] < levels` for coverages.
+        groups: (n,) sequence of every event; with a single sequence the errors are binomial.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        share = inside.mean(0)
+        return np.sqrt(share * (1 - share) / max(len(inside), 1))
+    hits = np.stack([np.bincount(member, weights=column) for column in inside.T], axis=1)
+    weight = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=num_draws)
+    shares = (weight @ hits) / (weight @ np.bincount(member))[:, None]
+    return shares.std(axis=0, ddof=1)
+
+
 def pit_ks(pit: Array) -> float:
     """Kolmogorov-Smirnov distance of the PIT values to the uniform law."""
     return float(kstest(pit, "uniform").statistic)

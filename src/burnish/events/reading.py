@@ -104,6 +104,8 @@ def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArra
         guess = nearest(name, table.column_names)
         advice = f"did you mean {guess!r}?" if guess else f"columns are {', '.join(table.column_names)}"
         raise DataError(f"has no column {name!r} for the {role}", where=where, fix=advice)
+    if table.column_names.count(name) > 1:
+        raise DataError(f"has more than one column {name!r}", where=where, fix="rename one of them")
     column = table[name]
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy()))

@@ -76,15 +76,17 @@ def _line(points: list[tuple[float, float]]) -> str:
 
 
 def calibration_plot(result: Evaluation) -> dict[str, Any]:
-    """Coverage against level; the diagonal is honest, the band is binomial noise (two standard errors)."""
+    """Coverage against level; the diagonal is honest, the band is noise (two standard errors over sequences)."""
     x, y = _axes((0, 1), (0, 1))
     levels = np.linspace(0.01, 0.99, 99)
-    covered = metrics.coverage(result.events["pit"], tuple(levels))
-    noise = 2 * np.sqrt(levels * (1 - levels) / len(result.events["pit"]))
+    pit = result.events["pit"]
+    covered = metrics.coverage(pit, tuple(levels))
+    noise = 2 * metrics.share_error(pit[:, None] < levels, result.events["sequence"])
     band = [(x(q), y(min(q + e, 1))) for q, e in zip(levels, noise, strict=True)]
     band += [(x(q), y(max(q - e, 0))) for q, e in reversed(list(zip(levels, noise, strict=True)))]
     return {
         "title": "Calibration",
+        "caption": "The curve of an honest forecast stays on the diagonal; above it, events come sooner than forecast.",
         "x": x,
         "y": y,
         "x_label": "level",
@@ -98,18 +100,23 @@ def calibration_plot(result: Evaluation) -> dict[str, Any]:
 
 
 def pit_plot(result: Evaluation, num_bins: int = 20) -> dict[str, Any]:
-    """Histogram of the PIT: flat for the true law."""
-    counts, _ = np.histogram(result.events["pit"], bins=num_bins, range=(0, 1))
-    density = counts / counts.mean()
+    """Histogram of the PIT: flat for the true law; the band is two standard errors over sequences."""
+    pit = result.events["pit"]
+    bins = np.minimum((pit * num_bins).astype(int), num_bins - 1)
+    inside = bins[:, None] == np.arange(num_bins)
+    density = inside.mean(0) * num_bins
+    noise = 2 * num_bins * metrics.share_error(inside, result.events["sequence"])
     x, y = _axes((0, 1), (0, max(1.3, float(density.max()) * 1.05)))
-    noise = 2 / math.sqrt(max(counts.mean(), 1))
     bars = [
         (x(i / num_bins), y(value), x((i + 1) / num_bins) - x(i / num_bins) - 1, y(0) - y(value))
         for i, value in enumerate(density)
     ]
-    band = [(x(0), y(1 + noise)), (x(1), y(1 + noise)), (x(1), y(max(1 - noise, 0))), (x(0), y(max(1 - noise, 0)))]
+    corners = [(i / num_bins, (i + 1) / num_bins, e) for i, e in enumerate(noise)]
+    band = [(x(at), y(min(1 + e, y.high))) for left, right, e in corners for at in (left, right)]
+    band += [(x(at), y(max(1 - e, 0))) for left, right, e in reversed(corners) for at in (right, left)]
     return {
         "title": "Probability integral transform",
+        "caption": "Flat is honest; a hump means intervals too wide, a bowl too narrow, a slope a shift.",
         "x": x,
         "y": y,
         "x_label": "F(gap)",
@@ -131,12 +138,13 @@ def width_plot(result: Evaluation, unit: str) -> dict[str, Any]:
     x, y = _axes((0, 1), (0, top * 1.1))
     return {
         "title": "Interval width against coverage",
+        "caption": "What a central interval costs in width for the share of events that it held.",
         "x": x,
         "y": y,
         "x_label": "coverage reached (number: coverage asked)",
         "y_label": f"mean width{f', {unit}' if unit else ''}",
         "lines": [(_line([(x(c), y(w)) for c, w, _ in points]), "main")],
-        "dots": [(x(c), y(w), f"{level:.0%}") for c, w, level in points],
+        "dots": [(x(c), y(w), f"{level:.0%}", "end") for c, w, level in points],
     }
 
 
@@ -206,6 +214,47 @@ def location_plot(
     }
 
 
+def headline(forecaster: EventForecaster, result: Evaluation, last: EventSequence | None) -> list[str]:
+    """What the numbers say, in sentences."""
+    scores, unit = result.scores, f" {forecaster.unit}" if forecaster.unit else ""
+    said = [
+        f"Intervals asked to hold 90 % of the gaps held {scores['central_coverage_90']:.1%}, "
+        f"those asked to hold 50 % held {scores['central_coverage_50']:.1%}."
+    ]
+    error = float(metrics.share_error(result.events["pit"][:, None] < 0.5, result.events["sequence"])[0])
+    below = scores["coverage_50"]
+    if abs(below - 0.5) > 2 * error:
+        said.append(
+            f"Events come {'sooner' if below > 0.5 else 'later'} than forecast: {below:.1%} of the gaps are below the "
+            "median that was forecast, more than chance explains."
+        )
+    beside = {name: values["crps"] for name, values in result.baselines.items() if "crps" in values}
+    if beside:
+        name = min(beside, key=lambda key: beside[key])
+        gain = 1 - scores["crps"] / beside[name]
+        said.append(
+            f"The error of the forecast time (CRPS) is {abs(gain):.1%} {'smaller' if gain > 0 else 'larger'} than that "
+            f"of the best forecast without a model ({name})."
+            + ("" if gain > 0 else " For times that baseline is the better choice, or the model needs a longer fit.")
+        )
+    majority = [values["accuracy"] for name, values in result.baselines.items() if "majority" in name]
+    if majority and forecaster.model.num_marks > 1:
+        said.append(
+            f"The most likely type was right in {scores['accuracy']:.1%} of the cases; always saying the most frequent "
+            f"one gives {majority[0]:.1%}."
+        )
+    if last is not None:
+        law = forecaster.next_event(last)
+        low, high = law.interval(0.9)
+        probs = law.mark_probs()
+        top = max(probs, key=lambda name: probs[name])
+        said.append(
+            f"For example, after the last event of sequence {last.name}: with 90 % probability the next one comes "
+            f"within {number(low)} to {number(high)}{unit}, most likely of type {top} ({probs[top]:.0%})."
+        )
+    return said
+
+
 def score_rows(result: Evaluation) -> list[dict[str, Any]]:
     """The table: model with errors, baselines beside."""
     rows = []
@@ -266,6 +315,7 @@ def write_report(
         training=forecaster.training,
         unit=forecaster.unit or "data unit",
         source=source,
+        said=headline(forecaster, result, shown),
         rows=score_rows(result),
         baselines=list(result.baselines),
         num_events=len(result.events["gap"]),

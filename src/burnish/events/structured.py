@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.core.errors import DataError, SettingsError
-from burnish.events.batches import Batch
+from burnish.events.batches import Batch, PackedEvents
+from burnish.events.data import EventDataset
 from burnish.events.encoder import HistoryEncoder
 from burnish.events.heads import Condition, LinearHazard
 from burnish.events.model import EncodedModel, Histories, Objective
@@ -81,6 +82,21 @@ class StructuredTHP(EncodedModel):
             adjacency[u, v] = 1.0
         self.register_buffer("adjacency", adjacency, persistent=False)
 
+    def pack(self, dataset: EventDataset) -> PackedEvents:
+        """The data set in the model's units; its vertices must be of the model's graph."""
+        vertices = [sequence.vertices for sequence in dataset.sequences if len(sequence)]
+        if any(values is None for values in vertices):
+            raise DataError("the events have no vertices, and the model is over a graph", fix="give the vertex column")
+        highest = max((int(values.max()) for values in vertices if values is not None), default=0)
+        lowest = min((int(values.min()) for values in vertices if values is not None), default=0)
+        if highest >= self.num_vertices or lowest < 0:
+            raise DataError(
+                f"an event is at vertex {highest if lowest >= 0 else lowest}, "
+                f"but the graph has the vertices 0 to {self.num_vertices - 1}",
+                fix="drop those events, or fit again with a larger graph",
+            )
+        return super().pack(dataset)
+
     def link_scores(self) -> Float[Tensor, "V V"]:
         """r_uv."""
         assert self.encoder.vertex_embedding is not None and self.encoder.vertex_coupling is not None
@@ -113,8 +129,7 @@ class StructuredTHP(EncodedModel):
 
     def pair_log_likelihood(self, histories: Histories) -> Float[Tensor, " S"]:
         """log lam_{v,k}(s) - Lam(s) of every event with its vertex."""
-        if histories.vertex is None:
-            raise DataError("the events have no vertices, and the model is over a graph", fix="give the vertex column")
+        assert histories.vertex is not None
         gap = histories.gap.unsqueeze(-1)
         pairs = self.log_pair_hazards(histories.condition, gap).flatten(-2).squeeze(-2)
         index = histories.vertex * self.num_marks + histories.mark

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from burnish.core.checkpoint import fsync
-from burnish.core.errors import DataError, NumericalError
+from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.core.progress import Progress
 from burnish.events.batches import Batch, PackedEvents
 from burnish.events.exponential import ExponentialHawkes
@@ -48,6 +48,13 @@ class TrainingSettings:
     patience: int = 0
     max_grad_norm: float = 5.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
+            if getattr(self, name) < low:
+                raise SettingsError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+        if not self.lr > 0:
+            raise SettingsError(f"lr is {self.lr}, but must be positive")
 
 
 @dataclass

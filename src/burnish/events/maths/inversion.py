@@ -58,9 +58,11 @@ class CompensatorTable:
         """The gap s with Lam(s) = target; inf where the tail hazard is zero and the target lies beyond the table.
 
         A hazard with a closed form may have spikes that stall Newton (a narrow log-normal has), so every other step of
-        many is a bisection.
+        many is a bisection. A Newton step of relative size d leaves an error of order d^2, so steps end where d^2 is
+        below the rounding.
         """
         num_steps = 6 if self.closed is None else 50
+        small = torch.finfo(target.dtype).eps ** 0.5 / 4
         last = self.cumulative[:, -1:]
         inside = torch.minimum(target, last)
         panel = (torch.searchsorted(self.cumulative, inside.contiguous()) - 1).clamp(0, len(self.edges) - 2)
@@ -77,7 +79,11 @@ class CompensatorTable:
             high = torch.where(excess >= 0, gap, high)
             step = gap - excess / self.hazard(gap).clamp_min(torch.finfo(gap.dtype).tiny)
             newton = (step >= low) & (step <= high) & (self.closed is None or index % 2 == 1)
-            gap = torch.where(newton, step, (low + high) / 2)
+            moved = torch.where(newton, step, (low + high) / 2)
+            done = bool((newton & ((moved - gap).abs() <= small * moved)).all())
+            gap = moved
+            if done:
+                break
         beyond = target - last
         overshoot = torch.where(beyond > 0, beyond / self.tail_hazard, 0.0)  # x / 0 = inf: there is no such quantile
         return gap + overshoot
