@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -248,3 +249,12 @@ def test_a_damaged_lineage(broken: Path):
 def test_an_in_memory_model_says_what_it_lacks():
     with pytest.raises(CheckpointError, match="exists in memory only"):
         _ = Model().config
+
+
+def test_only_files_of_dead_writers_are_swept(tmp_path: Path):
+    dead, alive = 2**22 + 1, os.getppid()  # above the largest process id of Linux
+    names = [f".run.json.{dead}.tmp", f".a.{dead}.old.tmp", f".run.json.{alive}.tmp", ".notes.tmp", f"a.{dead}.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    durable.remove_leftovers_inside(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])

@@ -41,8 +41,10 @@ def remove_leftovers_inside(directory: Path) -> None:
 
 def _remove_of_dead_writers(paths: Iterable[Path]) -> None:
     for leftover in paths:
-        parts = leftover.name.removesuffix(".old.tmp").removesuffix(".tmp").split(".")
-        if parts[-1].isdigit() and int(parts[-1]) != os.getpid() and Path(f"/proc/{parts[-1]}").exists():
+        writer = leftover.name.removesuffix(".tmp").removesuffix(".old").rpartition(".")[2]
+        if not writer.isdigit():
+            continue  # not a name of ours
+        if int(writer) != os.getpid() and Path(f"/proc/{writer}").exists():
             continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from burnish.core.checkpoint import (
+    LINEAGE_FILE,
     check_target,
     remove_leftovers,
     remove_leftovers_inside,
@@ -171,8 +172,10 @@ class Run(Planner):
         for directory in (self.directory, self.directory / "work", self.directory / SEQUENCES_DIRECTORY):
             remove_leftovers_inside(directory)
         for node in self.recipe.nodes:
-            remove_leftovers(self.target(node.name))
-            remove_leftovers_inside(self.target(node.name))
+            target = self.target(node.name)
+            remove_leftovers(target)
+            if (target / LINEAGE_FILE).is_file():  # nothing is touched in a directory that is not ours
+                remove_leftovers_inside(target)
 
     def _write_state(self) -> None:
         nodes = []
