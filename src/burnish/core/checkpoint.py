@@ -332,8 +332,16 @@ class Model:
                 config=config,
                 dtype=self.dtype or "auto",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 local_files_only=True,
                 **extra,
+            )
+        if info["mismatched_keys"]:
+            name, on_disk, expected = sorted(info["mismatched_keys"])[0]
+            raise CheckpointError(
+                f"{name} has the shape {tuple(on_disk)}, but config.json asks for {tuple(expected)}",
+                where=str(directory),
+                fix="config.json and weights are of two models: download the checkpoint again",
             )
         if info["missing_keys"]:
             absent = sorted(info["missing_keys"])
@@ -541,6 +549,7 @@ def kind_of(config: dict[str, Any]) -> Kind:
 
 def load_config(directory: Path) -> PretrainedConfig:
     """The transformers configuration, from the library's own classes only."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -557,7 +566,14 @@ def load_config(directory: Path) -> PretrainedConfig:
             where=str(directory / "config.json"),
             fix="upgrade transformers, or check the name",
         )
-    return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"is not a configuration of {raw['model_type']!r} ({str(error).splitlines()[-1].strip()})",
+            where=str(directory / "config.json"),
+            fix="download the checkpoint again",
+        ) from None
 
 
 # -- sizes from headers ----------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from burnish.core.checkpoint import (
     hash_directory,
     kind_of,
     load_config,
+    pick_device,
     plan_checkpoint,
     plan_config,
     read_config,
@@ -353,6 +354,7 @@ class Run:
                 self.plan(decisions)
                 for decision in decisions:
                     if decision.action == "run":
+                        pick_device(decision.stage.device)  # raises where this machine has no such device
                         check_target(self.target(decision.node.name), overwrite=self._may_replace(decision.node))
             self._write_state()
             if self.recipe.text:
