@@ -32,7 +32,7 @@ HELP_REPEATS = 10
 
 
 def run(command: list[str], work: Path) -> None:
-    """Runs a command; its wall seconds and largest memory go to WORK/parts.jsonl, also when it is stopped."""
+    """Runs a command and appends its wall seconds and largest memory to WORK/parts.jsonl, also when it is stopped."""
     import psutil
 
     started, peak = time.monotonic(), 0

@@ -1,12 +1,13 @@
 """What an evaluation costs beside the forward passes that it cannot do without.
 
-    python benchmarks/evaluate_overhead.py --model models/smollm2
+    python benchmarks/evaluate_overhead.py --model models/smollm2 --work WORK.jsonl
 
 Question: how much longer does `burnish.Evaluate` take than a bare loop over the same windows? The bare loop is
 `module(input_ids=window)` and nothing else; the loop that most people write adds transformers' own loss. With a
 reference, the bare loop is two such passes. All are run on one window after another, in an order that turns from window
 to window, in float32, and timed as CPU time of the process, because wall time on a shared machine does not repeat.
-The quoted overhead is the ratio of the sums; its interval is a paired bootstrap over windows.
+The quoted overhead is the ratio of the sums; its interval is a paired bootstrap over windows. Every window is written
+to WORK.jsonl when it is done, and a run that was stopped goes on behind the last one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "evaluate_overhead.json"
 
 
-def measure(model_path: Path, *, num_windows: int, context: int) -> dict[str, Any]:
+def measure(model_path: Path, work: Path, *, num_windows: int, context: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
@@ -58,15 +59,20 @@ def measure(model_path: Path, *, num_windows: int, context: int) -> dict[str, An
         "two_bare": two_bare,
         "evaluate_with_reference": lambda part: measure_quality(module, part, reference=reference),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    done = [json.loads(line) for line in work.read_text().splitlines()] if work.is_file() else []
     parts = [Slice(text.tokens[i : i + 1], text.num_bytes[i : i + 1]) for i in range(num_windows)]
-    bare(parts[0])  # warms up
-    for index, part in enumerate(parts):
+    bare(Slice(parts[0].tokens[:, :32], parts[0].num_bytes))  # warms up
+    for index in range(len(done), num_windows):
         names = list(arms)
+        row = {}
         for name in names[index % len(names) :] + names[: index % len(names)]:
             start = time.process_time()
-            arms[name](part)
-            seconds[name].append(time.process_time() - start)
+            arms[name](parts[index])
+            row[name] = time.process_time() - start
+        done.append(row)
+        with work.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+    seconds = {name: [row[name] for row in done] for name in arms}
 
     # What happens once and not per window: reading and cutting the text, sizes, the bootstrap.
     start = time.process_time()
@@ -137,11 +143,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2"))
+    parser.add_argument("--work", type=Path, default=Path("evaluate_overhead.tmp"))
     parser.add_argument("--num-windows", type=int, default=8)
     parser.add_argument("--context", type=int, default=512)
     arguments = parser.parse_args()
-    results = measure(arguments.model, num_windows=arguments.num_windows, context=arguments.context)
+    results = measure(arguments.model, arguments.work, num_windows=arguments.num_windows, context=arguments.context)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    arguments.work.unlink()
     print(tables(results)["overhead"])
 
 

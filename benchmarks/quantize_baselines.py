@@ -95,9 +95,8 @@ def make(source: Path, target: Path, name: str, *, bits: int, tokens: int) -> No
 
 
 def measure(source: Path, directory: Path, name: str, *, bits: int, tokens: int) -> None:
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": {}}
-    cell = results["cells"].setdefault(f"{bits} bits, {tokens} tokens", {})
-    if name in cell:
+    key = f"{bits} bits, {tokens} tokens"
+    if name in read_results()["cells"].get(key, {}):
         return
     original, quantized = load(source), load(directory)
     evaluation = REPORT(quantized, original)
@@ -109,9 +108,10 @@ def measure(source: Path, directory: Path, name: str, *, bits: int, tokens: int)
     }
     if name in ("gptq", "gptq-propagate"):
         row["tuning_kl"] = TUNING(quantized, original, text=tuning_texts(original, tokens)).sequences["kl"]
-    cell[name] = row
-    if "original_nats" not in results:
-        results["original_nats"] = REPORT(original).sequences["nats"]
+    nats = read_results().get("original_nats") or REPORT(original).sequences["nats"]
+    results = read_results()  # as late as possible: another process may have measured another cell
+    results["cells"].setdefault(key, {})[name] = row
+    results["original_nats"] = nats
     results |= {
         "settings": {"group_size": GROUP, "symmetric": True, "window": LENGTH, "seeds": [0], "threads": 1},
         "slices": {
@@ -126,6 +126,10 @@ def measure(source: Path, directory: Path, name: str, *, bits: int, tokens: int)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     kl = evaluation.metrics["kl_divergence"]
     print(f"{directory}: KL {kl['value']:.4f} ({kl['low']:.4f} to {kl['high']:.4f})", flush=True)
+
+
+def read_results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": {}}
 
 
 def tuning_texts(model: Model, tokens: int) -> list[str]:

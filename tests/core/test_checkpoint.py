@@ -218,6 +218,20 @@ def test_an_unknown_architecture(broken: Path):
     assert "is not an architecture of the installed transformers" in refusal(broken)
 
 
+def test_a_setting_of_the_wrong_type_in_the_config(broken: Path):
+    config = json.loads((broken / "config.json").read_text()) | {"hidden_size": "large"}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"is not a configuration of 'llama' .*hidden_size.*expected int"):
+        _ = load(broken).config
+
+
+def test_a_config_of_another_size(broken: Path):
+    config = json.loads((broken / "config.json").read_text()) | {"intermediate_size": 256}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"has the shape \(.*\), but config.json asks for \(.*256.*\)"):
+        _ = load(broken).module
+
+
 def test_a_missing_tokenizer_is_said_when_it_is_needed(broken: Path):
     (broken / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="has no tokenizer"):

@@ -264,6 +264,20 @@ def test_a_run_that_was_refused_may_be_corrected_in_the_same_place(tiny_llama: P
     assert run(CHAIN, tiny_llama, tmp_path / "run").decide()[0].action == "run"
 
 
+def test_a_device_that_is_not_there_is_found_before_anything_runs(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(CheckpointError, match="sees no GPU"):
+        run(CHAIN.replace("{name: a,", "{name: a, device: cuda,"), tiny_llama, tmp_path / "run").execute()
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_device(tiny_llama: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match="device is 'banana', but known devices are auto, cpu, cuda and cuda:N"):
+        run(CHAIN.replace("{name: a,", "{name: a, device: banana,"), tiny_llama, tmp_path / "run")
+
+
 def test_a_directory_of_something_else_is_no_run_directory(tiny_llama: Path, tmp_path: Path):
     (tmp_path / "photo.jpg").write_text("x")
     with pytest.raises(OutputError, match="is not a run directory"):

@@ -101,6 +101,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, name: str, setting
         fetch(name, tmp_path / "out", **settings)
 
 
+def test_a_name_that_is_nearly_the_embedded_models_is_not_looked_up(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="did you mean 'smollm2'"):
+        fetch("smolm2", tmp_path / "out")
+
+
 # -- the embedded model against numbers found by an independent route (tests/reference/fetch) -------------------------
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "fetch" / "smollm2.json").read_text())

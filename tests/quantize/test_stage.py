@@ -74,6 +74,7 @@ def test_the_same_settings_give_the_same_bits(model, texts, method):
         ({"ignore": ("model.layers.0.self_attn.q_proj",)}, "vLLM joins into one matrix"),
         ({"ignore": ("lm_hat",)}, "matches no matrix"),
         ({"ignore": ("re:.*",)}, "nothing left"),
+        ({"ignore": ("re:[",)}, "'re:\\[' is not a regular expression"),
     ],
 )
 def test_impossible_settings_are_refused_when_planned(model, settings, message):

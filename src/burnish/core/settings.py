@@ -6,10 +6,11 @@ directory, a file, a hub id) and hashes by content. A field marked `VOLATILE` do
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from burnish.core.errors import SettingsError, nearest
 
@@ -29,6 +30,16 @@ DataRef = Annotated[str, _Reference("data")]
 
 VOLATILE: dict[str, Any] = {"volatile": True}
 """`json_schema_extra` of settings that do not change the result (device, workers); they stay out of the skip key."""
+
+
+def _known_device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError("known devices are auto, cpu, cuda and cuda:N")
+    return device
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
+"""Where tensors are computed."""
 
 
 class Settings(BaseModel):

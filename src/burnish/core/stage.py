@@ -29,7 +29,7 @@ from pydantic import Field
 
 from burnish.core.errors import RecipeError, SettingsError
 from burnish.core.progress import Progress
-from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Settings
+from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ class Stage(Settings):
     memory_settings: ClassVar[str] = ""
 
     seed: int = Field(default=0, ge=0, description="seed of every random draw")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
 
     # -- to override -------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from burnish.core.errors import SettingsError
-from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Settings
+from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,7 @@ class Evaluate(Settings):
     prompt_tokens: int = Field(default=512, ge=1, description="tokens of the prompt in the speed measurement")
     decode_tokens: int = Field(default=32, ge=1, description="tokens generated in the speed measurement")
     repeats: int = Field(default=3, ge=1, description="repeats of the speed measurement")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
 
     def __call__(
         self,

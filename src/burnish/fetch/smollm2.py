@@ -11,6 +11,9 @@ nothing, and such a result says nothing about a method.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,10 +69,11 @@ def convert(target: Path, *, dtype: str = "bfloat16", overwrite: bool = False, t
     if dtype not in DTYPES:
         raise SettingsError(f"dtype {dtype!r} is not offered", where="smollm2", fix=f"use {' or '.join(DTYPES)}")
     source = gguf_path()
-    module = build_module(source, dtype=getattr(torch, dtype))
-    if task is not None:
-        task.note("weights read")
-    tokenizer = build_tokenizer(source)
+    with parsed_once():
+        module = build_module(source, dtype=getattr(torch, dtype))
+        if task is not None:
+            task.note("weights read")
+        tokenizer = build_tokenizer(source)
     lineage = Lineage(
         stage="fetch",
         stage_version=1,
@@ -79,6 +83,19 @@ def convert(target: Path, *, dtype: str = "bfloat16", overwrite: bool = False, t
         licence=LICENCE,
     )
     return Model(module=module, tokenizer=tokenizer, lineage=lineage).save(target, overwrite=overwrite)
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """transformers parses a GGUF file four times here, some seconds each for its 49,152 tokens and as many merges."""
+    import gguf
+
+    original = gguf.GGUFReader
+    gguf.GGUFReader = cache(original)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original  # type: ignore[misc]
 
 
 def build_module(source: Path, *, dtype: torch.dtype) -> PreTrainedModel:

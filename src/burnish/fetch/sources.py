@@ -27,7 +27,7 @@ from burnish.core.checkpoint import (
     staging_directory,
     weight_files,
 )
-from burnish.core.errors import CheckpointError, OutputError, SettingsError
+from burnish.core.errors import CheckpointError, OutputError, SettingsError, nearest
 from burnish.core.progress import Progress
 from burnish.core.stage import Weights
 from burnish.fetch import smollm2
@@ -80,6 +80,9 @@ def fetch(
             )
         if Path(name).is_dir():
             raise CheckpointError("is a directory on this machine already", where=name, fix="use it as it is")
+        guess = nearest(name, list(EMBEDDED))
+        if guess and "/" not in name:
+            raise CheckpointError("is no model that burnish knows", where=name, fix=f"did you mean {guess!r}?")
         return _copy_from_hub(name, target, revision=revision)
 
 

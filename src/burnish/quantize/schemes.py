@@ -29,10 +29,17 @@ def scheme_of(settings: Quantize | SchemeSettings) -> Scheme:
 
 
 def matches(pattern: str, view: MatrixView) -> bool:
-    """Whether a name, or re:PATTERN from the name's start, means this matrix."""
+    """Whether a name, or re:PATTERN from the name's start, means this matrix.
+
+    Raises:
+        SettingsError: not a regular expression.
+    """
     module = view.name.removesuffix(".weight")
     if pattern.startswith("re:"):
-        return re.match(pattern.removeprefix("re:"), module) is not None
+        try:
+            return re.match(pattern.removeprefix("re:"), module) is not None
+        except re.error as error:
+            raise SettingsError(f"{pattern!r} is not a regular expression ({error})") from None
     return pattern in (module, view.name)
 
 

@@ -120,8 +120,16 @@ class Model:
                 config=config,
                 dtype=self.dtype or "auto",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 local_files_only=True,
                 **extra,
+            )
+        if info["mismatched_keys"]:
+            name, on_disk, expected = sorted(info["mismatched_keys"])[0]
+            raise CheckpointError(
+                f"{name} has the shape {tuple(on_disk)}, but config.json asks for {tuple(expected)}",
+                where=str(directory),
+                fix="config.json and weights are of two models: download the checkpoint again",
             )
         if info["missing_keys"]:
             absent = sorted(info["missing_keys"])

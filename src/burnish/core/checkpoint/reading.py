@@ -145,6 +145,7 @@ def kind_of(config: dict[str, Any]) -> Kind:
 
 def load_config(directory: Path) -> PretrainedConfig:
     """The transformers configuration, from the library's own classes only."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -161,7 +162,14 @@ def load_config(directory: Path) -> PretrainedConfig:
             where=str(directory / "config.json"),
             fix="upgrade transformers, or check the name",
         )
-    return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"is not a configuration of {raw['model_type']!r} ({str(error).splitlines()[-1].strip()})",
+            where=str(directory / "config.json"),
+            fix="download the checkpoint again",
+        ) from None
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class Run(Planner):
                 self.plan(decisions)
                 for decision in decisions:
                     if decision.action == "run":
+                        pick_device(decision.stage.device)  # raises where this machine has no such device
                         check_target(self.target(decision.node.name), overwrite=self._may_replace(decision.node))
             self._write_state()
             if self.recipe.text:
