@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from burnish.core.checkpoint import (
     LINEAGE_FILE,
     check_target,
+    pick_device,
     remove_leftovers,
     remove_leftovers_inside,
     weight_files,
