@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import resource
 import signal
-from dataclasses import replace
 
 import pytest
 import torch
@@ -205,17 +204,6 @@ def test_bfloat16_products_keep_float32_weights_and_state(model_of, rows, contex
     assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
     losses = [[row["loss"] for row in part] for part in (found, wanted)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
-
-
-@pytest.mark.slow  # compiling takes half a minute
-def test_a_compiled_forward_pass_changes_nothing_beyond_rounding(model_of, rows, context):
-    plain, compiled = model_of(), model_of()
-    # Plain descent, because Adam turns the rounding of a gradient near zero into a whole step.
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (plain, compiled)]
-    loop = Loop(steps=3, batch_size=4, save_every=0)
-    fit(plain, rows, causal_lm_loss, optimizers[0], context("plain"), loop)
-    fit(compiled, rows, causal_lm_loss, optimizers[1], context("compiled"), replace(loop, compile=True))
-    torch.testing.assert_close(weights(plain), weights(compiled), rtol=0, atol=1e-5)
 
 
 def test_measuring_does_not_change_the_training(model_of, rows, context):
