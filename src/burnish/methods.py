@@ -82,6 +82,14 @@ METHODS: tuple[Method, ...] = (
         results="optimizer_step",
     ),
     Method(
+        name="preference training",
+        does="DPO and reward models as thin subclasses of TRL's trainers, with a loss chosen per pair",
+        use="burnish align",
+        source="Direct Preference Optimization, 2023, arXiv:2305.18290",
+        page="preference-training",
+        results="align_step",
+    ),
+    Method(
         name="APS",
         does="preference losses with a scale for every pair",
         use="burnish align --loss aps-dpo",
@@ -158,5 +166,12 @@ METHODS: tuple[Method, ...] = (
         source="warm-up, stable, decay: MiniCPM, 2024, arXiv:2404.06395",
         page="training",
         results="train_loop",
+    ),
+    Method(
+        name="sharded training",
+        does="NorMuon, Muon and COSMOS under FSDP2, with the answer of one process",
+        use="launch: {processes: N} in a recipe",
+        source="NorMuon, 2025, arXiv:2510.05491; PyTorch FSDP, 2023, arXiv:2304.11277",
+        page="sharding",
     ),
 )

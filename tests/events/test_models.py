@@ -326,7 +326,7 @@ def test_encoder_equals_the_published_code(reference: Path) -> None:
 
 def test_thp_likelihood_equals_easytpp(reference: Path) -> None:
     known = np.load(reference / "easytpp030_thp_tiny.npz")
-    model = THP(3, hidden_size=8, num_layers=0, num_heads=2, recurrent_size=0, heads="none").double()
+    model = THP(3, hidden_size=8, num_layers=1, num_heads=2, recurrent_size=0, heads="none").double()
     model.statistics, model.num_quadrature_nodes = Statistics(), 24
     with torch.no_grad():
         base = known["w::factor_intensity_base"][0] + known["w::layer_intensity_hidden.bias"]

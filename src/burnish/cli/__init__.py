@@ -97,7 +97,7 @@ _COMMANDS = {
             "slim:slim",
             "Make a mixture of experts smaller: narrower experts, or fewer.",
             "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
-            "burnish slim models/olmoe --target 20% --stages 2 --data texts.jsonl --budgets 1000000 -o olmoe-20",
+            "burnish slim models/olmoe --target 20% --stages 2 --data a.jsonl -o slimmed",
         ),
         "align": (
             "align:align",
