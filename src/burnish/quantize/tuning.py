@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RULES = (Rule(), Rule(input_damping=0.1), HELD_OUT, Rule(0.1, 0.1), Rule(0.3, 0.3), Rule(1.0, 0.3))
-"""What is tried where the user fixes no damping; the first two are one-sided."""
+"""What is tried where the user fixes no damping, from the simplest; the first two are one-sided."""
+
+NEGLIGIBLE = 0.005
+"""A relative difference in divergence for which no simpler rule is left."""
+
+NOISE = 1e-5
+"""Divergences in nats that float32 logits cannot tell apart; without it ties would be decided by the last bit."""
 
 SAMPLE_LAYERS = 5
 """Layers that are rounded to compare rules: enough to average over, a sixth of the work for thirty layers."""
@@ -124,14 +130,14 @@ def choose_rule(
     rules: Sequence[Rule] = RULES,
     progress: Progress | None = None,
 ) -> tuple[Rule, list[dict[str, Any]]]:
-    """The rule with the smallest measured divergence when a sample of layers is rounded, and what each one gave.
+    """The simplest rule with in effect the smallest measured divergence of a sample of layers, and what each gave.
 
     Args:
         views: of all matrices that are going to be rounded.
         rounding: how; its own rule is replaced.
         statistics: collected with the rounding's sketch.
         original: predictions on windows that are in no fold of the statistics.
-        rules: what is tried.
+        rules: what is tried, from the simplest.
         progress: where to show a bar.
 
     Returns:
@@ -147,7 +153,8 @@ def choose_rule(
             with filled(sample, values.pop(name)):
                 measured[name] = float(np.mean(original.divergence()))
             task.advance()
-    best = min(rules, key=lambda rule: measured[str(rule)])
+    enough = min(measured.values()) * (1 + NEGLIGIBLE) + NOISE
+    best = next(rule for rule in rules if measured[str(rule)] <= enough)
     num_layers = len({view.layer for view in sample})
     rows = [
         {"rule": name, "kl": kl, "layers": num_layers, "chosen": name == str(best)} for name, kl in measured.items()
