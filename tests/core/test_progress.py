@@ -1,4 +1,4 @@
-"""What a log says of work that goes on from an earlier process."""
+"""What a log says of work that goes on from an earlier process, and of work that fails."""
 
 import re
 
@@ -14,3 +14,10 @@ def test_work_of_an_earlier_process_counts_in_the_share_but_not_in_the_rate(caps
         task.advance(4000)
     found = re.match(r"training: 84,000/100,000 tokens \(84%\), (\d+)/s, (\d+) min", capsys.readouterr().err)
     assert found and float(found[1]) == pytest.approx(200, rel=0.05) and found[2] == "1"
+
+
+def test_work_that_failed_is_not_called_done(capsys):
+    with pytest.raises(ValueError, match="broken"), Progress().task("training") as task:
+        task.started -= 20
+        raise ValueError("broken")
+    assert capsys.readouterr().err.startswith("training: stopped after 20 s")

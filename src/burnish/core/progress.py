@@ -92,10 +92,11 @@ class _LineTask:
             parts.append(f", {self.text}")
         return "".join(parts)
 
-    def close(self) -> None:
+    def close(self, *, finished: bool = True) -> None:
         now = time.monotonic()
         if now - self.started >= SECONDS_BEFORE_SHOWN:
-            print(f"{self.description}: done in {duration(now - self.started)}", file=sys.stderr, flush=True)
+            end = "done in" if finished else "stopped after"
+            print(f"{self.description}: {end} {duration(now - self.started)}", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -139,7 +140,7 @@ class _BarTask:
         self.bar.start()
         self.bar_id = self.bar.add_task(self.description, total=self.total, completed=self.before, rate="", text="")
 
-    def close(self) -> None:
+    def close(self, *, finished: bool = True) -> None:
         if self.bar is not None:
             self.bar.stop()
 
@@ -162,8 +163,10 @@ class Progress:
         task = kind(description, total, unit, done=done, before=done)
         try:
             yield task
-        finally:
-            task.close()
+        except BaseException:
+            task.close(finished=False)
+            raise
+        task.close()
 
     def log(self, message: str) -> None:
         """One line to standard error."""
