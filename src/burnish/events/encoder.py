@@ -90,10 +90,14 @@ class HistoryEncoder(nn.Module):
         num_vertices: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
-        for name, value in sizes.items():
-            if value < 1:
-                raise SettingsError(f"{name} is {value}, but must be at least 1")
+        # No layers is a model: the recurrent part alone.
+        for name, value, low in (
+            ("hidden_size", hidden_size, 1),
+            ("num_heads", num_heads, 1),
+            ("num_layers", num_layers, 0),
+        ):
+            if value < low:
+                raise SettingsError(f"{name} is {value}, but must be at least {low}")
         self.hidden_size = hidden_size
         self.mark_embedding = nn.Embedding(num_marks, hidden_size)
         self.location_proj = nn.Linear(num_location_features, hidden_size) if num_location_features else None

@@ -250,7 +250,7 @@ def headline(forecaster: EventForecaster, result: Evaluation, last: EventSequenc
         top = max(probs, key=lambda name: probs[name])
         said.append(
             f"For example, after the last event of sequence {last.name}: with 90 % probability the next one comes "
-            f"within {number(low)} to {number(high)}{unit}, most likely of type {top} ({probs[top]:.0%})."
+            f"within {low:.3g} to {high:.3g}{unit}, most likely of type {top} ({probs[top]:.0%})."
         )
     return said
 
