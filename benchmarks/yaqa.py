@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import platform
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ import torch
 
 from burnish.arch import matrices
 from burnish.core.checkpoint import library_versions, load
+from burnish.core.memory import peak_resident_bytes
 from burnish.core.progress import Progress
 from burnish.data import calibration, read_texts, windows
 from burnish.quantize.collect import collect
@@ -244,7 +244,7 @@ def facts(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
         "label_seed": arguments.seed,
         "calibration_tokens": tokens_of(arguments.folds),
         "cpu_seconds": round(seconds, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_resident_bytes(),
     }
 
 

@@ -330,8 +330,11 @@ Run(recipe, Path(sys.argv[2]), rooms).execute()
 
 @contextmanager
 def started(nodes: str, start: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A runner in a process of its own, ended in any case."""
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, f"start: {start}\n{nodes}", str(directory)])
+    """A runner in a process of its own, ended in any case; Ctrl-C reaches it also where the tests ignore it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, f"start: {start}\n{nodes}", str(directory)],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         yield process
     finally:

@@ -130,12 +130,13 @@ def test_a_model_larger_than_half_of_the_free_memory_streams_by_itself(source, m
 
 
 CHILD = """
-import resource, sys
+import sys
 from burnish.core.checkpoint import load
+from burnish.core.memory import peak_resident_bytes
 from burnish.quantize.stage import Quantize
 settings = {"method": sys.argv[3], "group_size": 64, "tokens": 3072, "length": 256, "stream": True}
 Quantize(**settings)(load(sys.argv[1]), calibration=[open(sys.argv[4]).read()]).save(sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_resident_bytes())
 """
 
 

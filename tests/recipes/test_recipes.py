@@ -46,13 +46,14 @@ def test_a_recipe_runs_small_end_to_end(path: Path, tiny_llama: Path, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # thirteen processes, each of which imports torch
 def test_the_slimming_recipe_runs_small_end_to_end(tmp_path: Path):
-    """On a mixture of the recipe's own shape, with random weights and a hundredth of the tokens."""
+    """On a mixture of the recipe's own shape, with random weights and a hundredth of the tokens,
+    of which an expert may see none."""
     text = (ROOT / "LICENSE").read_text()
     start = initialise(ROOT / "examples" / "moe_1m.json", tokenizer="bpe:257", texts=[text], seed=0)
     content = yaml.safe_load((ROOT / "recipes" / "slim_moe.yaml").read_text())
     content["start"] = str(start.save(tmp_path / "start"))
     content["evaluate"] |= {"num_windows": 2, "context": 64, "prompt_tokens": 32, "decode_tokens": 4, "repeats": 2}
-    content["nodes"] = [node | {"tokens": 1024, "budgets": [1024]} for node in content["nodes"]]
+    content["nodes"] = [node | {"tokens": 1024, "budgets": [1024], "allow_unseen": True} for node in content["nodes"]]
     small = tmp_path / "slim_moe.yaml"
     small.write_text(yaml.safe_dump(content))
     Run(read_recipe(small), tmp_path / "run", ROOMS).execute()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 
 from burnish.core.checkpoint import CARD_FILE, model_card, write_atomically
 from burnish.core.errors import BurnishError, OutputError, StageError
+from burnish.core.memory import peak_resident_bytes
 from burnish.core.recipe import START
 from burnish.core.runner import NODE_ERROR_STATUS
 
@@ -103,7 +103,7 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
         parents=spec["parents"],
         checkpoint=result.lineage.hash,
         seconds=time.monotonic() - started,
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_resident_bytes(),
     )
 
 
@@ -141,11 +141,6 @@ def _out_of_memory(spec: dict[str, Any]) -> StageError:
 def _report(spec: dict[str, Any], error: BurnishError) -> None:
     content = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
     write_atomically(Path(spec["error_file"]), json.dumps(content))  # several processes may have the same to say
-
-
-def _peak_memory() -> int:
-    """Bytes; the kernel counts kibibytes on Linux."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def die_with(parent: int) -> None:

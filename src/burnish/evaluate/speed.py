@@ -8,9 +8,7 @@ machine shifts times in one direction.
 from __future__ import annotations
 
 import contextlib
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +18,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from burnish.core.memory import peak_resident_bytes
 from burnish.core.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CLEAR_PEAK = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,4 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: allocated by torch on a GPU; resident in this process, interpreter and libraries included, on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
