@@ -41,6 +41,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method gptq",
         source="GPTQ, 2022, arXiv:2210.17323; QuIP (LDLQ), 2023, arXiv:2307.13304",
         page="rounding",
+        results="quantize_baselines",
     ),
     Method(
         name="YAQA",
