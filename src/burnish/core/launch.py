@@ -15,8 +15,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from burnish.core.node import die_with
-from burnish.core.runner import NODE_ERROR_STATUS
+from burnish.core.errors import StageError
+from burnish.core.node import die_with, report
+from burnish.core.runner.process import NODE_ERROR_STATUS, killed_by
 
 
 def main(processes: int, spec_file: str) -> int:
@@ -52,15 +53,11 @@ def _explain(ends: dict[int, int], processes: int, spec: dict[str, Any]) -> int:
     killed = {rank: -status for rank, status in ends.items() if status < 0 and -status != signal.SIGTERM}
     if killed:
         rank, number = min(killed.items())
-        cause = f"process {rank} of {processes} was killed by signal {number} ({signal.Signals(number).name})"
-        memory = ", most likely because memory ran out" if number == signal.SIGKILL else ""
-        content = {
-            "type": "StageError",
-            "what": f"{cause}{memory}; the others were stopped",
-            "where": "",
-            "fix": "run the same command again: it continues from the last saved state",
-        }
-        Path(spec["error_file"]).write_text(json.dumps(content), encoding="utf-8")
+        error = StageError(
+            f"process {rank} of {processes} {killed_by(number)}; the others were stopped",
+            fix="run the same command again: it continues from the last saved state",
+        )
+        report(spec, error)
         return NODE_ERROR_STATUS
     return NODE_ERROR_STATUS if Path(spec["error_file"]).is_file() else 1
 

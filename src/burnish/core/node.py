@@ -36,24 +36,24 @@ def main(spec_file: str) -> int:
         settings = stage_class.parse(spec["settings"], where=f"node {spec['node']!r}")
         (_run_stage if spec["task"] == "stage" else _evaluate)(settings, spec)
     except BurnishError as error:
-        _report(spec, error)
+        report(spec, error)
         return NODE_ERROR_STATUS
     except MemoryError:
-        _report(spec, _out_of_memory(spec))
+        report(spec, _out_of_memory(spec))
         return NODE_ERROR_STATUS
     except RuntimeError as error:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
-        _report(spec, _out_of_memory(spec))
+        report(spec, _out_of_memory(spec))
         return NODE_ERROR_STATUS
     except SafetensorError as error:
         if "os error" not in str(error):
             raise
-        _report(spec, OutputError(f"could not be written ({str(error).split('I/O error: ')[-1]})", fix=ROOM))
+        report(spec, OutputError(f"could not be written ({str(error).split('I/O error: ')[-1]})", fix=ROOM))
         return NODE_ERROR_STATUS
     except OSError as error:
         traceback.print_exc(file=sys.stdout)  # into the node's log
-        _report(spec, OutputError(f"{error.strerror or error} ({error.filename or 'no file named'})", fix=ROOM))
+        report(spec, OutputError(f"{error.strerror or error} ({error.filename or 'no file named'})", fix=ROOM))
         return NODE_ERROR_STATUS
     return 0
 
@@ -138,7 +138,8 @@ def _out_of_memory(spec: dict[str, Any]) -> StageError:
     return StageError("ran out of memory", fix=advice)
 
 
-def _report(spec: dict[str, Any], error: BurnishError) -> None:
+def report(spec: dict[str, Any], error: BurnishError) -> None:
+    """Writes down an error for the runner to raise."""
     content = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
     write_atomically(Path(spec["error_file"]), json.dumps(content))  # several processes may have the same to say
 

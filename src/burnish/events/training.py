@@ -22,7 +22,7 @@ from torch import Tensor
 from burnish.core.checkpoint import fsync
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.core.progress import Progress
-from burnish.events.batches import Batch, PackedEvents
+from burnish.events.batches import PackedEvents
 from burnish.events.exponential import ExponentialHawkes
 from burnish.events.model import EventModel, Objective
 
@@ -277,8 +277,3 @@ def _restore_adam(optimizer: torch.optim.Adam, tensors: dict[str, Tensor], steps
                 "exp_avg": tensors[f"adam.{index}.exp_avg"],
                 "exp_avg_sq": tensors[f"adam.{index}.exp_avg_sq"],
             }
-
-
-def read_batches(packed: PackedEvents, size: int = 32) -> Iterable[Batch]:
-    """Batches in a fixed order, for evaluation."""
-    return packed.batches(size)

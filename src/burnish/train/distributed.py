@@ -32,7 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from burnish.core.errors import SettingsError, StageError
 from burnish.optim.sharding import check_processes_agree, is_dtensor, local, refuse_mixture
-from burnish.train import sharded_state, state
+from burnish.train import sharded_state
 from burnish.train.world import ALONE, World
 
 TIMEOUT = timedelta(minutes=10)
@@ -203,8 +203,3 @@ class Processes(World):
         if self._writing is not None:
             self._writing.finish()
             self._writing = None
-
-    def load(
-        self, directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: dict[str, str]
-    ) -> state.Resumed | None:
-        return state.load(directory, model, optimizer, fingerprint=fingerprint)

@@ -63,16 +63,21 @@ def spawn(directory: Path, name: str, spec: dict[str, Any], *, processes: int = 
 
 def _death(name: str, status: int, log_file: Path, memory_settings: str) -> StageError:
     if status < 0:
-        cause = f"was killed by signal {-status} ({signal.Signals(-status).name})"
+        cause = killed_by(-status)
         advice = "run the same command again to continue"
         if -status == signal.SIGKILL:
-            cause += ", most likely because memory ran out"
             lower = f"lower {memory_settings}, " if memory_settings else ""
             advice = f"{lower}close other programs, then run the same command again"
         return StageError(f"its process {cause}", where=f"node {name!r}", fix=advice)
     return StageError(
         f"its process failed with status {status}", where=f"node {name!r}", fix=f"the traceback is in {log_file}"
     )
+
+
+def killed_by(number: int) -> str:
+    """What happened to a process that a signal ended. The kernel sends SIGKILL where memory runs out."""
+    memory = ", most likely because memory ran out" if number == signal.SIGKILL else ""
+    return f"was killed by signal {number} ({signal.Signals(number).name}){memory}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
