@@ -1,6 +1,6 @@
 """Do matrix optimizers reach AdamW's loss in fewer steps on a small language model?
 
-    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...] [--cells 4]
+    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...] [--cells 4] [--longer]
 
 DIR holds `us_speeches.jsonl.gz` (tuning) and `tinyshakespeare.txt.gz` (reporting). A Llama of 0.86 M parameters with
 a byte-level BPE of 1,024 tokens is trained from scratch for 200 steps of 16 x 128 tokens. Non-matrix parameters take
@@ -9,6 +9,9 @@ AdamW at 3e-3 in every run. The learning rate of the matrices is searched by fac
 Every optimizer, AdamW too, gets the same search. Each run is one file in the work directory, so the script continues
 where it was stopped (`--cells` stops it after so many runs), and several processes may share the work by `--only`. The
 results file says of every optimizer which rates were tried, and takes its runs where they are all there.
+
+`--longer` asks the question of Muon and NorMuon once more: 600 steps on movie reviews (`movie_reviews.jsonl.gz`), which
+are enough text for no row to come twice, at the rates that the search found.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ CONFIG = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": True,
 }
-STEPS, BATCH, CONTEXT, EVAL_EVERY, HELD_OUT = 200, 16, 128, 10, 48
+STEPS = {"tuning": 200, "reporting": 200, "longer": 600}
+BATCH, CONTEXT, MEASUREMENTS, HELD_OUT = 16, 128, 20, 48
+LONGER = ("muon", "normuon")
 OTHER_LR = 3e-3
 NAMES = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "cosmos": "COSMOS", "soap": "SOAP"}
 FIRST_RATE = {"adamw": 0.003, "muon": 0.02, "normuon": 0.02, "cosmos": 0.02, "soap": 0.003}
@@ -48,7 +53,7 @@ FIRST_DRAWN_STEP = 40
 T_95 = 4.303  # two-sided 95 % quantile of Student's t with two degrees of freedom
 
 
-def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[str, Any]:
+def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int, steps: int) -> dict[str, Any]:
     """One training run; the loss on held-out rows every few steps."""
     import torch
 
@@ -76,12 +81,12 @@ def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[
             group["algorithm"] = "adamw"
     optimizer = OPTIMIZERS[algorithm](groups, lr=lr, weight_decay=0.1, **options, **OPTIONS.get(algorithm, {}))
     loop = Loop(
-        steps=STEPS,
+        steps=steps,
         batch_size=BATCH,
         schedule=Schedule("wsd", warmup=0.08, decay=0.4),
-        eval_every=EVAL_EVERY,
+        eval_every=steps // MEASUREMENTS,
         save_every=0,
-        log_every=EVAL_EVERY,
+        log_every=steps // MEASUREMENTS,
         seed=seed,
     )
     with TemporaryDirectory() as work:
@@ -107,7 +112,7 @@ def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int) -> dict[
 
 
 def slices(data: Path) -> dict[str, tuple[str, str]]:
-    """{tuning, reporting}: (text to train on, text to measure on)."""
+    """{tuning, reporting, longer}: (text to train on, text to measure on)."""
     from burnish.data import read_texts
 
     speeches = read_texts(data / "us_speeches.jsonl.gz")
@@ -115,10 +120,12 @@ def slices(data: Path) -> dict[str, tuple[str, str]]:
     kept = [speech for number, speech in enumerate(speeches) if number % 12]
     (shakespeare,) = read_texts(data / "tinyshakespeare.txt.gz")
     cut = len(shakespeare) * 9 // 10
+    reviews = read_texts(data / "movie_reviews.jsonl.gz")
     return {
         # As much text as Shakespeare has, so that both slices are seen equally often.
         "tuning": ("\n".join(kept)[:cut], "\n".join(held_out)),
         "reporting": (shakespeare[:cut], shakespeare[cut:]),
+        "longer": ("\n".join(review for number, review in enumerate(reviews) if number % 20), "\n".join(reviews[::20])),
     }
 
 
@@ -145,7 +152,7 @@ class Runs:
                 if not self.cells:
                     raise CellsDone
                 self.cells -= 1
-            result = train(self.texts[part], algorithm, lr, seed)
+            result = train(self.texts[part], algorithm, lr, seed, STEPS[part])
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(json.dumps(result))
             temporary.replace(path)
@@ -197,6 +204,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--cells", type=int)
+    parser.add_argument("--longer", action="store_true", help="the runs of 600 steps as well")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     texts = slices(arguments.data)
@@ -204,6 +212,8 @@ def main() -> None:
     try:
         for algorithm in arguments.only:
             outcome(run, algorithm)
+            if arguments.longer and algorithm in LONGER:
+                longer(run, algorithm)
     except CellsDone:
         print("more runs are to be made")
     write(arguments.work, texts)
@@ -216,19 +226,31 @@ def outcome(run: Runs, algorithm: str) -> dict[str, Any]:
     return {"lr": best, "tried": run.made("tuning", algorithm), "runs": runs}
 
 
+def longer(run: Runs, algorithm: str) -> dict[str, Any]:
+    """The runs of more steps at the best rate of the search."""
+    best = tune(run, algorithm)
+    return {"lr": best, "runs": [run("longer", algorithm, best, seed) for seed in SEEDS]}
+
+
 def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
     """The results file, from the runs that are there."""
     import torch
     import transformers
 
     optimizers: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    run = Runs(work, texts, 0)
     for algorithm in NAMES:
-        run = Runs(work, texts, 0)
         try:
             optimizers[algorithm] = outcome(run, algorithm)
         except CellsDone:
             print(f"the runs of {algorithm} are not all there")
             optimizers[algorithm] = {"lr": None, "tried": run.made("tuning", algorithm), "runs": []}
+            continue
+        try:
+            more |= {algorithm: longer(run, algorithm)} if algorithm in LONGER else {}
+        except CellsDone:
+            print(f"the longer runs of {algorithm} are not all there")
 
     def digests(part: str) -> list[str]:
         return [hashlib.sha256(text.encode()).hexdigest() for text in texts[part]]
@@ -252,6 +274,7 @@ def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
         },
         "note": "CPU seconds of one process on a busy machine; steps are exact",
         "optimizers": optimizers,
+        "longer": more,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -280,12 +303,24 @@ def fewer_steps(mine: list[dict], theirs: list[dict]) -> str:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """{table: markdown} for the pages of the docs."""
-    found = {name: entry for name, entry in results["optimizers"].items() if entry["runs"]}
-    lines = [
-        "| optimizer | lr | final loss by seed | mean | minus AdamW, paired | minus Muon, paired "
-        "| fewer steps than AdamW | fewer steps than Muon | CPU s per run | state elements |",
-        f"| {' | '.join(['---'] * 10)} |",
-    ]
+    tried = ["| optimizer | lr of the matrices: final loss on the tuning text |", "| --- | --- |"]
+    for name, entry in results["optimizers"].items():
+        runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"]) or "not run"
+        tried.append(f"| {NAMES[name]} | {runs} |")
+    return {
+        "loss": loss_table(results["optimizers"], ("adamw", "muon")),
+        "longer": loss_table(results["longer"], ("muon",)),
+        "tuning": "\n".join(tried),
+    }
+
+
+def loss_table(optimizers: dict[str, Any], baselines: tuple[str, ...]) -> str:
+    """Final losses by seed, beside those of the baselines."""
+    found = {name: entry for name, entry in optimizers.items() if entry["runs"]}
+    versus = [f"minus {NAMES[other]}, paired" for other in baselines]
+    versus += [f"fewer steps than {NAMES[other]}" for other in baselines]
+    titles = ["optimizer", "lr", "final loss by seed", "mean", *versus, "CPU s per run", "state elements"]
+    lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] * len(titles))} |"]
     for name, entry in found.items():
         final = [run["final"] for run in entry["runs"]]
         cells = [
@@ -294,18 +329,14 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             ", ".join(f"{value:.3f}" for value in final),
             f"{statistics.mean(final):.3f}",
         ]
-        others = [found[other]["runs"] if other in found and other != name else None for other in ("adamw", "muon")]
+        others = [found[other]["runs"] if other in found and other != name else None for other in baselines]
         for runs in others:
             cells.append(interval([a - b["final"] for a, b in zip(final, runs, strict=True)]) if runs else "")
         cells += [fewer_steps(entry["runs"], runs) if runs else "" for runs in others]
         cells.append(f"{statistics.mean(run['cpu_seconds'] for run in entry['runs']):.0f}")
         cells.append(f"{entry['runs'][0]['state_elements']:,}")
         lines.append(f"| {' | '.join(cells)} |")
-    tried = ["| optimizer | lr of the matrices: final loss on the tuning text |", "| --- | --- |"]
-    for name, entry in results["optimizers"].items():
-        runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"]) or "not run"
-        tried.append(f"| {NAMES[name]} | {runs} |")
-    return {"loss": "\n".join(lines), "tuning": "\n".join(tried)}
+    return "\n".join(lines)
 
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:

@@ -4,10 +4,12 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from burnish.core.errors import CheckpointError, NumericalError, OutputError, SettingsError
 from burnish.data.packing import documents, pack
@@ -204,6 +206,18 @@ def test_bfloat16_products_keep_float32_weights_and_state(model_of, rows, contex
     assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
     losses = [[row["loss"] for row in part] for part in (found, wanted)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_forward_pass_takes_the_same_steps(model_of, rows, context):
+    plain, compiled = model_of(), model_of()
+    wanted = train(plain, rows, context("plain")).rows
+    counters.clear()
+    found = train(compiled, rows, context("compiled"), compile=True).rows
+    assert counters["stats"]["unique_graphs"] > 0
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-4)
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=0, atol=1e-3)
 
 
 def test_measuring_does_not_change_the_training(model_of, rows, context):

@@ -53,6 +53,13 @@ def test_the_result_is_an_ordinary_checkpoint(tiny, tmp_path):
         assert torch.equal(tensor, trained.module.state_dict()[name])
 
 
+def test_compiling_without_a_compiler_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SettingsError, match="no C\\+\\+ compiler here") as caught:
+        Train(**SMALL, compile=True)(tiny, data=[PROSE * 8])
+    assert caught.value.where == "compile"
+
+
 def test_weights_keep_the_dtype_of_the_checkpoint(tiny_llama):
     model = burnish.load(tiny_llama, dtype=torch.bfloat16)
     assert Train(**SMALL)(model, data=[PROSE * 8]).module.dtype is torch.bfloat16

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -184,7 +186,17 @@ def make_optimizer(settings: Train, module: nn.Module) -> torch.optim.Optimizer:
 
 
 def loop_of(settings: Train, steps: int, device: str) -> Loop:
-    """The loop's part of the settings."""
+    """The loop's part of the settings.
+
+    Raises:
+        SettingsError: `compile` on a CPU without a C++ compiler.
+    """
+    if settings.compile and device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise SettingsError(
+            "torch.compile builds C++ code on a CPU, and there is no C++ compiler here",
+            where="compile",
+            fix="install g++ or name another one in the environment variable CXX, or leave compile out",
+        )
     precision: Literal["float32", "bfloat16"]
     if settings.precision == "auto":
         precision = "bfloat16" if device.startswith("cuda") else "float32"
