@@ -4,7 +4,7 @@
 
 Stock DPO, Ada-DPO and R3M-DPO take turns on the same batch and weights: forward, reference, loss, backward. The
 model is a Llama of 5 M parameters, so the forward pass weighs less than in use and the ratio is an upper estimate.
-Measure: CPU time of a step, median of 12 turns, and the paired ratio to stock DPO with a bootstrap interval.
+Measure: CPU time of a step, median of 60 turns, and the paired ratio to stock DPO with a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trl import DPOConfig, DPOTrainer
 from burnish.align.trainers import AdaptiveDPOConfig, AdaptiveDPOTrainer, RobustDPOConfig, RobustDPOTrainer
 
 RESULT = Path(__file__).parent / "results" / "align_step.json"
-TURNS, PAIRS, TOKENS = 12, 4, 64
+TURNS, PAIRS, TOKENS = 60, 4, 64
 KINDS = {
     "DPO (TRL)": (DPOTrainer, DPOConfig, {}),
     "Ada-DPO": (AdaptiveDPOTrainer, AdaptiveDPOConfig, {}),

@@ -31,9 +31,9 @@ WIDTHS = {"half": 64, "a quarter": 32, "an eighth": 16}
 EXPERTS = {"half": 4, "a quarter": 2}  # an eighth would be one expert, and the router chooses two
 SCORES = ("fisher", "taylor", "energy", "magnitude", "random")
 LENGTH, BATCH, CALIBRATION, WINDOWS = 128, 8, 8_192, 320
-TEACHER_STEPS, TEACHER_LR = 600, 3e-3
-BUDGETS = (40, 160)
-"""Steps of distillation in all, however many stages: 7 % and 27 % of those of the teacher's training."""
+TEACHER_STEPS, TEACHER_LR = 2000, 3e-3
+BUDGETS = (60, 240)
+"""Steps of distillation in all, however many stages: 3 % and 12 % of those of the teacher's training."""
 SEARCH = (1e-3, 3e-3)
 RECOVERIES = ("one stage", "two stages", "REAP", "from scratch")
 CONFIG = json.loads((Path(__file__).parent.parent / "examples" / "moe_1m.json").read_text())

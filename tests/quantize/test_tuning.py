@@ -47,12 +47,12 @@ def test_the_divergence_is_that_of_the_whole_distribution(model, views, ids):
     ("measured", "chosen"),
     [((0.3, 0.2, 0.1), 2), ((0.3, 0.1, 0.2), 1), ((0.1002, 0.2, 0.1), 0), ((9e-6, 8e-6, 0.0), 0)],
 )
-def test_the_simplest_rule_with_in_effect_the_smallest_divergence_is_chosen(measured, chosen, views, monkeypatch):
-    monkeypatch.setattr(tuning, "rounded_under", lambda *_: {str(rule): {} for rule in RULES[:3]})
-    monkeypatch.setattr(tuning, "spread_over_depth", lambda views: [])
+def test_the_simplest_rule_with_in_effect_the_smallest_divergence_is_chosen(measured, chosen, monkeypatch):
+    monkeypatch.setattr(tuning, "rounded_under", lambda _, roundings, *__: {name: {} for name in roundings})
+    monkeypatch.setattr(tuning, "spread_over_depth", lambda views: views)
     answers = iter(measured)
     original = SimpleNamespace(divergence=lambda: [next(answers)])
-    rule, _ = choose_rule(views, Rounding("yaqa", Scheme(2, 32, True), torch.float32), None, original, rules=RULES[:3])
+    rule, _ = choose_rule([], Rounding("yaqa", Scheme(2, 32, True), torch.float32), None, original, rules=RULES[:3])
     assert rule == RULES[chosen]
 
 
