@@ -3,12 +3,13 @@
     python benchmarks/yaqa.py --model models/smollm2 --work WORK collect --seed 0 --folds 0 1 2     # resumable
     python benchmarks/yaqa.py --model models/smollm2 --work WORK tune --seed 0 --folds 0 1 2 --bits 3
     python benchmarks/yaqa.py --model models/smollm2 --work WORK measure --seed 0 --folds 0 1 2 --bits 3 4
+    python benchmarks/yaqa.py --model models/smollm2 --work WORK order --seed 0 --folds 0 1 --bits 3 4
 
 All methods round the same weights to the same grids (symmetric integers, groups of 64, the format's own scales) with
 statistics of the same windows of WikiText-2 valid. `tune` measures settings of both methods on a tuning slice, other
 windows of the same text, with the procedure that `burnish quantize` uses itself: a sample of layers is rounded under
 every rule. `measure` takes the winner of each method and rounds the whole model; it reads WikiText-2 test, which is
-used for nothing else. Folds are parts of the calibration text in order: the first ones alone give a smaller budget.
+used for nothing else. `order` asks, on the tuning slice, in which order rows and columns should be rounded. Folds are parts of the calibration text in order: the first ones alone give a smaller budget.
 Other label seeds take the rule that was found with seed 0.
 """
 
@@ -59,7 +60,7 @@ NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["collect", "tune", "measure", "time"])
+    parser.add_argument("task", choices=["collect", "tune", "measure", "order", "time"])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="where factors are kept (8 GB per seed)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn labels")
@@ -75,7 +76,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = load(arguments.model, dtype=torch.float32)
     slices = make_slices(model.tokenizer)
-    task = {"collect": gather, "tune": tune, "measure": measure, "time": time_rounding}[arguments.task]
+    task = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}[
+        arguments.task
+    ]
     task(model, slices, arguments)
 
 
@@ -173,6 +176,24 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
             )
 
 
+def compare_orders(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
+    """The whole model in natural order and with large diagonals first, on the tuning slice, by the held-out rule."""
+    views = select(matrices(model.module), ())
+    statistics = Statistics(directory_of(arguments), {}, arguments.folds)
+    original = Original(model.module, slices["tuning"])
+    for bits in arguments.bits:
+        for method in (method for method in arguments.only if method in (GPTQ, YAQA_B)):
+            for order in ("natural", "diagonal"):
+                started = time.process_time()
+                rounding = replace(rounding_of(method, bits), order=order)
+                values = rounded_under(views, {method: rounding}, statistics)[method]
+                with filled(views, values):
+                    kl = original.divergence()
+                print(f"{method}, {bits} bits, {order}: tuning {np.mean(kl):.4f}", flush=True)
+                row = {"task": "order", "method": method, "bits": bits, "order": order, "kl": kl}
+                append(row | facts(arguments, time.process_time() - started))
+
+
 def time_rounding(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
     """Wall time of rounding all matrices two-sidedly to 3 bits, statistics in memory, and of one large layer."""
     del slices
@@ -251,8 +272,8 @@ def facts(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
 def append(row: dict[str, Any]) -> None:
     """Adds a row to the results file; rows of the same question replace older ones."""
     identity = ("task", "fold", "what", "threads", "method", "bits", "label_seed")
-    identity += ("calibration_tokens",) if row["task"] in ("tune", "measure") else ()
-    identity += ("rule",) if row["task"] == "tune" else ()
+    identity += ("calibration_tokens",) if row["task"] in ("tune", "measure", "order") else ()
+    identity += {"tune": ("rule",), "order": ("order",)}.get(row["task"], ())
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
     key = [row.get(part) for part in identity]
     results["rows"] = [old for old in results["rows"] if [old.get(part) for part in identity] != key] + [row]
@@ -314,6 +335,15 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         scores = ", ".join(f"{row['rule']}: {row['kl']:.4f}" for row in own)
         chosen = min(own, key=lambda row: row["kl"])["rule"]
         tried.append(f"| {tokens:,} | {bits} | {method} | {scores} | {chosen} |")
+    orders = [
+        "| method | bits | tokens | natural | large diagonals first |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    rows = [row for row in results["rows"] if row["task"] == "order"]
+    for method, bits, tokens in sorted({(row["method"], row["bits"], row["calibration_tokens"]) for row in rows}):
+        kl = {r["order"]: np.mean(r["kl"]) for r in rows if (r["method"], r["bits"]) == (method, bits)}
+        cells = (f"{kl[order]:.3f}" if order in kl else "" for order in ("natural", "diagonal"))
+        orders.append(f"| {method} | {bits} | {tokens:,} | {' | '.join(cells)} |")
     cost = ["| what | threads | seconds | peak memory |", "| --- | --- | --- | --- |"]
     for row in (row for row in results["rows"] if row["task"] == "collect"):
         names = " and ".join(name.upper() for name in row["sketches"])
@@ -325,7 +355,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cost.append(
             f"| rounding, {row['what']} | {row['threads']} | {row['wall_seconds']:,.0f} wall | {memory:.1f} GB |"
         )
-    return {"main": "\n".join(main), "tried": "\n".join(tried), "cost": "\n".join(cost)}
+    return {"main": "\n".join(main), "tried": "\n".join(tried), "order": "\n".join(orders), "cost": "\n".join(cost)}
 
 
 if __name__ == "__main__":

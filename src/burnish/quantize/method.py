@@ -55,7 +55,9 @@ class Rounding:
         rule: how factors are shrunk.
         sketch: which sketch yaqa's factors are from.
         scale_search: whether clipping ratios are searched, weighted by the diagonal of the input side.
-        order: of rows and columns, see `round_two_sided`.
+        order: of rows and columns, see `round_two_sided`; None is natural for one-sided rounding and diagonal for
+            two-sided. Large diagonals first lower the layer's own error, but by larger changes of the weights, which
+            cost more than they save once the layers before are rounded too. Two-sided factors hold that back.
         min_expert_tokens: experts that saw fewer borrow from the layer's other experts.
     """
 
@@ -65,7 +67,7 @@ class Rounding:
     rule: Rule = HELD_OUT
     sketch: Sketch = "b"
     scale_search: bool = False
-    order: Order = "diagonal"
+    order: Order | None = None
     min_expert_tokens: int = 256
     overrides: Mapping[str, Scheme] = field(default_factory=dict)
 
@@ -164,14 +166,14 @@ def rounded_batch(
     for place, of_view in enumerate(factors):
         by_sides.setdefault((of_view.output_side is None, of_view.input_side is None), []).append(place)
     codes: dict[int, Tensor] = {}
-    for places in by_sides.values():
+    for (nearest_rows, _), places in by_sides.items():
         grid = combine([grids[place] for place in places], torch.stack)
         rounded = round_two_sided(
             torch.stack([weights[place] for place in places]),
             _stack([factors[place].output_side for place in places]),
             _stack([factors[place].input_side for place in places]),
             grid,
-            order=rounding.order,
+            order=rounding.order or ("natural" if nearest_rows else "diagonal"),
         )
         codes.update(zip(places, grid.codes(rounded), strict=True))
     return [(codes[place], grids[place], factors[place]) for place in range(len(batch))]
