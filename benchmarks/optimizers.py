@@ -10,7 +10,7 @@ Every optimizer, AdamW too, gets the same search. Each run is one file in the wo
 where it was stopped (`--cells` stops it after so many runs), and several processes may share the work by `--only`. The
 results file says of every optimizer which rates were tried, and takes its runs where they are all there.
 
-`--longer` asks the question of Muon and NorMuon once more: 600 steps on movie reviews (`movie_reviews.jsonl.gz`), which
+`--longer` asks the question of Muon and NorMuon once more: 300 steps on movie reviews (`movie_reviews.jsonl.gz`), which
 are enough text for no row to come twice, at the rates that the search found.
 """
 
@@ -41,7 +41,7 @@ CONFIG = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": True,
 }
-STEPS = {"tuning": 200, "reporting": 200, "longer": 600}
+STEPS = {"tuning": 200, "reporting": 200, "longer": 300}
 BATCH, CONTEXT, MEASUREMENTS, HELD_OUT = 16, 128, 20, 48
 LONGER = ("muon", "normuon")
 OTHER_LR = 3e-3
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--cells", type=int)
-    parser.add_argument("--longer", action="store_true", help="the runs of 600 steps as well")
+    parser.add_argument("--longer", action="store_true", help="the longer runs as well")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     texts = slices(arguments.data)

@@ -9,7 +9,8 @@ All methods round the same weights to the same grids (symmetric integers, groups
 statistics of the same windows of WikiText-2 valid. `tune` measures settings of both methods on a tuning slice, other
 windows of the same text, with the procedure that `burnish quantize` uses itself: a sample of layers is rounded under
 every rule. `measure` takes the winner of each method and rounds the whole model; it reads WikiText-2 test, which is
-used for nothing else. `order` asks, on the tuning slice, in which order rows and columns should be rounded. Folds are parts of the calibration text in order: the first ones alone give a smaller budget.
+used for nothing else. `order` asks, on the tuning slice, in which order rows and columns should be rounded. Folds are
+parts of the calibration text: the first ones alone give a smaller budget.
 Other label seeds take the rule that was found with seed 0.
 """
 
