@@ -77,13 +77,11 @@ class StreamedModel(Model):
         return self.path
 
 
-def too_large(model: Model) -> bool:
+def too_large(num_parameters: int) -> bool:
     """Whether the float32 network would fill more than half of the free memory."""
     import psutil
 
-    if model.path is None or "module" in model.__dict__:
-        return False
-    return 4 * model.plan().num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+    return 4 * num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
 
 
 def why_not(method: str, model: Model) -> str | None:

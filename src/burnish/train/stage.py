@@ -153,13 +153,12 @@ class Train(Stage):
     def _try_optimizer(self, config: Any) -> None:
         """Makes the optimizer of a model without memory, so that options that do not fit it are refused by the plan."""
         import torch
-        import transformers
 
-        from burnish.core.checkpoint import quiet_transformers
+        from burnish.core.checkpoint import without_memory
         from burnish.train.train import make_optimizer
 
-        with torch.device("meta"), quiet_transformers():
-            make_optimizer(self, transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        with torch.device("meta"):
+            make_optimizer(self, without_memory(config))
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.train.train import train
