@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from burnish.arch import MatrixView
+from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
 from burnish.quantize.export import check_engine, check_loadable
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
 SMALL_ROLES = ("router", "shared_expert_gate")
 """A router decides which experts run; its few weights stay as they are."""
-
-FLOPS_PER_SECOND = {"cpu": 6e10, "cuda": 1e14}
-"""Of one CPU core and of a data-centre GPU, in the products that dominate; for estimates only."""
 
 
 def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixView]:
@@ -55,8 +53,6 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
 
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
-    import torch
-
     from burnish.arch import matrices
     from burnish.core.checkpoint import without_memory
     from burnish.quantize.collect import layer_groups, sums_bytes
@@ -74,7 +70,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     packed = sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views)
     num_bytes = round(before.num_bytes - per_parameter * num_weights + packed)
     notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
-    seconds, statistics_bytes = 0.0, 0
+    flops, statistics_bytes = 0.0, 0
     streams = settings.stream
     if streams is None:
         streams = too_large(before.num_parameters) and settings.method != "yaqa" and not settings.curve
@@ -90,7 +86,6 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         disk = byte_count(settings.folds * kept / 2)
         notes.append(f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs")
         model_flops = (4 if sketches or settings.propagate else 2) * before.num_active_parameters * num_passes
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
         products = sums_bytes(views, sketches) / 4
         flops = settings.num_tokens * (model_flops + 1.3 * products)
@@ -98,7 +93,6 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         flops += sum(math.prod(view.shape) * (sum(view.shape) if sketches else view.shape[1]) for view in views)
         if settings.method == "yaqa" and settings.damping is None:
             flops += len(RULES) * WINDOWS * settings.length * 3 * before.num_active_parameters
-        seconds = flops / FLOPS_PER_SECOND[device]
     for bits in sorted({scheme.bits for scheme in schemes.values()} - {4, 8}):
         notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")
     if any(scheme.rounds_activations for scheme in schemes.values()):
@@ -113,7 +107,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
             held += settings.num_tokens * before.config.get_text_config().hidden_size
     working = 4 * held + statistics_bytes + 1_000_000_000
     return before.with_(
-        num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds or None, notes=(*before.notes, *notes)
+        num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds_for(flops), notes=(*before.notes, *notes)
     )
 
 
