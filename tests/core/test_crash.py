@@ -45,9 +45,9 @@ nodes:
       save_every: 2}}
   - {{name: liked, from: start, stage: align, loss: r3m-dpo, data: {pairs}, batch: 4, micro_batch: 2, max_steps: 4,
       max_length: 128, on_bad_pair: drop, save_every: 2}}
-  - {{name: rounded, from: tuned, stage: quantize, method: yaqa, bits: 3, group_size: 32, tokens: 1024, length: 64}}
+  - {{name: rounded, from: tuned, stage: quantize, method: yaqa, bits: 3, group_size: 32, tokens: 512, length: 64}}
   - {{name: experts, from: start, stage: upcycle, num_experts: 4, noise: 0.01}}
-  - {{name: fewer, stage: slim, method: drop, num_experts: 3, tokens: 1024, length: 64}}
+  - {{name: fewer, stage: slim, method: drop, num_experts: 3, tokens: 512, length: 64}}
 """
 NODES = ("tuned", "taught", "liked", "rounded", "experts", "fewer")
 KILLS_PER_NODE = 6
