@@ -24,7 +24,7 @@ from burnish.core.ledger import read_rows
 from small_models import PROSE
 from warm import Command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PAIRS = Path(__file__).resolve().parents[2] / "examples" / "data" / "qa_feedback_120.jsonl"
 
