@@ -77,3 +77,19 @@ def test_doctor_names_versions_and_extras(capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     assert "torch 2." in text
     assert "extra align" in text
+
+
+def test_a_plan_shows_what_each_node_costs_by_itself(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
+):
+    """Time where the number of steps is known; a node does not inherit it from the one before."""
+    (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times. " * 50)
+    nodes = "".join(
+        f"  - {{name: {name}, stage: train, data: {tmp_path}/text.txt, context: 64{steps}}}\n"
+        for name, steps in (("a thousand steps", ", steps: 1000"), ("one epoch", ""))
+    )
+    (tmp_path / "r.yaml").write_text(f"start: {tiny_llama}\nnodes:\n{nodes}")
+    main(["plan", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "run")])
+    known, unknown = (line for line in capsys.readouterr().out.splitlines() if " train " in line)
+    assert known.split()[:4] == ["a", "thousand", "steps", "train"] and "~" in known
+    assert unknown.split()[:3] == ["one", "epoch", "train"] and "~" not in unknown

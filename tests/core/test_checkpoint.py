@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -272,3 +273,15 @@ def test_only_files_of_dead_writers_are_swept(tmp_path: Path):
         (tmp_path / name).write_text("x")
     durable.remove_leftovers_inside(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+
+
+def test_a_writer_that_has_ended_is_dead_before_anybody_asked_for_its_status(tmp_path: Path):
+    ended = subprocess.Popen(["true"])
+    try:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it stays in the table of processes
+        leftover = tmp_path / f".run.json.{ended.pid}.tmp"
+        leftover.write_text("x")
+        durable.remove_leftovers_inside(tmp_path)
+        assert not leftover.exists()
+    finally:
+        ended.wait()

@@ -1,101 +1,187 @@
-"""Kill -9 at random moments, a full disk: afterwards the same command gives the uninterrupted result, bit for bit.
+"""Kill -9, signals, a full or broken disk, exhausted memory: the same command again gives the uninterrupted result, bit
+for bit, makes nothing again that was finished, and leaves nothing half-made.
 
-The commands are those of a person, in processes of their own; the moments are drawn over the whole length of an
-undisturbed run, so they fall into start-up, planning, the work itself and the saving.
+One recipe holds every stage that changes a model, and measures what each made. `burnish audit`, `burnish events fit`,
+`burnish slim --stages` and a node of several processes have their tests in their own rooms.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from burnish.core.checkpoint import hash_directory
+import warm
+from burnish.core.ledger import read_rows
+from small_models import PROSE
+from warm import Command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-RECIPE = """
+PAIRS = Path(__file__).resolve().parents[2] / "examples" / "data" / "qa_feedback_120.jsonl"
+
+FIRST = "auf 4 Bit gerundet grün"  # names may have spaces and more than ASCII
+TWO = """
 start: {model}
 nodes:
-  - {{name: nearest, stage: quantize, method: rtn, bits: 4, group_size: 32}}
+  - {{name: auf 4 Bit gerundet grün, stage: quantize, method: rtn, bits: 4, group_size: 32}}
   - {{name: gptq, from: start, stage: quantize, method: gptq, bits: 3, group_size: 32, tokens: 2048}}
 """
 
+EVERY_STAGE = """
+start: {model}
+evaluate: {{text: wikitext2-test, num_windows: 2, context: 64, speed: false}}
+nodes:
+  - {{name: tuned, stage: train, data: {text}, context: 64, batch: 4, steps: 6, save_every: 2}}
+  - {{name: taught, from: start, stage: distill, teacher: tuned, data: {text}, context: 64, batch: 4, steps: 4,
+      save_every: 2}}
+  - {{name: liked, from: start, stage: align, loss: r3m-dpo, data: {pairs}, batch: 4, micro_batch: 2, max_steps: 4,
+      max_length: 128, on_bad_pair: drop, save_every: 2}}
+  - {{name: rounded, from: tuned, stage: quantize, method: yaqa, bits: 3, group_size: 32, tokens: 512, length: 64}}
+  - {{name: experts, from: start, stage: upcycle, num_experts: 4, noise: 0.01}}
+  - {{name: fewer, stage: slim, method: drop, num_experts: 3, tokens: 512, length: 64}}
+"""
+NODES = ("tuned", "taught", "liked", "rounded", "experts", "fewer")
+KILLS_PER_NODE = 6
 
-def burnish(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "burnish.cli", *map(str, arguments)]
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, hidden ones too."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def checkpoints(run: Path) -> dict[str, dict[str, str]]:
-    """{node: {file: sha256}} of everything that a run made."""
-    return {path.name: hash_directory(path) for path in sorted((run / "nodes").iterdir())}
+def finished(run: Path) -> dict[str, int]:
+    """{node: when its weights were written} of the checkpoints that are there under their names."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("nodes/[!.]*/model.safetensors")}
+
+
+def measured(run: Path) -> list[tuple[str, str, object]]:
+    """Every measurement of a run: node, checkpoint, values."""
+    rows = [row for row in read_rows(run / "ledger.jsonl") if row["row"] == "measurement"]
+    values = [{name: metric["value"] for name, metric in row["metrics"].items()} for row in rows]
+    return [(row["node"], row["checkpoint"], value) for row, value in zip(rows, values, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes") / "two.yaml"
-    path.write_text(RECIPE.format(model=tiny_llama))
+    path.write_text(TWO.format(model=tiny_llama))
     return path
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nothing stopped, and how long it took."""
-    directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    started = time.monotonic()
-    subprocess.run(burnish("run", recipe, "-o", directory), check=True, capture_output=True)
-    return directory, time.monotonic() - started
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    warm.run(place / "log", "run", recipe, "-o", place / "run")
+    return place / "run"
 
 
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_again_and_again_a_run_ends_with_the_same_bits(
-    recipe: Path, undisturbed: tuple[Path, float], tmp_path: Path, seed: int
+def same(run: Path, reference: Path) -> bool:
+    """Whether two runs made the same files and measured the same, and left nothing else."""
+    contents = [
+        ({path.name for path in place.iterdir()}, files(place / "nodes"), measured(place)) for place in (run, reference)
+    ]
+    return contents[0] == contents[1]
+
+
+def test_killed_again_and_again_a_run_of_every_stage_ends_with_the_same_bits(tiny_llama: Path, tmp_path: Path):
+    """Six kills in every node: one in its saving, five at moments drawn over the whole time that it took."""
+    recipe, log, reference, run = (tmp_path / name for name in ("every.yaml", "log", "undisturbed", "run"))
+    (tmp_path / "prose.txt").write_text(PROSE.read_text())
+    recipe.write_text(EVERY_STAGE.format(model=tiny_llama, text=tmp_path / "prose.txt", pairs=PAIRS))
+    begins: list[float] = []
+    command = Command(log, "run", recipe, "-o", reference)
+    for name in NODES:
+        assert command.wait_until(lambda name=name: f"{name}: " in command.output), command.output
+        begins.append(time.monotonic())
+    assert command.end() == 0, command.output
+    lengths = [end - begin for begin, end in zip(begins, [*begins[1:], time.monotonic()], strict=True)]
+
+    moments, made = random.Random(0), {}
+
+    def killed(number: int, *, saving: bool) -> bool:
+        """Starts the command and kills it in this node or a later one; False where it came to its end before."""
+        command = Command(log, "run", recipe, "-o", run)
+        if saving:
+            command.wait_until(lambda: any(run.glob(f"nodes/.{NODES[number]}.*.tmp")))
+            time.sleep(moments.uniform(0, 0.02))
+        else:
+            command.wait_until(lambda: any(f"{name}: " in command.output for name in NODES[number:]))
+            time.sleep(moments.uniform(0, lengths[number]))
+        in_time = command.is_running
+        command.end(signal.SIGKILL)
+        assert made.items() <= finished(run).items(), "what was finished stays, and is not made again"
+        made.update(finished(run))
+        return in_time
+
+    for number in range(len(NODES)):
+        for attempt in range(KILLS_PER_NODE):
+            while not killed(number, saving=attempt == 0):
+                assert same(run, reference)
+                shutil.rmtree(run)
+                made.clear()
+    warm.run(log, "run", recipe, "-o", run)
+    assert made.items() <= finished(run).items()
+    assert same(run, reference)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_it_leaves_no_process_and_continues(
+    recipe: Path, undisturbed: Path, tmp_path: Path, signum: signal.Signals
 ):
-    """Ten kills per seed, each of a fresh or continued run; nothing that was finished is made again."""
-    reference, length = undisturbed
-    moments = random.Random(seed)
-    run = tmp_path / "run"
-    finished_at: dict[str, int] = {}
-    for _ in range(10):
-        process = subprocess.Popen(
-            burnish("run", recipe, "-o", run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            process.wait(timeout=moments.uniform(0, length))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        for name, made in _finished(run).items():
-            assert finished_at.setdefault(name, made) == made, f"{name} was finished and was made again"
-        if set(_finished(run)) == {"nearest", "gptq"}:
-            finished_at.clear()
-            shutil.rmtree(run)
-    subprocess.run(burnish("run", recipe, "-o", run), check=True, capture_output=True)
-    assert checkpoints(run) == checkpoints(reference)
-    leftovers = [path.name for path in (run / "nodes").iterdir() if path.name not in ("nearest", "gptq")]
-    assert leftovers == []
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = Command(log, "run", recipe, "-o", run)
+    assert command.wait_until(lambda: any(run.glob("work/gptq/statistics/*")))
+    [node] = warm.children_of(command.pid)
+    assert command.end(signum) == 130
+    assert "the same command continues where it stopped" in command.output and "Traceback" not in command.output
+    assert not warm.is_alive(node)
+    warm.run(log, "run", recipe, "-o", run)
+    assert files(run / "nodes") == files(undisturbed / "nodes")
 
 
-def _finished(run: Path) -> dict[str, int]:
-    """{node: time its weights were written} of the checkpoints that are there under their names."""
-    return {
-        path.parent.name: path.stat().st_mtime_ns
-        for path in run.glob("nodes/*/model.safetensors")
-        if not path.parent.name.startswith(".")
-    }
+def test_a_stage_killed_for_its_memory_says_what_to_lower_and_continues(
+    recipe: Path, undisturbed: Path, tmp_path: Path
+):
+    """The kernel ends a process that takes too much with SIGKILL; the run itself lives on to say so."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = Command(log, "run", recipe, "-o", run)
+    assert command.wait_until(lambda: any(run.glob("work/gptq/statistics/*")))
+    os.kill(warm.children_of(command.pid)[0], signal.SIGKILL)
+    assert command.end() == 1
+    assert "most likely because memory ran out; lower " in command.output and "Traceback" not in command.output
+    made = finished(run)
+    warm.run(log, "run", recipe, "-o", run)
+    assert set(made) == {FIRST} and made.items() <= finished(run).items()
+    assert files(run / "nodes") == files(undisturbed / "nodes")
+
+
+@pytest.mark.parametrize(("role", "number"), [("command", 1), ("command", 3), ("node", 1), ("node", 6)])
+def test_a_failing_fsync_is_one_sentence_and_the_run_continues(
+    recipe: Path, undisturbed: Path, tmp_path: Path, role: str, number: int
+):
+    """A disk that reports an error when it is told to keep what was written."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = Command(log, "run", recipe, "-o", run, fsync_fails=(role, number))
+    assert command.end() == 1
+    assert "Input/output error" in command.output and "Traceback" not in command.output, command.output
+    assert all(json.loads((run / "nodes" / name / "burnish.json").read_text())["files"] for name in finished(run))
+    warm.run(log, "run", recipe, "-o", run)
+    assert files(run / "nodes") == files(undisturbed / "nodes")
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte; skipped where mounting is not allowed."""
+    """A file system of 300 kB; skipped where mounting is not allowed."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", place], capture_output=True)
@@ -106,17 +192,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_continues_with_more_room(
-    recipe: Path, undisturbed: tuple[Path, float], small_disk: Path
+    recipe: Path, undisturbed: Path, small_disk: Path, tmp_path: Path
 ):
-    run = small_disk / "run"
-    first = subprocess.run(burnish("run", recipe, "-o", run), capture_output=True, text=True)
-    assert first.returncode == 1
-    assert "No space left on device" in first.stderr
-    assert "Traceback" not in first.stderr
-    assert {path.name for path in run.glob("nodes/*")} <= {"nearest"}, "a checkpoint is there whole or not at all"
+    run, log = small_disk / "run", tmp_path / "log"
+    command = Command(log, "run", recipe, "-o", run)
+    assert command.end() == 1
+    assert "No space left on device" in command.output and "Traceback" not in command.output
+    assert {path.name for path in run.glob("nodes/*")} <= {FIRST}, "a checkpoint is there whole or not at all"
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
-    subprocess.run(burnish("run", recipe, "-o", run), check=True, capture_output=True)
-    assert checkpoints(run) == checkpoints(undisturbed[0])
+    warm.run(log, "run", recipe, "-o", run)
+    assert files(run / "nodes") == files(undisturbed / "nodes")
 
 
 def test_a_read_only_place_is_one_sentence(recipe: Path, tmp_path: Path):
@@ -126,9 +211,9 @@ def test_a_read_only_place_is_one_sentence(recipe: Path, tmp_path: Path):
     if mounted.returncode != 0:
         pytest.skip("mounting a read-only file system is not allowed here")
     try:
-        done = subprocess.run(burnish("run", recipe, "-o", place / "run"), capture_output=True, text=True)
-        assert done.returncode == 1
-        assert "Read-only file system" in done.stderr
+        command = Command(tmp_path / "log", "run", recipe, "-o", place / "run")
+        assert command.end() == 1
+        assert "Read-only file system" in command.output and "Traceback" not in command.output
         assert list(place.iterdir()) == []
     finally:
         subprocess.run(["umount", place], check=True)

@@ -147,6 +147,25 @@ def test_an_edited_data_file_reruns_exactly_what_reads_it(tiny_llama: Path, tmp_
     assert actions(work) == {"a": "run", "b": "skip"}
 
 
+def test_data_that_many_nodes_read_is_hashed_once_until_it_changes(tiny_llama: Path, tmp_path: Path):
+    text, read = tmp_path / "text.txt", []
+
+    def counted(reference: str) -> str:
+        read.append(reference)
+        return file_hash(reference)
+
+    text.write_text("one")
+    nodes = ", ".join(f"{{name: n{number}, stage: scale, text: {text}}}" for number in range(5))
+    recipe = parse_recipe(f"start: {tiny_llama}\nnodes: [{nodes}]", source="r.yaml")
+    work = Run(recipe, tmp_path / "run", Rooms(ROOMS.stage_class, ROOMS.evaluate, counted))
+    before = work.decide()
+    work.plan(before)
+    assert read == [str(text)]
+    text.write_text("another")
+    assert work.decide()[0].key != before[0].key
+    assert read == [str(text)] * 2
+
+
 def test_a_node_that_a_reference_names_comes_first_whatever_the_order_in_the_file(tiny_llama: Path, tmp_path: Path):
     nodes = "nodes: [{name: s, from: start, stage: scale, teacher: t}, {name: t, from: start, stage: scale}]"
     assert [node.name for node in run(nodes, tiny_llama, tmp_path / "run").recipe.nodes] == ["t", "s"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import warm
 from burnish.core.checkpoint import load
 from burnish.core.ledger import LEDGER_FILE, read_rows
 from burnish.core.recipe import read_recipe
@@ -67,6 +71,30 @@ def test_the_slimming_recipe_runs_small_end_to_end(tmp_path: Path):
     sizes = [load(tmp_path / "run" / "nodes" / name).config for name in ("narrow", "drop")]
     assert (sizes[0].intermediate_size, sizes[0].num_experts) == (48, 8)
     assert (sizes[1].intermediate_size, sizes[1].num_experts) == (128, 3)
+
+
+@pytest.mark.slow
+def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama: Path, tmp_path: Path):
+    content = yaml.safe_load((ROOT / "recipes" / "teacher_tree.yaml").read_text()) | {"start": str(tiny_llama)}
+    content["evaluate"] |= SMALL | {"speed": False}
+    content["nodes"][-1] |= SMALL_STAGE["quantize"]
+    small, run, log = tmp_path / "teacher_tree.yaml", tmp_path / "run", tmp_path / "log"
+    small.write_text(yaml.safe_dump(content))
+    for line in ("taught: distill starts", "taught-4bit: quantize starts"):
+        command = warm.Command(log, "run", small, "-o", run)
+        assert command.wait_until(lambda line=line, command=command: line in command.output), command.output
+        command.end(signal.SIGKILL)
+    output = warm.run(log, "run", small, "-o", run)
+    assert "teacher: skipped" in output and "taught: skipped" in output
+    assert {path.name for path in (run / "nodes").iterdir()} == {"taught", "taught-4bit"}  # as `keep` says
+    rows = [row for row in read_rows(run / LEDGER_FILE) if row["row"] == "measurement"]
+    assert sorted(row["node"] for row in rows) == ["start", "taught", "taught-4bit", "teacher", "untaught"]
+    page = (run / "report.html").read_text()
+    assert all(name in page for name in ("teacher", "taught", "untaught", "taught-4bit"))
+    again = [sys.executable, "-X", "importtime", "-m", "burnish.cli", "run", str(small), "-o", str(run)]
+    done = subprocess.run(again, capture_output=True, text=True, check=True)
+    assert done.stderr.count(": skipped, ") == 4
+    assert not any(line.endswith((" torch", " transformers")) for line in done.stderr.splitlines())  # it starts quickly
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

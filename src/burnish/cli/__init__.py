@@ -35,6 +35,7 @@ app = App(
 Every command takes --debug, which shows the traceback of an error.""",
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # main() says that nothing is lost
     version=__version__,
 )
 
@@ -177,6 +178,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a disk that is full or broken, where nothing knows better what it means
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}; what is finished is kept, and the same command continues")
 
 
 def _mistake(error: CycloptsError) -> str:

@@ -123,10 +123,12 @@ def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    plans = [first, *(decision.plan for decision in decisions if decision.plan)]
+    sparse = any(plan.num_active_parameters != plan.num_parameters for plan in plans)
     table = Table(title=f"{recipe.name}: {len(decisions)} nodes from {recipe.start}", box=box.SIMPLE_HEAD)
-    for heading in ("node", "stage"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("parameters", "on disk", "memory", "time"):
+    table.add_column("node", overflow="fold", min_width=12)
+    table.add_column("stage", no_wrap=True)
+    for heading in ("parameters\n(active)" if sparse else "parameters", "on disk", "memory", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("start", "", *_plan_cells(first))
     depth = {START: 0}
@@ -144,12 +146,14 @@ def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
 
 
 def _plan_cells(plan: Plan) -> list[str]:
-    parameters = f"{plan.num_parameters / 1e6:,.1f} M"
+    from burnish.report.numbers import number_count
+
+    parameters = number_count(plan.num_parameters)
     if plan.num_active_parameters != plan.num_parameters:
-        parameters += f" ({plan.num_active_parameters / 1e6:,.1f} M active)"
+        parameters += f" ({number_count(plan.num_active_parameters)})"
     return [
         parameters,
         byte_count(plan.num_bytes),
         byte_count(plan.peak_memory_bytes) if plan.peak_memory_bytes else "",
-        f"about {duration(plan.seconds)}" if plan.seconds is not None else "",
+        f"~ {duration(plan.seconds)}" if plan.seconds is not None else "",
     ]

@@ -65,7 +65,8 @@ def expanded(
 
 def plan_node(node: Node, stage: Stage, planned: Callable[[str], Plan]) -> Plan:
     """What a node would make; errors say which node."""
-    before = planned(node.parent)
+    # What the parent costs and has to say is the parent's own.
+    before = planned(node.parent).with_(peak_memory_bytes=0, seconds=None, notes=())
     stage.check_accepts(before, where=place_of(node))
     try:
         return stage.plan(before)

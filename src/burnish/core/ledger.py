@@ -110,7 +110,7 @@ class Ledger:
             return None
         import pyarrow.parquet
 
-        return pyarrow.parquet.read_table(path).to_pydict()
+        return pyarrow.parquet.ParquetFile(path).read().to_pydict()  # read_table would import pandas for this
 
 
 def sequences_file(directory: Path, checkpoint: str, protocol: str) -> Path:

@@ -266,11 +266,12 @@ def _read_yaml(text: str, source: str) -> tuple[Any, dict[tuple[str | int, ...],
                 walk(value, (*path, index))
 
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         if root is None:
             raise RecipeError("is empty", where=source)
         walk(root, ())
-        return yaml.safe_load(text), lines
+        return loader.construct_document(root), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1

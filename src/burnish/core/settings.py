@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Self, get_args, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -62,6 +63,7 @@ class Settings(BaseModel):
             raise SettingsError(first_mistake(error), where=where) from None
 
     @classmethod
+    @cache
     def references(cls) -> dict[str, str]:
         """Fields that name a checkpoint or data: {field: "checkpoint" | "data"}."""
         found = {}

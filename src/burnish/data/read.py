@@ -168,9 +168,10 @@ def _read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        names = pyarrow.parquet.read_schema(path).names
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
         columns = [name for name in ("text", "messages") if name in names]
-        table = pyarrow.parquet.read_table(path, columns=columns)
+        table = file.read(columns=columns)
     except pyarrow.ArrowInvalid:
         raise DataError("is not a parquet file, or is cut short", where=str(path)) from None
     if not columns:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from burnish.core.errors import DataError
 from burnish.data.read import Data, read_texts
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a file is hashed by commands that compute nothing and start without torch
+    import torch
+    from jaxtyping import Int
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
@@ -57,6 +57,8 @@ def cut(
     Raises:
         DataError: the text has fewer tokens than asked for; the message says how many.
     """
+    import torch
+
     ids, num_bytes = _tokenise(
         tokenizer, texts, max_chars=max_chars, enough=length * num_windows if num_windows else None
     )
@@ -114,6 +116,8 @@ def calibration(
     Raises:
         DataError: nothing to read, or less text than one window.
     """
+    import torch
+
     where = "calibration text" if not isinstance(data, str) else data
     every = windows(tokenizer, read_texts(data, tokenizer=tokenizer), length, where=where)
     count = min(len(every), max_tokens // length)

@@ -70,7 +70,9 @@ class Distill(Train):
     def plan(self, before: Plan) -> Plan:
         if self.teacher is None:
             raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
-        return super().plan(before)
+        after = super().plan(before)
+        note = "memory and time are the student's; the teacher's come on top"
+        return after.with_(notes=(*after.notes, note))
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.distill.run import run

@@ -79,20 +79,20 @@ class Factors:
 
 
 class MatrixSums:
-    """The sums of one matrix: over all folds, and apart for fitting and holding out."""
+    """The sums of one matrix: over all folds, and apart for fitting and holding out.
+
+    Those of a wide layer are large, so the parts are read when they are asked for and not kept.
+    """
 
     def __init__(self, statistics: Statistics, view: MatrixView, every_view: Sequence[MatrixView]) -> None:
         self.statistics, self.view, self.every_view = statistics, view, every_view
         self.all = statistics.read(view, statistics.folds)
-        self._parts: tuple[Sums, Sums] | None = None
 
-    @property
-    def parts(self) -> tuple[Sums, Sums]:
-        """Sums of the fitting part and of the held-out part."""
-        if self._parts is None:
-            fitting, held_out = self.statistics.fitting, self.statistics.held_out
-            self._parts = self.statistics.read(self.view, fitting), self.statistics.read(self.view, held_out)
-        return self._parts
+    def fitting(self) -> Sums:
+        return self.statistics.read(self.view, self.statistics.fitting)
+
+    def held_out(self) -> Sums:
+        return self.statistics.read(self.view, self.statistics.held_out)
 
     def covariance(self) -> Tensor:
         assert self.all.covariance is not None
@@ -135,8 +135,12 @@ def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None
     if one_sided:
         choice = Shrinkage(rule.input_damping)
         if rule.held_out:
-            fitting, held_out = (moved(part.covariance, device, dtype) for part in sums.parts)
-            choice = choose_shrinkage(fitting, held_out, steps=input_steps, dampings=DAMPINGS)
+            choice = choose_shrinkage(
+                moved(sums.fitting().covariance, device, dtype),
+                moved(sums.held_out().covariance, device, dtype),
+                steps=input_steps,
+                dampings=DAMPINGS,
+            )
         output_side, output_choice, input_choice = None, IDENTITY, choice
         input_side = choice.apply(covariance)
     else:
@@ -144,7 +148,7 @@ def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None
         output_choice = Shrinkage(rule.output_damping)
         input_choice = Shrinkage(rule.input_damping, rule.mix)
         if rule.held_out:
-            fitting, held_out = sums.parts
+            fitting, held_out = sums.fitting(), sums.held_out()
             fitting_sides = [moved(side, device, dtype) for side in fitting.sketches[rounding.sketch]]
             held_out_sides = [moved(side, device, dtype) for side in held_out.sketches[rounding.sketch]]
             input_choice = choose_shrinkage(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from burnish.arch import MatrixView
+from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
 from burnish.quantize.export import check_engine, check_loadable
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
 SMALL_ROLES = ("router", "shared_expert_gate")
 """A router decides which experts run; its few weights stay as they are."""
-
-FLOPS_PER_SECOND = {"cpu": 6e10, "cuda": 1e14}
-"""Of one CPU core and of a data-centre GPU, in the products that dominate; for estimates only."""
 
 
 def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixView]:
@@ -55,17 +53,13 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
 
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
-    import torch
-    import transformers
-
     from burnish.arch import matrices
-    from burnish.core.checkpoint import quiet_transformers
+    from burnish.core.checkpoint import without_memory
     from burnish.quantize.collect import layer_groups, sums_bytes
+    from burnish.quantize.stream import too_large
     from burnish.quantize.tuning import RULES, WINDOWS
 
-    with torch.device("meta"), quiet_transformers():
-        module = transformers.AutoModelForCausalLM.from_config(before.config)
-    views = select(matrices(module), settings.ignore)
+    views = select(matrices(without_memory(before.config)), settings.ignore)
     schemes = schemes_of(settings, views)
     check_engine(settings.engine, views, schemes)
     check_loadable(views, schemes)
@@ -76,16 +70,22 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     packed = sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views)
     num_bytes = round(before.num_bytes - per_parameter * num_weights + packed)
     notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
-    seconds, statistics_bytes = 0.0, 0
+    flops, statistics_bytes = 0.0, 0
+    streams = settings.stream
+    if streams is None:
+        streams = too_large(before.num_parameters) and settings.method != "yaqa" and not settings.curve
+    if streams:
+        notes.append("goes from disk to disk, a layer at a time")
     if settings.method != "rtn":
         sketches = (settings.sketch,) if settings.method == "yaqa" else ()
-        groups = layer_groups(views, sketches=sketches, memory_bytes=settings.memory)
+        groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.memory)
         statistics_bytes = max(sums_bytes(group, sketches) for group in groups)
-        passes = f"{len(groups)} pass{'es' if len(groups) > 1 else ''}"
-        disk = byte_count(settings.folds * sums_bytes(views, sketches) / 2)
+        num_passes = 1 if streams else len(groups)
+        passes = f"{num_passes} pass{'es' if num_passes > 1 else ''}"
+        kept = statistics_bytes if streams else sums_bytes(views, sketches)
+        disk = byte_count(settings.folds * kept / 2)
         notes.append(f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs")
-        model_flops = (4 if sketches else 2) * before.num_active_parameters * len(groups)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model_flops = (4 if sketches or settings.propagate else 2) * before.num_active_parameters * num_passes
         # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
         products = sums_bytes(views, sketches) / 4
         flops = settings.num_tokens * (model_flops + 1.3 * products)
@@ -93,20 +93,21 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         flops += sum(math.prod(view.shape) * (sum(view.shape) if sketches else view.shape[1]) for view in views)
         if settings.method == "yaqa" and settings.damping is None:
             flops += len(RULES) * WINDOWS * settings.length * 3 * before.num_active_parameters
-        seconds = flops / FLOPS_PER_SECOND[device]
     for bits in sorted({scheme.bits for scheme in schemes.values()} - {4, 8}):
         notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")
     if any(scheme.rounds_activations for scheme in schemes.values()):
         notes.append("the engine rounds activations too, at run time; dense measurements show the weights' part only")
     held = before.num_parameters
-    if settings.stream:  # a layer, its rounded copy and the embeddings; the estimate leaves hidden states out
+    if streams:  # a layer, its rounded copy, the embeddings and the hidden states of the text
         sizes = dict.fromkeys((view.layer for view in views), 0)
         for view in views:
             sizes[view.layer] += view.shape[0] * view.shape[1]
         held = 2 * max(sizes.values()) + before.num_parameters - sum(sizes.values())
+        if settings.method != "rtn":
+            held += settings.num_tokens * before.config.get_text_config().hidden_size
     working = 4 * held + statistics_bytes + 1_000_000_000
     return before.with_(
-        num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds or None, notes=(*before.notes, *notes)
+        num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds_for(flops), notes=(*before.notes, *notes)
     )
 
 

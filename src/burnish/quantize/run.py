@@ -121,7 +121,9 @@ def to_be_streamed(settings: Quantize, model: Model) -> bool:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or settings.curve or (settings.stream is None and not too_large(model)):
+    if settings.stream is False or settings.curve:
+        return False
+    if settings.stream is None and not too_large(model.plan().num_parameters):
         return False
     reason = why_not(settings.method, model)
     if reason and settings.stream:

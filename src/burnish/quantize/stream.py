@@ -77,13 +77,11 @@ class StreamedModel(Model):
         return self.path
 
 
-def too_large(model: Model) -> bool:
+def too_large(num_parameters: int) -> bool:
     """Whether the float32 network would fill more than half of the free memory."""
     import psutil
 
-    if model.path is None or "module" in model.__dict__:
-        return False
-    return 4 * model.plan().num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+    return 4 * num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
 
 
 def why_not(method: str, model: Model) -> str | None:
@@ -99,14 +97,15 @@ def why_not(method: str, model: Model) -> str | None:
 
 
 def give_back_freed_memory() -> None:
-    """Tells glibc to return every large block to the system as soon as it is freed.
+    """Makes glibc return freed memory to the system: large blocks from now on, what is left of small ones at once.
 
-    By itself it raises the size from which it does so to that of the largest block freed so far, and keeps smaller ones
-    in a heap that then grows with every layer.
+    By itself it raises the size from which it returns a block to that of the largest freed so far, and keeps smaller
+    ones in a heap that then grows with every layer.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         mmap_threshold = -3
         libc.mallopt(mmap_threshold, 1 << 20)
+        libc.malloc_trim(0)
 
 
 def without_weights(model: Model) -> PreTrainedModel:
@@ -191,6 +190,7 @@ def stream(
                         with work.loaded(f"{path}.", instead=rounded), torch.no_grad():
                             for batch in (batch for fold in folds for batch in fold):
                                 batch.hidden = batch.through(number, layer)
+                    give_back_freed_memory()
                     task.advance()
             shutil.rmtree(directory / "statistics", ignore_errors=True)
             for name in work.kept:

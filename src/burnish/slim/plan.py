@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.arch import describe
 from burnish.core.checkpoint import plan_config
+from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Plan
 from burnish.slim.target import experts_of, fit, parse_target, resized
 
 if TYPE_CHECKING:
     from burnish.slim.stage import Slim
-
-FLOPS_PER_SECOND = {"cpu": 6e10, "cuda": 1e14}
-"""Of one CPU core and of a data-centre GPU, in the products that dominate; for estimates only."""
 
 
 def new_config(settings: Slim, before: Plan) -> Any:
@@ -37,8 +35,6 @@ def new_config(settings: Slim, before: Plan) -> Any:
 
 
 def plan(settings: Slim, before: Plan) -> Plan:
-    import torch
-
     config = new_config(settings, before)
     after = plan_config(config, kind=before.kind)
     per_parameter = before.num_bytes / before.num_parameters
@@ -64,13 +60,12 @@ def plan(settings: Slim, before: Plan) -> Plan:
         flops += 2 * before.num_active_parameters * settings.tokens * passes
         refit_bytes = max(min(settings.memory, num_grams * gram), gram)
         notes.append(f"{passes} pass{'es' if passes > 1 else ''} over the text to refit")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return before.with_(
         config=config,
         num_parameters=after.num_parameters,
         num_active_parameters=after.num_active_parameters,
         num_bytes=round(per_parameter * after.num_parameters),
         peak_memory_bytes=4 * (before.num_parameters + after.num_parameters) + refit_bytes + 1_000_000_000,
-        seconds=flops / FLOPS_PER_SECOND[device] or None,
+        seconds=seconds_for(flops),
         notes=(*before.notes, *notes),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.stage import VOLATILE, Context, DataRef, Plan, Stage
 
@@ -118,14 +119,23 @@ class Train(Stage):
         return self.steps or max(1, math.ceil(self.epochs * num_rows / self.batch))
 
     def plan(self, before: Plan) -> Plan:
-        """The same model; raises on a context or optimizer options that cannot be."""
+        """The same model; raises on a context or optimizer options that cannot be.
+
+        Time is known where the number of steps is: 6 operations a weight and token, 4 where most weights stay as they
+        are, 2 more where activations are computed twice.
+        """
         if self.data is None:
             raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
         self.check(before.config)
         if self.lora_rank == 0:
             self._try_optimizer(before.config)
         each = BYTES_PER_PARAMETER[self.optimizer] if self.lora_rank == 0 else LORA_BYTES_PER_PARAMETER
-        return before.with_(peak_memory_bytes=each * before.num_parameters)
+        operations = (4 if self.lora_rank else 6) + 2 * self.activation_checkpointing
+        tokens = (self.steps or 0) * self.batch * self.context
+        return before.with_(
+            peak_memory_bytes=each * before.num_parameters,
+            seconds=seconds_for(operations * before.num_active_parameters * tokens),
+        )
 
     def check(self, config: Any) -> None:
         """Refuses what does not fit the model, before anything is loaded.
@@ -153,13 +163,12 @@ class Train(Stage):
     def _try_optimizer(self, config: Any) -> None:
         """Makes the optimizer of a model without memory, so that options that do not fit it are refused by the plan."""
         import torch
-        import transformers
 
-        from burnish.core.checkpoint import quiet_transformers
+        from burnish.core.checkpoint import without_memory
         from burnish.train.train import make_optimizer
 
-        with torch.device("meta"), quiet_transformers():
-            make_optimizer(self, transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        with torch.device("meta"):
+            make_optimizer(self, without_memory(config))
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.train.train import train

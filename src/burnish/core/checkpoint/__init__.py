@@ -42,7 +42,7 @@ from burnish.core.checkpoint.reading import (
     weight_files,
 )
 from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
-from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config
+from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config, without_memory
 
 __all__ = [
     "CARD_FILE",
@@ -80,6 +80,7 @@ __all__ = [
     "shards_of",
     "staging_directory",
     "weight_files",
+    "without_memory",
     "write_atomically",
     "write_config",
     "write_index",

@@ -44,12 +44,22 @@ def _remove_of_dead_writers(paths: Iterable[Path]) -> None:
         writer = leftover.name.removesuffix(".tmp").removesuffix(".old").rpartition(".")[2]
         if not writer.isdigit():
             continue  # not a name of ours
-        if int(writer) != os.getpid() and Path(f"/proc/{writer}").exists():
+        if int(writer) != os.getpid() and _is_alive(int(writer)):
             continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    """One that has ended and was not yet asked for its status writes nothing any more."""
+    import psutil
+
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def publish(staging: Path, target: Path) -> None:
@@ -73,6 +83,8 @@ def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
 
@@ -80,6 +92,10 @@ def fsync(path: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a small file so that a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    fsync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        fsync(temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ def plan_checkpoint(directory: Path) -> Plan:
         shapes |= {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(path).items()}
     config = load_config(directory)
     if weights is Weights.PACKED:
-        sizes = _meta_shapes(config, lineage.kind if lineage else kind_of(raw))
+        sizes = dict(module_shapes(without_memory(config, lineage.kind if lineage else kind_of(raw))))
     else:
         sizes = shapes
     total = sum(_numel(shape) for shape in sizes.values())
@@ -42,7 +44,7 @@ def plan_checkpoint(directory: Path) -> Plan:
 
 def plan_config(config: PretrainedConfig, *, kind: Kind = Kind.CAUSAL_LM, bytes_per_parameter: int = 2) -> Plan:
     """Sizes of a dense model from its configuration alone, on the meta device."""
-    shapes = _meta_shapes(config, kind)
+    shapes = dict(module_shapes(without_memory(config, kind)))
     total = sum(_numel(shape) for shape in shapes.values())
     return Plan(
         config, kind, Weights.DENSE, total, total - idle_expert_parameters(config, shapes), total * bytes_per_parameter
@@ -56,14 +58,23 @@ def _numel(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _meta_shapes(config: PretrainedConfig, kind: Kind) -> dict[str, tuple[int, ...]]:
+def without_memory(config: PretrainedConfig, kind: Kind = Kind.CAUSAL_LM) -> PreTrainedModel:
+    """The network of a configuration on the meta device: every name and shape, no weight.
+
+    It is shared between those who ask for the same configuration, since building a large one takes a while: look at
+    it, and change nothing.
+    """
+    return _without_memory(type(config), config.to_json_string(use_diff=False), kind)
+
+
+@lru_cache(maxsize=8)
+def _without_memory(config_class: type[PretrainedConfig], content: str, kind: Kind) -> PreTrainedModel:
     import torch
     import transformers
 
     auto = getattr(transformers, STOCK_LOADER[kind].rsplit(".", 1)[1])
     with torch.device("meta"), quiet_transformers():
-        module = auto.from_config(config)
-    return dict(module_shapes(module))
+        return auto.from_config(config_class.from_dict(json.loads(content)), dtype=torch.float32)
 
 
 def module_shapes(module: PreTrainedModel) -> list[tuple[str, tuple[int, ...]]]:

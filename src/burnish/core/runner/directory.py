@@ -20,8 +20,9 @@ def read_state(directory: Path) -> dict[str, Any]:
     """What run.json says; the empty state where there is no run yet."""
     path = directory / RUN_FILE
     if not path.is_file():
-        # A run that was refused before it began leaves its lock behind.
-        occupied = directory.is_dir() and any(path.name != LOCK_FILE for path in directory.iterdir())
+        # A run that was refused or killed before it began leaves its lock behind, or a part of its state.
+        begun = (LOCK_FILE, f".{RUN_FILE}.")
+        occupied = directory.is_dir() and not all(path.name.startswith(begun) for path in directory.iterdir())
         if occupied or (directory.exists() and not directory.is_dir()):
             raise OutputError("exists and is not a run directory", where=str(directory), fix="choose another with -o")
         return {"format": RUN_FORMAT, "nodes": {}, "files": {}}

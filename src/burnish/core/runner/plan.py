@@ -6,7 +6,7 @@ the result, seed, and the content hashes of everything that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Planner:
         self.recipe = replace(self.recipe, nodes=in_order(self.recipe.nodes, self.needs))
         self.state = read_state(self.directory)
         self.hashes: dict[str, str] = {}
+        self._read_here: set[str] = set()
 
     def _settings(self, node: Node) -> Stage:
         return self.rooms.stage_class(node.stage, where=node.where).parse(node.settings, where=place_of(node))
@@ -104,22 +105,32 @@ class Planner:
     # -- content hashes ----------------------------------------------------------------------------------------------
 
     def checkpoint_hash(self, directory: Path) -> str:
-        """The content hash of a checkpoint. Files that kept size and time since they were last read are trusted unless
-        `verify`; a checkpoint of ours whose files are not what its lineage says was tampered with."""
+        """The content hash of a checkpoint; one of ours whose files are not what its lineage says was tampered with."""
         lineage = Lineage.read(directory)
-        known: dict[str, Any] = self.state["files"].get(str(directory.resolve()), {})
-        stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in content_files(directory)}
-        if self.verify or known.get("stamps") != stamps:
-            known = {"stamps": stamps, "hashes": hash_directory(directory)}
-            self.state["files"][str(directory.resolve())] = known
-        if lineage is not None and lineage.files != known["hashes"]:
-            names = sorted(set(lineage.files.items()) ^ set(known["hashes"].items()))
+        files = content_files(directory)
+        hashes = self._read_once(str(directory.resolve()), files, lambda: hash_directory(directory))
+        if lineage is not None and lineage.files != hashes:
+            names = sorted(set(lineage.files.items()) ^ set(hashes.items()))
             raise errors.CheckpointError(
                 f"{names[0][0]} is not what the lineage file says it should be",
                 where=str(directory),
                 fix="it was changed by hand or damaged: delete the directory and make it again",
             )
-        return Lineage(files=known["hashes"]).hash
+        return Lineage(files=hashes).hash
+
+    def _read_once(self, name: str, files: Sequence[Path], read: Callable[[], Any]) -> Any:
+        """What was read of some files, by this run or one before it.
+
+        Files that kept size and time are trusted. With `verify`, and where the name stands for no file here (a hub id,
+        a text that ships with burnish), everything is read once more in this process.
+        """
+        stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+        known: dict[str, Any] = self.state["files"].get(name, {})
+        trusted = name in self._read_here or (stamps and not self.verify)
+        if not trusted or known.get("stamps") != stamps:
+            known = self.state["files"][name] = {"stamps": stamps, "hashes": read()}
+            self._read_here.add(name)
+        return known["hashes"]
 
     def _reference_hashes(self, node_name: str, settings: Settings) -> dict[str, str] | None:
         """{field: content hash} of everything that settings name, or None while a named node is unfinished."""
@@ -139,8 +150,11 @@ class Planner:
         return hashes
 
     def _data_hash(self, reference: str, node_name: str) -> str:
+        path = Path(reference).expanduser()
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        name = str(path.resolve()) if path.exists() else reference
         try:
-            return self.rooms.data_hash(reference)
+            return self._read_once(name, files, lambda: self.rooms.data_hash(reference))
         except BurnishError as error:
             raise located(error, self._where(node_name)) from None
 

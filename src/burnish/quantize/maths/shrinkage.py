@@ -75,8 +75,6 @@ def shrink(
     shrunk = normalised(factor)
     if target is not None and mix:
         shrunk = (1 - mix) * shrunk + mix * normalised(target)
-    else:
-        shrunk = shrunk.clone()
     shrunk.diagonal().add_(damping)
     return shrunk
 
@@ -111,7 +109,7 @@ def expected_loss(
         torch.linalg.LinAlgError: the candidate is not positive definite.
     """
     order = candidate.diagonal().argsort(stable=True)
-    candidate = candidate[order][:, order]
+    candidate = candidate[order.unsqueeze(1), order]
     unit = torch.linalg.cholesky(candidate)
     del candidate  # a factor of a wide layer is large: none is kept longer than it is needed
     unit.div_(unit.diagonal().clone())
