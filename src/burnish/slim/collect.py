@@ -1,6 +1,7 @@
 """One pass over calibration text: sums for the scores of neurons, attention groups and experts, and routing counts.
 
-Gradients, where a score needs them, are those of a loss summed over tokens, one micro-batch at a time:
+Gradients, where a score needs them, are those of a loss summed over tokens, one micro-batch at a time, with the
+activations of one decoder layer at a time in memory:
 
 * `sampled`: cross-entropy on labels drawn from the model itself. Their squared gradients estimate the Fisher
   information, that is the curvature at which the divergence from the model would grow. The default.
@@ -101,7 +102,10 @@ def collect(
     views += output_views(module) if groups else []
     gradients = score.needs == "gradients"
     divergence = 0.0
-    with capture(module, views, gradients=gradients) as captured, _routing(routed, observer.routing):
+    with (
+        capture(module, views, gradients=gradients, checkpointing=gradients) as captured,
+        _routing(routed, observer.routing),
+    ):
         captured.callback = observer
         with progress.task("scoring", total=len(tokens), unit="windows") as task:
             for batch in _batches(tokens, module.device):
