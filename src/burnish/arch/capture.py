@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -139,6 +140,12 @@ class Capture:
         if views is not None:
             self.observe(views, inputs.detach(), product, token_index)
         return product
+
+
+def hidden_neurons(view: MatrixView, inputs: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows width"]:
+    """What the down projection `view` of a routed expert is given, for rows that the expert is given."""
+    experts: Any = view.owner
+    return experts._apply_gate(F.linear(inputs, experts.gate_up_proj[view.expert]))
 
 
 @contextmanager
