@@ -1,17 +1,20 @@
 """A checkpoint on disk is cut from file to file: the same bytes as in memory, and a bounded peak of memory."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
+from burnish.arch import matrices, vectors
 from burnish.core.checkpoint import Model, load
 from burnish.core.checkpoint.tensor_files import TensorWriter
 from burnish.slim.stage import Slim
 from burnish.slim.surgery import CutModel
-from small_models import small_tokenizer
+from small_models import PROSE, small_tokenizer
 
 ALL = ["mixtral", "mixtral_tied", "phimoe", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"]
 SMALL = {"tokens": 512, "length": 32, "multiple": 8, "allow_unseen": True}
@@ -95,10 +98,6 @@ print(peak_resident_bytes())
 
 def mixture(directory, **shape):
     """A random float32 Mixtral, written a tensor at a time."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    from burnish.arch import matrices, vectors
-
     config = MixtralConfig(vocab_size=384, num_attention_heads=8, num_key_value_heads=4, dtype="float32", **shape)
     config.architectures = ["MixtralForCausalLM"]
     config.save_pretrained(directory)
@@ -124,10 +123,6 @@ def pair(tmp_path_factory):
 
 
 def peak(source, target, **settings):
-    import json
-
-    from small_models import PROSE
-
     given = {"tokens": 1024, "length": 256, "allow_unseen": True} | settings
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(source), str(target), json.dumps(given), str(PROSE)],
@@ -138,3 +133,27 @@ def peak(source, target, **settings):
     )
     assert child.returncode == 0, child.stderr[-2000:]
     return int(child.stdout.split()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("settings", "share", "more"),
+    [
+        # The cut alone: a matrix, its parts, and what the allocator keeps.
+        ({"score": "magnitude"}, 0.0, 250_000_000),
+        # The network; the activations of one layer for 1,024 tokens; the sums; the logits of a small vocabulary.
+        ({"score": "fisher"}, 1.0, 400_000_000),
+        # The network; the narrower down projections, a sixth of the weights; one Gram matrix and its factors.
+        ({"score": "energy", "refit": True}, 1.0 + 1 / 6, 500_000_000),
+    ],
+    ids=["cut", "scoring", "refit"],
+)
+def test_the_peak_of_memory_is_bounded(pair, tmp_path, settings, share, more):
+    """Of processes of their own, as the kernel counts it, less what the same work takes on next to no weights."""
+    large, small = pair
+    size = (large / "model.safetensors").stat().st_size
+    assert size > 1.0e9
+    least = peak(small, tmp_path / "small", width=32, multiple=8, **settings)
+    found = peak(large, tmp_path / "large", width=1024, **settings) - least
+    assert found <= share * size + more, f"{found / 1e6:.0f} MB for {size / 1e6:.0f} MB of weights"

@@ -53,7 +53,7 @@ def plan(settings: Slim, before: Plan) -> Plan:
     if now.intermediate_size % 64:
         notes.append(f"{now.intermediate_size} is no multiple of 64, the tile of fused expert kernels")
     gradients = settings.method == "narrow" and settings.score_name in ("fisher", "taylor", "taylor_total")
-    flops = (4 if gradients else 2) * before.num_active_parameters * settings.tokens
+    flops = (6 if gradients else 2) * before.num_active_parameters * settings.tokens
     reads_text = settings.refit or settings.score_name not in ("random", "magnitude")
     if settings.score_name in ("random", "magnitude"):
         flops = 0
