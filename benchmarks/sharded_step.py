@@ -1,11 +1,14 @@
 """What does a sharded NorMuon step cost, in time, memory and traffic, on 1, 2 and 4 processes, and is traffic hidden?
 
-    python benchmarks/sharded_step.py [--processes 1 2 4] [--rounds 5]
+    python benchmarks/sharded_step.py [--processes 1 2 4] [--rounds 6] [--again]
 
 The matrices of eight decoder layers (width 256, SwiGLU of 704), sharded by FSDP2, random gradients, float32, gloo. Each
 process counts its own CPU seconds, so that processes which share cores can be compared, and the highest resident memory
-above what it had before the model was made. The same steps are taken once with the rounds overlapped, as they are, and
-once one after the other; a profile of one step says how much of the all-to-alls' time the process was working in.
+above what it had before the model was made. The same steps are taken with the rounds overlapped, as they are, and one
+after the other, in turn; profiles of further steps say how much of the all-to-alls' time the process was working in.
+Last, two steps of torch.optim.Muon on the same shards, in float32 too, the second timed: what one gets without this.
+
+A number of processes that has been measured is not measured again without `--again`.
 """
 
 from __future__ import annotations
@@ -37,11 +40,13 @@ def memory(field: str) -> int:
 def one_process(rank: int, num: int, rounds: int, directory: str) -> None:
     import torch
     import torch.distributed as dist
+    from optimizer_step import float32_muon
     from torch import nn
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import distribute_tensor
 
+    import burnish.optim.normuon as single
     import burnish.optim.sharded as sharded
     from burnish.optim import NorMuon
 
@@ -50,21 +55,24 @@ def one_process(rank: int, num: int, rounds: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=num)
     mesh = init_device_mesh("cpu", (num,))
     generator = torch.Generator().manual_seed(0)
-    before = memory("VmRSS")
 
-    module = nn.Module()
-    for number, shape in enumerate(LAYER * LAYERS):
-        weight = nn.Parameter(0.02 * torch.randn(shape, generator=generator))
-        layer = nn.Module()
-        layer.register_parameter("weight", weight)
-        fully_shard(layer, mesh=mesh)
-        module.add_module(str(number), layer)
-    parameters = list(module.parameters())
-    for parameter in parameters:
-        full = torch.randn(parameter.shape, generator=generator)
-        gradient = distribute_tensor(full, mesh, parameter.placements, src_data_rank=None)  # type: ignore[attr-defined]
-        parameter.grad = gradient
-    del full, gradient
+    def make(shapes: list[tuple[int, int]]) -> list[torch.nn.Parameter]:
+        """Sharded parameters with gradients."""
+        layers = []
+        for shape in shapes:
+            layer = nn.Module()
+            layer.register_parameter("weight", nn.Parameter(0.02 * torch.randn(shape, generator=generator)))
+            layers.append(fully_shard(layer, mesh=mesh))
+        parameters = [parameter for layer in layers for parameter in layer.parameters()]
+        for parameter in parameters:
+            full = torch.randn(parameter.shape, generator=generator)
+            placements = parameter.placements  # type: ignore[attr-defined]
+            parameter.grad = distribute_tensor(full, mesh, placements, src_data_rank=None)
+        return parameters
+
+    NorMuon(make([(8, 8)]), lr=1e-3).step()  # what is loaded at the first use is not counted
+    before = memory("VmRSS")
+    parameters = make(LAYER * LAYERS)
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark counts from here
     optimizer = NorMuon(parameters, lr=1e-3)
     held = sum(p.to_local().numel() * 4 * 3 for p in parameters)  # type: ignore[attr-defined]
@@ -78,8 +86,8 @@ def one_process(rank: int, num: int, rounds: int, directory: str) -> None:
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     cpu: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
-        for way, run in ways.items():
-            sharded.overlapped = run
+        for way in sorted(ways, reverse=bool(number % 2)):
+            sharded.overlapped = ways[way]
             dist.barrier()
             started, worked = time.perf_counter(), time.process_time()
             optimizer.step()
@@ -88,40 +96,88 @@ def one_process(rank: int, num: int, rounds: int, directory: str) -> None:
                 cpu[way].append(time.process_time() - worked)
     sharded.overlapped = ways["overlapped"]
     peak = memory("VmHWM") - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        optimizer.step()
+
+    matrices = 0
+    orthogonalise = single.orthogonalise
+
+    def counted(batch: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        nonlocal matrices
+        matrices += len(batch) if batch.ndim == 3 else 1
+        return orthogonalise(batch, *arguments)
+
+    single.orthogonalise = sharded.orthogonalise = counted
+    traces = []
+    for _ in range(5):
+        matrices = 0
+        dist.barrier()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            optimizer.step()
+        traces.append(traffic(profile))
+    del optimizer
+
+    stock = torch.optim.Muon(parameters, lr=1e-3)
+    Path("/proc/self/clear_refs").write_text("5")
+    took = (0.0, 0.0)
+    with float32_muon():
+        for _ in range(2):
+            dist.barrier()
+            started, worked = time.perf_counter(), time.process_time()
+            stock.step()
+            took = time.perf_counter() - started, time.process_time() - worked
     found = {
         "seconds": seconds,
         "cpu_seconds": cpu,
         "peak_bytes": peak,
         "weights_gradients_state_bytes": held,
-        **traffic(profile, num),
+        "orthogonalisations": matrices,
+        "torch_muon": {"seconds": took[0], "cpu_seconds": took[1], "peak_bytes": memory("VmHWM") - before},
+        "traces": [{key: value for key, value in trace.items() if key != "milliseconds"} for trace in traces],
+        "last_trace_milliseconds": traces[-1]["milliseconds"] if num == 2 else {},
     }
     (Path(directory) / f"{num}-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def traffic(profile: Any, num: int) -> dict[str, float]:
-    """From the trace of one step: time that all-to-alls were under way, and how much of it was spent in products."""
+def traffic(profile: Any) -> dict[str, Any]:
+    """From the trace of one step: when all-to-alls were under way, when the process worked, and for how long both."""
     events = profile.events()
-    moving = merged([e.time_range for e in events if "all_to_all" in e.name and e.name.startswith("gloo:")])
-    working = merged([e.time_range for e in events if e.name in ("aten::baddbmm", "aten::bmm")])
-    both = sum(max(0.0, min(b, d) - max(a, c)) for a, b in moving for c, d in working)
-    matrices = sum(e.name == "aten::linalg_matrix_norm" for e in events)
+    moving = merged([e for e in events if e.name == "gloo:all_to_all"])
+    products = merged([e for e in events if e.name in ("aten::baddbmm", "aten::bmm")])
+    work = merged([e for e in events if e.name.startswith("aten::")])
+    first = min(start for start, _ in work)
     return {
         "all_to_alls": sum(e.name == "gloo:all_to_all" for e in events),
-        "in_flight_seconds": sum(b - a for a, b in moving) / 1e6,
-        "hidden_seconds": both / 1e6,
-        "product_seconds": sum(b - a for a, b in working) / 1e6,
-        "orthogonalisations": matrices,
+        "in_flight_seconds": length(moving),
+        "beside_products_seconds": length(common(moving, products)),
+        "beside_work_seconds": length(common(moving, work)),
+        "product_seconds": length(products),
+        "milliseconds": {
+            name: [[round((start - first) / 1e3, 2), round((end - first) / 1e3, 2)] for start, end in spans]
+            for name, spans in {"all-to-alls under way": moving, "matrix products": products}.items()
+        },
     }
 
 
-def merged(ranges: list[Any]) -> list[tuple[float, float]]:
-    """Time ranges without overlaps among themselves, in microseconds."""
-    result: list[tuple[float, float]] = []
-    for start, end in sorted((r.start, r.end) for r in ranges):
+Spans = list[tuple[float, float]]
+"""Times from and to, in microseconds, one after the other."""
+
+
+def length(spans: Spans) -> float:
+    """In seconds."""
+    return sum(end - start for start, end in spans) / 1e6
+
+
+def common(ours: Spans, theirs: Spans) -> Spans:
+    """What lies in both."""
+    both = [(max(a, c), min(b, d)) for a, b in ours for c, d in theirs]
+    return [(start, end) for start, end in both if start < end]
+
+
+def merged(events: list[Any]) -> Spans:
+    """When at least one of them was going on."""
+    result: Spans = []
+    for start, end in sorted((event.time_range.start, event.time_range.end) for event in events):
         if result and start <= result[-1][1]:
             result[-1] = (result[-1][0], max(end, result[-1][1]))
         else:
@@ -145,12 +201,15 @@ def sent_elements(num: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2, 4])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--again", action="store_true", help="measure what has been measured")
     arguments = parser.parse_args()
     import torch
 
     found = json.loads(RESULTS.read_text())["processes"] if RESULTS.is_file() else {}
     for num in arguments.processes:
+        if str(num) in found and not arguments.again:
+            continue
         with tempfile.TemporaryDirectory() as directory:
             torch.multiprocessing.spawn(one_process, args=(num, arguments.rounds, directory), nprocs=num)
             ranks = [json.loads((Path(directory) / f"{num}-{rank}.json").read_text()) for rank in range(num)]
@@ -181,13 +240,17 @@ def write(found: dict[str, Any]) -> None:
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """{table: markdown} for the pages of the docs."""
     step = [
-        "| processes | step, s, overlapped | one after the other | CPU s per process | peak memory per process, MB "
-        "| weights, gradients, state, MB | sent per process, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| processes | step, s | rounds one after the other, s | CPU s per process | matrices orthogonalised by each "
+        "| sent by each, MB | weights, gradients, state, MB | peak memory, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     overlap = [
-        "| processes | all-to-alls under way, s | of that in matrix products | matrix products, s |",
-        "| --- | --- | --- | --- |",
+        "| processes | all-to-alls of each | under way, s | of that beside matrix products | beside any work |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    stock = [
+        "| processes | CPU s per process, NorMuon | torch.optim.Muon | peak memory, MB, NorMuon | torch.optim.Muon |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for num, ranks in sorted(results["processes"].items(), key=lambda entry: int(entry[0])):
         # A step ends when the slowest process ends.
@@ -198,16 +261,61 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cpu = max(statistics.median(rank["cpu_seconds"]["overlapped"]) for rank in ranks)
         peak, held = (max(rank[key] for rank in ranks) for key in ("peak_bytes", "weights_gradients_state_bytes"))
         sent = max(rank["sent_bytes"] for rank in ranks)
+        shares = sorted({rank["orthogonalisations"] for rank in ranks})
         step.append(
-            f"| {num} | {wall['overlapped']:.2f} | {wall['one after the other']:.2f} | {cpu:.2f} | {peak / 1e6:.0f} "
-            f"| {held / 1e6:.1f} | {sent / 1e6:.1f} |"
+            f"| {num} | {wall['overlapped']:.2f} | {wall['one after the other']:.2f} | {cpu:.2f} "
+            f"| {' to '.join(map(str, [*shares[:1], *shares[1:][-1:]]))} | {sent / 1e6:.1f} | {held / 1e6:.1f} "
+            f"| {peak / 1e6:.0f} |"
+        )
+        theirs = {key: max(rank["torch_muon"][key] for rank in ranks) for key in ("cpu_seconds", "peak_bytes")}
+        stock.append(
+            f"| {num} | {cpu:.2f} | {theirs['cpu_seconds']:.2f} | {peak / 1e6:.0f} | {theirs['peak_bytes'] / 1e6:.0f} |"
         )
         if int(num) > 1:
-            moving = sum(rank["in_flight_seconds"] for rank in ranks) / len(ranks)
-            hidden = sum(rank["hidden_seconds"] for rank in ranks) / len(ranks)
-            work = sum(rank["product_seconds"] for rank in ranks) / len(ranks)
-            overlap.append(f"| {num} | {moving:.2f} | {100 * hidden / moving:.0f} % | {work:.2f} |")
-    return {"step": "\n".join(step), "overlap": "\n".join(overlap)}
+            keys = ("in_flight_seconds", "beside_products_seconds", "beside_work_seconds")
+            traces = [trace for rank in ranks for trace in rank["traces"]]
+            moving, products, work = (statistics.mean(trace[key] for trace in traces) for key in keys)
+            overlap.append(
+                f"| {num} | {traces[0]['all_to_alls']} | {moving:.2f} | {100 * products / moving:.0f} % "
+                f"| {100 * work / moving:.0f} % |"
+            )
+    return {name: "\n".join(lines) for name, lines in {"step": step, "overlap": overlap, "stock": stock}.items()}
+
+
+def pictures(results: dict[str, Any]) -> dict[str, str]:
+    """{picture: svg}: the trace of one step of two processes, as bars over time."""
+    from picture import INK, PAPER, RULE, STYLES
+
+    ranks = results["processes"]["2"]
+    end = max(span[1] for rank in ranks for spans in rank["last_trace_milliseconds"].values() for span in spans)
+    left, width, bar, top = 232, 640, 18, 16
+    rows = [
+        (f"process {number}, {name}", spans)
+        for number, rank in enumerate(ranks)
+        for name, spans in rank["last_trace_milliseconds"].items()
+    ]
+    bottom = top + len(rows) * (bar + 12)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 24} {bottom + 34}" '
+        f'font-family="sans-serif" font-size="12" fill="{INK}" role="img">',
+        "<title>One step of two processes</title>",
+        "<desc>Bars where all-to-alls were under way and where matrices were multiplied</desc>",
+        f'<rect width="{left + width + 24}" height="{bottom + 34}" fill="{PAPER}"/>',
+    ]
+    for tick in range(0, int(end) + 1, 50):
+        x = left + width * tick / end
+        parts.append(f'<path d="M{x:.1f} {top - 4}V{bottom}" stroke="{RULE}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick}</text>')
+    parts.append(f'<text x="{left + width}" y="{bottom + 31}" text-anchor="end">milliseconds</text>')
+    for number, (name, spans) in enumerate(rows):
+        y = top + number * (bar + 12)
+        parts.append(f'<text x="{left - 10}" y="{y + 13}" text-anchor="end">{name}</text>')
+        for start, stop in spans:
+            at, long = left + width * start / end, max(0.5, width * (stop - start) / end)
+            parts.append(
+                f'<rect x="{at:.1f}" y="{y}" width="{long:.1f}" height="{bar}" fill="{STYLES[number % 2][0]}"/>'
+            )
+    return {"trace": "\n".join([*parts, "</svg>"]) + "\n"}
 
 
 if __name__ == "__main__":

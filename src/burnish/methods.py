@@ -174,5 +174,6 @@ METHODS: tuple[Method, ...] = (
         use="launch: {processes: N} in a recipe",
         source="NorMuon, 2025, arXiv:2510.05491; PyTorch FSDP, 2023, arXiv:2304.11277",
         page="sharding",
+        results="sharded_step",
     ),
 )

@@ -7,10 +7,10 @@ from burnish import arch
 from burnish.core.errors import SettingsError
 
 
-def captured_rows(module, views, token_ids, *, gradients=True, **forward):
+def captured_rows(module, views, token_ids, *, gradients=True, checkpointing=False, **forward):
     """{view name: (inputs, output gradients, token index)} of one pass, with the loss Σ logits³."""
     rows = {}
-    with arch.capture(module, views, gradients=gradients) as captured:
+    with arch.capture(module, views, gradients=gradients, checkpointing=checkpointing) as captured:
         captured.callback = lambda view, inputs, grads, index: rows.__setitem__(
             view.name, (inputs.clone(), None if grads is None else grads.clone(), index.clone())
         )
@@ -77,6 +77,43 @@ def test_an_expert_sees_the_tokens_its_router_sends(model_of, token_ids):
         torch.testing.assert_close(inputs, hidden[token].detach())
         _, down_grads, _ = rows[f"{name}.w2.weight"]
         torch.testing.assert_close(down_grads, (outer[token] * weights[token, choice, None]).detach())
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_activations_that_are_computed_twice_give_the_same_rows(any_model64, token_ids, first):
+    """Also where differentiation starts at a later layer, and with heads behind the last layer."""
+    every = [view for view in arch.matrices(any_model64) if view.multiplies]
+    views = [view for view in every if view.layer is None or view.layer >= first]
+    kept = captured_rows(any_model64, views, token_ids)
+    twice = captured_rows(any_model64, views, token_ids, checkpointing=True)
+    assert twice.keys() == kept.keys()
+    for name, rows in kept.items():
+        torch.testing.assert_close(
+            twice[name], rows, rtol=1e-10, atol=1e-10, msg=name
+        )  # sums of gradients differ in order
+
+
+def test_with_checkpointing_the_activations_of_one_layer_are_kept(model_of, token_ids):
+    """Tensors that autograd keeps between the passes: one per layer, in place of several per matrix."""
+    module = model_of("mixtral")
+    views = [view for view in arch.matrices(module) if view.role == "down"]
+
+    def num_kept(checkpointing):
+        kept = 0
+
+        def keep(tensor):
+            nonlocal kept
+            kept += 1
+            return tensor
+
+        with (
+            arch.capture(module, views, gradients=True, checkpointing=checkpointing),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            module(token_ids)
+        return kept
+
+    assert num_kept(True) < num_kept(False) / 4
 
 
 def test_token_index_separates_sequences(model_of, token_ids):

@@ -361,6 +361,24 @@ def test_two_processes_continued_by_three_walk_the_same_way(tmp_path):
     assert largest_difference(two, alone(OPTIONS[0], 5)) < EXACT
 
 
+def some_replicated(rank):
+    """A replicated parameter on the mesh of the sharded ones, as `ignored_params` that were distributed by hand."""
+    mesh = init_device_mesh("cpu", (2,))
+    parameters = only(sharded(mesh), "odd", "wide")
+    whole = parameters["wide"].full_tensor().detach()
+    parameters["wide"] = nn.Parameter(distribute_tensor(whole, mesh, [Replicate()], src_data_rank=None))
+    train(parameters, NorMuon([{"params": list(parameters.items())}], lr=0.01), 4)
+    return full(parameters)
+
+
+@pytest.mark.slow
+def test_a_parameter_replicated_on_every_process_is_stepped_beside_sharded_ones():
+    parameters = only(start(), "odd", "wide")
+    train(parameters, NorMuon([{"params": list(parameters.items())}], lr=0.01), 4)
+    for found in together(2, some_replicated):
+        assert largest_difference(found, full(parameters)) < EXACT
+
+
 def message(make):
     with pytest.raises(SettingsError) as error:
         make()
@@ -381,7 +399,13 @@ def refused(rank):
             one.grad = torch.zeros_like(one)
         NorMuon(list(parameters), lr=0.01, **options).step()
 
+    def undone(gradient):
+        one = parameter(Shard(0))
+        one.grad = gradient
+        NorMuon([one], lr=0.01).step()
+
     whole, saved = parameter(Shard(0)), NorMuon([nn.Parameter(torch.ones(8, 6))], lr=0.01).state_dict()
+    of_one_process = NorMuon([parameter(Shard(0), on=grid["tensor"])], lr=0.01).state_dict()
     versions = {"burnish": "1", "torch": str(rank)}
     found = {
         "tensor parallel": message(lambda: NorMuon([parameter(Shard(0), Shard(1), on=grid)], lr=0.01)),
@@ -394,6 +418,8 @@ def refused(rank):
         "replicated on one": message(lambda: step(parameter(Shard(0) if rank else Replicate()))),
         "other options": message(lambda: step(parameter(Shard(0)), weight_decay=0.1 * rank)),
         "whole state": message(lambda: NorMuon([whole], lr=0.01).load_state_dict(saved)),
+        "other processes' state": message(lambda: NorMuon([whole], lr=0.01).load_state_dict(of_one_process)),
+        "gradient": message(lambda: undone(distribute_tensor(torch.ones(8, 6), mesh, [Replicate()]))),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("burnish.optim.sharding.versions", lambda: versions)
@@ -416,6 +442,8 @@ def test_what_cannot_be_stepped_is_refused_on_every_process_in_one_sentence():
         "replicated on one": "(Replicate(),) on (2,) in process 0 but 8 x 6",
         "other options": "the options of group 0 is",
         "whole state": "save and load with torch.distributed.checkpoint",
+        "other processes' state": "on (1,), but here it is 8 x 6 torch.float32, (Shard(dim=0),) on (2,)",
+        "gradient": "give the gradient the placements of its parameter",
         "versions": "torch is 0 in process 0 but 1 in process 1",
     }.items():
         assert part in first[name], first[name]

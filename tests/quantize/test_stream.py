@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from burnish.core.checkpoint import Model, hash_directory, load, shards
+from burnish.core.checkpoint.tensor_files import DTYPES, TensorReader, TensorWriter
 from burnish.core.errors import CheckpointError, NumericalError, SettingsError
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.quantize.stage import Quantize
-from burnish.quantize.tensor_files import DTYPES, TensorReader, TensorWriter
 from small_models import small_llama, small_tokenizer
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32}

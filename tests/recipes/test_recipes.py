@@ -97,6 +97,28 @@ def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama:
     assert not any(line.endswith((" torch", " transformers")) for line in done.stderr.splitlines())  # it starts quickly
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # nine processes, each of which imports torch
+def test_the_sharded_recipe_has_the_same_losses_on_one_process_and_on_two(tiny_llama: Path, tmp_path: Path):
+    content = yaml.safe_load((ROOT / "recipes" / "train_sharded.yaml").read_text())
+    content["start"] = str(tiny_llama)
+    content["evaluate"] |= {"num_windows": 2, "context": 64}
+    content["nodes"] = [node | {"context": 64, "steps": 6, "lr": 0.003} for node in content["nodes"]]
+    small = tmp_path / "train_sharded.yaml"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), tmp_path / "run", ROOMS).execute()
+    rows = list(read_rows(tmp_path / "run" / LEDGER_FILE))
+    tables = {row["node"]: row["rows"] for row in rows if row["row"] == "table" and row["name"] == "loss"}
+    losses = {node: [row["loss"] for row in table] for node, table in tables.items()}
+    assert losses["one"][-1] < losses["one"][0]
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)  # float32: the order of sums
+    measured = {row["node"]: row["metrics"]["perplexity"]["value"] for row in rows if row["row"] == "measurement"}
+    assert measured["two"] == pytest.approx(measured["one"], rel=1e-4)
+    assert measured["one"] < measured["start"]
+    page = write(tmp_path / "run").read_text()
+    assert "processes" in page
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_parses_and_its_settings_are_known(path: Path):
     recipe = read_recipe(path, start="anything")

@@ -10,13 +10,19 @@ from transformers import AutoModelForCausalLM
 
 from burnish.arch import describe, matrices
 from burnish.core.checkpoint import Model
+from burnish.slim import surgery
 from burnish.slim.maths.keep import keep_highest
-from burnish.slim.surgery import Kept, cut
+from burnish.slim.surgery import Kept
 from burnish.slim.target import resized
+from burnish.slim.weights import Weights
 
 ALL = ["mixtral", "mixtral_tied", "phimoe", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"]
 DEEPSEEK = ["deepseek_v2", "deepseek_v3"]
 GROUPED = ["mixtral", "mixtral_tied", "phimoe", "qwen2_moe", "qwen3_moe"]
+
+
+def cut(module, config, kept):
+    return surgery.cut(Weights(Model(module=module)), config, kept)
 
 
 def logits(module, ids):

@@ -1,14 +1,17 @@
 """Several processes train as one does: same rows, same losses, same weights, and a state that any number can read."""
 
+import resource
+import signal
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from burnish.core.errors import NumericalError, SettingsError
+from burnish.core.errors import NumericalError, OutputError, SettingsError, StageError
 from burnish.data.packing import documents, pack
 from burnish.optim import COSMOS, Muon, NorMuon
-from burnish.train import Loop, Loss, fit, model_inputs
-from burnish.train.distributed import Processes
+from burnish.train import Loop, Loss, fit, model_inputs, sharded_state
+from burnish.train.distributed import Processes, world
 from burnish.train.world import ALONE
 from processes import together
 
@@ -90,6 +93,7 @@ def test_any_mesh_trains_as_one_process_does(model_of, rows, context, shape):
 
     for optimizer in (NorMuon, COSMOS):
         weights, table, _ = run(ALONE, make(), rows, context("alone"), optimizer, max_grad_norm=0.5)
+        assert max(row["gradient_norm"] for row in table) > 0.5, "clipping is to matter"
 
         def work(world, optimizer=optimizer):
             return run(world, make(), rows, context(f"rank{world.rank}"), optimizer, max_grad_norm=0.5)
@@ -188,3 +192,56 @@ def test_a_state_is_continued_by_any_other_number_of_processes(model_of, rows, c
     assert [resumed for _, _, resumed in found] == [6, 6]
     same(found[0][0], weights, 1e-10)
     same_table(found[0][1], table, 1e-10)
+
+
+def limited_in(step, micro_batches, size):
+    """A loss after whose step the process can write no file beyond that many bytes, as on a full disk."""
+    calls = 0
+
+    def loss_fn(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls > step * micro_batches:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        return float64_loss(model, batch)
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("save_async", [False, True])
+@pytest.mark.parametrize(("full", "size"), [(0, 10), (1, 1000)], ids=["at the header", "in the middle"])
+def test_a_full_disk_is_one_error_on_every_process_and_the_older_state_stays(
+    model_of, rows, context, save_async, full, size
+):
+    changes = {"steps": 8, "save_every": 2, "save_async": save_async, "log_every": 8, "eval_every": 0}
+
+    def work(world):
+        loss_fn = limited_in(3, 3, size) if world.rank == full else float64_loss
+        with pytest.raises(OutputError) as error:
+            run(world, model_of(), rows, context("full"), loss_fn=loss_fn, **changes)
+        return str(error.value)
+
+    first, second = together(2, one_of_many, (2,), work)
+    for text in (first, second):
+        assert "the training state could not be written" in text
+        assert "free some space and run the same command again; it continues from the state before" in text
+    expected = "only a part was written, as on a full disk" if full else "File too large"
+    assert expected in (first, second)[full]
+    left = list(context("full").work_dir.glob("step-*"))
+    assert [path.name for path in left] == ["step-000000002"]
+    assert sharded_state.whole_states(context("full").work_dir) == left
+
+
+def test_a_process_that_is_gone_is_one_sentence_in_the_others(model_of, rows, context, monkeypatch):
+    """In a script of one's own, where no runner watches the processes."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def work(rank):
+        expected = (Died, "") if rank == 1 else (StageError, "another process of the training died or did not answer")
+        with pytest.raises(expected[0], match=expected[1]) as error, world("cpu") as processes:
+            loss_fn = dying_in(2, 3) if rank == 1 else float64_loss
+            run(processes, model_of(), rows, context("gone"), loss_fn=loss_fn)
+        return str(error.value)
+
+    assert "seen by process 0; run the same command again" in together(2, work)[0].replace(". R", "; r")

@@ -79,7 +79,12 @@ def test_one_recipe_on_1_2_3_and_4_processes_killed_and_resumed(start, tmp_path)
     kill_rank(first, 1, tmp_path / "killed")
     output, _ = first.communicate(timeout=600)
     assert first.returncode != 0
-    assert "node 'trained'" in output and "SIGKILL" in output
+    said = " ".join(output.split())
+    assert "node 'trained'" in said
+    assert "process 1 of 2 was killed by signal 9 (SIGKILL)" in said
+    assert "the others were stopped" in said
+    assert "run the same command again: it continues from the last saved state" in said.replace("Run", "run")
+    assert "Traceback" not in said
 
     output = end(start(3, tmp_path / "killed"))
     assert "continuing after step" in output

@@ -11,20 +11,24 @@
 the parameters that are not matrices. Together `matrices` and `vectors` hold every parameter exactly once.
 """
 
-from burnish.arch.capture import Capture, capture
+from burnish.arch.capture import Capture, capture, hidden_neurons
 from burnish.arch.describe import Architecture, Experts, describe, known_model_types
+from burnish.arch.stepping import HiddenStates, first_inputs
 from burnish.arch.view import MatrixView, VectorView, by_input, by_parameter, layers, matrices, vectors
 
 __all__ = [
     "Architecture",
     "Capture",
     "Experts",
+    "HiddenStates",
     "MatrixView",
     "VectorView",
     "by_input",
     "by_parameter",
     "capture",
     "describe",
+    "first_inputs",
+    "hidden_neurons",
     "known_model_types",
     "layers",
     "matrices",

@@ -18,8 +18,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from burnish.arch.view import MatrixView, layers
 from burnish.core.errors import SettingsError
@@ -48,9 +50,9 @@ class Capture:
     the model's activations; a callback that keeps them beyond its own call must copy them.
     """
 
-    def __init__(self, views: Sequence[MatrixView], *, gradients: bool) -> None:
+    def __init__(self, views: Sequence[MatrixView], *, gradients: bool, checkpointing: bool) -> None:
         self.callback: Callback | None = None
-        self.gradients = gradients
+        self.gradients, self.checkpointing = gradients, checkpointing
         self.plain: dict[nn.Module, list[MatrixView]] = {}
         self.experts: dict[tuple[nn.Module, str, int], list[MatrixView]] = {}
         for view in views:
@@ -83,6 +85,8 @@ class Capture:
             self._deliver(views, inputs, None, token_index)
             return
         if not output.requires_grad:
+            if self.checkpointing and not torch.is_grad_enabled():
+                return  # the layer runs once more in the backward pass
             raise SettingsError(
                 "a capture of gradients met an output that no gradient reaches",
                 where=views[0].name,
@@ -138,13 +142,23 @@ class Capture:
         return product
 
 
+def hidden_neurons(view: MatrixView, inputs: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows width"]:
+    """What the down projection `view` of a routed expert is given, for rows that the expert is given."""
+    experts: Any = view.owner
+    return experts._apply_gate(F.linear(inputs, experts.gate_up_proj[view.expert]))
+
+
 @contextmanager
-def capture(module: PreTrainedModel, views: Sequence[MatrixView], *, gradients: bool = False) -> Iterator[Capture]:
+def capture(
+    module: PreTrainedModel, views: Sequence[MatrixView], *, gradients: bool = False, checkpointing: bool = False
+) -> Iterator[Capture]:
     """Watches `views` (from `matrices(module)`) while the block runs; see `Capture` for what a callback is given.
 
     The model, or single decoder layers of it, are run by the caller inside the block. With `gradients` the caller also
     calls `backward()` on a loss. Only activation gradients are computed: all weights are frozen inside the block, and
-    differentiation starts at the first decoder layer that holds a view.
+    differentiation starts at the first decoder layer that holds a view. With `checkpointing` too, activations are kept
+    of one decoder layer at a time, and each layer runs twice; a training's own checkpointing needs a model in training
+    mode, and here it is not.
 
     Raises:
         SettingsError: a view is only looked up (an embedding without a tied head), or no gradient reaches an output.
@@ -156,10 +170,13 @@ def capture(module: PreTrainedModel, views: Sequence[MatrixView], *, gradients: 
                 where=view.name,
                 fix="pass the views whose `multiplies` is true",
             )
-    captured = Capture(views, gradients=gradients)
+    captured = Capture(views, gradients=gradients, checkpointing=checkpointing)
     with ExitStack() as stack:
         if gradients:
             stack.enter_context(_frozen(module))
+        if checkpointing:
+            for _, layer in layers(module):
+                stack.enter_context(_run_twice(layer))
         if captured.experts:
             stack.enter_context(_experts_implementation(module, captured))
         for hook in _layer_hooks(module, views, captured):
@@ -212,6 +229,35 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _run_twice(layer: nn.Module) -> Iterator[None]:
+    """Forgets the layer's activations after its forward pass, and computes them again for its backward pass."""
+    from transformers import Cache
+
+    original = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden_states, *rest = args or (kwargs.pop("hidden_states"),)
+        if not (torch.is_grad_enabled() and hidden_states.requires_grad):
+            return original(hidden_states, *rest, **kwargs)
+        # No cache: the second pass would add to what the first has stored.
+        rest = [None if isinstance(value, Cache) else value for value in rest]
+        kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+
+        def run(hidden_states: Tensor) -> Any:
+            return original(hidden_states, *rest, **kwargs)
+
+        # Reentrant, so that the second pass makes the graph that is differentiated, and the gradients that are
+        # captured are those of its outputs.
+        return checkpoint(run, hidden_states, use_reentrant=True, preserve_rng_state=False)
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        layer.forward = original
 
 
 @contextmanager

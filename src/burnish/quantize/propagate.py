@@ -11,12 +11,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
-from burnish.arch import MatrixView, capture, layers
+from burnish.arch import HiddenStates, MatrixView, capture, first_inputs, layers
 from burnish.core.progress import Progress
 from burnish.quantize.collect import BATCH_TOKENS, Accumulator
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
@@ -73,66 +72,16 @@ def quantize_layer_by_layer(
     return result
 
 
-class _Batch:
-    """Hidden states of some windows between two layers, and what else every layer is called with."""
-
-    def __init__(self, hidden: Tensor, arguments: dict[int, dict[str, Any]]) -> None:
-        self.hidden, self.arguments = hidden, arguments
-
-    def through(self, number: int, layer: nn.Module) -> Tensor:
-        output = layer(self.hidden, **self.arguments[number])
-        return output[0] if isinstance(output, tuple) else output
-
-
-def hidden_batches(module: PreTrainedModel, calibration: Calibration) -> list[list[_Batch]]:
+def hidden_batches(module: PreTrainedModel, calibration: Calibration) -> list[list[HiddenStates]]:
     """Inputs of the first layer, fold by fold, with each layer's other arguments (masks, positions)."""
-    folds = []
+    folds: list[list[HiddenStates]] = []
     length = calibration.tokens.shape[1]
     size = max(BATCH_TOKENS // length, 1)
     for number in range(calibration.num_folds):
         windows = list(calibration.fold(number))
-        folds.append(
-            [
-                _first_inputs(module, calibration, windows[start : start + size])
-                for start in range(0, len(windows), size)
-            ]
-        )
+        folds.append([])
+        for start in range(0, len(windows), size):
+            some = windows[start : start + size]
+            mask = None if calibration.mask is None else calibration.mask[some].to(module.device)
+            folds[-1].append(first_inputs(module, calibration.tokens[some].to(module.device), mask))
     return folds
-
-
-class _Enough(Exception):
-    """Ends a forward pass once every layer's arguments are known."""
-
-
-def _first_inputs(module: PreTrainedModel, calibration: Calibration, windows: list[int]) -> _Batch:
-    """One forward pass in which layers hand their input on unchanged, so that only the arguments are made."""
-    first: list[Tensor] = []
-    arguments: dict[int, dict[str, Any]] = {}
-    decoder_layers = [layer for _, layer in layers(module)]
-    originals = [layer.forward for layer in decoder_layers]
-
-    def record(number: int):
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            assert not args, "decoder layers are called with keyword arguments"
-            if number == 0:
-                first.append(hidden_states)
-            arguments[number] = kwargs
-            if number == len(decoder_layers) - 1:
-                raise _Enough
-            return hidden_states
-
-        return forward
-
-    mask = None if calibration.mask is None else calibration.mask[windows].to(module.device)
-    tokens = calibration.tokens[windows].to(module.device)
-    try:
-        for number, layer in enumerate(decoder_layers):
-            layer.forward = record(number)
-        with torch.no_grad():
-            module.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
-    except _Enough:
-        pass
-    finally:
-        for layer, original in zip(decoder_layers, originals, strict=True):
-            layer.forward = original
-    return _Batch(first[0], arguments)

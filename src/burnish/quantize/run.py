@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, matrices
-from burnish.core.checkpoint import Model, cast, move
+from burnish.core.checkpoint import Model, cast, move, without_weights
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.quantize.collect import collect
@@ -23,7 +23,7 @@ from burnish.quantize.plan import check_combinations, select
 from burnish.quantize.propagate import quantize_layer_by_layer
 from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.statistics import Calibration, Statistics
-from burnish.quantize.stream import stream, too_large, why_not, without_weights
+from burnish.quantize.stream import stream, too_large, why_not
 from burnish.quantize.tuning import WINDOWS, Original, choose_rule, curve
 
 if TYPE_CHECKING:

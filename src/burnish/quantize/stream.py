@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from burnish.arch import MatrixView, capture, layers, matrices
-from burnish.core.checkpoint import Model, quiet_transformers, shards_of, write_config, write_index
+from burnish.core.checkpoint import Model, without_weights, write_config
+from burnish.core.checkpoint.tensor_files import TensorReader, writing
 from burnish.core.errors import CheckpointError
 from burnish.core.stage import Context
 from burnish.quantize.collect import Accumulator
@@ -38,7 +39,6 @@ from burnish.quantize.export import (
 from burnish.quantize.method import Rounding, check_finite, quantize_matrices
 from burnish.quantize.propagate import hidden_batches
 from burnish.quantize.statistics import Calibration, Statistics
-from burnish.quantize.tensor_files import TensorReader, TensorWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,22 +108,6 @@ def give_back_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def without_weights(model: Model) -> PreTrainedModel:
-    """The network with its parameters on the meta device and its buffers computed."""
-    import transformers
-
-    with torch.device("meta"), quiet_transformers():
-        skeleton = transformers.AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
-    for path, part in skeleton.named_modules():
-        for name, buffer in list(part.named_buffers(path, recurse=False)):
-            part._buffers[name.rpartition(".")[2]] = torch.empty_like(buffer, device="cpu")
-        if part._buffers:
-            skeleton._init_weights(part)  # rotary frequencies
-    if model.path is not None and (model.path / "generation_config.json").is_file():
-        skeleton.generation_config = transformers.GenerationConfig.from_pretrained(model.path)
-    return skeleton.eval()
-
-
 def own_parameters(skeleton: PreTrainedModel) -> list[str]:
     """What is saved: every entry of the state dict that is not tied to another."""
     tied = skeleton.all_tied_weights_keys
@@ -160,8 +144,7 @@ def stream(
     def make(directory: Path) -> None:
         give_back_freed_memory()
         work = _Work(source, skeleton, views, schemes, rounding)
-        with ExitStack() as stack:
-            writers = work.open(directory, dtype, stack)
+        with writing(directory, work.layout(dtype)) as write:
             rows: list[dict[str, Any]] = []
             folds = None if calibration is None else work.first_inputs(calibration)
             decoder_layers = layers(skeleton)
@@ -184,7 +167,7 @@ def stream(
                         rows += result.rows
                         packed = pack_all(result.codes, result.grids, part, schemes, scale_dtype=dtype)
                         for name, tensor in (entry for tensors in packed.values() for entry in tensors.items()):
-                            writers[name].write(name, tensor)
+                            write(name, tensor)
                         del result, packed
                     if folds is not None and propagate:
                         with work.loaded(f"{path}.", instead=rounded), torch.no_grad():
@@ -194,7 +177,7 @@ def stream(
                     task.advance()
             shutil.rmtree(directory / "statistics", ignore_errors=True)
             for name in work.kept:
-                writers[name].write(name, source.read(name).to(torch.float32).to(dtype))
+                write(name, source.read(name).to(torch.float32).to(dtype))
         ctx.ledger.table("layers", rows)
 
     base = model.derive()
@@ -238,18 +221,12 @@ class _Work:
         rounded = {view.disk for view in views}
         self.kept = [name for name in own_parameters(skeleton) if name not in rounded]
 
-    def open(self, directory: Path, dtype: torch.dtype, stack: ExitStack) -> dict[str, TensorWriter]:
-        """{name of a tensor: the file that takes it}."""
+    def layout(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """{name: shape and dtype} of what is written, as tensors on the meta device."""
         state = {name: self.source.meta[name].to(dtype) for name in self.kept}
         for view in self.views:
             state |= packed_shapes(view.disk, self.source.meta[view.disk].shape, self.schemes[view.name], dtype)
-        shards = shards_of(dict(sorted(state.items())))
-        write_index(directory, shards)
-        writers = {}
-        for file_name, tensors in shards.items():
-            writer = stack.enter_context(TensorWriter(directory / file_name, tensors))
-            writers |= dict.fromkeys(tensors, writer)
-        return writers
+        return state
 
     @contextmanager
     def loaded(self, *prefixes: str, instead: Mapping[str, Tensor] | None = None) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """One pass over calibration text: sums for the scores of neurons, attention groups and experts, and routing counts.
 
-Gradients, where a score needs them, are those of a loss summed over tokens, one micro-batch at a time:
+Gradients, where a score needs them, are those of a loss summed over tokens, one micro-batch at a time, with the
+activations of one decoder layer at a time in memory:
 
 * `sampled`: cross-entropy on labels drawn from the model itself. Their squared gradients estimate the Fisher
   information, that is the curvature at which the divergence from the model would grow. The default.
@@ -24,7 +25,6 @@ from burnish.arch import MatrixView, capture, describe, matrices
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.progress import Progress
 from burnish.slim.maths.experts import reap_terms
-from burnish.slim.maths.refit import gram_terms
 from burnish.slim.maths.scores import Score, group_columns, output_energy, saliency
 
 if TYPE_CHECKING:
@@ -101,10 +101,13 @@ def collect(
     views += output_views(module) if groups else []
     gradients = score.needs == "gradients"
     divergence = 0.0
-    with capture(module, views, gradients=gradients) as captured, _routing(routed, observer.routing):
+    with (
+        capture(module, views, gradients=gradients, checkpointing=gradients) as captured,
+        _routing(routed, observer.routing),
+    ):
         captured.callback = observer
         with progress.task("scoring", total=len(tokens), unit="windows") as task:
-            for batch in _batches(tokens, module.device):
+            for batch in batches_of(tokens, module.device):
                 if gradients:
                     loss = _loss(module, batch, labels, teacher, generator)
                     loss.backward()
@@ -121,38 +124,6 @@ def collect(
         )
     observer.check_finite()
     return observer.sums
-
-
-def grams(
-    module: PreTrainedModel,
-    tokens: Int[Tensor, "windows length"],
-    views: Sequence[MatrixView],
-    *,
-    progress: Progress,
-) -> dict[str, Float[Tensor, "width width"]]:
-    """Aᵀ diag(g²) A of routed experts' hidden neurons, by the name of the down projection.
-
-    The caller chooses how many at once: each holds width² float64 numbers.
-    """
-    result = {
-        view.name: torch.zeros(view.shape[1], view.shape[1], dtype=torch.float64, device=module.device)
-        for view in views
-    }
-    routing = _RoutingWeights()
-
-    def add(view: MatrixView, inputs: Tensor, gradients: Tensor | None, index: Tensor) -> None:
-        result[view.name] += gram_terms(inputs.double(), routing.of(view).double())
-
-    with capture(module, views) as captured, _routing(views, routing), torch.no_grad():
-        captured.callback = add
-        with progress.task("refitting", total=len(tokens), unit="windows") as task:
-            for batch in _batches(tokens, module.device):
-                module.base_model(input_ids=batch, use_cache=False)
-                task.advance(len(batch))
-    for name, gram in result.items():
-        if not torch.isfinite(gram).all():
-            raise NumericalError("its activations on the calibration text are not finite", where=name)
-    return result
 
 
 class _Observer:
@@ -243,7 +214,8 @@ class _routing:
         self.routing.last[owner] = (index.detach(), weights.detach())
 
 
-def _batches(tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
+def batches_of(tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Micro-batches of about a thousand tokens, on the device."""
     for batch in tokens.split(max(BATCH_TOKENS // tokens.shape[1], 1)):
         yield batch.to(device)
 

@@ -49,23 +49,23 @@ def plan(settings: Slim, before: Plan) -> Plan:
     if now.intermediate_size % 64:
         notes.append(f"{now.intermediate_size} is no multiple of 64, the tile of fused expert kernels")
     gradients = settings.method == "narrow" and settings.score_name in ("fisher", "taylor", "taylor_total")
-    flops = (4 if gradients else 2) * before.num_active_parameters * settings.tokens
+    flops = (6 if gradients else 2) * before.num_active_parameters * settings.tokens
+    reads_text = settings.refit or settings.score_name not in ("random", "magnitude")
     if settings.score_name in ("random", "magnitude"):
         flops = 0
-    refit_bytes = 0
+    # Text goes through the whole network in float32; everything else takes a matrix at a time.
+    memory = 4 * before.num_parameters if reads_text else 0
     if settings.refit:
-        gram = 8 * was.intermediate_size**2
-        num_grams = was.num_experts * len(was.sparse_layers)
-        passes = -(-num_grams // max(settings.memory // gram, 1))
-        flops += 2 * before.num_active_parameters * settings.tokens * passes
-        refit_bytes = max(min(settings.memory, num_grams * gram), gram)
-        notes.append(f"{passes} pass{'es' if passes > 1 else ''} over the text to refit")
+        hidden = before.config.get_text_config().hidden_size
+        flops += 3 * before.num_active_parameters * settings.tokens
+        # Hidden states before and after a layer; and refitted matrices.
+        memory += 8 * was.intermediate_size**2 + 8 * settings.tokens * hidden + after.num_bytes // 3
     return before.with_(
         config=config,
         num_parameters=after.num_parameters,
         num_active_parameters=after.num_active_parameters,
         num_bytes=round(per_parameter * after.num_parameters),
-        peak_memory_bytes=4 * (before.num_parameters + after.num_parameters) + refit_bytes + 1_000_000_000,
+        peak_memory_bytes=memory + 1_000_000_000,
         seconds=seconds_for(flops),
         notes=(*before.notes, *notes),
     )

@@ -1,26 +1,31 @@
-"""`Slim.run`: calibration text, scores, what is kept, surgery."""
+"""`Slim.run`: calibration text, scores, what is kept, surgery.
+
+A checkpoint on disk is read whole only where text goes through it; scores of weights alone, and the cut itself, take a
+matrix at a time from its files.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from burnish.arch import MatrixView, describe, matrices
-from burnish.core.checkpoint import Model, cast, load, move
+from burnish.arch import MatrixView, describe
+from burnish.core.checkpoint import Model, load
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.core.stage import Context
-from burnish.slim.collect import Sums, collect, down_views, grams, output_views
+from burnish.slim.collect import Sums, collect
 from burnish.slim.maths.experts import reap
 from burnish.slim.maths.keep import keep_highest
-from burnish.slim.maths.refit import refit_down
 from burnish.slim.maths.scores import SCORES, Score, magnitude
 from burnish.slim.plan import new_config
-from burnish.slim.surgery import Kept, cut
+from burnish.slim.refit import refit
+from burnish.slim.surgery import CutModel, Kept, Refitted, cut
 from burnish.slim.target import experts_of, router_groups
+from burnish.slim.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,43 +37,85 @@ FEW_TOKENS = 4
 
 
 def run(settings: Slim, model: Model, ctx: Context) -> Model:
-    """The smaller model, in memory; the input stays as it is."""
-    config = new_config(settings, model.plan())
-    dtype = _stored_dtype(model)
-    module = _working_copy(model, ctx.device)
-    for view in matrices(module):
-        if not torch.isfinite(view.tensor).all():
+    """The smaller model; the input stays as it is. What came from disk is cut while it is saved."""
+    config, weights = new_config(settings, model.plan()), Weights(model)
+    for view in weights.matrices:
+        if not torch.isfinite(weights.matrix(view)).all():
             raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
-    if settings.method == "narrow":
-        kept, refitted, rows = _narrow(settings, model, module, config, ctx)
-    else:
-        kept, rows = _drop(settings, model, module, config, ctx)
-        refitted = {}
+    choose = _narrow if settings.method == "narrow" else _drop
+    # The choice holds the network that text went through; it is gone before the cut is made.
+    kept, refitted, rows = choose(_Choice(settings, model, weights, config, ctx))
     ctx.ledger.table("slim", rows)
-    return model.derive(module=cast(cut(module, config, kept, refitted), dtype))
+    if weights.files is not None:
+        return CutModel(weights, config, kept, refitted)
+    return model.derive(module=cut(weights, config, kept, refitted))
 
 
-def _narrow(
-    settings: Slim, model: Model, module: PreTrainedModel, config: Any, ctx: Context
-) -> tuple[Kept, dict[tuple[int, int], Tensor], list[dict[str, Any]]]:
-    was, now = experts_of(module.config), experts_of(config)
-    facts, after = describe(module), describe(config)
+@dataclass
+class _Choice:
+    """What choosing needs.
+
+    Attributes:
+        settings, ctx: of the stage.
+        model: the input.
+        weights: of it.
+        config: of the smaller model.
+    """
+
+    settings: Slim
+    model: Model
+    weights: Weights
+    config: Any
+    ctx: Context
+
+    @cached_property
+    def network(self) -> PreTrainedModel:
+        """The model with its weights, for text to go through."""
+        return self.weights.network(self.ctx.device)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        from burnish.data import calibration
+
+        data = self.ctx.inputs.get("calibration", self.settings.calibration)
+        length = min(self.settings.length, self.model.config.max_position_embeddings)
+        return calibration(
+            self.model.tokenizer,
+            data,
+            length=length,
+            max_tokens=self.settings.tokens,
+            generator=self.ctx.generator,
+        )
+
+    @property
+    def cuts_groups(self) -> bool:
+        return describe(self.weights.module).num_key_value_heads != describe(self.config).num_key_value_heads
+
+    def views(self, part: str, role: str = "down") -> list[MatrixView]:
+        """Matrices whose inputs are neurons (down projections) or attention heads (o)."""
+        return [view for view in self.weights.matrices if view.part == part and view.role == role]
+
+
+Chosen = tuple[Kept, Refitted, list[dict[str, Any]]]
+"""What is kept, down projections that are refitted, and the rows of the ledger's table."""
+
+
+def _narrow(choice: _Choice) -> Chosen:
+    settings = choice.settings
+    was, now = experts_of(choice.weights.module.config), experts_of(choice.config)
     shared = was.shared_intermediate_size != now.shared_intermediate_size
-    groups = facts.num_key_value_heads != after.num_key_value_heads
     score = SCORES[settings.score_name]
-    tokens = _calibration(settings, model, ctx) if score.terms or settings.refit else None
     sums = None
     if score.terms:
-        sums = _collect(settings, module, tokens, score, ctx, shared=shared, groups=groups)
-        _check_seen(sums, was.intermediate_size, settings, ctx)
+        sums = _collect(choice, score, shared=shared, groups=choice.cuts_groups)
+        _check_seen(sums, was.intermediate_size, settings, choice.ctx)
     neurons, rows = {}, []
     by_layer: dict[int, list[MatrixView]] = {}
-    for view in down_views(module, "experts"):
+    for view in choice.views("experts"):
         assert view.layer is not None
         by_layer.setdefault(view.layer, []).append(view)
-    sizes = _neuron_sizes(module)
     for layer, views in by_layer.items():
-        scores = torch.stack([_neuron_scores(view, sums, score, settings, sizes, ctx) for view in views])
+        scores = torch.stack([_neuron_scores(choice, view, sums, score) for view in views])
         neurons[layer] = keep_highest(scores, now.intermediate_size)
         share = scores.gather(1, neurons[layer]).sum() / scores.sum()
         row: dict[str, Any] = {"layer": layer, "experts": len(views), "width": now.intermediate_size}
@@ -78,40 +125,36 @@ def _narrow(
             row |= {"score kept": float(share)}
         rows.append(row)
     kept_shared = {}
-    for view in down_views(module, "shared_expert") if shared else ():
+    for view in choice.views("shared_expert") if shared else ():
         assert view.layer is not None
-        scores = _neuron_scores(view, sums, score, settings, sizes, ctx)
+        scores = _neuron_scores(choice, view, sums, score)
         kept_shared[view.layer] = keep_highest(scores, now.shared_intermediate_size)
-    kept_groups = _groups(module, sums, score, settings, after.num_key_value_heads, ctx) if groups else {}
-    kept = Kept(neurons, kept_shared, {}, kept_groups)
-    refitted = dict(_refit(settings, module, tokens, kept, ctx)) if settings.refit and tokens is not None else {}
+    kept = Kept(neurons, kept_shared, {}, _groups(choice, sums, score))
+    refitted: dict[tuple[int, int], Tensor] = {}
+    if settings.refit:
+        for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress):
+            refitted[place] = down.to("cpu", choice.weights.dtype)
     return kept, refitted, rows
 
 
-def _drop(
-    settings: Slim, model: Model, module: PreTrainedModel, config: Any, ctx: Context
-) -> tuple[Kept, list[dict[str, Any]]]:
-    facts, after = describe(module), describe(config)
-    groups = facts.num_key_value_heads != after.num_key_value_heads
-    name = settings.score_name
+def _drop(choice: _Choice) -> Chosen:
+    name, generator = choice.settings.score_name, choice.ctx.generator
     # Attention groups are scored by what they add to the output; experts by `name`.
     group_score = SCORES[name if name in ("random", "magnitude") else "energy"]
     sums = None
     if name in ("reap", "frequency"):
-        tokens = _calibration(settings, model, ctx)
-        sums = _collect(settings, module, tokens, group_score, ctx, shared=False, groups=groups)
+        sums = _collect(choice, group_score, shared=False, groups=choice.cuts_groups)
         unseen = sum(int((counts == 0).sum()) for counts in sums.counts.values())
         if unseen:
-            ctx.progress.log(f"{unseen} experts saw no calibration token; they are dropped first")
-    sizes = _neuron_sizes(module)
-    num_groups, num_kept = router_groups(config), experts_of(config).num_experts
+            choice.ctx.progress.log(f"{unseen} experts saw no calibration token; they are dropped first")
+    num_groups, num_kept = router_groups(choice.config), experts_of(choice.config).num_experts
     experts, rows = {}, []
-    for layer in experts_of(module.config).sparse_layers:
-        views = [view for view in down_views(module, "experts") if view.layer == layer]
+    for layer in experts_of(choice.weights.module.config).sparse_layers:
+        views = [view for view in choice.views("experts") if view.layer == layer]
         if name == "random":
-            scores = torch.rand(len(views), generator=ctx.generator, dtype=torch.float64)
+            scores = torch.rand(len(views), generator=generator, dtype=torch.float64)
         elif name == "magnitude":
-            scores = torch.stack([sizes[_owner(view)].norm() for view in views])
+            scores = torch.stack([_neuron_sizes(choice.weights, view).norm() for view in views])
         else:
             assert sums is not None
             counts = sums.counts[layer]
@@ -120,59 +163,44 @@ def _drop(
         first = torch.arange(num_groups)[:, None] * (len(views) // num_groups)
         experts[layer] = (inside + first).flatten()
         rows.append({"layer": layer, "experts": num_kept, "kept": experts[layer].tolist()})
-    kept_groups = _groups(module, sums, group_score, settings, after.num_key_value_heads, ctx) if groups else {}
-    return Kept({}, {}, experts, kept_groups), rows
+    return Kept({}, {}, experts, _groups(choice, sums, group_score)), {}, rows
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 
-Owner = tuple[int | None, str, int | None]
+
+def _neuron_sizes(weights: Weights, down: MatrixView) -> Tensor:
+    """`magnitude` of the neurons in front of a down projection."""
+    same = weights.experts[down.layer, down.part, down.expert]
+    gate, up, down_proj = (weights.matrix(same[role]).double() for role in ("gate", "up", "down"))
+    return magnitude(gate, up, down_proj)
 
 
-def _owner(view: MatrixView) -> Owner:
-    """Names the expert (or shared expert) that a matrix belongs to."""
-    return view.layer, view.part, view.expert
-
-
-def _neuron_sizes(module: PreTrainedModel) -> dict[Owner, Tensor]:
-    """`magnitude` of the neurons of every expert."""
-    parts: dict[Owner, dict[str, Tensor]] = {}
-    for view in matrices(module):
-        if view.part in ("experts", "shared_expert"):
-            parts.setdefault(_owner(view), {})[view.role] = view.tensor.double().cpu()
-    return {owner: magnitude(part["gate"], part["up"], part["down"]) for owner, part in parts.items()}
-
-
-def _neuron_scores(
-    view: MatrixView, sums: Sums | None, score: Score, settings: Slim, sizes: dict[Owner, Tensor], ctx: Context
-) -> Tensor:
+def _neuron_scores(choice: _Choice, view: MatrixView, sums: Sums | None, score: Score) -> Tensor:
     """Scores of the hidden neurons in front of one down projection, float64 on the CPU."""
-    size = sizes[_owner(view)]
-    if settings.score_name == "random":
-        return torch.rand(len(size), generator=ctx.generator, dtype=torch.float64)
-    if sums is None:
-        return size
+    if choice.settings.score_name == "random":
+        return torch.rand(view.shape[1], generator=choice.ctx.generator, dtype=torch.float64)
     assert view.layer is not None
-    norms = view.tensor.double().norm(dim=0).cpu()
-    if view.expert is None:
-        return score.finish(sums.shared[view.layer], norms)
-    if sums.counts[view.layer][view.expert] == 0:
-        return size
-    return score.finish(sums.neurons[view.layer][view.expert], norms)
+    unseen = sums is not None and view.expert is not None and sums.counts[view.layer][view.expert] == 0
+    if sums is None or unseen:
+        return _neuron_sizes(choice.weights, view)
+    norms = choice.weights.matrix(view).double().norm(dim=0)
+    terms = sums.shared[view.layer] if view.expert is None else sums.neurons[view.layer][view.expert]
+    return score.finish(terms, norms)
 
 
-def _groups(
-    module: PreTrainedModel, sums: Sums | None, score: Score, settings: Slim, count: int, ctx: Context
-) -> dict[int, Tensor]:
-    """Attention groups that are kept, by layer."""
-    num_groups = describe(module).num_key_value_heads
+def _groups(choice: _Choice, sums: Sums | None, score: Score) -> dict[int, Tensor]:
+    """Attention groups that are kept, by layer; empty where all are."""
+    if not choice.cuts_groups:
+        return {}
+    num_groups, count = (describe(c).num_key_value_heads for c in (choice.weights.module, choice.config))
     kept = {}
-    for view in output_views(module):
+    for view in choice.views("attention", "o"):
         assert view.layer is not None
-        if settings.score_name == "random":
-            scores = torch.rand(num_groups, generator=ctx.generator, dtype=torch.float64)
+        if choice.settings.score_name == "random":
+            scores = torch.rand(num_groups, generator=choice.ctx.generator, dtype=torch.float64)
         elif sums is None:
-            scores = view.tensor.double().cpu().unflatten(1, (num_groups, -1)).norm(dim=(0, 2))
+            scores = choice.weights.matrix(view).double().unflatten(1, (num_groups, -1)).norm(dim=(0, 2))
         elif score.needs == "gradients":
             scores = score.finish(sums.groups[view.layer], torch.ones(num_groups, dtype=torch.float64))
         else:
@@ -181,48 +209,22 @@ def _groups(
     return kept
 
 
-def _refit(
-    settings: Slim, module: PreTrainedModel, tokens: Tensor, kept: Kept, ctx: Context
-) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """New down projections, as many Gram matrices at a time as `memory` holds."""
-    views = down_views(module, "experts")
-    at_once = max(settings.memory // (8 * views[0].shape[1] ** 2), 1)
-    for start in range(0, len(views), at_once):
-        some = views[start : start + at_once]
-        found = grams(module, tokens, some, progress=ctx.progress)
-        for view in some:
-            assert view.layer is not None and view.expert is not None
-            keep = kept.neurons[view.layer][view.expert].to(module.device)
-            new = refit_down(view.tensor.double(), found.pop(view.name), keep)
-            yield (view.layer, view.expert), new.to(view.tensor.dtype)
-
-
-def _collect(
-    settings: Slim,
-    module: PreTrainedModel,
-    tokens: Tensor | None,
-    score: Score,
-    ctx: Context,
-    *,
-    shared: bool,
-    groups: bool,
-) -> Sums:
-    assert tokens is not None
-    teacher = None
+def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Sums:
+    settings, ctx, teacher = choice.settings, choice.ctx, None
     if settings.labels == "teacher" and score.needs == "gradients":
         given = ctx.inputs["teacher"]
         source = given if isinstance(given, Model) else load(given)
-        if source.config.vocab_size != module.config.vocab_size:
+        if source.config.vocab_size != choice.config.vocab_size:
             raise SettingsError(
                 f"the teacher has {source.config.vocab_size:,} tokens in its vocabulary and the model "
-                f"{module.config.vocab_size:,}",
+                f"{choice.config.vocab_size:,}",
                 where="teacher",
                 fix="use the model that the first cut was made from",
             )
-        teacher = _working_copy(source, ctx.device)
+        teacher = Weights(source).network(ctx.device)
     return collect(
-        module,
-        tokens,
+        choice.network,
+        choice.tokens,
         score,
         shared=shared,
         groups=groups,
@@ -250,34 +252,3 @@ def _check_seen(sums: Sums, width: int, settings: Slim, ctx: Context) -> None:
         ctx.progress.log(
             f"{few} of {every.numel()} experts saw fewer than {FEW_TOKENS * width:,} tokens ({FEW_TOKENS} per neuron)"
         )
-
-
-# -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-def _calibration(settings: Slim, model: Model, ctx: Context) -> Tensor:
-    from burnish.data import calibration
-
-    data = ctx.inputs.get("calibration", settings.calibration)
-    length = min(settings.length, model.config.max_position_embeddings)
-    return calibration(model.tokenizer, data, length=length, max_tokens=settings.tokens, generator=ctx.generator)
-
-
-def _stored_dtype(model: Model) -> torch.dtype:
-    """The dtype of the input, which the smaller checkpoint keeps."""
-    if "module" in model.__dict__:
-        return model.module.dtype
-    dtype = model.dtype or model.config.dtype or torch.get_default_dtype()
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-def _working_copy(model: Model, device: str) -> PreTrainedModel:
-    """The network on the device: in float32 on a CPU (or float64), in its stored dtype on a GPU.
-
-    Sums are float64 in any case. Cutting copies weights, so that those which stay are the stored ones, bit for bit.
-    """
-    stored = _stored_dtype(model)
-    working = stored if device.startswith("cuda") or stored is torch.float64 else torch.float32
-    if model.path is not None and "module" not in model.__dict__:
-        return Model(path=model.path, lineage=model.lineage, dtype=working, device=device).module
-    return move(cast(copy.deepcopy(model.module), working), device).eval()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
-from burnish.core.settings import VOLATILE, CheckpointRef, DataRef
+from burnish.core.settings import CheckpointRef, DataRef
 from burnish.core.stage import Context, Plan, Stage
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class Slim(Stage):
     """Cuts a mixture of experts to a target size, before any recovery."""
 
     name: ClassVar[str] = "slim"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "narrow or drop the experts of a mixture (SlimMoE, REAP)"
-    memory_settings: ClassVar[str] = "memory (bytes of refit statistics held at once) or length"
+    memory_settings: ClassVar[str] = "tokens or length"
 
     method: Literal["narrow", "drop"] = Field(
         default="narrow",
@@ -64,10 +64,6 @@ class Slim(Stage):
     allow_unseen: bool = Field(
         default=False, description="rank neurons of experts that saw no calibration token by the size of their weights"
     )
-    memory: int = Field(
-        default=2_000_000_000, ge=1, description="bytes of refit statistics held at once", json_schema_extra=VOLATILE
-    )
-
     stages: int | None = Field(
         default=None,
         ge=1,

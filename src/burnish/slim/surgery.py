@@ -3,21 +3,28 @@
 A neuron is a row of gate and up and a column of down of one expert; an attention group is a key-value head with its
 query heads: rows of q, k and v with their biases, columns of o. An expert is its matrices and its row of the router.
 Everything else is copied. In memory gate and up of all experts are one tensor; `arch` knows where each begins.
+
+A checkpoint on disk is cut from file to file, so that no more than a matrix of it is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.arch import Architecture, MatrixView, describe, matrices, vectors
-from burnish.core.checkpoint import quiet_transformers
+from burnish.arch import Architecture, MatrixView, VectorView, describe, matrices, vectors
+from burnish.core.checkpoint import Model, move, plan_config, quiet_transformers, write_config
+from burnish.core.checkpoint.tensor_files import writing
 from burnish.core.errors import CheckpointError
+from burnish.core.stage import Plan
+from burnish.slim.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,45 +48,108 @@ class Kept:
 
 
 Index = Tensor | None
+View = MatrixView | VectorView
 
 
-def cut(
-    module: PreTrainedModel,
-    config: Any,
-    kept: Kept,
-    refitted: Mapping[tuple[int, int], Float[Tensor, "hidden width"]] | None = None,
-) -> PreTrainedModel:
-    """The smaller model, in evaluation mode, sharing no memory with `module`.
+Refitted = Mapping[tuple[int, int], Float[Tensor, "hidden width"]]
+"""{(layer, expert before the cut): down_proj to write in place of the kept columns}."""
+
+
+def cut(weights: Weights, config: Any, kept: Kept, refitted: Refitted | None = None) -> PreTrainedModel:
+    """The smaller model in memory, in evaluation mode, sharing no memory with the one it is cut from.
 
     Args:
-        module: the model as it is.
+        weights: of the model as it is, in memory.
         config: of the smaller one (`target.resized`).
         kept: what stays; its sizes must be those of `config`.
-        refitted: {(layer, expert before the cut): down_proj to write in place of the kept columns}.
+        refitted: down projections that are written as they are.
     """
-    new = _empty_like(module, config)
-    facts = describe(module)
-    old = {_place(view, view.expert): view for view in matrices(module)}
-    rows_of: dict[str, Index] = {}
-    for view in matrices(new):
-        source = old[_place(view, _old_expert(view, kept))]
-        rows, columns = _selection(source, kept, facts)
-        weights = source.tensor
-        if refitted and source.expert is not None and source.role == "down" and source.layer is not None:
-            replacement = refitted.get((source.layer, source.expert))
-            if replacement is not None:
-                weights, columns = replacement, None
-        weights = weights if rows is None else weights[rows.to(weights.device)]
-        view.write_(weights if columns is None else weights[:, columns.to(weights.device)])
-        if view.expert is None:
-            rows_of[view.parameter.rpartition(".")[0]] = rows
-    old_vectors = {vector.parameter: vector for vector in vectors(module)}
-    for vector in vectors(new):
-        values = old_vectors[vector.parameter].tensor
-        # A bias, and the router's correction, belong to the rows of the matrix beside them.
-        rows = rows_of.get(vector.parameter.rpartition(".")[0])
-        vector.tensor.copy_(values if rows is None else values[rows.to(values.device)])
+    new = _empty_like(weights.module, config)
+    for target, tensor in _pieces(weights, new, kept, refitted or {}):
+        target.tensor.copy_(tensor)
     return new.eval()
+
+
+class CutModel(Model):
+    """A cut that is made when it is needed: from file to file while it is saved, a matrix at a time, or in memory when
+    its module is asked for."""
+
+    def __init__(self, weights: Weights, config: Any, kept: Kept, refitted: Refitted) -> None:
+        base = weights.model.derive()
+        tokenizer = base.tokenizer if base.has_tokenizer else None
+        super().__init__(tokenizer=tokenizer, lineage=base.lineage, dtype=base.dtype, device=base.device)
+        self.config = config
+        self.before, self.kept, self.refitted = weights, kept, refitted
+
+    @cached_property
+    def module(self) -> PreTrainedModel:
+        whole = Model(path=self.before.model.path, lineage=self.before.model.lineage, dtype=self.dtype)
+        return move(cut(Weights(Model(module=whole.module)), self.config, self.kept, self.refitted), self.device)
+
+    def plan(self) -> Plan:
+        if self.path is not None:
+            return super().plan()
+        return plan_config(self.config, kind=self.lineage.kind, bytes_per_parameter=self.before.dtype.itemsize)
+
+    def _write_weights(self, directory: Path) -> PreTrainedModel:
+        if "module" in self.__dict__:
+            return super()._write_weights(directory)
+        before = self.before
+        assert before.files is not None, "a model in memory is cut there"
+        with torch.device("meta"), quiet_transformers():
+            new: PreTrainedModel = type(before.module)(self.config)
+        layout = {}
+        for target, source in _pairs(before, new, self.kept):
+            stored = before.files.meta[_on_disk(source)]
+            dtype = self.dtype if self.dtype and stored.is_floating_point() else stored.dtype
+            layout[_on_disk(target)] = torch.empty(target.tensor.shape, dtype=dtype, device="meta")
+        with writing(directory, layout) as write:
+            for target, tensor in _pieces(before, new, self.kept, self.refitted):
+                write(_on_disk(target), tensor.to(layout[_on_disk(target)].dtype))
+        if new.can_generate():
+            new.generation_config = before.module.generation_config
+        dtype = str(before.dtype).removeprefix("torch.")
+        write_config(directory, self.config_on_disk(new) | {"dtype": dtype})
+        return new
+
+
+def _on_disk(view: View) -> str:
+    return view.disk if isinstance(view, MatrixView) else view.name
+
+
+def _pairs(weights: Weights, new: PreTrainedModel, kept: Kept) -> Iterator[tuple[View, View]]:
+    """What the smaller model holds, and what of the larger one each is cut from."""
+    old = {_place(view, view.expert): view for view in weights.matrices}
+    for view in matrices(new):
+        yield view, old[_place(view, _old_expert(view, kept))]
+    old_vectors = {vector.parameter: vector for vector in weights.vectors}
+    for vector in vectors(new):
+        yield vector, old_vectors[vector.parameter]
+
+
+def _pieces(weights: Weights, new: PreTrainedModel, kept: Kept, refitted: Refitted) -> Iterator[tuple[View, Tensor]]:
+    """Everything that the smaller model holds, with its values, one after the other."""
+    facts = describe(weights.module)
+    rows_of: dict[str, Index] = {}
+    for target, source in _pairs(weights, new, kept):
+        if isinstance(source, VectorView):
+            values = weights.vector(source)
+            # A bias, and the router's correction, belong to the rows of the matrix beside them.
+            rows = rows_of.get(source.parameter.rpartition(".")[0])
+            yield target, values if rows is None else values[rows]
+            continue
+        rows, columns = _selection(source, kept, facts)
+        if source.expert is None:
+            rows_of[source.parameter.rpartition(".")[0]] = rows
+        replacement = None
+        if source.role == "down" and source.layer is not None and source.expert is not None:
+            replacement = refitted.get((source.layer, source.expert))
+        if replacement is not None:
+            yield target, replacement
+            continue
+        values = weights.matrix(source)
+        values = values if rows is None else values[rows]
+        yield target, values if columns is None else values[:, columns]
 
 
 def _place(view: MatrixView, expert: int | None) -> tuple[int | None, str, str, int | None]:

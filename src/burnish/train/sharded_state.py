@@ -54,19 +54,14 @@ class Writing:
         Raises:
             OutputError: no room or no permission; the older state is still there.
         """
+        from torch.distributed.checkpoint.api import CheckpointException
+
         cause = ""
         try:
             self.written.result()
-        except Exception as error:  # noqa: BLE001 - torch wraps the error of each process in one of its own
+        except (CheckpointException, OSError, RuntimeError) as error:  # torch's own is no Exception
             cause = _cause(error)
-        if self.total(float(bool(cause))):
-            if self.main:
-                shutil.rmtree(self.path, ignore_errors=True)
-            raise OutputError(
-                f"the training state could not be written ({cause or 'another process failed'})",
-                where=str(self.path),
-                fix="free some space and run the same command again; it continues from the state before",
-            )
+        _all_or_none(cause, self.total, self.path, main=self.main)
         if self.main:
             for older in self.path.parent.glob("step-*"):
                 if older != self.path:
@@ -93,21 +88,41 @@ def save(
         writers: a group of all processes for writing in the background alone, so that its messages do not mix with the
             training's.
         main: whether this process writes the header and removes what is old.
+
+    Raises:
+        OutputError: no room or no permission for the directory; on every process.
     """
     import torch.distributed.checkpoint as dcp  # takes a second, which one process need not wait
 
     path = directory / f"step-{header['step']:09d}"
     groups = optimizer.state_dict()["param_groups"]
+    cause = ""
     if main:
-        for unfinished in directory.glob("step-*"):
-            if unfinished.is_dir() and not (unfinished / WHOLE).is_file():
-                shutil.rmtree(unfinished)
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / HEADER, json.dumps(header | {"param_groups": groups}))
-    total(0)  # the others wait for the directory
+        try:
+            for unfinished in directory.glob("step-*"):
+                if unfinished.is_dir() and not (unfinished / WHOLE).is_file():
+                    shutil.rmtree(unfinished)
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomically(path / HEADER, json.dumps(header | {"param_groups": groups}))
+        except OSError as error:
+            cause = _cause(error)
+    _all_or_none(cause, total, path, main=main)  # the others wait for the directory
     tensors = {name: tensor.detach() for name, tensor in named_tensors(model, optimizer).items()}
     written = dcp.async_save(tensors, storage_writer=dcp.FileSystemWriter(path), process_group=writers)
     return Writing(path, cast("Future[Any]", written), total, main)
+
+
+def _all_or_none(cause: str, total: Callable[[float], float], path: Path, *, main: bool) -> None:
+    """Where one process could not write, none goes on, and nothing is left of the state."""
+    if not total(float(bool(cause))):
+        return
+    if main:
+        shutil.rmtree(path, ignore_errors=True)
+    raise OutputError(
+        f"the training state could not be written ({cause or 'another process failed'})",
+        where=str(path),
+        fix="free some space and run the same command again; it continues from the state before",
+    )
 
 
 def remove(path: Path) -> None:
@@ -174,6 +189,13 @@ def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def _cause(error: BaseException) -> str:
+    """In a few words. DCP wraps what happened in each process; torch's zip writer hides that the disk was full."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = failures[min(failures)][0]
     while error.__cause__ is not None:
         error = error.__cause__
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = str(error).splitlines()[0]
+    return "only a part was written, as on a full disk" if "inline_container" in text else text

@@ -43,6 +43,7 @@ from burnish.core.checkpoint.reading import (
 )
 from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config, without_memory
+from burnish.core.checkpoint.skeleton import without_weights
 
 __all__ = [
     "CARD_FILE",
@@ -81,6 +82,7 @@ __all__ = [
     "staging_directory",
     "weight_files",
     "without_memory",
+    "without_weights",
     "write_atomically",
     "write_config",
     "write_index",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.core.checkpoint import read_safetensors_header, weight_files
+from burnish.core.checkpoint.reading import read_safetensors_header, weight_files
+from burnish.core.checkpoint.shards import shards_of, write_index
 
 DTYPES = {
     torch.int64: "I64",
@@ -114,6 +117,18 @@ class TensorWriter:
     ) -> None:
         self._file.close()
         assert kind is not None or not self.missing, f"{next(iter(self.missing))} was never written"
+
+
+@contextmanager
+def writing(directory: Path, tensors: dict[str, Tensor]) -> Iterator[Callable[[str, Tensor], None]]:
+    """A checkpoint's files, laid out from tensors on the meta device; gives write(name, tensor), once for each."""
+    shards = shards_of(dict(sorted(tensors.items())))
+    write_index(directory, shards)
+    writers: dict[str, TensorWriter] = {}
+    with ExitStack() as stack:
+        for file_name, some in shards.items():
+            writers |= dict.fromkeys(some, stack.enter_context(TensorWriter(directory / file_name, some)))
+        yield lambda name, tensor: writers[name].write(name, tensor)
 
 
 def _bytes_of(tensor: Tensor) -> Any:

@@ -1,0 +1,79 @@
+"""A model run one decoder layer at a time, all of a text through one layer before the next.
+
+Between layers only hidden states are kept, so a layer can be looked at, changed or taken out of memory on its own.
+
+    batches = [first_inputs(module, tokens) for tokens in ...]
+    for number, (_, layer) in enumerate(layers(module)):
+        for batch in batches:
+            batch.hidden = batch.through(number, layer)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from burnish.arch.view import layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class HiddenStates:
+    """Hidden states of some windows between two layers, and what else every layer is called with.
+
+    Attributes:
+        hidden: (windows, length, hidden).
+        arguments: by number of the layer.
+    """
+
+    def __init__(self, hidden: Tensor, arguments: dict[int, dict[str, Any]]) -> None:
+        self.hidden, self.arguments = hidden, arguments
+
+    def through(self, number: int, layer: nn.Module) -> Tensor:
+        """The output of a layer; `hidden` stays as it is."""
+        output = layer(self.hidden, **self.arguments[number])
+        return output[0] if isinstance(output, tuple) else output
+
+
+class _Enough(Exception):
+    """Ends a forward pass once every layer's arguments are known."""
+
+
+def first_inputs(module: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> HiddenStates:
+    """What the first layer is given: one forward pass in which layers hand their input on unchanged.
+
+    Args:
+        module: only what comes before its layers needs to be in memory.
+        tokens, mask: (windows, length), on its device; 1 in the mask where there is a token.
+    """
+    first: list[Tensor] = []
+    arguments: dict[int, dict[str, Any]] = {}
+    decoder_layers = [layer for _, layer in layers(module)]
+    originals = [layer.forward for layer in decoder_layers]
+
+    def record(number: int):
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            assert not args, "decoder layers are called with keyword arguments"
+            if number == 0:
+                first.append(hidden_states)
+            arguments[number] = kwargs
+            if number == len(decoder_layers) - 1:
+                raise _Enough
+            return hidden_states
+
+        return forward
+
+    try:
+        for number, layer in enumerate(decoder_layers):
+            layer.forward = record(number)
+        with torch.no_grad():
+            module.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
+    except _Enough:
+        pass
+    finally:
+        for layer, original in zip(decoder_layers, originals, strict=True):
+            layer.forward = original
+    return HiddenStates(first[0], arguments)
