@@ -45,11 +45,13 @@ OURS: dict[str, dict[str, Any]] = {
     "gptq-propagate": {"method": "gptq", "propagate": True},
 }
 PEER = "llmcompressor"
+PEER_AS_STORED = "llmcompressor-none"
 TITLES = {
     "rtn": "nearest rounding (RTN)",
     "gptq": "GPTQ, activations of the original",
     "gptq-propagate": "GPTQ, activations of the quantized layers",
     PEER: "llm-compressor GPTQ",
+    PEER_AS_STORED: "llm-compressor GPTQ, columns as stored",
 }
 
 
@@ -60,7 +62,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16_384], help="calibration tokens")
-    parser.add_argument("--only", nargs="+", default=[*OURS, PEER], choices=[*OURS, PEER])
+    parser.add_argument("--only", nargs="+", default=list(TITLES), choices=list(TITLES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for tokens in arguments.tokens:
