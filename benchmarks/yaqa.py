@@ -56,6 +56,7 @@ ONE_SIDED = (Rule(input_damping=0.003), Rule(), Rule(input_damping=0.1), Rule(in
 TWO_SIDED = (Rule(0.03, 0.03), Rule(0.1, 0.1), Rule(0.3, 0.3), Rule(1.0, 1.0), HELD_OUT)
 RULES = {GPTQ: ONE_SIDED, YAQA_A: TWO_SIDED, YAQA_B: TWO_SIDED}
 """What is tried for each method, equally many."""
+ORDER_RULES = {GPTQ: (Rule(), Rule(input_damping=0.1), HELD_OUT), YAQA_B: (Rule(0.3, 0.3), HELD_OUT)}
 NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 
 
@@ -178,21 +179,26 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
 
 
 def compare_orders(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
-    """The whole model in natural order and with large diagonals first, on the tuning slice, by the held-out rule."""
+    """The whole model in natural order and with large diagonals first, on the tuning slice, under a few rules."""
     views = select(matrices(model.module), ())
     statistics = Statistics(directory_of(arguments), {}, arguments.folds)
     original = Original(model.module, slices["tuning"])
-    for bits in arguments.bits:
-        for method in (method for method in arguments.only if method in (GPTQ, YAQA_B)):
-            for order in ("natural", "diagonal"):
-                started = time.process_time()
-                rounding = replace(rounding_of(method, bits), order=order)
-                values = rounded_under(views, {method: rounding}, statistics)[method]
-                with filled(views, values):
-                    kl = original.divergence()
-                print(f"{method}, {bits} bits, {order}: tuning {np.mean(kl):.4f}", flush=True)
-                row = {"task": "order", "method": method, "bits": bits, "order": order, "kl": kl}
-                append(row | facts(arguments, time.process_time() - started))
+    cells = [
+        (bits, method, rule, order)
+        for bits in arguments.bits
+        for method in arguments.only
+        for rule in ORDER_RULES.get(method, ())
+        for order in ("natural", "diagonal")
+    ]
+    for bits, method, rule, order in cells:
+        started = time.process_time()
+        rounding = replace(rounding_of(method, bits), rule=rule, order=order)
+        values = rounded_under(views, {method: rounding}, statistics)[method]
+        with filled(views, values):
+            kl = original.divergence()
+        print(f"{method}, {bits} bits, {rule}, {order}: tuning {np.mean(kl):.4f}", flush=True)
+        row = {"task": "order", "method": method, "bits": bits, "rule": str(rule), "order": order}
+        append(row | {"kl": float(np.mean(kl))} | facts(arguments, time.process_time() - started))
 
 
 def time_rounding(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
@@ -274,7 +280,7 @@ def append(row: dict[str, Any]) -> None:
     """Adds a row to the results file; rows of the same question replace older ones."""
     identity = ("task", "fold", "what", "threads", "method", "bits", "label_seed")
     identity += ("calibration_tokens",) if row["task"] in ("tune", "measure", "order") else ()
-    identity += {"tune": ("rule",), "order": ("order",)}.get(row["task"], ())
+    identity += {"tune": ("rule",), "order": ("rule", "order")}.get(row["task"], ())
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
     key = [row.get(part) for part in identity]
     results["rows"] = [old for old in results["rows"] if [old.get(part) for part in identity] != key] + [row]
@@ -336,15 +342,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         scores = ", ".join(f"{row['rule']}: {row['kl']:.4f}" for row in own)
         chosen = min(own, key=lambda row: row["kl"])["rule"]
         tried.append(f"| {tokens:,} | {bits} | {method} | {scores} | {chosen} |")
-    orders = [
-        "| method | bits | tokens | natural | large diagonals first |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    orders = ["| method | bits | damping | as stored | large diagonals first |", "| --- | --- | --- | --- | --- |"]
     rows = [row for row in results["rows"] if row["task"] == "order"]
-    for method, bits, tokens in sorted({(row["method"], row["bits"], row["calibration_tokens"]) for row in rows}):
-        kl = {r["order"]: np.mean(r["kl"]) for r in rows if (r["method"], r["bits"]) == (method, bits)}
-        cells = (f"{kl[order]:.3f}" if order in kl else "" for order in ("natural", "diagonal"))
-        orders.append(f"| {method} | {bits} | {tokens:,} | {' | '.join(cells)} |")
+    for method, bits, rule in sorted({(row["method"], row["bits"], row["rule"]) for row in rows}):
+        kl = {r["order"]: r["kl"] for r in rows if (r["method"], r["bits"], r["rule"]) == (method, bits, rule)}
+        cells = [f"{kl[order]:.3f}" if order in kl else "" for order in ("natural", "diagonal")]
+        orders.append(f"| {method} | {bits} | {rule} | {' | '.join(cells)} |")
     cost = ["| what | threads | seconds | peak memory |", "| --- | --- | --- | --- |"]
     for row in (row for row in results["rows"] if row["task"] == "collect"):
         names = " and ".join(name.upper() for name in row["sketches"])
