@@ -51,7 +51,7 @@ TITLES = {
     "gptq": "GPTQ, activations of the original",
     "gptq-propagate": "GPTQ, activations of the quantized layers",
     PEER: "llm-compressor GPTQ",
-    PEER_AS_STORED: "llm-compressor GPTQ, columns as stored",
+    PEER_AS_STORED: "llm-compressor GPTQ, first column first",
 }
 
 

@@ -342,7 +342,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         scores = ", ".join(f"{row['rule']}: {row['kl']:.4f}" for row in own)
         chosen = min(own, key=lambda row: row["kl"])["rule"]
         tried.append(f"| {tokens:,} | {bits} | {method} | {scores} | {chosen} |")
-    orders = ["| method | bits | damping | as stored | large diagonals first |", "| --- | --- | --- | --- | --- |"]
+    orders = [
+        "| method | bits | damping | last stored first | large diagonals first |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     rows = [row for row in results["rows"] if row["task"] == "order"]
     for method, bits, rule in sorted({(row["method"], row["bits"], row["rule"]) for row in rows}):
         kl = {r["order"]: r["kl"] for r in rows if (r["method"], r["bits"], r["rule"]) == (method, bits, rule)}

@@ -56,8 +56,8 @@ class Rounding:
         sketch: which sketch yaqa's factors are from.
         scale_search: whether clipping ratios are searched, weighted by the diagonal of the input side.
         order: of rows and columns, see `round_two_sided`; None is natural for one-sided rounding and diagonal for
-            two-sided. Large diagonals first lower the layer's own error, but by larger changes of the weights, which
-            cost more than they save once the layers before are rounded too. Two-sided factors hold that back.
+            two-sided, which was measured on the model as a whole. Large diagonals first lower each layer's own error in
+            both.
         min_expert_tokens: experts that saw fewer borrow from the layer's other experts.
     """
 
