@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from burnish.arch import matrices
+from burnish.arch import MatrixView, matrices
 from burnish.core.checkpoint import library_versions, load
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.progress import Progress
@@ -78,10 +78,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = load(arguments.model, dtype=torch.float32)
     slices = make_slices(model.tokenizer)
-    task = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}[
-        arguments.task
-    ]
-    task(model, slices, arguments)
+    tasks = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}
+    tasks[arguments.task](model, slices, arguments)
 
 
 def make_slices(tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -158,12 +156,8 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
     for bits in arguments.bits:
         for method in arguments.only:
             rule = winner(method, bits, tokens_of(arguments.folds))
-            started = time.process_time()
             rounding = replace(rounding_of(method, bits), rule=rule)
-            values = rounded_under(views, {method: rounding}, None if method == RTN else statistics)[method]
-            seconds = time.process_time() - started
-            with filled(views, values):
-                kl = original.divergence()
+            kl, seconds = of_whole_model(views, rounding, None if method == RTN else statistics, original)
             print(f"{method}, {bits} bits, {rule}: KL {np.mean(kl):.4f}, rounding {seconds:.0f} s", flush=True)
             append(
                 {
@@ -176,6 +170,17 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
                 }
                 | facts(arguments, seconds)
             )
+
+
+def of_whole_model(
+    views: Sequence[MatrixView], rounding: Rounding, statistics: Statistics | None, original: Original
+) -> tuple[list[float], float]:
+    """Divergence per window with all matrices rounded, and the CPU seconds that rounding took."""
+    started = time.process_time()
+    values = rounded_under(views, {"": rounding}, statistics)[""]
+    seconds = time.process_time() - started
+    with filled(views, values):
+        return original.divergence(), seconds
 
 
 def compare_orders(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
@@ -191,14 +196,11 @@ def compare_orders(model: Any, slices: dict[str, torch.Tensor], arguments: argpa
         for order in ("natural", "diagonal")
     ]
     for bits, method, rule, order in cells:
-        started = time.process_time()
         rounding = replace(rounding_of(method, bits), rule=rule, order=order)
-        values = rounded_under(views, {method: rounding}, statistics)[method]
-        with filled(views, values):
-            kl = original.divergence()
+        kl, seconds = of_whole_model(views, rounding, statistics, original)
         print(f"{method}, {bits} bits, {rule}, {order}: tuning {np.mean(kl):.4f}", flush=True)
         row = {"task": "order", "method": method, "bits": bits, "rule": str(rule), "order": order}
-        append(row | {"kl": float(np.mean(kl))} | facts(arguments, time.process_time() - started))
+        append(row | {"kl": float(np.mean(kl))} | facts(arguments, seconds))
 
 
 def time_rounding(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:

@@ -195,9 +195,8 @@ def _empty_like(module: PreTrainedModel, config: Any) -> PreTrainedModel:
     new.load_state_dict(state, assign=True)
     new.tie_weights()
     for path, part in module.named_modules():
-        for (
-            name
-        ) in part._non_persistent_buffers_set:  # rotary frequencies, which do not depend on any width that changes
+        # Rotary frequencies, which do not depend on any width that changes.
+        for name in part._non_persistent_buffers_set:
             buffer = getattr(part, name)
             new.get_submodule(path).register_buffer(name, None if buffer is None else buffer.clone(), persistent=False)
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):
