@@ -4,6 +4,8 @@
     python benchmarks/yaqa.py --model models/smollm2 --work WORK tune --seed 0 --folds 0 1 2 --bits 3
     python benchmarks/yaqa.py --model models/smollm2 --work WORK measure --seed 0 --folds 0 1 2 --bits 3 4
     python benchmarks/yaqa.py --model models/smollm2 --work WORK order --seed 0 --folds 0 1 --bits 3 4
+    python benchmarks/yaqa.py --model models/smollm2 --work WORK time --folds 0 1
+    python benchmarks/yaqa.py --work WORK large --device cuda
 
 All methods round the same weights to the same grids (symmetric integers, groups of 64, the format's own scales) with
 statistics of the same windows of WikiText-2 valid. `tune` measures settings of both methods on a tuning slice, other
@@ -11,7 +13,9 @@ windows of the same text, with the procedure that `burnish quantize` uses itself
 every rule. `measure` takes the winner of each method and rounds the whole model; it reads WikiText-2 test, which is
 used for nothing else. `order` asks, on the tuning slice, in which order rows and columns should be rounded. Folds are
 parts of the calibration text: the first ones alone give a smaller budget.
-Other label seeds take the rule that was found with seed 0.
+Other label seeds take the rule that was found with seed 0. `time` is the rounding of the whole model, `large` that of
+one layer of 4,096 x 4,096 and, on a GPU, collecting from a million tokens for a network of a billion random weights.
+Results of several processes go to files of their own (`--results`), which `join` adds to the committed one.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from burnish.arch import MatrixView, matrices
 from burnish.core.checkpoint import library_versions, load
@@ -41,7 +46,7 @@ from burnish.quantize.maths.grid import integer_grid
 from burnish.quantize.maths.rounding import round_two_sided
 from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
 from burnish.quantize.plan import select
-from burnish.quantize.statistics import Calibration, Statistics
+from burnish.quantize.statistics import Calibration, Statistics, Sums
 from burnish.quantize.tuning import Original, choose_rule, filled, rounded_under
 
 RESULTS = Path(__file__).parent / "results" / "yaqa.json"
@@ -62,9 +67,10 @@ NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["collect", "tune", "measure", "order", "time"])
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="where factors are kept (8 GB per seed)")
+    tasks = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}
+    parser.add_argument("task", choices=[*tasks, "large", "join"])
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--work", type=Path, help="where factors are kept (8 GB per seed)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn labels")
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(len(FOLD_ENDS))), help="parts of the text")
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
@@ -74,12 +80,20 @@ def main() -> None:
     )
     parser.add_argument("--sketches", nargs="*", default=["a", "b"], help="what collect collects")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--results", type=Path, default=[RESULTS], nargs="*", help="the file to write; for join, read")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = load(arguments.model, dtype=torch.float32)
-    slices = make_slices(model.tokenizer)
-    tasks = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}
-    tasks[arguments.task](model, slices, arguments)
+    if arguments.task == "join":
+        for file in arguments.results:
+            results = json.loads(file.read_text())
+            for row in results["rows"]:
+                append(row | {"slices": results["slices"]}, RESULTS)
+    elif arguments.task == "large":
+        time_large(arguments)
+    else:
+        model = load(arguments.model, dtype=torch.float32, device=arguments.device)
+        tasks[arguments.task](model, make_slices(model.tokenizer), arguments)
 
 
 def make_slices(tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -116,8 +130,8 @@ def gather(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Name
             progress=Progress(),
         )
         seconds = time.process_time() - started
-        if seconds > 10:  # less: it was there already
-            row = {
+        if seconds > 1:  # less: it was there already
+            row = {  # alone on the machine, or the seconds say nothing
                 "task": "collect",
                 "fold": fold,
                 "fold_tokens": tokens_of([fold]),
@@ -125,13 +139,33 @@ def gather(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Name
                 "threads": arguments.threads,
                 "wall_seconds": round(time.perf_counter() - wall, 1),
             }
-            append(row | facts(arguments, seconds))
+            record(row | facts(arguments, seconds), arguments)
+
+
+class Remembered(Statistics):
+    """Statistics whose sums are read once and then kept on the device."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(directory_of(arguments), {}, arguments.folds)
+        self.device = torch.device(arguments.device)
+        self.kept: dict[tuple[str, tuple[int, ...]], Sums] = {}
+
+    def read(self, view: MatrixView, folds: Sequence[int]) -> Sums:
+        if self.device.type == "cpu":  # where memory is what there is least of
+            return super().read(view, folds)
+        name = view.name, tuple(folds)
+        if name not in self.kept:
+            sums = super().read(view, folds)
+            sketches = {which: (a.to(self.device), b.to(self.device)) for which, (a, b) in sums.sketches.items()}
+            covariance = None if sums.covariance is None else sums.covariance.to(self.device)
+            self.kept[name] = Sums(covariance, sketches, sums.num_tokens)
+        return self.kept[name]
 
 
 def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
     """Every method's rules (or some, by number) on the tuning slice, at each width."""
     views = select(matrices(model.module), ())
-    statistics = Statistics(directory_of(arguments), {}, arguments.folds)
+    statistics = Remembered(arguments)
     original = Original(model.module, slices["tuning"])
     for bits in arguments.bits:
         for method in arguments.only:
@@ -144,32 +178,23 @@ def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namesp
             for row in rows:
                 print(f"{method}, {bits} bits, {row['rule']}: tuning {row['kl']:.4f}", flush=True)
                 tuned = {"task": "tune", "method": method, "bits": bits, "rule": row["rule"], "kl": row["kl"]}
-                append(tuned | {"slices": slice_hashes(slices)} | facts(arguments, seconds))
+                record(tuned | {"slices": slice_hashes(slices)} | facts(arguments, seconds), arguments)
 
 
 def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
     """Rounds the whole model with every method's winner and measures it on the reporting slice."""
     module = model.module
     views = select(matrices(module), ())
-    statistics = Statistics(directory_of(arguments), {}, arguments.folds)
+    statistics = Remembered(arguments)
     original = Original(module, slices["reporting"])
     for bits in arguments.bits:
         for method in arguments.only:
-            rule = winner(method, bits, tokens_of(arguments.folds))
+            rule = winner(method, bits, arguments)
             rounding = replace(rounding_of(method, bits), rule=rule)
             kl, seconds = of_whole_model(views, rounding, None if method == RTN else statistics, original)
             print(f"{method}, {bits} bits, {rule}: KL {np.mean(kl):.4f}, rounding {seconds:.0f} s", flush=True)
-            append(
-                {
-                    "task": "measure",
-                    "method": method,
-                    "bits": bits,
-                    "rule": str(rule),
-                    "kl": kl,
-                    "slices": slice_hashes(slices),
-                }
-                | facts(arguments, seconds)
-            )
+            row = {"task": "measure", "method": method, "bits": bits, "rule": str(rule), "kl": kl}
+            record(row | {"slices": slice_hashes(slices)} | facts(arguments, seconds), arguments)
 
 
 def of_whole_model(
@@ -186,7 +211,7 @@ def of_whole_model(
 def compare_orders(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
     """The whole model in natural order and with large diagonals first, on the tuning slice, under a few rules."""
     views = select(matrices(model.module), ())
-    statistics = Statistics(directory_of(arguments), {}, arguments.folds)
+    statistics = Remembered(arguments)
     original = Original(model.module, slices["tuning"])
     cells = [
         (bits, method, rule, order)
@@ -200,42 +225,85 @@ def compare_orders(model: Any, slices: dict[str, torch.Tensor], arguments: argpa
         kl, seconds = of_whole_model(views, rounding, statistics, original)
         print(f"{method}, {bits} bits, {rule}, {order}: tuning {np.mean(kl):.4f}", flush=True)
         row = {"task": "order", "method": method, "bits": bits, "rule": str(rule), "order": order}
-        append(row | {"kl": float(np.mean(kl))} | facts(arguments, seconds))
+        record(row | {"kl": float(np.mean(kl))} | facts(arguments, seconds), arguments)
 
 
 def time_rounding(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
-    """Wall time of rounding all matrices two-sidedly to 3 bits, statistics in memory, and of one large layer."""
+    """Wall time of rounding all matrices two-sidedly to 3 bits, apart from reading the statistics."""
     del slices
     views = select(matrices(model.module), ())
-    statistics = Statistics(directory_of(arguments), {}, arguments.folds)
     rounding = replace(rounding_of(YAQA_B, 3), rule=Rule(0.3, 0.3))
-    wall, reading = 0.0, time.perf_counter()
-    for batch in batches_of_one_shape(views):
-        sums = [MatrixSums(statistics, view, views) for view in batch]
-        started = time.perf_counter()
-        rounded_batch(batch, rounding, sums)
-        wall += time.perf_counter() - started
-    rows = {"all matrices of SmolLM2": (wall, time.perf_counter() - reading - wall)}
+    for _ in range(2 if arguments.device == "cuda" else 1):  # the first time kernels are loaded
+        statistics = Remembered(arguments)
+        wall, reading = 0.0, clock(arguments)
+        for batch in batches_of_one_shape(views):
+            sums = [MatrixSums(statistics, view, views) for view in batch]
+            started = clock(arguments)
+            rounded_batch(batch, rounding, sums)
+            wall += clock(arguments) - started
+        reading = clock(arguments) - reading - wall
+    record_time("rounding, all matrices of SmolLM2", wall, arguments, reading_seconds=round(reading, 1))
+
+
+def time_large(arguments: argparse.Namespace) -> None:
+    """Wall time of rounding one layer, and on a GPU of collecting for a network of Llama-3.2-1B's sizes."""
     side = 4096
     generator = torch.Generator().manual_seed(0)
-    weight, root = torch.randn(2, side, side, generator=generator).unbind()
-    factor = torch.eye(side) + root @ root.T / side
+    weight, root = torch.randn(2, side, side, generator=generator).to(arguments.device).unbind()
+    factor = torch.eye(side, device=weight.device) + root @ root.T / side
     grid = integer_grid(weight, bits=3, group_size=GROUP)
-    started = time.perf_counter()
-    round_two_sided(weight, factor, factor, grid)
-    rows[f"one layer of {side:,} x {side:,}"] = (time.perf_counter() - started, 0.0)
-    for what, (rounding_seconds, reading_seconds) in rows.items():
-        print(f"{what}: rounding {rounding_seconds:.1f} s, reading {reading_seconds:.1f} s", flush=True)
-        append(
-            {
-                "task": "time",
-                "what": what,
-                "threads": arguments.threads,
-                "wall_seconds": round(rounding_seconds, 1),
-                "reading_seconds": round(reading_seconds, 1),
-            }
-            | facts(arguments, time.process_time())
-        )
+    for _ in range(2 if arguments.device == "cuda" else 1):
+        started = clock(arguments)
+        round_two_sided(weight, factor, factor, grid)
+        wall = clock(arguments) - started
+    record_time(f"rounding, one layer of {side:,} x {side:,}", wall, arguments)
+    if arguments.device == "cuda":
+        collect_from_a_billion_weights(arguments)
+
+
+def collect_from_a_billion_weights(arguments: argparse.Namespace) -> None:
+    """Both costs of it: the sums, and writing them to the work directory."""
+    config = transformers.LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+        tie_word_embeddings=True,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    with torch.device(arguments.device):
+        module = transformers.LlamaForCausalLM(config).eval()
+    tokens = torch.randint(config.vocab_size, (2**20 // LENGTH, LENGTH))
+    started = clock(arguments)
+    collect(
+        module,
+        select(matrices(module), ()),
+        Calibration(tokens, num_folds=2),
+        arguments.work / "large",
+        key={},
+        sketches=("b",),
+        memory_bytes=60_000_000_000,
+        batch_tokens=8192,
+        progress=Progress(),
+    )
+    record_time("collecting 1,048,576 tokens, sketch B, 1.2 B parameters", clock(arguments) - started, arguments)
+
+
+def clock(arguments: argparse.Namespace) -> float:
+    if arguments.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def record_time(what: str, wall_seconds: float, arguments: argparse.Namespace, **more: float) -> None:
+    print(f"{what}: {wall_seconds:.2f} s {more or ''}", flush=True)
+    row = {"task": "time", "what": what, "threads": arguments.threads, "wall_seconds": round(wall_seconds, 2)}
+    record(row | more | facts(arguments, time.process_time()), arguments)
 
 
 def rounding_of(method: str, bits: int) -> Rounding:
@@ -244,20 +312,21 @@ def rounding_of(method: str, bits: int) -> Rounding:
     return Rounding(kind, Scheme(bits, GROUP, True), torch.bfloat16, sketch=sketch)  # type: ignore[arg-type]
 
 
-def winner(method: str, bits: int, tokens: int) -> Rule:
+def winner(method: str, bits: int, arguments: argparse.Namespace) -> Rule:
     """The rule with the smallest divergence on the tuning slice with seed 0, at this width or the nearest tuned one."""
     if method == RTN:
         return HELD_OUT
-    tuned = tuned_rows(json.loads(RESULTS.read_text()), method, tokens)
+    tokens = tokens_of(arguments.folds)
+    tuned = tuned_rows(json.loads(arguments.results[0].read_text()), arguments.model.name, method, tokens)
     if not tuned:
         raise SystemExit(f"{method} has not been tuned at {tokens:,} tokens")
     nearest = min((row["bits"] for row in tuned), key=lambda width: abs(width - bits))
     return NAMES[min((row for row in tuned if row["bits"] == nearest), key=lambda row: row["kl"])["rule"]]
 
 
-def tuned_rows(results: dict[str, Any], method: str, tokens: int) -> list[dict[str, Any]]:
-    rows = [row for row in results["rows"] if row["task"] == "tune" and row["method"] == method]
-    return [row for row in rows if row["calibration_tokens"] == tokens]
+def tuned_rows(results: dict[str, Any], model: str, method: str, tokens: int) -> list[dict[str, Any]]:
+    rows = [row for row in results["rows"] if (row["task"], row.get("method")) == ("tune", method)]
+    return [row for row in rows if (row["model"], row["calibration_tokens"]) == (model, tokens)]
 
 
 def directory_of(arguments: argparse.Namespace) -> Path:
@@ -270,20 +339,30 @@ def tokens_of(folds: Sequence[int]) -> int:
 
 
 def facts(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    on_gpu = arguments.device == "cuda"
     return {
+        "model": arguments.model.name if arguments.model else "",
         "label_seed": arguments.seed,
         "calibration_tokens": tokens_of(arguments.folds),
         "cpu_seconds": round(seconds, 1),
-        "peak_memory_bytes": peak_resident_bytes(),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes(),
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "versions": library_versions(),
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def append(row: dict[str, Any]) -> None:
-    """Adds a row to the results file; rows of the same question replace older ones."""
-    identity = ("task", "fold", "what", "threads", "method", "bits", "label_seed")
-    identity += ("calibration_tokens",) if row["task"] in ("tune", "measure", "order") else ()
-    identity += {"tune": ("rule",), "order": ("rule", "order")}.get(row["task"], ())
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
+def record(row: dict[str, Any], arguments: argparse.Namespace) -> None:
+    append(row, arguments.results[0])
+
+
+def append(row: dict[str, Any], file: Path) -> None:
+    """Adds a row to a results file; rows of the same question replace older ones."""
+    identity = ("task", "model", "device", "fold", "what", "threads", "sketches")
+    if row["task"] in ("tune", "measure", "order"):  # these do not depend on where they were computed
+        identity = ("task", "model", "method", "bits", "label_seed", "calibration_tokens")
+        identity += {"tune": ("rule",), "order": ("rule", "order"), "measure": ()}[row["task"]]
+    results = json.loads(file.read_text()) if file.is_file() else {"rows": []}
     key = [row.get(part) for part in identity]
     results["rows"] = [old for old in results["rows"] if [old.get(part) for part in identity] != key] + [row]
     results |= {
@@ -293,8 +372,8 @@ def append(row: dict[str, Any]) -> None:
         "versions": library_versions(),
         "note": "CPU seconds of one thread on a shared machine; wall seconds were measured alone on it",
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def slice_hashes(slices: dict[str, torch.Tensor]) -> dict[str, list[str]]:
@@ -313,37 +392,42 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs: methods side by side over budgets and widths, what was tried, and what it cost."""
     measured = [row for row in results["rows"] if row["task"] == "measure"]
     main = [
-        "| tokens | bits | label seeds | RTN | GPTQ | YAQA-A | YAQA-B | A / GPTQ (95 %) | B / GPTQ (95 %) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | bits | tokens | label seeds | RTN | GPTQ | YAQA-A | YAQA-B | A / GPTQ (95 %) | B / GPTQ (95 %) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for tokens in sorted({row["calibration_tokens"] for row in measured}):
-        for bits in sorted({row["bits"] for row in measured}):
-            per_window = {}
-            for method in (RTN, GPTQ, YAQA_A, YAQA_B):
-                rows = [r for r in measured if (r["method"], r["bits"]) == (method, bits)]
-                rows = [r for r in rows if method == RTN or r["calibration_tokens"] == tokens]
-                if rows:
-                    per_window[method] = (np.mean([row["kl"] for row in rows], axis=0).tolist(), len(rows))
-            if GPTQ not in per_window or not {YAQA_A, YAQA_B} & set(per_window):
-                continue
-            cells = [f"{np.mean(per_window[m][0]):.3f}" if m in per_window else "" for m in (RTN, GPTQ, YAQA_A, YAQA_B)]
-            for method in (YAQA_A, YAQA_B):
-                cells.append("")
-                if method in per_window:
-                    value, low, high = ratio_interval(per_window[method][0], per_window[GPTQ][0])
-                    cells[-1] = f"{value:.2f} ({low:.2f} to {high:.2f})"
-            seeds = max(count for method, (_, count) in per_window.items() if method in (YAQA_A, YAQA_B))
-            main.append(f"| {tokens:,} | {bits} | {seeds} | {' | '.join(cells)} |")
+    for model, bits, tokens in sorted(
+        {(row["model"], row["bits"], row["calibration_tokens"]) for row in measured},
+        key=lambda cell: (cell[0] != "smollm2", cell),
+    ):
+        per_window = {}
+        for method in (RTN, GPTQ, YAQA_A, YAQA_B):
+            rows = [r for r in measured if (r["model"], r["method"], r["bits"]) == (model, method, bits)]
+            rows = [r for r in rows if method == RTN or r["calibration_tokens"] == tokens]
+            if rows:
+                per_window[method] = (np.mean([row["kl"] for row in rows], axis=0).tolist(), len(rows))
+        if GPTQ not in per_window or not {YAQA_A, YAQA_B} & set(per_window):
+            continue
+        cells = [f"{np.mean(per_window[m][0]):.3f}" if m in per_window else "" for m in (RTN, GPTQ, YAQA_A, YAQA_B)]
+        for method in (YAQA_A, YAQA_B):
+            cells.append("")
+            if method in per_window:
+                value, low, high = ratio_interval(per_window[method][0], per_window[GPTQ][0])
+                cells[-1] = f"{value:.2f} ({low:.2f} to {high:.2f})"
+        seeds = max(count for method, (_, count) in per_window.items() if method in (YAQA_A, YAQA_B))
+        main.append(f"| {model} | {bits} | {tokens:,} | {seeds} | {' | '.join(cells)} |")
     tried = [
-        "| tokens | bits | method | KL on the tuning slice, by damping | chosen |",
-        "| --- | --- | --- | --- | --- |",
+        "| model | bits | tokens | method | KL on the tuning slice, by damping | chosen |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     rows = [row for row in results["rows"] if row["task"] == "tune"]
-    for tokens, bits, method in sorted({(row["calibration_tokens"], row["bits"], row["method"]) for row in rows}):
-        own = [row for row in tuned_rows(results, method, tokens) if row["bits"] == bits]
+    for model, bits, tokens, method in sorted(
+        {(row["model"], row["bits"], row["calibration_tokens"], row["method"]) for row in rows},
+        key=lambda cell: (cell[0] != "smollm2", cell),
+    ):
+        own = [row for row in tuned_rows(results, model, method, tokens) if row["bits"] == bits]
         scores = ", ".join(f"{row['rule']}: {row['kl']:.4f}" for row in own)
         chosen = min(own, key=lambda row: row["kl"])["rule"]
-        tried.append(f"| {tokens:,} | {bits} | {method} | {scores} | {chosen} |")
+        tried.append(f"| {model} | {bits} | {tokens:,} | {method} | {scores} | {chosen} |")
     orders = [
         "| method | bits | damping | last stored first | large diagonals first |",
         "| --- | --- | --- | --- | --- |",
@@ -353,18 +437,49 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         kl = {r["order"]: r["kl"] for r in rows if (r["method"], r["bits"], r["rule"]) == (method, bits, rule)}
         cells = [f"{kl[order]:.3f}" if order in kl else "" for order in ("natural", "diagonal")]
         orders.append(f"| {method} | {bits} | {rule} | {' | '.join(cells)} |")
-    cost = ["| what | threads | seconds | peak memory |", "| --- | --- | --- | --- |"]
-    for row in (row for row in results["rows"] if row["task"] == "collect"):
-        names = " and ".join(name.upper() for name in row["sketches"])
-        what = f"collecting {row['fold_tokens']:,} tokens, sketch {names}"
-        clock = f"{row['cpu_seconds']:,.0f} CPU" if row["threads"] == 1 else f"{row['wall_seconds']:,.0f} wall"
-        cost.append(f"| {what} | {row['threads']} | {clock} | {row['peak_memory_bytes'] / 1e9:.1f} GB |")
-    for row in (row for row in results["rows"] if row["task"] == "time"):
-        memory = row["peak_memory_bytes"] / 1e9
-        cost.append(
-            f"| rounding, {row['what']} | {row['threads']} | {row['wall_seconds']:,.0f} wall | {memory:.1f} GB |"
-        )
+    cost = ["| what | on | seconds | peak memory |", "| --- | --- | --- | --- |"]
+    for row in (row for row in results["rows"] if row["task"] in ("collect", "time")):
+        names = " and ".join(name.upper() for name in row.get("sketches", ()))
+        what = row.get("what") or f"collecting {row['fold_tokens']:,} tokens of {row['model']}, sketch {names}"
+        place = row["device"] if row["device"] != "CPU" else f"CPU, {row['threads']} thread(s)"
+        on_one_thread = row["task"] == "collect" and place == "CPU, 1 thread(s)"
+        seconds = f"{row['cpu_seconds']:,.0f} CPU" if on_one_thread else f"{row['wall_seconds']:,.1f} wall"
+        cost.append(f"| {what} | {place} | {seconds} | {row['peak_memory_bytes'] / 1e9:.1f} GB |")
     return {"main": "\n".join(main), "tried": "\n".join(tried), "order": "\n".join(orders), "cost": "\n".join(cost)}
+
+
+def pictures(results: dict[str, Any]) -> dict[str, str]:
+    """{picture: svg}: divergence against calibration tokens, at 3 and at 4 bits, with intervals over windows."""
+    from picture import svg
+
+    from burnish.report.charts import Datum, Figure, Series
+
+    measured = [row for row in results["rows"] if row["task"] == "measure" and row["model"] == "smollm2"]
+    names = {GPTQ: "GPTQ", YAQA_A: "YAQA-A", YAQA_B: "YAQA-B"}
+    made = {}
+    for bits in (3, 4):
+        series = []
+        for method, name in names.items():
+            data = []
+            for tokens in sorted({row["calibration_tokens"] for row in measured}):
+                question = (method, bits, tokens)
+                rows = [r for r in measured if (r["method"], r["bits"], r["calibration_tokens"]) == question]
+                kl = np.mean([row["kl"] for row in rows], axis=0)
+                picks = np.random.default_rng(0).integers(0, len(kl), (10_000, len(kl)))
+                low, high = np.quantile(kl[picks].mean(1), (0.025, 0.975))
+                data.append(Datum(tokens, float(kl.mean()), float(low), float(high)))
+            series.append(Series(name, data, line=True))
+        figure = Figure(
+            title=f"KL to the original against calibration tokens, {bits} bits",
+            description=", ".join(f"{one.name} ends at {one.data[-1].y:.3f}" for one in series),
+            x_label="calibration tokens",
+            y_label="KL, nats per token",
+            series=series,
+            log_x=True,
+            log_y=False,
+        )
+        made[f"tokens-{bits}bit"] = svg(figure)
+    return made
 
 
 if __name__ == "__main__":

@@ -230,6 +230,19 @@ def test_batched_problems_are_independent():
         assert torch.equal(together[k], round_two_sided(weight[k], output_factors[k], input_factors[k], alone))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shape", [(40, 72), (96, 64), (3, 64, 160)])
+@pytest.mark.parametrize("sides", ["both", "output", "input"])
+def test_a_gpu_rounds_like_the_cpu(shape, sides):
+    weight = gaussian(*shape)
+    output_side = None if sides == "input" else positive_definite(shape[-2], 1)
+    input_side = None if sides == "output" else positive_definite(shape[-1], 2)
+    expected = round_two_sided(weight, output_side, input_side, integer_grid(weight, bits=3, group_size=8))
+    moved = [None if tensor is None else tensor.cuda() for tensor in (weight, output_side, input_side)]
+    found = round_two_sided(*moved, integer_grid(weight.cuda(), bits=3, group_size=8))
+    assert torch.equal(found.cpu(), expected)
+
+
 def test_two_sided_rounding_lowers_the_two_sided_proxy_and_raises_the_one_sided_one():
     weight = gaussian(48, 64)
     output_factor, input_factor = positive_definite(48, 1), positive_definite(64, 2)

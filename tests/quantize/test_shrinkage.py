@@ -16,7 +16,8 @@ def samples(count: int, size: int, seed: int) -> torch.Tensor:
     return vectors.T @ vectors / count
 
 
-def test_expected_loss_is_the_mean_loss_of_rounding():
+@pytest.mark.parametrize("order", ["natural", "diagonal"])
+def test_expected_loss_is_the_mean_loss_of_rounding(order):
     """A factor used for rounding, another one to measure with, and a grid without bounds and with unequal steps."""
     size, count = 16, 400
     used = shrink(samples(30, size, 1), damping=0.1)
@@ -26,9 +27,11 @@ def test_expected_loss_is_the_mean_loss_of_rounding():
     grid = IntegerGrid(
         4, True, 1, steps.expand(count, size), torch.zeros(count, size, dtype=torch.float64), bounded=False
     )
-    error = weight - round_two_sided(weight, None, used, grid)
+    error = weight - round_two_sided(weight, None, used, grid, order=order)
     mean = float(proxy_loss(error, None, measured)) / count
-    assert mean == pytest.approx(expected_loss(used, square_root(measured), steps**2) / 12, rel=0.1)
+    foretold = {o: expected_loss(used, square_root(measured), steps**2, order=o) / 12 for o in ("natural", "diagonal")}
+    assert mean == pytest.approx(foretold[order], rel=0.1)
+    assert foretold["natural"] != pytest.approx(foretold["diagonal"], rel=0.2)
 
 
 def test_few_samples_ask_for_more_damping_than_many():

@@ -140,6 +140,7 @@ def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None
                 moved(sums.held_out().covariance, device, dtype),
                 steps=input_steps,
                 dampings=DAMPINGS,
+                order=rounding.order_of(one_sided=True),
             )
         output_side, output_choice, input_choice = None, IDENTITY, choice
         input_side = choice.apply(covariance)
@@ -157,8 +158,14 @@ def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None
                 target=moved(fitting.covariance, device, dtype),
                 steps=input_steps,
                 mixes=MIXES,
+                order=rounding.order_of(one_sided=False),
             )
-            output_choice = choose_shrinkage(fitting_sides[1], held_out_sides[1], steps=output_steps)
+            output_choice = choose_shrinkage(
+                fitting_sides[1],
+                held_out_sides[1],
+                steps=output_steps,
+                order=rounding.order_of(one_sided=False),
+            )
         output_side = output_choice.apply(output_factor)
         input_side = input_choice.apply(input_factor, covariance)
     two_sided = None

@@ -41,6 +41,8 @@ Method = Literal["rtn", "gptq", "yaqa"]
 
 BATCH_WEIGHTS = 8_000_000
 """Weights rounded together: enough to fill a core, few enough to stay in a few hundred megabytes."""
+BATCH_WEIGHTS_ON_GPU = 64_000_000
+"""There the steps of a rounding are counted, whatever the number of weights that take them together."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Rounding:
 
     def scheme_of(self, view: MatrixView) -> Scheme:
         return self.overrides.get(view.name, self.scheme)
+
+    def order_of(self, *, one_sided: bool) -> Order:
+        return self.order or ("natural" if one_sided else "diagonal")
 
 
 @dataclass
@@ -118,13 +123,14 @@ def check_finite(views: Sequence[MatrixView]) -> None:
 
 
 def batches_of_one_shape(views: Sequence[MatrixView], rounding: Rounding | None = None) -> Iterator[list[MatrixView]]:
-    """Views in order, those of one shape (and one grid) together, up to `BATCH_WEIGHTS` weights."""
+    """Views in order, those of one shape (and one grid) together, up to `BATCH_WEIGHTS` weights (more on a GPU)."""
     waiting: dict[tuple[tuple[int, int], Scheme | None], list[MatrixView]] = {}
     for view in views:
         alike = view.shape, rounding.scheme_of(view) if rounding else None
         batch = waiting.setdefault(alike, [])
         batch.append(view)
-        if len(batch) * math.prod(view.shape) >= BATCH_WEIGHTS:
+        enough = BATCH_WEIGHTS_ON_GPU if view.tensor.is_cuda else BATCH_WEIGHTS
+        if len(batch) * math.prod(view.shape) >= enough:
             yield waiting.pop(alike)
     yield from waiting.values()
 
@@ -166,14 +172,14 @@ def rounded_batch(
     for place, of_view in enumerate(factors):
         by_sides.setdefault((of_view.output_side is None, of_view.input_side is None), []).append(place)
     codes: dict[int, Tensor] = {}
-    for (nearest_rows, _), places in by_sides.items():
+    for (one_sided, _), places in by_sides.items():
         grid = combine([grids[place] for place in places], torch.stack)
         rounded = round_two_sided(
             torch.stack([weights[place] for place in places]),
             _stack([factors[place].output_side for place in places]),
             _stack([factors[place].input_side for place in places]),
             grid,
-            order=rounding.order or ("natural" if nearest_rows else "diagonal"),
+            order=rounding.order_of(one_sided=one_sided),
         )
         codes.update(zip(places, grid.codes(rounded), strict=True))
     return [(codes[place], grids[place], factors[place]) for place in range(len(batch))]

@@ -118,10 +118,12 @@ def integer_grid(
     groups = weight.unflatten(-1, (-1, group_size))
     low, high = groups.amin(dim=-1).clamp(max=0) * clip, groups.amax(dim=-1).clamp(min=0) * clip
     levels = 2**bits - 1
+    # Divided by a tensor: a GPU multiplies by the inverse of a number, and then the largest weight of a group, which
+    # is 3.5 steps of a symmetric 3-bit grid, goes to either side of that tie.
     if symmetric:
-        scale = torch.maximum(-low, high) / (levels / 2)
+        scale = torch.maximum(-low, high) / torch.full_like(low, levels / 2)
     else:
-        scale = (high - low) / levels
+        scale = (high - low) / torch.full_like(low, levels)
     if scale_dtype is not None:
         scale = scale.to(scale_dtype).to(weight.dtype)
     smallest = torch.finfo(scale_dtype or weight.dtype).tiny

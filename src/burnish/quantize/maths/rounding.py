@@ -32,7 +32,7 @@ schedule here is the same, element for element. Greedy order of columns follows 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -278,6 +278,7 @@ def _sweep_tiles(problem: _Problem, tile: int, *, elementwise: bool) -> Float[Te
         upper_NZCI = tiled(upper.mT)
         upper_diagonal = _diagonal_tiles(upper_NZCI).mT.contiguous()
 
+    round_tiles = _RecordedTiles(min(num_m, num_n)) if problem.weight.is_cuda else _round_tile
     for offset in range(num_m - 1, -num_n, -1):
         first_m, first_n = max(offset, 0), max(-offset, 0)
         count = min(num_m - first_m, num_n - first_n)
@@ -293,7 +294,7 @@ def _sweep_tiles(problem: _Problem, tile: int, *, elementwise: bool) -> Float[Te
             begin = first_m * tile
             across = _batched_product(moved_NZCO[here_n][..., begin:], lower_MZRO[here_m][..., begin:])
         if elementwise:
-            rounded, error = _round_tile(
+            rounded, error = round_tiles(
                 original,
                 parameters,
                 problem.nearest,
@@ -351,6 +352,56 @@ def _round_tile(
         if upper is not None:
             along[..., rows, :].addcmul_(difference.unsqueeze(-1), upper[..., columns, :])
     return rounded, error
+
+
+class _RecordedTiles:
+    """`_round_tile`, recorded as a CUDA graph and replayed.
+
+    A tile is a thousand small kernels one after another, whose launches take several times as long as they run. The
+    graph is recorded for as many tiles as the longest diagonal has; shorter ones fill a part of it.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(
+        self,
+        original: Tensor,
+        parameters: list[Tensor],
+        nearest: Nearest,
+        along: Tensor,
+        across: Tensor,
+        upper: Tensor | None,
+        lower: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        given = [along, across, original, *parameters, *(side for side in (upper, lower) if side is not None)]
+        if self.graph is None:
+            self._record(given, len(parameters), nearest, upper is not None, lower is not None)
+        assert self.graph is not None
+        count = len(original)
+        for held, tensor in zip(self.held, given, strict=True):
+            held[:count].copy_(tensor)
+        self.graph.replay()
+        along.copy_(self.held[0][:count])
+        return self.rounded[:count], self.error[:count]
+
+    def _record(
+        self, like: Sequence[Tensor], num_parameters: int, nearest: Nearest, has_upper: bool, has_lower: bool
+    ) -> None:
+        self.held = [tensor.new_ones((self.capacity, *tensor.shape[1:])) for tensor in like]
+        along, across, original, *rest = self.held
+        parameters, sides = rest[:num_parameters], rest[num_parameters:]
+        upper, lower = sides[0] if has_upper else None, sides[-1] if has_lower else None
+        arguments = (original, parameters, nearest, along, across, upper, lower)
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            _round_tile(*arguments)  # recording needs kernels that are loaded already
+        torch.cuda.current_stream().wait_stream(side_stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.rounded, self.error = _round_tile(*arguments)
 
 
 def _diagonal_view(tiles: Tensor, first: int, first_column: int, count: int) -> Tensor:

@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burnish.quantize.maths.rounding import Order
+
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Multiples of the mean diagonal that are tried."""
 
@@ -96,7 +98,11 @@ def square_root(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 
 
 def expected_loss(
-    candidate: Float[Tensor, "n n"], held_out_root: Float[Tensor, "n n"], steps: Float[Tensor, " n"] | None = None
+    candidate: Float[Tensor, "n n"],
+    held_out_root: Float[Tensor, "n n"],
+    steps: Float[Tensor, " n"] | None = None,
+    *,
+    order: Order = "diagonal",
 ) -> float:
     """Σ_j c_j [L^-1 H* L^-T]_jj with L D L^T the candidate in the order in which rounding takes it.
 
@@ -104,18 +110,21 @@ def expected_loss(
         candidate: a factor that rounding could use.
         held_out_root: R with R R^T = H*, the same factor measured on other text.
         steps: c, squared steps of the grid along this side; None takes them as equal.
+        order: in which rounding takes this side, see `round_two_sided`.
 
     Raises:
         torch.linalg.LinAlgError: the candidate is not positive definite.
     """
-    order = candidate.diagonal().argsort(stable=True)
-    candidate = candidate[order.unsqueeze(1), order]
+    if order == "diagonal":
+        places = candidate.diagonal().argsort(stable=True)
+        candidate, held_out_root = candidate[places.unsqueeze(1), places], held_out_root[places]
+        steps = None if steps is None else steps[places]
     unit = torch.linalg.cholesky(candidate)
     del candidate  # a factor of a wide layer is large: none is kept longer than it is needed
     unit.div_(unit.diagonal().clone())
-    moved = torch.linalg.solve_triangular(unit, held_out_root[order], upper=False, unitriangular=True)
+    moved = torch.linalg.solve_triangular(unit, held_out_root, upper=False, unitriangular=True)
     diagonal = moved.square_().sum(dim=1)
-    return float(diagonal.sum() if steps is None else (steps[order] * diagonal).sum())
+    return float(diagonal.sum() if steps is None else (steps * diagonal).sum())
 
 
 def choose_shrinkage(
@@ -126,6 +135,7 @@ def choose_shrinkage(
     steps: Float[Tensor, " n"] | None = None,
     dampings: Sequence[float] = DAMPINGS,
     mixes: Sequence[float] = MIXES,
+    order: Order = "diagonal",
 ) -> Shrinkage:
     """The shrinkage with the smallest expected loss on held-out text; the identity where nothing beats it.
 
@@ -139,6 +149,7 @@ def choose_shrinkage(
         steps: squared steps of the grid along this side.
         dampings: what is tried, ascending.
         mixes: what is tried where there is a target.
+        order: in which rounding takes this side.
     """
     best = Shrinkage(float("inf"))
     held_out = normalised(held_out)
@@ -156,7 +167,8 @@ def choose_shrinkage(
             if not 0 <= index < len(dampings):
                 return float("inf")
             if index not in tried:
-                loss = expected_loss(shrink(factor, damping=dampings[index], mix=mix, target=target), root, steps)
+                candidate = shrink(factor, damping=dampings[index], mix=mix, target=target)
+                loss = expected_loss(candidate, root, steps, order=order)
                 tried[index] = loss / identity_loss
             return tried[index]
 
