@@ -48,7 +48,7 @@ def log_prob(model: Model, sentence: str) -> float:
 
 @needs_lm_eval
 def test_minimal_pairs_score_what_the_log_probabilities_say(model: Model, data: Path):
-    evaluation = evaluate_tasks(model, [minimal_pairs(data)])["minimal_pairs"]
+    evaluation = evaluate_tasks(model, [minimal_pairs(data)])["pairs"]
     expected = [float(log_prob(model, good) > log_prob(model, bad)) for good, bad in PAIRS]
     assert evaluation.sequences["acc"] == expected
     assert evaluation.metrics["acc"]["value"] == pytest.approx(sum(expected) / len(expected))
@@ -56,9 +56,18 @@ def test_minimal_pairs_score_what_the_log_probabilities_say(model: Model, data: 
 
 @needs_lm_eval
 def test_two_models_can_be_compared_on_a_task(model: Model, data: Path):
-    evaluation = evaluate_tasks(model, [minimal_pairs(data)], limit=4)["minimal_pairs"]
+    evaluation = evaluate_tasks(model, [minimal_pairs(data)], limit=4)["pairs"]
     assert evaluation.protocol["num_samples"] == 4
     assert compare(evaluation.sequences, evaluation.sequences, column="acc").value == 0
+
+
+@needs_lm_eval
+@pytest.mark.smollm2
+def test_blimp_ships_with_the_package(smollm2: Path, data: Path):
+    """One pair of each paradigm; a model of this size and a coin differ."""
+    evaluation = evaluate_tasks(load(smollm2), [minimal_pairs()], limit=67)["blimp_670"]
+    assert evaluation.protocol["num_samples"] == 67
+    assert 0.65 < evaluation.metrics["acc"]["value"] < 0.95
 
 
 @needs_lm_eval
@@ -71,7 +80,7 @@ def test_a_yaml_file_is_a_task(model: Model, data: Path, tmp_path: Path):
 @needs_lm_eval
 def test_unreadable_task_data_is_one_clear_sentence(model: Model, data: Path):
     data.write_text('{"good": ')
-    with pytest.raises(DataError, match="could not read the data of minimal_pairs"):
+    with pytest.raises(DataError, match="could not read the data of pairs"):
         evaluate_tasks(model, [minimal_pairs(data)])
 
 

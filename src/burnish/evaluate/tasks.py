@@ -5,8 +5,8 @@ arXiv:2405.14782) knows the tasks, their prompts and their scoring; here it is h
 and its results become metrics with intervals and per-sample columns for paired comparison. Its own tasks fetch their
 data from the hub. Offline, a task is a YAML file, or a dictionary such as `minimal_pairs` makes, whose data is a file:
 
-    results = evaluate_tasks(model, [minimal_pairs("blimp.jsonl")], limit=500)
-    results["minimal_pairs"].metrics["acc"]
+    results = evaluate_tasks(model, [minimal_pairs()])
+    results["blimp_670"].metrics["acc"]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import burnish.data
 from burnish.core.checkpoint import Model, compute_dtype, pick_device
 from burnish.core.errors import DataError, MissingExtraError, SettingsError
 from burnish.evaluate.maths.bootstrap import Interval
@@ -34,17 +35,21 @@ Task = str | Path | dict[str, Any]
 NORMAL_95 = 1.959964
 
 
+BLIMP_SAMPLE = Path(burnish.data.__file__).parent / "texts" / "blimp_670.jsonl.gz"
+"""Ten pairs of each of the 67 paradigms of BLiMP (2020, arXiv:1912.00582), CC BY 4.0; the first 67 are one of each."""
+
+
 def minimal_pairs(
-    data: str | Path, *, good: str = "good", bad: str = "bad", name: str = "minimal_pairs"
+    data: str | Path = BLIMP_SAMPLE, *, good: str = "good", bad: str = "bad", name: str | None = None
 ) -> dict[str, Any]:
     """A task that asks which of two sentences is more probable, from JSON lines; needs no hub.
 
     Set up as lm-eval's own `blimp` tasks are: no prompt, and a space before the sentence.
 
     Args:
-        data: a `.jsonl` or `.jsonl.gz` file.
+        data: a `.jsonl` or `.jsonl.gz` file; when not given, the sample of BLiMP that ships with burnish.
         good, bad: the columns of the acceptable and of the unacceptable sentence.
-        name: what the task is called in results.
+        name: what the task is called in results; that of the file when not given.
 
     Raises:
         DataError: there is no such file.
@@ -53,7 +58,7 @@ def minimal_pairs(
     if not path.is_file():
         raise DataError("no such file", where=str(path))
     return {
-        "task": name,
+        "task": name or path.name.partition(".")[0],
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"validation": str(path.resolve())}},
         "validation_split": "validation",
