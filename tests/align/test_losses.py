@@ -424,6 +424,6 @@ def test_impossible_settings_are_refused(call, message):
 
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_a_margin_that_is_not_finite_is_refused_by_its_row(name, value):
+def test_a_margin_that_is_not_finite_is_refused_by_its_place(name, value):
     with pytest.raises(NumericalError, match="pair 2 of 3"):
         pair_loss(name, torch.tensor([0.0, 1.0, value]))

@@ -1,5 +1,7 @@
 """The TRL trainers: equal to the stock ones where they must be, and to the pure losses everywhere."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from burnish.align.trainers import (
     RobustDPOTrainer,
     RobustRewardTrainer,
 )
-from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.core.errors import CheckpointError, DataError, NumericalError, SettingsError
 from burnish.optim import COSMOS, NorMuon
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -438,6 +440,20 @@ def test_bad_rows_are_refused_by_number(row, message, checkpoint, rows, tokenize
             train_dataset=Dataset.from_list([rows[0], row]),
             processing_class=tokenizer,
         )
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_margin_that_is_not_finite_is_refused_by_its_row_in_the_data(batch_size, checkpoint, rows, tokenizer, small):
+    """Batches are shuffled, and drawn ahead of the step that meets them."""
+    config = AdaptiveDPOConfig(**small | {"per_device_train_batch_size": batch_size, "max_steps": 12})
+    config.precompute_ref_log_probs = True
+    data = Dataset.from_list(rows)
+    trainer = AdaptiveDPOTrainer(load(checkpoint), args=config, train_dataset=data, processing_class=tokenizer)
+    trainer.train_dataset = trainer.train_dataset.map(
+        lambda pair: {"ref_chosen_logps": math.inf if pair["pair_row"] == 4 else pair["ref_chosen_logps"]}
+    )
+    with pytest.raises(NumericalError, match=r"training data, row 4: the margin is -?inf"):
+        trainer.train()
 
 
 def test_a_missing_column_is_refused(checkpoint, tokenizer, small):

@@ -1,16 +1,21 @@
 """What the pair-loss trainers do with their data before and after TRL prepares it.
 
 Before: number the rows, refuse missing columns and empty or identical answers. After: count what truncation cut, and
-refuse pairs that it left without a difference; TRL itself shortens in silence.
+refuse pairs that it left without a difference; TRL itself shortens in silence. While training: name the row whose
+margin is not finite.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 from datasets import IterableDataset
 
+from burnish.align.losses import MarginError
 from burnish.align.pairs import fault_of
 from burnish.core.errors import DataError
 
@@ -87,6 +92,42 @@ class PairChecks:
 
     def _kept_tokens(self, example: dict[str, Any], args: Any) -> tuple[list[int], list[int], bool]:
         raise NotImplementedError
+
+    # Row numbers travel in the batch, because batches are collated ahead of their use.
+
+    def _set_signature_columns_if_needed(self: Any) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if ROW not in self._signature_columns:
+            self._signature_columns.append(ROW)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        rows = inputs.pop(ROW, None)
+        self._rows_of_batch = None if rows is None else rows.tolist()
+        return super()._prepare_inputs(inputs)  # type: ignore[misc]
+
+    @contextmanager
+    def _naming_rows(self) -> Iterator[None]:
+        """A margin that is not finite is told with its row in the data instead of its place in the batch."""
+        try:
+            yield
+        except MarginError as error:
+            rows = getattr(self, "_rows_of_batch", None)
+            if rows is None:
+                raise
+            raise MarginError(error.pair, error.value, where=f"training data, row {rows[error.pair]}") from None
+
+
+class WithRows:
+    """A collator whose batches also carry the row numbers of their pairs, where the data has them."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        if all(ROW in example for example in examples):
+            batch[ROW] = torch.tensor([example[ROW] for example in examples])
+        return batch
 
 
 def truncation_sentence(report: dict[str, Any]) -> str:

@@ -204,16 +204,29 @@ def check_settings(name: str, *, rho0: float, tau0: float, tau_max: float, lam: 
         check_r3m(lam=lam)
 
 
+class MarginError(NumericalError):
+    """A margin is not finite.
+
+    Attributes:
+        pair: its place in the batch.
+        value: NaN or infinite.
+    """
+
+    def __init__(self, pair: int, value: float, *, where: str) -> None:
+        super().__init__(
+            f"the margin is {value}, but it must be finite",
+            where=where,
+            fix="lower the learning rate, or look for an empty answer in that pair",
+        )
+        self.pair, self.value = pair, value
+
+
 def _finite(margin: Tensor) -> Tensor:
     """The margin in at least float32; refuses NaN and infinity, naming the first such pair."""
     finite = torch.isfinite(margin)
     if not finite.all():
-        row = int((~finite).nonzero()[0, 0])
-        raise NumericalError(
-            f"margin {row} is {float(margin.detach().flatten()[row])}, but it must be finite",
-            where=f"pair {row} of {margin.numel()}",
-            fix="lower the learning rate, or look for an empty answer in that pair",
-        )
+        pair = int((~finite).nonzero()[0, 0])
+        raise MarginError(pair, float(margin.detach().flatten()[pair]), where=f"pair {pair} of {margin.numel()}")
     return margin.float() if margin.dtype in (torch.float16, torch.bfloat16) else margin
 
 

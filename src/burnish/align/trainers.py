@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DPOTrainer, RewardTrainer
 
-from burnish.align.checks import ROW, PairChecks, truncation_sentence
+from burnish.align.checks import ROW, PairChecks, WithRows, truncation_sentence
 from burnish.align.configs import (
     AdaptiveDPOConfig,
     AdaptiveRewardConfig,
@@ -112,6 +112,7 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
         args = args or self.default_config(f"{_name(model)}-{self.default_config.pair_loss}")
         _check_reference(model, ref_model, args, kwargs.get("peft_config"))
         super().__init__(model, ref_model, args, **kwargs)
+        self.data_collator = WithRows(self.data_collator)
 
     default_config = PairDPOConfig
 
@@ -139,9 +140,10 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
             self.precompute_ref_logps = precomputed
         outputs: Any = listener.outputs
         margin = self._margin(outputs, inputs)
-        losses, found = smoothed_pair_loss(
-            self.args.pair_loss, margin, self.args.label_smoothing, **self.args.loss_settings()
-        )
+        with self._naming_rows():
+            losses, found = smoothed_pair_loss(
+                self.args.pair_loss, margin, self.args.label_smoothing, **self.args.loss_settings()
+            )
         if self.use_weighting:
             losses = losses * self._wpo_weight(outputs, inputs)
         loss = losses.mean()
@@ -237,6 +239,7 @@ class PairRewardTrainer(PairChecks, _PairReports, RewardTrainer):
     def __init__(self, model: str | PreTrainedModel | Any, args: PairRewardConfig | None = None, **kwargs: Any) -> None:
         args = args or self.default_config(f"{_name(model)}-{self.default_config.pair_loss}-reward")
         super().__init__(model, args, **kwargs)
+        self.data_collator = WithRows(self.data_collator)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         checked = self._number_and_check(dataset, args, dataset_name)
@@ -252,12 +255,13 @@ class PairRewardTrainer(PairChecks, _PairReports, RewardTrainer):
         stock: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         outputs = stock[1]
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
-        losses, found = smoothed_pair_loss(
-            self.args.pair_loss,
-            chosen - rejected - inputs.get("margin", 0.0),
-            self.args.label_smoothing,
-            **self.args.loss_settings(),
-        )
+        with self._naming_rows():
+            losses, found = smoothed_pair_loss(
+                self.args.pair_loss,
+                chosen - rejected - inputs.get("margin", 0.0),
+                self.args.label_smoothing,
+                **self.args.loss_settings(),
+            )
         loss = losses.mean()
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * (chosen + rejected).square().mean()

@@ -1,0 +1,78 @@
+"""`burnish fetch` out of the hub's cache, killed while it copies: afterwards the same command gives the whole copy."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pytestmark = pytest.mark.slow
+
+START = "from burnish.cli import main; main()"
+KILLS = 6
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub cache with one model of 130 MB."""
+    place = tmp_path_factory.mktemp("cache")
+    cached = place / "models--someone--small"
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=64_000
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(cached / "snapshots" / "0123456789abcdef")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123456789abcdef")
+    return place
+
+
+def fetch(cache: Path, out: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", START, "fetch", "someone/small", "-o", str(out)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_copying(process: subprocess.Popen[bytes], out: Path) -> float:
+    """When the temporary directory of the copy appears."""
+    while not any(out.parent.glob(f".{out.name}.{process.pid}.tmp/*")):
+        assert process.poll() is None, "it ended before it began to copy"
+        time.sleep(0.0005)
+    return time.monotonic()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_killed_while_it_copies_it_starts_again_and_leaves_nothing_else(cache: Path, tmp_path: Path):
+    undisturbed, out = tmp_path / "undisturbed" / "small", tmp_path / "place" / "small"
+    process = fetch(cache, undisturbed)
+    started = wait_for_copying(process, undisturbed)
+    assert process.wait() == 0
+    length = time.monotonic() - started
+
+    moments, kills = random.Random(0), 0
+    for part in range(KILLS):
+        process = fetch(cache, out)
+        wait_for_copying(process, out)
+        time.sleep(moments.uniform(part, part + 1) / KILLS * length * 0.8)
+        if process.poll() is None and not out.exists():
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if out.exists():  # too late for this kill: whole, and the next one begins anew
+            assert contents(out) == contents(undisturbed)
+            for path in out.iterdir():
+                path.unlink()
+            out.rmdir()
+    assert kills >= KILLS // 2
+    assert fetch(cache, out).wait() == 0
+    assert contents(out) == contents(undisturbed)
+    assert [path.name for path in out.parent.iterdir()] == ["small"]
