@@ -165,6 +165,33 @@ def test_a_stage_killed_for_its_memory_says_what_to_lower_and_continues(
     assert files(run / "nodes") == files(undisturbed / "nodes")
 
 
+@pytest.fixture
+def memory_limit() -> Iterator[Path]:
+    """A control group of 8 MB; skipped where none can be made."""
+    place = Path("/sys/fs/cgroup/memory") / f"burnish-test-{os.getpid()}"
+    try:
+        place.mkdir()
+        (place / "memory.limit_in_bytes").write_text("8000000")
+    except OSError:
+        pytest.skip("control groups of memory (version 1) cannot be made here")
+    yield place
+    place.rmdir()
+
+
+def test_a_stage_that_takes_too_much_memory_is_killed_and_the_run_says_what_to_lower(
+    recipe: Path, undisturbed: Path, tmp_path: Path, memory_limit: Path
+):
+    """By the kernel, as on a machine that is too small."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = Command(log, "run", recipe, "-o", run)
+    assert command.wait_until(lambda: any(run.glob("work/gptq/statistics/*")))
+    (memory_limit / "cgroup.procs").write_text(str(warm.children_of(command.pid)[0]))
+    assert command.end() == 1
+    assert "most likely because memory ran out; lower " in command.output and "Traceback" not in command.output
+    warm.run(log, "run", recipe, "-o", run)
+    assert files(run / "nodes") == files(undisturbed / "nodes")
+
+
 @pytest.mark.parametrize(("role", "number"), [("command", 1), ("command", 3), ("node", 1), ("node", 6)])
 def test_a_failing_fsync_is_one_sentence_and_the_run_continues(
     recipe: Path, undisturbed: Path, tmp_path: Path, role: str, number: int
