@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from burnish.core.checkpoint import Model, load
 from burnish.quantize.stage import Quantize
+from burnish.slim.stage import Slim
 from small_models import small_llama, small_tokenizer
 
 NUM_TOKENS = 24
@@ -36,12 +38,38 @@ ROUNDED_ACTIVATIONS = {
     "fp8-dynamic": {"scheme": "fp8-dynamic"},
     "packed and int8": {"group_size": 32, "overrides": {GATE_UP: {"scheme": "w8a8-int8"}}},
 }
+MIXTURES = {
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 128},
+    "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 128},
+}
+CUTS = {
+    "narrow": {"width": 64, "score": "magnitude"},
+    "fewer heads": {"width": 64, "num_key_value_heads": 1, "score": "magnitude"},
+    "fewer experts": {"method": "drop", "num_experts": 2, "score": "magnitude"},
+}
+SLIMMED = [("Mixtral", cut) for cut in CUTS] + [("Olmoe", cut) for cut in CUTS if cut != "fewer heads"]
+"""OLMoE's norms span all heads, so that burnish refuses to cut them."""
 
 
 def random_model() -> Model:
     """Weights wide enough that greedy search wanders over the vocabulary and does not repeat one token."""
     module = small_llama(hidden_size=128, intermediate_size=256, tie_word_embeddings=False, initializer_range=0.2)
     return Model(module=module, tokenizer=small_tokenizer())
+
+
+def slimmed_model(name: str, cut: str) -> Model:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=512,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        **MIXTURES[name],
+    )
+    mixture = Model(module=getattr(transformers, f"{name}ForCausalLM")(config).eval(), tokenizer=small_tokenizer())
+    return Slim(multiple=32, **CUTS[cut])(mixture)
 
 
 def in_vllm(directory: Path, jobs: list[dict]) -> subprocess.CompletedProcess[str]:
@@ -80,6 +108,11 @@ def generated(tmp_path_factory):
         target = quantized.save(directory / name)
         found[name] = (quantized.module, target)
         jobs.append(job(target))
+    for name, cut in SLIMMED:
+        slimmed = slimmed_model(name, cut)
+        target = slimmed.save(directory / f"{name}, {cut}")
+        found[f"{name}, {cut}"] = (slimmed.module, target)
+        jobs.append(job(target))
     if smollm2_directory():
         model = load(smollm2_directory(), dtype=torch.float32)
         quantized = Quantize(method="rtn", bits=4, group_size=64)(model)
@@ -100,6 +133,15 @@ def test_greedy_tokens_are_those_of_the_dequantized_weights(generated, name):
     tokens = [output["tokens"] for output in outputs]
     assert tokens == [greedy(module, prompt) for prompt in PROMPTS]
     assert len(set(tokens[0])) > NUM_TOKENS // 3  # a sequence that could have gone wrong
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("name", "cut"), SLIMMED)
+def test_a_slimmed_mixture_gives_the_tokens_it_gives_in_transformers(generated, name, cut):
+    module, _, outputs = generated[f"{name}, {cut}"]
+    tokens = [output["tokens"] for output in outputs]
+    assert tokens == [greedy(module, prompt) for prompt in PROMPTS]
+    assert len(set(tokens[0])) > NUM_TOKENS // 3
 
 
 def int8_products_saturate() -> bool:
