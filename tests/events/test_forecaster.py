@@ -311,12 +311,13 @@ def test_scores_stand_beside_baselines_with_errors(fitted: EventForecaster, part
     assert len(result.events["pit"]) == sum(len(s) - 1 for s in parts[2].sequences)
 
 
-def test_windowing_of_long_sequences_is_said_in_the_result(fitted: EventForecaster) -> None:
+def test_one_long_sequence_is_windowed_and_has_no_errors_and_both_are_said(fitted: EventForecaster) -> None:
     rng = np.random.default_rng(1)
     long = EventSequence(np.cumsum(rng.exponential(size=1500)), rng.integers(0, 3, 1500), start=0.0)
-    result = fitted.score(EventDataset((long,), fitted.mark_names), bootstrap=0)
+    result = fitted.score(EventDataset((long,), fitted.mark_names), bootstrap=20)
     assert len(result.events["gap"]) == 1499
-    assert "windowed" in result.notes[0]
+    assert result.errors == {}
+    assert "one sequence" in result.notes[0] and "windowed" in result.notes[1]
 
 
 # -- places ----------------------------------------------------------------------------------------------------------

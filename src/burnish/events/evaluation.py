@@ -78,13 +78,16 @@ def evaluate(
     everything = np.arange(len(order))
     scores = summary(events, everything)
     errors = {}
-    if bootstrap:
+    one_sequence = len(np.unique(events["sequence"])) == 1
+    if bootstrap and not one_sequence:
         for name in ("loglik", "loglik_time", "loglik_mark", "crps", "accuracy", "calibration_score_19", "mae"):
             errors[name] = metrics.bootstrap_error(
                 lambda rows, name=name: _STATISTICS[name](events, rows), events["sequence"], num_draws=bootstrap
             )
     beside = {} if baselines is None else baselines.score(events["gap"], events["mark"], events["previous"])
     notes = []
+    if one_sequence:
+        notes.append("the test part is one sequence, so that scores have no errors: those are taken over sequences")
     if packed.num_cut:
         notes.append(
             f"{packed.num_cut} sequences are longer than {model.window} events: their history is windowed, "

@@ -70,4 +70,4 @@ class ExponentialHawkes(EventModel):
         return torch.log(hazards / hazards.sum(-1, keepdim=True))
 
     def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.negative_log_likelihood(batch, self.histories(batch))
+        return self.negative_log_likelihood(self.histories(batch))

@@ -98,4 +98,4 @@ class LogNormalMixture(EncodedModel):
         return condition["mark_log_probs"].unsqueeze(-2).expand(*gap.shape, -1)
 
     def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.negative_log_likelihood(batch, self.histories(batch))
+        return self.negative_log_likelihood(self.histories(batch))

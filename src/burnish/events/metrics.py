@@ -130,11 +130,9 @@ def bootstrap_error(
 
     Args:
         statistic: takes the indices of events (with repeats) and gives a number.
-        groups: (n,) sequence of every event.
+        groups: (n,) sequence of every event, of at least two sequences.
     """
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    if len(members) < 2:
-        return float("nan")
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(num_draws):

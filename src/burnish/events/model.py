@@ -106,7 +106,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Histories:
-    """Scored events with the condition of what came before: one row an event."""
+    """Scored events with the condition of what came before: one row an event.
+
+    Attributes:
+        tail: conditions after the last events of the sequences whose end is known, with the censored gaps, or None.
+    """
 
     condition: Condition
     gap: Float[Tensor, " S"]
@@ -114,6 +118,7 @@ class Histories:
     location: Tensor | None
     vertex: Tensor | None
     hidden: Float[Tensor, "S M"]
+    tail: tuple[Condition, Tensor] | None
 
 
 class EventModel(nn.Module):
@@ -205,7 +210,8 @@ class EventModel(nn.Module):
 
     def histories(self, batch: Batch) -> Histories:
         """Encodes a batch and keeps one row for every scored event."""
-        hidden = self.states(batch)[:, :-1][batch.scored]
+        states = self.states(batch)
+        hidden = states[:, :-1][batch.scored]
         last = torch.cat([torch.zeros_like(batch.times[:, :1]), batch.times[:, :-1]], dim=1)[batch.scored]
         return Histories(
             condition=self.condition(hidden, last),
@@ -214,15 +220,15 @@ class EventModel(nn.Module):
             location=None if batch.locations is None else batch.locations[batch.scored],
             vertex=None if batch.vertices is None else batch.vertices[batch.scored],
             hidden=hidden,
+            tail=self._tail(batch, states),
         )
 
-    def tail_condition(self, batch: Batch) -> tuple[Condition, Tensor] | None:
-        """Conditions after the last event of the sequences whose end is known, with the censored gap."""
+    def _tail(self, batch: Batch, states: Float[Tensor, "B L+1 M"]) -> tuple[Condition, Tensor] | None:
         known = ~torch.isnan(batch.tail)
         if not bool(known.any()):
             return None
         last = batch.present.sum(1)[known]
-        hidden = self.states(batch)[known, last]
+        hidden = states[known, last]
         last_time = batch.times[known, (last - 1).clamp_min(0)]
         return self.condition(hidden, last_time), batch.tail[known]
 
@@ -245,16 +251,15 @@ class EventModel(nn.Module):
         log_probs = self.mark_log_probs(condition, gap.unsqueeze(-1)).squeeze(-2)
         return torch.gather(log_probs, -1, mark.unsqueeze(-1)).squeeze(-1)
 
-    def negative_log_likelihood(self, batch: Batch, histories: Histories) -> dict[str, Tensor]:
+    def negative_log_likelihood(self, histories: Histories) -> dict[str, Tensor]:
         """Time, mark and censored-gap parts, each divided by the number of scored events."""
         count = max(len(histories.gap), 1)
         parts = {
             "time": -self.log_density(histories.condition, histories.gap).sum() / count,
             "mark": -self.mark_log_prob(histories.condition, histories.gap, histories.mark).sum() / count,
         }
-        tail = self.tail_condition(batch)
-        if tail is not None:
-            condition, gap = tail
+        if histories.tail is not None:
+            condition, gap = histories.tail
             parts["tail"] = self.compensator(condition, gap.unsqueeze(-1)).sum() / count
         return parts
 

@@ -106,7 +106,7 @@ class Smash(EncodedModel):
         self, batch: Batch, histories: Histories, objective: Objective, generator: torch.Generator
     ) -> dict[str, Tensor]:
         if objective.name == "likelihood":
-            return self.negative_log_likelihood(batch, histories)
+            return self.negative_log_likelihood(histories)
         condition, count, mark = histories.condition, max(len(histories.gap), 1), histories.mark
 
         def score(gap: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class SmurfTHP(EncodedModel):
     def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)
         if objective.name == "likelihood":
-            return self.negative_log_likelihood(batch, histories)
+            return self.negative_log_likelihood(histories)
         condition, count = histories.condition, max(len(histories.gap), 1)
         value, noised = denoising_time_loss(
             histories.gap, lambda gap: self.gap_score(condition, gap), objective, generator
