@@ -41,13 +41,15 @@ class LinearHazard(nn.Module):
         beta = self.log_beta.exp()
         return {"level": beta * self.weight(hidden), "slope": beta * slope}
 
-    def mark_hazards(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q K"]:
-        x = condition["level"].unsqueeze(-2) + condition["slope"].unsqueeze(-2) * gap.unsqueeze(-1)
-        return F.softplus(x) / self.log_beta.exp()
+    def hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
+        """Over all types: one product, where a division and a sum would each go over every type at every gap."""
+        return F.softplus(self._exponent(condition, gap)) @ torch.exp(-self.log_beta)
 
     def log_mark_hazards(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q K"]:
-        x = condition["level"].unsqueeze(-2) + condition["slope"].unsqueeze(-2) * gap.unsqueeze(-1)
-        return log_softplus(x) - self.log_beta
+        return log_softplus(self._exponent(condition, gap)) - self.log_beta
+
+    def _exponent(self, condition: Condition, gap: Tensor) -> Tensor:
+        return torch.addcmul(condition["level"].unsqueeze(-2), condition["slope"].unsqueeze(-2), gap.unsqueeze(-1))
 
 
 class FlexibleHazard(nn.Module):

@@ -80,7 +80,7 @@ class THP(EncodedModel):
         }
 
     def hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
-        return self.intensity.mark_hazards(condition, gap).sum(-1)
+        return self.intensity.hazard(condition, gap)
 
     def log_hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
         return self.intensity.log_mark_hazards(condition, gap).logsumexp(-1)
