@@ -214,10 +214,12 @@ def write(bench: Bench) -> None:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
+    import numpy as np
+
     lines = [
-        f"| {len(results['seeds'])} seeds, nats per byte | parameters | steps | lr | loss | against dense, equal steps "
-        "| against dense, equal cost |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {len(results['seeds'])} seeds, nats per byte | parameters | steps | CPU s | lr | loss "
+        "| against dense, equal steps | against dense, equal cost |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for way, row in results["rows"].items():
         gaps = []
@@ -225,9 +227,8 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             value, low, high = row[f"against {base}"]
             gaps.append("" if way == base else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
         lr = f"{row['lr']:g}" if "lr" in row else ""
-        lines.append(
-            f"| {way} | {row['parameters']:,} | {row['steps']:,} | {lr} | {row['loss']:.3f} | {' | '.join(gaps)} |"
-        )
+        cost = f"{row['steps']:,} | {np.mean(row['cpu_seconds']):.0f}" if "lr" in row else " | "
+        lines.append(f"| {way} | {row['parameters']:,} | {cost} | {lr} | {row['loss']:.3f} | {' | '.join(gaps)} |")
     return {"continued": "\n".join(lines)}
 
 
