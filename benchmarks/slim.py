@@ -17,7 +17,6 @@ What has been measured is kept in `--work`, one file per model, so that the benc
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -25,12 +24,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from byte_windows import LENGTH, WINDOWS, Measured, mean, reported_windows, slices, window_losses
+
 RESULTS = Path(__file__).parent / "results" / "slim.json"
 SEEDS = (0, 1, 2)
 WIDTHS = {"half": 64, "a quarter": 32, "an eighth": 16}
 EXPERTS = {"half": 4, "a quarter": 2}  # an eighth would be one expert, and the router chooses two
 SCORES = ("fisher", "taylor", "energy", "magnitude", "random")
-LENGTH, BATCH, CALIBRATION, WINDOWS = 128, 8, 8_192, 320
+BATCH, CALIBRATION = 8, 8_192
 TEACHER_STEPS, TEACHER_LR = 2000, 3e-3
 BUDGETS = (60, 240)
 """Steps of distillation in all, however many stages: 3 % and 12 % of those of the teacher's training."""
@@ -65,30 +66,24 @@ def main() -> None:
     print("all that has been measured is written", file=sys.stderr)
 
 
-class Bench:
+class Bench(Measured):
     """What is measured, by name. A unit's result is {"losses": nats per byte of every window, ...}."""
 
     def __init__(self, work: Path) -> None:
         from burnish.data import read_texts
 
+        super().__init__(work)
         self.work = work
-        (work / "measured").mkdir(parents=True, exist_ok=True)
         self.train_text, self.test_text = (read_texts(f"wikitext2-{part}")[0] for part in ("valid", "test"))
         self._teachers: dict[int, Any] = {}
-
-    def file(self, name: str) -> Path:
-        return self.work / "measured" / (name.replace(", ", "-").replace(" ", "_") + ".json")
-
-    def read(self, name: str) -> dict[str, Any]:
-        return json.loads(self.file(name).read_text())
 
     def units(self) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
         """In the order in which they are measured; the name begins with the seed."""
         found: list[tuple[str, Callable[[], dict[str, Any]]]] = []
         for seed in SEEDS:
-            found.append((f"{seed}, teacher", lambda seed=seed: self.measured(self.teacher(seed))))
+            found.append((f"{seed}, teacher", lambda seed=seed: self.losses_of(self.teacher(seed))))
             for name, settings in cuts().items():
-                found.append((f"{seed}, {name}", lambda seed=seed, s=settings: self.measured(self.slim(seed, **s))))
+                found.append((f"{seed}, {name}", lambda seed=seed, s=settings: self.losses_of(self.slim(seed, **s))))
         for way in RECOVERIES:
             for lr in SEARCH:
                 name = f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}"
@@ -171,35 +166,14 @@ class Bench:
             first = self.distil(seed, self.slim(seed, width=between, score="fisher"), budget // 2, lr)
             student = self.slim(seed, first, width=width, score="fisher", labels="teacher")
             budget -= budget // 2
-        return self.measured(self.distil(seed, student, budget, lr)) | {"lr": lr}
+        return self.losses_of(self.distil(seed, student, budget, lr)) | {"lr": lr}
 
     def best_lr(self, way: str) -> float:
         names = {lr: f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}" for lr in SEARCH}
         return min(SEARCH, key=lambda lr: mean(self.read(names[lr])["losses"], tuning=True))
 
-    def measured(self, model: Any) -> dict[str, Any]:
-        """Nats per byte of every window."""
-        import torch
-
-        module = model.module.eval()
-        values = []
-        with torch.no_grad():
-            for ids in self.windows(model.tokenizer).split(64):
-                logits = module(input_ids=ids, use_cache=False).logits[:, :-1]
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-                values += loss.view(len(ids), -1).mean(1).tolist()
-        return {
-            "losses": [round(value, 5) for value in values],
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        }
-
-    def windows(self, tokenizer: Any) -> Any:
-        """At equal distances in the test text."""
-        import torch
-
-        ids = torch.tensor(tokenizer(self.test_text, add_special_tokens=False, verbose=False)["input_ids"])
-        rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-        return rows[:: len(rows) // WINDOWS][:WINDOWS]
+    def losses_of(self, model: Any) -> dict[str, Any]:
+        return window_losses(model, self.test_text)
 
 
 def cuts() -> dict[str, dict[str, Any]]:
@@ -228,15 +202,6 @@ def geometric(width: int) -> int:
     return geometric_widths(WIDTHS["half"] * 2, width, 2, 8)[0]
 
 
-def is_tuning(window: int) -> bool:
-    return window % 4 == 0
-
-
-def mean(losses: list[float], *, tuning: bool) -> float:
-    chosen = [value for window, value in enumerate(losses) if is_tuning(window) == tuning]
-    return sum(chosen) / len(chosen)
-
-
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +215,7 @@ def write(bench: Bench) -> None:
 
     from burnish.data import data_hash
 
-    reported = [window for window in range(WINDOWS) if not is_tuning(window)]
+    reported = reported_windows()
     seeds = [seed for seed in SEEDS if all(bench.file(f"{seed}, {name}").is_file() for name in ("teacher", *cuts()))]
     recovered = [f"{way}, {size}, {budget} steps" for size, budget, way in recoveries()]
     complete = all(bench.file(f"{seed}, {name}").is_file() for seed in SEEDS for name in recovered)
@@ -287,11 +252,6 @@ def write(bench: Bench) -> None:
         for lr in SEARCH:
             unit = bench.read(f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}")
             search[f"{way}, lr {lr:g}"] = mean(unit["losses"], tuning=True)
-    rows = bench.windows(bench.teacher(SEEDS[0]).tokenizer)
-    digests = {
-        kind: hashlib.sha256(rows[[w for w in range(WINDOWS) if is_tuning(w) == (kind == "tuning")]].numpy().tobytes())
-        for kind in ("tuning", "reporting")
-    }
     content = {
         "machine": f"{platform.machine()}, one thread, shared with other work; CPU times only",
         "date": datetime.date.today().isoformat(),
@@ -304,7 +264,7 @@ def write(bench: Bench) -> None:
             "windows": WINDOWS,
             "bootstrap": len(picks),
         },
-        "slices": {kind: [digest.hexdigest()] for kind, digest in digests.items()}
+        "slices": slices(bench.teacher(SEEDS[0]).tokenizer, bench.test_text)
         | {"training": [data_hash("wikitext2-valid")]},
         "seeds": seeds,
         "best_score": best,

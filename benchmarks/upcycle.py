@@ -17,16 +17,17 @@ all of it is there.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from byte_windows import LENGTH, Measured, mean, reported_windows, slices, window_losses
+
 RESULTS = Path(__file__).parent / "results" / "upcycle.json"
 SEEDS = (0, 1, 2)
-LENGTH, BATCH, WINDOWS = 128, 8, 320
+BATCH = 8
 DENSE_STEPS, DENSE_LR, STEPS = 1000, 3e-3, 400
 SEARCH = (1e-3, 3e-3)
 WAYS = ("dense", "dense, equal cost", "mixture", "mixture, noise 0.1")
@@ -62,21 +63,15 @@ def main() -> None:
     write(bench)
 
 
-class Bench:
+class Bench(Measured):
     """What is measured, by name: "seed, start" and "seed, way, lr"."""
 
     def __init__(self, work: Path) -> None:
         from burnish.data import read_texts
 
+        super().__init__(work)
         self.work = work
-        (work / "measured").mkdir(parents=True, exist_ok=True)
         self.train_text, self.test_text = (read_texts(f"wikitext2-{part}")[0] for part in ("valid", "test"))
-
-    def file(self, name: str) -> Path:
-        return self.work / "measured" / (name.replace(", ", "-").replace(" ", "_") + ".json")
-
-    def read(self, name: str) -> dict[str, Any]:
-        return json.loads(self.file(name).read_text())
 
     def names(self) -> list[str]:
         found = [f"{SEEDS[0]}, start", *(f"{SEEDS[0]}, {way}, {lr:g}" for way in WAYS for lr in SEARCH)]
@@ -94,7 +89,7 @@ class Bench:
         seed, what, *rest = name.split(", ")
         model = self.dense(int(seed))
         if what == "start":
-            return self.losses(model)
+            return window_losses(model, self.test_text)
         steps, lr = STEPS, float(rest[-1])
         if what.startswith("mixture"):
             model = burnish.Upcycle(num_experts=4, top_k=2, noise=0.1 if "noise 0.1" in rest else 0.0, seed=int(seed))(
@@ -105,7 +100,9 @@ class Bench:
             steps = round(STEPS * self.cost_ratio())
         started = time.process_time()
         trained = burnish.Train(**self.training(int(seed), steps, lr))(model, data=[self.train_text])
-        return {"steps": steps, "seconds": round(time.process_time() - started, 1)} | self.losses(trained)
+        return {"steps": steps, "seconds": round(time.process_time() - started, 1)} | window_losses(
+            trained, self.test_text
+        )
 
     def cost_ratio(self) -> float:
         """CPU seconds of a step of the mixture over those of the dense model, a few steps of each in turn."""
@@ -140,29 +137,6 @@ class Bench:
         settings: dict[str, Any] = {"optimizer": "adamw", "lr": lr, "steps": steps, "batch": BATCH, "context": LENGTH}
         return settings | {"final_lr": 0.1, "seed": seed, "save_every": 100}
 
-    def losses(self, model: Any) -> dict[str, Any]:
-        """Nats per byte of every window."""
-        import torch
-
-        module = model.module.eval()
-        ids = torch.tensor(model.tokenizer(self.test_text, add_special_tokens=False, verbose=False)["input_ids"])
-        rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-        values = []
-        with torch.no_grad():
-            for window in rows[:: len(rows) // WINDOWS][:WINDOWS].split(64):
-                logits = module(input_ids=window, use_cache=False).logits[:, :-1]
-                loss = torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none"
-                )
-                values += loss.view(len(window), -1).mean(1).tolist()
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        return {"losses": [round(value, 5) for value in values], "parameters": parameters}
-
-
-def mean(losses: list[float], *, tuning: bool) -> float:
-    chosen = [value for window, value in enumerate(losses) if (window % 4 == 0) == tuning]
-    return sum(chosen) / len(chosen)
-
 
 def write(bench: Bench) -> None:
     import datetime
@@ -175,7 +149,7 @@ def write(bench: Bench) -> None:
 
     names = {"start": "start"} | {way: f"{way}, {bench.best_lr(way):g}" for way in WAYS}
     runs = {way: [bench.read(f"{seed}, {name}") for seed in SEEDS] for way, name in names.items()}
-    reported = [window for window in range(WINDOWS) if window % 4]
+    reported = reported_windows()
     losses = {way: np.array([run["losses"] for run in found])[:, reported] for way, found in runs.items()}
     picks = np.random.default_rng(0).integers(0, len(reported), (4000, len(reported)))
     rows = {}
@@ -190,16 +164,13 @@ def write(bench: Bench) -> None:
             low, high = np.quantile(difference[picks].mean(1), [0.025, 0.975])
             row[f"against {base}"] = [float(difference.mean()), float(low), float(high)]
         rows[way] = row
-    text = data_hash("wikitext2-test")
     content = {
         "machine": f"{platform.machine()}, one thread, shared with other work; CPU times only",
         "date": datetime.date.today().isoformat(),
         "versions": library_versions(),
         "seeds": list(SEEDS),
         "settings": CONFIG | {"batch": BATCH, "length": LENGTH, "dense_steps": DENSE_STEPS, "dense_lr": DENSE_LR},
-        "slices": {
-            part: [hashlib.sha256(f"{text} windows {part}".encode()).hexdigest()] for part in ("tuning", "reporting")
-        }
+        "slices": slices(bench.dense(SEEDS[0]).tokenizer, bench.test_text)
         | {"training": [data_hash("wikitext2-valid")]},
         "search": {
             f"{way}, {lr:g}": mean(bench.read(f"{SEEDS[0]}, {way}, {lr:g}")["losses"], tuning=True)

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -149,46 +149,35 @@ def test_stopped_by_a_signal_it_leaves_no_process_and_continues(
     assert files(run / "nodes") == files(undisturbed / "nodes")
 
 
-def test_a_stage_killed_for_its_memory_says_what_to_lower_and_continues(
-    recipe: Path, undisturbed: Path, tmp_path: Path
-):
-    """The kernel ends a process that takes too much with SIGKILL; the run itself lives on to say so."""
-    run, log = tmp_path / "run", tmp_path / "log"
-    command = Command(log, "run", recipe, "-o", run)
-    assert command.wait_until(lambda: any(run.glob("work/gptq/statistics/*")))
-    os.kill(warm.children_of(command.pid)[0], signal.SIGKILL)
-    assert command.end() == 1
-    assert "most likely because memory ran out; lower " in command.output and "Traceback" not in command.output
-    made = finished(run)
-    warm.run(log, "run", recipe, "-o", run)
-    assert set(made) == {FIRST} and made.items() <= finished(run).items()
-    assert files(run / "nodes") == files(undisturbed / "nodes")
-
-
-@pytest.fixture
-def memory_limit() -> Iterator[Path]:
-    """A control group of 8 MB; skipped where none can be made."""
+@pytest.fixture(params=["by a signal", "by the kernel"])
+def kill_for_memory(request: pytest.FixtureRequest) -> Iterator[Callable[[int], object]]:
+    """What ends a process that takes too much memory: SIGKILL, sent here, or by a control group of 8 MB that it is put
+    into; skipped where none can be made."""
+    if request.param == "by a signal":
+        yield lambda pid: os.kill(pid, signal.SIGKILL)
+        return
     place = Path("/sys/fs/cgroup/memory") / f"burnish-test-{os.getpid()}"
     try:
         place.mkdir()
         (place / "memory.limit_in_bytes").write_text("8000000")
     except OSError:
         pytest.skip("control groups of memory (version 1) cannot be made here")
-    yield place
+    yield lambda pid: (place / "cgroup.procs").write_text(str(pid))
     place.rmdir()
 
 
-def test_a_stage_that_takes_too_much_memory_is_killed_and_the_run_says_what_to_lower(
-    recipe: Path, undisturbed: Path, tmp_path: Path, memory_limit: Path
+def test_a_stage_killed_for_its_memory_says_what_to_lower_and_continues(
+    recipe: Path, undisturbed: Path, tmp_path: Path, kill_for_memory: Callable[[int], object]
 ):
-    """By the kernel, as on a machine that is too small."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = Command(log, "run", recipe, "-o", run)
     assert command.wait_until(lambda: any(run.glob("work/gptq/statistics/*")))
-    (memory_limit / "cgroup.procs").write_text(str(warm.children_of(command.pid)[0]))
+    kill_for_memory(warm.children_of(command.pid)[0])
     assert command.end() == 1
     assert "most likely because memory ran out; lower " in command.output and "Traceback" not in command.output
+    made = finished(run)
     warm.run(log, "run", recipe, "-o", run)
+    assert set(made) == {FIRST} and made.items() <= finished(run).items()
     assert files(run / "nodes") == files(undisturbed / "nodes")
 
 

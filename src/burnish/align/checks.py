@@ -33,6 +33,11 @@ class PairChecks:
     """
 
     truncation: dict[str, dict[str, Any]]
+    _rows_of_batch: list[int] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator = WithRows(self.data_collator)  # row numbers travel in the batch: it is collated ahead
 
     def _number_and_check(self, dataset: Any, args: Any, name: str) -> Any:
         """Raw rows: numbers them unless they are, refuses missing columns and empty or identical answers."""
@@ -93,8 +98,6 @@ class PairChecks:
     def _kept_tokens(self, example: dict[str, Any], args: Any) -> tuple[list[int], list[int], bool]:
         raise NotImplementedError
 
-    # Row numbers travel in the batch, because batches are collated ahead of their use.
-
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         if ROW not in self._signature_columns:
@@ -106,15 +109,16 @@ class PairChecks:
         return super()._prepare_inputs(inputs)  # type: ignore[misc]
 
     @contextmanager
-    def _naming_rows(self) -> Iterator[None]:
+    def _naming_rows(self: Any) -> Iterator[None]:
         """A margin that is not finite is told with its row in the data instead of its place in the batch."""
         try:
             yield
         except MarginError as error:
-            rows = getattr(self, "_rows_of_batch", None)
-            if rows is None:
+            if self._rows_of_batch is None:
                 raise
-            raise MarginError(error.pair, error.value, where=f"training data, row {rows[error.pair]}") from None
+            data = "training" if self.model.training else "evaluation"
+            where = f"{data} data, row {self._rows_of_batch[error.pair]}"
+            raise MarginError(error.pair, error.value, where=where) from None
 
 
 class WithRows:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DPOTrainer, RewardTrainer
 
-from burnish.align.checks import ROW, PairChecks, WithRows, truncation_sentence
+from burnish.align.checks import ROW, PairChecks, truncation_sentence
 from burnish.align.configs import (
     AdaptiveDPOConfig,
     AdaptiveRewardConfig,
@@ -112,7 +112,6 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
         args = args or self.default_config(f"{_name(model)}-{self.default_config.pair_loss}")
         _check_reference(model, ref_model, args, kwargs.get("peft_config"))
         super().__init__(model, ref_model, args, **kwargs)
-        self.data_collator = WithRows(self.data_collator)
 
     default_config = PairDPOConfig
 
@@ -239,7 +238,6 @@ class PairRewardTrainer(PairChecks, _PairReports, RewardTrainer):
     def __init__(self, model: str | PreTrainedModel | Any, args: PairRewardConfig | None = None, **kwargs: Any) -> None:
         args = args or self.default_config(f"{_name(model)}-{self.default_config.pair_loss}-reward")
         super().__init__(model, args, **kwargs)
-        self.data_collator = WithRows(self.data_collator)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         checked = self._number_and_check(dataset, args, dataset_name)

@@ -27,6 +27,7 @@ from burnish.data.wikitext import detokenise
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEXTS = Path(__file__).parent / "texts"
 SHIPPED = {"wikitext2-valid": "wikitext2_valid.txt.gz", "wikitext2-test": "wikitext2_test.txt.gz"}
 """Texts inside the package (CC BY-SA 3.0, see texts/LICENSE.md), detokenised when read."""
 
@@ -66,7 +67,7 @@ def read_rows(data: Data) -> list[Row]:
     if not isinstance(data, str | Path):
         rows: list[Row] = list(data)
     elif str(data) in SHIPPED and not Path(data).exists():
-        packed = Path(__file__).parent / "texts" / SHIPPED[str(data)]
+        packed = TEXTS / SHIPPED[str(data)]
         rows = [detokenise(_decode(_read_bytes(packed), packed))]
     else:
         rows = _read_path(Path(data).expanduser())

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import burnish.data
 from burnish.core.checkpoint import Model, compute_dtype, pick_device
 from burnish.core.errors import DataError, MissingExtraError, SettingsError
+from burnish.data.read import TEXTS
 from burnish.evaluate.maths.bootstrap import Interval
 from burnish.evaluate.measure import check_kind, device_name, metric, network
 from burnish.evaluate.stage import Evaluation
@@ -34,8 +34,7 @@ Task = str | Path | dict[str, Any]
 
 NORMAL_95 = 1.959964
 
-
-BLIMP_SAMPLE = Path(burnish.data.__file__).parent / "texts" / "blimp_670.jsonl.gz"
+BLIMP_SAMPLE = TEXTS / "blimp_670.jsonl.gz"
 """Ten pairs of each of the 67 paradigms of BLiMP (2020, arXiv:1912.00582), CC BY 4.0; the first 67 are one of each."""
 
 

@@ -258,10 +258,14 @@ class EventModel(nn.Module):
             "time": -self.log_density(histories.condition, histories.gap).sum() / count,
             "mark": -self.mark_log_prob(histories.condition, histories.gap, histories.mark).sum() / count,
         }
-        if histories.tail is not None:
-            condition, gap = histories.tail
-            parts["tail"] = self.compensator(condition, gap.unsqueeze(-1)).sum() / count
-        return parts
+        return parts | self.tail_loss(histories)
+
+    def tail_loss(self, histories: Histories) -> dict[str, Tensor]:
+        """The censored last gaps' part of the likelihood, per scored event; empty where none is known."""
+        if histories.tail is None:
+            return {}
+        condition, gap = histories.tail
+        return {"tail": self.compensator(condition, gap.unsqueeze(-1)).sum() / max(len(histories.gap), 1)}
 
 
 class EncodedModel(EventModel):

@@ -140,8 +140,6 @@ class StructuredTHP(EncodedModel):
         histories = self.histories(batch)
         count = max(len(histories.gap), 1)
         terms = {"nll": -self.pair_log_likelihood(histories).sum() / count}
-        if histories.tail is not None:
-            condition, censored = histories.tail
-            terms["tail"] = self.compensator(condition, censored.unsqueeze(-1)).sum() / count
+        terms |= self.tail_loss(histories)
         terms["link"] = -self.link_weight * link_regulariser(self.link_scores(), self.adjacency)
         return terms

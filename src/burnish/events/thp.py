@@ -111,9 +111,7 @@ class THP(EncodedModel):
         count = max(len(gap), 1)
         happened = torch.gather(log_hazards, -1, histories.mark.unsqueeze(-1))
         terms = {"nll": (self.compensator(histories.condition, gap) - happened).sum() / count}
-        if histories.tail is not None:
-            condition, censored = histories.tail
-            terms["tail"] = self.compensator(condition, censored.unsqueeze(-1)).sum() / count
+        terms |= self.tail_loss(histories)
         if self.heads != "none":
             hidden = histories.hidden.detach() if self.heads == "detached" else histories.hidden
             terms["type_head"] = F.cross_entropy(self.type_head(hidden), histories.mark)

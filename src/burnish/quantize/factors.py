@@ -149,6 +149,7 @@ def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None
         output_choice = Shrinkage(rule.output_damping)
         input_choice = Shrinkage(rule.input_damping, rule.mix)
         if rule.held_out:
+            order = rounding.order_of(one_sided=False)
             fitting, held_out = sums.fitting(), sums.held_out()
             fitting_sides = [moved(side, device, dtype) for side in fitting.sketches[rounding.sketch]]
             held_out_sides = [moved(side, device, dtype) for side in held_out.sketches[rounding.sketch]]
@@ -158,14 +159,9 @@ def choose_factors(view: MatrixView, rounding: Rounding, sums: MatrixSums | None
                 target=moved(fitting.covariance, device, dtype),
                 steps=input_steps,
                 mixes=MIXES,
-                order=rounding.order_of(one_sided=False),
+                order=order,
             )
-            output_choice = choose_shrinkage(
-                fitting_sides[1],
-                held_out_sides[1],
-                steps=output_steps,
-                order=rounding.order_of(one_sided=False),
-            )
+            output_choice = choose_shrinkage(fitting_sides[1], held_out_sides[1], steps=output_steps, order=order)
         output_side = output_choice.apply(output_factor)
         input_side = input_choice.apply(input_factor, covariance)
     two_sided = None
