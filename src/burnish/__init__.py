@@ -12,6 +12,8 @@ Public names are resolved when first used, so that importing the package costs n
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from burnish._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from burnish.align.stage import Align
     from burnish.convert.stage import Upcycle
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from burnish.quantize.stage import Quantize
     from burnish.slim.stage import Slim
     from burnish.train.stage import Train
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "Align": "burnish.align.stage",

@@ -13,9 +13,10 @@ from burnish.align.stage import Align
 from burnish.align.train import align, hold_out
 from burnish.core.checkpoint import load
 from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.core.kinds import Kind
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
-from burnish.core.stage import Context, Kind
+from burnish.core.stage import Context
 
 SHORT = {"data": "prefs", "max_steps": 4, "batch": 4, "micro_batch": 2, "lr": 1e-3, "holdout": 0.2, "device": "cpu"}
 

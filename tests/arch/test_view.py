@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from burnish import arch
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import CheckpointError
-from burnish.core.stage import Kind
+from burnish.core.kinds import Kind
 
 
 def test_every_saved_value_is_in_exactly_one_view(any_model):

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 from burnish.convert.stage import Upcycle
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import CheckpointError, SettingsError
-from burnish.core.stage import Plan
+from burnish.core.kinds import Plan
 
 SHAPE = {
     "vocab_size": 96,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from burnish.core.errors import NumericalError
-from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Kind, Stage
+from burnish.core.kinds import Kind
+from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model

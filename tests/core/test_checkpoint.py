@@ -21,7 +21,7 @@ from burnish.core.checkpoint import (
     shards,
 )
 from burnish.core.errors import CheckpointError, OutputError
-from burnish.core.stage import Kind, Weights
+from burnish.core.kinds import Kind, Weights
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 
 from burnish.core.checkpoint import Lineage, Model, load
 from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.core.kinds import Kind
 from burnish.core.ledger import Ledger, protocol_hash
-from burnish.core.stage import Kind
 from burnish.data import cut, read_texts
 from burnish.evaluate import Evaluate
 from burnish.evaluate.measure import network

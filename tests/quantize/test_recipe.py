@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from burnish.core.stage import Weights
+from burnish.core.kinds import Weights
 from burnish.quantize.stage import Quantize
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "yaqa_3bit.yaml"

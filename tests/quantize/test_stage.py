@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.core.checkpoint import load, read_safetensors_header
 from burnish.core.errors import DataError, EngineError, NumericalError, SettingsError
-from burnish.core.stage import Weights
+from burnish.core.kinds import Weights
 from burnish.quantize.stage import Quantize
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32}

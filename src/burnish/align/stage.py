@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
-from burnish.core.stage import CheckpointRef, Context, DataRef, Kind, Plan, Stage
+from burnish.core.kinds import Kind, Plan
+from burnish.core.stage import CheckpointRef, Context, DataRef, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model

@@ -16,7 +16,8 @@ import torch
 from burnish.align.pairs import Pairs, check_pairs, import_datasets, read_pairs, split_prompt
 from burnish.core.checkpoint import Lineage, Model, cast, load
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError
-from burnish.core.stage import Context, Kind
+from burnish.core.kinds import Kind
+from burnish.core.stage import Context
 from burnish.optim import OPTIMIZERS
 
 try:

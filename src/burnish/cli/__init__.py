@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Group
 
-from burnish import __version__
+from burnish._version import __version__
 from burnish.core.errors import BurnishError
 
 RECIPES = Group.create_ordered("Recipes")

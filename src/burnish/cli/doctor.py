@@ -38,7 +38,7 @@ def doctor() -> None:
     import psutil
     import torch
 
-    from burnish import __version__
+    from burnish._version import __version__
     from burnish.core.checkpoint import library_versions
     from burnish.core.progress import byte_count
 

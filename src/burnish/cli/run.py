@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from burnish.core.kinds import Plan
 from burnish.core.progress import byte_count, duration
 from burnish.core.recipe import START, Recipe, read_recipe, single_node
 from burnish.core.runner import Decision, Run
-from burnish.core.stage import Plan, Stage
+from burnish.core.stage import Stage
 from burnish.stages import ROOMS
 
 Out = Annotated[Path | None, Parameter(name=["--out", "-o"])]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from burnish.core.stage import Context, Plan, Stage
+from burnish.core.kinds import Plan
+from burnish.core.stage import Context, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model

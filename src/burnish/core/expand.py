@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from burnish.core.errors import BurnishError, RecipeError, located
+from burnish.core.kinds import Plan
 from burnish.core.recipe import START, Node, Recipe
-from burnish.core.stage import Plan, Stage
+from burnish.core.stage import Stage
 
 
 def expanded(

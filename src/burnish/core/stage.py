@@ -20,14 +20,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from burnish.core.errors import RecipeError, SettingsError
+from burnish.core.kinds import Kind, Plan, Weights
 from burnish.core.progress import Progress
 from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
 
@@ -38,63 +38,7 @@ if TYPE_CHECKING:
     from burnish.core.ledger import Ledger
     from burnish.core.recipe import Node
 
-__all__ = ["VOLATILE", "CheckpointRef", "Context", "DataRef", "Kind", "Plan", "Settings", "Stage", "Weights"]
-
-
-class Kind(StrEnum):
-    """What a checkpoint is; every kind names the stock class that loads it."""
-
-    CAUSAL_LM = "causal-lm"
-    SEQUENCE_CLASSIFIER = "sequence-classifier"
-    ADAPTER = "adapter"
-    SPECULATOR = "speculator"
-    STEERING = "steering"
-    DICTIONARY = "dictionary"
-
-
-STOCK_LOADER = {
-    Kind.CAUSAL_LM: "transformers.AutoModelForCausalLM",
-    Kind.SEQUENCE_CLASSIFIER: "transformers.AutoModelForSequenceClassification",
-    Kind.ADAPTER: "peft.PeftModel",
-    Kind.SPECULATOR: "vllm (speculative_config)",
-    Kind.STEERING: "safetensors.torch.load_file",
-    Kind.DICTIONARY: "safetensors.torch.load_file",
-}
-
-
-class Weights(StrEnum):
-    """How the weights lie on disk: as floating-point matrices, or packed by a quantizer."""
-
-    DENSE = "dense"
-    PACKED = "packed"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is known of a checkpoint before it exists.
-
-    Attributes:
-        config: the transformers configuration (None for kinds that have none).
-        kind, weights: as in the lineage file.
-        num_parameters, num_active_parameters: total, and used per token (they differ for mixtures of experts).
-        num_bytes: bytes of the weights on disk.
-        peak_memory_bytes: the estimate for the stage that makes it.
-        seconds: the estimated time of that stage on this machine, None where nothing is known.
-        notes: sentences for the plan table.
-    """
-
-    config: Any
-    kind: Kind
-    weights: Weights
-    num_parameters: int
-    num_active_parameters: int
-    num_bytes: int
-    peak_memory_bytes: int = 0
-    seconds: float | None = None
-    notes: tuple[str, ...] = ()
-
-    def with_(self, **changes: Any) -> Plan:
-        return replace(self, **changes)
+__all__ = ["VOLATILE", "CheckpointRef", "Context", "DataRef", "Settings", "Stage"]
 
 
 @dataclass

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
-from burnish.core.stage import CheckpointRef, Context, Plan
+from burnish.core.kinds import Plan
+from burnish.core.stage import CheckpointRef, Context
 from burnish.train.stage import Train
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from burnish.core.checkpoint import Model, cast, compute_dtype, move, pick_device
 from burnish.core.errors import CheckpointError, DataError
+from burnish.core.kinds import Kind, Weights
 from burnish.core.progress import Progress
-from burnish.core.stage import Kind, Weights
 from burnish.data.read import data_hash, read_texts
 from burnish.data.windows import Slice, cut
 from burnish.evaluate.maths.bootstrap import RESAMPLES, Interval, bootstrap

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import burnish
+from burnish._version import __version__
 from burnish.core.checkpoint import publish, staging_directory, weight_files
 from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError, nearest
 from burnish.core.progress import Progress
@@ -250,7 +250,7 @@ class EventForecaster:
         config = {
             "model_type": MODEL_TYPE,
             "format": FORMAT,
-            "burnish_version": burnish.__version__,
+            "burnish_version": __version__,
             "torch_version": torch.__version__,
             **self.model.config(),
             "objective": asdict(self.objective),

@@ -28,8 +28,8 @@ from burnish.core.checkpoint import (
     weight_files,
 )
 from burnish.core.errors import CheckpointError, OutputError, SettingsError, nearest
+from burnish.core.kinds import Weights
 from burnish.core.progress import Progress
-from burnish.core.stage import Weights
 from burnish.fetch import smollm2
 
 STAGE_NAME = "fetch"

@@ -14,13 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from burnish._version import __version__
 from burnish.core.errors import SettingsError
 from burnish.optim.maths.ownership import Span, borders
 
@@ -151,14 +150,9 @@ def moved(parameter: Tensor, dim: int | None) -> list[Placement] | None:
 # -- what all processes must agree on ----------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """What decides numbers: the versions of this package and of torch."""
-    try:
-        ours = version("burnish")
-    except PackageNotFoundError:  # run from a source tree
-        ours = "not installed"
-    return {"burnish": ours, "torch": torch.__version__}
+    return {"burnish": __version__, "torch": torch.__version__}
 
 
 def check_processes_agree(mesh: DeviceMesh, facts: dict[str, str], where: str) -> None:

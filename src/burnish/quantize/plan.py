@@ -14,7 +14,7 @@ from burnish.quantize.export import check_engine, check_loadable
 from burnish.quantize.schemes import matches, schemes_of
 
 if TYPE_CHECKING:
-    from burnish.core.stage import Plan
+    from burnish.core.kinds import Plan
     from burnish.quantize.stage import Quantize
 
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from burnish.core.kinds import Plan, Weights
 from burnish.core.settings import VOLATILE, DataRef
-from burnish.core.stage import Context, Plan, Stage, Weights
+from burnish.core.stage import Context, Stage
 from burnish.quantize.settings import SchemeKind, SchemeSettings, complete_scheme, count
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def _environment() -> Environment:
 
 
 def _version() -> str:
-    from burnish import __version__
+    from burnish._version import __version__
 
     return __version__
 

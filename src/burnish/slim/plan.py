@@ -8,7 +8,7 @@ from burnish.arch import describe
 from burnish.core.checkpoint import plan_config
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError
-from burnish.core.stage import Plan
+from burnish.core.kinds import Plan
 from burnish.slim.target import experts_of, fit, parse_target, resized
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
+from burnish.core.kinds import Plan
 from burnish.core.settings import CheckpointRef, DataRef
-from burnish.core.stage import Context, Plan, Stage
+from burnish.core.stage import Context, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model

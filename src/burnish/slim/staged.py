@@ -25,7 +25,7 @@ from burnish.slim.plan import new_config
 from burnish.slim.target import experts_of, router_groups
 
 if TYPE_CHECKING:
-    from burnish.core.stage import Plan
+    from burnish.core.kinds import Plan
     from burnish.slim.stage import Slim
 
 STAGED = ("stages", "ratios", "data", "budgets", "recovery")

@@ -23,7 +23,7 @@ from burnish.arch import Architecture, MatrixView, VectorView, describe, matrice
 from burnish.core.checkpoint import Model, move, plan_config, quiet_transformers, write_config
 from burnish.core.checkpoint.tensor_files import writing
 from burnish.core.errors import CheckpointError
-from burnish.core.stage import Plan
+from burnish.core.kinds import Plan
 from burnish.slim.weights import Weights
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from burnish.core.errors import SettingsError
 from burnish.core.progress import byte_count
 
 if TYPE_CHECKING:
-    from burnish.core.stage import Plan
+    from burnish.core.kinds import Plan
 
 BYTES_PER_PARAMETER = 2
 """A target in bytes is one in bfloat16, weights only."""

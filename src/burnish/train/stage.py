@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
-from burnish.core.stage import VOLATILE, Context, DataRef, Plan, Stage
+from burnish.core.kinds import Plan
+from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model

@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.core.checkpoint.durable import write_atomically
 from burnish.core.errors import CheckpointError, OutputError
-from burnish.core.stage import STOCK_LOADER, Kind, Weights
+from burnish.core.kinds import STOCK_LOADER, Kind, Weights
 
 LINEAGE_FILE = "burnish.json"
 LINEAGE_FORMAT = 1
@@ -121,7 +121,7 @@ def library_versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    from burnish import __version__
+    from burnish._version import __version__
 
     names = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
     return {"burnish": __version__, "python": platform.python_version()} | {name: version(name) for name in names}

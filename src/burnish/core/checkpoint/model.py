@@ -23,7 +23,7 @@ from burnish.core.checkpoint.reading import kind_of, load_config, quiet_transfor
 from burnish.core.checkpoint.shards import shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import idle_expert_parameters, module_shapes, plan_checkpoint
 from burnish.core.errors import CheckpointError, OutputError
-from burnish.core.stage import STOCK_LOADER, Plan, Weights
+from burnish.core.kinds import STOCK_LOADER, Plan, Weights
 
 if TYPE_CHECKING:
     import torch

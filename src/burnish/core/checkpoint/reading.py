@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import CheckpointError
-from burnish.core.stage import Kind
+from burnish.core.kinds import Kind
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

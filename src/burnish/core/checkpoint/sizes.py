@@ -16,7 +16,7 @@ from burnish.core.checkpoint.reading import (
     read_safetensors_header,
     weight_files,
 )
-from burnish.core.stage import STOCK_LOADER, Kind, Plan, Weights
+from burnish.core.kinds import STOCK_LOADER, Kind, Plan, Weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

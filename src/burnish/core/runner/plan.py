@@ -26,10 +26,11 @@ from burnish.core.checkpoint import (
 )
 from burnish.core.errors import BurnishError, RecipeError, located
 from burnish.core.expand import expanded, place_of, plan_node
+from burnish.core.kinds import Kind, Plan
 from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state
 from burnish.core.settings import Settings
-from burnish.core.stage import Kind, Plan, Stage
+from burnish.core.stage import Stage
 
 
 @dataclass(frozen=True)

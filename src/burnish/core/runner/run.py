@@ -18,12 +18,12 @@ from burnish.core.checkpoint import (
     weight_files,
     write_atomically,
 )
+from burnish.core.kinds import Kind
 from burnish.core.ledger import SEQUENCES_DIRECTORY, Ledger
 from burnish.core.recipe import START, Node
 from burnish.core.runner.directory import RUN_FILE, locked
 from burnish.core.runner.plan import Decision, Planner, kind_on_disk
 from burnish.core.runner.process import spawn, terminated_like_interrupted
-from burnish.core.stage import Kind
 
 
 @dataclass

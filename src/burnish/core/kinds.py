@@ -1,0 +1,66 @@
+"""What a checkpoint is, before anybody asks how it is read or changed: its kind, its weights, its plan.
+
+Below checkpoints and stages alike, so that neither needs the other to say what it holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    """What a checkpoint is; every kind names the stock class that loads it."""
+
+    CAUSAL_LM = "causal-lm"
+    SEQUENCE_CLASSIFIER = "sequence-classifier"
+    ADAPTER = "adapter"
+    SPECULATOR = "speculator"
+    STEERING = "steering"
+    DICTIONARY = "dictionary"
+
+
+STOCK_LOADER = {
+    Kind.CAUSAL_LM: "transformers.AutoModelForCausalLM",
+    Kind.SEQUENCE_CLASSIFIER: "transformers.AutoModelForSequenceClassification",
+    Kind.ADAPTER: "peft.PeftModel",
+    Kind.SPECULATOR: "vllm (speculative_config)",
+    Kind.STEERING: "safetensors.torch.load_file",
+    Kind.DICTIONARY: "safetensors.torch.load_file",
+}
+
+
+class Weights(StrEnum):
+    """How the weights lie on disk: as floating-point matrices, or packed by a quantizer."""
+
+    DENSE = "dense"
+    PACKED = "packed"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a checkpoint before it exists.
+
+    Attributes:
+        config: the transformers configuration (None for kinds that have none).
+        kind, weights: as in the lineage file.
+        num_parameters, num_active_parameters: total, and used per token (they differ for mixtures of experts).
+        num_bytes: bytes of the weights on disk.
+        peak_memory_bytes: the estimate for the stage that makes it.
+        seconds: the estimated time of that stage on this machine, None where nothing is known.
+        notes: sentences for the plan table.
+    """
+
+    config: Any
+    kind: Kind
+    weights: Weights
+    num_parameters: int
+    num_active_parameters: int
+    num_bytes: int
+    peak_memory_bytes: int = 0
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def with_(self, **changes: Any) -> Plan:
+        return replace(self, **changes)
