@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 IMPORTED = [
-    "burnish.align.train",
+    "burnish.align.run",
     "burnish.cli.run",
     "burnish.convert.upcycle",
     "burnish.core.node",
@@ -32,7 +32,7 @@ IMPORTED = [
     "burnish.quantize.run",
     "burnish.report",
     "burnish.slim.run",
-    "burnish.train.train",
+    "burnish.train.run",
     "transformers.models.llama.modeling_llama",
     "transformers.models.mixtral.modeling_mixtral",
     "trl.trainer.dpo_trainer",

@@ -15,7 +15,7 @@ from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.kept import Kept
 from burnish.align.pairs import Pairs
-from burnish.align.train import _last_state
+from burnish.align.run import _last_state
 from burnish.core.checkpoint import load
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from burnish.align.pairs import Pairs
+from burnish.align.run import hold_out, run
 from burnish.align.stage import Align
-from burnish.align.train import align, hold_out
 from burnish.core.checkpoint import load
 from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.kinds import Kind
@@ -113,7 +113,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, rows, tmp_path, m
     settings = SHORT | {"max_steps": 6, "save_every": 2, "loss": "aps-r3m-dpo"}
     whole = Align(**settings)(load(checkpoint), data=rows)
 
-    from burnish.align import train
+    from burnish.align import run as method
 
     count = 0
 
@@ -124,10 +124,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, rows, tmp_path, m
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Bar, "on_step_end", stop_at_fifth_step)
+        patch.setattr(method._Bar, "on_step_end", stop_at_fifth_step)
         with pytest.raises(Stop):
             Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
-    assert train._last_state(tmp_path).endswith("checkpoint-4")
+    assert method._last_state(tmp_path).endswith("checkpoint-4")
     resumed = Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
     for name, value in whole.module.state_dict().items():
         assert torch.equal(value, resumed.module.state_dict()[name]), name
@@ -219,7 +219,7 @@ def test_pairs_left_out_and_shortened_are_in_the_ledger(checkpoint, rows, tmp_pa
         progress=Progress(enabled=False),
         ledger=Ledger(None),
     )
-    align(settings, load(checkpoint), ctx)
+    run(settings, load(checkpoint), ctx)
     (table,) = [row for row in ctx.ledger.rows if row.get("name") == "preference_data"]
     by_name = {row["data"]: row for row in table["rows"]}
     assert by_name["as read"]["left out"] == "1 the chosen and the rejected answer are identical"

@@ -17,9 +17,9 @@ from burnish.core.checkpoint import plan_config
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.ledger import read_rows
 from burnish.train.loop import Loop
+from burnish.train.run import loop_of
 from burnish.train.scratch import initialise
 from burnish.train.stage import Train
-from burnish.train.train import loop_of
 
 PROSE = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
 OTHER = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse. "

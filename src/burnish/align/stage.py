@@ -136,6 +136,6 @@ class Align(Stage):
         return after.with_(peak_memory_bytes=trained + reference)
 
     def run(self, model: Model, ctx: Context) -> Model:
-        from burnish.align.train import align
+        from burnish.align.run import run
 
-        return align(self, model, ctx)
+        return run(self, model, ctx)

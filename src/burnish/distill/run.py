@@ -11,7 +11,7 @@ from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
 from burnish.distill.losses import Distillation, projections
 from burnish.distill.offline import TaughtRows, capture_top_k, num_bytes
-from burnish.train.train import train
+from burnish.train.run import run as train
 
 if TYPE_CHECKING:
     from burnish.data.packing import PackedRows

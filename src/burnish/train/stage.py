@@ -166,15 +166,15 @@ class Train(Stage):
         import torch
 
         from burnish.core.checkpoint import without_memory
-        from burnish.train.train import make_optimizer
+        from burnish.train.run import make_optimizer
 
         with torch.device("meta"):
             make_optimizer(self, without_memory(config))
 
     def run(self, model: Model, ctx: Context) -> Model:
-        from burnish.train.train import train
+        from burnish.train.run import run
 
-        return train(self, model, ctx)
+        return run(self, model, ctx)
 
 
 def _literal(text: str) -> Any:

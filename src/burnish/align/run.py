@@ -61,7 +61,7 @@ def _without_inner_bars() -> Iterator[None]:
 
 
 @_without_inner_bars()
-def align(settings: Align, model: Model, ctx: Context) -> Model:
+def run(settings: Align, model: Model, ctx: Context) -> Model:
     """Trains `model` on the pairs of `ctx.inputs["data"]` and returns the aligned model or the reward model."""
     pairs = _pairs(ctx.inputs.get("data"), settings)
     train, held_out = hold_out(pairs, settings.holdout, ctx.generator)

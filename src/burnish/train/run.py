@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from burnish.train.stage import Train
 
 
-def train(
+def run(
     settings: Train,
     model: Model,
     ctx: Context,
@@ -57,10 +57,10 @@ def train(
     from burnish.train.distributed import world
 
     with world(ctx.device) as processes:
-        return _train(settings, model, ctx, loss_fn, prepare, beside, processes)
+        return _run(settings, model, ctx, loss_fn, prepare, beside, processes)
 
 
-def _train(
+def _run(
     settings: Train,
     model: Model,
     ctx: Context,
