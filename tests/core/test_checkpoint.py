@@ -269,10 +269,10 @@ def test_an_in_memory_model_says_what_it_lacks():
 def test_only_files_of_dead_writers_are_swept(tmp_path: Path):
     dead, alive = 2**22 + 1, os.getppid()  # above the largest process id of Linux
     names = [f".run.json.{dead}.tmp", f".a.{dead}.old.tmp", f".run.json.{alive}.tmp", ".notes.tmp", f"a.{dead}.tmp"]
-    for name in names:
+    for name in [*names, "a"]:
         (tmp_path / name).write_text("x")
     durable.remove_leftovers_inside(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[2:], "a"])
 
 
 def test_a_writer_that_has_ended_is_dead_before_anybody_asked_for_its_status(tmp_path: Path):

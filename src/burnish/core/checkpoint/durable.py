@@ -6,6 +6,8 @@ leftovers of a dead writer are told by that id and removed by the next one.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import glob
 import os
 import shutil
@@ -13,6 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from burnish.core.errors import OutputError
+
+SET_ASIDE = ".old"
+"""Marks a directory that was taken away to put a new one in its place."""
+AT_WORKING_DIRECTORY, EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
 
 def staging_directory(target: Path) -> Path:
@@ -41,12 +48,16 @@ def remove_leftovers_inside(directory: Path) -> None:
 
 def _remove_of_dead_writers(paths: Iterable[Path]) -> None:
     for leftover in paths:
-        writer = leftover.name.removesuffix(".tmp").removesuffix(".old").rpartition(".")[2]
+        name = leftover.name.removesuffix(".tmp")
+        place, _, writer = name.removesuffix(SET_ASIDE).rpartition(".")
         if not writer.isdigit():
             continue  # not a name of ours
         if int(writer) != os.getpid() and _is_alive(int(writer)):
             continue
-        if leftover.is_dir() and not leftover.is_symlink():
+        target = leftover.parent / place.removeprefix(".")
+        if name.endswith(SET_ASIDE) and not target.exists():
+            leftover.rename(target)  # its writer died between taking the old away and putting the new in its place
+        elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
@@ -63,20 +74,43 @@ def _is_alive(process: int) -> bool:
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Makes a finished temporary directory appear under its name, durably, replacing an older one of ours."""
-    for path in staging.iterdir():
+    """Makes a finished temporary directory appear under its name, durably, replacing an older one of ours.
+
+    Whatever fails or is killed on the way, the name stands for the old directory or the new one, or the next writer's
+    sweep makes it stand for the old one again.
+    """
+    for path in staging.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # safetensors writes for the owner alone, but a checkpoint is there to be shared
-            fsync(path)
+        fsync(path)
     fsync(staging)
-    if target.exists():
-        old = target.parent / f".{target.name}.{os.getpid()}.old.tmp"
-        target.rename(old)
+    if not target.exists():
         staging.rename(target)
-        shutil.rmtree(old)
+    elif _exchanged(staging, target):
+        shutil.rmtree(staging)
     else:
-        staging.rename(target)
+        old = target.parent / f".{target.name}.{os.getpid()}{SET_ASIDE}.tmp"
+        target.rename(old)
+        try:
+            staging.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old)
     fsync(target.parent)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two directories have exchanged their names in one step, which not every system and disk can do."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(AT_WORKING_DIRECTORY, os.fsencode(one), AT_WORKING_DIRECTORY, os.fsencode(other), EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def fsync(path: Path) -> None:
