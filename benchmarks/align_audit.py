@@ -39,8 +39,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import burnish
+from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit import combine
-from burnish.align.features import hidden_features, word_features
 from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import uniform
 from burnish.align.pairs import read_pairs

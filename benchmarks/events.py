@@ -371,10 +371,10 @@ def online(repeats: int) -> None:
     import torch
 
     from burnish.events import EventForecaster, SmurfTHP
-    from burnish.events.model import Statistics
+    from burnish.events.model import TrainingStatistics
 
     forecaster = EventForecaster(SmurfTHP(20, hidden_size=64, num_layers=4, intermediate_size=128, recurrent_size=64))
-    forecaster.model.statistics = Statistics()
+    forecaster.model.statistics = TrainingStatistics()
     forecaster.model.eval()
     rng = np.random.default_rng(0)
     timings: dict[str, list[float]] = {"observe": [], "quantile": [], "whole": []}
@@ -521,14 +521,14 @@ def _our_epochs(source: Path, repeats: int) -> list[float]:
     import torch
 
     from burnish.events import THP, EventDataset
-    from burnish.events.model import Objective, Statistics
+    from burnish.events.model import Objective, TrainingStatistics
     from burnish.events.training import TrainingSettings, _one_epoch
 
     torch.set_num_threads(1)
     dataset = EventDataset.from_parquet(source)
     size = {"hidden_size": EPOCH["hidden_size"], "num_layers": EPOCH["num_layers"], "num_heads": EPOCH["num_heads"]}
     model = THP(dataset.num_marks, **size, intermediate_size=2 * EPOCH["hidden_size"], recurrent_size=0, heads="none")
-    model.statistics = Statistics.of(dataset)
+    model.statistics = TrainingStatistics.of(dataset)
     packed = model.pack(dataset)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
     settings = TrainingSettings(epochs=repeats + 1, batch_size=EPOCH["batch_size"])

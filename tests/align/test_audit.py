@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_page import render
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.decisions import apply_decisions
-from burnish.align.features import hidden_features, word_features
 from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import clearest
 from burnish.align.pairs import Pairs, read_pairs, write_pairs

@@ -9,7 +9,7 @@ import torch
 
 from burnish.events import EventDataset, EventForecaster, EventSequence, SmurfTHP
 from burnish.events.hawkes import PRESETS, simulate_hawkes
-from burnish.events.model import Statistics
+from burnish.events.model import TrainingStatistics
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "events"
 
@@ -62,7 +62,7 @@ def double(model, seed: int = 0):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    model.statistics = Statistics()
+    model.statistics = TrainingStatistics()
     return model.eval()
 
 

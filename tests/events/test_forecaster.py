@@ -24,7 +24,7 @@ from burnish.events import (
     SmurfTHP,
     StructuredTHP,
 )
-from burnish.events.model import Objective, Statistics
+from burnish.events.model import Objective, TrainingStatistics
 from burnish.events.training import STATE_FILE, TrainingSettings, train
 
 LEVELS = [0.01, 0.25, 0.5, 0.9, 0.999]
@@ -38,7 +38,7 @@ def law(model, rows: int = 4, **extra) -> NextEvents:
 @pytest.fixture(scope="module", params=["smurf", "lognormal", "renormalised"])
 def forecast(request) -> NextEvents:
     model = double(small(LogNormalMixture if request.param == "lognormal" else SmurfTHP))
-    model.statistics = replace(Statistics(), mean_gap=2.5)
+    model.statistics = replace(TrainingStatistics(), mean_gap=2.5)
     if isinstance(model, LogNormalMixture):
         with torch.no_grad():  # random weights as large as the others put mass below any number
             model.mixture_proj.weight.mul_(0.2)
@@ -158,7 +158,7 @@ def test_fitting_leaves_the_global_generator_alone(parts) -> None:
 
 
 def test_resumed_fit_is_bit_equal_to_an_uninterrupted_one(parts, tmp_path: Path) -> None:
-    statistics = Statistics.of(parts[0])
+    statistics = TrainingStatistics.of(parts[0])
     torch.manual_seed(0)
     start = small(SmurfTHP, dropout=0.1)
     start.statistics = statistics

@@ -22,7 +22,7 @@ from burnish.events.batches import Batch, PackedEvents, windows
 from burnish.events.encoder import HistoryEncoder
 from burnish.events.hawkes import PRESETS, simulate_hawkes, truth
 from burnish.events.maths.quadrature import softplus_integral
-from burnish.events.model import Objective, Statistics
+from burnish.events.model import Objective, TrainingStatistics
 from burnish.events.online import IncrementalEncoder, OnlineHazard
 
 GENERATOR = torch.Generator()
@@ -327,7 +327,7 @@ def test_encoder_equals_the_published_code(reference: Path) -> None:
 def test_thp_likelihood_equals_easytpp(reference: Path) -> None:
     known = np.load(reference / "easytpp030_thp_tiny.npz")
     model = THP(3, hidden_size=8, num_layers=1, num_heads=2, recurrent_size=0, heads="none").double()
-    model.statistics, model.num_quadrature_nodes = Statistics(), 24
+    model.statistics, model.num_quadrature_nodes = TrainingStatistics(), 24
     with torch.no_grad():
         base = known["w::factor_intensity_base"][0] + known["w::layer_intensity_hidden.bias"]
         model.intensity.weight.weight.copy_(torch.from_numpy(known["w::layer_intensity_hidden.weight"]))

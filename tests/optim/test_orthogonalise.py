@@ -5,21 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.optim.maths.orthogonalise import SCHEDULES, orthogonalise
+from burnish.optim.maths.orthogonalise import POLYNOMIALS, orthogonalise
 
 
 def scalar(values, schedule, steps=5):
-    for a, b, c in SCHEDULES[schedule].iterations(steps):
+    for a, b, c in POLYNOMIALS[schedule].iterations(steps):
         values = a * values + b * values**3 + c * values**5
     return values
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", POLYNOMIALS)
 @settings(max_examples=15, deadline=None)
 @given(rows=st.integers(1, 9), cols=st.integers(1, 9), seed=st.integers(0, 99))
 def test_singular_values_go_through_the_scalar_polynomial(schedule, rows, cols, seed):
     matrix = torch.randn(rows, cols, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    plan = SCHEDULES[schedule]
+    plan = POLYNOMIALS[schedule]
     normalised = torch.linalg.svdvals(matrix) / (matrix.norm() * plan.norm_factor + plan.eps)
     expected = scalar(normalised, schedule).abs().sort(descending=True).values
     torch.testing.assert_close(torch.linalg.svdvals(orthogonalise(matrix, schedule)), expected, rtol=0, atol=1e-10)
@@ -31,12 +31,12 @@ def test_singular_values_go_through_the_scalar_polynomial(schedule, rows, cols, 
 )
 def test_published_range_of_singular_values(schedule, low, high, gain):
     # The grid is in units of what the iteration sees, after the division by c0.
-    grid = torch.linspace(0.01, 1, 100_001, dtype=torch.float64) / SCHEDULES[schedule].norm_factor
+    grid = torch.linspace(0.01, 1, 100_001, dtype=torch.float64) / POLYNOMIALS[schedule].norm_factor
     values = scalar(grid, schedule)
     assert values.min().item() == pytest.approx(low, abs=2e-3)
     assert values.max().item() == pytest.approx(high, abs=2e-3)
     tiny = torch.tensor(1e-9, dtype=torch.float64)
-    lifted = (scalar(tiny / SCHEDULES[schedule].norm_factor, schedule) / tiny).item()
+    lifted = (scalar(tiny / POLYNOMIALS[schedule].norm_factor, schedule) / tiny).item()
     assert lifted == pytest.approx(gain, rel=0.005)
 
 

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit_settings import AuditSettings, Ranking
 from burnish.align.decisions import pair_key
-from burnish.align.features import hidden_features, word_features
 from burnish.align.kept import Kept
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m

@@ -23,7 +23,7 @@ from burnish.optim import OPTIMIZERS
 try:
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-    from burnish.align.checks import ROW
+    from burnish.align.pair_checks import ROW
     from burnish.align.trainers import (
         PairDPOConfig,
         PairDPOTrainer,

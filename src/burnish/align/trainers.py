@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DPOTrainer, RewardTrainer
 
-from burnish.align.checks import ROW, PairChecks, truncation_sentence
 from burnish.align.configs import (
     AdaptiveDPOConfig,
     AdaptiveRewardConfig,
@@ -34,6 +33,7 @@ from burnish.align.configs import (
 )
 from burnish.align.losses import Diagnostics, smoothed_pair_loss
 from burnish.align.maths.direct import direct_margin, sequence_log_prob
+from burnish.align.pair_checks import ROW, PairChecks, truncation_sentence
 from burnish.core.errors import CheckpointError, SettingsError
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from burnish.arch.row import Norm, QueryKeyNorm, Row
+from burnish.arch.row import ArchitectureRow, Norm, QueryKeyNorm
 from burnish.arch.table import TABLE
 from burnish.core.errors import CheckpointError
 
@@ -46,7 +46,7 @@ class Architecture:
     """What a model type is (`row`), for one configuration. Widths are read from the configuration when asked for."""
 
     model_type: str
-    row: Row
+    row: ArchitectureRow
     config: Any
 
     def key(self, width: str) -> str:

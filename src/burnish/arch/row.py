@@ -107,7 +107,7 @@ class MoeRow:
 
 
 @dataclass(frozen=True)
-class Row:
+class ArchitectureRow:
     """One model type. See `docs/add-an-architecture.md` for the meaning of each column in words.
 
     Attributes:

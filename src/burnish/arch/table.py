@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from burnish.arch.row import ExpertsPart, MatrixPart, MoeRow, NormPart, Row, VectorPart
+from burnish.arch.row import ArchitectureRow, ExpertsPart, MatrixPart, MoeRow, NormPart, VectorPart
 
 # -- blocks that many model types share --------------------------------------------------------------------------------
 
@@ -97,10 +97,10 @@ def deepseek_shared_width(config: Any) -> int:
 
 # -- the rows ----------------------------------------------------------------------------------------------------------
 
-LLAMA = Row(parts=(*ATTENTION, *MLP, *NORMS))
+LLAMA = ArchitectureRow(parts=(*ATTENTION, *MLP, *NORMS))
 GEMMA = replace(LLAMA, norm="rms_plus_one")
 
-QWEN3_MOE = Row(
+QWEN3_MOE = ArchitectureRow(
     parts=(*ATTENTION, *QK_NORM, *MLP, ROUTER, QWEN_EXPERTS, *NORMS),
     qk_norm="head",
     moe=MoeRow("num_experts", "moe_intermediate_size", "mlp.gate", "softmax", qwen_layers),
@@ -116,7 +116,7 @@ DEEPSEEK_EXPERTS = MoeRow(
     shared_intermediate_size=deepseek_shared_width,
 )
 
-DEEPSEEK_V3 = Row(
+DEEPSEEK_V3 = ArchitectureRow(
     parts=(
         *LATENT_ATTENTION,
         *MLP,
@@ -130,7 +130,7 @@ DEEPSEEK_V3 = Row(
     moe=DEEPSEEK_EXPERTS,
 )
 
-TABLE: dict[str, Row] = {
+TABLE: dict[str, ArchitectureRow] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "smollm3": LLAMA,
@@ -151,7 +151,7 @@ TABLE: dict[str, Row] = {
             *NORMS,
         ),
     ),
-    "gpt2": Row(
+    "gpt2": ArchitectureRow(
         parts=(
             MatrixPart("attn.c_attn", ("q", "k", "v"), "attention_input", "attention", "c_attn", transposed=True),
             MatrixPart("attn.c_proj", ("o",), "attention_heads", "attention", transposed=True),
@@ -173,11 +173,11 @@ TABLE: dict[str, Row] = {
             "num_key_value_heads": "n_head",
         },
     ),
-    "mixtral": Row(
+    "mixtral": ArchitectureRow(
         parts=(*ATTENTION, replace(ROUTER, on_disk="block_sparse_moe.gate"), MIXTRAL_EXPERTS, *NORMS),
         moe=MoeRow("num_local_experts", "intermediate_size", "mlp.gate", "softmax", every_layer),
     ),
-    "phimoe": Row(
+    "phimoe": ArchitectureRow(
         parts=(
             *ATTENTION,
             replace(ROUTER, module="mlp.router", on_disk="block_sparse_moe.gate"),
@@ -187,7 +187,7 @@ TABLE: dict[str, Row] = {
         norm="layer",
         moe=MoeRow("num_local_experts", "intermediate_size", "mlp.router", "sparsemixer", every_layer),
     ),
-    "qwen2_moe": Row(
+    "qwen2_moe": ArchitectureRow(
         parts=(
             *ATTENTION,
             *MLP,
@@ -208,7 +208,7 @@ TABLE: dict[str, Row] = {
         ),
     ),
     "qwen3_moe": QWEN3_MOE,
-    "olmoe": Row(
+    "olmoe": ArchitectureRow(
         parts=(*ATTENTION, *QK_NORM, ROUTER, QWEN_EXPERTS, *NORMS),
         qk_norm="all_heads",
         moe=MoeRow("num_experts", "intermediate_size", "mlp.gate", "softmax", every_layer),

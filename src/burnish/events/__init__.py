@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from burnish.events.conformal import AdaptiveConformal
     from burnish.events.data import EventDataset, EventSequence
     from burnish.events.distribution import NextEvent, NextEvents
-    from burnish.events.evaluation import Evaluation, evaluate
+    from burnish.events.evaluation import ForecastEvaluation, evaluate
     from burnish.events.exponential import ExponentialHawkes
     from burnish.events.forecaster import EventForecaster
     from burnish.events.hawkes import HawkesParameters, simulate_hawkes
@@ -38,7 +38,7 @@ _PUBLIC = {
     "EventForecaster": "forecaster",
     "EventSequence": "data",
     "EventStream": "stream",
-    "Evaluation": "evaluation",
+    "ForecastEvaluation": "evaluation",
     "ExponentialHawkes": "exponential",
     "HawkesParameters": "hawkes",
     "LogNormalMixture": "lognormal",
@@ -56,12 +56,12 @@ __all__ = [
     "THP",
     "AdaptiveConformal",
     "Baselines",
-    "Evaluation",
     "EventDataset",
     "EventForecaster",
     "EventSequence",
     "EventStream",
     "ExponentialHawkes",
+    "ForecastEvaluation",
     "HawkesParameters",
     "LogNormalMixture",
     "NextEvent",

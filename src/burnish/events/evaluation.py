@@ -25,7 +25,7 @@ WIDTH_LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 @dataclass
-class Evaluation:
+class ForecastEvaluation:
     """Per-event values and their summary.
 
     Attributes:
@@ -52,7 +52,7 @@ def evaluate(
     baselines: Baselines | None = None,
     bootstrap: int = 200,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> ForecastEvaluation:
     """Scores events 2..N of every sequence: the usual convention, without first and censored gaps."""
     packed = model.pack(test)
     packed.start_known[:] = False
@@ -93,7 +93,7 @@ def evaluate(
             f"{packed.num_cut} sequences are longer than {model.window} events: their history is windowed, "
             f"each event sees between {model.context} and {model.window} events before it"
         )
-    return Evaluation(events, scores, errors, beside, tuple(notes))
+    return ForecastEvaluation(events, scores, errors, beside, tuple(notes))
 
 
 def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bool) -> dict[str, NDArray[Any]]:

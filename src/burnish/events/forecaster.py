@@ -28,10 +28,10 @@ from burnish.core.progress import Progress
 from burnish.events.baselines import Baselines
 from burnish.events.data import EventDataset, EventSequence
 from burnish.events.distribution import NextEvent, NextEvents
-from burnish.events.evaluation import Evaluation, evaluate
+from burnish.events.evaluation import ForecastEvaluation, evaluate
 from burnish.events.exponential import ExponentialHawkes
 from burnish.events.lognormal import LogNormalMixture
-from burnish.events.model import EventModel, Objective, Statistics
+from burnish.events.model import EventModel, Objective, TrainingStatistics
 from burnish.events.smash import Smash
 from burnish.events.smurf import SmurfTHP
 from burnish.events.structured import StructuredTHP
@@ -130,7 +130,7 @@ class EventForecaster:
             training = training.dequantise(resolution, seed=seed)
             validation = validation.dequantise(resolution, seed=seed + 1)
             self.notes += (training.notes[-1],)
-        self.model.statistics = Statistics.of(training, clock_resolution=resolution)
+        self.model.statistics = TrainingStatistics.of(training, clock_resolution=resolution)
         self.mark_names, self.unit = training.mark_names, training.unit
         self.baselines = Baselines.fit(training)
         reset_parameters(self.model, seed)
@@ -204,7 +204,9 @@ class EventForecaster:
 
         return EventStream(self)
 
-    def score(self, test: EventDataset, *, bootstrap: int = 200, progress: Progress | None = None) -> Evaluation:
+    def score(
+        self, test: EventDataset, *, bootstrap: int = 200, progress: Progress | None = None
+    ) -> ForecastEvaluation:
         """Metrics on events 2..N of every sequence, with bootstrap errors, baselines beside."""
         notes: tuple[str, ...] = ()
         resolution = self.model.statistics.clock_resolution
@@ -294,7 +296,7 @@ class EventForecaster:
         statistics: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in config["statistics"].items()
         }
-        model.statistics = Statistics(**statistics)
+        model.statistics = TrainingStatistics(**statistics)
         model.window, model.context = config["window"], config["context"]
         [weights] = weight_files(path)
         state = load_file(weights)

@@ -58,7 +58,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class TrainingStatistics:
     """Facts of the training data that a model carries.
 
     Attributes:
@@ -79,7 +79,7 @@ class Statistics:
     clock_resolution: float = 0.0
 
     @classmethod
-    def of(cls, train: EventDataset, *, clock_resolution: float = 0.0) -> Statistics:
+    def of(cls, train: EventDataset, *, clock_resolution: float = 0.0) -> TrainingStatistics:
         gaps = train.inner_gaps()
         if len(gaps) == 0:
             raise DataError("no sequence has two events, so there is no gap to learn from", fix="give longer sequences")
@@ -136,7 +136,7 @@ class EventModel(nn.Module):
             raise SettingsError(f"num_marks is {num_marks}, but there is at least one type of event")
         self.num_marks = num_marks
         self.settings = {"num_marks": num_marks, **settings}
-        self.statistics = Statistics()
+        self.statistics = TrainingStatistics()
         self.window, self.context = 512, 128
 
     # -- to override -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from burnish.core.checkpoint import write_atomically
 from burnish.events import metrics
 from burnish.events.data import EventDataset, EventSequence
-from burnish.events.evaluation import WIDTH_LEVELS, Evaluation
+from burnish.events.evaluation import WIDTH_LEVELS, ForecastEvaluation
 from burnish.events.forecaster import EventForecaster
 from burnish.events.locations import LocationRegion
 
@@ -75,7 +75,7 @@ def _line(points: list[tuple[float, float]]) -> str:
     return " ".join(f"{x},{y}" for x, y in points)
 
 
-def calibration_plot(result: Evaluation) -> dict[str, Any]:
+def calibration_plot(result: ForecastEvaluation) -> dict[str, Any]:
     """Coverage against level; the diagonal is honest, the band is noise (two standard errors over sequences)."""
     x, y = _axes((0, 1), (0, 1))
     levels = np.linspace(0.01, 0.99, 99)
@@ -99,7 +99,7 @@ def calibration_plot(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def pit_plot(result: Evaluation, num_bins: int = 20) -> dict[str, Any]:
+def pit_plot(result: ForecastEvaluation, num_bins: int = 20) -> dict[str, Any]:
     """Histogram of the PIT: flat for the true law; the band is two standard errors over sequences."""
     pit = result.events["pit"]
     bins = np.minimum((pit * num_bins).astype(int), num_bins - 1)
@@ -127,7 +127,7 @@ def pit_plot(result: Evaluation, num_bins: int = 20) -> dict[str, Any]:
     }
 
 
-def width_plot(result: Evaluation, unit: str) -> dict[str, Any]:
+def width_plot(result: ForecastEvaluation, unit: str) -> dict[str, Any]:
     """Mean width of central intervals against the coverage they reach."""
     points = []
     for level in WIDTH_LEVELS:
@@ -214,7 +214,7 @@ def location_plot(
     }
 
 
-def headline(forecaster: EventForecaster, result: Evaluation, last: EventSequence | None) -> list[str]:
+def headline(forecaster: EventForecaster, result: ForecastEvaluation, last: EventSequence | None) -> list[str]:
     """What the numbers say, in sentences."""
     scores, unit = result.scores, f" {forecaster.unit}" if forecaster.unit else ""
     said = [
@@ -255,7 +255,7 @@ def headline(forecaster: EventForecaster, result: Evaluation, last: EventSequenc
     return said
 
 
-def score_rows(result: Evaluation) -> list[dict[str, Any]]:
+def score_rows(result: ForecastEvaluation) -> list[dict[str, Any]]:
     """The table: model with errors, baselines beside."""
     rows = []
     for name, label, higher in ROWS:
@@ -284,7 +284,7 @@ def write_report(
     path: Path,
     forecaster: EventForecaster,
     test: EventDataset,
-    result: Evaluation,
+    result: ForecastEvaluation,
     *,
     source: str = "",
     location: tuple[LocationRegion, NDArray[np.float64], NDArray[np.float64]] | None = None,

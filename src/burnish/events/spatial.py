@@ -13,7 +13,7 @@ from scipy.stats import gaussian_kde
 from burnish.events import metrics
 from burnish.events.data import EventDataset, EventSequence
 from burnish.events.distribution import NextEvents
-from burnish.events.evaluation import Evaluation
+from burnish.events.evaluation import ForecastEvaluation
 from burnish.events.forecaster import EventForecaster
 from burnish.events.locations import LocationRegion, highest_density_region, location_scores
 from burnish.events.model import row_chunks, select
@@ -25,7 +25,7 @@ LOCATION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 def add_location_scores(
     forecaster: EventForecaster,
     test: EventDataset,
-    result: Evaluation,
+    result: ForecastEvaluation,
     *,
     num_events: int = 500,
     num_samples: int = 300,

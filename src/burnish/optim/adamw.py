@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
 from burnish.optim.sharding import Sharding
 
 
-class AdamWRule(Rule):
+class AdamWRule(UpdateRule):
     """W <- (1 - lr wd) W - lr (m / c1) / (sqrt(v / c2) + eps), with c_i = 1 - beta_i^t.
 
     `legacy_first_moment` is what the published COSMOS code does instead: the first moment grows by 0.1 G whatever

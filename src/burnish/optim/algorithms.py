@@ -5,10 +5,10 @@ from __future__ import annotations
 from burnish.optim.adamw import AdamW, AdamWRule
 from burnish.optim.cosmos import COSMOS, CosmosRule
 from burnish.optim.normuon import Muon, MuonRule, NorMuon, NorMuonRule
-from burnish.optim.optimizer import MatrixOptimizer, Rule
+from burnish.optim.optimizer import MatrixOptimizer, UpdateRule
 from burnish.optim.soap import SOAP, SoapRule
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, UpdateRule] = {
     "normuon": NorMuonRule(),
     "muon": MuonRule(),
     "cosmos": CosmosRule(),

@@ -14,13 +14,13 @@ from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
 from burnish.optim.maths import cosmos as maths
 from burnish.optim.maths.orthogonalise import orthogonalise
 from burnish.optim.normuon import check_orthogonalisation, dtype_name, lies_whole, orthogonalisation_dtype
-from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
 from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
 
 DEFAULT_RANK = 64
 
 
-class CosmosRule(Rule):
+class CosmosRule(UpdateRule):
     """State per block of a parameter: `basis{i}` U, `covariance{i}` S, `second_moment{i}` V; `momentum` M once."""
 
     name = "cosmos"

@@ -25,15 +25,15 @@ from burnish.optim.layout import (
     unstack,
 )
 from burnish.optim.maths.normuon import SCALES, momentum_, nesterov, row_scales_, step_factor
-from burnish.optim.maths.orthogonalise import SCHEDULES, orthogonalise
-from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+from burnish.optim.maths.orthogonalise import POLYNOMIALS, orthogonalise
+from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
 from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
 
 BATCH_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Elements orthogonalised at once. A CPU gains from batching small matrices only, and loses its cache on large ones."""
 
 
-class _Unit(NamedTuple):
+class _Block(NamedTuple):
     """One block of one parameter: a stack of matrices of one size."""
 
     item: Item
@@ -41,7 +41,7 @@ class _Unit(NamedTuple):
     view: Tensor
 
 
-class MuonRule(Rule):
+class MuonRule(UpdateRule):
     """Muon, and NorMuon where the group says `normalise`."""
 
     name = "muon"
@@ -110,7 +110,7 @@ class MuonRule(Rule):
                 if not waiting[unit.item.index]:
                     unit.item.commit()
 
-    def _update_batch(self, batch: list[_Unit]) -> None:
+    def _update_batch(self, batch: list[_Block]) -> None:
         group = batch[0].item.group
         views = [unit.view for unit in batch]
         rows, cols = views[0].shape[-2:]
@@ -165,7 +165,7 @@ def _row_placements(parameter: Tensor, group: Mapping[str, Any]) -> Any:
     return moved(parameter, max(parameter.ndim - 2, 0) if sharding.dim == out and parameter.ndim <= 3 else sharding.dim)
 
 
-def _direction(unit: _Unit) -> Tensor:
+def _direction(unit: _Block) -> Tensor:
     """This block's momentum, with the Nesterov step where asked for."""
     item, group = unit.item, unit.item.group
     buffer = blocks(item.state["momentum"], group)[unit.number]
@@ -175,16 +175,16 @@ def _direction(unit: _Unit) -> Tensor:
     return nesterov(buffer, blocks(gradient, group)[unit.number], group["betas"][0])
 
 
-def _batches(items: list[Item]) -> Iterator[list[_Unit]]:
+def _batches(items: list[Item]) -> Iterator[list[_Block]]:
     """Blocks of equal size in one group and on one device, in batches of bounded size."""
-    same: dict[tuple[Any, ...], list[_Unit]] = {}
+    same: dict[tuple[Any, ...], list[_Block]] = {}
     for item in items:
         for number, view in enumerate(blocks(item.parameter, item.group)):
             key = (id(item.group), *view.shape[-2:], view.device, item.state["momentum"].dtype)
-            same.setdefault(key, []).append(_Unit(item, number, view))
+            same.setdefault(key, []).append(_Block(item, number, view))
     for units in same.values():
         limit = BATCH_ELEMENTS.get(units[0].view.device.type, BATCH_ELEMENTS["cpu"])
-        batch: list[_Unit] = []
+        batch: list[_Block] = []
         size = 0
         for unit in units:
             if batch and size + unit.view.numel() > limit:
@@ -209,7 +209,7 @@ def dtype_name(dtype: torch.dtype | str | None) -> str | None:
 
 def check_orthogonalisation(group: Mapping[str, Any], where: str) -> None:
     """The options `ns`, `ns_steps` and `ns_dtype`."""
-    check_choice("ns", group["ns"], list(SCHEDULES), where)
+    check_choice("ns", group["ns"], list(POLYNOMIALS), where)
     if group["ns_dtype"] is not None:
         check_choice("ns_dtype", group["ns_dtype"], ["float32", "bfloat16", "float64"], where)
     if group["ns_steps"] < 1:

@@ -94,7 +94,7 @@ class Item:
             weight.mul_(1 - self.group["lr"] * self.group["weight_decay"])
 
 
-class Rule:
+class UpdateRule:
     """How the parameters of one algorithm are stepped. Rules hold no state; `Item` carries it."""
 
     name: ClassVar[str]
@@ -211,7 +211,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         options = self._options["adamw"]
         return {key: options[key] for key in ("low_precision", "seed", "num_steps")}
 
-    def _check(self, group: dict[str, Any], rule: Rule, *, number: int) -> None:
+    def _check(self, group: dict[str, Any], rule: UpdateRule, *, number: int) -> None:
         where = f"{self._name()}, group {number} ({rule.name})"
         if not group["params"]:
             raise SettingsError("has no parameters", where=where)
@@ -238,7 +238,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if sharding is not None:
                 rule.check_sharding(group, parameter, sharding, here)
 
-    def _make_state(self, group: dict[str, Any], rule: Rule) -> None:
+    def _make_state(self, group: dict[str, Any], rule: UpdateRule) -> None:
         for parameter in group["params"]:
             low = parameter.dtype is torch.bfloat16
             dtype = torch.float32 if low else parameter.dtype

@@ -12,10 +12,10 @@ from burnish.core.errors import SettingsError
 from burnish.optim.adamw import adamw_options, common_options
 from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
 from burnish.optim.maths import soap as maths
-from burnish.optim.optimizer import Item, MatrixOptimizer, Rule
+from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
 
 
-class SoapRule(Rule):
+class SoapRule(UpdateRule):
     """State per matrix: covariances and bases of both sides, and Adam's two moments in the rotated basis."""
 
     name = "soap"

@@ -12,17 +12,14 @@ Sources: Muon (Keller Jordan, 2024) for `quintic`; Dion code base (arXiv:2504.05
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ScheduleName = Literal["quintic", "tuned5", "polar_express"]
-
 
 @dataclass(frozen=True)
-class Schedule:
+class Polynomials:
     """One polynomial per iteration, and how the input is normalised first.
 
     Attributes:
@@ -40,11 +37,11 @@ class Schedule:
         return [*self.coefficients[:steps], *[last] * (steps - len(self.coefficients))]
 
 
-SCHEDULES: dict[str, Schedule] = {
+POLYNOMIALS: dict[str, Polynomials] = {
     # Fast growth of small values rather than exactness: singular values end up between 0.68 and 1.13.
-    "quintic": Schedule(((3.4445, -4.7750, 2.0315),), 1.0, 1e-7),
+    "quintic": Polynomials(((3.4445, -4.7750, 2.0315),), 1.0, 1e-7),
     # Ends between 0.978 and 1.032 for inputs between 0.01 and 1.
-    "tuned5": Schedule(
+    "tuned5": Polynomials(
         (
             (4.0848, -6.8946, 2.9270),
             (3.9505, -6.3029, 2.6377),
@@ -56,7 +53,7 @@ SCHEDULES: dict[str, Schedule] = {
         1e-7,
     ),
     # Lifts small values most (969 times), ends between 0.86 and 1.14.
-    "polar_express": Schedule(
+    "polar_express": Polynomials(
         (
             (8.156554524902461, -22.48329292557795, 15.878769915207462),
             (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -80,14 +77,14 @@ def orthogonalise(
 
     Args:
         matrix: any leading dimensions; the norm is taken per matrix.
-        schedule: a name of `SCHEDULES`.
+        schedule: a name of `POLYNOMIALS`.
         steps: iterations.
         dtype: what to compute in; the cast comes before the normalisation, as in the published code. None: as given.
 
     Returns:
         The result in `dtype`; multiply-adds per matrix with m <= n rows and columns: about steps * (2 m^2 n + m^3).
     """
-    plan = SCHEDULES[schedule]
+    plan = POLYNOMIALS[schedule]
     x = matrix if dtype is None else matrix.to(dtype)
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) * plan.norm_factor + plan.eps)
     tall = x.shape[-2] > x.shape[-1]
