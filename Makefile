@@ -27,17 +27,19 @@ models/smollm2: | setup
 	@$(VENV)/bin/burnish fetch smollm2 --out models/smollm2
 
 lint: setup
-	$(VENV)/bin/ruff check src tests benchmarks examples docs
-	$(VENV)/bin/ruff format --check src tests benchmarks examples docs
+	$(VENV)/bin/ruff check src tests benchmarks examples docs scripts
+	$(VENV)/bin/ruff format --check src tests benchmarks examples docs scripts
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/python scripts/derive.py --check
 	$(VENV)/bin/python benchmarks/check.py
 
 docs: setup
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+# `make bench` lists the benchmarks; `make bench NAME=yaqa` runs those of a method, or one by its own name.
 bench: setup
-	@scripts/bench
+	@$(VENV)/bin/python scripts/bench.py $(NAME)
 
 clean:
 	rm -rf $(VENV) models runs docs/_build .ci-venv

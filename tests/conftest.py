@@ -12,12 +12,11 @@ from jaxtyping import install_import_hook
 from small_models import small_llama, small_tokenizer
 
 # Shapes and dtypes in the signatures of the mathematics are checked at every call of the suite.
-MATHS = [f"burnish.{room}.maths" for room in ("align", "distill", "evaluate", "events", "optim", "quantize", "slim")]
+REPOSITORY = Path(__file__).resolve().parent.parent
+MATHS = [f"burnish.{maths.parent.name}.maths" for maths in sorted((REPOSITORY / "src" / "burnish").glob("*/maths"))]
 install_import_hook(MATHS, "beartype.beartype")
 
 torch.set_num_threads(1)
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)

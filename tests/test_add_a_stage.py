@@ -13,23 +13,52 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```python\n# (in )?(src/\S+)\n(.*?)```", re.DOTALL)
-BEFORE = {"src/burnish/stages.py": '    "slim": "burnish', "src/burnish/cli/__init__.py": '        "slim": ('}
+END_OF_ROWS = "\n)\n\nBESIDE_METHODS"
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """("in " or nothing, file, text) of the files that the page writes or adds to."""
+    return BLOCK.findall((ROOT / "docs" / "add-a-stage.md").read_text())
+
+
+def follow(place: Path) -> None:
+    """A copy of the sources in which the page has been followed."""
+    for name in ("src", "scripts", "docs/methods"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, place / name)
+    for inside, name, text in blocks():
+        path = place / name
+        if inside:
+            path.write_text(path.read_text().replace(END_OF_ROWS, f"\n{text.rstrip()}{END_OF_ROWS}", 1))
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+
+def run(place: Path, *command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(place / "src")}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_stage_is_at_most_four_files_of_which_one_existed():
+    assert len(blocks()) <= 4
+    assert [name for inside, name, _ in blocks() if inside] == ["src/burnish/methods.py"]
 
 
 @pytest.mark.slow
 def test_the_stage_of_the_page_runs(tiny_llama: Path, tmp_path: Path):
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for inside, name, text in BLOCK.findall((ROOT / "docs" / "add-a-stage.md").read_text()):
-        path = tmp_path / name
-        if inside:
-            path.write_text(path.read_text().replace(BEFORE[name], text + BEFORE[name], 1))
-        else:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-    command = [sys.executable, "-m", "burnish.cli", "shrink", str(tiny_llama), "--factor", "0.5", "-o", "smaller"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    follow(tmp_path)
+    run(tmp_path, sys.executable, "scripts/derive.py")
+    assert (tmp_path / "docs" / "methods" / "shrinking.md").is_file()
+    run(tmp_path, sys.executable, "scripts/derive.py", "--check")
+    assert "4 kept, 0 broken" in run(tmp_path, str(Path(sys.executable).with_name("lint-imports")), "--no-cache")
+    assert "Shrink" in run(tmp_path, sys.executable, "-c", "import burnish; print(burnish.Shrink)")
+    assert "shrinking: every weight" in run(tmp_path, sys.executable, "-m", "burnish.cli", "methods")
+    command = ["shrink", str(tiny_llama), "--factor", "0.5", "-o", "smaller"]
+    run(tmp_path, sys.executable, "-m", "burnish.cli", *command)
 
     from burnish import load
 

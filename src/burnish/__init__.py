@@ -13,32 +13,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from burnish._version import __version__ as __version__
+from burnish.methods import VERBS
 
-if TYPE_CHECKING:
-    from burnish.align.stage import Align
-    from burnish.convert.stage import Upcycle
-    from burnish.core.checkpoint import Model, load
-    from burnish.core.errors import BurnishError
-    from burnish.distill.stage import Distill
-    from burnish.evaluate.stage import Evaluate
-    from burnish.quantize.stage import Quantize
-    from burnish.slim.stage import Slim
-    from burnish.train.stage import Train
+if TYPE_CHECKING:  # written by scripts/derive.py
+    from burnish.align.stage import Align as Align
+    from burnish.convert.stage import Upcycle as Upcycle
+    from burnish.core.checkpoint import Model as Model
+    from burnish.core.checkpoint import load as load
+    from burnish.core.errors import BurnishError as BurnishError
+    from burnish.distill.stage import Distill as Distill
+    from burnish.evaluate.stage import Evaluate as Evaluate
+    from burnish.quantize.stage import Quantize as Quantize
+    from burnish.slim.stage import Slim as Slim
+    from burnish.train.stage import Train as Train
 
 _PUBLIC = {
-    "Align": "burnish.align.stage",
-    "load": "burnish.core.checkpoint",
-    "Model": "burnish.core.checkpoint",
     "BurnishError": "burnish.core.errors",
-    "Distill": "burnish.distill.stage",
     "Evaluate": "burnish.evaluate.stage",
-    "Quantize": "burnish.quantize.stage",
-    "Slim": "burnish.slim.stage",
-    "Train": "burnish.train.stage",
-    "Upcycle": "burnish.convert.stage",
-}
+    "Model": "burnish.core.checkpoint",
+    "load": "burnish.core.checkpoint",
+} | {verb.class_name: verb.module for verb in VERBS.values()}
 
-__all__ = ["Align", "BurnishError", "Distill", "Evaluate", "Model", "Quantize", "Slim", "Train", "Upcycle", "load"]
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

@@ -1,8 +1,65 @@
-"""The table of methods: what each is, where it comes from, and where its evidence is. `burnish methods` prints it."""
+"""The table of methods. Its rows drive: whatever else names a method, a stage or a benchmark is derived from here.
+
+From these rows come the stages of recipes (`burnish.stages`), the public names of the package, the commands of a stage,
+the layer of its folder in the import contracts, `burnish methods`, `make bench NAME`, the head of every page in
+docs/methods and the lists of the README. What is derived at run time needs nothing; `python scripts/derive.py` writes
+the rest. Standard library only: `burnish --help` reads this table.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A stage, as recipes, the command line and Python name it.
+
+    Attributes:
+        name: what a recipe says, `stage: quantize`.
+        settings: its class, as "module:Class"; the module is imported when the class is first used.
+        help: one sentence for the list of commands.
+        examples: command lines for its help.
+        command: the words on the command line, where they are not the name.
+        makes: what the help calls its result.
+        function: its function in `burnish.cli` as "module:function", where it has options beside its settings.
+    """
+
+    name: str
+    settings: str
+    help: str
+    examples: tuple[str, ...]
+    command: str = ""
+    makes: str = "checkpoint"
+    function: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is typed after `burnish`."""
+        return tuple((self.command or self.name).split())
+
+    @property
+    def module(self) -> str:
+        return self.settings.partition(":")[0]
+
+    @property
+    def class_name(self) -> str:
+        return self.settings.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A claim: `benchmarks/NAME.py`, which writes `benchmarks/results/NAME.json`.
+
+    Attributes:
+        name: as above.
+        arguments: what `make bench NAME` gives it.
+        needs: what a clone lacks to run it; empty where a clone is enough.
+    """
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -12,10 +69,11 @@ class Method:
     Attributes:
         name: what the field calls it.
         does: one clause.
-        use: the command or the class.
+        use: the command, with the options that choose it; or the key of a recipe.
         source: authors or title, year, arXiv id.
-        page: its documentation page, which holds the evidence, in docs/methods.
-        results: its benchmark results in benchmarks/results, without ".json".
+        page: its documentation page in docs/methods, which holds the evidence.
+        benchmarks: what measures it.
+        verb: the stage that it is, where it is one of its own.
     """
 
     name: str
@@ -23,8 +81,19 @@ class Method:
     use: str
     source: str
     page: str
-    results: str = ""
+    benchmarks: tuple[Benchmark, ...] = ()
+    verb: Verb | None = None
 
+
+EVENTS = Benchmark("events", ("hawkes",), needs="for the real data sets --data DIR, see the script")
+OPTIMIZERS = Benchmark("optimizers", needs="--data DIR with the speeches and Shakespeare, --work DIR")
+OPTIMIZER_STEP = Benchmark("optimizer_step")
+QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with llm-compressor, --work DIR")
+YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
+SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
+ALIGN_LINEAR = Benchmark("align_linear")
+ALIGN_STEP = Benchmark("align_step")
+ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -33,7 +102,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish evaluate",
         source="bootstrap: Efron, 1979",
         page="evaluation",
-        results="evaluate_overhead",
+        benchmarks=(Benchmark("evaluate_overhead"),),
     ),
     Method(
         name="RTN, GPTQ",
@@ -41,7 +110,17 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method gptq",
         source="GPTQ, 2022, arXiv:2210.17323; QuIP (LDLQ), 2023, arXiv:2307.13304",
         page="rounding",
-        results="quantize_baselines",
+        benchmarks=(QUANTIZE_BASELINES, YAQA),
+        verb=Verb(
+            name="quantize",
+            settings="burnish.quantize.stage:Quantize",
+            help="Round the weights to 2-8 bits in a format that engines load.",
+            examples=(
+                "burnish quantize models/smollm2 --bits 3 -o smollm2-3bit --evaluate",
+                "burnish quantize models/smollm2 --group-size null -o smollm2-4bit",
+            ),
+            makes="quantized checkpoint",
+        ),
     ),
     Method(
         name="YAQA",
@@ -49,116 +128,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method yaqa",
         source="Model-Preserving Adaptive Rounding, 2025, arXiv:2505.22988",
         page="yaqa",
-    ),
-    Method(
-        name="NorMuon",
-        does="orthogonalised updates whose rows move by the same amount",
-        use="burnish train --optimizer normuon",
-        source="NorMuon, 2025, arXiv:2510.05491",
-        page="normuon",
-        results="optimizer_step",
-    ),
-    Method(
-        name="Muon",
-        does="orthogonalised momentum",
-        use="burnish train --optimizer muon",
-        source="Keller Jordan, 2024; Muon is Scalable, 2025, arXiv:2502.16982",
-        page="muon",
-        results="optimizer_step",
-    ),
-    Method(
-        name="COSMOS",
-        does="a low-rank preconditioned part and an orthogonalised rest",
-        use="burnish train --optimizer cosmos",
-        source="COSMOS, 2025, arXiv:2502.17410",
-        page="cosmos",
-        results="optimizer_step",
-    ),
-    Method(
-        name="SOAP",
-        does="Adam in the eigenbasis of Shampoo, as a baseline",
-        use="burnish train --optimizer soap",
-        source="SOAP, 2024, arXiv:2409.11321",
-        page="soap",
-        results="optimizer_step",
-    ),
-    Method(
-        name="preference training",
-        does="DPO and reward models as thin subclasses of TRL's trainers, with a loss chosen per pair",
-        use="burnish align",
-        source="Direct Preference Optimization, 2023, arXiv:2305.18290",
-        page="preference-training",
-        results="align_step",
-    ),
-    Method(
-        name="APS",
-        does="preference losses with a scale for every pair",
-        use="burnish align --loss aps-dpo",
-        source="Adaptive Preference Scaling, 2024, arXiv:2406.02764",
-        page="aps",
-        results="align_linear",
-    ),
-    Method(
-        name="R3M",
-        does="preference losses that cap the pull of a wrong label",
-        use="burnish align --loss r3m-dpo",
-        source="Robust RL from Corrupted Human Feedback, 2024, arXiv:2406.15568",
-        page="r3m",
-        results="align_linear",
-    ),
-    Method(
-        name="label audit",
-        does="which preference labels to distrust, from margins of models that did not see them",
-        use="burnish audit",
-        source="R3M's delta and APS's tau over cross-fitted margins",
-        page="label-audit",
-        results="align_audit",
-    ),
-    Method(
-        name="SlimMoE",
-        does="experts narrowed by importance, all of them kept",
-        use="burnish slim",
-        source="SlimMoE, 2025, arXiv:2506.18349",
-        page="slimmoe",
-        results="slim",
-    ),
-    Method(
-        name="upcycling",
-        does="a dense model as a mixture of experts that computes the same",
-        use="burnish convert upcycle",
-        source="Sparse Upcycling, 2022, arXiv:2212.05055",
-        page="upcycling",
-    ),
-    Method(
-        name="distillation",
-        does="divergences, hidden states and routers of a teacher, normalised per token",
-        use="burnish distill",
-        source="Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531",
-        page="distillation",
-    ),
-    Method(
-        name="THP",
-        does="the transformer Hawkes process with its likelihood done right",
-        use="burnish events fit --model thp",
-        source="Transformer Hawkes Process, 2020, arXiv:2002.09291",
-        page="thp",
-        results="events",
-    ),
-    Method(
-        name="SMURF-THP",
-        does="event times by score matching, with exact quantiles",
-        use="burnish events fit --model smurf-thp",
-        source="SMURF-THP, 2023, arXiv:2310.16336",
-        page="smurf-thp",
-        results="events",
-    ),
-    Method(
-        name="SMASH",
-        does="times, marks and places by score matching",
-        use="burnish events fit --model smash",
-        source="SMASH, 2023, arXiv:2310.16310",
-        page="smash",
-        results="events",
+        benchmarks=(YAQA, QUANTIZE_BASELINES),
     ),
     Method(
         name="training",
@@ -166,14 +136,185 @@ METHODS: tuple[Method, ...] = (
         use="burnish train",
         source="warm-up, stable, decay: MiniCPM, 2024, arXiv:2404.06395",
         page="training",
-        results="train_loop",
+        benchmarks=(Benchmark("train_loop"),),
+        verb=Verb(
+            name="train",
+            settings="burnish.train.stage:Train",
+            help="Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW.",
+            examples=(
+                "burnish train models/smollm2 --data chats.jsonl --lr 2e-4 -o tuned",
+                "burnish train config.json --tokenizer bpe:1024 --data text.txt -o mine",
+                "burnish train models/smollm2 --explain",
+            ),
+            function="train:train",
+        ),
     ),
     Method(
         name="sharded training",
         does="NorMuon, Muon and COSMOS under FSDP2, with the answer of one process",
-        use="launch: {processes: N} in a recipe",
+        use="launch: {processes: N}",
         source="NorMuon, 2025, arXiv:2510.05491; PyTorch FSDP, 2023, arXiv:2304.11277",
         page="sharding",
-        results="sharded_step",
+        benchmarks=(Benchmark("sharded_step"),),
+    ),
+    Method(
+        name="NorMuon",
+        does="orthogonalised updates whose rows move by the same amount",
+        use="burnish train --optimizer normuon",
+        source="NorMuon, 2025, arXiv:2510.05491",
+        page="normuon",
+        benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
+    ),
+    Method(
+        name="Muon",
+        does="orthogonalised momentum",
+        use="burnish train --optimizer muon",
+        source="Keller Jordan, 2024; Muon is Scalable, 2025, arXiv:2502.16982",
+        page="muon",
+        benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
+    ),
+    Method(
+        name="COSMOS",
+        does="a low-rank preconditioned part and an orthogonalised rest",
+        use="burnish train --optimizer cosmos",
+        source="COSMOS, 2025, arXiv:2502.17410",
+        page="cosmos",
+        benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
+    ),
+    Method(
+        name="SOAP",
+        does="Adam in the eigenbasis of Shampoo, as a baseline",
+        use="burnish train --optimizer soap",
+        source="SOAP, 2024, arXiv:2409.11321",
+        page="soap",
+        benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
+    ),
+    Method(
+        name="distillation",
+        does="divergences, hidden states and routers of a teacher, normalised per token",
+        use="burnish distill",
+        source="Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531",
+        page="distillation",
+        benchmarks=(SLIM,),
+        verb=Verb(
+            name="distill",
+            settings="burnish.distill.stage:Distill",
+            help="Train a student to predict what a teacher predicts.",
+            examples=("burnish distill slimmed --teacher models/olmoe --data a.jsonl -o recovered",),
+            makes="trained student",
+        ),
+    ),
+    Method(
+        name="SlimMoE",
+        does="experts narrowed by importance, all of them kept",
+        use="burnish slim",
+        source="SlimMoE, 2025, arXiv:2506.18349",
+        page="slimmoe",
+        benchmarks=(
+            SLIM,
+            Benchmark("slim_reap", needs="an environment with llm-compressor: --peer PYTHON, --model MIXTURE"),
+        ),
+        verb=Verb(
+            name="slim",
+            settings="burnish.slim.stage:Slim",
+            help="Make a mixture of experts smaller: narrower experts, or fewer.",
+            examples=(
+                "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
+                "burnish slim models/olmoe --target 20% --stages 2 --data a.jsonl -o slimmed",
+            ),
+            makes="smaller checkpoint",
+        ),
+    ),
+    Method(
+        name="upcycling",
+        does="a dense model as a mixture of experts that computes the same",
+        use="burnish convert upcycle",
+        source="Sparse Upcycling, 2022, arXiv:2212.05055",
+        page="upcycling",
+        benchmarks=(Benchmark("upcycle", ("--work", "runs/upcycle-benchmark")),),
+        verb=Verb(
+            name="upcycle",
+            settings="burnish.convert.stage:Upcycle",
+            help="Make a mixture of experts of a dense Llama-type model; it computes the same until it is trained.",
+            examples=("burnish convert upcycle models/smollm2 --num-experts 4 -o smollm2-moe",),
+            command="convert upcycle",
+            makes="mixture",
+        ),
+    ),
+    Method(
+        name="preference training",
+        does="DPO and reward models as thin subclasses of TRL's trainers, with a loss chosen per pair",
+        use="burnish align",
+        source="Direct Preference Optimization, 2023, arXiv:2305.18290",
+        page="preference-training",
+        benchmarks=(ALIGN_STEP, ALIGN_DPO),
+        verb=Verb(
+            name="align",
+            settings="burnish.align.stage:Align",
+            help="Train on preference pairs: DPO, APS and R3M, or a reward model.",
+            examples=("burnish align models/smollm2 --loss r3m-dpo --data prefs.jsonl -o aligned",),
+        ),
+    ),
+    Method(
+        name="APS",
+        does="preference losses with a scale for every pair",
+        use="burnish align --loss aps-dpo",
+        source="Adaptive Preference Scaling, 2024, arXiv:2406.02764",
+        page="aps",
+        benchmarks=(ALIGN_LINEAR, ALIGN_DPO),
+    ),
+    Method(
+        name="R3M",
+        does="preference losses that cap the pull of a wrong label",
+        use="burnish align --loss r3m-dpo",
+        source="Robust RL from Corrupted Human Feedback, 2024, arXiv:2406.15568",
+        page="r3m",
+        benchmarks=(ALIGN_LINEAR, ALIGN_DPO),
+    ),
+    Method(
+        name="label audit",
+        does="which preference labels to distrust, from margins of models that did not see them",
+        use="burnish audit",
+        source="R3M's delta and APS's tau over cross-fitted margins",
+        page="label-audit",
+        benchmarks=(Benchmark("align_audit", needs="--data DIR with the two preference files, --model DIR"),),
+    ),
+    Method(
+        name="THP",
+        does="the transformer Hawkes process with its likelihood done right",
+        use="burnish events fit --model thp",
+        source="Transformer Hawkes Process, 2020, arXiv:2002.09291",
+        page="thp",
+        benchmarks=(EVENTS,),
+    ),
+    Method(
+        name="SMURF-THP",
+        does="event times by score matching, with exact quantiles",
+        use="burnish events fit --model smurf-thp",
+        source="SMURF-THP, 2023, arXiv:2310.16336",
+        page="smurf-thp",
+        benchmarks=(EVENTS,),
+    ),
+    Method(
+        name="SMASH",
+        does="times, marks and places by score matching",
+        use="burnish events fit --model smash",
+        source="SMASH, 2023, arXiv:2310.16310",
+        page="smash",
+        benchmarks=(EVENTS,),
     ),
 )
+
+BESIDE_METHODS = (
+    Benchmark("demo", ("--out", "runs/demo-benchmark")),
+    Benchmark("foundation", ("--work", "runs/foundation-benchmark")),
+)
+"""What is measured of the package itself: the first command of the README, the runner and the report."""
+
+VERBS: dict[str, Verb] = {method.verb.name: method.verb for method in METHODS if method.verb}
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmarks in (*(method.benchmarks for method in METHODS), BESIDE_METHODS)
+    for benchmark in benchmarks
+}

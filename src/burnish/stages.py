@@ -1,4 +1,4 @@
-"""The table of stages: the verb of a recipe and of the command line, and the class behind it, imported when needed."""
+"""Stages by name: the class behind the verb of a recipe, imported when needed. The rows are in `burnish.methods`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,21 @@ from typing import TYPE_CHECKING
 
 from burnish.core.errors import RecipeError, nearest
 from burnish.core.runner import Rooms
+from burnish.methods import VERBS
 
 if TYPE_CHECKING:
     from burnish.core.settings import Settings
     from burnish.core.stage import Stage
 
-STAGES: dict[str, str] = {
-    "align": "burnish.align.stage:Align",
-    "distill": "burnish.distill.stage:Distill",
-    "quantize": "burnish.quantize.stage:Quantize",
-    "slim": "burnish.slim.stage:Slim",
-    "train": "burnish.train.stage:Train",
-    "upcycle": "burnish.convert.stage:Upcycle",
-}
-
 
 def stage_class(name: str, *, where: str = "recipe") -> type[Stage]:
     """The class of a stage; an unknown name suggests the nearest one."""
-    if name not in STAGES:
-        guess = nearest(name, list(STAGES))
-        advice = f"did you mean {guess!r}?" if guess else f"stages are {', '.join(STAGES)}"
+    if name not in VERBS:
+        guess = nearest(name, list(VERBS))
+        advice = f"did you mean {guess!r}?" if guess else f"stages are {', '.join(sorted(VERBS))}"
         raise RecipeError(f"there is no stage {name!r}", where=where, fix=advice)
-    module, _, attribute = STAGES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    verb = VERBS[name]
+    return getattr(import_module(verb.module), verb.class_name)
 
 
 def _evaluate_class() -> type[Settings]:

@@ -98,6 +98,6 @@ def test_align_and_audit_commands(checkpoint, few_pairs, tmp_path):
 
 
 def test_importing_the_commands_costs_no_torch():
-    code = "import burnish.cli.align, sys; sys.exit('torch' in sys.modules or 'trl' in sys.modules)"
+    code = "import burnish.cli.audit, sys; sys.exit('torch' in sys.modules or 'trl' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 0

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from burnish.cli import app
+from burnish.core.errors import SettingsError
+from burnish.methods import VERBS
+from burnish.stages import stage_class
 
-COMMANDS = ["run", "plan", "fetch", "evaluate", "report", "quantize", "train", "distill", "slim", "align", "audit"]
+COMMANDS = ["run", "plan", "fetch", "evaluate", "report", "audit", *(" ".join(verb.words) for verb in VERBS.values())]
 
 
 def parsed(*arguments: str) -> Any:
@@ -36,7 +39,7 @@ def test_null_is_refused_where_a_value_is_needed(capsys: pytest.CaptureFixture[s
     assert "bits is None, but input should be a valid integer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "convert upcycle", "events"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "events"])
 def test_the_examples_of_the_help_are_commands(command: str, capsys: pytest.CaptureFixture[str]):
     app([*command.split(), "--help"])
     printed = capsys.readouterr().out
@@ -44,3 +47,14 @@ def test_the_examples_of_the_help_are_commands(command: str, capsys: pytest.Capt
     assert examples
     for _, *arguments in examples:
         app.parse_args(arguments, exit_on_error=False, print_error=False)  # raises where an option does not exist
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_defaults_of_a_command_are_those_of_its_stage(name: str):
+    """They are not validated, so that a stage that cannot do without a setting still has a help."""
+    _, bound, _ = app.parse_args([*VERBS[name].words, "model", "-o", "out"], exit_on_error=False, print_error=False)
+    bound.apply_defaults()
+    try:
+        assert bound.arguments["settings"] == stage_class(name).parse({}, where="defaults")
+    except SettingsError:
+        assert name == "slim"

@@ -1,4 +1,4 @@
-"""What a model is made of: the only room that knows model types.
+"""What a model is made of: the only place that knows model types.
 
     for view in arch.matrices(module):          # every weight matrix, also inside fused experts, qkv, Conv1D
         print(view.name, view.role, view.shape)

@@ -1,7 +1,8 @@
-"""The `burnish` command: one file per room, which only parses and prints.
+"""The command line: parsing and printing.
 
-Commands are named by import path and imported when they are called, so `burnish --help` imports no torch. An error
-that the user can mend is one line on standard error and exit status 1; `--debug` shows the traceback.
+The commands of stages come from the rows of `burnish.methods`. Commands are named by import path and imported when they
+are called, so `burnish --help` imports no torch. An error that the user can mend is one line on standard error and exit
+status 1; `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from cyclopts import App, CycloptsError, Group
 
 from burnish._version import __version__
 from burnish.core.errors import BurnishError
+from burnish.methods import VERBS
 
 RECIPES = Group.create_ordered("Recipes")
 LOOK = Group.create_ordered("Look at a model or a run")
@@ -75,40 +77,9 @@ _COMMANDS = {
         "methods": ("doctor:methods", "List every method with its source and where its evidence is."),
         "doctor": ("doctor:doctor", "Say what this machine can do and which extras are missing."),
     },
-    CHANGE: {
-        "quantize": (
-            "quantize:quantize",
-            "Round the weights to 2-8 bits in a format that engines load.",
-            "burnish quantize models/smollm2 --bits 3 -o smollm2-3bit --evaluate",
-            "burnish quantize models/smollm2 --group-size null -o smollm2-4bit",
-        ),
-        "train": (
-            "train:train",
-            "Train on texts or chats, further or from scratch: NorMuon, Muon, COSMOS, AdamW.",
-            "burnish train models/smollm2 --data chats.jsonl --lr 2e-4 -o tuned",
-            "burnish train config.json --tokenizer bpe:1024 --data text.txt -o mine",
-            "burnish train models/smollm2 --explain",
-        ),
-        "distill": (
-            "distill:distill",
-            "Train a student to predict what a teacher predicts.",
-            "burnish distill slimmed --teacher models/olmoe --data a.jsonl -o recovered",
-        ),
-        "slim": (
-            "slim:slim",
-            "Make a mixture of experts smaller: narrower experts, or fewer.",
-            "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
-            "burnish slim models/olmoe --target 20% --stages 2 --data a.jsonl -o slimmed",
-        ),
-        "align": (
-            "align:align",
-            "Train on preference pairs: DPO, APS and R3M, or a reward model.",
-            "burnish align models/smollm2 --loss r3m-dpo --data prefs.jsonl -o aligned",
-        ),
-    },
     BESIDE: {
         "audit": (
-            "align:audit",
+            "audit:audit",
             "Find the preference labels to distrust, with a page to decide on them.",
             "burnish audit prefs.jsonl --model models/smollm2 -o audit",
             "burnish audit prefs.jsonl --decisions decisions.json -o cleaned.jsonl",
@@ -147,14 +118,16 @@ for _name, _help in _EVENTS.items():
     events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
 app.command(events)
 
-convert = App(name="convert", group=CHANGE, help="Write a checkpoint in another architecture.", help_epilogue="")
-convert.command(
-    "burnish.cli.convert:upcycle",
-    name="upcycle",
-    help="Make a mixture of experts of a dense Llama-type model; it computes the same until it is trained.",
-    help_epilogue=_examples(["burnish convert upcycle models/smollm2 --num-experts 4 -o smollm2-moe"]),
-)
-app.command(convert)
+_FAMILIES = {"convert": "Write a checkpoint in another architecture."}
+for _word, _help in _FAMILIES.items():
+    app.command(App(name=_word, group=CHANGE, help=_help, help_epilogue=""))
+for _verb in VERBS.values():
+    *_family, _name = _verb.words
+    _path = _verb.function or f"stage_command:{_verb.name}"
+    _place, _group = (app[_family[0]], None) if _family else (app, CHANGE)
+    _place.command(
+        f"burnish.cli.{_path}", name=_name, help=_verb.help, group=_group, help_epilogue=_examples(_verb.examples)
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

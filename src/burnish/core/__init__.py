@@ -1,1 +1,1 @@
-"""What every room stands on: checkpoint, recipe, runner, ledger, errors, progress. Imports no other room."""
+"""What everything else stands on: checkpoint, recipe, runner, ledger, errors, progress."""

@@ -1,4 +1,4 @@
-"""`burnish align` and `burnish audit`."""
+"""`burnish audit`."""
 
 from __future__ import annotations
 
@@ -8,37 +8,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from burnish.align.audit_settings import AuditSettings
-from burnish.align.stage import Align
 from burnish.cli.options import Options
-from burnish.cli.run import run_single
 
-_DEFAULTS = Align.parse({}, where="defaults")
-_AUDIT_DEFAULTS = AuditSettings.parse({}, where="defaults")
-
-
-def align(
-    model: str,
-    /,
-    *,
-    out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    settings: Options[Align] = _DEFAULTS,
-    evaluate: bool = False,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
-    """Train a model on preference pairs, or make a reward model of it.
-
-    Parameters
-    ----------
-    model:
-        A checkpoint directory or hub id.
-    out:
-        Where the checkpoint goes; ledger and report go to OUT.run beside it.
-    evaluate:
-        Measure before and after.
-    overwrite:
-        Replace a checkpoint that burnish made there earlier.
-    """
-    run_single(settings, model, out, evaluate=evaluate, overwrite=overwrite)
+_DEFAULTS = AuditSettings.parse({}, where="defaults")
 
 
 def audit(
@@ -48,7 +20,7 @@ def audit(
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
     model: str | None = None,
     decisions: Path | None = None,
-    settings: Options[AuditSettings] = _AUDIT_DEFAULTS,
+    settings: Options[AuditSettings] = _DEFAULTS,
     on_bad_pair: Literal["refuse", "drop"] = "refuse",
     limit: int | None = None,
     device: str = "auto",
