@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
-from burnish.cli import main
+from burnish.cli import app, main
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -93,3 +95,37 @@ def test_a_plan_shows_what_each_node_costs_by_itself(
     known, unknown = (line for line in capsys.readouterr().out.splitlines() if " train " in line)
     assert known.split()[:4] == ["a", "thousand", "steps", "train"] and "~" in known
     assert unknown.split()[:3] == ["one", "epoch", "train"] and "~" not in unknown
+
+
+def commands(place: App = app, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
+    """Every command, those of families included, with the words that call it."""
+    for name in place:
+        if not name.startswith("-"):
+            if inner := [word for word in place[name] if not word.startswith("-")]:
+                assert inner
+                yield from commands(place[name], (*words, name))
+            else:
+                yield (*words, name), place[name]
+
+
+def test_every_option_of_every_command_says_in_one_paragraph_what_it_is():
+    silent = [
+        (*words, argument.name)
+        for words, command in commands()
+        for argument in command.assemble_argument_collection(parse_docstring=True)
+        if argument.parameter.parse is not False and argument.show
+        if not (said := (argument.parameter.help or "").strip()) or "\n" in said
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("command", ["methods", "train MODEL --explain"])
+def test_no_word_is_broken_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, command: str
+):
+    def words(columns: str) -> list[str]:
+        monkeypatch.setenv("COLUMNS", columns)
+        main(command.replace("MODEL", str(tiny_llama)).split())
+        return capsys.readouterr().out.split()
+
+    assert words("80") == words("400")

@@ -1,5 +1,6 @@
 """The stage `train`, from Python and as a command."""
 
+import itertools
 import json
 import os
 import signal
@@ -270,6 +271,7 @@ def test_explain_shows_the_adapters_of_lora(tiny_llama, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     main(["train", str(tiny_llama), "--explain", "--lora-rank", "2", "--lora-init", "corda", "--lora-matrix"])
     lines = capsys.readouterr().out.splitlines()
-    (factor,) = [line for line in lines if "q_proj.lora_A" in line]
+    below = dict(itertools.pairwise(lines))  # the update and its reason stand below the name
+    ((_, factor),) = [pair for pair in below.items() if "q_proj.lora_A" in pair[0]]
     assert "normuon" in factor and "LoRA factor" in factor
-    assert any("q_proj.base_layer" in line and "needs no gradient" in line for line in lines)
+    assert any("q_proj.base_layer" in name and "needs no gradient" in why for name, why in below.items())

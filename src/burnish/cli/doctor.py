@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from burnish.cli.entries import print_entry
 from burnish.methods import METHODS
 
 _FOR_DEVELOPERS = ("dev", "docs")
@@ -10,29 +11,11 @@ _FOR_DEVELOPERS = ("dev", "docs")
 def methods() -> None:
     """List every method with its source and where its evidence is."""
     for method in METHODS:
-        _print_wrapped("", f"{method.name}: {method.does}")
-        _print_wrapped("use", method.use)
-        _print_wrapped("source", method.source)
-        _print_wrapped("evidence", f"docs/methods/{method.page}.md")
-        for benchmark in method.benchmarks:
-            _print_wrapped(" ", f"benchmarks/results/{benchmark.name}.json")
+        evidence = [f"docs/methods/{method.page}.md"]
+        evidence += [f"benchmarks/results/{benchmark.name}.json" for benchmark in method.benchmarks]
+        facts = [("use", method.use), ("source", method.source), *(("evidence", place) for place in evidence)]
+        print_entry(f"{method.name}: {method.does}", facts)
         print()
-
-
-def _print_wrapped(label: str, text: str) -> None:
-    """A line, or several where the terminal is narrow; no word is broken."""
-    import shutil
-    import textwrap
-
-    head = f"    {label:<10}" if label else ""
-    wrapper = textwrap.TextWrapper(
-        width=shutil.get_terminal_size().columns,
-        initial_indent=head,
-        subsequent_indent=" " * (len(head) or 4),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    print(wrapper.fill(text))
 
 
 def doctor() -> None:

@@ -57,29 +57,43 @@ def fit(
     out:
         Directory of the fitted forecaster.
     model:
-        smurf-thp for calibrated times and types, thp, lognormal-mixture or exponential-hawkes to compare, smash for
-        events with places, structured-thp for events on a graph.
+        The first is the best choice for times and types; smash is for places, structured-thp for a graph.
     objective:
         Likelihood, or score matching with or without a term for the mass.
     time_coordinate:
         Of score matching: log (consistent) or gap (as published).
-    sequence, time, type:
-        Column names.
-    x, y:
-        Columns of the place, for smash.
-    vertex, edges:
-        Column of the vertex (0, 1, ...) and a table whose first two columns are the edges, for structured-thp.
+    sequence:
+        Column that says which sequence an event belongs to.
+    time:
+        Column of the times, numbers or dates.
+    type:
+        Column of the types.
+    x:
+        First column of the place; smash needs it.
+    y:
+        Second column of the place; smash needs it.
+    vertex:
+        Column of the vertex (0, 1, ...); structured-thp needs it.
+    edges:
+        Table whose first two columns are the edges of the graph; structured-thp needs it.
     origin:
         Whether observation starts at time 0 (zero), at an unknown time (first), or what looks right (auto).
     sort:
         Sort each sequence by time instead of refusing unsorted rows.
     unit:
         Name of the time unit, for reports.
-    hidden_size, num_layers:
-        Of the Transformer.
-    epochs, batch_size, lr, patience:
-        Of training; patience 0 never stops early. The batch size defaults to 32 sequences, fewer where an epoch would
-        have less than 20 steps.
+    hidden_size:
+        Width of the Transformer.
+    num_layers:
+        Layers of the Transformer.
+    epochs:
+        Passes over the training data, at most.
+    batch_size:
+        Sequences per step [default: 32, fewer where an epoch would have less than 20 steps].
+    lr:
+        Learning rate.
+    patience:
+        Epochs without a better validation loss after which training ends; 0 never ends it early.
     split_by:
         Hold out whole sequences, or the end of each sequence.
     fractions:
@@ -257,8 +271,10 @@ def simulate(
         A .csv or .parquet file.
     preset:
         Three types with moderate excitation, or two types that excite each other.
-    num_sequences, num_events:
-        Size.
+    num_sequences:
+        Sequences to simulate.
+    num_events:
+        Events of each.
     seed:
         Of the simulation.
     truth:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.entries import print_entry
 from burnish.cli.options import Options
 from burnish.cli.run import run_single
 from burnish.core.errors import SettingsError
@@ -37,8 +38,7 @@ def train(
     out:
         Where the checkpoint goes; ledger and report go to OUT.run beside it.
     tokenizer:
-        Train from scratch: bpe:N learns a byte-level BPE of N tokens from the data, a checkpoint lends its own. The
-        random start is kept in OUT.init.
+        Train from scratch: bpe:N learns a BPE from the data, a checkpoint lends its own; the start is kept in OUT.init.
     explain:
         Only print which parameter gets which update, and why.
     evaluate:
@@ -83,8 +83,6 @@ def _start(config: Path, tokenizer: str, settings: Train, place: Path) -> Path:
 def _explain(model: str, settings: Train) -> None:
     """The routing of a model, from its configuration alone."""
     import torch
-    from rich.console import Console
-    from rich.table import Table
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from burnish.core.checkpoint import load_config, resolve
@@ -102,13 +100,8 @@ def _explain(model: str, settings: Train) -> None:
     if settings.lora_rank:
         module = with_adapters(module, settings.model_copy(update={"lora_init": "default"}), None)
     rows = explain(module, split=settings.split_fused, lora=settings.lora_matrix, algorithm=settings.optimizer)
-    console = Console()
-    table = Table(title=f"{settings.optimizer} on {config.model_type}")
-    fits = max(len(row["parameters"]) for row in rows) <= 0.65 * console.width
-    for column in ("parameters", "shape", "update", "why"):
-        table.add_column(column, overflow="fold", no_wrap=fits and column == "parameters", min_width=8)
+    print(f"{settings.optimizer} on {config.model_type}\n")
     for row in rows:
         count = f"{row['count']} x " if row["count"] > 1 else ""
         layout = f" ({row['layout']})" if row["layout"] else ""
-        table.add_row(row["parameters"], f"{count}{row['shape']}", f"{row['algorithm']}{layout}", row["reason"])
-    console.print(table)
+        print_entry(f"{row['parameters']}: {count}{row['shape']}", [(f"{row['algorithm']}{layout}", row["reason"])])
