@@ -66,6 +66,30 @@ def test_divergence_and_agreement_equal_a_direct_computation(model: Model, other
     assert evaluation.metrics["kl_divergence"]["value"] == pytest.approx(expected.mean().item(), rel=1e-4)
 
 
+@torch.inference_mode()
+def test_a_model_edited_in_memory_diverges_from_the_directory_it_came_from(model: Model, tiny_llama: Path):
+    edited = load(tiny_llama)
+    for parameter in edited.module.parameters():
+        parameter.data.mul_(1.5)
+    evaluation = FAST(edited, reference=model)
+    (text,) = read_texts("wikitext2-test")
+    tokens = cut(model.tokenizer, [text[:4000]], 64, num_windows=4).tokens
+    p, q = (part.module(tokens).logits[:, :-1].double().log_softmax(dim=-1) for part in (model, edited))
+    expected = (p.exp() * (p - q)).sum(dim=-1).mean().item()
+    assert expected > 1e-3
+    assert evaluation.metrics["kl_divergence"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert evaluation.metrics["kl_divergence"]["note"] == ""
+
+
+def test_a_measurement_of_a_model_is_not_that_of_its_edited_copy(model: Model, tiny_llama: Path, tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    first = FAST(model)
+    first.record(ledger, model.identity, "somewhere")
+    edited = load(tiny_llama)
+    edited.module.model.norm.weight.data.mul_(3)
+    assert FAST(edited, reference=model, ledger=ledger).sequences != first.sequences
+
+
 def test_a_model_without_a_reference_is_its_own(model: Model):
     metrics = FAST(model).metrics
     assert metrics["kl_divergence"]["value"] == 0 and metrics["top1_agreement"]["value"] == 1

@@ -141,9 +141,7 @@ def audit_pairs(
     split = [split_prompt(row) for row in pairs.rows]
     prompts = [prompt for prompt, _, _ in split]
     _check(settings, len(set(prompts)), pairs.source)
-    identity = (
-        None if work_dir is None else [model.hash, str(model.module.dtype), split, settings.model_dump(mode="json")]
-    )
+    identity = None if work_dir is None else [model.identity, split, settings.model_dump(mode="json")]
     kept = Kept(work_dir, identity)
     differences = answer_differences(model, split, settings, progress, kept)
     margins = fit_margins(differences, prompts, settings, progress=progress, kept=kept)

@@ -47,8 +47,8 @@ def evaluate(
     reference = load(settings.reference) if settings.reference else None
     ledger = Ledger(out, node=opened.path.name if opened.path else model)
     evaluation = settings(opened, reference, ledger=ledger, progress=True)
-    if ledger.measured(opened.hash, evaluation.protocol) is None:
-        evaluation.record(ledger, opened.hash, model)
+    if ledger.measured(opened.identity, evaluation.protocol) is None:
+        evaluation.record(ledger, opened.identity, model)
     Console().print(ledger_table([row for row in ledger.rows if row["row"] == "measurement"]))
     note = (
         f"{evaluation.protocol['text']}, {evaluation.protocol['num_windows']} windows of "

@@ -71,6 +71,7 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     ledger = Ledger(Path(spec["run"]) if rank == 0 else None, node=spec["node"])
     model = load(spec["model"])
+    model.trust_hash(spec["model_hash"])
     ctx = Context(
         inputs=spec["inputs"],
         work_dir=Path(spec["work"]),
@@ -112,6 +113,7 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
     from burnish.core.ledger import Ledger, protocol_hash
 
     model = load(spec["model"])
+    model.trust_hash(spec["model_hash"])
     reference = load(evaluate.reference) if evaluate.reference else None
     evaluation = evaluate(model, reference=reference, progress=True)
     if spec["node"] != START:

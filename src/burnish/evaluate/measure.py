@@ -62,8 +62,8 @@ def measure(
         max_chars=settings.max_chars,
         where=name,
     )
-    checkpoint = identity(model)
-    against = identity(reference) if reference is not None else checkpoint
+    checkpoint = model.identity
+    against = reference.identity if reference is not None else checkpoint
     if reference is not None and against != checkpoint:
         check_vocabulary(model, reference)
     protocol = describe(
@@ -127,17 +127,6 @@ def longest_context(model: Model) -> int | None:
     """Where the model's positions end, None where its configuration knows no end."""
     config = model.config.get_text_config().to_dict()
     return next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
-
-
-def identity(model: Model) -> str:
-    """The content hash of a checkpoint; of a model in memory, a digest of its tensors."""
-    if model.path is not None or model.lineage.files:
-        return model.hash
-    digest = hashlib.sha256()
-    for name, tensor in model.tensors_on_disk()[0].items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def network(model: Model, *, dtype: torch.dtype, device: str) -> PreTrainedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -69,7 +68,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
                 views,
                 calibration,
                 ctx.work_dir / "statistics",
-                key={"model": weights_hash(model, module), "matrices": ",".join(view.name for view in views)},
+                key={"model": model.identity, "matrices": ",".join(view.name for view in views)},
                 sketches=(settings.sketch,) if settings.method == "yaqa" else (),
                 memory_bytes=settings.memory,
                 progress=ctx.progress,
@@ -148,17 +147,6 @@ def working_copy(model: Model, device: str) -> PreTrainedModel:
     module = copy.deepcopy(model.module)
     working = torch.float64 if module.dtype is torch.float64 else torch.float32
     return move(cast(module, working), device).eval()
-
-
-def weights_hash(model: Model, module: PreTrainedModel) -> str:
-    """Names the weights: the checkpoint's content hash, or for a model in memory a hash of its parameters."""
-    if model.path is not None and "module" not in model.__dict__:
-        return model.hash
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def calibration_windows(

@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from burnish.core.checkpoint.durable import publish, staging_directory
+from burnish.core.checkpoint.identity import (
+    config_digest,
+    is_cast,
+    module_digest,
+    stamps,
+    tensors_digest,
+    text_digest,
+    tokenizer_digest,
+)
 from burnish.core.checkpoint.lineage import (
     CARD_FILE,
     Lineage,
     check_target,
+    content_files,
+    content_hash,
     hash_directory,
     library_versions,
     model_card,
@@ -64,10 +75,10 @@ class Model:
     Attributes:
         path: the directory it came from, None for a model that exists in memory only.
         lineage: where it comes from.
+        identity: what it is, for everything that compares or keeps.
         dtype, device: what `module` is loaded as; dtype None keeps the dtype on disk.
         packed: {name on disk of a weight: {name on disk: tensor}}: what is written in place of that weight.
         quantization_config: goes into config.json together with `packed`.
-        details: facts that a stage found about its result, for the ledger.
     """
 
     def __init__(
@@ -86,6 +97,9 @@ class Model:
         self.lineage = lineage or Lineage()
         self.packed = packed or {}
         self.quantization_config = quantization_config
+        self._config: PretrainedConfig | None = None
+        self._as_read: dict[str, Any] = {}
+        self._known: tuple[Any, str] | None = None
         if module is not None:
             self.module = module
         if tokenizer is not None:
@@ -94,11 +108,22 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self.lineage.kind}, {self.lineage.weights}, from {self.path or 'memory'})"
 
-    @cached_property
+    @property
     def config(self) -> PretrainedConfig:
+        """The module's where it has been read, else that of config.json."""
         if "module" in self.__dict__:
             return self.module.config
-        return load_config(self._directory())
+        if self._config is None:
+            self._as_read.setdefault("files", self._stamps())
+            self._config = load_config(self._directory())
+            self._as_read["config"] = config_digest(self._config)
+        return self._config
+
+    @config.setter
+    def config(self, config: PretrainedConfig) -> None:
+        if "module" in self.__dict__:
+            self.module.config = config
+        self._config = config
 
     @cached_property
     def module(self) -> PreTrainedModel:
@@ -107,6 +132,7 @@ class Model:
 
         directory = self._directory()
         weight_files(directory)
+        self._as_read.setdefault("files", self._stamps())
         config = self.config
         auto = getattr(transformers, STOCK_LOADER[self.lineage.kind].rsplit(".", 1)[1])
         extra: dict[str, Any] = {}
@@ -136,6 +162,9 @@ class Model:
             raise CheckpointError(f"{len(absent)} weights are missing, the first is {absent[0]}", where=str(directory))
         if self.dtype is not None and self.lineage.weights is Weights.PACKED:
             cast(module, self.dtype)
+        self._as_read["module"] = module_digest(module)
+        if config_digest(config) == self._as_read.get("config"):  # the module's own says more, such as its dtype
+            self._as_read["config"] = config_digest(module.config)
         return move(module, self.device).eval()
 
     @cached_property
@@ -148,10 +177,13 @@ class Model:
             raise CheckpointError(
                 "has no tokenizer (tokenizer.json)", where=str(directory), fix="copy it from the base model"
             )
+        self._as_read.setdefault("files", self._stamps())
         try:
-            return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"the tokenizer cannot be read ({error})", where=str(directory)) from None
+        self._as_read["tokenizer"] = tokenizer_digest(tokenizer)
+        return tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
@@ -175,10 +207,55 @@ class Model:
 
     @property
     def hash(self) -> str:
-        """The content hash; for a foreign directory its files are read once."""
-        if not self.lineage.files and self.path is not None:
-            self.lineage.files = hash_directory(self.path)
-        return self.lineage.hash
+        """The content hash of its directory; the files are read once, and again when they have changed.
+
+        Raises:
+            CheckpointError: it has no directory.
+        """
+        now = self._stamps()
+        if self._known is None or self._known[0] != now:
+            self._known = now, content_hash(hash_directory(self._directory()))
+        return self._known[1]
+
+    def trust_hash(self, known: str) -> None:
+        """Takes the content hash from whoever has just read the files, so that they are not read again for it."""
+        self._known = self._stamps(), known
+
+    @property
+    def identity(self) -> str:
+        """What the model is now, for everything that compares or keeps: equal identities compute the same.
+
+        Untouched, it is the content hash of the directory, joined with the dtype where weights are cast on reading.
+        Where weights, configuration or tokenizer were changed in memory, in whatever way, or never were in a
+        directory, it is a hash of all of them as they are. Costs nothing but the directory's hash as long as the module
+        was not read, and a hash of all tensors after that.
+        """
+        now = self._parts()
+        if self.path is not None and now == {part: self._as_read.get(part) for part in now}:
+            return text_digest([self.hash, str(self.dtype)]) if is_cast(self.path, self.dtype) else self.hash
+        whole = {"module": module_digest(self.module)} | now | {"config": config_digest(self.config)}
+        if self.has_tokenizer:
+            whole["tokenizer"] = tokenizer_digest(self.tokenizer)
+        return text_digest({part: digest for part, digest in whole.items() if part != "files"})
+
+    def _parts(self) -> dict[str, Any]:
+        """Digests of what has been read or given, as it is now; of what lies on disk still, that it is the same."""
+        parts: dict[str, Any] = {}
+        if self.path is not None and "files" in self._as_read:
+            parts["files"] = self._stamps()
+        if "module" in self.__dict__:
+            parts["module"] = module_digest(self.module)
+        if "module" in self.__dict__ or self._config is not None:
+            parts["config"] = config_digest(self.config)
+        if "tokenizer" in self.__dict__:
+            parts["tokenizer"] = tokenizer_digest(self.tokenizer)
+        if self.packed:
+            tensors = {f"{name} {key}": t for name, some in self.packed.items() for key, t in some.items()}
+            parts["packed"] = [tensors_digest(tensors.items()), text_digest(self.quantization_config)]
+        return parts
+
+    def _stamps(self) -> Any:
+        return stamps(content_files(self._directory()))
 
     def plan(self) -> Plan:
         """What is known from the configuration and the file headers."""
@@ -224,7 +301,9 @@ class Model:
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self.path = target
+        self.path, self._known = target, None
+        self._as_read = {"files": self._stamps()}
+        self._as_read |= self._parts()
         return target
 
     def _write(self, directory: Path) -> None:
