@@ -229,7 +229,7 @@ def failing(fault: str) -> str:
 
 
 def test_an_error_in_a_stage_comes_out_as_the_same_sentence(tiny_llama: Path, tmp_path: Path):
-    with pytest.raises(NumericalError, match="node 'b': the gradient of layer 3 is not finite; lower"):
+    with pytest.raises(NumericalError, match=r"r\.yaml:2, node 'b': the gradient of layer 3 is not finite; lower"):
         run(failing("error"), tiny_llama, tmp_path / "run").execute()
 
 

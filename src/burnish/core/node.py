@@ -33,7 +33,7 @@ def main(spec_file: str) -> int:
     die_with(spec["parent"] if "TORCHELASTIC_RUN_ID" not in os.environ else os.getppid())
     try:
         stage_class = _resolve(spec["stage"])
-        settings = stage_class.parse(spec["settings"], where=f"node {spec['node']!r}")
+        settings = stage_class.parse(spec["settings"], where="its settings")
         (_run_stage if spec["task"] == "stage" else _evaluate)(settings, spec)
     except BurnishError as error:
         report(spec, error)

@@ -14,14 +14,25 @@ from typing import Any
 
 from burnish.core import errors
 from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import StageError
+from burnish.core.errors import StageError, located
 
 NODE_ERROR_STATUS = 3
 """Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
 
 
-def spawn(directory: Path, name: str, spec: dict[str, Any], *, processes: int = 1, memory_settings: str = "") -> None:
-    """Runs `burnish.core.node` in a fresh process and turns its end into a result or one clear error."""
+def spawn(
+    directory: Path, name: str, spec: dict[str, Any], *, where: str, processes: int = 1, memory_settings: str = ""
+) -> None:
+    """Runs `burnish.core.node` in a fresh process and turns its end into a result or one clear error, which says where.
+
+    Args:
+        directory: of the run.
+        name: of the node.
+        spec: what the process reads.
+        where: the file, line and node of the recipe.
+        processes: started by torchrun where there are several.
+        memory_settings: what to lower when memory runs out.
+    """
     work = directory / "work"
     work.mkdir(parents=True, exist_ok=True)
     spec_file = work / f"{name}.{spec['task']}.json"
@@ -57,21 +68,19 @@ def spawn(directory: Path, name: str, spec: dict[str, Any], *, processes: int = 
         error_file.unlink()
         spec_file.unlink()
         error = getattr(errors, content["type"], StageError)
-        raise errors.remade(error, content["what"], where=content["where"] or f"node {name!r}", fix=content["fix"])
-    raise _death(name, status, log_file, memory_settings)
+        raise located(errors.remade(error, content["what"], where=content["where"], fix=content["fix"]), where)
+    raise located(_death(status, log_file, memory_settings), where)
 
 
-def _death(name: str, status: int, log_file: Path, memory_settings: str) -> StageError:
+def _death(status: int, log_file: Path, memory_settings: str) -> StageError:
     if status < 0:
         cause = killed_by(-status)
         advice = "run the same command again to continue"
         if -status == signal.SIGKILL:
             lower = f"lower {memory_settings}, " if memory_settings else ""
             advice = f"{lower}close other programs, then run the same command again"
-        return StageError(f"its process {cause}", where=f"node {name!r}", fix=advice)
-    return StageError(
-        f"its process failed with status {status}", where=f"node {name!r}", fix=f"the traceback is in {log_file}"
-    )
+        return StageError(f"its process {cause}", fix=advice)
+    return StageError(f"its process failed with status {status}", fix=f"the traceback is in {log_file}")
 
 
 def killed_by(number: int) -> str:

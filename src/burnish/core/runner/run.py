@@ -112,6 +112,7 @@ class Run(Planner):
                 "key": decision.key,
                 "parents": {"model": self.hashes[node.parent]} | references,
             },
+            where=self._where(node.name),
             processes=node.processes,
             memory_settings=stage.memory_settings,
         )
@@ -157,6 +158,7 @@ class Run(Planner):
                 "node": name,
                 "request": request,
             },
+            where=self._where(name),
             memory_settings="evaluate.context",
         )
 
