@@ -111,5 +111,5 @@ def test_a_missing_file_is_named(tmp_path: Path):
 def test_a_binary_file_is_no_recipe(tmp_path: Path):
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="cannot be read as text"):
+    with pytest.raises(RecipeError, match="is not UTF-8 text"):
         read_recipe(path)

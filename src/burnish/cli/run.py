@@ -72,7 +72,7 @@ def plan(recipe: Path, /, *, out: Out = None, start: str | None = None, verify: 
     decisions = work.decide()
     first = work.plan(decisions)
     _print_plan(work.recipe, first, decisions)
-    for note in work.reads_outside():
+    for note in (*work.remarks(), *work.reads_outside()):
         print(f"note: {note}")
 
 

@@ -65,6 +65,10 @@ class MissingExtraError(BurnishError):
         )
 
 
+class CheckpointWarning(UserWarning):
+    """Something that a checkpoint asks for and does not get."""
+
+
 def remade(kind: type[BurnishError], what: str, *, where: str | None, fix: str | None) -> BurnishError:
     """An error of this kind from its parts; a missing package keeps its sentence and loses its class."""
     return (BurnishError if kind is MissingExtraError else kind)(what, where=where, fix=fix)

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from burnish.core.checkpoint import CARD_FILE, model_card, write_atomically
-from burnish.core.errors import BurnishError, OutputError, StageError
+from burnish.core.errors import BurnishError, CheckpointWarning, OutputError, StageError
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.recipe import START
 from burnish.core.runner import NODE_ERROR_STATUS
@@ -31,6 +32,7 @@ ROOM = "free some space; what is finished is kept, and the same command continue
 def main(spec_file: str) -> int:
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
     die_with(spec["parent"] if "TORCHELASTIC_RUN_ID" not in os.environ else os.getppid())
+    warnings.simplefilter("ignore", CheckpointWarning)  # said by the planner
     try:
         stage_class = _resolve(spec["stage"])
         settings = stage_class.parse(spec["settings"], where="its settings")

@@ -15,6 +15,7 @@ working directory. The file is read by YAML's safe loader; every mistake names f
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,11 +25,16 @@ from typing import Any
 import yaml
 
 from burnish.core.errors import RecipeError, nearest
+from burnish.core.outside import local_path, read_bytes
+from burnish.core.yaml12 import Loader
 
 START = "start"
 _TOP_KEYS = ("name", "start", "evaluate", "nodes", "keep")
 _NODE_KEYS = ("name", "stage", "from", "launch")
 _MAX_ENTRIES = 100_000
+_MAX_DEPTH = 32
+_MAX_BYTES = 1_000_000
+_MAX_PROCESSES = 1_024
 _NODE_NAME = re.compile(r"[\w][\w .-]*", re.UNICODE)
 
 
@@ -94,12 +100,15 @@ def read_recipe(path: str | Path, *, start: str | None = None) -> Recipe:
             with one name, unknown parents, cycles.
     """
     path = Path(path)
+    if (local := local_path(str(path))) is None or not local.exists():
+        raise RecipeError("no such recipe file", where=str(path))
+    content = read_bytes(local, error=RecipeError)
+    if len(content) > _MAX_BYTES:
+        raise RecipeError(f"has {len(content):,} bytes, which no recipe has", where=str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError("no such recipe file", where=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read as text ({error})", where=str(path)) from None
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"is not UTF-8 text (byte {error.start:,} cannot be read)", where=str(path)) from None
     return parse_recipe(text, source=str(path), default_name=path.stem, start=start)
 
 
@@ -119,8 +128,8 @@ def parse_recipe(text: str, *, source: str, default_name: str = "recipe", start:
             guess = nearest(str(key), list(_TOP_KEYS))
             advice = f"did you mean {guess!r}?" if guess else f"a recipe has {', '.join(_TOP_KEYS)}"
             raise RecipeError(f"a recipe has no key {key!r}", where=place(key), fix=advice)
-    first = start or content.get("start")
-    if not first:
+    first = start if start is not None else _text(content.get("start"), "start", place("start"))
+    if not first.strip():
         raise RecipeError("names no start checkpoint", where=place(), fix="add 'start: DIRECTORY' or pass --start")
     listed = content.get("nodes")
     if not isinstance(listed, list) or not listed:
@@ -130,14 +139,14 @@ def parse_recipe(text: str, *, source: str, default_name: str = "recipe", start:
         evaluate = {}
     if evaluate is not None and not isinstance(evaluate, dict):
         raise RecipeError("'evaluate' is not a mapping of settings", where=place("evaluate"))
-    name = str(content.get("name", default_name))
+    name = _text(content.get("name", default_name), "name", place("name"))
     _check_name(name, place("name"))
     nodes = _nodes(listed, place)
     _check_parents(nodes)
     parents = {node.name: [node.parent] if node.parent != START else [] for node in nodes}
     return Recipe(
         name=name,
-        start=str(first),
+        start=first,
         nodes=in_order(nodes, parents),
         evaluate=evaluate,
         keep=_keep(content.get("keep", "all"), nodes, place("keep")),
@@ -159,13 +168,13 @@ def _nodes(listed: list[Any], place: Any) -> list[Node]:
         where = place("nodes", index)
         if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
             raise RecipeError(f"node {index + 1} names no stage", where=where, fix="write '- stage: quantize'")
-        name = str(entry.get("name", entry["stage"]))
+        name = _text(entry.get("name", entry["stage"]), "name", where)
         _check_name(name, where)
         if name == START:
             raise RecipeError("'start' is the name of the input, a node needs another", where=where)
         if any(node.name == name for node in nodes):
             raise RecipeError(f"two nodes are called {name!r}", where=where, fix="give one another 'name:'")
-        parent = str(entry.get("from", nodes[-1].name if nodes else START))
+        parent = _text(entry.get("from", nodes[-1].name if nodes else START), "from", where)
         settings = {key: value for key, value in entry.items() if key not in _NODE_KEYS}
         processes = _processes(entry.get("launch"), where)
         nodes.append(Node(name, entry["stage"], parent, settings, processes, where))
@@ -175,11 +184,27 @@ def _nodes(listed: list[Any], place: Any) -> list[Node]:
 def _processes(launch: Any, where: str) -> int:
     if launch is None:
         return 1
-    if not isinstance(launch, dict) or set(launch) != {"processes"} or not isinstance(launch["processes"], int):
+    if not isinstance(launch, dict) or set(launch) != {"processes"} or type(launch["processes"]) is not int:
         raise RecipeError("'launch' is written {processes: N}", where=where)
-    if launch["processes"] < 1:
-        raise RecipeError(f"launch.processes is {launch['processes']}, but must be at least 1", where=where)
-    return launch["processes"]
+    count, cores = launch["processes"], os.cpu_count() or 1
+    if count < 1:
+        raise RecipeError(f"launch.processes is {count}, but must be at least 1", where=where)
+    if count > max(8, 4 * cores):
+        raise RecipeError(
+            f"launch.processes is {count:,}, but this machine has {cores} cores",
+            where=where,
+            fix=f"use at most {max(8, 4 * cores)}",
+        )
+    return count
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    """A name as it was written; YAML reads some words as other things than words."""
+    if value is None:
+        return ""
+    if isinstance(value, str) or type(value) is int:
+        return str(value)
+    raise RecipeError(f"{key} is {value!r}, which is no text", where=where, fix="write it in quotes")
 
 
 def _check_parents(nodes: list[Node]) -> None:
@@ -245,17 +270,41 @@ def _check_name(name: str, where: str) -> None:
 
 def _read_yaml(text: str, source: str) -> tuple[Any, dict[tuple[str | int, ...], int]]:
     """The content, and for every key path the line it stands on."""
+    try:
+        loader = Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            raise RecipeError("is empty", where=source)
+        lines = _lines_of(root, source)
+        return loader.construct_document(root), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise RecipeError(f"is not valid YAML: {error.problem}", where=f"{source}:{line}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"is not valid YAML: {str(error).splitlines()[0]}", where=source) from None
+    except RecursionError:
+        raise RecipeError(f"is nested deeper than {_MAX_DEPTH} levels, or refers to itself", where=source) from None
+
+
+def _lines_of(root: yaml.Node, source: str) -> dict[tuple[str | int, ...], int]:
+    """{path of keys: line}; refuses what no recipe has: keys that are no text, or twice, and too many entries."""
     lines: dict[tuple[str | int, ...], int] = {}
 
     def walk(node: yaml.Node, path: tuple[str | int, ...]) -> None:
         lines[path] = node.start_mark.line + 1
         if len(lines) > _MAX_ENTRIES:
             raise RecipeError(f"has more than {_MAX_ENTRIES:,} entries once its aliases are expanded", where=source)
+        if len(path) > _MAX_DEPTH:
+            raise RecipeError(f"is nested deeper than {_MAX_DEPTH} levels, or refers to itself", where=source)
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
-                name = str(key.value)
                 line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                    shown = str(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                    raise RecipeError(f"the key {shown} is no name of a setting", where=f"{source}:{line}")
+                name = key.value
                 if name in seen:
                     raise RecipeError(f"the key {name!r} is written twice", where=f"{source}:{line}")
                 seen.add(name)
@@ -265,18 +314,5 @@ def _read_yaml(text: str, source: str) -> tuple[Any, dict[tuple[str | int, ...],
             for index, value in enumerate(node.value):
                 walk(value, (*path, index))
 
-    try:
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        if root is None:
-            raise RecipeError("is empty", where=source)
-        walk(root, ())
-        return loader.construct_document(root), lines
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise RecipeError(f"is not valid YAML: {error.problem}", where=f"{source}:{line}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"is not valid YAML: {str(error).splitlines()[0]}", where=source) from None
-    except RecursionError:
-        raise RecipeError("refers to itself through a YAML alias", where=source) from None
+    walk(root, ())
+    return lines

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from burnish.core.errors import DataError
+from burnish.core.outside import answered_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ def chat_tokens(
         )
     if not tokenizer.is_fast:
         raise DataError("needs a fast tokenizer to find what the assistant says", where=where)
-    text = str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+    text = written_out(tokenizer, messages, where=where)
     spans = assistant_spans(tokenizer, messages, text, where=where)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = np.array(encoded["offset_mapping"]).reshape(-1, 2)
@@ -43,6 +44,25 @@ def chat_tokens(
     for start, end in spans:
         said |= (offsets[:, 0] >= start) & (offsets[:, 0] < end)
     return np.array(encoded["input_ids"]), said
+
+
+def written_out(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    *,
+    where: str,
+    add_generation_prompt: bool = False,
+) -> str:
+    """A conversation as text, by the tokenizer's chat template.
+
+    Raises:
+        DataError: the template, which is a program of the checkpoint, refuses the conversation or fails.
+    """
+    fix = "check the roles and their order, or give the tokenizer another chat template"
+    with answered_for("the tokenizer's chat template cannot write it out", where=where, fix=fix, error=DataError):
+        return str(
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
 
 
 def assistant_spans(
@@ -53,8 +73,8 @@ def assistant_spans(
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = str(tokenizer.apply_chat_template(list(messages[:number]), tokenize=False, add_generation_prompt=True))
-        through = str(tokenizer.apply_chat_template(list(messages[: number + 1]), tokenize=False))
+        before = written_out(tokenizer, messages[:number], where=where, add_generation_prompt=True)
+        through = written_out(tokenizer, messages[: number + 1], where=where)
         if not text.startswith(through) or not through.startswith(before):
             raise DataError(
                 f"the chat template writes message {number + 1} differently than it would when the assistant answers",

@@ -13,15 +13,15 @@ A reference to data is one of
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import DataError, nearest
+from burnish.core.outside import BOMB_BYTES, BOMB_RATIO, answered_for, local_path, parse_json, read_bytes
+from burnish.data.chat import written_out
 from burnish.data.wikitext import detokenise
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ SHIPPED = {"wikitext2-valid": "wikitext2_valid.txt.gz", "wikitext2-test": "wikit
 """Texts inside the package (CC BY-SA 3.0, see texts/LICENSE.md), detokenised when read."""
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+PARQUET_ROWS = 256
+"""Read at a time."""
 
 Data = str | Path | Sequence[str]
 Row = str | list[dict[str, Any]]
@@ -58,19 +61,21 @@ def read_texts(data: Data, *, tokenizer: PreTrainedTokenizerBase | None = None) 
                 where=_name(data),
                 fix="use rows with `text`, or a model with a chat template",
             )
-        texts.append(str(tokenizer.apply_chat_template(row, tokenize=False)))
+        texts.append(written_out(tokenizer, row, where=_name(data)))
     return texts
 
 
 def read_rows(data: Data) -> list[Row]:
     """The rows behind a reference as they are: a string for a text, a list of messages for a chat."""
     if not isinstance(data, str | Path):
-        rows: list[Row] = list(data)
+        rows: list[Row] = [_row({"text": row, "messages": row}, where=f"text {n}") for n, row in enumerate(data, 1)]
+    elif not str(data).strip():
+        raise DataError("an empty name is no data", fix="name a file, a directory or a text that ships with burnish")
     elif str(data) in SHIPPED and not Path(data).exists():
         packed = TEXTS / SHIPPED[str(data)]
-        rows = [detokenise(_decode(_read_bytes(packed), packed))]
+        rows = [detokenise(_decode(read_bytes(packed), packed))]
     else:
-        rows = _read_path(Path(data).expanduser())
+        rows = _read_path(local_path(str(data)), str(data))
     rows = [row for row in rows if (row.strip() if isinstance(row, str) else row)]
     if not rows:
         raise DataError("holds no text", where=_name(data))
@@ -111,34 +116,24 @@ def _name(data: Data) -> str:
     return str(data) if isinstance(data, str | Path) else "the given texts"
 
 
-def _read_path(path: Path) -> list[Row]:
+def _read_path(path: Path | None, name: str) -> list[Row]:
+    if path is None or not path.exists():
+        guess = nearest(name, list(SHIPPED))
+        advice = f"did you mean {guess!r}?" if guess else f"texts that ship with burnish are {', '.join(SHIPPED)}"
+        raise DataError("no such file or text", where=name, fix=advice)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
         if not files:
             raise DataError(f"has no files of the kinds {', '.join(SUFFIXES)}", where=str(path))
-        return [row for file in files for row in _read_path(file)]
-    if not path.exists():
-        guess = nearest(str(path), list(SHIPPED))
-        advice = f"did you mean {guess!r}?" if guess else f"texts that ship with burnish are {', '.join(SHIPPED)}"
-        raise DataError("no such file or text", where=str(path), fix=advice)
+        return [row for file in files for row in _read_path(file, str(file))]
     if not path.name.endswith(SUFFIXES):
         raise DataError("is of no kind that can be read", where=str(path), fix=f"use {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
         return _read_parquet(path)
-    text = _decode(_read_bytes(path), path)
+    text = _decode(read_bytes(path), path)
     if ".jsonl" in path.name:
         return _read_json_lines(text, path)
     return [text]
-
-
-def _read_bytes(path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    try:
-        with gzip.open(path) as file:
-            return file.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"is not a whole gzip file ({error})", where=str(path)) from None
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -156,28 +151,38 @@ def _read_json_lines(text: str, path: Path) -> list[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"is not valid JSON ({error.msg})", where=f"{path}:{number}") from None
-        rows.append(_row(row, where=f"{path}:{number}"))
+        where = f"{path}:{number}"
+        rows.append(_row(parse_json(line, where=where, error=DataError), where=where))
     return rows
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    rows: list[Row] = []
+    with answered_for("is not a parquet file, or is damaged", where=str(path), error=DataError):
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
-        columns = [name for name in ("text", "messages") if name in names]
-        table = file.read(columns=columns)
-    except pyarrow.ArrowInvalid:
-        raise DataError("is not a parquet file, or is cut short", where=str(path)) from None
+    columns = [name for name in ("text", "messages") if name in names]
     if not columns:
         raise DataError(f"has no column `text` or `messages` (it has {', '.join(names)})", where=str(path))
-    return [_row(row, where=f"{path}, row {number}") for number, row in enumerate(table.to_pylist(), start=1)]
+    for row in _parquet_rows(file, columns, path):
+        rows.append(_row(row, where=f"{path}, row {len(rows) + 1}"))
+    return rows
+
+
+def _parquet_rows(file: Any, columns: list[str], path: Path) -> Iterator[Any]:
+    """A few rows at a time: one text that is named a million times takes no room in a file, and much in memory."""
+    most = max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size)
+    num_bytes = 0
+    with answered_for("is not a parquet file, or is damaged", where=str(path), error=DataError):
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
+            num_bytes += batch.nbytes
+            if num_bytes > most:
+                raise DataError(
+                    f"expands to more than {BOMB_RATIO} times its size, which no text does", where=str(path)
+                )
+            yield from batch.to_pylist()
 
 
 def _row(row: Any, *, where: str) -> Row:
@@ -185,8 +190,17 @@ def _row(row: Any, *, where: str) -> Row:
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]
     messages = row.get("messages") if isinstance(row, dict) else None
-    if isinstance(messages, list) and all(
-        isinstance(part, dict) and {"role", "content"} <= set(part) for part in messages
-    ):
+    if isinstance(messages, list) and all(_is_message(part) for part in messages):
         return messages
     raise DataError("has neither `text` (a string) nor `messages` (a list of {role, content})", where=where)
+
+
+def _is_message(part: Any) -> bool:
+    """Whether it is {role, content, ...} in the types of JSON."""
+    if not isinstance(part, dict) or not isinstance(part.get("role"), str) or "content" not in part:
+        return False
+    try:
+        json.dumps(part)
+    except (TypeError, ValueError):
+        return False  # a date or bytes, out of a parquet file
+    return True

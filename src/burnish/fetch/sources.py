@@ -26,9 +26,9 @@ from burnish.core.checkpoint import (
     read_config,
     staging_directory,
     weight_files,
+    weights_of,
 )
 from burnish.core.errors import CheckpointError, OutputError, SettingsError, nearest
-from burnish.core.kinds import Weights
 from burnish.core.progress import Progress
 from burnish.fetch import smollm2
 
@@ -99,7 +99,7 @@ def copy_checkpoint(source: Path, target: Path, *, base_model: str, settings: di
     card = source / CARD_FILE
     lineage = Lineage(
         kind=kind_of(config),
-        weights=Weights.PACKED if "quantization_config" in config else Weights.DENSE,
+        weights=weights_of(config),
         stage=STAGE_NAME,
         stage_version=STAGE_VERSION,
         settings=settings,

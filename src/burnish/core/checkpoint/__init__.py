@@ -38,8 +38,10 @@ from burnish.core.checkpoint.reading import (
     quiet_transformers,
     read_config,
     read_safetensors_header,
+    remarks,
     resolve,
     weight_files,
+    weights_of,
 )
 from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config, without_memory
@@ -75,12 +77,14 @@ __all__ = [
     "quiet_transformers",
     "read_config",
     "read_safetensors_header",
+    "remarks",
     "remove_leftovers",
     "remove_leftovers_inside",
     "resolve",
     "shards_of",
     "staging_directory",
     "weight_files",
+    "weights_of",
     "without_memory",
     "without_weights",
     "write_atomically",

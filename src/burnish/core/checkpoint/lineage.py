@@ -11,6 +11,7 @@ from typing import Any
 from burnish.core.checkpoint.durable import write_atomically
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.kinds import STOCK_LOADER, Kind, Weights
+from burnish.core.outside import kind_of_json, read_object
 
 LINEAGE_FILE = "burnish.json"
 LINEAGE_FORMAT = 1
@@ -52,6 +53,17 @@ class Lineage:
         """The content hash of the checkpoint: a digest over the digests of its files."""
         return content_hash(self.files)
 
+    def check_types(self) -> None:
+        """Raises TypeError where a field is not what it must be: the file may be of others."""
+        blank = Lineage()
+        for name, value in vars(self).items():
+            if not isinstance(value, type(getattr(blank, name))):
+                raise TypeError(f"{name} is {kind_of_json(value)}")
+        if not all(isinstance(value, str) for value in (*self.files.values(), *self.parents.values())):
+            raise TypeError("files and parents hold hashes")
+        if not all(isinstance(row, dict) for row in self.measurements.values()):
+            raise TypeError("measurements holds objects")
+
     def write(self, directory: Path) -> None:
         write_atomically(directory / LINEAGE_FILE, json.dumps({"format": LINEAGE_FORMAT} | asdict(self), indent=2))
 
@@ -61,8 +73,8 @@ class Lineage:
         path = directory / LINEAGE_FILE
         if not path.is_file():
             return None
+        content = read_object(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             written_by = content.pop("format")
             if written_by > LINEAGE_FORMAT:
                 raise CheckpointError(
@@ -70,8 +82,10 @@ class Lineage:
                     where=str(path),
                     fix="upgrade burnish",
                 )
-            return cls(**content | {"kind": Kind(content["kind"]), "weights": Weights(content["weights"])})
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            lineage = cls(**content | {"kind": Kind(content["kind"]), "weights": Weights(content["weights"])})
+            lineage.check_types()
+            return lineage
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the lineage file is damaged ({error})",
                 where=str(path),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,22 @@ from burnish.core.checkpoint.lineage import (
     library_versions,
     model_card,
 )
-from burnish.core.checkpoint.reading import kind_of, load_config, quiet_transformers, read_config, resolve, weight_files
+from burnish.core.checkpoint.reading import (
+    kind_of,
+    load_config,
+    quiet_transformers,
+    read_config,
+    remarks,
+    resolve,
+    weight_files,
+    weights_of,
+)
 from burnish.core.checkpoint.shards import shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import idle_expert_parameters, module_shapes, plan_checkpoint
-from burnish.core.errors import CheckpointError, OutputError
+from burnish.core.checkpoint.tokenizer import has_tokenizer, read_tokenizer
+from burnish.core.errors import CheckpointError, CheckpointWarning, OutputError
 from burnish.core.kinds import STOCK_LOADER, Plan, Weights
+from burnish.core.outside import answered_for
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +74,12 @@ def load(
     if lineage is None:
         lineage = Lineage(
             kind=kind_of(config),
-            weights=Weights.PACKED if "quantization_config" in config else Weights.DENSE,
+            weights=weights_of(config),
             base_model=str(source) if not Path(source).exists() else directory.name,
         )
     load_config(directory)
+    for remark in remarks(directory):
+        warnings.warn(remark, CheckpointWarning, stacklevel=2)
     return Model(path=directory, lineage=lineage, dtype=dtype, device=pick_device(device))
 
 
@@ -140,7 +154,10 @@ class Model:
             from transformers import CompressedTensorsConfig
 
             extra["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-        with quiet_transformers():
+        with (
+            quiet_transformers(),
+            answered_for("the weights cannot be loaded", where=str(directory), fix="download the checkpoint again"),
+        ):
             module, info = auto.from_pretrained(
                 directory,
                 config=config,
@@ -148,6 +165,8 @@ class Model:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
                 **extra,
             )
         if info["mismatched_keys"]:
@@ -169,29 +188,15 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
-
         directory = self._directory()
-        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-        if not any((directory / name).is_file() for name in names):
-            raise CheckpointError(
-                "has no tokenizer (tokenizer.json)", where=str(directory), fix="copy it from the base model"
-            )
         self._as_read.setdefault("files", self._stamps())
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the tokenizer cannot be read ({error})", where=str(directory)) from None
+        tokenizer = read_tokenizer(directory)
         self._as_read["tokenizer"] = tokenizer_digest(tokenizer)
         return tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
-        if "tokenizer" in self.__dict__:
-            return True
-        return self.path is not None and any(
-            (self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-        )
+        return "tokenizer" in self.__dict__ or (self.path is not None and has_tokenizer(self.path))
 
     def _directory(self) -> Path:
         if self.path is None:

@@ -15,6 +15,7 @@ from burnish.core.checkpoint.reading import (
     read_config,
     read_safetensors_header,
     weight_files,
+    weights_of,
 )
 from burnish.core.kinds import STOCK_LOADER, Kind, Plan, Weights
 
@@ -26,7 +27,7 @@ def plan_checkpoint(directory: Path) -> Plan:
     """Sizes of a checkpoint from its configuration and file headers; no weight is read."""
     raw = read_config(directory)
     lineage = Lineage.read(directory)
-    weights = Weights.PACKED if "quantization_config" in raw else Weights.DENSE
+    weights = weights_of(raw)
     shapes: dict[str, tuple[int, ...]] = {}
     num_bytes = 0
     for path in weight_files(directory):

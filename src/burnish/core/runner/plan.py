@@ -22,6 +22,7 @@ from burnish.core.checkpoint import (
     plan_checkpoint,
     plan_config,
     read_config,
+    remarks,
     resolve,
 )
 from burnish.core.errors import BurnishError, RecipeError, located
@@ -274,6 +275,16 @@ class Planner:
         if any(path.suffix in UNSAFE_SUFFIXES for path in self.start.iterdir()):
             return plan_checkpoint(self.start)  # says that pickled weights are not opened
         return plan_config(load_config(self.start), kind=kind_of(raw))
+
+    def remarks(self) -> list[str]:
+        """What the checkpoints from outside ask for and do not get."""
+        named = {str(self.start): self.start}
+        for stage in (*self.stages.values(), *([self.evaluate] if self.evaluate is not None else [])):
+            for name, to in stage.references().items():
+                value = getattr(stage, name)
+                if to == "checkpoint" and value is not None and value != START and value not in self.stages:
+                    named[value] = resolve(value)
+        return [remark for directory in named.values() for remark in remarks(directory)]
 
     def reads_outside(self) -> list[str]:
         """Local paths outside the working directory that the recipe reads, so that none is read silently."""

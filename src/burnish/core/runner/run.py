@@ -37,9 +37,8 @@ class Run(Planner):
         """Runs what must run, measures what must be measured, and returns what was decided for every node."""
         with locked(self.directory), terminated_like_interrupted():
             self._sweep()
-            if self.recipe.text:
-                for note in self.reads_outside():
-                    self.log(f"note: {note}")
+            for note in (*self.remarks(), *(self.reads_outside() if self.recipe.text else ())):
+                self.log(f"note: {note}")
             decisions = self.decide()
             if any(decision.action == "run" for decision in decisions):
                 weight_files(self.start)

@@ -1,0 +1,229 @@
+"""What somebody else wrote: JSON, compressed text, file names, and libraries at work on them, each with bounds.
+
+A file from outside may be damaged or made to harm: brackets nested a hundred thousand deep, a number of a million
+digits, half of a surrogate pair, a few megabytes that expand to as many gigabytes, a name that leads out of the
+directory. Everything that burnish reads of others comes through here and ends in content that is safe to walk, write
+out and encode, or in one sentence.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from burnish.core.errors import BurnishError, CheckpointError, DataError
+
+MAX_JSON_BYTES = 200_000_000
+MAX_DEPTH = 64
+MAX_DIGITS = 40
+"""Of an integer; tokenizers write 10^30 where there is no limit."""
+
+BOMB_BYTES = 64 << 20
+BOMB_RATIO = 50
+"""What expands to more than `BOMB_BYTES` and to more than this many times its size is no text."""
+
+
+def read_object(path: Path, *, error: type[BurnishError] = CheckpointError) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        BurnishError: of the kind `error`: not readable, too large, or not a JSON object; see `parse_json`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise error(f"has {size:,} bytes, but no such file has more than {MAX_JSON_BYTES:,}", where=str(path))
+        content = path.read_bytes()
+    except OSError as cause:
+        raise error(f"cannot be read ({cause.strerror})", where=str(path)) from None
+    found = parse_json(content, where=str(path), error=error)
+    if not isinstance(found, dict):
+        raise error(f"holds {kind_of_json(found)} where {{...}} is expected", where=str(path))
+    return found
+
+
+def parse_json(text: str | bytes, *, where: str, error: type[BurnishError] = CheckpointError) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        BurnishError: of the kind `error`: not JSON or not UTF-8, nested deeper than `MAX_DEPTH`, an integer of
+            more than `MAX_DIGITS` digits, or a string that is no text (half of a surrogate pair).
+    """
+
+    def integer(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            raise error(f"holds a number of {len(digits):,} digits", where=where)
+        return int(digits)
+
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        value = json.loads(text, parse_int=integer)
+    except UnicodeDecodeError as cause:
+        raise error(f"is not UTF-8 text (byte {cause.start:,} cannot be read)", where=where) from None
+    except json.JSONDecodeError as cause:
+        raise error(f"is not valid JSON ({cause})", where=where) from None
+    except RecursionError:
+        raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where) from None
+    _check_depth(value, where, error)
+    if "\\u" in text and _has_lone_surrogate(value):
+        raise error("holds half of a surrogate pair, which is no character", where=where)
+    return value
+
+
+def _check_depth(value: Any, where: str, error: type[BurnishError]) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where)
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def kind_of_json(value: Any) -> str:
+    """What a JSON value is, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def read_bytes(path: Path, *, error: type[BurnishError] = DataError) -> bytes:
+    """The content of a file, expanded where its name ends in `.gz`.
+
+    Raises:
+        BurnishError: of the kind `error`: no ordinary file, not readable, a damaged gzip file, or one that expands to
+            far more than a text does.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise error("is no ordinary file", where=str(path))
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
+            content = bytearray()
+            while part := file.read(1 << 20):
+                content += part
+                if len(content) > max(BOMB_BYTES, BOMB_RATIO * raw.tell()):
+                    raise error(
+                        f"expands to more than {BOMB_RATIO} times its size, which no text does", where=str(path)
+                    )
+            return bytes(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as cause:
+        raise error(f"is not a whole gzip file ({cause})", where=str(path)) from None
+    except OSError as cause:
+        raise error(f"cannot be read ({cause.strerror or cause})", where=str(path)) from None
+
+
+def local_path(name: str) -> Path | None:
+    """The path that a name stands for, `~` included, or None where no file can have such a name."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a home that does not exist
+        return None
+    return path
+
+
+def inside(directory: Path, name: object, *, where: str) -> Path:
+    """The file that a checkpoint names, which must lie in its own directory.
+
+    Raises:
+        CheckpointError: not a relative name, or one that leads out of the directory, by itself or through a link.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        raise CheckpointError(f"names {_shown(name)}, which is no file name", where=where)
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise CheckpointError(f"names {_shown(name)}, which lies outside the checkpoint", where=where)
+    check_link(directory, directory / pure)
+    return directory / pure
+
+
+def check_links(directory: Path) -> None:
+    """Refuses a checkpoint with a link that leads out of it; the hub's cache links into its own `blobs`.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    for path in directory.iterdir():
+        if path.is_symlink():
+            check_link(directory, path)
+
+
+def check_link(directory: Path, path: Path) -> None:
+    home = directory.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":  # models--owner--name/snapshots/<commit>/file -> ../../blobs/<hash>
+        allowed.append(home.parent.parent / "blobs")
+    try:
+        real = path.resolve(strict=True)
+    except FileNotFoundError:
+        return  # said to be missing by whoever needs it
+    except (OSError, RuntimeError):
+        raise CheckpointError("is a link that leads nowhere", where=str(path)) from None
+    if not any(real.is_relative_to(root) for root in allowed):
+        raise CheckpointError(
+            f"is a link out of the checkpoint, to {real}", where=str(path), fix="put the file itself there"
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextmanager
+def answered_for(
+    what: str, *, where: str, fix: str | None = None, error: type[BurnishError] = CheckpointError
+) -> Iterator[None]:
+    """Turns whatever a library raises over foreign content into one sentence.
+
+    Libraries check little of what they read and raise whatever that leads to, down to panics of compiled code. Nothing
+    of our own belongs in the block: there every error is a mistake of ours and must be seen.
+
+    Args:
+        what: what the failure means, a clause ("the tokenizer cannot be read").
+        where: the file or directory.
+        fix: what to do about it.
+        error: the kind of error.
+    """
+    try:
+        yield
+    except (BurnishError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as cause:  # noqa: BLE001 (a panic of compiled code is no Exception)
+        _refuse(cause, what, where, fix, error)
+
+
+def _refuse(cause: BaseException, what: str, where: str, fix: str | None, error: type[BurnishError]) -> NoReturn:
+    if "out of memory" in str(cause) or "can't allocate memory" in str(cause):
+        raise cause  # nothing that the file did: the node says which setting to lower
+    raise error(f"{what} ({reason_of(cause)})", where=where, fix=fix) from cause
+
+
+def reason_of(cause: BaseException) -> str:
+    """The last line of what a library says, with the class where the line alone says nothing."""
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    said = lines[-1].rstrip(".") if lines else ""
+    said = said if len(said) <= 200 else f"{said[:197]}..."
+    named = isinstance(cause, KeyError | AttributeError | IndexError | RecursionError) or not said
+    return f"{type(cause).__name__}: {said}".rstrip(": ") if named else said

@@ -1,0 +1,167 @@
+"""Texts and recipes that are damaged or made to harm: one sentence with its place, in bounded memory."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from burnish.core.errors import DataError, RecipeError
+from burnish.core.outside import BOMB_BYTES
+from burnish.core.recipe import parse_recipe
+from burnish.data import read_rows, read_texts
+from small_models import small_tokenizer
+
+CHAT = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: is nested deeper than 64 levels"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ' + b"9" * 5000 + b"}", "a.jsonl:2: holds a number of 5,000 digits"),
+        ("a.jsonl", b'{"text": "\\udc00"}', "a.jsonl:1: holds half of a surrogate pair"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: has neither `text` (a string) nor `messages`"),
+        ("a.jsonl", b"null", "a.jsonl:1: has neither `text` (a string) nor `messages`"),
+        ("a.jsonl", b'{"messages": [{"role": 3, "content": "x"}]}', "a.jsonl:1: has neither"),
+        ("a.jsonl", b'{"messages": ["x"]}', "a.jsonl:1: has neither"),
+        ("a.jsonl", b"\xff\xfe{", "is not UTF-8 text"),
+        ("a.txt", b"a\0b", "is a binary file, not text"),
+        ("a.txt", b" \n", "holds no text"),
+        ("a.txt.gz", b"\x1f\x8b\x08nothing", "is not a whole gzip file"),
+        ("a.txt.gz", b"plain", "is not a whole gzip file"),
+        ("a.parquet", b"PAR1", "is not a parquet file, or is damaged"),
+        ("a.parquet", b"PAR1" + b"\xff" * 64 + b"PAR1", "is not a parquet file, or is damaged"),
+        ("a.csv", b"text\nx", "is of no kind that can be read"),
+    ],
+)
+def test_a_text_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, sentence: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_rows(tmp_path / name)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a\0b", "x" * 5000, "~nobody-here/a.txt"])
+def test_a_name_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    (tmp_path / "a.txt").write_text("What the working directory holds is not what an empty name means.")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"no data|no such file"):
+        read_rows(name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(DataError, match="is no ordinary file"):
+        read_rows(tmp_path / "a.txt")
+
+
+def test_a_gzip_bomb_is_refused_before_it_has_expanded(tmp_path: Path):
+    with gzip.open(tmp_path / "a.txt.gz", "wb", compresslevel=9) as file:
+        for _ in range(300):
+            file.write(b"a" * (1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="expands to more than 50 times its size"):
+        read_rows(tmp_path / "a.txt.gz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * BOMB_BYTES
+
+
+def test_a_parquet_bomb_is_refused_before_it_has_expanded(tmp_path: Path):
+    table = pyarrow.table({"text": ["a" * 100_000] * 5_000})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=True)
+    del table
+    with pytest.raises(DataError, match="expands to more than 50 times its size"):
+        read_rows(tmp_path / "a.parquet")
+
+
+def test_a_repetitive_text_is_no_bomb(tmp_path: Path):
+    text = "It was the best of times. " * 100_000
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    assert read_rows(tmp_path / "a.txt.gz") == [text]
+
+
+def test_messages_that_hold_dates(tmp_path: Path):
+    day = datetime.date(2024, 5, 1)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"messages": [[{"role": "user", "content": day}]]}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match="has neither `text`"):
+        read_rows(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[0].content.nothing.at.all }}",
+        "{{ 1 // 0 }}",
+        "{% for %}",
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ ''.__class__.__mro__ }}",
+    ],
+)
+def test_a_chat_template_that_raises(tmp_path: Path, template: str):
+    (tmp_path / "a.jsonl").write_text(json.dumps(CHAT))
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match="the tokenizer's chat template cannot write it out"):
+        read_texts(tmp_path / "a.jsonl", tokenizer=tokenizer)
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, source="r.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("4: x", "r.yaml:1: the key 4 is no name of a setting"),
+        ("null: x", "r.yaml:1: the key null is no name of a setting"),
+        ("start: a\n? [a, b]\n: c", "r.yaml:2: the key a list or mapping is no name of a setting"),
+        ("start: a\nnodes: [{stage: train, 4: x}]", "r.yaml:2: the key 4 is no name of a setting"),
+        ("start: " + "[" * 100_000, "is nested deeper than 32 levels"),
+        ("start: " + "{a: " * 50 + "1" + "}" * 50, "is nested deeper than 32 levels, or refers to itself"),
+        ("start: &a [*a]", "is nested deeper than 32 levels, or refers to itself"),
+        ("start: a\nnodes: [{stage: train, steps: " + "9" * 5000 + "}]", "a number of 5,000 digits"),
+        ("start: a\nnodes: [{stage: train, steps: 040}]", "040 is 40 to some and octal to others"),
+        ("start: !!python/object/apply:os.system [ls]", "the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
+        ("start: !!timestamp 2024-05-01", "the tag 'tag:yaml.org,2002:timestamp'"),
+        ("start: true", "start is True, which is no text; write it in quotes"),
+        ("start: a\nname: 1.50\nnodes: [{stage: train}]", "name is 1.5, which is no text; write it in quotes"),
+        ("start: a\nnodes: [{stage: train, name: [a]}]", "name is ['a'], which is no text"),
+        ("start: a\nnodes: [{stage: train, launch: {processes: true}}]", "'launch' is written {processes: N}"),
+        ("start: a\nnodes: [{stage: train, launch: {processes: 100000}}]", "launch.processes is 100,000, but this"),
+        ('start: ""\nnodes: [{stage: train}]', "names no start checkpoint"),
+        ("start: \x00", "is not valid YAML"),
+        ("", "is empty"),
+    ],
+)
+def test_a_recipe_that_is_no_recipe(text: str, sentence: str):
+    assert sentence in refusal(text)
+
+
+def test_words_and_numbers_are_read_as_yaml_1_2_reads_them():
+    recipe = parse_recipe(
+        "start: on\nname: no\n"
+        "nodes: [{stage: train, name: off, a: yes, b: 1:30, c: 2024-05-01, d: 1e-4, e: 0o40, f: 0x1F, g: ~, h: .inf,"
+        " i: 12, j: True, k: +.5, l: '4', m: <<}]",
+        source="r.yaml",
+    )
+    assert (recipe.start, recipe.name, recipe.nodes[0].name) == ("on", "no", "off")
+    values = [recipe.nodes[0].settings[key] for key in "abcdefghijklm"]
+    assert values == ["yes", "1:30", "2024-05-01", 1e-4, 32, 31, None, float("inf"), 12, True, 0.5, "4", "<<"]
