@@ -40,7 +40,7 @@ def test_a_saved_model_loads_in_stock_transformers_bit_for_bit(tiny_llama: Path,
 
 def test_nothing_is_read_until_it_is_asked_for(tiny_llama: Path):
     model = load(tiny_llama)
-    assert "module" not in model.__dict__
+    assert not model.is_loaded
     assert "tokenizer" not in model.__dict__
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from burnish.core.checkpoint import Model, hash_directory, load, shards
+from burnish.core.checkpoint import DeferredModel, Model, hash_directory, load, shards
 from burnish.core.checkpoint.tensor_files import DTYPES, TensorReader, TensorWriter
 from burnish.core.errors import CheckpointError, NumericalError, SettingsError
 from burnish.core.ledger import Ledger
@@ -127,7 +127,7 @@ def test_a_model_larger_than_half_of_the_free_memory_streams_by_itself(source, m
     from burnish.quantize import stream
 
     monkeypatch.setattr(stream, "SHARE_OF_FREE_MEMORY", 1e-9)
-    assert isinstance(Quantize(method="rtn")(load(source)), stream.StreamedModel)
+    assert isinstance(Quantize(method="rtn")(load(source)), DeferredModel)
 
 
 def test_a_plan_knows_which_models_will_stream(source, monkeypatch):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.arch import describe, matrices, vectors
-from burnish.core.checkpoint import quiet_transformers
+from burnish.core.checkpoint import unfilled
 from burnish.core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -78,18 +78,7 @@ def upcycle(
     """
     from transformers import MixtralForCausalLM
 
-    with torch.device("meta"), quiet_transformers():
-        new = MixtralForCausalLM(config)
-    old_state = module.state_dict()
-    dtype, device = module.dtype, module.device
-    new.load_state_dict(
-        {name: torch.empty(t.shape, dtype=dtype, device=device) for name, t in new.state_dict().items()}, assign=True
-    )
-    new.tie_weights()
-    for name, buffer in module.named_buffers():
-        if name not in old_state:  # rotary frequencies
-            path, _, attribute = name.rpartition(".")
-            new.get_submodule(path).register_buffer(attribute, buffer.clone(), persistent=False)
+    new = unfilled(MixtralForCausalLM, config, module)
     old = {(view.layer, view.role): view for view in matrices(module)}
     for view in matrices(new):
         if view.role == "router":
@@ -102,6 +91,4 @@ def upcycle(
     norms = {vector.parameter: vector.tensor for vector in vectors(module)}
     for vector in vectors(new):
         vector.tensor.copy_(norms[vector.parameter])
-    if module.can_generate():
-        new.generation_config = module.generation_config
-    return new.eval()
+    return new

@@ -270,7 +270,7 @@ def _run(
     mask = None if calibration.mask is None else calibration.mask[rows].to(module.device)
     sums.num_sequences, sums.length = tokens.shape
     sums.mask = None if mask is None else mask.flatten()
-    with capture(module, views, gradients=bool(sums.which)) as captured, _product_precision(PRODUCTS):
+    with capture(module, views, gradients=bool(sums.which)) as captured, product_precision(PRODUCTS):
         captured.callback = sums
         if not sums.which:
             with torch.no_grad():
@@ -287,7 +287,7 @@ def _run(
 
 
 @contextmanager
-def _product_precision(precision: str) -> Iterator[None]:
+def product_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -36,7 +36,7 @@ CURVE_FOLDS = 8
 
 def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     """The quantized model: its module holds the rounded weights, `packed` what is written in their place."""
-    dtype = stored_dtype(model)
+    dtype = model.stored_dtype
     streamed = to_be_streamed(settings, model)
     module = without_weights(model) if streamed else working_copy(model, ctx.device)
     views = select(matrices(module), settings.ignore)
@@ -130,19 +130,13 @@ def to_be_streamed(settings: Quantize, model: Model) -> bool:
     return reason is None
 
 
-def stored_dtype(model: Model) -> torch.dtype:
-    """The dtype on disk, which the quantized checkpoint keeps for scales, norms and embeddings."""
-    dtype = model.dtype or model.config.dtype or torch.get_default_dtype()
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
 def working_copy(model: Model, device: str) -> PreTrainedModel:
     """The network in float32 on the device, apart from the input's own, which stays as it is.
 
     Statistics and rounding are computed in float32: bfloat16 gradients lose the small ones, and CPUs without bfloat16
     instructions are many times slower in it.
     """
-    if model.path is not None and "module" not in model.__dict__:
+    if model.path is not None and not model.is_loaded:
         return Model(path=model.path, lineage=model.lineage, dtype=torch.float32, device=device).module
     module = copy.deepcopy(model.module)
     working = torch.float64 if module.dtype is torch.float64 else torch.float32

@@ -3,9 +3,6 @@
 The network is built without weights. A layer's are read, used and given back before the next layer's are; calibration
 text goes through the layers in step, as hidden states. The result is bit for bit that of the whole model in memory.
 
-The work is done while the result is saved, straight into the temporary directory that becomes the checkpoint, so that
-nothing is written twice and a killed run leaves nothing behind.
-
 Two-sided rounding needs gradients through the whole network, so it does not stream.
 """
 
@@ -15,8 +12,8 @@ import ctypes
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from burnish.arch import MatrixView, capture, layers, matrices
-from burnish.core.checkpoint import Model, without_weights, write_config
-from burnish.core.checkpoint.tensor_files import TensorReader, writing
-from burnish.core.errors import CheckpointError
+from burnish.core.checkpoint import DeferredModel, Model, without_weights
+from burnish.core.checkpoint.tensor_files import TensorReader
 from burnish.core.stage import Context
-from burnish.quantize.collect import Accumulator
+from burnish.quantize.collect import PRODUCTS, Accumulator, product_precision
 from burnish.quantize.export import (
     Scheme,
     ignored_modules,
@@ -50,33 +46,6 @@ PART_WEIGHTS = 4_000_000
 """Weights that are rounded at a time, if one matrix does not hold more: rounding needs several times their memory."""
 
 
-class StreamedModel(Model):
-    """A result that is made while it is saved.
-
-    Attributes:
-        skeleton: the network without weights.
-        stored_dtype: of what is not rounded.
-        make: writes the tensors into a directory.
-    """
-
-    skeleton: PreTrainedModel
-    stored_dtype: torch.dtype
-    make: Callable[[Path], None]
-
-    def _write_weights(self, directory: Path) -> PreTrainedModel:
-        self.make(directory)
-        dtype = str(self.stored_dtype).removeprefix("torch.")
-        write_config(directory, self.config_on_disk(self.skeleton) | {"dtype": dtype})
-        return self.skeleton
-
-    def _directory(self) -> Path:
-        if self.path is None:
-            raise CheckpointError(
-                "was larger than memory, so it is quantized while it is saved", fix="save it, then use it"
-            )
-        return self.path
-
-
 def too_large(num_parameters: int) -> bool:
     """Whether the float32 network would fill more than half of the free memory."""
     import psutil
@@ -88,7 +57,7 @@ def why_not(method: str, model: Model) -> str | None:
     """The reason why a model cannot be streamed, None if it can."""
     if method == "yaqa":
         return "yaqa needs gradients through the whole network"
-    if model.path is None or "module" in model.__dict__:
+    if model.path is None or model.is_loaded:
         return "the model is in memory already"
     on_disk = TensorReader(model.path).meta
     skeleton = without_weights(model)
@@ -124,7 +93,7 @@ def stream(
     ctx: Context,
     *,
     propagate: bool,
-) -> StreamedModel:
+) -> DeferredModel:
     """The quantized model, to be made when it is saved.
 
     Args:
@@ -140,54 +109,48 @@ def stream(
     assert model.path is not None
     source = TensorReader(model.path)
     dtype = rounding.scale_dtype
+    work = _Work(source, skeleton, views, schemes, rounding)
 
-    def make(directory: Path) -> None:
+    def tensors(scratch: Path) -> Iterator[tuple[str, Tensor]]:
         give_back_freed_memory()
-        work = _Work(source, skeleton, views, schemes, rounding)
-        with writing(directory, work.layout(dtype)) as write:
-            rows: list[dict[str, Any]] = []
-            folds = None if calibration is None else work.first_inputs(calibration)
-            decoder_layers = layers(skeleton)
-            with ctx.progress.task("quantizing layer by layer", total=len(decoder_layers), unit="layers") as task:
-                for number, (path, layer) in enumerate(decoder_layers):
-                    own = [view for view in views if view.layer == number]
-                    statistics = None
-                    if folds is not None:
-                        with work.loaded(f"{path}."):
-                            statistics = work.collect(
-                                number, layer, own, folds, directory / "statistics", advance=not propagate
-                            )
-                    rounded: dict[str, Tensor] = {}
-                    for part in parts_on_disk(own):
-                        with work.loaded(*(view.parameter for view in part)):
-                            check_finite(part)
-                            result = quantize_matrices(part, rounding, statistics)
-                            if propagate:
-                                rounded |= work.present(part)
-                        rows += result.rows
-                        packed = pack_all(result.codes, result.grids, part, schemes, scale_dtype=dtype)
-                        for name, tensor in (entry for tensors in packed.values() for entry in tensors.items()):
-                            write(name, tensor)
-                        del result, packed
-                    if folds is not None and propagate:
-                        with work.loaded(f"{path}.", instead=rounded), torch.no_grad():
-                            for batch in (batch for fold in folds for batch in fold):
-                                batch.hidden = batch.through(number, layer)
-                    give_back_freed_memory()
-                    task.advance()
-            shutil.rmtree(directory / "statistics", ignore_errors=True)
-            for name in work.kept:
-                write(name, source.read(name).to(torch.float32).to(dtype))
+        rows: list[dict[str, Any]] = []
+        folds = None if calibration is None else work.first_inputs(calibration)
+        decoder_layers = layers(skeleton)
+        with ctx.progress.task("quantizing layer by layer", total=len(decoder_layers), unit="layers") as task:
+            for number, (path, layer) in enumerate(decoder_layers):
+                own = [view for view in views if view.layer == number]
+                statistics = None
+                if folds is not None:
+                    with work.loaded(f"{path}."):
+                        statistics = work.collect(
+                            number, layer, own, folds, scratch / "statistics", advance=not propagate
+                        )
+                rounded: dict[str, Tensor] = {}
+                for part in parts_on_disk(own):
+                    with work.loaded(*(view.parameter for view in part)):
+                        check_finite(part)
+                        result = quantize_matrices(part, rounding, statistics)
+                        if propagate:
+                            rounded |= work.present(part)
+                    rows += result.rows
+                    packed = pack_all(result.codes, result.grids, part, schemes, scale_dtype=dtype)
+                    del result
+                    for of_weight in packed.values():
+                        yield from of_weight.items()
+                    del packed
+                if folds is not None and propagate:
+                    with work.loaded(f"{path}.", instead=rounded), torch.no_grad():
+                        for batch in (batch for fold in folds for batch in fold):
+                            batch.hidden = batch.through(number, layer)
+                give_back_freed_memory()
+                task.advance()
+        for name in work.kept:
+            yield name, source.read(name).to(torch.float32)
         ctx.ledger.table("layers", rows)
 
-    base = model.derive()
-    result = StreamedModel(
-        tokenizer=base.tokenizer if base.has_tokenizer else None,
-        lineage=base.lineage,
-        quantization_config=quantization_config(rounding.scheme, views, schemes, ignored_modules(skeleton, views)),
-    )
-    result.skeleton, result.stored_dtype, result.make = skeleton, dtype, make
-    return result
+    config = quantization_config(rounding.scheme, views, schemes, ignored_modules(skeleton, views))
+    layout = work.layout(dtype)
+    return DeferredModel(model, skeleton, layout, tensors, stored_dtype=dtype, quantization_config=config)
 
 
 def parts_on_disk(views: Sequence[MatrixView]) -> Iterator[list[MatrixView]]:
@@ -273,7 +236,9 @@ class _Work:
         statistics = Statistics(scratch, {}, range(len(folds)))
         for fold, batches in enumerate(folds):
             sums = Accumulator(own)
-            with capture(self.skeleton, own) as captured, torch.no_grad():
+            # In the original, products as `collect` has them, or the sums would be others on machines with fast units.
+            precision = product_precision(PRODUCTS) if advance else nullcontext()
+            with capture(self.skeleton, own) as captured, torch.no_grad(), precision:
                 captured.callback = sums
                 for batch in batches:
                     output = batch.through(number, layer)

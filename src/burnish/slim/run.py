@@ -23,7 +23,7 @@ from burnish.slim.maths.keep import keep_highest
 from burnish.slim.maths.scores import SCORES, Score, magnitude
 from burnish.slim.plan import new_config
 from burnish.slim.refit import refit
-from burnish.slim.surgery import CutModel, Kept, Refitted, cut
+from burnish.slim.surgery import Kept, Refitted, cut, deferred_cut
 from burnish.slim.target import experts_of, router_groups
 from burnish.slim.weights import Weights
 
@@ -47,7 +47,7 @@ def run(settings: Slim, model: Model, ctx: Context) -> Model:
     kept, refitted, rows = choose(_Choice(settings, model, weights, config, ctx))
     ctx.ledger.table("slim", rows)
     if weights.files is not None:
-        return CutModel(weights, config, kept, refitted)
+        return deferred_cut(weights, config, kept, refitted)
     return model.derive(module=cut(weights, config, kept, refitted))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.arch import Architecture, MatrixView, VectorView, describe, matrices, vectors
-from burnish.core.checkpoint import Model, move, plan_config, quiet_transformers, write_config
-from burnish.core.checkpoint.tensor_files import writing
-from burnish.core.errors import CheckpointError
-from burnish.core.kinds import Plan
+from burnish.core.checkpoint import DeferredModel, Model, move, quiet_transformers, unfilled
 from burnish.slim.weights import Weights
 
 if TYPE_CHECKING:
@@ -64,53 +60,35 @@ def cut(weights: Weights, config: Any, kept: Kept, refitted: Refitted | None = N
         kept: what stays; its sizes must be those of `config`.
         refitted: down projections that are written as they are.
     """
-    new = _empty_like(weights.module, config)
+    new = unfilled(type(weights.module), config, weights.module)
+    new.set_experts_implementation(weights.module.get_experts_implementation())
     for target, tensor in _pieces(weights, new, kept, refitted or {}):
         target.tensor.copy_(tensor)
-    return new.eval()
+    return new
 
 
-class CutModel(Model):
-    """A cut that is made when it is needed: from file to file while it is saved, a matrix at a time, or in memory when
-    its module is asked for."""
+def deferred_cut(weights: Weights, config: Any, kept: Kept, refitted: Refitted) -> DeferredModel:
+    """The smaller model of one on disk: cut from file to file when it is saved, or in memory when it is looked at."""
+    assert weights.files is not None, "a model in memory is cut there"
+    model, before = weights.model, weights.module
+    with torch.device("meta"), quiet_transformers():
+        new: PreTrainedModel = type(before)(config)
+    if new.can_generate():
+        new.generation_config = before.generation_config
+    layout = {}
+    for target, source in _pairs(weights, new, kept):
+        stored = weights.files.meta[_on_disk(source)]
+        dtype = model.dtype if model.dtype and stored.is_floating_point() else stored.dtype
+        layout[_on_disk(target)] = torch.empty(target.tensor.shape, dtype=dtype, device="meta")
 
-    def __init__(self, weights: Weights, config: Any, kept: Kept, refitted: Refitted) -> None:
-        base = weights.model.derive()
-        tokenizer = base.tokenizer if base.has_tokenizer else None
-        super().__init__(tokenizer=tokenizer, lineage=base.lineage, dtype=base.dtype, device=base.device)
-        self.config = config
-        self.before, self.kept, self.refitted = weights, kept, refitted
+    def tensors(scratch: Path) -> Iterator[tuple[str, Tensor]]:
+        return ((_on_disk(target), tensor) for target, tensor in _pieces(weights, new, kept, refitted))
 
-    @cached_property
-    def module(self) -> PreTrainedModel:
-        whole = Model(path=self.before.model.path, lineage=self.before.model.lineage, dtype=self.dtype)
-        return move(cut(Weights(Model(module=whole.module)), self.config, self.kept, self.refitted), self.device)
+    def whole() -> PreTrainedModel:
+        read = Model(path=model.path, lineage=model.lineage, dtype=model.dtype).module
+        return move(cut(Weights(Model(module=read)), config, kept, refitted), model.device)
 
-    def plan(self) -> Plan:
-        if self.path is not None:
-            return super().plan()
-        return plan_config(self.config, kind=self.lineage.kind, bytes_per_parameter=self.before.dtype.itemsize)
-
-    def _write_weights(self, directory: Path) -> PreTrainedModel:
-        if "module" in self.__dict__:
-            return super()._write_weights(directory)
-        before = self.before
-        assert before.files is not None, "a model in memory is cut there"
-        with torch.device("meta"), quiet_transformers():
-            new: PreTrainedModel = type(before.module)(self.config)
-        layout = {}
-        for target, source in _pairs(before, new, self.kept):
-            stored = before.files.meta[_on_disk(source)]
-            dtype = self.dtype if self.dtype and stored.is_floating_point() else stored.dtype
-            layout[_on_disk(target)] = torch.empty(target.tensor.shape, dtype=dtype, device="meta")
-        with writing(directory, layout) as write:
-            for target, tensor in _pieces(before, new, self.kept, self.refitted):
-                write(_on_disk(target), tensor.to(layout[_on_disk(target)].dtype))
-        if new.can_generate():
-            new.generation_config = before.module.generation_config
-        dtype = str(before.dtype).removeprefix("torch.")
-        write_config(directory, self.config_on_disk(new) | {"dtype": dtype})
-        return new
+    return DeferredModel(model, new, layout, tensors, stored_dtype=weights.dtype, whole=whole)
 
 
 def _on_disk(view: View) -> str:
@@ -181,28 +159,3 @@ def _selection(view: MatrixView, kept: Kept, facts: Architecture) -> tuple[Index
         features = (kept.groups[layer][:, None] * block + torch.arange(block)).flatten()
         return (None, features) if view.role == "o" else (features, None)
     return None, None
-
-
-def _empty_like(module: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """A module of the same class for `config`, parameters allocated and not filled; nothing is drawn at random."""
-    with torch.device("meta"), quiet_transformers():
-        new: PreTrainedModel = type(module)(config)
-    old_state = module.state_dict()
-    state = {
-        name: torch.empty(shape.shape, dtype=old_state[name].dtype, device=old_state[name].device)
-        for name, shape in new.state_dict().items()
-    }
-    new.load_state_dict(state, assign=True)
-    new.tie_weights()
-    for path, part in module.named_modules():
-        # Rotary frequencies, which do not depend on any width that changes.
-        for name in part._non_persistent_buffers_set:
-            buffer = getattr(part, name)
-            new.get_submodule(path).register_buffer(name, None if buffer is None else buffer.clone(), persistent=False)
-    for name, tensor in (*new.named_parameters(), *new.named_buffers()):
-        if tensor.is_meta:
-            raise CheckpointError(f"{type(module).__name__} keeps {name} outside its state, so it cannot be cut")
-    new.set_experts_implementation(module.get_experts_implementation())
-    if module.can_generate():
-        new.generation_config = module.generation_config
-    return new

@@ -28,7 +28,7 @@ class Weights:
 
     def __init__(self, model: Model) -> None:
         self.model, self.files = model, None
-        if model.path is not None and "module" not in model.__dict__:
+        if model.path is not None and not model.is_loaded:
             self.module = without_weights(model)
             files = TensorReader(model.path)
             shapes = {name: tensor.shape for name, tensor in files.meta.items()}
@@ -59,10 +59,7 @@ class Weights:
     @property
     def dtype(self) -> torch.dtype:
         """Of the input, which the smaller checkpoint keeps."""
-        if self.files is None:
-            return self.module.dtype
-        dtype = self.model.dtype or self.model.config.dtype or torch.get_default_dtype()
-        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        return self.module.dtype if self.files is None else self.model.stored_dtype
 
     def matrix(self, view: MatrixView) -> Tensor:
         """(out, in), on the CPU."""
@@ -74,7 +71,7 @@ class Weights:
     def network(self, device: str) -> PreTrainedModel:
         """A copy on the device, for text to go through: in float32 on a CPU (or float64), on a GPU as it is stored."""
         working = self.dtype if device.startswith("cuda") or self.dtype is torch.float64 else torch.float32
-        if self.model.path is None or "module" in self.model.__dict__:
+        if self.model.path is None or self.model.is_loaded:
             return move(cast(copy.deepcopy(self.module), working), device).eval()
         if self.files is None or device != "cpu":
             return Model(path=self.model.path, lineage=self.model.lineage, dtype=working, device=device).module

@@ -8,6 +8,7 @@ renamed, so a killed process never leaves a directory that looks finished.
     model.save("out")
 """
 
+from burnish.core.checkpoint.deferred import DeferredModel
 from burnish.core.checkpoint.durable import (
     fsync,
     publish,
@@ -45,7 +46,7 @@ from burnish.core.checkpoint.reading import (
 )
 from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config, without_memory
-from burnish.core.checkpoint.skeleton import without_weights
+from burnish.core.checkpoint.skeleton import unfilled, without_weights
 
 __all__ = [
     "CARD_FILE",
@@ -53,6 +54,7 @@ __all__ = [
     "LINEAGE_FORMAT",
     "MAX_SHARD_BYTES",
     "UNSAFE_SUFFIXES",
+    "DeferredModel",
     "Lineage",
     "Model",
     "cast",
@@ -83,6 +85,7 @@ __all__ = [
     "resolve",
     "shards_of",
     "staging_directory",
+    "unfilled",
     "weight_files",
     "weights_of",
     "without_memory",

@@ -123,9 +123,14 @@ class Model:
         return f"Model({self.lineage.kind}, {self.lineage.weights}, from {self.path or 'memory'})"
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the network is in memory, read or given: what is done to it there is not on disk."""
+        return "module" in self.__dict__
+
+    @property
     def config(self) -> PretrainedConfig:
         """The module's where it has been read, else that of config.json."""
-        if "module" in self.__dict__:
+        if self.is_loaded:
             return self.module.config
         if self._config is None:
             self._as_read.setdefault("files", self._stamps())
@@ -135,7 +140,7 @@ class Model:
 
     @config.setter
     def config(self, config: PretrainedConfig) -> None:
-        if "module" in self.__dict__:
+        if self.is_loaded:
             self.module.config = config
         self._config = config
 
@@ -198,6 +203,14 @@ class Model:
     def has_tokenizer(self) -> bool:
         return "tokenizer" in self.__dict__ or (self.path is not None and has_tokenizer(self.path))
 
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of its weights on disk, or in which they would be written."""
+        import torch
+
+        dtype = self.dtype or self.config.dtype or torch.get_default_dtype()
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
     def _directory(self) -> Path:
         if self.path is None:
             raise CheckpointError(
@@ -248,9 +261,9 @@ class Model:
         parts: dict[str, Any] = {}
         if self.path is not None and "files" in self._as_read:
             parts["files"] = self._stamps()
-        if "module" in self.__dict__:
+        if self.is_loaded:
             parts["module"] = module_digest(self.module)
-        if "module" in self.__dict__ or self._config is not None:
+        if self.is_loaded or self._config is not None:
             parts["config"] = config_digest(self.config)
         if "tokenizer" in self.__dict__:
             parts["tokenizer"] = tokenizer_digest(self.tokenizer)

@@ -1,15 +1,18 @@
-"""A network without its weights, for work that takes them from the files a few at a time."""
+"""Networks without weights: of a checkpoint whose files are read a few at a time, and of one that is to be made."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from burnish.core.checkpoint.model import Model
 from burnish.core.checkpoint.reading import quiet_transformers
+from burnish.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Network = TypeVar("Network", bound="PreTrainedModel")
 
 
 def without_weights(model: Model) -> PreTrainedModel:
@@ -28,3 +31,36 @@ def without_weights(model: Model) -> PreTrainedModel:
     if model.path is not None and (model.path / "generation_config.json").is_file():
         skeleton.generation_config = transformers.GenerationConfig.from_pretrained(model.path)
     return skeleton.eval()
+
+
+def unfilled(network_class: type[Network], config: Any, like: PreTrainedModel) -> Network:
+    """A network with its parameters allocated and not filled, for weights that come from another one.
+
+    Args:
+        network_class, config: of the new network.
+        like: the other one, whose dtypes, device, rotary frequencies and generation settings it takes.
+
+    Raises:
+        CheckpointError: the class keeps something outside its state.
+    """
+    import torch
+
+    with torch.device("meta"), quiet_transformers():
+        new = network_class(config)
+    given = like.state_dict()
+    state = {
+        name: torch.empty(t.shape, dtype=given[name].dtype if name in given else like.dtype, device=like.device)
+        for name, t in new.state_dict().items()
+    }
+    new.load_state_dict(state, assign=True)
+    new.tie_weights()
+    for name, buffer in like.named_buffers():
+        if name not in given:  # rotary frequencies, which depend on no width that changes
+            path, _, attribute = name.rpartition(".")
+            new.get_submodule(path).register_buffer(attribute, buffer.clone(), persistent=False)
+    for name, tensor in (*new.named_parameters(), *new.named_buffers()):
+        if tensor.is_meta:
+            raise CheckpointError(f"{network_class.__name__} keeps {name} outside its state, so it cannot be made so")
+    if like.can_generate():
+        new.generation_config = like.generation_config
+    return new.eval()
