@@ -6,13 +6,18 @@ export VENV PYTHON
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2
 
-.PHONY: setup demo test test-slow test-vllm lint bench docs clean
+.PHONY: setup demo wheel test test-slow test-vllm lint bench docs clean
 
 setup:
 	@scripts/setup
 
 demo: setup
 	@scripts/demo
+
+# A wheel for `pip install dist/burnish-*.whl`; pip fetches what it needs.
+wheel: setup
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/burnish-*.whl
 
 test: setup models/smollm2
 	$(PYTEST) -q -m "not slow"
