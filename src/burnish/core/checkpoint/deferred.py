@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from burnish.core.checkpoint.model import Model
 from burnish.core.checkpoint.shards import write_config
 from burnish.core.checkpoint.sizes import plan_config
-from burnish.core.checkpoint.tensor_files import writing
 from burnish.core.errors import CheckpointError
 from burnish.core.kinds import Plan, Weights
 
@@ -86,6 +85,8 @@ class DeferredModel(Model):
     def _write_weights(self, directory: Path) -> PreTrainedModel:
         if self.is_loaded and self.quantization_config is None:
             return super()._write_weights(directory)
+        from burnish.core.checkpoint.tensor_files import writing  # which needs torch
+
         with TemporaryDirectory(dir=directory) as scratch, writing(directory, self.layout) as write:
             for name, tensor in self.tensors(Path(scratch)):
                 write(name, tensor.to(self.layout[name].dtype))
