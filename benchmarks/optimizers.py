@@ -61,7 +61,7 @@ def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int, steps: i
     from burnish.core.progress import Progress
     from burnish.core.stage import Context, seeded_generator
     from burnish.data.packing import documents, pack
-    from burnish.optim import OPTIMIZERS
+    from burnish.optim import optimizer_class
     from burnish.optim.routing import param_groups, route
     from burnish.train import Loop, Schedule, causal_lm_loss, fit
     from burnish.train.scratch import initialise
@@ -79,7 +79,7 @@ def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int, steps: i
         for group in groups:
             group["lr"] = lr if group["algorithm"] == "matrix" else OTHER_LR
             group["algorithm"] = "adamw"
-    optimizer = OPTIMIZERS[algorithm](groups, lr=lr, weight_decay=0.1, **options, **OPTIONS.get(algorithm, {}))
+    optimizer = optimizer_class(algorithm)(groups, lr=lr, weight_decay=0.1, **options, **OPTIONS.get(algorithm, {}))
     loop = Loop(
         steps=steps,
         batch_size=BATCH,

@@ -46,8 +46,9 @@ def one_process(rank: int, num: int, rounds: int, directory: str) -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import distribute_tensor
 
+    import burnish.optim.exchange as exchange
     import burnish.optim.normuon as single
-    import burnish.optim.sharded as sharded
+    import burnish.optim.sharded_normuon as sharded
     from burnish.optim import NorMuon
 
     torch.set_num_threads(1)
@@ -105,7 +106,7 @@ def one_process(rank: int, num: int, rounds: int, directory: str) -> None:
         matrices += len(batch) if batch.ndim == 3 else 1
         return orthogonalise(batch, *arguments)
 
-    single.orthogonalise = sharded.orthogonalise = counted
+    single.orthogonalise = exchange.orthogonalise = counted
     traces = []
     for _ in range(5):
         matrices = 0
@@ -187,8 +188,8 @@ def merged(events: list[Any]) -> Spans:
 
 def sent_elements(num: int) -> list[int]:
     """Elements that each process sends to others in one step, both ways, from the plan."""
+    from burnish.optim.exchange import ROUND_ELEMENTS
     from burnish.optim.maths.ownership import Spread, borders, received, rounds, sent
-    from burnish.optim.sharded import ROUND_ELEMENTS
 
     spreads = [Spread(rows, cols, borders(rows, num), True) for rows, cols in LAYER * LAYERS]
     plan = rounds(spreads, num, ROUND_ELEMENTS["cpu"])

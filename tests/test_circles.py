@@ -80,10 +80,6 @@ NOT_YET_MENDED = [
     {"align.audit", "align.audit_page"},
     {"evaluate.measure", "evaluate.stage"},
     {"events.data", "events.reading"},
-    {
-        f"optim.{file}"
-        for file in ["adamw", "algorithms", "cosmos", "normuon", "optimizer", "sharded", "sharded_cosmos", "soap"]
-    },
     {"train.sharded_state", "train.state"},
 ]
 """Circles that stand today. The list only shrinks."""

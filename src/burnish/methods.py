@@ -1,9 +1,9 @@
 """The table of methods. Its rows drive: whatever else names a method, a stage or a benchmark is derived from here.
 
 From these rows come the stages of recipes (`burnish.stages`), the public names of the package, the commands of a stage,
-the layer of its folder in the import contracts, `burnish methods`, `make bench NAME`, the head of every page in
-docs/methods and the lists of the README. What is derived at run time needs nothing; `python scripts/derive.py` writes
-the rest. Standard library only: `burnish --help` reads this table.
+the layer of its folder in the import contracts, the optimizers of training, `burnish methods`, `make bench NAME`, the
+head of every page in docs/methods and the lists of the README. What is derived at run time needs nothing;
+`python scripts/derive.py` writes the rest. Standard library only: `burnish --help` reads this table.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Method:
         page: its documentation page in docs/methods, which holds the evidence.
         benchmarks: what measures it.
         verb: the stage that it is, where it is one of its own.
+        optimizer: its class as "module:Class", where it is an optimizer; `--optimizer` takes the name of its page.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Method:
     page: str
     benchmarks: tuple[Benchmark, ...] = ()
     verb: Verb | None = None
+    optimizer: str = ""
 
 
 EVENTS = Benchmark("events", ("hawkes",), needs="for the real data sets --data DIR, see the script")
@@ -163,6 +165,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer normuon",
         source="NorMuon, 2025, arXiv:2510.05491",
         page="normuon",
+        optimizer="burnish.optim.normuon:NorMuon",
         benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
     ),
     Method(
@@ -171,6 +174,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer muon",
         source="Keller Jordan, 2024; Muon is Scalable, 2025, arXiv:2502.16982",
         page="muon",
+        optimizer="burnish.optim.normuon:Muon",
         benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
     ),
     Method(
@@ -179,6 +183,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer cosmos",
         source="COSMOS, 2025, arXiv:2502.17410",
         page="cosmos",
+        optimizer="burnish.optim.cosmos:COSMOS",
         benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
     ),
     Method(
@@ -187,6 +192,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --optimizer soap",
         source="SOAP, 2024, arXiv:2409.11321",
         page="soap",
+        optimizer="burnish.optim.soap:SOAP",
         benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
     ),
     Method(
@@ -312,6 +318,11 @@ BESIDE_METHODS = (
 """What is measured of the package itself: the first command of the README, the runner and the report."""
 
 VERBS: dict[str, Verb] = {method.verb.name: method.verb for method in METHODS if method.verb}
+
+OPTIMIZER_CLASSES: dict[str, str] = {method.page: method.optimizer for method in METHODS if method.optimizer} | {
+    "adamw": "burnish.optim.optimizer:AdamW"
+}
+"""Optimizers by name. AdamW has no row: it is what every other one does with what is no matrix."""
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark

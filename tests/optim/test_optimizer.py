@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from burnish.core.errors import SettingsError
-from burnish.optim import COSMOS, OPTIMIZERS, SOAP, AdamW, Muon, NorMuon
+from burnish.methods import OPTIMIZER_CLASSES
+from burnish.optim import COSMOS, SOAP, AdamW, Muon, NorMuon, optimizer_class
 from burnish.optim.maths.rounding import stochastic_bfloat16
 
-EVERY = list(OPTIMIZERS.values())
+EVERY = [optimizer_class(name) for name in OPTIMIZER_CLASSES]
 MATRIX = [NorMuon, Muon, COSMOS, SOAP]
 
 

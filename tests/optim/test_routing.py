@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from burnish.core.errors import SettingsError
-from burnish.optim import OPTIMIZERS, NorMuon, explain, route
+from burnish.methods import OPTIMIZER_CLASSES
+from burnish.optim import NorMuon, explain, optimizer_class, route
 from burnish.optim.routing import param_groups
 
 SHAPE = {
@@ -156,10 +157,10 @@ def test_plain_modules_are_routed_by_their_types():
     }
 
 
-@pytest.mark.parametrize("algorithm", OPTIMIZERS)
+@pytest.mark.parametrize("algorithm", OPTIMIZER_CLASSES)
 def test_every_optimizer_steps_a_mixture_of_experts(algorithm):
     model = make("mixtral")
-    optimizer = OPTIMIZERS[algorithm].for_model(model, lr=1e-3)
+    optimizer = optimizer_class(algorithm).for_model(model, lr=1e-3)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for _ in range(2):  # SOAP's first step only builds its bases
         optimizer.zero_grad()

@@ -13,7 +13,8 @@ from torch._dynamo.utils import counters
 
 from burnish.core.errors import CheckpointError, NumericalError, OutputError, SettingsError
 from burnish.data.packing import documents, pack
-from burnish.optim import OPTIMIZERS, NorMuon
+from burnish.methods import OPTIMIZER_CLASSES
+from burnish.optim import NorMuon, optimizer_class
 from burnish.train import Loop, Loss, balanced_loss, causal_lm_loss, evaluate, fit, state
 from burnish.train.sampler import Sampler
 
@@ -83,7 +84,7 @@ def test_gradients_are_clipped_to_the_norm(model_of, rows, context):
     assert result.rows[0]["gradient_norm"] > 0.1
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values())
+@pytest.mark.parametrize("optimizer", map(optimizer_class, OPTIMIZER_CLASSES))
 def test_a_training_that_is_resumed_ends_with_the_same_bits(model_of, rows, context, optimizer):
     loop = {"steps": 7, "optimizer": optimizer, "max_grad_norm": 0.5}
     straight = model_of(attention_dropout=0.1)

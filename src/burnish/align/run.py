@@ -18,7 +18,7 @@ from burnish.core.checkpoint import Lineage, Model, cast, load
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError
 from burnish.core.kinds import Kind
 from burnish.core.stage import Context
-from burnish.optim import OPTIMIZERS
+from burnish.optim import optimizer_class
 
 try:
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -93,9 +93,8 @@ def run(settings: Align, model: Model, ctx: Context) -> Model:
     ctx.ledger.table("preference_data", [_counts(name, report) for name, report in reports.items()])
     trainer.remove_callback(PrinterCallback)
     # set before training, so that the adapters are there to be routed; the Trainer then makes none of its own
-    optimizer = OPTIMIZERS[settings.optimizer]
     policy: Any = trainer.model
-    trainer.optimizer = optimizer.for_model(policy, settings.learning_rate, weight_decay=0.0)
+    trainer.optimizer = optimizer_class(settings.optimizer).for_model(policy, settings.learning_rate, weight_decay=0.0)
     before = trainer.evaluate() if held_out is not None else {}
     with ctx.progress.task(f"align ({settings.loss})", unit="steps") as task:
         trainer.add_callback(_Bar(task))

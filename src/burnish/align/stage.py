@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Kind, Plan
 from burnish.core.stage import CheckpointRef, Context, DataRef, Stage
+from burnish.train.stage import OptimizerName
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -61,9 +62,7 @@ class Align(Stage):
         gt=0,
         description="learning rate; when not given 1e-6 (dpo), 5e-5 (dpo with LoRA) or 1e-4 (reward)",
     )
-    optimizer: Literal["adamw", "normuon", "muon", "cosmos", "soap"] = Field(
-        default="adamw", description="of burnish.optim"
-    )
+    optimizer: OptimizerName = Field(default="adamw", description="of burnish.optim")
     epochs: float = Field(default=1.0, gt=0, description="passes over the data; max_steps overrides it")
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps")
     batch: int = Field(default=16, ge=1, description="pairs per optimizer step")

@@ -6,11 +6,11 @@
 They are ordinary `torch.optim.Optimizer` objects: schedulers, closures, `state_dict` and `transformers.Trainer` work.
 """
 
-from burnish.optim.adamw import AdamW
-from burnish.optim.algorithms import OPTIMIZERS
 from burnish.optim.cosmos import COSMOS
 from burnish.optim.normuon import Muon, NorMuon
+from burnish.optim.optimizer import AdamW
+from burnish.optim.registry import optimizer_class
 from burnish.optim.routing import Route, explain, route
 from burnish.optim.soap import SOAP
 
-__all__ = ["COSMOS", "OPTIMIZERS", "SOAP", "AdamW", "Muon", "NorMuon", "Route", "explain", "route"]
+__all__ = ["COSMOS", "SOAP", "AdamW", "Muon", "NorMuon", "Route", "explain", "optimizer_class", "route"]

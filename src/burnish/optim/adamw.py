@@ -5,14 +5,14 @@ Source: Decoupled Weight Decay Regularization (2019, arXiv:1711.05101).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
+from burnish.optim.rule import Item, UpdateRule
 from burnish.optim.sharding import Sharding
 
 
@@ -24,13 +24,7 @@ class AdamWRule(UpdateRule):
     """
 
     name = "adamw"
-    defaults: ClassVar[dict[str, Any]] = {
-        "lr": 1e-3,
-        "betas": (0.9, 0.95),
-        "eps": 1e-8,
-        "weight_decay": 0.1,
-        "legacy_first_moment": False,
-    }
+    group_options: ClassVar[Mapping[str, Any]] = {"legacy_first_moment": False}
 
     def check_sharding(self, group: Mapping[str, Any], parameter: Tensor, sharding: Sharding, where: str) -> None:
         """Nothing: every number is stepped on its own."""
@@ -84,52 +78,3 @@ def _legacy_step(item: Item) -> None:
     root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
     item.decay_(item.weight)
     item.weight.addcdiv_(state["exp_avg"], root, value=-group["lr"] / (1 - 0.9**step))
-
-
-class AdamW(MatrixOptimizer):
-    """AdamW on every parameter, behind the same interface as the matrix optimizers.
-
-    Args:
-        params: parameters or groups.
-        lr: learning rate.
-        weight_decay: decoupled decay.
-        betas: decay of the two moments.
-        eps: added to the root of the second moment.
-        low_precision: how bfloat16 weights are kept: "master" (a float32 copy in the state) or "stochastic" (rounding
-            at random, no copy).
-        seed: of stochastic rounding.
-    """
-
-    algorithm = "adamw"
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.95),
-        *,
-        eps: float = 1e-8,
-        low_precision: str = "master",
-        seed: int = 0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "betas": betas,
-            "eps": eps,
-            "legacy_first_moment": False,
-        }
-        super().__init__(params, matrix=options, adamw=options, common=common_options(low_precision, seed))
-
-
-def common_options(low_precision: str, seed: int) -> dict[str, Any]:
-    """Options that every group has, whatever its algorithm."""
-    return {"low_precision": low_precision, "seed": seed, "num_steps": 0}
-
-
-def adamw_options(
-    lr: float, weight_decay: float, betas: tuple[float, float], eps: float, *, legacy: bool = False
-) -> dict[str, Any]:
-    """Options of the AdamW groups inside a matrix optimizer."""
-    return {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps, "legacy_first_moment": legacy}

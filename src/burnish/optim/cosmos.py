@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from burnish.core.errors import SettingsError
-from burnish.optim.adamw import adamw_options, common_options
 from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
 from burnish.optim.maths import cosmos as maths
 from burnish.optim.maths.orthogonalise import orthogonalise
-from burnish.optim.normuon import check_orthogonalisation, dtype_name, lies_whole, orthogonalisation_dtype
-from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
+from burnish.optim.optimizer import MatrixOptimizer, SharedOptions
+from burnish.optim.orthogonal import check_orthogonalisation, dtype_name, lies_whole, orthogonalisation_dtype
+from burnish.optim.rule import Item, UpdateRule
+from burnish.optim.sharded_cosmos import update_sharded
 from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
 
 DEFAULT_RANK = 64
@@ -24,21 +25,7 @@ class CosmosRule(UpdateRule):
     """State per block of a parameter: `basis{i}` U, `covariance{i}` S, `second_moment{i}` V; `momentum` M once."""
 
     name = "cosmos"
-    defaults: ClassVar[dict[str, Any]] = {
-        "lr": 1e-3,
-        "weight_decay": 0.1,
-        "betas": (0.95, 0.95),
-        "eps": 1e-8,
-        "rank": None,
-        "lr_ratio": 0.2,
-        "gamma": 0.2,
-        "nesterov": True,
-        "legacy": False,
-        "ns": "quintic",
-        "ns_steps": 5,
-        "ns_dtype": None,
-        **LAYOUT_DEFAULTS,
-    }
+    group_options: ClassVar[Mapping[str, Any]] = LAYOUT_DEFAULTS
 
     def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
         check_orthogonalisation(group, where)
@@ -91,8 +78,6 @@ class CosmosRule(UpdateRule):
     def update(self, items: list[Item]) -> None:
         apart = [item for item in items if not lies_whole(item)]
         if apart:
-            from burnish.optim.sharded_cosmos import update_sharded
-
             update_sharded(apart)
         for item in items:
             if item.parameter.numel() and lies_whole(item):
@@ -160,13 +145,15 @@ class COSMOS(MatrixOptimizer):
         gamma: weight of the orthogonalised remainder against the leading space.
         nesterov: look ahead by one gradient.
         legacy: reproduce the trajectory of the published code, faults included; see docs/methods/cosmos.md.
-        ns, ns_steps, ns_dtype, adamw_lr, adamw_betas, adamw_eps, low_precision, seed: as in `NorMuon`.
+        ns, ns_steps, ns_dtype: as in `NorMuon`.
+        **shared: see `SharedOptions`.
 
     State per m x n matrix: m n + n r + r^2 + m r numbers.
     Source: COSMOS (2025, arXiv:2502.17410).
     """
 
-    algorithm = "cosmos"
+    rule = CosmosRule()
+    bytes_per_parameter = 13
 
     def __init__(
         self,
@@ -184,13 +171,9 @@ class COSMOS(MatrixOptimizer):
         ns: str = "quintic",
         ns_steps: int = 5,
         ns_dtype: torch.dtype | str | None = None,
-        adamw_lr: float | None = None,
-        adamw_betas: tuple[float, float] | None = None,
-        adamw_eps: float = 1e-8,
-        low_precision: str = "master",
-        seed: int = 0,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        matrix = {
+        options = {
             "lr": lr,
             "weight_decay": weight_decay,
             "betas": betas,
@@ -203,9 +186,7 @@ class COSMOS(MatrixOptimizer):
             "ns": ns,
             "ns_steps": ns_steps,
             "ns_dtype": dtype_name(ns_dtype),
-            **LAYOUT_DEFAULTS,
         }
-        if adamw_betas is None:  # the published code has one pair of betas for everything
-            adamw_betas = betas if legacy else (0.9, 0.95)
-        adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps, legacy=legacy)
-        super().__init__(params, matrix=matrix, adamw=adamw, common=common_options(low_precision, seed))
+        # the published code has one pair of betas for everything
+        adamw = {"betas": betas, "legacy_first_moment": True} if legacy else None
+        super().__init__(params, options, shared, adamw=adamw)

@@ -1,19 +1,18 @@
 """NorMuon and Muon: the update of `burnish.optim.maths.normuon` on every matrix of a parameter, batched.
 
 Matrices of equal size in a group are orthogonalised together: on a GPU one batched product replaces many small ones.
-Of parameters that are sharded over processes, what needs a whole matrix is in `burnish.optim.sharded`.
+Parameters that are sharded over processes are stepped in `burnish.optim.sharded_normuon`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from burnish.core.errors import SettingsError, nearest
-from burnish.optim.adamw import adamw_options, common_options
+from burnish.core.errors import SettingsError
 from burnish.optim.layout import (
     LAYOUT_DEFAULTS,
     blocks,
@@ -25,12 +24,20 @@ from burnish.optim.layout import (
     unstack,
 )
 from burnish.optim.maths.normuon import SCALES, momentum_, nesterov, row_scales_, step_factor
-from burnish.optim.maths.orthogonalise import POLYNOMIALS, orthogonalise
-from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
+from burnish.optim.maths.orthogonalise import orthogonalise
+from burnish.optim.optimizer import MatrixOptimizer, SharedOptions
+from burnish.optim.orthogonal import (
+    BATCH_ELEMENTS,
+    apply_,
+    check_choice,
+    check_orthogonalisation,
+    dtype_name,
+    lies_whole,
+    orthogonalisation_dtype,
+)
+from burnish.optim.rule import Item, UpdateRule
+from burnish.optim.sharded_normuon import update_sharded
 from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
-
-BATCH_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
-"""Elements orthogonalised at once. A CPU gains from batching small matrices only, and loses its cache on large ones."""
 
 
 class _Block(NamedTuple):
@@ -46,20 +53,7 @@ class MuonRule(UpdateRule):
 
     name = "muon"
     normalise = False
-    defaults: ClassVar[dict[str, Any]] = {
-        "lr": 1e-3,
-        "weight_decay": 0.1,
-        "betas": (0.95,),
-        "scale": "rms",
-        "nesterov": True,
-        "ns": "quintic",
-        "ns_steps": 5,
-        "ns_dtype": None,
-        "cautious": False,
-        "eps": 1e-10,
-        "norm_scope": "global",
-        **LAYOUT_DEFAULTS,
-    }
+    group_options: ClassVar[Mapping[str, Any]] = LAYOUT_DEFAULTS
 
     def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
         check_choice("scale", group["scale"], list(SCALES), where)
@@ -93,8 +87,6 @@ class MuonRule(UpdateRule):
     def update(self, items: list[Item]) -> None:
         apart = [item for item in items if not lies_whole(item)]
         if apart:
-            from burnish.optim.sharded import update_sharded
-
             update_sharded(apart, normalise=self.normalise)
         whole = [item for item in items if lies_whole(item)] if apart else items
         self._update_whole(whole)
@@ -133,25 +125,7 @@ class MuonRule(UpdateRule):
 class NorMuonRule(MuonRule):
     name = "normuon"
     normalise = True
-    defaults: ClassVar[dict[str, Any]] = MuonRule.defaults | {"betas": (0.95, 0.95)}
-
-
-def apply_(item: Item, weight: Tensor, update: Tensor, factor: Tensor) -> None:
-    """Decays a block of the weights, or a shard of one, and moves it by -lr * factor * update."""
-    group = item.group
-    if group["cautious"] and group["weight_decay"]:
-        agrees = (update * weight) > 0
-        weight.sub_(weight * agrees, alpha=group["lr"] * group["weight_decay"])
-    else:
-        item.decay_(weight)
-    weight.addcmul_(update, factor, value=-group["lr"])
-
-
-def lies_whole(item: Item) -> bool:
-    """Whether this process has every matrix of a parameter whole, or not at all: a stack of experts is cut between
-    matrices, so it is stepped where it lies."""
-    sharding = item.sharding
-    return sharding is None or sharding.dim not in out_and_in_dims(len(sharding.shape), item.group)
+    beta2_may_be_one = True
 
 
 def _row_placements(parameter: Tensor, group: Mapping[str, Any]) -> Any:
@@ -195,34 +169,6 @@ def _batches(items: list[Item]) -> Iterator[list[_Block]]:
         yield batch
 
 
-def orthogonalisation_dtype(asked: str | None, direction: Tensor) -> torch.dtype:
-    """bfloat16 on a GPU, whose matrix units want it; as stored elsewhere, where it would be slow or inexact."""
-    if asked is not None:
-        return getattr(torch, asked)
-    return torch.bfloat16 if direction.is_cuda and direction.dtype is torch.float32 else direction.dtype
-
-
-def dtype_name(dtype: torch.dtype | str | None) -> str | None:
-    """Groups hold a dtype by its name, so that they can be saved as text."""
-    return str(dtype).removeprefix("torch.") if dtype is not None else None
-
-
-def check_orthogonalisation(group: Mapping[str, Any], where: str) -> None:
-    """The options `ns`, `ns_steps` and `ns_dtype`."""
-    check_choice("ns", group["ns"], list(POLYNOMIALS), where)
-    if group["ns_dtype"] is not None:
-        check_choice("ns_dtype", group["ns_dtype"], ["float32", "bfloat16", "float64"], where)
-    if group["ns_steps"] < 1:
-        raise SettingsError(f"ns_steps is {group['ns_steps']}, but must be at least 1", where=where)
-
-
-def check_choice(option: str, value: Any, choices: list[str], where: str) -> None:
-    if value not in choices:
-        guess = nearest(str(value), choices)
-        advice = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(choices)}"
-        raise SettingsError(f"{option} is {value!r}", where=where, fix=advice)
-
-
 class NorMuon(MatrixOptimizer):
     """Muon with row-wise normalised updates: fewer steps for the same loss, at the memory of one moment.
 
@@ -242,14 +188,14 @@ class NorMuon(MatrixOptimizer):
         eps: as in the authors' code.
         norm_scope: "local" restores the size of the update per shard of a sharded matrix, as published distributed
             versions do, so that it depends on the number of processes. For comparison only.
-        adamw_lr, adamw_betas, adamw_eps: for groups with algorithm "adamw"; the rate is `lr` unless given.
-        low_precision, seed: how bfloat16 weights are kept, see `AdamW`.
+        **shared: see `SharedOptions`.
 
     State per m x n matrix: m (n + 1) numbers, against 2 m n of AdamW.
     Source: NorMuon (2025, arXiv:2510.05491).
     """
 
-    algorithm = "normuon"
+    rule = NorMuonRule()
+    bytes_per_parameter = 12
 
     def __init__(
         self,
@@ -266,13 +212,9 @@ class NorMuon(MatrixOptimizer):
         cautious: bool = False,
         eps: float = 1e-10,
         norm_scope: str = "global",
-        adamw_lr: float | None = None,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        low_precision: str = "master",
-        seed: int = 0,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        matrix = {
+        options = {
             "lr": lr,
             "weight_decay": weight_decay,
             "betas": betas,
@@ -284,10 +226,8 @@ class NorMuon(MatrixOptimizer):
             "cautious": cautious,
             "eps": eps,
             "norm_scope": norm_scope,
-            **LAYOUT_DEFAULTS,
         }
-        adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps)
-        super().__init__(params, matrix=matrix, adamw=adamw, common=common_options(low_precision, seed))
+        super().__init__(params, options, shared)
 
 
 class Muon(MatrixOptimizer):
@@ -297,7 +237,8 @@ class Muon(MatrixOptimizer):
     Source: Muon (Keller Jordan, 2024); Muon is Scalable for LLM Training (2025, arXiv:2502.16982).
     """
 
-    algorithm = "muon"
+    rule = MuonRule()
+    bytes_per_parameter = 12
 
     def __init__(
         self,
@@ -313,13 +254,9 @@ class Muon(MatrixOptimizer):
         ns_dtype: torch.dtype | str | None = None,
         cautious: bool = False,
         norm_scope: str = "global",
-        adamw_lr: float | None = None,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        low_precision: str = "master",
-        seed: int = 0,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        matrix = {
+        options = {
             "lr": lr,
             "weight_decay": weight_decay,
             "betas": (momentum,),
@@ -329,9 +266,11 @@ class Muon(MatrixOptimizer):
             "ns_steps": ns_steps,
             "ns_dtype": dtype_name(ns_dtype),
             "cautious": cautious,
-            "eps": 0.0,
             "norm_scope": norm_scope,
-            **LAYOUT_DEFAULTS,
         }
-        adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps)
-        super().__init__(params, matrix=matrix, adamw=adamw, common=common_options(low_precision, seed))
+        super().__init__(params, options, shared)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        defaults = super().defaults()
+        return defaults | {"betas": (defaults.pop("momentum"),)}

@@ -1,28 +1,29 @@
 """One optimizer object for a whole model: matrices by their own rule, everything else by AdamW.
 
 Trainers and checkpoint code assume one `torch.optim.Optimizer`. So every parameter group names its `algorithm`
-(normuon, muon, cosmos, soap, adamw) and this class steps each group by the rule of that name. What the rules share is
-here: options and their checks, state in float32 beside bfloat16 weights, saving and loading.
+(normuon, cosmos, adamw ...) and this class steps each group by the rule of that name. What the rules share is here:
+options and their checks, state in float32 beside bfloat16 weights, saving and loading.
 
 A step has three parts: elementwise work on a parameter (momentum, decay, the update), the orthogonalisation of whole
 matrices, and two sums per matrix (its squared norms). Where FSDP2 has sharded the parameters over processes, the first
-is done on the local shards by the very same code; `burnish.optim.sharded` does the other two.
+is done on the local shards by the very same code; `burnish.optim.exchange` and the modules over it do the other two.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 import torch
 from torch import Tensor
 
-from burnish.core.errors import SettingsError, nearest
-from burnish.optim.maths.rounding import stochastic_bfloat16
+from burnish.core.errors import SettingsError
+from burnish.optim.adamw import AdamWRule
+from burnish.optim.registry import optimizer_class
+from burnish.optim.routing import param_groups, route
+from burnish.optim.rule import Item, UpdateRule
 from burnish.optim.sharding import (
-    Sharding,
     check_processes_agree,
     describe,
     is_dtensor,
@@ -41,86 +42,18 @@ if TYPE_CHECKING:
 LOW_PRECISION = ("master", "stochastic")
 
 
-@dataclass
-class Item:
-    """One parameter in one step; of a sharded one the tensors are what lies in this process.
+class SharedOptions(TypedDict, total=False):
+    """What every matrix optimizer takes beside options of its own; what is not given is as in `AdamW`.
 
-    Attributes:
-        parameter: the live parameter.
-        gradient: its gradient, never written to.
-        state: its optimizer state.
-        group: its group's options.
-        index: its number in the optimizer, for the seed of stochastic rounding.
-        sharding: how the parameter lies over processes; None where it is whole.
+    adamw_lr, adamw_betas, adamw_eps: of groups with algorithm "adamw"; the rate is that of the matrices if not given.
+    low_precision, seed: how bfloat16 weights are kept.
     """
 
-    parameter: Tensor
-    gradient: Tensor
-    state: dict[str, Tensor]
-    group: dict[str, Any]
-    index: int
-    sharding: Sharding | None = None
-    _weight: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def weight(self) -> Tensor:
-        """What to update: the parameter, its float32 master copy, or a float32 copy to be rounded by `commit`."""
-        if self._weight is None:
-            if self.parameter.dtype is not torch.bfloat16:
-                self._weight = self.parameter
-            elif self.group["low_precision"] == "master":
-                self._weight = self.state["master"]
-            else:
-                self._weight = self.parameter.float()
-        return self._weight
-
-    def commit(self) -> None:
-        """Brings the updated weight back into a bfloat16 parameter."""
-        if self.parameter.dtype is torch.bfloat16:
-            if self.group["low_precision"] == "master":
-                self.parameter.copy_(self.weight)
-            else:
-                # A generator keyed by step and parameter, so that a resumed run draws the same numbers.
-                seed = (self.group["seed"] * 1_000_003 + self.group["num_steps"]) * 65_537 + self.index
-                if self.sharding is not None:  # copies of a shard round alike, different shards differently
-                    seed += self.sharding.rank * 15_485_863
-                generator = torch.Generator(self.parameter.device).manual_seed(seed)
-                self.parameter.copy_(stochastic_bfloat16(self.weight, generator))
-        self._weight = None
-
-    def decay_(self, weight: Tensor) -> None:
-        """W <- (1 - lr wd) W: the decay uses the plain learning rate, not one scaled by the shape."""
-        if self.group["weight_decay"]:
-            weight.mul_(1 - self.group["lr"] * self.group["weight_decay"])
-
-
-class UpdateRule:
-    """How the parameters of one algorithm are stepped. Rules hold no state; `Item` carries it."""
-
-    name: ClassVar[str]
-    defaults: ClassVar[dict[str, Any]]
-
-    def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
-        """Refuses options that do not fit; raises `SettingsError`."""
-
-    def check_sharding(self, group: Mapping[str, Any], parameter: Tensor, sharding: Sharding, where: str) -> None:
-        """Refuses a parameter that this algorithm cannot step where it is sharded; raises `SettingsError`."""
-        raise SettingsError(
-            f"the parameter is sharded over {sharding.size} processes, which {self.name} does not support",
-            where=where,
-            fix="use normuon, muon, cosmos or adamw, or replicate it (DDP)",
-        )
-
-    def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-        """All state of one parameter, made when the optimizer is made, so that every process has the same keys.
-
-        State of a sharded parameter is sharded too, as DTensors, so that distributed checkpoints can cut it anew.
-        """
-        raise NotImplementedError
-
-    def update(self, items: list[Item]) -> None:
-        """One step of all parameters of this algorithm."""
-        raise NotImplementedError
+    adamw_lr: float | None
+    adamw_betas: tuple[float, float]
+    adamw_eps: float
+    low_precision: str
+    seed: int
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -128,22 +61,41 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters, (name, parameter) pairs, or groups. A group may set `algorithm` and any option of it.
-        matrix: options of groups without `algorithm`.
-        adamw: options of groups with algorithm "adamw".
+        options: of groups without `algorithm`.
+        shared: see `SharedOptions`.
+        adamw: of groups with algorithm "adamw", where they are not AdamW's own defaults.
 
     Raises:
         SettingsError: an option out of range, a parameter twice, a parameter that the algorithm cannot step.
+        TypeError: an option that does not exist.
+
+    Attributes:
+        rule: how its matrices are stepped.
+        bytes_per_parameter: float32 weight, gradient and state, roughly: embeddings have AdamW's two moments always.
     """
 
-    algorithm: ClassVar[str]
+    rule: ClassVar[UpdateRule]
+    bytes_per_parameter: ClassVar[int]
 
     def __init__(
-        self, params: Iterable[Any], *, matrix: dict[str, Any], adamw: dict[str, Any], common: dict[str, Any]
+        self,
+        params: Iterable[Any],
+        options: Mapping[str, Any],
+        shared: SharedOptions,
+        *,
+        adamw: Mapping[str, Any] | None = None,
     ) -> None:
-        self._options = {self.algorithm: matrix | common, "adamw": adamw | common}
+        for name in shared:
+            if name not in SharedOptions.__annotations__:
+                raise TypeError(f"{self._name()}() got an unexpected keyword argument {name!r}")
+        theirs = {"lr": options["lr"], "weight_decay": options["weight_decay"], **(adamw or {})}
+        theirs |= {name.removeprefix("adamw_"): value for name, value in shared.items() if value is not None}
+        theirs = AdamW.defaults() | theirs
+        self._common = {"low_precision": theirs["low_precision"], "seed": theirs["seed"], "num_steps": 0}
+        self._options = {"adamw": theirs, self.rule.name: {**self.rule.group_options, **options}}
         self._seen: set[int] = set()
         self._on_mesh = self._agreed = False
-        super().__init__(params, {"lr": matrix["lr"]})
+        super().__init__(params, {"lr": options["lr"]})
 
     @classmethod
     def for_model(cls, model: nn.Module, lr: float, *, split: bool = False, lora: bool = False, **options: Any) -> Self:
@@ -156,46 +108,50 @@ class MatrixOptimizer(torch.optim.Optimizer):
             lora: give LoRA's A and B the matrix update too; AdamW by default.
             **options: of the class, such as `weight_decay`, `scale`, `adamw_lr`.
         """
-        from burnish.optim.routing import param_groups, route
-
-        routes = route(model, split=split, lora=lora, algorithm=cls.algorithm)
+        routes = route(model, split=split, lora=lora, algorithm=cls.rule.name)
         make = cast("Callable[..., Self]", cls)  # subclasses take the options of their algorithm
         return make(param_groups(model, routes), lr=lr, **options)
 
     @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What a group of this algorithm has where nothing is said: the defaults of the constructor, and the layout."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {**cls.rule.group_options, **{p.name: p.default for p in parameters if p.default is not p.empty}}
+
+    @classmethod
     def option_names(cls) -> list[str]:
         """The options that the class takes beside parameters and learning rate."""
-        return [name for name in inspect.signature(cls).parameters if name not in ("params", "lr")]
+        names = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr")]
+        return [*names[:-1], *SharedOptions.__annotations__] if names[-1] == "shared" else names
 
     # -- groups ------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, with its algorithm's options filled in and checked, and makes its state."""
-        from burnish.optim.algorithms import RULES  # the table names every rule, and every rule needs this module
-
         group = dict(param_group)
-        algorithm = group.setdefault("algorithm", self.algorithm)
-        if algorithm not in RULES:
-            guess = nearest(str(algorithm), list(RULES))
-            advice = f"did you mean {guess!r}?" if guess else f"algorithms are {', '.join(RULES)}"
-            raise SettingsError(f"there is no algorithm {algorithm!r}", where=self._name(), fix=advice)
-        rule = RULES[algorithm]
-        given = self._options.get(algorithm, rule.defaults | self._common())
-        for key, value in given.items():
+        algorithm = group.setdefault("algorithm", self.rule.name)
+        kind = self._kind(algorithm)
+        for key, value in (self._options.get(algorithm, kind.defaults()) | self._common).items():
             group.setdefault(key, value)
         if isinstance(group["params"], Tensor):
             group["params"] = [group["params"]]
         group["params"] = list(group["params"])
         first = len(self.param_groups)
-        self._check(group, rule, number=first)
+        self._check(group, kind, number=first)
         super().add_param_group(group)
         named = self._named_parameters()
         refuse_mixture(named, self._name())
         self._on_mesh, self._agreed = is_dtensor(named[0][1]), False
-        self._make_state(self.param_groups[first], rule)
+        self._make_state(self.param_groups[first], kind.rule)
 
     def _name(self) -> str:
         return type(self).__name__
+
+    def _kind(self, algorithm: str) -> type[MatrixOptimizer]:
+        """The class behind the algorithm of a group."""
+        if algorithm == self.rule.name:
+            return type(self)
+        return AdamW if algorithm == AdamW.rule.name else optimizer_class(algorithm, where=self._name())
 
     def _named_parameters(self) -> list[tuple[str, Tensor]]:
         """All parameters in order, with their names where those are known."""
@@ -207,21 +163,18 @@ class MatrixOptimizer(torch.optim.Optimizer):
             named += zip(names, group["params"], strict=True)
         return named
 
-    def _common(self) -> dict[str, Any]:
-        options = self._options["adamw"]
-        return {key: options[key] for key in ("low_precision", "seed", "num_steps")}
-
-    def _check(self, group: dict[str, Any], rule: UpdateRule, *, number: int) -> None:
+    def _check(self, group: dict[str, Any], kind: type[MatrixOptimizer], *, number: int) -> None:
+        rule = kind.rule
         where = f"{self._name()}, group {number} ({rule.name})"
         if not group["params"]:
             raise SettingsError("has no parameters", where=where)
-        _check_types(group, rule.defaults, where)
+        _check_types(group, kind.defaults(), where)
         if not group["lr"] > 0:
             raise SettingsError(f"lr is {group['lr']}, but must be positive", where=where)
         if not group["weight_decay"] >= 0:
             raise SettingsError(f"weight_decay is {group['weight_decay']}, but must not be negative", where=where)
-        for beta, closed in zip(group["betas"], (False, rule.name == "normuon"), strict=False):
-            if not (0 <= beta < 1 or (closed and beta == 1)):
+        for beta, may_be_one in zip(group["betas"], (False, rule.beta2_may_be_one), strict=False):
+            if not (0 <= beta < 1 or (may_be_one and beta == 1)):
                 raise SettingsError(f"betas are {tuple(group['betas'])}, but must lie in [0, 1)", where=where)
         if group["low_precision"] not in LOW_PRECISION:
             raise SettingsError(f"low_precision is {group['low_precision']!r}, not master or stochastic", where=where)
@@ -259,8 +212,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
         Returns:
             What the closure returned.
         """
-        from burnish.optim.algorithms import RULES
-
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -269,7 +220,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for item in self._items_on_mesh() if self._on_mesh else self._items():
             work.setdefault(item.group["algorithm"], []).append(item)
         for algorithm, items in work.items():
-            RULES[algorithm].update(items)
+            self._kind(algorithm).rule.update(items)
         for group in self.param_groups:
             group["num_steps"] += 1
         return loss
@@ -342,6 +293,38 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 where=self._name(),
                 fix="save and load with torch.distributed.checkpoint, which cuts state for any number of processes",
             )
+
+
+class AdamW(MatrixOptimizer):
+    """AdamW on every parameter, behind the same interface as the matrix optimizers.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        weight_decay: decoupled decay.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        low_precision: how bfloat16 weights are kept: "master" (a float32 copy in the state) or "stochastic" (rounding
+            at random, no copy).
+        seed: of stochastic rounding.
+    """
+
+    rule = AdamWRule()
+    bytes_per_parameter = 16
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        *,
+        eps: float = 1e-8,
+        low_precision: str = "master",
+        seed: int = 0,
+    ) -> None:
+        options = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        super().__init__(params, options, {"low_precision": low_precision, "seed": seed})
 
 
 def _check_types(group: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:

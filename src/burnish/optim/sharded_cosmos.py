@@ -2,7 +2,7 @@
 
 The low-rank algebra needs little of the other processes: `G U` is made of local rows, `G^T (G U)` and
 `(G U')^T (G U')` are sums over processes of small matrices (n x r and r x r), and the QR of the basis is done by all.
-The remainder is orthogonalised by owners, as in `burnish.optim.sharded`; the norms are sums over processes. In the
+The remainder is orthogonalised by owners, as in `burnish.optim.exchange`; the norms are sums over processes. In the
 first step the owner of a matrix gets its whole gradient, and everyone the basis that it finds.
 
 Bases and covariances are kept on every process, the momentum and the second moment with their rows.
@@ -16,10 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from burnish.optim.exchange import Exchange, Transfer, Unit, in_rounds, orthogonalise_owned, overlapped, units_of
 from burnish.optim.maths import cosmos as maths
-from burnish.optim.normuon import orthogonalisation_dtype
-from burnish.optim.optimizer import Item
-from burnish.optim.sharded import Exchange, Transfer, Unit, in_rounds, orthogonalise_owned, overlapped, units_of
+from burnish.optim.orthogonal import orthogonalisation_dtype
+from burnish.optim.rule import Item
 
 
 def update_sharded(items: list[Item]) -> None:

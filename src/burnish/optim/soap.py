@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from burnish.core.errors import SettingsError
-from burnish.optim.adamw import adamw_options, common_options
 from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
 from burnish.optim.maths import soap as maths
-from burnish.optim.optimizer import Item, MatrixOptimizer, UpdateRule
+from burnish.optim.optimizer import MatrixOptimizer, SharedOptions
+from burnish.optim.rule import Item, UpdateRule
 
 
 class SoapRule(UpdateRule):
     """State per matrix: covariances and bases of both sides, and Adam's two moments in the rotated basis."""
 
     name = "soap"
-    defaults: ClassVar[dict[str, Any]] = {
-        "lr": 3e-3,
-        "weight_decay": 0.01,
-        "betas": (0.95, 0.95),
-        "eps": 1e-8,
-        "precondition_frequency": 10,
-        "max_precondition_dim": 10_000,
-        **LAYOUT_DEFAULTS,
-    }
+    group_options: ClassVar[Mapping[str, Any]] = LAYOUT_DEFAULTS
 
     def check(self, group: Mapping[str, Any], parameter: Tensor, where: str) -> None:
         check_layout(parameter, group, where)
@@ -120,13 +112,14 @@ class SOAP(MatrixOptimizer):
         eps: as in Adam.
         precondition_frequency: steps between two updates of the bases.
         max_precondition_dim: larger sides are not rotated.
-        adamw_lr, adamw_betas, adamw_eps, low_precision, seed: as in `NorMuon`.
+        **shared: see `SharedOptions`.
 
     The first step only builds the bases and does not change the matrices.
     Source: SOAP (2024, arXiv:2409.11321).
     """
 
-    algorithm = "soap"
+    rule = SoapRule()
+    bytes_per_parameter = 34
 
     def __init__(
         self,
@@ -138,20 +131,14 @@ class SOAP(MatrixOptimizer):
         eps: float = 1e-8,
         precondition_frequency: int = 10,
         max_precondition_dim: int = 10_000,
-        adamw_lr: float | None = None,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        low_precision: str = "master",
-        seed: int = 0,
+        **shared: Unpack[SharedOptions],
     ) -> None:
-        matrix = {
+        options = {
             "lr": lr,
             "weight_decay": weight_decay,
             "betas": betas,
             "eps": eps,
             "precondition_frequency": precondition_frequency,
             "max_precondition_dim": max_precondition_dim,
-            **LAYOUT_DEFAULTS,
         }
-        adamw = adamw_options(lr if adamw_lr is None else adamw_lr, weight_decay, adamw_betas, adamw_eps)
-        super().__init__(params, matrix=matrix, adamw=adamw, common=common_options(low_precision, seed))
+        super().__init__(params, options, shared)

@@ -16,7 +16,7 @@ from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.data import check_disjoint, read_rows
 from burnish.data.packing import PackedRows, documents, pack
-from burnish.optim import OPTIMIZERS
+from burnish.optim import optimizer_class
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import merged, with_adapters
 from burnish.train.losses import LossFn, WithParameters, balanced_loss, causal_lm_loss
@@ -26,6 +26,7 @@ from burnish.train.world import World
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from burnish.optim.optimizer import MatrixOptimizer
     from burnish.train.stage import Train
 
 
@@ -167,14 +168,14 @@ def loss_of(settings: Train, module: Any) -> LossFn:
     return balanced_loss(coefficient) if coefficient else causal_lm_loss
 
 
-def make_optimizer(settings: Train, module: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer:
     """The optimizer of the settings, with every parameter routed."""
     options = dict(settings.optimizer_options)
     if settings.optimizer != "adamw":
         options["adamw_lr"] = settings.adamw_lr
     elif settings.adamw_lr is not None:
         raise SettingsError("with optimizer adamw there is only lr", where="adamw_lr", fix="leave adamw_lr out")
-    return OPTIMIZERS[settings.optimizer].for_model(
+    return optimizer_class(settings.optimizer).for_model(
         module,
         settings.lr,
         split=settings.split_fused,

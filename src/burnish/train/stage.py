@@ -12,14 +12,15 @@ from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.kinds import Plan
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
+from burnish.methods import OPTIMIZER_CLASSES
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
 
-Optimizer = Literal["normuon", "muon", "cosmos", "soap", "adamw"]
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZER_CLASSES)]
 
-BYTES_PER_PARAMETER = {"normuon": 12, "muon": 12, "cosmos": 13, "soap": 34, "adamw": 16}
-"""Float32 weight, gradient and optimizer state, roughly: embeddings have AdamW's two moments in every case."""
 LORA_BYTES_PER_PARAMETER = 5
 
 
@@ -46,7 +47,7 @@ class Train(Stage):
         default=None, ge=1, description="rows per forward pass; all of the batch when not given"
     )
 
-    optimizer: Optimizer = Field(default="normuon", description="rule of the matrices; everything else takes AdamW")
+    optimizer: OptimizerName = Field(default="normuon", description="rule of the matrices; everything else takes AdamW")
     lr: float = Field(
         default=3e-4, gt=0, description="peak learning rate; AdamW's rates work for normuon, muon and cosmos"
     )
@@ -128,9 +129,9 @@ class Train(Stage):
         if self.data is None:
             raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
         self.check(before.config)
+        each = LORA_BYTES_PER_PARAMETER
         if self.lora_rank == 0:
-            self._try_optimizer(before.config)
-        each = BYTES_PER_PARAMETER[self.optimizer] if self.lora_rank == 0 else LORA_BYTES_PER_PARAMETER
+            each = self._try_optimizer(before.config)
         operations = (4 if self.lora_rank else 6) + 2 * self.activation_checkpointing
         tokens = (self.steps or 0) * self.batch * self.context
         return before.with_(
@@ -144,7 +145,7 @@ class Train(Stage):
         Raises:
             SettingsError: a context beyond the model's, or an optimizer option that does not exist.
         """
-        from burnish.optim import OPTIMIZERS
+        from burnish.optim import optimizer_class
 
         longest = getattr(config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and self.context > longest:
@@ -154,22 +155,26 @@ class Train(Stage):
                 fix=f"use --context {longest}",
             )
         own = ("weight_decay", "adamw_lr", "seed")  # settings of the stage already
-        known = [name for name in OPTIMIZERS[self.optimizer].option_names() if name not in own]
+        known = [name for name in optimizer_class(self.optimizer).option_names() if name not in own]
         for option in self.optimizer_options:
             if option not in known:
                 guess = nearest(option, known)
                 advice = f"did you mean {guess!r}?" if guess else f"its options are {', '.join(known)}"
                 raise SettingsError(f"{self.optimizer} has no option {option!r}", where="optimizer_options", fix=advice)
 
-    def _try_optimizer(self, config: Any) -> None:
-        """Makes the optimizer of a model without memory, so that options that do not fit it are refused by the plan."""
+    def _try_optimizer(self, config: Any) -> int:
+        """Makes the optimizer of a model without memory, so that options that do not fit it are refused by the plan.
+
+        Returns:
+            its bytes per parameter.
+        """
         import torch
 
         from burnish.core.checkpoint import without_memory
         from burnish.train.run import make_optimizer
 
         with torch.device("meta"):
-            make_optimizer(self, without_memory(config))
+            return make_optimizer(self, without_memory(config)).bytes_per_parameter
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.train.run import run
