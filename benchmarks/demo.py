@@ -109,7 +109,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     nodes = results["nodes"]
     lines = [
         "| SmolLM2-135M-Instruct | on disk | tokens per second | perplexity | loss added, nats per token "
-        "| KL to the original | same top token | made in |",
+        "| KL divergence | same top token | made in |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for node, title in TITLES.items():

@@ -354,7 +354,7 @@ def curves(what: str, runs: dict[str, list[dict]]) -> str:
     """Loss against steps by optimizer, from the end of the steep start on."""
     from picture import svg
 
-    from burnish.report.charts import Datum, Figure, Series
+    from burnish.core.page import Datum, Figure, Series
 
     series = []
     for name, same in runs.items():

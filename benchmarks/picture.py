@@ -1,24 +1,19 @@
 """A figure of the report as a picture file of its own, for the pages of the docs.
 
-The geometry is the report's (`burnish.report.charts`); colours are written into the file, since a page's style does not
-reach into a picture. Series differ by colour and dash.
+Geometry and colours are those of the report kit; colours are written into the file, since a page's style does not reach
+into a picture. Series differ by colour and dash.
 """
 
 from __future__ import annotations
 
 from html import escape
 
-from burnish.report.charts import Figure, draw
+from burnish.core.page import Figure
+from burnish.core.page.charts import draw
+from burnish.core.page.palette import DASHES, LIGHT
 
-INK, RULE, PAPER = "#33363b", "#d9dce1", "#ffffff"
-STYLES = (
-    ("#0b5cad", ""),
-    ("#b84a00", "7 3"),
-    ("#08745a", "2 3"),
-    ("#8a3ea8", "9 3 2 3"),
-    ("#8a6a00", "12 4"),
-    ("#b3256b", "4 2 1 2"),
-)
+INK, RULE, PAPER = LIGHT["ink"], LIGHT["rule"], LIGHT["paper"]
+SERIES = [LIGHT[f"s{index}"] for index in range(len(DASHES))]
 LEGEND_HEIGHT = 26
 
 
@@ -50,11 +45,11 @@ def svg(figure: Figure) -> str:
     parts.append(f'<text x="{chart.right}" y="{chart.height - 6}" text-anchor="end">{escape(figure.x_label)}</text>')
     for line in chart.lines:
         if line.band:
-            parts.append(f'<path d="{line.band}" fill="{STYLES[line.style][0]}" fill-opacity="0.15"/>')
+            parts.append(f'<path d="{line.band}" fill="{LIGHT[line.style]}" fill-opacity="0.15"/>')
         parts.append(f'<path d="{line.path}" {_stroke(line.style)}/>')
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"
 
 
-def _stroke(style: int) -> str:
-    colour, dash = STYLES[style]
-    return f'fill="none" stroke="{colour}" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")
+def _stroke(style: str) -> str:
+    dash = DASHES[int(style.removeprefix("s"))]
+    return f'fill="none" stroke="{LIGHT[style]}" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")

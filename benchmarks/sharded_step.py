@@ -285,7 +285,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:
     """{picture: svg}: the trace of one step of two processes, as bars over time."""
-    from picture import INK, PAPER, RULE, STYLES
+    from picture import INK, PAPER, RULE, SERIES
 
     ranks = results["processes"]["2"]
     end = max(span[1] for rank in ranks for spans in rank["last_trace_milliseconds"].values() for span in spans)
@@ -313,9 +313,7 @@ def pictures(results: dict[str, Any]) -> dict[str, str]:
         parts.append(f'<text x="{left - 10}" y="{y + 13}" text-anchor="end">{name}</text>')
         for start, stop in spans:
             at, long = left + width * start / end, max(0.5, width * (stop - start) / end)
-            parts.append(
-                f'<rect x="{at:.1f}" y="{y}" width="{long:.1f}" height="{bar}" fill="{STYLES[number % 2][0]}"/>'
-            )
+            parts.append(f'<rect x="{at:.1f}" y="{y}" width="{long:.1f}" height="{bar}" fill="{SERIES[number % 2]}"/>')
     return {"trace": "\n".join([*parts, "</svg>"]) + "\n"}
 
 

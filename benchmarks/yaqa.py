@@ -452,7 +452,7 @@ def pictures(results: dict[str, Any]) -> dict[str, str]:
     """{picture: svg}: divergence against calibration tokens, at 3 and at 4 bits, with intervals over windows."""
     from picture import svg
 
-    from burnish.report.charts import Datum, Figure, Series
+    from burnish.core.page import Datum, Figure, Series
 
     measured = [row for row in results["rows"] if row["task"] == "measure" and row["model"] == "smollm2"]
     names = {GPTQ: "GPTQ", YAQA_A: "YAQA-A", YAQA_B: "YAQA-B"}
@@ -470,7 +470,7 @@ def pictures(results: dict[str, Any]) -> dict[str, str]:
                 data.append(Datum(tokens, float(kl.mean()), float(low), float(high)))
             series.append(Series(name, data, line=True))
         figure = Figure(
-            title=f"KL to the original against calibration tokens, {bits} bits",
+            title=f"KL divergence from the original against calibration tokens, {bits} bits",
             description=", ".join(f"{one.name} ends at {one.data[-1].y:.3f}" for one in series),
             x_label="calibration tokens",
             y_label="KL, nats per token",

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_without_a_run_file_the_tree_comes_from_the_hashes(make_run):
 
 
 def test_only_the_newest_checkpoint_of_a_node_is_shown(make_run):
-    directory = make_run()
+    directory = make_run(state=False)
     ledger = Ledger(directory, node="healed")
     old = read_run(directory).checkpoints["healed"]
     row = next(row for row in ledger.rows if row["row"] == "measurement" and row["node"] == "healed")
@@ -84,6 +85,44 @@ def test_only_the_newest_checkpoint_of_a_node_is_shown(make_run):
     ledger.measurement(checkpoint="f" * 64, path="x", protocol=row["protocol"], metrics=row["metrics"])
     shown = [column.digest for column in checkpoints([read_run(directory)])]
     assert "f" * 64 in shown and old not in shown
+
+
+def renamed(directory, old: str, new: str) -> None:
+    """As the runner leaves it: the node ran again under its new name, and `run.json` knows only that."""
+    state = json.loads((directory / "run.json").read_text().replace(json.dumps(old), json.dumps(new)))
+    (directory / "run.json").write_text(json.dumps(state))
+    lines = (directory / "ledger.jsonl").read_text().splitlines()
+    again = [line.replace(json.dumps(old), json.dumps(new)) for line in lines if f'"node": {json.dumps(old)}' in line]
+    (directory / "ledger.jsonl").write_text("\n".join([*lines, *again]) + "\n")
+
+
+def test_a_node_that_the_recipe_no_longer_has_is_not_shown(make_run, nodes, rows):
+    directory = make_run([replace(nodes[1], tables={"layers": rows.layers}), nodes[2]])
+    renamed(directory, "yaqa 3 bit", "new name")
+    run = read_run(directory)
+    assert list(run.checkpoints) == ["start", "new name", "yaqa 4 bit"]
+    assert {table.node for table in run.tables} == set(run.costs) - {"yaqa 4 bit"} == {"new name"}
+    assert "yaqa 3 bit" not in render([directory])
+
+
+def test_what_was_measured_beside_the_recipe_is_shown(make_run):
+    directory = make_run()
+    row = next(row for row in Ledger(directory).rows if row["row"] == "measurement")
+    Ledger(directory, node="elsewhere").measurement(
+        checkpoint="e" * 64, path="x", protocol=row["protocol"], metrics=row["metrics"]
+    )
+    assert read_run(directory).checkpoints["elsewhere"] == "e" * 64
+
+
+def test_a_node_whose_settings_changed_has_no_checkpoint_until_it_ran(make_run, nodes):
+    """The recipe was changed and run again, and the run was killed within the node."""
+    directory = make_run()
+    state = json.loads((directory / "run.json").read_text())
+    entry = next(entry for entry in state["tree"] if entry["name"] == "yaqa 4 bit")
+    entry["status"] = "running"
+    del entry["hash"]
+    (directory / "run.json").write_text(json.dumps(state))
+    assert "yaqa 4 bit" not in read_run(directory).checkpoints
 
 
 def test_a_checkpoint_that_was_measured_under_another_name_is_still_found(make_run):

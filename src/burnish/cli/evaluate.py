@@ -41,7 +41,7 @@ def evaluate(
 
     from burnish.core.checkpoint import load
     from burnish.core.ledger import Ledger
-    from burnish.report import ledger_table
+    from burnish.report import ledger_table, run_of
 
     opened = load(model)
     reference = load(settings.reference) if settings.reference else None
@@ -49,7 +49,7 @@ def evaluate(
     evaluation = settings(opened, reference, ledger=ledger, progress=True)
     if ledger.measured(opened.identity, evaluation.protocol) is None:
         evaluation.record(ledger, opened.identity, model)
-    Console().print(ledger_table([row for row in ledger.rows if row["row"] == "measurement"]))
+    Console().print(ledger_table(run_of(ledger)))
     note = (
         f"{evaluation.protocol['text']}, {evaluation.protocol['num_windows']} windows of "
         f"{evaluation.protocol['context']} tokens, {evaluation.protocol['dtype']}, {evaluation.protocol['engine']}"

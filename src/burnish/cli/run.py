@@ -109,12 +109,11 @@ def _protocol(model: str) -> dict[str, Any]:
 def _show(directory: Path, *, write_report: bool) -> None:
     from rich.console import Console
 
-    from burnish.core.ledger import LEDGER_FILE, read_rows
-    from burnish.report import ledger_table, write
+    from burnish.report import ledger_table, read_run, write
 
-    rows = read_rows(directory / LEDGER_FILE)
-    if any(row["row"] == "measurement" for row in rows):
-        Console().print(ledger_table(rows))
+    run = read_run(directory)
+    if run.measurements:
+        Console().print(ledger_table(run))
     if write_report:
         print(f"report: {write(directory)}")
 
@@ -147,7 +146,7 @@ def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
 
 
 def _plan_cells(plan: Plan) -> list[str]:
-    from burnish.report.numbers import number_count
+    from burnish.core.page.numbers import number_count
 
     parameters = number_count(plan.num_parameters)
     if plan.num_active_parameters != plan.num_parameters:

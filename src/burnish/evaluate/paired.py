@@ -28,7 +28,7 @@ def compare(
 
     Args:
         first, second: `Evaluation.sequences` of two checkpoints under one protocol.
-        column: `nats` (cross-entropy), `kl` (divergence from the reference), `agreeing` (equal first tokens), or a
+        column: `nats` (cross-entropy), `kl` (divergence from the reference), `agreeing` (same top tokens), or a
             task's metric, such as `acc`.
         confidence: of the interval.
         seed: of the bootstrap's draws.

@@ -84,7 +84,7 @@ def chunk_sums(
     targets: Int[Tensor, " tokens"],
     reference_logits: Float[Tensor, "tokens vocab"] | None = None,
 ) -> Float[Tensor, "3"]:  # noqa: UP037
-    """Sums over the tokens of cross-entropy in nats, divergence in nats, and equal first tokens, in float64."""
+    """Sums over the tokens of cross-entropy in nats, divergence in nats, and same top tokens, in float64."""
     # On a CPU two rows with their temporaries stay in its cache from one pass over the vocabulary to the next; 128 rows
     # are 25 MB, and fetching that from memory for every pass makes the divergence five times slower.
     rows = CPU_ROWS if logits.device.type == "cpu" else len(logits)

@@ -8,6 +8,7 @@ without saying that they are not comparable.
 """
 
 from burnish.report.page import render, write
+from burnish.report.run import read_run, run_of
 from burnish.report.terminal import ledger_table
 
-__all__ = ["ledger_table", "render", "write"]
+__all__ = ["ledger_table", "read_run", "render", "run_of", "write"]

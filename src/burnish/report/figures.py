@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from burnish.report.charts import Datum, Figure, Series
+from burnish.core.page import Datum, Figure, Series
+from burnish.core.page.numbers import number_bytes, number_count, tick_bytes, tick_count
 from burnish.report.compare import Checkpoint, protocols
 from burnish.report.metrics import KL, PERPLEXITY, SIZE, metric
-from burnish.report.numbers import number_bytes, number_count, tick_bytes, tick_count
 from burnish.report.protocols import describe_protocol, listing
 from burnish.report.run import Run, Table, Value
 
@@ -61,40 +61,27 @@ def _frontier(
     several: bool,
 ) -> Figure:
     what = metric(name)
-    series, points = [], []
-    for index, run in enumerate(runs):
-        data = []
-        for column in columns:
-            point = _point(column, digest, name) if column.run == index else None
-            if point is None:
-                continue
-            size, quality = point
-            assert quality.value is not None
-            short = column.node if len(runs) == 1 or column.is_start else column.label.removeprefix(f"{run.name} / ")
-            interval = what.write_interval(quality)
-            title = f"{column.label}: {number_bytes(size)}, {what.label} {what.write(quality)}"
-            title += f" ({interval})" if interval else ""
-            low, high = (quality.low, quality.high) if quality.has_interval else (None, None)
-            data.append(Datum(size, quality.value, low, high, short, title))
-            points.append((size, quality.value))
-        if data:
-            series.append(Series(run.name, data))
-    positive = [y for _, y in points if y > 0]
-    log = bool(positive) and max(positive) / min(positive) > LOG_FROM_RATIO[name]
+    series = [
+        Series(run.name, data)
+        for index, run in enumerate(runs)
+        if (data := [datum for c in columns if c.run == index and (datum := _datum(c, digest, name, run, len(runs)))])
+    ]
+    everything = [datum for one in series for datum in one.data]
     note = describe_protocol(protocol) if several else ""
-    if log and len(positive) < len(points):  # a start that is its own reference
-        at_zero = [d.label for one in series for d in one.data if d.y <= 0]
+    positive = [d.y for d in everything if d.y > 0]
+    log = bool(positive) and max(positive) / min(positive) > LOG_FROM_RATIO[name]
+    if log and len(positive) < len(everything):  # a start that is its own reference
+        at_zero = listing([d.label for d in everything if d.y <= 0])
         series = [Series(one.name, [d for d in one.data if d.y > 0]) for one in series]
-        points = [(x, y) for x, y in points if y > 0]
-        note = "; ".join(filter(None, (note, f"{listing(at_zero)}, at 0, is not on the logarithmic axis")))
+        note = "; ".join(filter(None, (note, f"{at_zero}, at 0, is not on the logarithmic axis")))
+    points = [(d.x, d.y) for one in series for d in one.data]
     best = best_for_size(points)
-    unit = f", {what.unit}" if what.unit else ""
     ratio = max(x for x, _ in points) / max(min(x for x, _ in points), 1e-9)
     return Figure(
         title=f"{what.label} against size",
         description="; ".join(datum.title for one in series for datum in one.data),
         x_label="size on disk",
-        y_label=f"{what.label}{unit}",
+        y_label=f"{what.label}, {what.unit}" if what.unit else what.label,
         series=series,
         steps=_staircase(best) if len(best) > 1 else (),
         steps_name="best at its size or smaller" if len(best) > 1 else "",
@@ -105,6 +92,19 @@ def _frontier(
         from_zero_y=name == KL,
         tick_x=tick_bytes,
     )
+
+
+def _datum(column: Checkpoint, digest: str, name: str, run: Run, num_runs: int) -> Datum | None:
+    point = _point(column, digest, name)
+    if point is None:
+        return None
+    size, quality = point
+    assert quality.value is not None
+    what, interval = metric(name), metric(name).write_interval(quality)
+    title = f"{column.label}: {number_bytes(size)}, {what.label} {what.write(quality)}"
+    short = column.node if num_runs == 1 or column.is_start else column.label.removeprefix(f"{run.name} / ")
+    low, high = (quality.low, quality.high) if quality.has_interval else (None, None)
+    return Datum(size, quality.value, low, high, short, title + (f" ({interval})" if interval else ""))
 
 
 def best_for_size(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -140,28 +140,31 @@ def curves(run: Run) -> list[Figure]:
     """What a stage logged over its steps: losses in one picture, one series per node and column; others below."""
     losses: list[Series] = []
     others: dict[str, list[Series]] = {}
-    known = curve_tables(run)
-    for table in known:
-        by_node = _merged(run, table)
-        for node, rows in by_node.items():
-            step = _step_name(rows)
-            if step is None:
-                continue
-            newest = {row[step]: row for row in rows if is_number(row.get(step))}  # a resumed stage repeats some steps
-            ordered = [newest[number] for number in sorted(newest)]
-            for name in _numeric(ordered, skip={step, "time", "seconds", "epoch"}):
-                data = [Datum(row[step], row[name]) for row in ordered if is_number(row.get(name))]
-                sparse = len(data) <= _MOST_MARKERS
-                if "loss" in name or name in ("nats", "kl", "ce"):
-                    label = node if name == "loss" else f"{node}, {name.replace('_', ' ')}"
-                    losses.append(Series(label, data, line=True, markers=sparse))
-                else:
-                    others.setdefault(name, []).append(Series(node, data, line=True, markers=sparse))
+    for table in curve_tables(run):
+        for node, rows in _merged(run, table).items():
+            for name, data in _over_steps(rows).items():
+                is_loss = "loss" in name or name in ("nats", "kl", "ce")
+                label = f"{node}, {name.replace('_', ' ')}" if is_loss and name != "loss" else node
+                one = Series(label, data, line=True, markers=len(data) <= _MOST_MARKERS)
+                (losses if is_loss else others.setdefault(name, [])).append(one)
     figures = [_curve("Training loss", losses, y_label="loss")] if losses else []
     for name, series in list(others.items())[:_MAX_OTHER_CURVES]:
         label = _CURVE_NAMES.get(name, name.replace("_", " "))
         figures.append(_curve(label[:1].upper() + label[1:], series, short=True))
     return figures
+
+
+def _over_steps(rows: Sequence[dict[str, Any]]) -> dict[str, list[Datum]]:
+    """{column: its values over the steps}; a resumed stage repeats some steps, and its later values count."""
+    step = _step_name(rows)
+    if step is None:
+        return {}
+    newest = {row[step]: row for row in rows if is_number(row.get(step))}
+    ordered = [newest[number] for number in sorted(newest)]
+    return {
+        name: [Datum(row[step], row[name]) for row in ordered if is_number(row.get(name))]
+        for name in _numeric(ordered, skip={step, "time", "seconds", "epoch"})
+    }
 
 
 def _curve(title: str, series: Sequence[Series], *, y_label: str = "", short: bool = False) -> Figure:
@@ -184,7 +187,7 @@ def _step_name(rows: Sequence[dict[str, Any]]) -> str | None:
     return next((name for name in _STEP_NAMES if rows and name in rows[0]), None)
 
 
-def calibration_figure(run: Run) -> Figure | None:
+def calibration_figures(run: Run) -> list[Figure]:
     """Divergence against the number of calibration tokens, one series per method."""
     groups: dict[str, list[Datum]] = {}
     for node, rows in _merged(run, "calibration").items():
@@ -195,20 +198,22 @@ def calibration_figure(run: Run) -> Figure | None:
                 title = f"{name}, {number_count(row['tokens'])} tokens: {row['kl']:.4g}"
                 groups.setdefault(name, []).append(Datum(row["tokens"], row["kl"], low, high, title=title))
     if not groups:
-        return None
+        return []
     series = [Series(name, sorted(data, key=lambda d: d.x), line=True) for name, data in groups.items()]
     tokens = [datum.x for one in series for datum in one.data]
-    return Figure(
-        title="Divergence against calibration data",
-        description="; ".join(datum.title for one in series for datum in one.data),
-        x_label="calibration tokens",
-        y_label="KL, nats/token",
-        series=series,
-        log_x=max(tokens) / min(tokens) > 4,
-        log_y=None,
-        from_zero_y=True,
-        tick_x=tick_count,
-    )
+    return [
+        Figure(
+            title=f"{metric(KL).label} against calibration data",
+            description="; ".join(datum.title for one in series for datum in one.data),
+            x_label="calibration tokens",
+            y_label=f"{metric(KL).label}, {metric(KL).unit}",
+            series=series,
+            log_x=max(tokens) / min(tokens) > 4,
+            log_y=None,
+            from_zero_y=True,
+            tick_x=tick_count,
+        )
+    ]
 
 
 def _merged(run: Run, name: str) -> dict[str, list[dict[str, Any]]]:

@@ -6,59 +6,31 @@ largest. Names are read as dotted paths: the first number is the layer, every la
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.core.page import BarRows, bar_rows
+from burnish.core.page.numbers import TIMES, significant
 from burnish.report.figures import is_number
-from burnish.report.numbers import TIMES, significant
+from burnish.report.protocols import show
 
-_VALUE_NAMES = ("relative_error", "error", "mse", "proxy", "proxy_loss")
-_WIDTHS = {"wide": 720, "narrow": 344}
-_ROW, _LABEL, _BARS = 56, 16, 30
+WEIGHT_ERROR = "relative_error"
+_VALUE_NAMES = (WEIGHT_ERROR, "error", "mse", "proxy", "proxy_loss")
+_LABELS = {WEIGHT_ERROR: "weight error"}
 _MAX_ROLES = 24
 MAX_TABLE_ROWS = 150
 _MAX_COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Bar:
-    x: float
-    y: float
-    width: float
-    height: float
-    whisker: float | None
-    title: str
-
-
-@dataclass(frozen=True)
-class RoleRow:
-    """All layers of one kind of matrix."""
-
-    role: str
-    y: float
-    worst: str
-    bars: list[Bar]
-
-
-@dataclass(frozen=True)
-class LayerChart:
-    variant: str
-    width: int
-    height: int
-    rows: list[RoleRow]
-
-
-@dataclass(frozen=True)
 class LayerView:
-    """What the page shows of one `layers` table."""
+    """What the page shows of one `layers` table; `value_name` is the column that is drawn."""
 
     node: str
     value_name: str
-    summary: str
-    charts: list[LayerChart]
+    bars: BarRows
     columns: list[str]
     rows: list[list[str]]
     num_left_out: int
@@ -73,25 +45,22 @@ def view(node: str, rows: Sequence[dict[str, Any]]) -> LayerView | None:
     value_name = next((name for name in _VALUE_NAMES if name in numeric), numeric[0] if numeric else None)
     if value_name is None:
         return None
-    known = [row for row in rows if is_number(row.get(value_name))]
-    ranked = sorted(known, key=lambda row: -row[value_name])
-    shown = ranked[:MAX_TABLE_ROWS]
-    typical = statistics.median(row[value_name] for row in known)
-    worst = ranked[0]
-    label = value_name.replace("_", " ")
-    summary = (
-        f"{len(known):,} {'matrix' if len(known) == 1 else 'matrices'}, median {label} {significant(typical)}, "
-        f"largest {significant(worst[value_name])} in {worst.get('name', 'an unnamed one')}"
+    ranked = sorted((row for row in rows if is_number(row.get(value_name))), key=lambda row: -row[value_name])
+    label = _LABELS.get(value_name, value_name.replace("_", " "))
+    note = (
+        f"{len(ranked):,} {'matrix' if len(ranked) == 1 else 'matrices'}, median {label} "
+        f"{significant(statistics.median(row[value_name] for row in ranked))}, largest "
+        f"{significant(ranked[0][value_name])} in {ranked[0].get('name', 'an unnamed one')}"
     )
-    groups = _groups(known, value_name)
+    shown = ranked[:MAX_TABLE_ROWS]
+    groups = _groups([row for row in rows if is_number(row.get(value_name))], value_name)
     return LayerView(
         node=node,
-        value_name=label,
-        summary=summary,
-        charts=[_chart(groups, variant, label) for variant in _WIDTHS] if groups else [],
+        value_name=value_name,
+        bars=bar_rows(groups, title=node, note=note, value=label, place="layer"),
         columns=columns,
         rows=[[cell(row.get(name)) for name in columns] for row in shown],
-        num_left_out=len(known) - len(shown),
+        num_left_out=len(ranked) - len(shown),
     )
 
 
@@ -117,41 +86,12 @@ def _groups(rows: Sequence[dict[str, Any]], value_name: str) -> dict[str, dict[i
     return groups
 
 
-def _chart(groups: dict[str, dict[int, list[float]]], variant: str, label: str) -> LayerChart:
-    width = _WIDTHS[variant]
-    num_layers = 1 + max(layer for layers in groups.values() for layer in layers)
-    top = max(max(values) for layers in groups.values() for values in layers.values()) or 1.0
-    pitch = (width - 8) / max(num_layers, 8)
-    rows = []
-    for index, (role, layers) in enumerate(groups.items()):
-        base = index * _ROW + _LABEL + _BARS + 4
-        bars = []
-        for layer, values in sorted(layers.items()):
-            middle = statistics.median(values)
-            height = max(1.0, _BARS * max(middle, 0.0) / top)
-            whisker = round(base - _BARS * max(values) / top, 1) if len(values) > 1 else None
-            title = f"{role}, layer {layer}: {label} {significant(middle)}"
-            title += f" (median of {len(values)}, largest {significant(max(values))})" if len(values) > 1 else ""
-            x = 4 + layer * pitch
-            bars.append(
-                Bar(round(x, 1), round(base - height, 1), round(pitch * 0.78, 1), round(height, 1), whisker, title)
-            )
-        worst = max(layers, key=lambda layer: max(layers[layer]))
-        text = f"up to {significant(max(layers[worst]))}"
-        text += f", layer {worst}" if len(layers) > 1 else ""
-        rows.append(RoleRow(role, base, text, bars))
-    return LayerChart(variant, width, math.ceil(len(rows) * _ROW), rows)
-
-
 def cell(value: Any) -> str:
+    """A value of a table of rows."""
     if value is None:
         return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
     if isinstance(value, float):
         return significant(value, 4)
     if isinstance(value, list | tuple):
         return f" {TIMES} ".join(cell(entry) for entry in value)
-    return str(value)
+    return show(value)

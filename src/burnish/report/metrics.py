@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from burnish.report import numbers
+from burnish.core.page import numbers
 from burnish.report.run import Value
 
 
@@ -101,7 +101,7 @@ _TABLE = (
     Metric("num_active_parameters", "Active parameters", Form.COUNT, change=Change.RATIO, exact=True),
     Metric("perplexity", "Perplexity", change=Change.RATIO, better="low"),
     Metric("bits_per_byte", "Bits per byte", unit="bits/byte", change=Change.DIFFERENCE, better="low"),
-    Metric("kl_divergence", "KL from the reference", unit="nats/token", better="low"),
+    Metric("kl_divergence", "KL divergence", unit="nats/token", better="low"),
     Metric("top1_agreement", "Same top token", Form.FRACTION, better="high"),
     Metric("prefill_speed", "Prefill speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
     Metric("decode_speed", "Decode speed", Form.RATE, "tokens/s", Change.RATIO, "high"),

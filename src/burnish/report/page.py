@@ -5,23 +5,20 @@ The page is one file without scripts or links to anywhere. Templates escape ever
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from burnish.core import page
 from burnish.core.checkpoint import Lineage
-from burnish.core.errors import DataError, OutputError
-from burnish.report import charts, figures, forest, headline, layers, numbers, table, tree
-from burnish.report.compare import checkpoints, comparisons, refusals
+from burnish.core.errors import DataError
+from burnish.core.page import Cell, Column, Row, Section, Table, numbers
+from burnish.report import figures, forest, headline, layers, table, tree
+from burnish.report.compare import checkpoints, comparisons, protocols, refusals
 from burnish.report.paired import Pairing
 from burnish.report.protocols import base_name, flatten, protocol_differences, show
-from burnish.report.run import Run, read_run
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from burnish.report.run import Node, Run, read_run
+from burnish.report.summary import summary
 
 REPORT_FILE = "report.html"
 _KNOWN_TABLES = ("layers", "calibration")
@@ -44,27 +41,26 @@ def render(run_directories: Sequence[Path]) -> str:
     runs = [read_run(Path(directory)) for directory in run_directories]
     pairing = Pairing()
     columns = checkpoints(runs)
-    pairs = comparisons(columns, runs)
-    differences, differences_left_out = forest.forest(pairs, pairing)
+    known = list(protocols(columns).values())
+    differences, differences_left_out = forest.forest(comparisons(columns, runs), pairing)
     told = headline.headlines(columns, runs, pairing)
     content = {
-        "title": " and ".join(run.name for run in runs),
+        "heading": " and ".join(run.name for run in runs),
         "runs": [_run_view(run) for run in runs],
-        "many": len(runs) > 1,
         "headlines": told[: headline.MAX_HEADLINES],
-        "headlines_left_out": len(told) - len(told[: headline.MAX_HEADLINES]),
+        "headlines_left_out": len(told[headline.MAX_HEADLINES :]),
+        "summary": summary(columns, runs, pairing),
         "tables": table.tables(columns, runs, pairing) if columns else [],
-        "columns_left_out": max(0, len(columns) - table.MAX_COLUMNS),
+        "columns_left_out": len(columns[table.MAX_COLUMNS :]),
         "refusals": refusals(columns),
-        "frontiers": [_drawn(figure) for figure in figures.frontiers(columns, runs)],
+        "frontiers": figures.frontiers(columns, runs),
         "forest": differences,
         "forest_left_out": differences_left_out,
-        "protocols": [(number, _settings(protocol)) for number, protocol in table.protocol_list(columns)],
-        "protocol_differences": _differing_fields(columns),
-        "date": max(run.last_time for run in runs),
-        "version": _version(),
+        "protocols": [_settings(protocol) for protocol in known],
+        "protocol_differences": _differing_fields(known),
+        "date": max(run.last_time for run in runs)[:10],
     }
-    return _environment().get_template("page.html.j2").render(content)
+    return page.render("burnish.report", "page.html.j2", **content)
 
 
 def write(*runs: Path, out: Path | None = None) -> Path:
@@ -80,48 +76,7 @@ def write(*runs: Path, out: Path | None = None) -> Path:
     """
     directories = [Path(run) for run in runs]
     text = render(directories)
-    target = Path(out) if out is not None else directories[0] / REPORT_FILE
-    try:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written ({error.strerror or error})", where=str(target), fix="choose another place with -o"
-        ) from None
-    return target
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("burnish.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["bytes"] = numbers.number_bytes
-    environment.filters["grouped"] = lambda value: f"{value:,}"
-    return environment
-
-
-def _version() -> str:
-    from burnish._version import __version__
-
-    return __version__
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    figure: charts.Figure
-    charts: list[charts.Chart]
-
-
-def _drawn(figure: charts.Figure) -> _Drawn:
-    return _Drawn(figure, [charts.draw(figure, variant) for variant in charts.WIDTHS])
+    return page.write(Path(out) if out is not None else directories[0] / REPORT_FILE, text)
 
 
 def _run_view(run: Run) -> dict[str, Any]:
@@ -130,16 +85,17 @@ def _run_view(run: Run) -> dict[str, Any]:
     layer_views = [
         found for one in figures.newest_tables(run, "layers") if one.rows and (found := layers.view(one.node, one.rows))
     ]
-    calibration = figures.calibration_figure(run)
+    shown = layer_views[:_MAX_LAYER_VIEWS]
     return {
         "name": run.name,
         "start": base_name(run.start),
         "tree": tree.tree(nodes, base_name(run.start)),
         "nodes_left_out": len(run.nodes) - len(nodes),
-        "costs": _costs(run),
-        "layers": layer_views[:_MAX_LAYER_VIEWS],
-        "layers_left_out": len(layer_views[_MAX_LAYER_VIEWS:]),
-        "curves": [_drawn(figure) for figure in [*figures.curves(run), *([calibration] if calibration else [])]],
+        "costs": _costs(nodes, run),
+        "layers": shown,
+        "layers_left_out": len(layer_views) - len(shown),
+        "weight_error": any(one.value_name == layers.WEIGHT_ERROR for one in shown),
+        "curves": [*figures.curves(run), *figures.calibration_figures(run)],
         "other_tables": _other_tables(run),
         "settings": [(node.name, node.stage, _settings(node.settings)) for node in nodes if node.settings],
         "recipe": _recipe_text(run),
@@ -147,26 +103,29 @@ def _run_view(run: Run) -> dict[str, Any]:
     }
 
 
-def _costs(run: Run) -> dict[str, Any]:
+def _costs(nodes: Sequence[Node], run: Run) -> dict[str, Any]:
     """Time and memory of every node that ran, with bars on a common scale."""
-    rows = []
-    known = [(node, run.costs[node.name]) for node in run.nodes[:_MAX_NODES] if node.name in run.costs]
-    longest = max((cost.seconds or 0.0 for _, cost in known), default=0.0)
-    for node, cost in known:
-        rows.append(
-            {
-                "node": node.name,
-                "stage": node.stage,
-                "time": numbers.number_seconds(cost.seconds) if cost.seconds is not None else numbers.DASH,
-                "share": round(100 * (cost.seconds or 0.0) / longest, 1) if longest else 0.0,
-                "memory": numbers.number_bytes(cost.peak_memory_bytes) if cost.peak_memory_bytes else numbers.DASH,
-            }
-        )
-    total = sum(cost.seconds or 0.0 for _, cost in known)
+    known = [(node, run.costs[node.name]) for node in nodes if node.name in run.costs]
+    seconds = [cost.seconds or 0.0 for _, cost in known]
     peak = max((cost.peak_memory_bytes or 0.0 for _, cost in known), default=0.0)
+    rows = [
+        Row(
+            node.name,
+            [
+                Cell(bar=round(100 * (cost.seconds or 0.0) / (max(seconds) or 1.0), 1)),
+                Cell(numbers.number_seconds(cost.seconds) if cost.seconds is not None else numbers.DASH),
+                Cell(numbers.number_bytes(cost.peak_memory_bytes) if cost.peak_memory_bytes else numbers.DASH),
+            ],
+            below=node.stage,
+        )
+        for node, cost in known
+    ]
+    bar = Column("Time as a bar", drawn=True, spare=True)
     return {
-        "rows": rows,
-        "total": numbers.number_seconds(total) if total else "",
+        "table": Table(
+            "Time and memory of each stage", "Node", [bar, Column("Time"), Column("Peak memory")], [Section(rows)]
+        ),
+        "total": numbers.number_seconds(sum(seconds)) if sum(seconds) else "",
         "peak": numbers.number_bytes(peak) if peak else "",
     }
 
@@ -195,11 +154,13 @@ def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _recipe_text(run: Run) -> str:
+    assert run.directory is not None
     path = run.directory / "recipe.yaml"
     return path.read_text(encoding="utf-8", errors="replace")[:_MAX_TEXT] if path.is_file() else ""
 
 
 def _provenance(run: Run) -> dict[str, Any]:
+    assert run.directory is not None
     by_name = {node.name: node for node in run.nodes}
     return {
         "directory": run.directory.name,
@@ -219,13 +180,13 @@ def _provenance(run: Run) -> dict[str, Any]:
 def _versions(run: Run) -> list[tuple[str, str]]:
     """Library versions as the lineage of the run's checkpoints has them; the newest node's where they differ."""
     found: dict[str, str] = {}
+    assert run.directory is not None
     for node in run.nodes:
         lineage = Lineage.read(run.directory / "nodes" / node.name)
         found |= lineage.versions if lineage else {}
     return sorted(found.items())
 
 
-def _differing_fields(columns: Sequence[Any]) -> list[str]:
+def _differing_fields(known: Sequence[dict[str, Any]]) -> list[str]:
     """Fields in which the page's protocols differ from the first, to be read before any two are set side by side."""
-    known = [protocol for _, protocol in table.protocol_list(columns)]
     return list(dict.fromkeys(name for one in known[1:] for name, _, _ in protocol_differences(known[0], one)))

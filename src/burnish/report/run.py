@@ -90,9 +90,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report knows about one run."""
+    """Everything the report knows about one run, as the recipe stands now.
 
-    directory: Path
+    Attributes:
+        directory: where it lies; None for a ledger that is only in memory.
+        checkpoints: {node: hash of its checkpoint}, `start` included.
+        costs, tables: of the newest time that each node ran.
+    """
+
+    directory: Path | None
     name: str
     start: str
     nodes: tuple[Node, ...]
@@ -105,7 +111,6 @@ class Run:
     first_time: str = ""
     last_time: str = ""
     checkpoints: dict[str, str] = field(default_factory=dict)
-    """{node: hash of its checkpoint}, `start` included."""
 
 
 def read_run(directory: Path) -> Run:
@@ -118,32 +123,40 @@ def read_run(directory: Path) -> Run:
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError("no such run directory", where=str(directory))
-    path = directory / LEDGER_FILE
-    if not path.is_file():
+    if not (directory / LEDGER_FILE).is_file():
         raise DataError(
             f"has no {LEDGER_FILE}, so it is not a run directory",
             where=str(directory),
             fix="give the directory that was passed to -o",
         )
-    state = _read_state(directory / RUN_FILE)
-    ledger = Ledger(directory)
-    check_rows(ledger.rows, where=str(path))
-    measurements = read_measurements(ledger.rows)
-    nodes = _nodes(state, ledger.rows)
-    checkpoints = _checkpoints(nodes, measurements, ledger.rows)
+    return run_of(Ledger(directory), _read_state(directory / RUN_FILE))
+
+
+def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> Run:
+    """The run that a ledger tells of; `state` is the content of its `run.json`.
+
+    Raises:
+        DataError: as `check_rows`.
+    """
+    state, rows, directory = state or {}, ledger.rows, ledger.directory
+    check_rows(rows, where=str(directory / LEDGER_FILE) if directory else "ledger")
+    measurements = read_measurements(rows)
+    nodes = _nodes(state, rows)
+    checkpoints = _checkpoints(nodes, measurements, rows)
     start = next((m.path for m in reversed(measurements) if m.node == START), "")
-    times = sorted(row["time"] for row in ledger.rows if row.get("time"))
+    times = sorted(row["time"] for row in rows if row.get("time"))
+    shown = {node.name for node in nodes} | set(checkpoints)
     return Run(
         directory=directory,
-        name=str(state.get("name") or directory.resolve().name),
+        name=str(state.get("name") or (directory.resolve().name if directory else "")),
         start=str(state.get("start") or start or START),
         nodes=tuple(nodes),
         measurements=tuple(measurements),
-        costs={row["node"]: _cost(row) for row in ledger.rows if row["row"] == "stage"},
-        tables=tuple(Table(row["node"], row["name"], row["rows"]) for row in ledger.rows if row["row"] == "table"),
+        costs={row["node"]: _cost(row) for row in rows if row["row"] == "stage" and row["node"] in shown},
+        tables=tuple(_tables(rows, shown)),
         ledger=ledger,
-        num_rows=len(ledger.rows),
-        num_unknown_rows=sum(row["row"] not in _REQUIRED for row in ledger.rows),
+        num_rows=len(rows),
+        num_unknown_rows=sum(row["row"] not in _REQUIRED for row in rows),
         first_time=times[0] if times else "",
         last_time=times[-1] if times else "",
         checkpoints=checkpoints,
@@ -244,14 +257,29 @@ def _nodes(state: dict[str, Any], rows: list[dict[str, Any]]) -> list[Node]:
 
 
 def _checkpoints(nodes: list[Node], measurements: list[Measurement], rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Which checkpoint a node holds now; older ones of the same name are history and are not shown."""
-    made = {row["node"]: row["checkpoint"] for row in rows if row["row"] == "stage"}
+    """Which checkpoint a node holds now.
+
+    Older ones of the same name, and nodes that the recipe no longer has, are history and are not shown. What was
+    measured without being a node, such as a checkpoint from elsewhere, is.
+    """
     measured = {measurement.node: measurement.checkpoint for measurement in measurements}
     found = {START: measured[START]} if START in measured else {}
-    for node in nodes:
-        digest = node.checkpoint or made.get(node.name) or measured.get(node.name)
-        if digest:
-            found[node.name] = digest
-    for name, digest in measured.items():  # measured from Python under a name of its own
-        found.setdefault(name, digest)
-    return found
+    found |= {node.name: node.checkpoint for node in nodes if node.checkpoint}
+    once_nodes = {row["node"] for row in rows if row["row"] == "stage"} | {node.name for node in nodes}
+    return found | {name: digest for name, digest in measured.items() if name not in once_nodes and name != START}
+
+
+def _tables(rows: list[dict[str, Any]], shown: set[str]) -> list[Table]:
+    """Tables of the newest time that each node ran, which ends with its `stage` row."""
+    found: dict[str, list[Table]] = {}
+    ended = set()
+    for row in rows:
+        name = row["node"]
+        if row["row"] == "stage":
+            ended.add(name)
+        elif row["row"] == "table" and name in shown:
+            if name in ended:  # it ran again
+                found[name] = []
+                ended.remove(name)
+            found.setdefault(name, []).append(Table(name, row["name"], row["rows"]))
+    return [table for tables in found.values() for table in tables]

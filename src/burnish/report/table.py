@@ -1,13 +1,12 @@
-"""The before-and-after table: metrics down, checkpoints across, one section per protocol."""
+"""The whole before-and-after table: metrics down, checkpoints across, one section per protocol."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from burnish.report import numbers
+from burnish.core.page import BAD, GOOD, SOFT, Cell, Column, Footnotes, Row, Section, Small, Table, numbers
 from burnish.report.compare import Checkpoint, protocols, start_of
 from burnish.report.metrics import BITS, PERPLEXITY, Change, Form, Metric, in_order, metric
 from burnish.report.paired import Difference, Pairing, Quantity
@@ -15,59 +14,12 @@ from burnish.report.protocols import describe_protocol
 from burnish.report.run import Run, Value
 
 COLUMNS_PER_TABLE = 4
-NOISE, OVERLAP = "within noise", "intervals overlap"
 MAX_COLUMNS = 60
+NOISE, OVERLAP, BETTER, WORSE = "within noise", "intervals overlap", "better", "worse"
+TONES = {BETTER: GOOD, WORSE: BAD, NOISE: SOFT, OVERLAP: SOFT, "": "ink"}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One measured value as written, its interval, and its change against the start.
-
-    Attributes:
-        verdict: "better", "worse", `NOISE`, `OVERLAP` or "".
-        note: number of a footnote, 0 for none.
-        missing: why there is no value, where there is none.
-    """
-
-    label: str
-    text: str = ""
-    interval: str = ""
-    change: str = ""
-    change_interval: str = ""
-    verdict: str = ""
-    note: int = 0
-    missing: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One metric; `note` is the footnote that all its cells share, `same` the value that all columns have."""
-
-    label: str
-    unit: str
-    cells: list[Cell]
-    note: int = 0
-    same: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """Rows of one protocol. `anchor` leads to its full text."""
-
-    title: str
-    detail: str
-    anchor: str
-    lines: list[Line]
-
-
-@dataclass(frozen=True)
-class ComparisonTable:
-    columns: list[Checkpoint]
-    sections: list[Section]
-    notes: list[str]
-
-
-def tables(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing) -> list[ComparisonTable]:
+def tables(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing) -> list[Table]:
     """The table, cut into several where there are many checkpoints; each repeats the first start."""
     columns = columns[:MAX_COLUMNS]
     first = [columns[0]] if columns[0].is_start else []
@@ -86,85 +38,95 @@ class _Builder:
     columns: Sequence[Checkpoint]
     runs: Sequence[Run]
     pairing: Pairing
-    notes: list[str] = field(default_factory=list)
+    notes: Footnotes = field(default_factory=Footnotes)
 
-    def table(self) -> ComparisonTable:
+    def table(self) -> Table:
         known = protocols(self.columns)
         sections = [self.counted()]
         for number, (digest, protocol) in enumerate(known.items(), start=1):
             measured = [column.measured[digest][0] for column in self.shown if digest in column.measured]
             names = in_order({name for row in measured for name in row.metrics if not metric(name).exact})
             title = "Measured" if len(known) == 1 else f"Protocol {number}"
-            lines = [self.line(metric(name), digest) for name in names]
-            sections.append(Section(title, describe_protocol(protocol), f"protocol-{number}", lines))
-        return ComparisonTable(list(self.shown), [one for one in sections if one.lines], self.notes)
+            rows = [self.estimated(metric(name), digest) for name in names]
+            sections.append(Section(rows, title, describe_protocol(protocol), f"protocol-{number}"))
+        return Table(
+            caption="Measurements of every checkpoint. Below each value its 95 % interval, then its change against "
+            "the start.",
+            head="Metric",
+            columns=[Column(c.node, ", ".join(filter(None, (c.run_name, c.stage))), label=c.label) for c in self.shown],
+            sections=[section for section in sections if section.rows],
+            notes=self.notes.texts,
+        )
 
     def counted(self) -> Section:
         """Sizes, which no protocol changes."""
         names = {name for c in self.shown for row, _ in c.measured.values() for name in row.metrics}
-        lines = []
-        for name in in_order({name for name in names if metric(name).exact}):
-            values = [column.exact_value(name) for column in self.shown]
-            before = [start.exact_value(name) if (start := self.start(column)) else None for column in self.shown]
-            paired = [None] * len(values)
-            lines.append(self.cells(metric(name), values, before, paired, [numbers.DASH] * len(values)))
-        return Section("Size", "counted", "", lines)
+        rows = []
+        for what in (metric(name) for name in in_order(names) if metric(name).exact):
+            values = [column.exact_value(what.name) for column in self.shown]
+            before = [start.exact_value(what.name) if (start := self.start(column)) else None for column in self.shown]
+            cells = [self.cell(what, *pair, None, numbers.DASH, "") for pair in zip(values, before, strict=True)]
+            known = {value.value for value in values if value is not None}
+            first = next(value for value in values if value is not None)
+            same = f"{what.write_bare(first)} in all" if len(known) == 1 and all(values) and len(values) > 1 else ""
+            rows.append(Row(what.label, cells, what.separate_unit, same=same))
+        return Section(rows, "Size", "counted")
 
-    def line(self, what: Metric, digest: str) -> Line:
-        known = list(protocols(self.columns))
-        values, befores, paired, absent = [], [], [], []
-        for column in self.shown:
+    def estimated(self, what: Metric, digest: str) -> Row:
+        """A metric under one protocol."""
+        values = [column.value(what.name, digest) for column in self.shown]
+        present = [value for value in values if value is not None and value.value is not None]
+        shared = {value.note for value in present} if len(present) > 1 else set()
+        common = shared.pop() if len(shared) == 1 else ""
+        cells = []
+        for column, value in zip(self.shown, values, strict=True):
             start = self.start(column)
-            values.append(column.value(what.name, digest))
-            befores.append(start.value(what.name, digest) if start else None)
-            paired.append(_paired_change(what, self.pairing, start, column, digest) if start else None)
-            elsewhere = [known.index(other) + 1 for other in column.protocols_of(what.name)]
-            absent.append(f"protocol {elsewhere[0]}" if elsewhere else numbers.DASH)
-        return self.cells(what, values, befores, paired, absent)
+            before = start.value(what.name, digest) if start else None
+            paired = paired_change(what, self.pairing, start, column, digest) if start else None
+            cells.append(self.cell(what, value, before, paired, self.elsewhere(column, what), common))
+        unit = what.separate_unit or next((value.unit for value in present if what.form is Form.PLAIN), "")
+        return Row(what.label, cells, unit, self.notes.mark(common))
+
+    def elsewhere(self, column: Checkpoint, what: Metric) -> str:
+        """What stands in a cell without a value: the protocol that has one."""
+        known = list(protocols(self.columns))
+        found = [known.index(other) + 1 for other in column.protocols_of(what.name)]
+        return f"protocol {found[0]}" if found else numbers.DASH
 
     def start(self, column: Checkpoint) -> Checkpoint | None:
         """What a column's change is counted from; a start has none."""
         found = start_of(column, self.columns, self.runs)
         return found if found is not column else None
 
-    def cells(
+    def cell(
         self,
         what: Metric,
-        values: Sequence[Value | None],
-        befores: Sequence[Value | None],
-        paired: Sequence[Difference | None],
-        absent: Sequence[str],
-    ) -> Line:
-        present = [value for value in values if value is not None and value.value is not None]
-        shared = {value.note for value in present} if len(present) > 1 else set()
-        common = shared.pop() if len(shared) == 1 else ""
-        cells = []
-        for column, value, before, change, why in zip(self.shown, values, befores, paired, absent, strict=True):
-            if value is None:
-                cells.append(Cell(column.label, missing=why))
-            elif value.value is None:
-                cells.append(Cell(column.label, missing="not measured", note=self.note(value.note)))
-            else:
-                text, interval = what.write_bare(value), what.write_interval(value)
-                note = self.note(value.note) if value.note != common else 0
-                cells.append(Cell(column.label, text, interval, *write_change(what, value, before, change), note))
-        unit = what.separate_unit or next((value.unit for value in present if what.form is Form.PLAIN), "")
-        same = ""
-        if what.exact and len(values) > 1 and len(present) == len(values) and len({one.value for one in present}) == 1:
-            same = f"{what.write_bare(present[0])} in all"
-        return Line(what.label, unit, cells, self.note(common), same)
-
-    def note(self, text: str) -> int:
-        """The number of a footnote, 0 for an empty one."""
-        if not text:
-            return 0
-        text = text.removeprefix("not measured: ")
-        if text not in self.notes:
-            self.notes.append(text)
-        return self.notes.index(text) + 1
+        value: Value | None,
+        before: Value | None,
+        paired: Difference | None,
+        absent: str,
+        common_note: str,
+    ) -> Cell:
+        if value is None:
+            return Cell(absent, tone=SOFT)
+        if value.value is None:
+            return not_measured(value, self.notes)
+        change, ends, judged = write_change(what, value, before, paired)
+        below = [
+            Small(what.write_interval(value)),
+            Small(", ".join(filter(None, (change, judged))), TONES[judged]),
+            Small(f"({ends})" if ends else ""),
+        ]
+        note = value.note if value.note != common_note else ""
+        return Cell(what.write_bare(value), [line for line in below if line.text], mark=self.notes.mark(note))
 
 
-def _paired_change(
+def not_measured(value: Value, notes: Footnotes) -> Cell:
+    """What stands for a missing value; the footnote says why it is missing."""
+    return Cell("not measured", tone=SOFT, mark=notes.mark(value.note.removeprefix("not measured: ")))
+
+
+def paired_change(
     what: Metric, pairing: Pairing, start: Checkpoint, column: Checkpoint, digest: str
 ) -> Difference | None:
     """The paired change of a metric that follows from the loss; perplexity's is left as a change of the loss."""
@@ -204,7 +166,7 @@ def write_paired(what: Metric, paired: Difference) -> tuple[str, str]:
 def verdict(what: Metric, paired: Difference) -> str:
     if paired.within_noise:
         return NOISE
-    return "better" if (paired.value < 0) == (what.better == "low") else "worse"
+    return BETTER if (paired.value < 0) == (what.better == "low") else WORSE
 
 
 def _unpaired_verdict(what: Metric, value: Value, before: Value) -> str:
@@ -221,9 +183,4 @@ def _unpaired_verdict(what: Metric, value: Value, before: Value) -> str:
     if what.form is Form.RATE:
         return ""
     assert value.value is not None and before.value is not None
-    return "better" if (value.value < before.value) == (what.better == "low") else "worse"
-
-
-def protocol_list(columns: Sequence[Checkpoint]) -> list[tuple[int, dict[str, Any]]]:
-    """(number, protocol) in the order in which the sections of the table are numbered."""
-    return list(enumerate(protocols(columns).values(), start=1))
+    return BETTER if (value.value < before.value) == (what.better == "low") else WORSE

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from burnish.report.numbers import MINUS, decimal
+from burnish.core.page.numbers import MINUS, decimal
 
 LOG_FROM_RATIO = 20.0
 """Positive data that span more than this factor get a logarithmic axis."""

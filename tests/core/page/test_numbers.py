@@ -2,9 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.report import numbers
-from burnish.report.metrics import METRICS, metric
-from burnish.report.run import Value
+from burnish.core.page import numbers
 
 
 def plain(text: str) -> str:
@@ -39,16 +37,3 @@ def test_a_negative_number_that_rounds_to_zero_has_no_sign():
 def test_three_significant_digits_are_within_half_a_per_cent(value):
     text = plain(numbers.significant(value, 3)).replace(",", "")
     assert float(text) == pytest.approx(value, rel=0.0051)
-
-
-def test_a_value_has_the_digits_that_its_interval_supports():
-    assert METRICS["perplexity"].write(Value(25.1329, 24.61, 25.69)) == "25.13"
-
-
-def test_a_share_is_written_in_per_cent():
-    assert plain(METRICS["top1_agreement"].write(Value(0.7719, 0.766, 0.778))) == "77.19 %"
-
-
-def test_an_unknown_metric_keeps_the_name_and_unit_of_the_ledger():
-    unknown = metric("blimp_accuracy")
-    assert (unknown.label, plain(unknown.write(Value(81.25, unit="points")))) == ("blimp accuracy", "81.25 points")

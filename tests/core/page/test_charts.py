@@ -1,16 +1,10 @@
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.report.charts import WIDTHS, Datum, Figure, Series, draw, thin
-from burnish.report.figures import best_for_size
-from burnish.report.layers import split_name, view
-from burnish.report.numbers import MINUS
-from burnish.report.run import Node
-from burnish.report.scale import Scale, fit, tick_labels
-from burnish.report.tree import tree
+from burnish.core.page.charts import SIZES, Datum, Figure, Series, draw, thin
+from burnish.core.page.numbers import MINUS
+from burnish.core.page.scale import Scale, fit, tick_labels
 
 finite = st.floats(min_value=-1e9, max_value=1e9)
 
@@ -61,12 +55,7 @@ def test_thinning_keeps_the_peaks_and_the_ends():
     assert {0, 77, 4321, 9999} <= {datum.x for datum in kept}
 
 
-def test_the_best_line_holds_only_points_that_nothing_beats():
-    points = [(3, 1.0), (1, 5.0), (2, 5.0), (2, 2.0), (4, 1.5)]
-    assert best_for_size(points) == [(1, 5.0), (2, 2.0), (3, 1.0)]
-
-
-@pytest.mark.parametrize("variant", WIDTHS)
+@pytest.mark.parametrize("variant", SIZES)
 def test_everything_that_is_drawn_lies_within_the_picture(variant):
     data = [Datum(10.0**i, 2.0**-i, 1.5**-i * 0.1, 2.5, label=f"point number {i}") for i in range(6)]
     chart = draw(Figure("t", "d", "x", "y", [Series("s", data, line=True)], log_x=True), variant)
@@ -80,54 +69,3 @@ def test_labels_do_not_cover_each_other():
     chart = draw(Figure("t", "d", "x", "y", [Series("s", data)]), "wide")
     lines = [label.y for label in chart.labels]
     assert len(lines) == len(set(lines))
-
-
-@pytest.mark.parametrize(
-    ("name", "layer", "role"),
-    [
-        ("model.layers.12.self_attn.q_proj", 12, "self_attn.q_proj"),
-        ("model.layers.3.mlp.experts.7.w1.weight", 3, "mlp.experts.*.w1"),
-        ("lm_head.weight", None, "lm_head"),
-    ],
-)
-def test_a_matrix_name_splits_into_layer_and_role(name, layer, role):
-    assert split_name(name) == (layer, role)
-
-
-def test_the_table_of_matrices_begins_with_the_worst():
-    rows = [{"name": f"model.layers.{i}.q", "relative_error": error} for i, error in enumerate([0.1, 0.4, 0.2])]
-    found = view("n", rows)
-    assert found is not None and [row[0] for row in found.rows] == [f"model.layers.{i}.q" for i in (1, 2, 0)]
-
-
-def test_experts_share_a_bar_with_a_whisker_to_the_largest():
-    rows = [{"name": f"model.layers.0.experts.{e}.w1", "relative_error": e / 10} for e in range(1, 6)]
-    found = view("n", rows)
-    assert found is not None
-    bar = found.charts[0].rows[0].bars[0]
-    assert bar.whisker is not None and bar.whisker < bar.y
-    assert "median of 5, largest 0.500" in bar.title
-
-
-def test_siblings_share_a_lane_and_an_only_child_stays_in_its_parents():
-    nodes = [
-        Node(name, "s", parent, "finished", {}, "", "")
-        for name, parent in [("a", "start"), ("b", "start"), ("c", "a"), ("d", "c")]
-    ]
-    at = {row.name: row.x for row in tree(nodes, "m").rows}
-    assert at["a"] == at["b"] > at["start"]
-    assert at["a"] == at["c"] == at["d"]
-
-
-def test_links_of_the_tree_end_at_the_child():
-    nodes = [Node(name, "s", "start", "finished", {}, "", "") for name in "ab"]
-    drawn = tree(nodes, "m")
-    ends = [float(found.group(1)) for link in drawn.rows[0].links if (found := re.search(r"H([\d.]+)$", link))]
-    assert ends == [drawn.rows[1].x, drawn.rows[2].x]
-
-
-def test_a_node_is_told_by_the_settings_that_its_siblings_do_not_share():
-    nodes = [
-        Node(f"n{bits}", "quantize", "start", "finished", {"bits": bits, "group_size": 64}, "", "") for bits in (3, 4)
-    ]
-    assert [row.facts for row in tree(nodes, "m").rows[1:]] == ["bits 3", "bits 4"]
