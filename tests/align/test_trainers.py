@@ -191,6 +191,32 @@ def test_trainer_loss_equals_the_pure_function_of_independent_margins(
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
 
 
+def held_out(trainer_class, config, checkpoint, dataset, tokenizer, small):
+    """What a trainer says about six pairs, of which its batches hold five and one, and the pairs one by one."""
+    six = dataset.select(range(6))
+    trainer = trainer_class(
+        str(checkpoint), args=config(**small), train_dataset=dataset, eval_dataset=six, processing_class=tokenizer
+    )
+    disturb(trainer)
+    return trainer.evaluate(), {name: torch.tensor(values) for name, values in trainer.pair_report(six)[:].items()}
+
+
+def test_held_out_figures_are_means_over_pairs_not_over_batches(checkpoint, dataset, tokenizer, small):
+    found, pairs = held_out(AdaptiveDPOTrainer, AdaptiveDPOConfig, checkpoint, dataset, tokenizer, small)
+    right = (pairs["margin"] > 0).float()
+    assert 0 < right.mean() < 1  # or every mean would do
+    assert found["eval_rewards/accuracies"] == pytest.approx(right.mean().item(), rel=1e-5)
+    for name in ("margin", "loss", "tau", "weight"):
+        key = {"margin": "rewards/margins", "loss": "loss"}.get(name, f"pairs/{name}")
+        assert found[f"eval_{key}"] == pytest.approx(pairs[name].mean().item(), rel=1e-4), name
+
+
+def test_a_reward_models_held_out_figures_are_means_over_pairs(checkpoint, dataset, tokenizer, small):
+    found, pairs = held_out(AdaptiveRewardTrainer, AdaptiveRewardConfig, checkpoint, dataset, tokenizer, small)
+    assert found["eval_accuracy"] == pytest.approx((pairs["margin"] > 0).float().mean().item(), rel=1e-5)
+    assert found["eval_margin"] == pytest.approx(pairs["margin"].mean().item(), rel=1e-4)
+
+
 def test_accumulated_steps_equal_one_step_on_the_whole_batch(checkpoint, dataset, tokenizer, small):
     weights = []
     for batch_size, accumulate in ((4, 1), (2, 2)):

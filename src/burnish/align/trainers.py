@@ -53,6 +53,11 @@ __all__ = [
 ]
 
 
+PAIRS_IN_BATCH = "pairs in batch"
+MEANS_OVER_PAIRS = ("rewards/", "logps/", "pairs/", "accuracy", "margin", "mean_reward")
+"""Beginnings of names: metrics of a batch that are means over its pairs. Others are means over tokens, or extremes."""
+
+
 class _Listener:
     """Stands in for the model during one call of the stock loss, and remembers the first forward pass."""
 
@@ -86,6 +91,16 @@ class _PairReports:
         gathered = self.accelerator.gather_for_metrics(values[None]).mean(dim=0).tolist()
         for name, value in zip(names, gathered, strict=True):
             self._metrics[mode][f"pairs/{name}"].append(value)
+        count = torch.tensor([len(found[names[0]])], device=values.device)
+        self._metrics[mode][PAIRS_IN_BATCH].append(float(self.accelerator.gather(count).sum()))
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL's, with means over pairs: it takes the mean of batch means, though the last batch may be smaller."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        sizes = metrics.pop(PAIRS_IN_BATCH, [])
+        for name in (name for name in metrics if name.startswith(MEANS_OVER_PAIRS)):
+            metrics[name] = [sum(v * n for v, n in zip(metrics[name], sizes, strict=True)) / sum(sizes)]
+        super().log(logs, start_time)  # type: ignore[misc]  # of the trainer beside
 
 
 class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
