@@ -102,7 +102,7 @@ METHODS: tuple[Method, ...] = (
         name="evaluation",
         does="perplexity, divergence from a reference, agreement, speed and memory, with intervals",
         use="burnish evaluate",
-        source="bootstrap: Efron, 1979",
+        source="intervals: Student, 1908",
         page="evaluation",
         benchmarks=(Benchmark("evaluate_overhead"),),
     ),

@@ -17,9 +17,9 @@ from burnish.core.checkpoint import Model, cast, compute_dtype, move, pick_devic
 from burnish.core.errors import CheckpointError, DataError
 from burnish.core.kinds import Kind, Weights
 from burnish.core.progress import Progress
+from burnish.core.statistics import Interval, interval
 from burnish.data.read import data_hash, read_texts
 from burnish.data.windows import Slice, cut
-from burnish.evaluate.maths.bootstrap import RESAMPLES, Interval, bootstrap
 from burnish.evaluate.quality import Sequences, measure_quality
 from burnish.evaluate.sizes import measure_sizes
 from burnish.evaluate.speed import measure_speed, median_and_spread
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from burnish.core.ledger import Ledger
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised whenever a change here changes numbers."""
 
 DECOMPRESSED = "not measured: transformers decompresses packed weights, so this would be the dense model's"
@@ -172,7 +172,7 @@ def describe(
         "dtype": str(dtype).removeprefix("torch."),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "interval": f"95 %, bootstrap over windows, expanded percentile, {RESAMPLES:,} resamples, seed 0",
+        "interval": "95 %, Student's t over windows, divergence on its logarithm, agreement on its logit",
         "reference": reference,
         "speed": settings.speed,
     }
@@ -202,14 +202,16 @@ def device_name(device: str) -> str:
 def quality_metrics(sequences: Sequences, *, own_reference: bool) -> dict[str, Metric]:
     """Perplexity, bits per byte, divergence and agreement with 95 % intervals over windows."""
     columns = {name: np.asarray(values) for name, values in sequences.items()}
-    nats = bootstrap(columns["nats"], columns["tokens"])
-    bits = bootstrap(columns["nats"] / math.log(2), columns["bytes"])
+    nats = interval(columns["nats"], columns["tokens"])
+    bits = interval(columns["nats"] / math.log(2), columns["bytes"])
+    kl = interval(columns["kl"], columns["tokens"], scale="log")
+    agreement = interval(columns["agreeing"], columns["tokens"], scale="logit")
     note = "it is its own reference" if own_reference else ""
     return {
-        "perplexity": metric(Interval(*(math.exp(x) for x in (nats.value, nats.low, nats.high))), ""),
+        "perplexity": metric(nats.map(math.exp), ""),
         "bits_per_byte": metric(bits, "bit/byte"),
-        "kl_divergence": metric(bootstrap(columns["kl"], columns["tokens"]), "nat/token", note=note),
-        "top1_agreement": metric(bootstrap(columns["agreeing"], columns["tokens"]), "", note=note),
+        "kl_divergence": metric(kl, "nat/token", note=note),
+        "top1_agreement": metric(agreement, "", note=note),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from burnish.core.errors import DataError, SettingsError
-from burnish.evaluate.maths.bootstrap import Interval, paired_bootstrap
+from burnish.core.statistics import Interval, paired_interval
 
 IDENTIFYING = ("tokens", "bytes", "doc")
 """Columns that say what was measured; they must be equal for a comparison, and are never compared themselves."""
@@ -19,9 +19,8 @@ def compare(
     *,
     column: str = "nats",
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> Interval:
-    """Mean of `first` minus mean of `second`, with a paired bootstrap interval over sequences.
+    """Mean of `first` minus mean of `second`, with a paired interval over sequences.
 
     Per token where the sequences are windows of text, per sample where they are a task's. An interval that contains
     zero means: within noise. For perplexity, the ratio is exp(nats difference).
@@ -31,7 +30,6 @@ def compare(
         column: `nats` (cross-entropy), `kl` (divergence from the reference), `agreeing` (same top tokens), or a
             task's metric, such as `acc`.
         confidence: of the interval.
-        seed: of the bootstrap's draws.
 
     Raises:
         DataError: the two were not measured on the same sequences, or lack the column.
@@ -50,4 +48,4 @@ def compare(
             )
     ours, theirs = np.asarray(first[column]), np.asarray(second[column])
     weights = np.asarray(first["tokens"]) if "tokens" in first else np.ones(len(ours))
-    return paired_bootstrap(ours, theirs, weights, confidence=confidence, seed=seed)
+    return paired_interval(ours, theirs, weights, confidence=confidence)

@@ -21,8 +21,8 @@ import torch
 
 from burnish.core.checkpoint import Model, compute_dtype, pick_device
 from burnish.core.errors import DataError, MissingExtraError, SettingsError
+from burnish.core.statistics import Interval, student_quantile
 from burnish.data.read import TEXTS
-from burnish.evaluate.maths.bootstrap import Interval
 from burnish.evaluate.measure import check_kind, device_name, metric, network
 from burnish.evaluate.stage import Evaluation
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Task = str | Path | dict[str, Any]
 """A name that lm-eval knows, a YAML file, or a configuration."""
 
-NORMAL_95 = 1.959964
 
 BLIMP_SAMPLE = TEXTS / "blimp_670.jsonl.gz"
 """Ten pairs of each of the 67 paradigms of BLiMP (2020, arXiv:1912.00582), CC BY 4.0; the first 67 are one of each."""
@@ -93,7 +92,7 @@ def evaluate_tasks(
         seed: of whatever lm-eval draws (few-shot examples).
 
     Returns:
-        {task: evaluation}. Metrics have 95 % normal intervals from lm-eval's standard errors; `sequences` has a column
+        {task: evaluation}. Metrics have 95 % Student intervals from lm-eval's standard errors; `sequences` has a column
         `doc` of sample numbers and one column per metric that is scored sample by sample.
 
     Raises:
@@ -146,7 +145,7 @@ def evaluate_tasks(
     protocol |= {"batch": batch_size, "threads": torch.get_num_threads(), "limit": limit, "seed": seed}
     return {
         task: Evaluation(
-            metrics=_metrics(results["results"][task]),
+            metrics=_metrics(results["results"][task], len(samples)),
             sequences=_columns(samples, results["results"][task]),
             protocol=protocol
             | {
@@ -184,15 +183,15 @@ def _check_known(specs: Sequence[str | dict[str, Any]], manager: TaskManager) ->
             )
 
 
-def _metrics(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _metrics(row: dict[str, Any], num_samples: int) -> dict[str, dict[str, Any]]:
     """lm-eval's {"acc,none": 0.8, "acc_stderr,none": 0.02} as metrics with intervals."""
-    metrics = {}
+    metrics, reach = {}, student_quantile(num_samples) if num_samples > 1 else math.nan
     for key, value in row.items():
         name, _, kind = key.partition(",")
         if not kind or name.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = row.get(f"{name}_stderr,{kind}")
-        half = NORMAL_95 * error if isinstance(error, int | float) else math.nan
+        half = reach * error if isinstance(error, int | float) else math.nan
         label = name if kind == "none" else f"{name} ({kind})"
         metrics[label] = metric(Interval(float(value), value - half, value + half), "")
     return metrics

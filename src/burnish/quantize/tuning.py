@@ -24,6 +24,7 @@ from torch import Tensor
 
 from burnish.arch import MatrixView
 from burnish.core.progress import Progress
+from burnish.core.statistics import interval
 from burnish.evaluate.maths.divergence import kl_divergence, normalise
 from burnish.quantize.factors import HELD_OUT, MatrixSums, Rule
 from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
@@ -184,7 +185,7 @@ def curve(
 ) -> list[dict[str, Any]]:
     """Rows {method, tokens, kl, low, high}: divergence of the whole model against calibration tokens.
 
-    The parts of the text are its first quarter, half and whole; the interval is a bootstrap over windows.
+    The parts of the text are its first quarter, half and whole; the interval is over windows.
     """
     rows = []
     for count in (len(statistics.folds) // 4, len(statistics.folds) // 2, len(statistics.folds)):
@@ -193,10 +194,7 @@ def curve(
         for name in roundings:
             with filled(views, values.pop(name)):
                 kl = np.array(original.divergence())
-            picks = np.random.default_rng(0).integers(0, len(kl), (2000, len(kl)))
-            low, high = np.quantile(kl[picks].mean(axis=1), (0.025, 0.975))
+            mean = interval(kl, scale="log")
             tokens = sum(tokens_of_fold[fold] for fold in part.folds)
-            rows.append(
-                {"method": name, "tokens": tokens, "kl": float(kl.mean()), "low": float(low), "high": float(high)}
-            )
+            rows.append({"method": name, "tokens": tokens, "kl": mean.value, "low": mean.low, "high": mean.high})
     return rows

@@ -1,7 +1,7 @@
 """Paired differences between two checkpoints that read the same sequences.
 
 Both checkpoints saw the same text, so most of the spread between sequences is common to both and cancels in the
-difference. The bootstrap is the evaluation's own, so that page and measurement quote the same interval.
+difference. The interval is the evaluation's own rule.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from burnish.evaluate.maths.bootstrap import paired_bootstrap
+from burnish.core.statistics import paired_interval
 from burnish.report.compare import Checkpoint
 
 
@@ -48,7 +48,7 @@ def paired_difference(before: Sequence[float], after: Sequence[float], weights: 
         before, after: one sum per sequence, in the same order; at least two.
         weights: what the sums are divided by, such as tokens per sequence.
     """
-    found = paired_bootstrap(*(np.asarray(column, dtype=np.float64) for column in (after, before, weights)))
+    found = paired_interval(*(np.asarray(column, dtype=np.float64) for column in (after, before, weights)))
     return Difference(found.value, found.low, found.high, len(weights))
 
 

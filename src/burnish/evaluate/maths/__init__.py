@@ -1,1 +1,1 @@
-"""Pure functions on tensors: divergence of two distributions, bootstrap intervals."""
+"""Pure functions on tensors: divergence of two distributions, cross-entropy, agreement."""
