@@ -1,70 +1,101 @@
-"""Losses of byte-level models on windows of a held-out text; every fourth window chooses, the rest is reported."""
+"""What the benchmarks of byte-level models share: WikiText-2 valid to train on, windows of its test text to measure on.
+
+Every fourth window chooses, the rest is reported. Losses are nats per byte of every window; a difference between two
+ways is paired over windows, each window's loss the mean over seeds.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-LENGTH, WINDOWS = 128, 320
+import experiment
+import numpy as np
+
+from burnish.core.statistics import paired_interval
+
+LENGTH, WINDOWS, BATCH = 128, 320, 8
+TUNING = np.arange(WINDOWS) % 4 == 0
 
 
-class Measured:
-    """What has been measured, one file for each name, so that a benchmark can be stopped at any time."""
+class Bench(experiment.Kept):
+    """Models made from one text and measured on another."""
 
-    def __init__(self, work: Path) -> None:
-        self.directory = work / "measured"
-        self.directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, work: Path, *, windows: int = WINDOWS) -> None:
+        from burnish.data import read_texts
 
-    def file(self, name: str) -> Path:
-        return self.directory / (name.replace(", ", "-").replace(" ", "_") + ".json")
+        super().__init__(work)
+        self.work, self.num_windows = work, windows
+        self.train_text, self.test_text = (read_texts(f"wikitext2-{part}")[0] for part in ("valid", "test"))
 
-    def read(self, name: str) -> dict[str, Any]:
-        return json.loads(self.file(name).read_text())
+    def start(self, config: dict[str, Any], seed: int) -> Any:
+        """Random weights; every byte is a token, and so is the end of a text."""
+        from burnish.train.scratch import initialise
+
+        return initialise(config, tokenizer="bpe:257", texts=[self.train_text], seed=seed)
+
+    def training(self, seed: int, steps: int, lr: float) -> dict[str, Any]:
+        settings: dict[str, Any] = {"optimizer": "adamw", "lr": lr, "steps": steps, "batch": BATCH, "context": LENGTH}
+        return settings | {"final_lr": 0.1, "seed": seed, "save_every": 25}
+
+    def train(self, model: Any, seed: int, steps: int, lr: float, place: Path | None = None) -> Any:
+        """The model trained on; with a `place` it is kept there, and an interrupted training goes on."""
+        import burnish
+
+        stage = burnish.Train(**self.training(seed, steps, lr))
+        if place is None:
+            return stage(model, data=[self.train_text])
+        if not place.is_dir():
+            state = place.with_name(f"{place.name}-state")
+            stage(model, data=[self.train_text], work_dir=state).save(place)
+        return burnish.load(place)
+
+    def losses(self, model: Any) -> dict[str, Any]:
+        """Nats per byte of every window, and the number of parameters."""
+        import torch
+
+        module, values = model.module.eval(), []
+        with torch.no_grad():
+            for ids in windows(model.tokenizer, self.test_text, self.num_windows).split(64):
+                logits = module(input_ids=ids, use_cache=False).logits[:, :-1]
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+                values += loss.view(len(ids), -1).mean(1).tolist()
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        return {"losses": [round(value, 5) for value in values], "parameters": parameters}
+
+    def tuning_loss(self, name: str) -> float:
+        return float(np.array(self.read(name)["losses"])[TUNING[: self.num_windows]].mean())
+
+    def runs(self, names: list[str]) -> list[dict[str, Any]]:
+        return [self.read(name) for name in names]
+
+    def reported(self, names: list[str]) -> np.ndarray:
+        """Losses of the same way with several seeds on the windows that are reported, [seeds, windows]."""
+        return np.array([run["losses"] for run in self.runs(names)])[:, ~TUNING[: self.num_windows]]
 
 
-def window_losses(model: Any, text: str) -> dict[str, Any]:
-    """Nats per byte of every window, and the number of parameters."""
-    import torch
-
-    module = model.module.eval()
-    values = []
-    with torch.no_grad():
-        for ids in windows(model.tokenizer, text).split(64):
-            logits = module(input_ids=ids, use_cache=False).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            values += loss.view(len(ids), -1).mean(1).tolist()
-    return {
-        "losses": [round(value, 5) for value in values],
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-    }
-
-
-def windows(tokenizer: Any, text: str) -> Any:
+def windows(tokenizer: Any, text: str, count: int = WINDOWS) -> Any:
     """At equal distances in the text."""
     import torch
 
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-    return rows[:: len(rows) // WINDOWS][:WINDOWS]
-
-
-def is_tuning(window: int) -> bool:
-    return window % 4 == 0
-
-
-def reported_windows() -> list[int]:
-    return [window for window in range(WINDOWS) if not is_tuning(window)]
-
-
-def mean(losses: list[float], *, tuning: bool) -> float:
-    chosen = [value for window, value in enumerate(losses) if is_tuning(window) == tuning]
-    return sum(chosen) / len(chosen)
+    return rows[:: len(rows) // count][:count]
 
 
 def slices(tokenizer: Any, text: str) -> dict[str, list[str]]:
-    """sha256 of the windows that choose and of those that are reported."""
-    rows = windows(tokenizer, text)
-    parts = {"tuning": [window for window in range(WINDOWS) if is_tuning(window)], "reporting": reported_windows()}
-    return {kind: [hashlib.sha256(rows[part].numpy().tobytes()).hexdigest()] for kind, part in parts.items()}
+    """sha256 of the windows that choose, of those that are reported, and of the text that is trained on."""
+    from burnish.data import data_hash
+
+    rows = windows(tokenizer, text).numpy()
+    parts = {"tuning": rows[TUNING], "reporting": rows[~TUNING]}
+    return {kind: [experiment.digest(part)] for kind, part in parts.items()} | {
+        "training": [data_hash("wikitext2-valid")]
+    }
+
+
+def against(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """The difference of two ways' reported losses, [seeds, windows] each."""
+    found = paired_interval(ours.mean(0), theirs.mean(0))
+    by_seed = (ours - theirs).mean(1).tolist()
+    return {"mean": found.value, "low": found.low, "high": found.high, "by_seed": by_seed, "rule": "Student's t"}

@@ -1,21 +1,17 @@
-"""What `make demo` takes after installation, and what it shows.
+"""Does the first thing a stranger runs end within 6 minutes on two cores, in less than 4 GB, and what does it show?
 
-    python benchmarks/demo.py --out WORK
+    python benchmarks/demo.py --work WORK
 
-Question: does the first thing a stranger runs end within 6 minutes on two cores, in less than 4 GB? The two commands of
-`scripts/demo` are run in an empty directory: the embedded model is converted, then recipes/quickstart.yaml rounds it
-two ways and measures it before and after. Memory is the largest sum of resident sizes over the command and the
-processes it starts, sampled ten times a second; pages that two of them share are counted twice. `burnish --help` is
-timed as well. The run directory stays in WORK. Where the benchmark is stopped and started again it continues, as the
-command does, and the seconds of both parts add up.
+The two commands of `scripts/demo` are run in an empty directory: the embedded model is converted, then
+recipes/quickstart.yaml rounds it two ways and measures it before and after. Memory is the largest sum of resident
+sizes over the command and the processes it starts, sampled ten times a second; pages that two of them share are counted
+twice. `burnish --help` is timed as well. The run directory stays in WORK. Where the benchmark is stopped and started
+again it continues, as the command does, and the seconds of both parts add up.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
@@ -23,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "demo.json"
+import experiment
+
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 COMMAND = [sys.executable, "-m", "burnish.cli"]
 SHOWN = {"bytes_on_disk", "perplexity", "kl_divergence", "top1_agreement", "weight_bytes_per_token"}
@@ -54,13 +51,9 @@ def run(command: list[str], work: Path) -> None:
 
 
 def measure(work: Path) -> dict[str, Any]:
-    import numpy as np
     import torch
 
-    from burnish.core.checkpoint import library_versions
     from burnish.core.ledger import Ledger
-    from burnish.evaluate.maths.bootstrap import paired_bootstrap
-    from burnish.evaluate.measure import device_name
 
     help_seconds = []
     for _ in range(HELP_REPEATS):
@@ -71,86 +64,72 @@ def measure(work: Path) -> dict[str, Any]:
         run([*COMMAND, "fetch", "smollm2", "--out", "models/smollm2"], work)
     run([*COMMAND, "run", str(RECIPE.resolve())], work)
     parts = [json.loads(line) for line in (work / "parts.jsonl").read_text().splitlines()]
-
     ledger = Ledger(work / "runs" / "quickstart")
     measured = {row["node"]: row for row in ledger.rows if row["row"] == "measurement"}
     stages = {row["node"]: row for row in ledger.rows if row["row"] == "stage"}
-    sequences = {}
-    for node, row in measured.items():
-        sequences[node] = ledger.read_sequences(row["checkpoint"], row["protocol"])
-        assert sequences[node] is not None
-    tokens = np.array(sequences["start"]["tokens"])
-    loss = {node: np.array(columns["nats"]) - sequences["start"]["nats"] for node, columns in sequences.items()}
-    less = paired_bootstrap(np.array(sequences["gptq"]["kl"]), np.array(sequences["nearest"]["kl"]), tokens)
+    nodes = {
+        node: {
+            "metrics": {name: value for name, value in row["metrics"].items() if name in SHOWN},
+            "sequences": ledger.read_sequences(row["checkpoint"], row["protocol"]),
+            "seconds": stages[node]["seconds"] if node in stages else None,
+        }
+        for node, row in measured.items()
+    }
     protocol = measured["start"]["protocol"]
     return {
-        "question": __doc__.split("\n\n")[2].replace("\n", " "),
-        "machine": f"{device_name('cpu')}, {platform.system()}, {os.cpu_count()} cores, nothing else running",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": library_versions(),
         "settings": {"recipe": RECIPE.name, "threads": torch.get_num_threads(), "protocol": protocol},
         "slices": {"tuning": [], "reporting": [protocol["text_hash"]]},
         "parts": parts,
         "help_seconds": sorted(help_seconds),
-        "nodes": {
-            node: {
-                "metrics": {name: value for name, value in row["metrics"].items() if name in SHOWN},
-                "loss_nats": float(loss[node].sum() / tokens.sum()),
-                "seconds": stages[node]["seconds"] if node in stages else None,
-            }
-            for node, row in measured.items()
-        },
-        "kl_gptq_minus_nearest": {"value": less.value, "low": less.low, "high": less.high},
+        "nodes": nodes | {node: nodes[node] | {"loss_nats": added(nodes, node)} for node in nodes},
     }
+
+
+def added(nodes: dict[str, Any], node: str) -> float:
+    """Nats per token more than the original's."""
+    ours, start = (nodes[name]["sequences"] for name in (node, "start"))
+    return (sum(ours["nats"]) - sum(start["nats"])) / sum(start["tokens"])
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """`quality` and `cost` for the README."""
-    nodes = results["nodes"]
-    lines = [
-        "| SmolLM2-135M-Instruct | on disk | tokens per second | perplexity | loss added, nats per token "
-        "| KL divergence | same top token | made in |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    quality, speed = [], "not measured"  # transformers unpacks packed weights: only an engine's speed is that of 4 bits
     for node, title in TITLES.items():
-        metrics = nodes[node]["metrics"]
-        values = {name: metrics[name]["value"] for name in ("bytes_on_disk", "perplexity")}
-        speed = "not measured"  # transformers unpacks packed weights: only an engine's speed is that of 4 bits
-        cells = [title, f"{values['bytes_on_disk'] / 1e6:.0f} MB", speed, f"{values['perplexity']:.2f}"]
-        if node == "start":
-            cells += ["", "", "", ""]
-        else:
-            cells += [
-                f"{nodes[node]['loss_nats']:.3f}",
-                f"{metrics['kl_divergence']['value']:.3f}",
-                f"{metrics['top1_agreement']['value']:.1%}",
-                f"{nodes[node]['seconds']:.0f} s",
-            ]
-        lines.append(f"| {' | '.join(cells)} |")
+        metrics = {name: metric["value"] for name, metric in results["nodes"][node]["metrics"].items()}
+        cells = [title, f"{metrics['bytes_on_disk'] / 1e6:.0f} MB", speed, f"{metrics['perplexity']:.2f}", *[""] * 4]
+        if node != "start":
+            cells[4:] = [f"{results['nodes'][node]['loss_nats']:.3f}", f"{metrics['kl_divergence']:.3f}"]
+            cells += [f"{metrics['top1_agreement']:.1%}", f"{results['nodes'][node]['seconds']:.0f} s"]
+        quality.append(cells)
     seconds = sum(part["seconds"] for part in results["parts"])
     peak = max(part["peak_memory_bytes"] for part in results["parts"])
     shortest, median, longest = (results["help_seconds"][index] for index in (0, HELP_REPEATS // 2, -1))
     cost = [
-        "| on two CPU cores | measured | bound |",
-        "| --- | --- | --- |",
-        f"| `make demo` after installation | {seconds / 60:.1f} minutes | 6 minutes |",
-        f"| its largest memory | {peak / 1e9:.2f} GB | 4 GB |",
-        f"| `burnish --help` | {median:.2f} s ({shortest:.2f} to {longest:.2f}) | 0.5 s |",
+        ["`make demo` after installation", f"{seconds / 60:.1f} minutes", "6 minutes"],
+        ["its largest memory", f"{peak / 1e9:.2f} GB", "4 GB"],
+        ["`burnish --help`", f"{median:.2f} s ({shortest:.2f} to {longest:.2f})", "0.5 s"],
     ]
-    return {"quality": "\n".join(lines), "cost": "\n".join(cost)}
+    header = (
+        "SmolLM2-135M-Instruct | on disk | tokens per second | perplexity | loss added, nats per token "
+        "| KL divergence | same top token | made in"
+    )
+    return {
+        "quality": experiment.table(header, quality),
+        "cost": experiment.table("on two CPU cores | measured | bound", cost),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="an empty or new directory, or that of an earlier part")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if any(arguments.out.iterdir()) and not (arguments.out / "parts.jsonl").is_file():
-        parser.error(f"{arguments.out} is not empty")
+    command = experiment.Command(__file__, __doc__)
+    command.add_argument("--work", type=Path, required=True, help="a new directory, or that of an earlier part")
+    arguments = command.read()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if any(arguments.work.iterdir()) and not (arguments.work / "parts.jsonl").is_file():
+        command.error(f"{arguments.work} is not empty")
     signal.signal(signal.SIGTERM, lambda *_: None)  # the command ends itself; how long it took is still written down
-    results = measure(arguments.out)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print("\n\n".join(tables(results).values()))
+    content = measure(arguments.work)
+    experiment.record(arguments.out, __doc__, content, note="nothing else running")
+    print("\n\n".join(tables(content).values()))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ into the results, so that a part can be measured again; DIR keeps the models and
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,8 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import experiment
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "foundation.json"
 PROSE = ROOT / "LICENSE"
 
 PLAN = """
@@ -188,51 +187,42 @@ def stream(work: Path, method: str) -> dict[str, float]:
     return {"checkpoint_bytes": size, "peak_bytes": int(peak), "libraries_bytes": int(libraries), "cpu": float(cpu)}
 
 
-def tables(results: dict[str, Any]) -> dict[str, str]:
-    """The tables that docs/concepts.md and docs/larger-than-memory.md show."""
-    times = ["| what | target | wall s, median (range) | CPU s, median |", "| --- | --- | --- | --- |"]
-    for name, (what, target) in TIMES.items():
-        wall, cpu = ([row[key] for row in results["parts"][name]] for key in ("wall", "cpu"))
-        spread = f"{statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f})"
-        times.append(f"| {what} | {target} | {spread} | {statistics.median(cpu):.2f} |")
-    memory = [
-        "| method | checkpoint | libraries alone | peak | of the checkpoint | CPU s |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in ("rtn", "gptq"):
-        row = results["parts"][name][0]
-        sizes = " | ".join(f"{row[f'{key}_bytes'] / 1e9:.2f} GB" for key in ("checkpoint", "libraries", "peak"))
-        share = row["peak_bytes"] / row["checkpoint_bytes"]
-        memory.append(f"| {name} | {sizes} | {share:.2f} | {row['cpu']:.0f} |")
-    return {"times": "\n".join(times), "memory": "\n".join(memory)}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=[*TIMES, "rtn", "gptq"])
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-
-    from burnish.core.checkpoint import library_versions
-    from burnish.evaluate.measure import device_name
-
+    command = experiment.Command(__file__, __doc__)
+    command.add_argument("--work", type=Path, required=True)
+    command.add_argument("--only", nargs="+", default=[*TIMES, "rtn", "gptq"])
+    command.add_argument("--repeats", type=int, default=5)
+    arguments = command.read()
     arguments.work.mkdir(parents=True, exist_ok=True)
     timed = {"plan": plan, "large_plan": large_plan, "restart": restart, "report": report}
-    for name in arguments.only:
+    for name in ["plan"] if arguments.smoke else arguments.only:
         if name in timed:
-            rows = [timed[name](arguments.work) for _ in range(arguments.repeats)]
+            rows = [timed[name](arguments.work) for _ in range(1 if arguments.smoke else arguments.repeats)]
         else:
             rows = [stream(arguments.work, name)]
         print(name, json.dumps(rows), flush=True)
-        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"parts": {}}
-        results |= {
-            "machine": f"{device_name('cpu')}, {platform.system()}",
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": library_versions(),
-        }
-        results["parts"][name] = rows
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with experiment.results(arguments.out) as known:
+            parts = known.get("parts", {}) | {name: rows}
+        experiment.record(arguments.out, __doc__, {"parts": parts}, note="one thread")
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The tables that docs/concepts.md and docs/larger-than-memory.md show."""
+    times, memory, parts = [], [], results["parts"]
+    for name, (what, target) in TIMES.items():
+        if name in parts:
+            wall, cpu = ([row[key] for row in parts[name]] for key in ("wall", "cpu"))
+            spread = f"{statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f})"
+            times.append([what, target, spread, f"{statistics.median(cpu):.2f}"])
+    for name in ("rtn", "gptq"):
+        if name in parts:
+            row = parts[name][0]
+            sizes = [f"{row[f'{key}_bytes'] / 1e9:.2f} GB" for key in ("checkpoint", "libraries", "peak")]
+            memory.append([name, *sizes, f"{row['peak_bytes'] / row['checkpoint_bytes']:.2f}", f"{row['cpu']:.0f}"])
+    return {
+        "times": experiment.table("what | target | wall s, median (range) | CPU s, median", times),
+        "memory": experiment.table("method | checkpoint | libraries alone | peak | of the checkpoint | CPU s", memory),
+    }
 
 
 if __name__ == "__main__":

@@ -10,24 +10,20 @@ so that both sides orthogonalise in float32.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results" / "optimizer_step.json"
+import experiment
+
 LAYERS = {
     "smollm2": [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)],
     "qwen-0.5b": [(896, 896), (128, 896), (128, 896), (896, 896), (4864, 896), (4864, 896), (896, 4864)],
+    "smoke": [(16, 24)],
 }
-TITLES = {"smollm2": "SmolLM2-135M", "qwen-0.5b": "Qwen2.5-0.5B"}
+TITLES = {"smollm2": "SmolLM2-135M", "qwen-0.5b": "Qwen2.5-0.5B", "smoke": "16 x 24"}
+BASELINES = ("torch.optim.Muon", "Muon")
 
 
 @contextmanager
@@ -51,11 +47,12 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
+    rank = min(64, *(min(shape) for shape in shapes))
     made = {
         "torch.optim.Muon": lambda p: torch.optim.Muon(p, lr=1e-3, adjust_lr_fn="match_rms_adamw"),
         "Muon": lambda p: Muon(p, lr=1e-3, scale="rms_moonlight"),
         "NorMuon": lambda p: NorMuon(p, lr=1e-3),
-        "COSMOS, rank 64": lambda p: COSMOS(p, lr=1e-3, rank=64),
+        "COSMOS, rank 64": lambda p: COSMOS(p, lr=1e-3, rank=rank),
         "fused AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
     }
     optimizers = {}
@@ -64,14 +61,8 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
         for parameter in parameters:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         optimizers[name] = make(parameters)
-    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
-    for number in range(rounds + 1):
-        for name, optimizer in list(optimizers.items())[:: -1 if number % 2 else 1]:
-            with float32_muon():
-                started = time.process_time()
-                optimizer.step()
-                if number:  # the first round makes state and warms up
-                    seconds[name].append(time.process_time() - started)
+    with float32_muon():
+        seconds = experiment.turns({name: optimizer.step for name, optimizer in optimizers.items()}, rounds)
     states = {
         name: sum(t.numel() for entry in optimizer.state.values() for t in entry.values() if t.numel() > 1)
         for name, optimizer in optimizers.items()
@@ -80,53 +71,33 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="*", choices=list(LAYERS), default=list(LAYERS))
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    import torch
-
-    layers = json.loads(RESULTS.read_text())["layers"] if RESULTS.is_file() else {}
-    for name in arguments.only:
-        layers[name] = measure(LAYERS[name], arguments.rounds)
-    results = {
-        "question": (__doc__ or "").splitlines()[0],
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores shared with other work, one thread, float32",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "slices": {"tuning": [], "reporting": []},
-        "note": "CPU seconds; every ratio is the median over rounds of the ratio within a round",
-        "layers": layers,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def spread(ratios: list[float]) -> str:
-    """Median, and lowest to highest."""
-    return f"{statistics.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
+    command = experiment.Command(__file__, __doc__)
+    command.add_argument("--only", nargs="*", choices=list(LAYERS), default=["smollm2", "qwen-0.5b"])
+    command.add_argument("--rounds", type=int, default=5)
+    arguments = command.read()
+    names = ["smoke"] if arguments.smoke else arguments.only
+    layers = {name: measure(LAYERS[name], arguments.rounds) for name in names}
+    with experiment.results(arguments.out) as known:
+        layers = known.get("layers", {}) | layers
+    experiment.record(arguments.out, __doc__, {"layers": layers}, note="one thread, float32; CPU seconds, shared")
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """{table: markdown} for the pages of the docs."""
-    lines = [
-        "| one layer of | optimizer | CPU s per step, median | against torch.optim.Muon (range of rounds) "
-        "| against our Muon (range of rounds) | state / weights |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for layer, found in results["layers"].items():
-        seconds = found["seconds"]
-        for name, mine in seconds.items():
+        for name, mine in found["seconds"].items():
             against = [
-                spread([a / b for a, b in zip(mine, seconds[other], strict=True)]) if name != other else "1"
-                for other in ("torch.optim.Muon", "Muon")
+                experiment.cell(experiment.ratio(mine, found["seconds"][other]), ".3g") if name != other else "1"
+                for other in BASELINES
             ]
             share = found["state_elements"][name] / found["parameters"]
-            lines.append(
-                f"| {TITLES[layer]} | {name} | {statistics.median(mine):.3g} | {against[0]} | {against[1]} "
-                f"| {share:.3f} |"
-            )
-    return {"step": "\n".join(lines)}
+            rows.append([TITLES[layer], name, f"{statistics.median(mine):.3g}", *against, f"{share:.3f}"])
+    header = (
+        "one layer of | optimizer | CPU s per step, median | against torch.optim.Muon (95 %) | against our Muon (95 %) "
+        "| state / weights"
+    )
+    return {"step": experiment.table(header, rows)}
 
 
 if __name__ == "__main__":

@@ -17,27 +17,26 @@ the validation text, which decide the default between them. What is already ther
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import experiment
 import numpy as np
 import torch
 
-from burnish.core.checkpoint import Model, library_versions, load
+from burnish.core.checkpoint import Model, load
+from burnish.core.statistics import Interval, interval, paired_interval
 from burnish.data import calibration, data_hash, read_texts, windows
 from burnish.data.windows import cut
 from burnish.evaluate import Evaluate
-from burnish.evaluate.maths.bootstrap import Interval, expanded_level, paired_bootstrap
-from burnish.evaluate.measure import device_name
 from burnish.quantize.stage import Quantize
 
-RESULTS = Path(__file__).parent / "results" / "quantize_baselines.json"
 LENGTH, GROUP, TUNING_WINDOWS = 256, 64, 16
-REPORT = Evaluate(text="wikitext2-test", num_windows=8, context=1024, speed=False)
+SMOKE = "--smoke" in sys.argv
+REPORT = Evaluate(text="wikitext2-test", num_windows=2 if SMOKE else 8, context=32 if SMOKE else 1024, speed=False)
 TUNING = Evaluate(num_windows=TUNING_WINDOWS, context=LENGTH, speed=False)
 
 OURS: dict[str, dict[str, Any]] = {
@@ -59,14 +58,14 @@ TITLES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = experiment.Command(__file__, __doc__)
     parser.add_argument("task", choices=["make", "measure"])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16_384], help="calibration tokens")
     parser.add_argument("--only", nargs="+", default=list(TITLES), choices=list(TITLES))
-    arguments = parser.parse_args()
+    arguments = parser.read()
     torch.set_num_threads(1)
     for tokens in arguments.tokens:
         for bits in arguments.bits:
@@ -75,7 +74,7 @@ def main() -> None:
                 if arguments.task == "make" and name in OURS:
                     make(arguments.model, directory, name, bits=bits, tokens=tokens)
                 elif arguments.task == "measure" and directory.is_dir():
-                    measure(arguments.model, directory, name, bits=bits, tokens=tokens)
+                    measure(arguments.model, directory, name, arguments.out, bits=bits, tokens=tokens)
 
 
 def calibration_windows(model: Model, tokens: int) -> torch.Tensor:
@@ -99,10 +98,11 @@ def make(source: Path, target: Path, name: str, *, bits: int, tokens: int) -> No
     print(f"{target}: {seconds:.0f} CPU seconds", flush=True)
 
 
-def measure(source: Path, directory: Path, name: str, *, bits: int, tokens: int) -> None:
+def measure(source: Path, directory: Path, name: str, out: Path, *, bits: int, tokens: int) -> None:
     key = f"{bits} bits, {tokens} tokens"
-    if name in read_results()["cells"].get(key, {}):
-        return
+    with experiment.results(out, {"cells": {}}) as known:
+        if name in known["cells"].get(key, {}):
+            return
     original, quantized = load(source), load(directory)
     evaluation = REPORT(quantized, original)
     row: dict[str, Any] = {
@@ -113,28 +113,18 @@ def measure(source: Path, directory: Path, name: str, *, bits: int, tokens: int)
     }
     if name in ("gptq", "gptq-propagate"):
         row["tuning_kl"] = TUNING(quantized, original, text=tuning_texts(original, tokens)).sequences["kl"]
-    nats = read_results().get("original_nats") or REPORT(original).sequences["nats"]
-    results = read_results()  # as late as possible: another process may have measured another cell
-    results["cells"].setdefault(key, {})[name] = row
-    results["original_nats"] = nats
-    results |= {
+    nats = known.get("original_nats") or REPORT(original).sequences["nats"]
+    with experiment.results(out) as known:  # as late as possible: another process may have measured another cell
+        known["cells"].setdefault(key, {})[name] = row
+        known["original_nats"] = nats
+    tuned = ["windows of wikitext2-valid that were not calibrated on"]
+    content = {
         "settings": {"group_size": GROUP, "symmetric": True, "window": LENGTH, "seeds": [0], "threads": 1},
-        "slices": {
-            "tuning": ["windows of wikitext2-valid that were not calibrated on"],
-            "reporting": [data_hash("wikitext2-test")],
-        },
-        "machine": f"{device_name('cpu')}, {platform.system()}, shared with other work; seconds are CPU time",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": library_versions()
-        | {"peer": (Path(__file__).parent / "env" / "llmcompressor.txt").read_text().split()},
+        "slices": {"tuning": tuned, "reporting": [data_hash("wikitext2-test")]},
+        "peer": (Path(__file__).parent / "env" / "llmcompressor.txt").read_text().split(),
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    kl = evaluation.metrics["kl_divergence"]
-    print(f"{directory}: KL {kl['value']:.4f} ({kl['low']:.4f} to {kl['high']:.4f})", flush=True)
-
-
-def read_results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": {}}
+    experiment.record(out, __doc__, content, note="shared with other work; seconds are CPU time")
+    print(f"{directory}: KL {experiment.cell(interval(row['sequences']['kl'], row['sequences']['tokens']), '.4f')}")
 
 
 def tuning_texts(model: Model, tokens: int) -> list[str]:
@@ -149,51 +139,38 @@ def tuning_texts(model: Model, tokens: int) -> list[str]:
 
 
 def repaired(nats: np.ndarray, nearest: np.ndarray, original: np.ndarray) -> Interval:
-    """1 - (loss of a method) / (loss of nearest rounding), losses in nats over the original, windows drawn in pairs."""
-    loss, worst = nats - original, nearest - original
-    num = len(loss)
-    counts = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), size=10_000)
-    level = expanded_level(num, 0.95)
-    low, high = np.quantile(1 - (counts @ loss) / (counts @ worst), [level, 1 - level])
-    return Interval(1 - loss.sum() / worst.sum(), low, high)
+    """1 - (loss of a method) / (loss of nearest rounding), losses in nats over the original, paired over windows."""
+    return interval(nearest - nats, nearest - original)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """Markdown for the docs: a table for each width, `4bit`, and `readme`."""
+    """Markdown for the docs: a table for each width, `4bit`, and so on."""
     original = np.array(results["original_nats"])
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[list[str]]] = {}
     for cell, rows in results["cells"].items():
         bits, tokens = cell.removesuffix(" tokens").split(" bits, ")
         nearest = results["cells"][f"{bits} bits, 16384 tokens"].get("rtn")
         if nearest is None:
             continue
         num = np.array(nearest["sequences"]["tokens"])
-        lines = found.setdefault(
-            f"{bits}bit",
-            [
-                "| method | calibration tokens | perplexity | KL per token | nearest rounding's loss repaired (95 %) "
-                "| KL minus llm-compressor's (95 %) | CPU s |",
-                "| --- | --- | --- | --- | --- | --- | --- |",
-                f"| original | | {np.exp(original.sum() / num.sum()):.2f} | 0 | | | |",
-            ],
-        )
-        for name in TITLES:
-            if name not in rows:
-                continue
-            sequences = {key: np.array(value) for key, value in rows[name]["sequences"].items()}
-            gap = share = ""
+        start = ["original", "", f"{np.exp(original.sum() / num.sum()):.2f}", "0", "", "", ""]
+        lines = found.setdefault(f"{bits}bit", [start])
+        for name in (name for name in TITLES if name in rows):
+            sums = {key: np.array(rows[name]["sequences"][key]) for key in ("nats", "kl")}
+            share = gap = ""
             if name != "rtn":
-                part = repaired(sequences["nats"], np.array(nearest["sequences"]["nats"]), original)
-                share = f"{part.value:.0%} ({part.low:.0%} to {part.high:.0%})"
+                part = repaired(sums["nats"], np.array(nearest["sequences"]["nats"]), original)
+                share = experiment.cell(part, ".0%")
             if name != PEER and PEER in rows:
-                pair = paired_bootstrap(sequences["kl"], np.array(rows[PEER]["sequences"]["kl"]), num)
-                gap = f"{pair.value:+.4f} ({pair.low:+.4f} to {pair.high:+.4f})"
-            lines.append(
-                f"| {TITLES[name]} | {'' if name == 'rtn' else f'{int(tokens):,}'} "
-                f"| {np.exp(sequences['nats'].sum() / num.sum()):.2f} | {sequences['kl'].sum() / num.sum():.4f} "
-                f"| {share} | {gap} | {rows[name]['cpu_seconds']:.0f} |"
-            )
-    return {name: "\n".join(lines) for name, lines in found.items()}
+                gap = experiment.cell(paired_interval(sums["kl"], rows[PEER]["sequences"]["kl"], num), "+.4f")
+            figures = [f"{np.exp(sums['nats'].sum() / num.sum()):.2f}", f"{sums['kl'].sum() / num.sum():.4f}"]
+            calibrated = "" if name == "rtn" else f"{int(tokens):,}"
+            lines.append([TITLES[name], calibrated, *figures, share, gap, f"{rows[name]['cpu_seconds']:.0f}"])
+    header = (
+        "method | calibration tokens | perplexity | KL per token | nearest rounding's loss repaired (95 %) "
+        "| KL minus llm-compressor's (95 %) | CPU s"
+    )
+    return {name: experiment.table(header, lines) for name, lines in found.items()}
 
 
 if __name__ == "__main__":

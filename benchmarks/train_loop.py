@@ -9,18 +9,13 @@ are saved). They take turns, the first of a round being the second of the next, 
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results" / "train_loop.json"
+import experiment
+
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 128,
@@ -35,11 +30,8 @@ CONFIG = {
 BATCH, CONTEXT, ROWS = 16, 128, 400
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=10)
-    arguments = parser.parse_args()
+def loops(steps: int) -> dict[str, Any]:
+    """{name: a function that trains for so many steps}."""
     import numpy as np
     import torch
     import transformers
@@ -60,7 +52,7 @@ def main() -> None:
         config = transformers.AutoConfig.for_model(content.pop("model_type"), **content)
         return transformers.AutoModelForCausalLM.from_config(config).train()
 
-    def bare(steps: int) -> None:
+    def bare() -> None:
         module = model()
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
         inputs, targets = (torch.from_numpy(part.astype(np.int64)) for part in (rows.input_ids, rows.targets))
@@ -73,53 +65,38 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
 
-    def ours(steps: int) -> None:
+    def ours() -> None:
         module = model()
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
         with TemporaryDirectory() as work:
             ctx = Context({}, Path(work), "cpu", seeded_generator(0), Progress(enabled=False), Ledger(None))
             fit(module, rows, causal_lm_loss, optimizer, ctx, Loop(steps=steps, batch_size=BATCH, save_every=0))
 
-    loops = {"bare loop": bare, "burnish.train.fit": ours}
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for run in loops.values():
-        run(2)
-    for number in range(arguments.rounds):
-        for name, run in list(loops.items())[:: -1 if number % 2 else 1]:
-            started = time.process_time()
-            run(arguments.steps)
-            seconds[name].append(time.process_time() - started)
-    results = {
-        "question": (__doc__ or "").splitlines()[0],
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores shared with other work, one thread, float32",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
-        | {"transformers": transformers.__version__},
-        "slices": {"tuning": [], "reporting": []},
-        "note": "CPU seconds, building the model included on both sides",
-        "setting": {"config": CONFIG, "steps": arguments.steps, "batch": BATCH, "context": CONTEXT},
-        "seconds": seconds,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    return {"bare loop": bare, "burnish.train.fit": ours}
+
+
+def main() -> None:
+    command = experiment.Command(__file__, __doc__)
+    command.add_argument("--rounds", type=int, default=12)
+    command.add_argument("--steps", type=int, default=10)
+    arguments = command.read()
+    steps, rounds = (1, 2) if arguments.smoke else (arguments.steps, arguments.rounds)
+    setting = {"config": CONFIG, "steps": steps, "batch": BATCH, "context": CONTEXT}
+    content = {"setting": setting, "seconds": experiment.turns(loops(steps), rounds)}
+    note = "one thread, float32; CPU seconds, building the model included on both sides; shared with other work"
+    experiment.record(arguments.out, __doc__, content, note=note)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """{table: markdown} for the pages of the docs."""
     tokens = results["setting"]["steps"] * results["setting"]["batch"] * results["setting"]["context"]
-    seconds = results["seconds"]
-    rounds = len(seconds["bare loop"])
-    lines = [
-        f"| loop | tokens per CPU second, median of {rounds} rounds | against the bare loop (95 % interval) |",
-        "| --- | --- | --- |",
-    ]
-    for name, mine in seconds.items():
-        ratios = [b / a for a, b in zip(mine, seconds["bare loop"], strict=True)]
-        half = 1.96 * statistics.stdev(ratios) / rounds**0.5
-        ratio = statistics.mean(ratios)
-        against = f"{ratio:.3f} ({ratio - half:.3f} to {ratio + half:.3f})" if half else "1"
-        lines.append(f"| {name} | {tokens / statistics.median(mine):,.0f} | {against} |")
-    return {"throughput": "\n".join(lines)}
+    bare = results["seconds"]["bare loop"]
+    rows = []
+    for name, mine in results["seconds"].items():
+        against = "1" if mine == bare else experiment.cell(experiment.ratio(bare, mine))
+        rows.append([name, f"{tokens / statistics.median(mine):,.0f}", against])
+    header = f"loop | tokens per CPU second, median of {len(bare)} rounds | against the bare loop (95 %)"
+    return {"throughput": experiment.table(header, rows)}
 
 
 if __name__ == "__main__":

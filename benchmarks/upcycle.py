@@ -8,7 +8,6 @@ model for 400 steps; the dense model for as many steps as cost what the mixture 
 `convert upcycle` to 4 experts, 2 for each token, with its load-balancing loss, for 400 steps, exactly equal to the
 dense model at the start or with noise of 0.1 on the experts. Losses are measured on windows of the WikiText-2 test
 text; every fourth chooses the learning rate (first seed, each way from the same two) and the rest is reported.
-Intervals are over windows, paired, each window's loss the mean over seeds (bootstrap over windows).
 
 What has been measured is kept in `--work`, so that the benchmark can be stopped at any time; it writes its results once
 all of it is there.
@@ -16,21 +15,19 @@ all of it is there.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from byte_windows import LENGTH, Measured, mean, reported_windows, slices, window_losses
+import byte_windows
+import experiment
+import numpy as np
 
-RESULTS = Path(__file__).parent / "results" / "upcycle.json"
 SEEDS = (0, 1, 2)
-BATCH = 8
 DENSE_STEPS, DENSE_LR, STEPS = 1000, 3e-3, 400
 SEARCH = (1e-3, 3e-3)
 WAYS = ("dense", "dense, equal cost", "mixture", "mixture, noise 0.1")
+BASES = WAYS[:2]
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 96,
@@ -42,165 +39,116 @@ CONFIG = {
 }
 
 
-def main() -> None:
-    import torch
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="directory of dense models and of what was measured")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    bench = Bench(args.work)
-    end = time.monotonic() + 60 * args.minutes
-    while name := next((name for name in bench.names() if not bench.file(name).is_file()), ""):
-        if time.monotonic() > end:
-            print(f"stopped before {name}", file=sys.stderr)
-            return
-        content = bench.measure(name)
-        bench.file(name).write_text(json.dumps(content))
-        loss = mean(content["losses"], tuning=True)
-        print(f"{name}: tuning {loss:.4f} ({content.get('seconds', 0)} s)", file=sys.stderr, flush=True)
-    write(bench)
-
-
-class Bench(Measured):
+class Bench(byte_windows.Bench):
     """What is measured, by name: "seed, start" and "seed, way, lr"."""
 
-    def __init__(self, work: Path) -> None:
-        from burnish.data import read_texts
-
-        super().__init__(work)
-        self.work = work
-        self.train_text, self.test_text = (read_texts(f"wikitext2-{part}")[0] for part in ("valid", "test"))
+    def __init__(self, work: Path, *, smoke: bool) -> None:
+        super().__init__(work, windows=8 if smoke else byte_windows.WINDOWS)
+        self.seeds = SEEDS[:1] if smoke else SEEDS
+        self.dense_steps, self.steps = (2, 2) if smoke else (DENSE_STEPS, STEPS)
 
     def names(self) -> list[str]:
-        found = [f"{SEEDS[0]}, start", *(f"{SEEDS[0]}, {way}, {lr:g}" for way in WAYS for lr in SEARCH)]
+        first = self.seeds[0]
+        found = [f"{first}, start", *(f"{first}, {way}, {lr:g}" for way in WAYS for lr in SEARCH)]
         if all(self.file(name).is_file() for name in found):  # the rates are chosen
-            for seed in SEEDS[1:]:
+            for seed in self.seeds[1:]:
                 found += [f"{seed}, start", *(f"{seed}, {way}, {self.best_lr(way):g}" for way in WAYS)]
         return found
 
     def best_lr(self, way: str) -> float:
-        return min(SEARCH, key=lambda lr: mean(self.read(f"{SEEDS[0]}, {way}, {lr:g}")["losses"], tuning=True))
+        return min(SEARCH, key=lambda lr: self.tuning_loss(f"{self.seeds[0]}, {way}, {lr:g}"))
 
     def measure(self, name: str) -> dict[str, Any]:
-        import burnish
-
-        seed, what, *rest = name.split(", ")
-        model = self.dense(int(seed))
+        first, what, *rest = name.split(", ")
+        seed, model = int(first), self.dense(int(first))
         if what == "start":
-            return window_losses(model, self.test_text)
-        steps, lr = STEPS, float(rest[-1])
-        if what.startswith("mixture"):
-            model = burnish.Upcycle(num_experts=4, top_k=2, noise=0.1 if "noise 0.1" in rest else 0.0, seed=int(seed))(
-                model
-            )
-            model.module.set_experts_implementation("eager")  # a loop over experts, fastest at this size
+            return self.losses(model)
+        steps, lr = self.steps, float(rest[-1])
+        if what == "mixture":
+            model = mixture(model, noise=0.1 if "noise 0.1" in rest else 0.0, seed=seed)
         elif rest[0] == "equal cost":
-            steps = round(STEPS * self.cost_ratio())
+            steps = round(self.steps * self.cost_ratio())
         started = time.process_time()
-        trained = burnish.Train(**self.training(int(seed), steps, lr))(model, data=[self.train_text])
-        return {"steps": steps, "seconds": round(time.process_time() - started, 1)} | window_losses(
-            trained, self.test_text
-        )
+        trained = self.train(model, seed, steps, lr)
+        return {"steps": steps, "seconds": round(time.process_time() - started, 1)} | self.losses(trained)
 
     def cost_ratio(self) -> float:
         """CPU seconds of a step of the mixture over those of the dense model, a few steps of each in turn."""
-        import burnish
-
-        file = self.work / "cost_ratio.json"
-        if not file.is_file():
-            dense = self.dense(SEEDS[0])
-            mixture = burnish.Upcycle(num_experts=4, top_k=2)(dense)
-            mixture.module.set_experts_implementation("eager")
-            seconds = {"dense": 0.0, "mixture": 0.0}
-            for _ in range(3):
-                for name, model in (("dense", dense), ("mixture", mixture)):
-                    started = time.process_time()
-                    burnish.Train(**self.training(0, 40, 1e-3))(model, data=[self.train_text])
-                    seconds[name] += time.process_time() - started
-            file.write_text(json.dumps(seconds["mixture"] / seconds["dense"]))
-        return json.loads(file.read_text())
+        if not self.file("cost ratio").is_file():
+            models = {"dense": self.dense(self.seeds[0]), "mixture": mixture(self.dense(self.seeds[0]))}
+            steps = min(40, self.steps)
+            sides = {name: lambda model=model: self.train(model, 0, steps, 1e-3) for name, model in models.items()}
+            self.keep("cost ratio", experiment.turns(sides, 3))
+        seconds = self.read("cost ratio")
+        return sum(seconds["mixture"]) / sum(seconds["dense"])
 
     def dense(self, seed: int) -> Any:
-        import burnish
-        from burnish.train.scratch import initialise
-
         place = self.work / f"dense{seed}"
-        if not place.is_dir():
-            start = initialise(CONFIG, tokenizer="bpe:257", texts=[self.train_text], seed=seed)
-            settings = self.training(seed, DENSE_STEPS, DENSE_LR)
-            burnish.Train(**settings)(start, data=[self.train_text], work_dir=self.work / f"state{seed}").save(place)
-        return burnish.load(place)
-
-    def training(self, seed: int, steps: int, lr: float) -> dict[str, Any]:
-        settings: dict[str, Any] = {"optimizer": "adamw", "lr": lr, "steps": steps, "batch": BATCH, "context": LENGTH}
-        return settings | {"final_lr": 0.1, "seed": seed, "save_every": 100}
+        return self.train(self.start(CONFIG, seed), seed, self.dense_steps, DENSE_LR, place)
 
 
-def write(bench: Bench) -> None:
-    import datetime
-    import platform
+def mixture(dense: Any, **settings: Any) -> Any:
+    import burnish
 
-    import numpy as np
+    made = burnish.Upcycle(num_experts=4, top_k=2, **settings)(dense)
+    made.module.set_experts_implementation("eager")  # a loop over experts, fastest at this size
+    return made
 
-    from burnish.core.checkpoint import library_versions
-    from burnish.data import data_hash
 
+def summary(bench: Bench) -> dict[str, Any]:
     names = {"start": "start"} | {way: f"{way}, {bench.best_lr(way):g}" for way in WAYS}
-    runs = {way: [bench.read(f"{seed}, {name}") for seed in SEEDS] for way, name in names.items()}
-    reported = reported_windows()
-    losses = {way: np.array([run["losses"] for run in found])[:, reported] for way, found in runs.items()}
-    picks = np.random.default_rng(0).integers(0, len(reported), (4000, len(reported)))
+    units = {way: [f"{seed}, {name}" for seed in bench.seeds] for way, name in names.items()}
+    losses = {way: bench.reported(found) for way, found in units.items()}
     rows = {}
-    for way, found in runs.items():
+    for way, found in units.items():
+        runs = bench.runs(found)
         row: dict[str, Any] = {"loss": float(losses[way].mean()), "by_seed": losses[way].mean(1).tolist()}
-        row |= {"parameters": found[0]["parameters"], "steps": found[0].get("steps", 0)}
-        row["cpu_seconds"] = [run.get("seconds", 0.0) for run in found]
-        if way != "start":
-            row["lr"] = bench.best_lr(way)
-        for base in ("dense", "dense, equal cost"):
-            difference = (losses[way] - losses[base]).mean(0)
-            low, high = np.quantile(difference[picks].mean(1), [0.025, 0.975])
-            row[f"against {base}"] = [float(difference.mean()), float(low), float(high)]
+        row |= {"parameters": runs[0]["parameters"], "steps": runs[0].get("steps", 0)}
+        row |= {"cpu_seconds": [run.get("seconds", 0.0) for run in runs]}
+        row |= {"lr": bench.best_lr(way)} if way != "start" else {}
+        row |= {f"against {base}": byte_windows.against(losses[way], losses[base]) for base in BASES}
         rows[way] = row
-    content = {
-        "machine": f"{platform.machine()}, one thread, shared with other work; CPU times only",
-        "date": datetime.date.today().isoformat(),
-        "versions": library_versions(),
-        "seeds": list(SEEDS),
-        "settings": CONFIG | {"batch": BATCH, "length": LENGTH, "dense_steps": DENSE_STEPS, "dense_lr": DENSE_LR},
-        "slices": slices(bench.dense(SEEDS[0]).tokenizer, bench.test_text)
-        | {"training": [data_hash("wikitext2-valid")]},
-        "search": {
-            f"{way}, {lr:g}": mean(bench.read(f"{SEEDS[0]}, {way}, {lr:g}")["losses"], tuning=True)
-            for way in WAYS
-            for lr in SEARCH
-        },
+    search = {f"{way}, {lr:g}": bench.tuning_loss(f"{bench.seeds[0]}, {way}, {lr:g}") for way in WAYS for lr in SEARCH}
+    settings = {"batch": byte_windows.BATCH, "length": byte_windows.LENGTH, "dense_steps": bench.dense_steps}
+    return {
+        "seeds": list(bench.seeds),
+        "settings": CONFIG | settings | {"dense_lr": DENSE_LR},
+        "slices": byte_windows.slices(bench.dense(bench.seeds[0]).tokenizer, bench.test_text),
+        "search": search,
         "cost_ratio": bench.cost_ratio(),
         "rows": rows,
     }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main() -> None:
+    import torch
+
+    command = experiment.Command(__file__, __doc__)
+    command.add_argument("--work", type=Path, required=True, help="directory of dense models and of what was measured")
+    command.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
+    arguments = command.read()
+    torch.set_num_threads(1)
+    bench = Bench(arguments.work, smoke=arguments.smoke)
+    if bench.run(bench.names, bench.measure, arguments.minutes):
+        note = "one thread, shared with other work; CPU times only"
+        experiment.record(arguments.out, __doc__, summary(bench), note=note)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
-    import numpy as np
-
-    lines = [
-        f"| {len(results['seeds'])} seeds, nats per byte | parameters | steps | CPU s | lr | loss "
-        "| against dense, equal steps | against dense, equal cost |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for way, row in results["rows"].items():
-        gaps = []
-        for base in ("dense", "dense, equal cost"):
-            value, low, high = row[f"against {base}"]
-            gaps.append("" if way == base else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
-        lr = f"{row['lr']:g}" if "lr" in row else ""
-        cost = f"{row['steps']:,} | {np.mean(row['cpu_seconds']):.0f}" if "lr" in row else " | "
-        lines.append(f"| {way} | {row['parameters']:,} | {cost} | {lr} | {row['loss']:.3f} | {' | '.join(gaps)} |")
-    return {"continued": "\n".join(lines)}
+        gaps = ["" if way == base else experiment.cell(row[f"against {base}"], "+.3f") for base in BASES]
+        cost = (
+            [f"{row['steps']:,}", f"{np.mean(row['cpu_seconds']):.0f}", f"{row['lr']:g}"] if "lr" in row else [""] * 3
+        )
+        rows.append([way, f"{row['parameters']:,}", *cost, f"{row['loss']:.3f}", *gaps])
+    header = (
+        f"{len(results['seeds'])} seeds, nats per byte | parameters: | steps: | CPU s: | lr: | loss: "
+        f"| against dense, equal steps ({experiment.rule(results['rows']['mixture']['against dense'])}): "
+        "| against dense, equal cost:"
+    )
+    return {"continued": experiment.table(header, rows)}
 
 
 if __name__ == "__main__":

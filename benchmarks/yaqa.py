@@ -30,6 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import experiment
 import numpy as np
 import torch
 import transformers
@@ -38,6 +39,7 @@ from burnish.arch import MatrixView, matrices
 from burnish.core.checkpoint import library_versions, load
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.progress import Progress
+from burnish.core.statistics import interval
 from burnish.data import calibration, read_texts, windows
 from burnish.quantize.collect import collect
 from burnish.quantize.export import Scheme
@@ -380,14 +382,6 @@ def slice_hashes(slices: dict[str, torch.Tensor]) -> dict[str, list[str]]:
     return {name: [hashlib.sha256(tokens.numpy().tobytes()).hexdigest()] for name, tokens in slices.items()}
 
 
-def ratio_interval(first: Sequence[float], second: Sequence[float], resamples: int = 10_000) -> tuple[float, ...]:
-    """Σ first / Σ second over windows, with a paired bootstrap interval (2.5 %, 97.5 %)."""
-    a, b = np.array(first), np.array(second)
-    picks = np.random.default_rng(0).integers(0, len(a), (resamples, len(a)))
-    ratios = a[picks].sum(1) / b[picks].sum(1)
-    return float(a.sum() / b.sum()), float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
-
-
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs: methods side by side over budgets and widths, what was tried, and what it cost."""
     measured = [row for row in results["rows"] if row["task"] == "measure"]
@@ -411,8 +405,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         for method in (YAQA_A, YAQA_B):
             cells.append("")
             if method in per_window:
-                value, low, high = ratio_interval(per_window[method][0], per_window[GPTQ][0])
-                cells[-1] = f"{value:.2f} ({low:.2f} to {high:.2f})"
+                cells[-1] = experiment.cell(experiment.ratio(per_window[method][0], per_window[GPTQ][0]), ".2f")
         seeds = max(count for method, (_, count) in per_window.items() if method in (YAQA_A, YAQA_B))
         main.append(f"| {model} | {bits} | {tokens:,} | {seeds} | {' | '.join(cells)} |")
     tried = [
@@ -465,9 +458,8 @@ def pictures(results: dict[str, Any]) -> dict[str, str]:
                 question = (method, bits, tokens)
                 rows = [r for r in measured if (r["method"], r["bits"], r["calibration_tokens"]) == question]
                 kl = np.mean([row["kl"] for row in rows], axis=0)
-                picks = np.random.default_rng(0).integers(0, len(kl), (10_000, len(kl)))
-                low, high = np.quantile(kl[picks].mean(1), (0.025, 0.975))
-                data.append(Datum(tokens, float(kl.mean()), float(low), float(high)))
+                mean = interval(kl, scale="log")
+                data.append(Datum(tokens, mean.value, mean.low, mean.high))
             series.append(Series(name, data, line=True))
         figure = Figure(
             title=f"KL divergence from the original against calibration tokens, {bits} bits",

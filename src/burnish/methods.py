@@ -104,7 +104,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish evaluate",
         source="intervals: Student, 1908",
         page="evaluation",
-        benchmarks=(Benchmark("evaluate_overhead"),),
+        benchmarks=(Benchmark("evaluate_overhead"), Benchmark("intervals")),
     ),
     Method(
         name="RTN, GPTQ",
@@ -312,7 +312,7 @@ METHODS: tuple[Method, ...] = (
 )
 
 BESIDE_METHODS = (
-    Benchmark("demo", ("--out", "runs/demo-benchmark")),
+    Benchmark("demo", ("--work", "runs/demo-benchmark")),
     Benchmark("foundation", ("--work", "runs/foundation-benchmark")),
 )
 """What is measured of the package itself: the first command of the README, the runner and the report."""
