@@ -13,7 +13,7 @@ import pytest
 
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
-from burnish.align.kept import Kept
+from burnish.align.kept_arrays import KeptArrays
 from burnish.align.pairs import Pairs
 from burnish.align.run import _last_state
 from burnish.core.checkpoint import load
@@ -66,13 +66,13 @@ def test_a_killed_audit_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp
     command = ["audit", long_pairs, "--model", checkpoint, "--repeats", "1", "--max-length", "256"]
     work = tmp_path / "killed.work"
     kill_when(
-        start(*command, "-o", "killed", cwd=tmp_path), lambda: len(list(work.glob("*/states-*.npy"))) >= 3, tmp_path
+        start(*command, "-o", "killed", cwd=tmp_path), lambda: len(list(work.glob("states-*/array.npy"))) >= 3, tmp_path
     )
     assert not (tmp_path / "killed").exists()
-    first = next(work.glob("*/states-000000.npy"))
+    first = next(work.glob("states-000000-*/array.npy"))
     (made,) = {first.stat().st_mtime_ns}
     following = start(*command, "-o", "killed", cwd=tmp_path)
-    kill_when(following, lambda: list(work.glob("*/margins-*.npy")), tmp_path)  # again, between two fits
+    kill_when(following, lambda: list(work.glob("margins-*/array.npy")), tmp_path)  # again, between two fits
     assert first.stat().st_mtime_ns == made  # read once, not twice
     finish(*command, "-o", "killed", cwd=tmp_path)
     assert not work.exists()
@@ -119,7 +119,7 @@ def test_an_interrupted_audit_reads_only_what_is_missing(checkpoint, tmp_path, m
     pairs, settings = Pairs(rows, list(range(60)), "prefs"), AuditSettings(repeats=1, max_length=128)
     model = load(checkpoint)
     whole = audit_pairs(pairs, model, settings)
-    array = Kept.array
+    array = KeptArrays.array
     made = []
 
     def stopping(self, name, make):
@@ -131,7 +131,7 @@ def test_an_interrupted_audit_reads_only_what_is_missing(checkpoint, tmp_path, m
 
         return array(self, name, counted)
 
-    monkeypatch.setattr(Kept, "array", stopping)
+    monkeypatch.setattr(KeptArrays, "array", stopping)
     with pytest.raises(Stop):
         audit_pairs(pairs, model, settings, work_dir=tmp_path / "work")
     again = audit_pairs(pairs, model, settings, work_dir=tmp_path / "work")
@@ -139,14 +139,39 @@ def test_an_interrupted_audit_reads_only_what_is_missing(checkpoint, tmp_path, m
     assert made.count("states-000000") == 1 and made.count(made[3]) == 2
 
 
-def test_what_is_kept_for_other_work_is_not_used(tmp_path):
-    first, other = (Kept(tmp_path / "work", identity) for identity in ("one", "another"))
+@pytest.fixture
+def few_pairs():
+    rows = [{"prompt": f"{i}?", "chosen": f"yes {i} " * 20, "rejected": f"no {i} " * 25} for i in range(12)]
+    return Pairs(rows, list(range(12)), "prefs")
+
+
+def test_arrays_of_other_work_lie_beside_and_are_never_an_answer(tmp_path):
+    first, other = (KeptArrays(tmp_path / "work", {"pairs": pairs}) for pairs in ("one", "another"))
     assert first.array("a", lambda: np.ones(2)).tolist() == [1, 1]
-    assert Kept(tmp_path / "work", "one").array("a", lambda: np.zeros(2)).tolist() == [1, 1]
     assert other.array("a", lambda: np.zeros(2)).tolist() == [0, 0]
-    (tmp_path / "work" / "mine.txt").write_text("not ours")
-    other.remove()
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["mine.txt"]
+    again = KeptArrays(tmp_path / "work", {"pairs": "one"})
+    assert again.array("a", lambda: np.zeros(2)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("changed", ["weights", "pairs", "max_length", "lam", "seed"])
+def test_what_another_model_file_or_setting_left_is_not_used(checkpoint, few_pairs, tmp_path, changed):
+    pairs, settings, model = few_pairs, AuditSettings(repeats=1), load(checkpoint)
+    audit_pairs(pairs, model, settings, work_dir=tmp_path / "work")
+    if changed == "weights":
+        model.module.get_input_embeddings().weight.data.mul_(-1.5)
+    elif changed == "pairs":
+        pairs.rows[-1] = pairs.rows[-1] | {"chosen": "quite another answer"}
+    else:
+        settings = settings.model_copy(update={changed: {"max_length": 64, "lam": 0.6, "seed": 1}[changed]})
+    wanted = audit_pairs(pairs, model, settings)
+    assert audit_pairs(pairs, model, settings, work_dir=tmp_path / "work").rows == wanted.rows
+
+
+def test_another_ranking_of_the_same_margins_fits_nothing_again(checkpoint, few_pairs, tmp_path, monkeypatch):
+    model = load(checkpoint)
+    audit_pairs(few_pairs, model, AuditSettings(repeats=1), work_dir=tmp_path / "work")
+    monkeypatch.setattr("burnish.align.audit.cross_fitted_margins", None)
+    audit_pairs(few_pairs, model, AuditSettings(repeats=1, rank_by="loss"), work_dir=tmp_path / "work")
 
 
 def test_a_training_state_that_was_cut_short_is_passed_over(tmp_path):

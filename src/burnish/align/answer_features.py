@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from burnish.align.kept import Kept
+from burnish.align.kept_arrays import KeptArrays
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -36,7 +36,7 @@ def hidden_features(
     depths: Sequence[float],
     max_length: int,
     progress: Progress,
-    kept: Kept | None = None,
+    kept: KeptArrays | None = None,
 ) -> np.ndarray:
     """Mean hidden state over each answer's tokens, float32 [texts, depths * hidden_size].
 
@@ -48,7 +48,7 @@ def hidden_features(
         progress: for the bar.
         kept: where finished batches are kept.
     """
-    kept = kept or Kept()
+    kept = kept or KeptArrays()
     module: Any = model.module.base_model
     device = next(module.parameters()).device
     num_layers = module.config.get_text_config().num_hidden_layers

@@ -31,13 +31,14 @@ from scipy import sparse
 from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit_settings import AuditSettings, Ranking
 from burnish.align.decisions import pair_key
-from burnish.align.kept import Kept
+from burnish.align.kept_arrays import KeptArrays
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m
 from burnish.align.pairs import Pairs, split_prompt
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
 from burnish.core.progress import Progress
+from burnish.core.store import digest_of
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -131,8 +132,8 @@ def audit_pairs(
         model: reads the answers; a causal language model or a sequence classifier.
         settings: how; the defaults when not given.
         progress: for the bars.
-        work_dir: keeps what is finished, so that an interrupted audit of the same pairs, model and settings continues
-            and ends bit-equal; yours to remove afterwards.
+        work_dir: of a store of what is finished, so that an interrupted audit of the same pairs, model and settings
+            continues and ends bit-equal; yours to clear afterwards.
 
     Raises:
         DataError: fewer prompts than folds.
@@ -141,10 +142,14 @@ def audit_pairs(
     split = [split_prompt(row) for row in pairs.rows]
     prompts = [prompt for prompt, _, _ in split]
     _check(settings, len(set(prompts)), pairs.source)
-    identity = None if work_dir is None else [model.identity, split, settings.model_dump(mode="json")]
-    kept = Kept(work_dir, identity)
-    differences = answer_differences(model, split, settings, progress, kept)
-    margins = fit_margins(differences, prompts, settings, progress=progress, kept=kept)
+    read, fitted = KeptArrays(), KeptArrays()
+    if work_dir is not None:
+        key = {"model": model.identity, "pairs": digest_of({"pairs": split})}
+        scoring = settings.model_dump(mode="json", exclude={"rank_by"})
+        read = KeptArrays(work_dir, key | {name: scoring[name] for name in ("depths", "max_length")})
+        fitted = KeptArrays(work_dir, key | scoring)
+    differences = answer_differences(model, split, settings, progress, read)
+    margins = fit_margins(differences, prompts, settings, progress=progress, kept=fitted)
     return _assemble(pairs, split, margins, settings, model.name)
 
 
@@ -153,7 +158,7 @@ def answer_differences(
     split: Sequence[tuple[str, str, str]],
     settings: AuditSettings,
     progress: Progress,
-    kept: Kept | None = None,
+    kept: KeptArrays | None = None,
 ) -> Any:
     """Features of chosen minus rejected, each block scaled to |d| about 1; an answer that recurs is read once."""
     place: dict[tuple[str, str], int] = {}
@@ -184,10 +189,10 @@ def fit_margins(
     settings: AuditSettings,
     *,
     progress: Progress | None = None,
-    kept: Kept | None = None,
+    kept: KeptArrays | None = None,
 ) -> dict[str, np.ndarray]:
     """{loss: cross-fitted margins, [repeats, pairs]}; the three losses see the same folds."""
-    progress, kept = progress or Progress(enabled=False), kept or Kept()
+    progress, kept = progress or Progress(enabled=False), kept or KeptArrays()
     differences = rotated(differences)
 
     def fit(name: str) -> np.ndarray:

@@ -60,9 +60,9 @@ def audit(
     if model is None:
         raise SettingsError("no model is named", where="--model", fix="burnish audit PREFS --model DIRECTORY -o OUT")
     from burnish.align.audit import audit_pairs, check_place
-    from burnish.align.kept import Kept
     from burnish.core.checkpoint import compute_dtype, load, pick_device
     from burnish.core.progress import Progress
+    from burnish.core.store import Store
 
     check_place(out)
     work_dir = out.with_name(f"{out.name}.work")
@@ -70,6 +70,6 @@ def audit(
     reader = load(model, dtype=compute_dtype(place), device=place)
     found = audit_pairs(pairs, reader, settings, progress=Progress(), work_dir=work_dir)
     page = found.write(out)
-    Kept(work_dir).remove()
+    Store(work_dir).clear()
     print(found.summary())
     print(f"page: {page}")
