@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from exact import AllFloat64
 from small_models import small_llama, small_tokenizer
 
 # Shapes and dtypes in the signatures of the mathematics are checked at every call of the suite.
@@ -18,6 +21,12 @@ install_import_hook(MATHS, "beartype.beartype")
 
 torch.set_num_threads(1)
 
+# How long an example takes says something of the machine and of what else it does, not of the code.
+hypothesis.settings.register_profile(
+    "burnish", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("burnish")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _children_find_the_package() -> None:
@@ -25,6 +34,13 @@ def _children_find_the_package() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(REPOSITORY / "src"), str(REPOSITORY / "tests" / "core"), os.environ.get("PYTHONPATH", "")]
     )
+
+
+@pytest.fixture
+def all_float64() -> Iterator[None]:
+    """Models in float64 compute in float64 throughout (see `exact`)."""
+    with AllFloat64():
+        yield
 
 
 @pytest.fixture(scope="session")

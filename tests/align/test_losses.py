@@ -237,7 +237,7 @@ def test_no_pair_pulls_harder_than_lambda(values, lam):
 
 
 @given(margins, aps_settings, st.floats(0.05, 0.95).filter(lambda lam: abs(lam - 0.5) > 1e-3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_combination_is_no_higher_than_any_scale_and_offset_on_a_grid(m, setting, lam):
     margin = torch.tensor([m], **double)
     found = aps_r3m(margin, lam=lam, **setting)[0].item()
@@ -249,7 +249,7 @@ def test_combination_is_no_higher_than_any_scale_and_offset_on_a_grid(m, setting
 
 
 @given(margins, aps_settings, st.floats(0.05, 0.95))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_combination_is_attained_by_the_scale_and_offset_it_reports(m, setting, lam):
     margin = torch.tensor([m], **double)
     loss, found = aps_r3m(margin, lam=lam, **setting)
@@ -285,7 +285,7 @@ def test_combination_equals_a_40_digit_minimisation(rho0, tau0, tau_max, lam):
 
 @pytest.mark.parametrize("name", list(LOSSES))
 @given(margins, margins, st.floats(0, 1), aps_settings, st.floats(0.05, 0.95))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_losses_are_convex_and_fall_with_the_margin(name, first, second, share, setting, lam):
     between = share * first + (1 - share) * second
     points = torch.tensor([first, second, between], **double)

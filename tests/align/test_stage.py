@@ -93,16 +93,15 @@ def test_the_input_is_left_as_it_was(checkpoint, rows):
     assert all(torch.equal(value, before[name]) for name, value in start.module.state_dict().items())
 
 
-def test_another_reference_changes_the_result(checkpoint, reference_checkpoint, rows):
-    own = Align(**SHORT)(load(checkpoint), data=rows)
-    other = Align(**SHORT)(load(checkpoint), data=rows, reference=str(reference_checkpoint))
-    assert not torch.equal(own.module.lm_head.weight, other.module.lm_head.weight)
-
-
-def test_the_model_given_as_reference_is_the_same_as_none(checkpoint, rows):
-    own = Align(**SHORT)(load(checkpoint), data=rows)
-    same = Align(**SHORT)(load(checkpoint), data=rows, reference=str(checkpoint))
-    torch.testing.assert_close(own.module.lm_head.weight, same.module.lm_head.weight, rtol=0, atol=1e-7)
+def test_another_reference_changes_the_result_and_the_model_itself_does_not(checkpoint, reference_checkpoint, rows):
+    own = Align(**SHORT)(load(checkpoint), data=rows).module.lm_head.weight
+    same, other = (
+        Align(**SHORT)(load(checkpoint), data=rows, reference=str(reference)).module.lm_head.weight
+        for reference in (checkpoint, reference_checkpoint)
+    )
+    assert (own - other).norm() > 0
+    # four steps of Adam, which makes much of the rounding of small gradients
+    assert (own - same).norm() < 1e-2 * (own - other).norm()
 
 
 class Stop(Exception):

@@ -23,7 +23,7 @@ def numbered(sizes):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.integers(2, 40), min_size=1, max_size=20), length=st.integers(1, 24))
 def test_every_pair_of_token_and_next_token_is_there_exactly_once(sizes, length):
     rows = pack(numbered(sizes), length)
@@ -34,7 +34,7 @@ def test_every_pair_of_token_and_next_token_is_there_exactly_once(sizes, length)
     assert (rows.targets[there] == rows.input_ids[there] + 1).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.integers(2, 40), min_size=1, max_size=20), length=st.integers(1, 24))
 def test_positions_count_from_zero_in_every_piece(sizes, length):
     rows = pack(numbered(sizes), length)
@@ -94,7 +94,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_packed_documents_are_computed_as_if_alone(kind):
+def test_packed_documents_are_computed_as_if_alone(kind, all_float64):
     torch.manual_seed(0)
     shape = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}

@@ -25,7 +25,7 @@ def test_texts_are_laid_end_to_end_with_the_end_token_between(tokenizer):
     assert windows(tokenizer, ["the cat", "the dog"], len(joined)).tolist() == [joined]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40))
 def test_bytes_of_all_but_the_first_token_are_counted_exactly(tokenizer, text: str):
     ids = tokenizer(text, add_special_tokens=False).input_ids

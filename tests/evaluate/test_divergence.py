@@ -29,7 +29,7 @@ def test_kl_of_two_outcomes_has_its_closed_form():
     assert kl_divergence(p.log(), q.log()).item() == pytest.approx(expected, rel=1e-14)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), distance=st.floats(0, 30), scale=st.floats(0.01, 30))
 def test_kl_in_float32_is_never_below_rounding(seed: int, distance: float, scale: float):
     p = logits(seed, scale=scale)

@@ -15,7 +15,7 @@ def scalar(values, schedule, steps=5):
 
 
 @pytest.mark.parametrize("schedule", POLYNOMIALS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=st.integers(1, 9), cols=st.integers(1, 9), seed=st.integers(0, 99))
 def test_singular_values_go_through_the_scalar_polynomial(schedule, rows, cols, seed):
     matrix = torch.randn(rows, cols, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

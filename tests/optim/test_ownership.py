@@ -19,7 +19,7 @@ from burnish.optim.maths.ownership import (
 sizes = st.integers(1, 40)
 num_ranks = st.integers(1, 9)
 kinds = st.lists(st.tuples(sizes, sizes, st.integers(1, 12), st.booleans()), min_size=1, max_size=5)
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 
 
 def matrices(kinds, ranks):

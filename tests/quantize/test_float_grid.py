@@ -42,7 +42,7 @@ def test_a_rounded_weight_is_a_fixed_point():
 
 
 @given(st.integers(0, 1000))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_error_is_relative_to_the_element(seed):
     """Three bits of mantissa: at most 2^-4 of the element where it is not subnormal (below 2^-6 scales)."""
     w = weight(seed=seed)

@@ -80,7 +80,7 @@ def test_magnitude_of_a_neuron_scales_with_its_weights():
     torch.testing.assert_close(magnitude(2 * gate, 2 * up, 2 * down), 2 * magnitude(gate, up, down))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.data())
 def test_kept_indices_are_ascending_and_no_score_left_out_is_higher(values, data):
     count = data.draw(st.integers(1, len(values)))

@@ -52,7 +52,7 @@ def test_keeping_everything_is_bit_exact(module_of, token_ids, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_slicing_neurons_equals_zeroing_their_down_columns(module_of, token_ids, name):
+def test_slicing_neurons_equals_zeroing_their_down_columns(module_of, token_ids, all_float64, name):
     module = module_of(name, torch.float64)
     kept = some_neurons(module, 16)
     new = cut(module, resized(module.config, width=16), kept)
@@ -64,7 +64,6 @@ def test_slicing_neurons_equals_zeroing_their_down_columns(module_of, token_ids,
             mask = torch.zeros(view.shape[1], dtype=torch.float64)
             mask[stays] = 1
             view.write_(view.tensor * mask)
-    # DeepSeek routes in float32
     torch.testing.assert_close(logits(new, token_ids), logits(module, token_ids), rtol=0, atol=1e-10)
 
 
@@ -108,7 +107,7 @@ def test_a_fresh_process_with_transformers_alone_computes_the_same_for_every_cla
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_cutting_attention_groups_equals_zeroing_their_output_columns(module_of, token_ids, name):
+def test_cutting_attention_groups_equals_zeroing_their_output_columns(module_of, token_ids, all_float64, name):
     module = module_of(name, torch.float64)
     layers = range(module.config.num_hidden_layers)
     kept = Kept(groups={layer: torch.tensor([layer]) for layer in layers})

@@ -18,7 +18,7 @@ from processes import together
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 20
 STEPS = 6
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_float64")]
 
 
 @pytest.fixture
