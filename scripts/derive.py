@@ -5,7 +5,7 @@
 | pyproject.toml | the layers of the import contracts: every folder of the package has one |
 | src/burnish/__init__.py | the public names, for type checkers |
 | docs/methods/*.md | the head of the page of each method |
-| README.md | the list of methods, the list of folders |
+| README.md, docs/scope.md | the list of methods; the list of folders |
 
 In Markdown it stands between `<!-- derived: NAME -->` and `<!-- end -->`. A page that does not exist is written with
 its title and its head. `--check` writes nothing, names the files that are not as they should be, and exits with 1.
@@ -48,7 +48,8 @@ def derived() -> Files:
     for edit, path in (
         (layers, ROOT / "pyproject.toml"),
         (public_names, PACKAGE / "__init__.py"),
-        (lists, ROOT / "README.md"),
+        (readme, ROOT / "README.md"),
+        (scope, ROOT / "docs" / "scope.md"),
     ):
         files[path] = edit(path.read_text(encoding="utf-8"))
     for method in METHODS:
@@ -97,16 +98,25 @@ def with_head(text: str, method: Method) -> str:
     return filled(text, "head", head)
 
 
-def lists(text: str) -> str:
+def readme(text: str) -> str:
     """The README with the methods and the folders as they are."""
-    methods = [[f"[{m.name}](docs/methods/{m.page}.md)", m.does, f"`{m.use}`"] for m in METHODS]
-    text = filled(text, "methods", table(["method", "what it does", "command"], methods))
+    text = filled(text, "methods", list_of_methods("docs/methods/"))
     order = [name for layer in reversed(LAYERS) for name in layer]
     folders = sorted(
         (path.parent for path in PACKAGE.glob("*/__init__.py")),
         key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name),
     )
     return filled(text, "layout", table(["folder", "what it holds"], [[f"`{p.name}/`", purpose(p)] for p in folders]))
+
+
+def scope(text: str) -> str:
+    """The page on what is in, with the methods as they are."""
+    return filled(text, "methods", list_of_methods("methods/"))
+
+
+def list_of_methods(pages: str) -> str:
+    rows = [[f"[{method.name}]({pages}{method.page}.md)", method.does, f"`{method.use}`"] for method in METHODS]
+    return table(["method", "what it does", "command"], rows)
 
 
 def purpose(folder: Path) -> str:

@@ -23,8 +23,8 @@ def blocks() -> list[tuple[str, str, str]]:
 
 def follow(place: Path) -> None:
     """A copy of the sources in which the page has been followed."""
-    for name in ("src", "scripts", "docs/methods"):
-        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("src", "scripts", "docs"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
     for name in ("README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, place / name)
     for inside, name, text in blocks():

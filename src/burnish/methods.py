@@ -314,8 +314,9 @@ METHODS: tuple[Method, ...] = (
 BESIDE_METHODS = (
     Benchmark("demo", ("--work", "runs/demo-benchmark")),
     Benchmark("foundation", ("--work", "runs/foundation-benchmark")),
+    Benchmark("fingerprint"),
 )
-"""What is measured of the package itself: the first command of the README, the runner and the report."""
+"""What is measured of the package itself: the README's first command, the runner, the bits of every stage."""
 
 VERBS: dict[str, Verb] = {method.verb.name: method.verb for method in METHODS if method.verb}
 

@@ -24,6 +24,7 @@ def example(name):
 
 def burnish(*arguments, cwd):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("TQDM_DISABLE", None)  # what a user sees is looked at
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     )
@@ -83,6 +84,8 @@ def test_align_and_audit_commands(checkpoint, few_pairs, tmp_path):
     options = ["--loss", "r3m-dpo", "--max-steps", "2", "--batch", "4", "--on-bad-pair", "drop", "--max-length", "192"]
     done = burnish("align", checkpoint, "--data", few_pairs, *options, "-o", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    ours = ("align", "as read data:", "train data:")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(ours)] == []
     assert (tmp_path / "out" / "model.safetensors").is_file()
     audited = burnish("audit", few_pairs, "--model", checkpoint, "--repeats", "1", "-o", "audit", cwd=tmp_path)
     assert audited.returncode == 0, audited.stderr

@@ -43,24 +43,40 @@ LOGGED = ("loss", "rewards/margins", "rewards/accuracies", "margin", "accuracy",
 
 
 @contextlib.contextmanager
-def _without_inner_bars() -> Iterator[None]:
-    """TRL's preparation draws a bar per step of it; the stage has a bar of its own."""
+def _libraries_silent() -> Iterator[None]:
+    """The stage has a bar and messages of its own; those of TRL, datasets and transformers stay out of them."""
+    from transformers.utils import logging as transformers_logging
+
     datasets = import_datasets()
-    were_hidden, inherited = datasets.are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
+    trl = logging.getLogger("trl")
+    level, verbosity, inherited = trl.level, transformers_logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
+    bars = [
+        enable
+        for enable, is_shown in (
+            (datasets.enable_progress_bars, not datasets.are_progress_bars_disabled()),
+            (transformers_logging.enable_progress_bar, transformers_logging.is_progress_bar_enabled()),
+        )
+        if is_shown
+    ]
     datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    trl.setLevel(logging.ERROR)
     os.environ["TQDM_DISABLE"] = "1"
     try:
         yield
     finally:
-        if not were_hidden:
-            datasets.enable_progress_bars()
+        for enable in bars:
+            enable()
+        transformers_logging.set_verbosity(verbosity)
+        trl.setLevel(level)
         if inherited is None:
             del os.environ["TQDM_DISABLE"]
         else:
             os.environ["TQDM_DISABLE"] = inherited
 
 
-@_without_inner_bars()
+@_libraries_silent()
 def run(settings: Align, model: Model, ctx: Context) -> Model:
     """Trains `model` on the pairs of `ctx.inputs["data"]` and returns the aligned model or the reward model."""
     pairs = _pairs(ctx.inputs.get("data"), settings)
@@ -77,7 +93,6 @@ def run(settings: Align, model: Model, ctx: Context) -> Model:
         "processing_class": copy.deepcopy(model.tokenizer),
         "peft_config": _lora(settings),
     }
-    logging.getLogger("trl").setLevel(logging.ERROR)
     if settings.makes_reward:
         trainer = PairRewardTrainer(module, PairRewardConfig(**arguments), **common)
     else:
