@@ -7,7 +7,7 @@ import pytest
 from burnish.report.figures import best_for_size
 from burnish.report.layers import split_name, view
 from burnish.report.run import Node
-from burnish.report.tree import tree
+from burnish.report.tree import draw, places
 
 
 def test_the_best_line_holds_only_points_that_nothing_beats():
@@ -37,9 +37,10 @@ def test_experts_share_a_bar_with_a_whisker_to_the_largest():
     rows = [{"name": f"model.layers.0.experts.{e}.w1", "relative_error": e / 10} for e in range(1, 6)]
     found = view("n", rows)
     assert found is not None
-    bar = found.bars.drawings[0].rows[0].bars[0]
-    assert bar.whisker is not None and bar.whisker < bar.y
-    assert "median of 5, largest 0.500" in bar.title
+    drawing = found.bars.draw("wide")
+    whisker = re.search(r'class="whisker" d="M[\d.]+ ([\d.]+)V([\d.]+)"', drawing)
+    assert whisker is not None and float(whisker[2]) < float(whisker[1])
+    assert "median of 5, largest 0.500" in drawing
 
 
 def test_siblings_share_a_lane_and_an_only_child_stays_in_its_parents():
@@ -47,20 +48,17 @@ def test_siblings_share_a_lane_and_an_only_child_stays_in_its_parents():
         Node(name, "s", parent, "finished", {}, "", "")
         for name, parent in [("a", "start"), ("b", "start"), ("c", "a"), ("d", "c")]
     ]
-    at = {row.name: row.x for row in tree(nodes, "m").rows}
+    at = {one.node.name: one.x for one in places(nodes, "m")}
     assert at["a"] == at["b"] > at["start"]
     assert at["a"] == at["c"] == at["d"]
 
 
 def test_links_of_the_tree_end_at_the_child():
     nodes = [Node(name, "s", "start", "finished", {}, "", "") for name in "ab"]
-    drawn = tree(nodes, "m")
-    ends = [float(found.group(1)) for link in drawn.rows[0].links if (found := re.search(r"H([\d.]+)$", link))]
-    assert ends == [drawn.rows[1].x, drawn.rows[2].x]
+    ends = [float(end) for end in re.findall(r'class="link" d="[^"]*H([\d.]+)"', draw(nodes, "m"))]
+    assert ends == [one.x for one in places(nodes, "m")[1:]]
 
 
 def test_a_node_is_told_by_the_settings_that_its_siblings_do_not_share():
-    nodes = [
-        Node(f"n{bits}", "quantize", "start", "finished", {"bits": bits, "group_size": 64}, "", "") for bits in (3, 4)
-    ]
-    assert [row.facts for row in tree(nodes, "m").rows[1:]] == ["bits 3", "bits 4"]
+    nodes = [Node(f"n{bits}", "s", "start", "finished", {"bits": bits, "group_size": 64}, "", "") for bits in (3, 4)]
+    assert re.findall(r'class="facts">([^<]*)<', draw(nodes, "m")) == ["m", "s: bits 3", "s: bits 4"]

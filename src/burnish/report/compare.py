@@ -14,7 +14,7 @@ from typing import Any
 from burnish.core.ledger import Ledger
 from burnish.core.recipe import START
 from burnish.report.metrics import in_order, metric
-from burnish.report.protocols import listing, protocol_differences, show
+from burnish.report.protocols import describe_differences, listing
 from burnish.report.run import Measurement, Run, Value
 
 _MAX_SIBLING_PAIRS = 4
@@ -108,42 +108,26 @@ def protocols(columns: Iterable[Checkpoint]) -> dict[str, dict[str, Any]]:
     return {digest: row.protocol for column in columns for digest, (row, _) in column.measured.items()}
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Metrics of some checkpoints that may not be set against those of another, and why."""
-
-    metrics: tuple[str, ...]
-    columns: tuple[str, ...]
-    against: str
-    differences: tuple[tuple[str, Any, Any], ...]
-
-    @property
-    def sentence(self) -> str:
-        names = listing([metric(name).phrase for name in self.metrics])
-        fields = listing([f"{name} ({show(theirs)} against {show(ours)})" for name, ours, theirs in self.differences])
-        return f"{names} of {listing(self.columns)} against {self.against}: their protocols differ in {fields}"
+def apart(first: Checkpoint, second: Checkpoint, name: str) -> str:
+    """In what the protocols differ under which two checkpoints have a metric; "" where they share one, or lack it."""
+    ours, theirs = first.protocols_of(name), second.protocols_of(name)
+    if not ours or not theirs or set(ours) & set(theirs):
+        return ""
+    return describe_differences(first.measured[ours[0]][0].protocol, second.measured[theirs[0]][0].protocol)
 
 
-def refusals(columns: Sequence[Checkpoint]) -> list[Refusal]:
-    """Every comparison that a reader could be tempted to make and that the protocols do not allow."""
-    found: dict[tuple[str, tuple[tuple[str, str, str], ...]], dict[str, Any]] = {}
+def refusals(columns: Sequence[Checkpoint]) -> list[str]:
+    """Every comparison that a reader could be tempted to make and that the protocols do not allow, and why."""
+    found: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for name in in_order({name for column in columns for row, _ in column.measured.values() for name in row.metrics}):
         having = [column for column in columns if column.protocols_of(name)]
-        if metric(name).exact or len(having) < 2:
-            continue
-        base = having[0]
-        for column in having[1:]:
-            if set(base.protocols_of(name)) & set(column.protocols_of(name)):
-                continue
-            ours = base.measured[base.protocols_of(name)[0]][0].protocol
-            theirs = column.measured[column.protocols_of(name)[0]][0].protocol
-            differences = tuple(protocol_differences(ours, theirs))
-            key = (base.label, tuple((field, show(a), show(b)) for field, a, b in differences))
-            entry = found.setdefault(key, {"metrics": {}, "columns": {}, "differences": differences})
-            entry["metrics"][name] = entry["columns"][column.label] = None
+        for column in having[1:] if not metric(name).exact else ():
+            if differences := apart(having[0], column, name):
+                names, labels = found.setdefault((having[0].label, differences), ({}, {}))
+                names[metric(name).phrase] = labels[column.label] = None
     return [
-        Refusal(tuple(entry["metrics"]), tuple(entry["columns"]), base, entry["differences"])
-        for (base, _), entry in found.items()
+        f"{listing(list(names))} of {listing(list(labels))} against {base}: their protocols differ in {differences}"
+        for (base, differences), (names, labels) in found.items()
     ]
 
 

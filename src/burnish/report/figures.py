@@ -12,7 +12,7 @@ from burnish.core.page.numbers import number_bytes, number_count, tick_bytes, ti
 from burnish.report.compare import Checkpoint, protocols
 from burnish.report.metrics import KL, PERPLEXITY, SIZE, metric
 from burnish.report.protocols import describe_protocol, listing
-from burnish.report.run import Run, Table, Value
+from burnish.report.run import LedgerTable, Run, Value
 
 _MAX_FRONTIERS = 4
 LOG_FROM_RATIO = {KL: 20.0, PERPLEXITY: 3.0}
@@ -103,7 +103,7 @@ def _datum(column: Checkpoint, digest: str, name: str, run: Run, num_runs: int) 
     what, interval = metric(name), metric(name).write_interval(quality)
     title = f"{column.label}: {number_bytes(size)}, {what.label} {what.write(quality)}"
     short = column.node if num_runs == 1 or column.is_start else column.label.removeprefix(f"{run.name} / ")
-    low, high = (quality.low, quality.high) if quality.has_interval else (None, None)
+    low, high = quality.interval or (None, None)
     return Datum(size, quality.value, low, high, short, title + (f" ({interval})" if interval else ""))
 
 
@@ -230,6 +230,6 @@ def _numeric(rows: Sequence[dict[str, Any]], *, skip: set[str]) -> list[str]:
     return [name for name in names if name not in skip]
 
 
-def newest_tables(run: Run, name: str) -> list[Table]:
+def newest_tables(run: Run, name: str) -> list[LedgerTable]:
     """The newest table of this name of each node."""
     return list({table.node: table for table in run.tables if table.name == name}.values())

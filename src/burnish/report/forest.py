@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from burnish.core.page import Cell, Column, Row, Section, Small, Span, Table, spans
+from burnish.core.page import Cell, Column, Row, Section, Small, Table, intervals
 from burnish.report.compare import Checkpoint
 from burnish.report.metrics import KL, LOSS, metric
 from burnish.report.paired import Difference, Pairing, Quantity
@@ -23,17 +23,17 @@ def forest(pairs: Sequence[tuple[Checkpoint, Checkpoint]], pairing: Pairing) -> 
     shown = found[:MOST_PAIRS]
     if not shown:
         return None, 0
-    places = spans([(loss.low, loss.value, loss.high) for *_, loss in shown])
+    drawn = intervals([(loss.low, loss.value, loss.high) for *_, loss in shown])
     table = Table(
         caption="Paired differences between checkpoints on the same sequences",
         head="Checkpoint",
         columns=[Column("Loss, nats/token"), Column("Interval", drawn=True), Column("Verdict")],
-        sections=[Section([_row(*one, place, pairing) for one, place in zip(shown, places, strict=True)])],
+        sections=[Section([_row(*one, cell, pairing) for one, cell in zip(shown, drawn, strict=True)])],
     )
     return table, len(found) - len(shown)
 
 
-def _row(before: Checkpoint, after: Checkpoint, digest: str, loss: Difference, place: Span, pairing: Pairing) -> Row:
+def _row(before: Checkpoint, after: Checkpoint, digest: str, loss: Difference, drawn: Cell, pairing: Pairing) -> Row:
     text, interval = write_paired(LOSS, loss)
     below = [Small(interval)]
     if not before.is_start:  # against the start it would be the KL of the first table again
@@ -42,5 +42,5 @@ def _row(before: Checkpoint, after: Checkpoint, digest: str, loss: Difference, p
             change, ends = write_paired(metric(KL), divergence)
             below += [Small(f"{metric(KL).label} {change}"), Small(f"({ends})")]
     judged = verdict(LOSS, loss)
-    cells = [Cell(text, below), Cell(span=place), Cell(judged, tone=TONES[judged])]
+    cells = [Cell(text, below), drawn, Cell(judged, tone=TONES[judged])]
     return Row(after.label, cells, below=f"against {before.label}")

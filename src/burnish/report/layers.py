@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.core.page import BarRows, bar_rows
+from burnish.core.page import BarRows
 from burnish.core.page.numbers import TIMES, significant
 from burnish.report.figures import is_number
 from burnish.report.protocols import show
@@ -57,7 +57,7 @@ def view(node: str, rows: Sequence[dict[str, Any]]) -> LayerView | None:
     return LayerView(
         node=node,
         value_name=value_name,
-        bars=bar_rows(groups, title=node, note=note, value=label, place="layer"),
+        bars=BarRows(node, note, groups, value=label, place="layer"),
         columns=columns,
         rows=[[cell(row.get(name)) for name in columns] for row in shown],
         num_left_out=len(ranked) - len(shown),

@@ -77,18 +77,25 @@ class Metric:
 
     def write_interval(self, value: Value) -> str:
         """ "low to high", without the unit where the value beside it has one."""
-        if not value.has_interval or value.low is None or value.high is None:
+        if value.interval is None:
             return ""
         if self.form in (Form.BYTES, Form.COUNT):
-            low, high = (self.write(Value(end)) for end in (value.low, value.high))
+            low, high = (self.write(Value(end)) for end in value.interval)
             return f"{low} to {high}" if low != high else ""
-        return f"{self.number(value.low, value)} to {self.number(value.high, value)}"
+        low, high = (self.number(end, value) for end in value.interval)
+        return f"{low} to {high}"
+
+    def write_half_width(self, value: Value) -> str:
+        """ "±0.12"; nothing for what is counted in units of its own."""
+        if value.interval is None or self.form in (Form.BYTES, Form.COUNT):
+            return ""
+        return f"±{self.number((value.interval[1] - value.interval[0]) / 2, value)}"
 
     def number(self, number: float, value: Value) -> str:
         """A number on this metric's scale; `value` decides the digits."""
         scale = 100 if self.form is Form.FRACTION else 1
-        if value.has_interval and value.low is not None and value.high is not None:
-            return numbers.decimal(number * scale, numbers.interval_digits(value.low * scale, value.high * scale))
+        if value.interval is not None:
+            return numbers.decimal(number * scale, numbers.interval_digits(*(end * scale for end in value.interval)))
         return numbers.significant(number * scale, 4)
 
 

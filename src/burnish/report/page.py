@@ -18,7 +18,6 @@ from burnish.report.compare import checkpoints, comparisons, protocols, refusals
 from burnish.report.paired import Pairing
 from burnish.report.protocols import base_name, flatten, protocol_differences, show
 from burnish.report.run import Node, Run, read_run
-from burnish.report.summary import summary
 
 REPORT_FILE = "report.html"
 _KNOWN_TABLES = ("layers", "calibration")
@@ -49,16 +48,16 @@ def render(run_directories: Sequence[Path]) -> str:
         "runs": [_run_view(run) for run in runs],
         "headlines": told[: headline.MAX_HEADLINES],
         "headlines_left_out": len(told[headline.MAX_HEADLINES :]),
-        "summary": summary(columns, runs, pairing),
-        "tables": table.tables(columns, runs, pairing) if columns else [],
-        "columns_left_out": len(columns[table.MAX_COLUMNS :]),
+        "first": table.first_table(columns, runs, pairing) if columns else None,
+        "further": table.further_tables(columns, runs, pairing),
+        "rows_left_out": len(columns[table.MAX_ROWS :]),
         "refusals": refusals(columns),
         "frontiers": figures.frontiers(columns, runs),
         "forest": differences,
         "forest_left_out": differences_left_out,
         "protocols": [_settings(protocol) for protocol in known],
         "protocol_differences": _differing_fields(known),
-        "date": max(run.last_time for run in runs)[:10],
+        "date": max(max(run.times, default="") for run in runs)[:10],
     }
     return page.render("burnish.report", "page.html.j2", **content)
 
@@ -89,7 +88,7 @@ def _run_view(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "start": base_name(run.start),
-        "tree": tree.tree(nodes, base_name(run.start)),
+        "tree": tree.draw(nodes, base_name(run.start)),
         "nodes_left_out": len(run.nodes) - len(nodes),
         "costs": _costs(nodes, run),
         "layers": shown,
@@ -108,23 +107,14 @@ def _costs(nodes: Sequence[Node], run: Run) -> dict[str, Any]:
     known = [(node, run.costs[node.name]) for node in nodes if node.name in run.costs]
     seconds = [cost.seconds or 0.0 for _, cost in known]
     peak = max((cost.peak_memory_bytes or 0.0 for _, cost in known), default=0.0)
-    rows = [
-        Row(
-            node.name,
-            [
-                Cell(bar=round(100 * (cost.seconds or 0.0) / (max(seconds) or 1.0), 1)),
-                Cell(numbers.number_seconds(cost.seconds) if cost.seconds is not None else numbers.DASH),
-                Cell(numbers.number_bytes(cost.peak_memory_bytes) if cost.peak_memory_bytes else numbers.DASH),
-            ],
-            below=node.stage,
-        )
-        for node, cost in known
-    ]
-    bar = Column("Time as a bar", drawn=True, spare=True)
+    rows = []
+    for (node, cost), bar in zip(known, page.meters(seconds), strict=True):
+        time = numbers.number_seconds(cost.seconds) if cost.seconds is not None else numbers.DASH
+        memory = numbers.number_bytes(cost.peak_memory_bytes) if cost.peak_memory_bytes else numbers.DASH
+        rows.append(Row(node.name, [bar, Cell(time), Cell(memory)], below=node.stage))
+    columns = [Column("Time as a bar", drawn=True, spare=True), Column("Time"), Column("Peak memory")]
     return {
-        "table": Table(
-            "Time and memory of each stage", "Node", [bar, Column("Time"), Column("Peak memory")], [Section(rows)]
-        ),
+        "table": Table("Time and memory of each stage", "Node", columns, [Section(rows)]),
         "total": numbers.number_seconds(sum(seconds)) if sum(seconds) else "",
         "peak": numbers.number_bytes(peak) if peak else "",
     }
@@ -154,24 +144,22 @@ def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _recipe_text(run: Run) -> str:
-    assert run.directory is not None
     path = run.directory / "recipe.yaml"
     return path.read_text(encoding="utf-8", errors="replace")[:_MAX_TEXT] if path.is_file() else ""
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    assert run.directory is not None
-    by_name = {node.name: node for node in run.nodes}
+    keys = {node.name: node.key for node in run.nodes}
+    times = run.times or [""]
     return {
         "directory": run.directory.name,
         "start": run.start,
-        "first": run.first_time,
-        "last": run.last_time,
-        "num_rows": run.num_rows,
+        "first": times[0],
+        "last": times[-1],
+        "num_rows": len(run.ledger.rows),
         "num_unknown_rows": run.num_unknown_rows,
         "checkpoints": [
-            (name, digest, by_name[name].key if name in by_name else "")
-            for name, digest in list(run.checkpoints.items())[:_MAX_NODES]
+            (name, digest, keys.get(name, "")) for name, digest in list(run.checkpoints.items())[:_MAX_NODES]
         ],
         "versions": _versions(run),
     }
@@ -180,7 +168,6 @@ def _provenance(run: Run) -> dict[str, Any]:
 def _versions(run: Run) -> list[tuple[str, str]]:
     """Library versions as the lineage of the run's checkpoints has them; the newest node's where they differ."""
     found: dict[str, str] = {}
-    assert run.directory is not None
     for node in run.nodes:
         lineage = Lineage.read(run.directory / "nodes" / node.name)
         found |= lineage.versions if lineage else {}

@@ -89,6 +89,11 @@ class Pairing:
         shared = [digest for digest in before.measured if digest in after.measured]
         return next((digest for digest in shared if self.difference(before, after, digest)), None)
 
+    def loss(self, before: Checkpoint, after: Checkpoint) -> Difference | None:
+        """Of the loss, under the protocol that both share."""
+        protocol = self.shared_protocol(before, after)
+        return self.difference(before, after, protocol) if protocol else None
+
     def _compute(self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity) -> Difference | None:
         sums, weights, factor = _SUMS[quantity]
         first, second = self._read(before, protocol), self._read(after, protocol)

@@ -52,6 +52,11 @@ _DESCRIBED = (
 )
 
 
+def describe_differences(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """ "context (512 against 1,024) and dtype (float32 against bfloat16)": the second's values against the first's."""
+    return listing([f"{name} ({show(b)} against {show(a)})" for name, a, b in protocol_differences(first, second)])
+
+
 def show(value: Any) -> str:
     """A protocol's or setting's value as a person reads it."""
     if value is None:

@@ -9,8 +9,7 @@ Where `run.json` is missing (a ledger written from Python) the tree is put toget
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,11 @@ class Value:
     note: str = ""
 
     @property
-    def has_interval(self) -> bool:
-        return self.value is not None and self.low is not None and self.high is not None and self.low < self.high
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high), where the value has bounds and they differ."""
+        if self.value is None or self.low is None or self.high is None or self.low >= self.high:
+            return None
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ class Measurement:
     node: str
     checkpoint: str
     path: str
-    time: str
     protocol: dict[str, Any]
     metrics: dict[str, Value]
 
@@ -59,7 +60,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the recipe as it ended."""
+    """One step of the recipe as it ended; `checkpoint` is the hash of what it holds now, empty where it holds none."""
 
     name: str
     stage: str
@@ -76,11 +77,10 @@ class Cost:
 
     seconds: float | None
     peak_memory_bytes: float | None
-    time: str
 
 
 @dataclass(frozen=True)
-class Table:
+class LedgerTable:
     """Rows that explain a stage."""
 
     node: str
@@ -93,24 +93,33 @@ class Run:
     """Everything the report knows about one run, as the recipe stands now.
 
     Attributes:
-        directory: where it lies; None for a ledger that is only in memory.
         checkpoints: {node: hash of its checkpoint}, `start` included.
         costs, tables: of the newest time that each node ran.
     """
 
-    directory: Path | None
+    ledger: Ledger
     name: str
     start: str
-    nodes: tuple[Node, ...]
-    measurements: tuple[Measurement, ...]
+    nodes: list[Node]
+    measurements: list[Measurement]
+    checkpoints: dict[str, str]
     costs: dict[str, Cost]
-    tables: tuple[Table, ...]
-    ledger: Ledger
-    num_rows: int
-    num_unknown_rows: int = 0
-    first_time: str = ""
-    last_time: str = ""
-    checkpoints: dict[str, str] = field(default_factory=dict)
+    tables: list[LedgerTable]
+
+    @property
+    def directory(self) -> Path:
+        """Where it lies; the working directory for a ledger that is only in memory."""
+        return self.ledger.directory or Path()
+
+    @property
+    def times(self) -> list[str]:
+        """When rows were written, from first to last."""
+        return sorted(row["time"] for row in self.ledger.rows if row.get("time"))
+
+    @property
+    def num_unknown_rows(self) -> int:
+        """Rows of kinds that this version does not know; they are passed over."""
+        return sum(row["row"] not in _REQUIRED for row in self.ledger.rows)
 
 
 def read_run(directory: Path) -> Run:
@@ -136,39 +145,32 @@ def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> Run:
     """The run that a ledger tells of; `state` is the content of its `run.json`.
 
     Raises:
-        DataError: as `check_rows`.
+        DataError: no rows, or rows that are not a ledger's.
     """
     state, rows, directory = state or {}, ledger.rows, ledger.directory
-    check_rows(rows, where=str(directory / LEDGER_FILE) if directory else "ledger")
-    measurements = read_measurements(rows)
-    nodes = _nodes(state, rows)
-    checkpoints = _checkpoints(nodes, measurements, rows)
-    start = next((m.path for m in reversed(measurements) if m.node == START), "")
-    times = sorted(row["time"] for row in rows if row.get("time"))
+    _check_rows(rows, where=str(directory / LEDGER_FILE) if directory else "ledger")
+    measurements = [_measurement(row) for row in rows if row["row"] == "measurement"]
+    made = {row["node"]: row for row in rows if row["row"] == "stage"}  # the newest row of each node
+    nodes = [_node(entry) for entry in state["tree"]] if "tree" in state else _nodes_of_rows(made)
+    checkpoints = _checkpoints(nodes, measurements, set(made))
     shown = {node.name for node in nodes} | set(checkpoints)
+    start = next((m.path for m in reversed(measurements) if m.node == START), "")
     return Run(
-        directory=directory,
+        ledger=ledger,
         name=str(state.get("name") or (directory.resolve().name if directory else "")),
         start=str(state.get("start") or start or START),
-        nodes=tuple(nodes),
-        measurements=tuple(measurements),
-        costs={row["node"]: _cost(row) for row in rows if row["row"] == "stage" and row["node"] in shown},
-        tables=tuple(_tables(rows, shown)),
-        ledger=ledger,
-        num_rows=len(rows),
-        num_unknown_rows=sum(row["row"] not in _REQUIRED for row in rows),
-        first_time=times[0] if times else "",
-        last_time=times[-1] if times else "",
+        nodes=nodes,
+        measurements=measurements,
         checkpoints=checkpoints,
+        costs={
+            name: Cost(row.get("seconds"), row.get("peak_memory_bytes")) for name, row in made.items() if name in shown
+        },
+        tables=_tables(rows, shown),
     )
 
 
-def check_rows(rows: Sequence[Any], *, where: str) -> None:
-    """Refuses rows that are not the ledger's; kinds that this version does not know are passed over later.
-
-    Raises:
-        DataError: no rows; a row that is not an object with a `row` field, or lacks a field of its kind.
-    """
+def _check_rows(rows: list[Any], *, where: str) -> None:
+    """Refuses rows that are not the ledger's; kinds that this version does not know are passed over later."""
     if not rows:
         raise DataError("the ledger is empty", where=where, fix="run the recipe first; there is nothing to report yet")
     for number, row in enumerate(rows, start=1):
@@ -179,34 +181,12 @@ def check_rows(rows: Sequence[Any], *, where: str) -> None:
             raise DataError(f"row {number}, a {row['row']}, has no {missing[0]!r}", where=where, fix="remove that line")
 
 
-def read_measurements(rows: Sequence[dict[str, Any]]) -> list[Measurement]:
-    """Measurement rows in the order of the ledger."""
-    return [
-        Measurement(
-            node=row["node"],
-            checkpoint=row["checkpoint"],
-            path=row.get("path", ""),
-            time=row.get("time", ""),
-            protocol=row["protocol"],
-            metrics={name: _value(content) for name, content in row["metrics"].items()},
-        )
-        for row in rows
-        if row["row"] == "measurement"
-    ]
-
-
-def _value(content: dict[str, Any]) -> Value:
-    return Value(
-        value=content.get("value"),
-        low=content.get("low"),
-        high=content.get("high"),
-        unit=content.get("unit") or "",
-        note=content.get("note") or "",
-    )
-
-
-def _cost(row: dict[str, Any]) -> Cost:
-    return Cost(row.get("seconds"), row.get("peak_memory_bytes"), row.get("time", ""))
+def _measurement(row: dict[str, Any]) -> Measurement:
+    metrics = {
+        name: Value(one.get("value"), one.get("low"), one.get("high"), one.get("unit") or "", one.get("note") or "")
+        for name, one in row["metrics"].items()
+    }
+    return Measurement(row["node"], row["checkpoint"], row.get("path", ""), row["protocol"], metrics)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -226,52 +206,48 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _nodes(state: dict[str, Any], rows: list[dict[str, Any]]) -> list[Node]:
-    if "tree" in state:
-        return [
-            Node(
-                name=entry["name"],
-                stage=entry["stage"],
-                parent=entry.get("from") or START,
-                status=entry.get("status", "waiting"),
-                settings=entry.get("settings", {}),
-                key=entry.get("key", ""),
-                checkpoint=entry.get("hash", ""),
-            )
-            for entry in state["tree"]
-        ]
-    made = {row["node"]: row for row in rows if row["row"] == "stage"}  # the newest row of each node
+def _node(entry: dict[str, Any]) -> Node:
+    """Of the tree in `run.json`."""
+    return Node(
+        name=entry["name"],
+        stage=entry["stage"],
+        parent=entry.get("from") or START,
+        status=entry.get("status", "waiting"),
+        settings=entry.get("settings", {}),
+        key=entry.get("key", ""),
+        checkpoint=entry.get("hash", ""),
+    )
+
+
+def _nodes_of_rows(made: dict[str, dict[str, Any]]) -> list[Node]:
+    """The tree as the hashes of parents tell it."""
     owner = {row["checkpoint"]: name for name, row in made.items()}
     return [
-        Node(
-            name=name,
-            stage=row["stage"],
-            parent=owner.get(row.get("parents", {}).get("model", ""), START),
-            status="finished",
-            settings=row.get("settings", {}),
-            key=row.get("key", ""),
-            checkpoint=row["checkpoint"],
+        _node(
+            {"from": owner.get(row.get("parents", {}).get("model", ""), START), "status": "finished"}
+            | {key: row[key] for key in ("stage", "settings", "key") if key in row}
+            | {"name": name, "hash": row["checkpoint"]}
         )
         for name, row in made.items()
     ]
 
 
-def _checkpoints(nodes: list[Node], measurements: list[Measurement], rows: list[dict[str, Any]]) -> dict[str, str]:
+def _checkpoints(nodes: list[Node], measurements: list[Measurement], once_nodes: set[str]) -> dict[str, str]:
     """Which checkpoint a node holds now.
 
     Older ones of the same name, and nodes that the recipe no longer has, are history and are not shown. What was
-    measured without being a node, such as a checkpoint from elsewhere, is.
+    measured without ever being a node, such as a checkpoint from elsewhere, is.
     """
     measured = {measurement.node: measurement.checkpoint for measurement in measurements}
     found = {START: measured[START]} if START in measured else {}
     found |= {node.name: node.checkpoint for node in nodes if node.checkpoint}
-    once_nodes = {row["node"] for row in rows if row["row"] == "stage"} | {node.name for node in nodes}
-    return found | {name: digest for name, digest in measured.items() if name not in once_nodes and name != START}
+    once_nodes = once_nodes | {node.name for node in nodes} | {START}
+    return found | {name: digest for name, digest in measured.items() if name not in once_nodes}
 
 
-def _tables(rows: list[dict[str, Any]], shown: set[str]) -> list[Table]:
+def _tables(rows: list[dict[str, Any]], shown: set[str]) -> list[LedgerTable]:
     """Tables of the newest time that each node ran, which ends with its `stage` row."""
-    found: dict[str, list[Table]] = {}
+    found: dict[str, list[LedgerTable]] = {}
     ended = set()
     for row in rows:
         name = row["node"]
@@ -281,5 +257,5 @@ def _tables(rows: list[dict[str, Any]], shown: set[str]) -> list[Table]:
             if name in ended:  # it ran again
                 found[name] = []
                 ended.remove(name)
-            found.setdefault(name, []).append(Table(name, row["name"], row["rows"]))
+            found.setdefault(name, []).append(LedgerTable(name, row["name"], row["rows"]))
     return [table for tables in found.values() for table in tables]

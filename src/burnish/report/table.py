@@ -1,132 +1,131 @@
-"""The whole before-and-after table: metrics down, checkpoints across, one section per protocol."""
+"""The before-and-after tables: checkpoints down, metrics across, one section per protocol.
+
+The first has what decides: size, quality, speed and the time it took; the terminal shows it in brief. All other metrics
+follow in further ones.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from burnish.core.page import BAD, GOOD, SOFT, Cell, Column, Footnotes, Row, Section, Small, Table, numbers
+from burnish.core.page import Cell, Column, Footnotes, Row, Section, Small, Table, numbers
+from burnish.core.page.tables import BAD, GOOD, INK, SOFT
+from burnish.core.recipe import START
 from burnish.report.compare import Checkpoint, protocols, start_of
-from burnish.report.metrics import BITS, PERPLEXITY, Change, Form, Metric, in_order, metric
+from burnish.report.metrics import AGREEMENT, BITS, DECODE, KL, PERPLEXITY, SIZE, Change, Form, Metric, in_order, metric
 from burnish.report.paired import Difference, Pairing, Quantity
 from burnish.report.protocols import describe_protocol
 from burnish.report.run import Run, Value
 
-COLUMNS_PER_TABLE = 4
-MAX_COLUMNS = 60
+FIRST = (SIZE, PERPLEXITY, KL, AGREEMENT, DECODE)
+MAX_ROWS = 60
+_MAX_COLUMNS = 5
 NOISE, OVERLAP, BETTER, WORSE = "within noise", "intervals overlap", "better", "worse"
-TONES = {BETTER: GOOD, WORSE: BAD, NOISE: SOFT, OVERLAP: SOFT, "": "ink"}
+TONES = {BETTER: GOOD, WORSE: BAD, NOISE: SOFT, OVERLAP: SOFT, "": INK}
 
 
-def tables(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing) -> list[Table]:
-    """The table, cut into several where there are many checkpoints; each repeats the first start."""
-    columns = columns[:MAX_COLUMNS]
-    first = [columns[0]] if columns[0].is_start else []
-    rest = columns[len(first) :]
-    num_tables = max(1, math.ceil(len(rest) / COLUMNS_PER_TABLE))
-    size = max(1, math.ceil(len(rest) / num_tables))
-    parts = [rest[begin : begin + size] for begin in range(0, len(rest), size)] or [[]]
-    return [_Builder([*first, *part], columns, runs, pairing).table() for part in parts]
+def first_table(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing, *, brief: bool = False) -> Table:
+    """Size, quality, speed and time of every checkpoint, measured or at least made.
+
+    Args:
+        brief: half the width of each interval instead of its ends, and no footnotes but why a value is missing.
+    """
+    return _Builder(FIRST, columns, runs, pairing, brief=brief, timed=True).table()
+
+
+def further_tables(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing) -> list[Table]:
+    """Every other metric, a few at a time."""
+    names = in_order({name for c in columns for row, _ in c.measured.values() for name in row.metrics} - set(FIRST))
+    parts = [names[begin : begin + _MAX_COLUMNS] for begin in range(0, len(names), _MAX_COLUMNS)]
+    return [_Builder(part, columns, runs, pairing).table() for part in parts]
 
 
 @dataclass
 class _Builder:
     """Fills one table; footnotes are numbered as they are first met."""
 
-    shown: Sequence[Checkpoint]
+    names: Sequence[str]
     columns: Sequence[Checkpoint]
     runs: Sequence[Run]
     pairing: Pairing
+    brief: bool = False
+    timed: bool = False
     notes: Footnotes = field(default_factory=Footnotes)
 
     def table(self) -> Table:
+        shown = [metric(name) for name in self.names if any(column.protocols_of(name) for column in self.columns)]
         known = protocols(self.columns)
-        sections = [self.counted()]
+        sections = []
         for number, (digest, protocol) in enumerate(known.items(), start=1):
-            measured = [column.measured[digest][0] for column in self.shown if digest in column.measured]
-            names = in_order({name for row in measured for name in row.metrics if not metric(name).exact})
+            measured = [column for column in self.columns if digest in column.measured][:MAX_ROWS]
+            rows = [self.row(column, digest, shown) for column in measured]
             title = "Measured" if len(known) == 1 else f"Protocol {number}"
-            rows = [self.estimated(metric(name), digest) for name in names]
             sections.append(Section(rows, title, describe_protocol(protocol), f"protocol-{number}"))
+        if self.timed and (unmeasured := self.unmeasured(len(shown))):
+            sections.append(Section(unmeasured, "Not measured"))
+        units = [what.separate_unit or self.unit(what) for what in shown]
         return Table(
-            caption="Measurements of every checkpoint. Below each value its 95 % interval, then its change against "
-            "the start.",
-            head="Metric",
-            columns=[Column(c.node, ", ".join(filter(None, (c.run_name, c.stage))), label=c.label) for c in self.shown],
-            sections=[section for section in sections if section.rows],
+            caption="Every checkpoint: below each value its 95 % interval, then its change against the start.",
+            head="Checkpoint",
+            columns=[
+                *(Column(what.label, unit) for what, unit in zip(shown, units, strict=True)),
+                *([Column("Made in")] if self.timed else []),
+            ],
+            sections=sections,
             notes=self.notes.texts,
         )
 
-    def counted(self) -> Section:
-        """Sizes, which no protocol changes."""
-        names = {name for c in self.shown for row, _ in c.measured.values() for name in row.metrics}
-        rows = []
-        for what in (metric(name) for name in in_order(names) if metric(name).exact):
-            values = [column.exact_value(what.name) for column in self.shown]
-            before = [start.exact_value(what.name) if (start := self.start(column)) else None for column in self.shown]
-            cells = [self.cell(what, *pair, None, numbers.DASH, "") for pair in zip(values, before, strict=True)]
-            known = {value.value for value in values if value is not None}
-            first = next(value for value in values if value is not None)
-            same = f"{what.write_bare(first)} in all" if len(known) == 1 and all(values) and len(values) > 1 else ""
-            rows.append(Row(what.label, cells, what.separate_unit, same=same))
-        return Section(rows, "Size", "counted")
+    def unit(self, what: Metric) -> str:
+        """Of a metric that the report does not know, as the ledger has it."""
+        values = [column.exact_value(what.name) for column in self.columns if what.form is Form.PLAIN]
+        return next((value.unit for value in values if value is not None), "")
 
-    def estimated(self, what: Metric, digest: str) -> Row:
-        """A metric under one protocol."""
-        values = [column.value(what.name, digest) for column in self.shown]
-        present = [value for value in values if value is not None and value.value is not None]
-        shared = {value.note for value in present} if len(present) > 1 else set()
-        common = shared.pop() if len(shared) == 1 else ""
-        cells = []
-        for column, value in zip(self.shown, values, strict=True):
-            start = self.start(column)
-            before = start.value(what.name, digest) if start else None
-            paired = paired_change(what, self.pairing, start, column, digest) if start else None
-            cells.append(self.cell(what, value, before, paired, self.elsewhere(column, what), common))
-        unit = what.separate_unit or next((value.unit for value in present if what.form is Form.PLAIN), "")
-        return Row(what.label, cells, unit, self.notes.mark(common))
+    def row(self, column: Checkpoint, digest: str, shown: Sequence[Metric]) -> Row:
+        cells = [self.cell(what, column, digest) for what in shown]
+        time = self.time(self.runs[column.run], column.node)
+        return Row(column.label, [*cells, *([Cell(time)] if self.timed else [])], "" if self.brief else column.stage)
 
-    def elsewhere(self, column: Checkpoint, what: Metric) -> str:
-        """What stands in a cell without a value: the protocol that has one."""
-        known = list(protocols(self.columns))
-        found = [known.index(other) + 1 for other in column.protocols_of(what.name)]
-        return f"protocol {found[0]}" if found else numbers.DASH
-
-    def start(self, column: Checkpoint) -> Checkpoint | None:
-        """What a column's change is counted from; a start has none."""
-        found = start_of(column, self.columns, self.runs)
-        return found if found is not column else None
-
-    def cell(
-        self,
-        what: Metric,
-        value: Value | None,
-        before: Value | None,
-        paired: Difference | None,
-        absent: str,
-        common_note: str,
-    ) -> Cell:
-        if value is None:
-            return Cell(absent, tone=SOFT)
-        if value.value is None:
-            return not_measured(value, self.notes)
-        change, ends, judged = write_change(what, value, before, paired)
-        below = [
-            Small(what.write_interval(value)),
-            Small(", ".join(filter(None, (change, judged))), TONES[judged]),
-            Small(f"({ends})" if ends else ""),
+    def unmeasured(self, num_metrics: int) -> list[Row]:
+        """Checkpoints that were made and of which nothing was measured."""
+        measured = {(column.run, column.node) for column in self.columns}
+        return [
+            Row(name if len(self.runs) == 1 else f"{run.name} / {name}", [*([Cell()] * num_metrics), Cell(time)])
+            for index, run in enumerate(self.runs)
+            for name in run.costs
+            if (index, name) not in measured and name != START and (time := self.time(run, name))
         ]
-        note = value.note if value.note != common_note else ""
-        return Cell(what.write_bare(value), [line for line in below if line.text], mark=self.notes.mark(note))
+
+    @staticmethod
+    def time(run: Run, node: str) -> str:
+        cost = run.costs.get(node)
+        return numbers.number_seconds(cost.seconds) if cost and cost.seconds is not None else ""
+
+    def cell(self, what: Metric, column: Checkpoint, digest: str) -> Cell:
+        value = _value(what, column, digest)
+        if value is None:
+            return Cell()
+        if value.value is None:
+            return Cell("not measured", tone=SOFT, mark=self.notes.mark(value.note.removeprefix("not measured: ")))
+        start = start_of(column, self.columns, self.runs)
+        change, ends, judged = "", "", ""
+        if start is not None and start is not column:
+            paired = _paired_change(what, self.pairing, start, column, digest)
+            change, ends, judged = write_change(what, value, _value(what, start, digest), paired)
+        if self.brief:
+            below = [Small(what.write_half_width(value)), Small(change, TONES[judged])]
+        else:
+            told = Small(", ".join(filter(None, (change, judged))), TONES[judged])
+            below = [Small(what.write_interval(value)), told, Small(f"({ends})" if ends else "")]
+        mark = 0 if self.brief else self.notes.mark(value.note)
+        return Cell(what.write_bare(value), [line for line in below if line.text], mark=mark)
 
 
-def not_measured(value: Value, notes: Footnotes) -> Cell:
-    """What stands for a missing value; the footnote says why it is missing."""
-    return Cell("not measured", tone=SOFT, mark=notes.mark(value.note.removeprefix("not measured: ")))
+def _value(what: Metric, column: Checkpoint, digest: str) -> Value | None:
+    return column.exact_value(what.name) if what.exact else column.value(what.name, digest)
 
 
-def paired_change(
+def _paired_change(
     what: Metric, pairing: Pairing, start: Checkpoint, column: Checkpoint, digest: str
 ) -> Difference | None:
     """The paired change of a metric that follows from the loss; perplexity's is left as a change of the loss."""
@@ -175,12 +174,10 @@ def _unpaired_verdict(what: Metric, value: Value, before: Value) -> str:
     The bounds of a speed are the slowest and fastest of a few repeats in one process. Another process on a busy
     machine may lie wholly outside them with the very same weights, so that speeds are never called better or worse.
     """
-    if not value.has_interval or not before.has_interval or not what.better:
+    if not what.better or (ours := value.interval) is None or (theirs := before.interval) is None:
         return ""
-    assert value.low is not None and value.high is not None and before.low is not None and before.high is not None
-    if value.low <= before.high and before.low <= value.high:
+    if ours[0] <= theirs[1] and theirs[0] <= ours[1]:
         return OVERLAP
     if what.form is Form.RATE:
         return ""
-    assert value.value is not None and before.value is not None
-    return BETTER if (value.value < before.value) == (what.better == "low") else WORSE
+    return BETTER if (ours < theirs) == (what.better == "low") else WORSE

@@ -8,7 +8,7 @@ from burnish.core.page.console import console_table
 from burnish.report.compare import checkpoints
 from burnish.report.paired import Pairing
 from burnish.report.run import Run
-from burnish.report.summary import summary
+from burnish.report.table import first_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 def ledger_table(run: Run) -> Table:
     """Size, quality and speed of every checkpoint of a run, and the time that its stage took.
 
-    Values that were measured under another protocol than those above them are marked and not to be compared; a note
-    says in which fields the protocols differ.
+    Values of different protocols are not comparable and stand in sections of their own.
     """
-    return console_table(summary(checkpoints([run]), [run], Pairing()))
+    return console_table(first_table(checkpoints([run]), [run], Pairing(), brief=True))

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
+from burnish.core.page.svg import path, tag
 from burnish.core.recipe import START
 from burnish.report.protocols import show
 from burnish.report.run import Node
 
-ROW, LANE = 58, 22
+_ROW, _LANE, _BEND = 58, 22, 10
 _UNINTERESTING = {"seed", "device", "workers", "progress"}
 _MAX_FACTS = 4
-
-STATES = {
+_STATES = {
+    "start": ("start", ""),
     "finished": ("done", "finished"),
     "skipped": ("done", "unchanged, not run again"),
     "dropped": ("done", "finished, checkpoint not kept"),
@@ -22,76 +25,85 @@ STATES = {
     "waiting": ("open", "not run yet"),
     "failed": ("failed", "failed"),
 }
+_SIGNS = {"done": "m-3.2 0l2.3 2.5 4-4.6", "failed": "m-2.6 -2.6l5.2 5.2m0-5.2l-5.2 5.2"}
 
 
-@dataclass
-class Row:
-    """A node at its place; `links` are paths from it down to its children."""
+@dataclass(frozen=True)
+class Place:
+    """Where a node is drawn, and its parent, if it has one on the page."""
 
-    name: str
-    stage: str
-    facts: str
-    state: str
-    status: str
+    node: Node
     x: float
     y: float
-    links: list[str]
+    parent: Place | None
 
 
-@dataclass
-class Tree:
-    width: int
-    height: int
-    rows: list[Row]
-
-
-def tree(nodes: Sequence[Node], start: str) -> Tree:
+def places(nodes: Sequence[Node], start: str) -> list[Place]:
     """Rows in depth-first order. A single child stays in its parent's lane; several share the next one."""
     children: dict[str, list[Node]] = {}
     for node in nodes:
         children.setdefault(node.parent, []).append(node)
-    rows: list[Row] = []
-    seen = {START}
+    found: dict[str, Place] = {}
 
-    def place(name: str, row: Row) -> None:
-        rows.append(row)
-        below = [child for child in children.get(name, []) if child.name not in seen]
-        seen.update(child.name for child in below)
-        lane = row.x if len(below) < 2 else row.x + LANE
+    def place(node: Node, x: float, parent: Place | None) -> None:
+        here = found[node.name] = Place(node, x, len(found) * _ROW + _ROW / 2, parent)
+        below = children.get(node.name, [])
         for child in below:
-            state, status = STATES.get(child.status, ("open", child.status))
-            y = len(rows) * ROW + ROW / 2
-            facts = _facts(child, nodes)
-            row.links.append(_link(row.x, row.y, lane, y))
-            place(child.name, Row(child.name, child.stage, facts, state, status, lane, y, []))
+            if child.name not in found:
+                place(child, x if len(below) == 1 else x + _LANE, here)
 
-    place(START, Row(START, "", start, "start", "", LANE / 2 + 2, ROW / 2, []))
+    left = _LANE / 2 + 2
+    place(Node(START, "", "", "start", {"": start}, "", ""), left, None)
     for node in nodes:  # a parent that is not in the recipe any more
-        if node.name not in seen:
-            seen.add(node.name)
-            state, status = STATES.get(node.status, ("open", node.status))
-            y = len(rows) * ROW + ROW / 2
-            place(node.name, Row(node.name, node.stage, _facts(node, nodes), state, status, LANE / 2 + 2, y, []))
-    width = int(max(row.x for row in rows) + LANE / 2 + 2)
-    return Tree(width, len(rows) * ROW, rows)
+        if node.name not in found:
+            place(node, left, None)
+    return list(found.values())
 
 
-def _link(x: float, y: float, child_x: float, child_y: float) -> str:
-    if x == child_x:
-        return f"M{x:g} {y:g}V{child_y:g}"
-    bend = 10
-    return f"M{x:g} {y:g}V{child_y - bend:g}Q{x:g} {child_y:g} {x + bend:g} {child_y:g}H{child_x:g}"
+def draw(nodes: Sequence[Node], start: str) -> Markup:
+    """The tree as HTML: a drawing, and beside it a list that reads well without it."""
+    placed = places(nodes, start)
+    width, height = max(one.x for one in placed) + _LANE / 2 + 2, len(placed) * _ROW
+    drawing = [_link(one.parent, one) for one in placed if one.parent] + [_knot(one) for one in placed]
+    items = [_item(one, nodes) for one in placed]
+    return tag(
+        "div",
+        tag("svg", *drawing, width=width, height=height, aria_hidden="true"),
+        tag("ol", *items),
+        class_="tree",
+    )
+
+
+def _link(parent: Place, child: Place) -> Markup:
+    if parent.x == child.x:
+        return path(f"M{parent.x:g} {parent.y:g}V{child.y:g}", "link")
+    bend = f"Q{parent.x:g} {child.y:g} {parent.x + _BEND:g} {child.y:g}H{child.x:g}"
+    return path(f"M{parent.x:g} {parent.y:g}V{child.y - _BEND:g}{bend}", "link")
+
+
+def _knot(one: Place) -> Markup:
+    state, _ = _state(one.node)
+    circle = tag("circle", class_=f"node {state}", cx=one.x, cy=one.y, r=7)
+    return circle + (path(f"M{one.x} {one.y}{_SIGNS[state]}", "tick") if state in _SIGNS else Markup())
+
+
+def _item(one: Place, nodes: Sequence[Node]) -> Markup:
+    _, status = _state(one.node)
+    named = [tag("b", one.node.name, title=one.node.name), " ", tag("span", status, class_="status") if status else ""]
+    facts = tag("span", ": ".join(filter(None, (one.node.stage, _facts(one.node, nodes)))), class_="facts")
+    return tag("li", tag("span", *named, class_="named"), " ", facts, style=f"padding-left: {one.x + 20:g}px")
+
+
+def _state(node: Node) -> tuple[str, str]:
+    return _STATES.get(node.status, ("open", node.status))
 
 
 def _facts(node: Node, nodes: Sequence[Node]) -> str:
     """The settings that tell this node from others of its stage; for a stage that stands alone, its first ones."""
     peers = [other for other in nodes if other.stage == node.stage]
     plain = {name: value for name, value in node.settings.items() if name not in _UNINTERESTING and _is_plain(value)}
-    if len(peers) > 1:
-        names = [name for name in plain if any(other.settings.get(name) != plain[name] for other in peers)]
-    else:
-        names = list(plain)
-    return ", ".join(f"{name} {show(plain[name])}" for name in names[:_MAX_FACTS])
+    names = [name for name in plain if len(peers) < 2 or any(one.settings.get(name) != plain[name] for one in peers)]
+    return ", ".join(f"{name} {show(plain[name])}".strip() for name in names[:_MAX_FACTS])
 
 
 def _is_plain(value: Any) -> bool:

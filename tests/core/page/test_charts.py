@@ -1,8 +1,11 @@
+import re
+from xml.etree import ElementTree
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.core.page.charts import SIZES, Datum, Figure, Series, draw, thin
+from burnish.core.page.charts import SIZES, Cells, Datum, Figure, Series, draw, thin
 from burnish.core.page.numbers import MINUS
 from burnish.core.page.scale import Scale, fit, tick_labels
 
@@ -55,17 +58,46 @@ def test_thinning_keeps_the_peaks_and_the_ends():
     assert {0, 77, 4321, 9999} <= {datum.x for datum in kept}
 
 
+def drawn(figure: Figure, variant: str) -> ElementTree.Element:
+    return ElementTree.fromstring(draw(figure, variant))
+
+
 @pytest.mark.parametrize("variant", SIZES)
 def test_everything_that_is_drawn_lies_within_the_picture(variant):
     data = [Datum(10.0**i, 2.0**-i, 1.5**-i * 0.1, 2.5, label=f"point number {i}") for i in range(6)]
-    chart = draw(Figure("t", "d", "x", "y", [Series("s", data, line=True)], log_x=True), variant)
-    marks = [mark for line in chart.lines for mark in line.marks]
-    assert all(0 <= mark.x <= chart.width and 0 <= mark.y <= chart.height for mark in marks)
-    assert all(0 <= label.x <= chart.width for label in chart.labels)
+    picture = drawn(Figure("t", "d", "x", "y", [Series("s", data, line=True)], log_x=True), variant)
+    width, height = SIZES[variant]
+    starts = [re.match(r"M([\d.-]+) ([\d.-]+)", shape.get("d", "")) for shape in picture.iter("path")]
+    places = [(float(one[1]), float(one[2])) for one in starts if one]
+    places += [(float(one.get("x", "nan")), float(one.get("y", "nan"))) for one in picture.iter("text")]
+    assert len(places) > 12
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in places)
 
 
 def test_labels_do_not_cover_each_other():
     data = [Datum(1 + i * 0.01, 1 + i * 0.01, label="a long label of a node") for i in range(8)]
-    chart = draw(Figure("t", "d", "x", "y", [Series("s", data)]), "wide")
-    lines = [label.y for label in chart.labels]
-    assert len(lines) == len(set(lines))
+    picture = drawn(Figure("t", "d", "x", "y", [Series("s", data)]), "wide")
+    lines = [one.get("y") for one in picture.iter("text") if one.get("class") == "name"]
+    assert lines and len(lines) == len(set(lines))
+
+
+def test_a_box_reaches_from_its_low_to_its_high_end_and_a_bar_from_zero():
+    scale = {"range_x": (0, 2), "range_y": (0, 4)}
+    box = drawn(Figure("t", "d", "x", "y", [Series("s", [Datum(1, 2, 1, 3)], bars=1)], **scale), "half")
+    bar = drawn(Figure("t", "d", "x", "y", [Series("s", [Datum(1, 2)], bars=1)], **scale), "half")
+    ends = []
+    for picture in (box, bar):
+        shape = next(one.get("d", "") for one in picture.iter("path") if one.get("class") == "bars")
+        found = re.match(r"M[\d.]+ ([\d.]+)H[\d.]+V([\d.]+)", shape)
+        assert found is not None
+        ends.append((float(found[1]), float(found[2])))
+    (box_top, box_bottom), (bar_top, bar_bottom) = ends
+    unit = box_bottom - bar_top
+    assert (bar_bottom - bar_top, box_bottom - box_top) == pytest.approx((2 * unit, 2 * unit), abs=0.2)
+
+
+def test_cells_of_one_strength_are_one_path_and_empty_ones_are_left_out():
+    cells = Cells([0, 1, 2], [0, 1, 2], [[0.0, 0.5], [0.5, 1.0]], [[False, False], [False, True]])
+    picture = drawn(Figure("t", "d", "x", "y", [], cells=cells, range_x=(0, 2), range_y=(0, 2)), "half")
+    shades = [one for one in picture.iter("path") if (one.get("class") or "").startswith("cell")]
+    assert [(one.get("class"), one.get("d", "").count("Z")) for one in shades] == [("cell", 2), ("cell marked", 1)]

@@ -12,6 +12,7 @@ import pytest
 from burnish.core import page
 from burnish.core.errors import OutputError
 from burnish.core.page import (
+    BarRows,
     Cell,
     Cells,
     Column,
@@ -23,20 +24,19 @@ from burnish.core.page import (
     Series,
     Small,
     Table,
-    bar_rows,
-    spans,
+    intervals,
+    meters,
 )
 from burnish.core.page.charts import GUIDE
 
 TEMPLATE = """{% extends "frame.html.j2" %}
-{% from "chart.html.j2" import bars, plot %}
 {% from "table.html.j2" import pairs, plain, table %}
 {% block title %}{{ name }}{% endblock %}
 {% block kind %}a kind of page{% endblock %}
 {% block heading %}{{ name }}{% endblock %}
 {% block lead %}<ul class="lead"><li>{{ name }}</li></ul>{% endblock %}
 {% block style %}.own { color: var(--ink); }{% endblock %}
-{% block main %}{% for one in figures %}{{ plot(one) }}{% endfor %}{{ bars(rows) }}{{ table(numbers) }}
+{% block main %}{% for one in figures %}{{ one }}{% endfor %}{{ rows }}{{ table(numbers) }}
 {{ plain(["a"], [["b"]]) }}{{ pairs([("k", "v")]) }}{% endblock %}
 {% block notes %}<p>a note</p>{% endblock %}
 {% block data %}<script type="application/json" id="data">{}</script>{% endblock %}
@@ -67,7 +67,7 @@ def rendered(tmp_path, monkeypatch):
 
     def make(name: str = "Cats", script: str = "") -> str:
         notes = Footnotes()
-        places = spans([(-1.0, 0.0, 1.0), (1.0, 2.0, 3.0)])
+        drawn = [intervals([(-1.0, 0.0, 1.0)])[0], meters([3.0, 1.0])[1]]
         table = Table(
             caption="numbers of cats",
             head="Cat",
@@ -75,11 +75,7 @@ def rendered(tmp_path, monkeypatch):
             sections=[
                 Section(
                     [
-                        Row(
-                            name,
-                            [Cell("4", [Small("±1")], mark=notes.mark("shorn")), Cell(span=places[0]), Cell(bar=50)],
-                        ),
-                        Row("all", [], same="4 in all"),
+                        Row(name, [Cell("4", [Small("±1")], mark=notes.mark("shorn")), *drawn], below="tabby"),
                     ],
                     "Cats",
                     "two of them",
@@ -99,7 +95,7 @@ def rendered(tmp_path, monkeypatch):
                 figure(half=True, cells=grid, range_x=(0, 1), range_y=(0, 1)),
                 figure(steps=[(0, 0), (1, 1)]),
             ],
-            rows=bar_rows({"wide": {0: [1.0, 2.0], 1: [3.0]}}, title="bars", note="n", value="error", place="layer"),
+            rows=BarRows("bars", "n", {"wide": {0: [1.0, 2.0], 1: [3.0]}}, value="error", place="layer"),
             numbers=table,
         )
 
@@ -110,7 +106,17 @@ def rendered(tmp_path, monkeypatch):
 
 def test_every_piece_is_on_the_page(rendered):
     html = rendered()
-    for text in ("a kind of page", "<h1>Cats</h1>", ".own {", "a note", 'id="data"', "two of them", "4 in all", "±1"):
+    for text in (
+        "a kind of page",
+        "<h1>Cats</h1>",
+        ".own {",
+        "a note",
+        'id="data"',
+        "two of them",
+        "tabby",
+        "±1",
+        "shorn",
+    ):
         assert text in html
     for shape in ('class="band"', 'class="bars"', 'class="cell marked"', 'class="span"', 'class="block"', "whisker"):
         assert shape in html
@@ -144,9 +150,14 @@ def test_a_page_is_written_whole_or_the_place_is_named(tmp_path):
 
 
 def test_intervals_of_a_column_share_an_axis_that_includes_zero():
-    first, second = spans([(1.0, 2.0, 3.0), (2.0, 2.5, 4.0)])
-    assert first.zero == second.zero < first.low < first.value == pytest.approx((first.low + first.high) / 2)
-    assert second.value > first.value and second.high < 100
+    def places(cell: Cell) -> list[float]:
+        """Of zero, low, high and value, in per cent of the column."""
+        found = re.findall(r' (?:x1|x2|cx)="([\d.]+)%"', str(cell.drawing))
+        return [float(found[index]) for index in (0, 2, 3, 4)]
+
+    first, second = (places(cell) for cell in intervals([(1.0, 2.0, 3.0), (2.0, 2.5, 4.0)]))
+    assert first[0] == second[0] < first[1] < first[3] < first[2] < second[2] < 100
+    assert first[3] == pytest.approx((first[1] + first[2]) / 2, abs=0.1)
 
 
 def test_the_kit_imports_neither_torch_nor_a_room():

@@ -3,21 +3,22 @@
 A room that has something to show writes a template and fills it with the kit's pieces:
 
     {% extends "frame.html.j2" %}                             templates/cats.html.j2 of the room
-    {% from "chart.html.j2" import plot %}
     {% from "table.html.j2" import table %}
     {% block heading %}Cats{% endblock %}
-    {% block main %}{{ plot(weights) }}{{ table(names) }}{% endblock %}
+    {% block main %}{{ weights }}{{ table(names) }}{% endblock %}
 
     page = render("burnish.cats", "cats.html.j2", weights=figure, names=names)
     write(Path("cats.html"), page)
 
 * `frame`: `render` and `write`; the blocks are title, kind, heading, lead, main, notes, style and data.
-* `charts`: a `Figure` of `Series` of `Datum`: lines, points with error bars, bars, boxes, bands, a density as cells,
-  the steps of a frontier. `plot(figure)` draws it for wide and narrow screens; with `half=True` two stand side by side
-  in a `<div class="row">`.
-* `bars`: many small rows of bars on one scale, such as one row per kind of matrix and one bar per layer.
-* `tables`: a `Table` of `Row` and `Cell`, with small print, footnotes, bars and intervals within cells.
-  For rows of plain texts there is `plain(columns, rows)`, for names and values `pairs(items)`.
+* `charts`: a `Figure` of `Series` of `Datum`: lines, points with error bars, bars, boxes, bands, a density as `Cells`,
+  the steps of a frontier. Written into a template it draws itself, for wide and for narrow screens; with `half=True`
+  two stand side by side in a `<div class="row">`.
+* `bars`: `BarRows`, many small rows of bars on one scale, such as one row per kind of matrix and one bar per layer.
+* `tables`: a `Table` of `Row` and `Cell`, with small print, footnotes, and `meters` or `intervals` drawn into a column;
+  `console.console_table` prints one. For rows of plain texts there is `plain(columns, rows)`, for names and values
+  `pairs(items)`.
+* `svg`: elements from Python, for drawings of a room's own.
 * `numbers`: how a number is written: units, as many digits as its interval supports, a true minus sign.
 * `scale`: axes and round ticks.
 * `palette`: colours for light, dark and paper; dashes of series.
@@ -25,15 +26,12 @@ A room that has something to show writes a template and fills it with the kit's 
 Pages are single files without network, follow the reader's light or dark scheme, print, and escape all they are given.
 """
 
-from burnish.core.page.bars import BarRows, bar_rows
+from burnish.core.page.bars import BarRows
 from burnish.core.page.charts import Cells, Datum, Figure, Series
 from burnish.core.page.frame import render, write
-from burnish.core.page.tables import BAD, GOOD, SOFT, Cell, Column, Footnotes, Row, Section, Small, Span, Table, spans
+from burnish.core.page.tables import Cell, Column, Footnotes, Row, Section, Small, Table, intervals, meters
 
 __all__ = [
-    "BAD",
-    "GOOD",
-    "SOFT",
     "BarRows",
     "Cell",
     "Cells",
@@ -45,10 +43,9 @@ __all__ = [
     "Section",
     "Series",
     "Small",
-    "Span",
     "Table",
-    "bar_rows",
+    "intervals",
+    "meters",
     "render",
-    "spans",
     "write",
 ]

@@ -5,93 +5,70 @@ A bar is the median of what stands at its place, with a whisker to the largest w
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from burnish.core.page.charts import SIZES
+from markupsafe import Markup
+
+from burnish.core.page.charts import SIZES, framed
 from burnish.core.page.numbers import significant
+from burnish.core.page.svg import path, tag, text
 
-_PITCH, _LABEL, _BARS = 56, 16, 30
-"""Pixels from row to row, of a row's label, and of its highest bar."""
-
-
-@dataclass(frozen=True)
-class Bar:
-    x: float
-    y: float
-    width: float
-    height: float
-    whisker: float | None
-    title: str
-
-
-@dataclass(frozen=True)
-class BarRow:
-    """One kind; `y` is the base line, `largest` says where its largest value stands."""
-
-    name: str
-    y: float
-    largest: str
-    bars: list[Bar]
-
-
-@dataclass(frozen=True)
-class BarChart:
-    variant: str
-    width: int
-    height: int
-    rows: list[BarRow]
+_PITCH, _BASE, _HIGHEST = 56, 50, 30
+"""Pixels from row to row, from a row's top to its base line, and of its highest bar."""
 
 
 @dataclass(frozen=True)
 class BarRows:
-    """What to draw, and what a reader is told who cannot see it."""
+    """What to draw; written into a template it draws itself.
+
+    Attributes:
+        title, note: of the figure; the note is its small print.
+        groups: {kind: {place: values}}; values are not negative.
+        value, place: what a bar measures, and what its place is ("layer").
+    """
 
     title: str
     note: str
-    description: str
-    drawings: list[BarChart]
+    groups: Mapping[str, Mapping[int, Sequence[float]]]
+    value: str
+    place: str
 
+    def __html__(self) -> str:
+        return framed(self.title, self.note, *(self.draw(variant) for variant in ("wide", "narrow")))
 
-def bar_rows(
-    groups: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, note: str, value: str, place: str
-) -> BarRows:
-    """Rows of bars, for wide and for narrow screens.
+    def draw(self, variant: str) -> Markup:
+        width = SIZES[variant][0]
+        num_places = 1 + max(at for places in self.groups.values() for at in places)
+        top = max(max(values) for places in self.groups.values() for values in places.values()) or 1.0
+        pitch = (width - 8) / max(num_places, 8)
+        inside = []
+        for index, (kind, places) in enumerate(self.groups.items()):
+            base = index * _PITCH + _BASE
+            worst = max(places, key=lambda at: max(places[at]))
+            where = f", {self.place} {worst}" if len(places) > 1 else ""
+            inside += [
+                text(0, base - 34, kind, class_="name"),
+                text(width, base - 34, f"up to {significant(max(places[worst]))}{where}", anchor="end"),
+                path(f"M0 {base}H{width}", "base"),
+                *(self._bar(kind, at, values, pitch, base, _HIGHEST / top) for at, values in sorted(places.items())),
+            ]
+        return tag(
+            "svg",
+            *inside,
+            class_=f"chart {variant}",
+            viewBox=f"0 0 {width} {len(self.groups) * _PITCH}",
+            role="img",
+            aria_label=f"{self.value} per {self.place}: {self.note}",
+        )
 
-    Args:
-        groups: {kind: {place: values}}; values are not negative.
-        title, note: of the figure; the note is its small print.
-        value, place: what a bar measures, and what its place is ("layer").
-    """
-    drawings = [_chart(groups, variant, value, place) for variant in ("wide", "narrow")]
-    return BarRows(title, note, f"{value} per {place}: {note}", drawings)
-
-
-def _chart(groups: Mapping[str, Mapping[int, Sequence[float]]], variant: str, value: str, place: str) -> BarChart:
-    width = SIZES[variant][0]
-    num_places = 1 + max(at for places in groups.values() for at in places)
-    top = max(max(values) for places in groups.values() for values in places.values()) or 1.0
-    pitch = (width - 8) / max(num_places, 8)
-    rows = []
-    for index, (name, places) in enumerate(groups.items()):
-        base = index * _PITCH + _LABEL + _BARS + 4
-        bars = [
-            _bar(values, 4 + at * pitch, base, pitch * 0.78, top, f"{name}, {place} {at}: {value}")
-            for at, values in sorted(places.items())
-        ]
-        worst = max(places, key=lambda at: max(places[at]))
-        largest = f"up to {significant(max(places[worst]))}"
-        rows.append(BarRow(name, base, largest + (f", {place} {worst}" if len(places) > 1 else ""), bars))
-    return BarChart(variant, width, math.ceil(len(rows) * _PITCH), rows)
-
-
-def _bar(values: Sequence[float], x: float, base: float, width: float, top: float, title: str) -> Bar:
-    middle = statistics.median(values)
-    height = max(1.0, _BARS * max(middle, 0.0) / top)
-    several = len(values) > 1
-    title += f" {significant(middle)}"
-    title += f" (median of {len(values)}, largest {significant(max(values))})" if several else ""
-    whisker = round(base - _BARS * max(values) / top, 1) if several else None
-    return Bar(round(x, 1), round(base - height, 1), round(width, 1), round(height, 1), whisker, title)
+    def _bar(self, kind: str, at: int, values: Sequence[float], pitch: float, base: float, scale: float) -> Markup:
+        middle, largest = statistics.median(values), max(values)
+        left, width, height = round(4 + at * pitch, 1), round(pitch * 0.78, 1), round(max(1.0, middle * scale), 1)
+        title = f"{kind}, {self.place} {at}: {self.value} {significant(middle)}"
+        if len(values) == 1:
+            return path(f"M{left} {base}v-{height}h{width}v{height}Z", "block", title=title)
+        title += f" (median of {len(values)}, largest {significant(largest)})"
+        whisker = path(f"M{left + width / 2:.1f} {base - height:.1f}V{base - largest * scale:.1f}", "whisker")
+        return path(f"M{left} {base}v-{height}h{width}v{height}Z", "block", title=title) + whisker

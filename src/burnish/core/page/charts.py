@@ -1,6 +1,6 @@
-"""Charts as plain geometry: what the SVG templates draw, already in pixels.
+"""Charts as inline SVG. A `Figure` says what to draw; written into a template, `{{ figure }}` draws it.
 
-Every chart is made twice, for a desk and for a phone, because text in a scaled picture would become too small to read.
+Every chart is drawn twice, for a desk and for a phone, because text in a scaled picture would become too small to read.
 Series differ by colour, marker and dash together, so that no reader depends on colour.
 """
 
@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from burnish.core.page.scale import Scale, fit, tick_labels
+from burnish.core.page.svg import path, tag, text
 
 SIZES = {"wide": (720, 320), "half": (440, 300), "narrow": (344, 280)}
 """{variant: (width, height)} in pixels; a page shows "wide" or "half", and "narrow" in its place on a phone."""
-SHORT_HEIGHT = 180
+_SHORT_HEIGHT = 180
 _FONT = 12.0
 _LETTER = 0.56 * _FONT
-NUM_STYLES = 6
-_MAX_POINTS = 400
-_MAX_LABELS = 16
+_MAX_POINTS, _MAX_LABELS, _MAX_SPOKEN = 400, 16, 900
 _LEVELS = 8
+NUM_STYLES = 6
+GUIDE = -1
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,6 @@ class Series:
     markers: bool = True
     bars: float = 0.0
     style: int | None = None
-
-
-GUIDE = -1
 
 
 @dataclass(frozen=True)
@@ -110,101 +111,57 @@ class Figure:
     short: bool = False
     half: bool = False
 
-    @property
-    def drawings(self) -> list[Chart]:
-        """For a desk and for a phone."""
-        return [draw(self, variant) for variant in ("half" if self.half else "wide", "narrow")]
+    def __html__(self) -> str:
+        drawings = [draw(self, variant) for variant in ("half" if self.half else "wide", "narrow")]
+        return framed(self.title, self.note, _legend(self), *drawings)
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A drawn point; `low`, `high` are pixels of its error bar."""
-
-    x: float
-    y: float
-    low: float | None
-    high: float | None
-    title: str
-    path: str
+def framed(title: str, note: str, *inside: Markup) -> Markup:
+    """Pictures under their title."""
+    caption = tag("figcaption", title, tag("small", note) if note else "")
+    return tag("figure", caption, *inside)
 
 
-@dataclass(frozen=True)
-class Label:
-    x: float
-    y: float
-    anchor: str
-    text: str
+class Axes(NamedTuple):
+    """Both scales, and the edges of what is drawn in pixels."""
 
-
-@dataclass(frozen=True)
-class Line:
-    """A drawn series; `symbol` is its marker in the legend, `style` its class."""
-
-    name: str
-    style: str
-    path: str
-    band: str
-    bars: str
-    middles: str
-    marks: list[Mark]
-    symbol: str
-
-
-@dataclass(frozen=True)
-class Shade:
-    """All cells of one strength."""
-
-    path: str
-    opacity: float
-    marked: bool
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure at one size."""
-
-    variant: str
-    width: int
-    height: int
+    x: Scale
+    y: Scale
     left: float
-    right: float
     top: float
+    right: float
     bottom: float
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    lines: list[Line]
-    steps: str
-    labels: list[Label]
-    shades: list[Shade]
 
 
-def draw(figure: Figure, variant: str) -> Chart:
-    """Lays a figure out at one of `SIZES`."""
-    width, height = SIZES[variant]
-    height = SHORT_HEIGHT if figure.short else height
-    x_range, y_range = _ranges(figure)
-    top, bottom, right = 30.0 if figure.y_label else 14.0, height - 44.0, width - 12.0
-    y = Scale(*y_range[:2], bottom, top, y_range[2])
+def draw(figure: Figure, variant: str) -> Markup:
+    """The picture at one of `SIZES`."""
+    width, height = SIZES[variant][0], _SHORT_HEIGHT if figure.short else SIZES[variant][1]
+    (x_low, x_high, x_log), (y_low, y_high, y_log) = _ranges(figure)
+    top, right, bottom = 30.0 if figure.y_label else 14.0, width - 12.0, height - 44.0
+    y = Scale(y_low, y_high, bottom, top, y_log)
     y_ticks = y.ticks(3 if figure.short else 5)
     y_texts = tick_labels(y_ticks)
-    left = 14 + max((len(text) for text in y_texts), default=1) * _LETTER
-    x = Scale(*x_range[:2], left + 4, right, x_range[2])
+    left = round(14 + max((len(one) for one in y_texts), default=1) * _LETTER, 1)
+    x = Scale(x_low, x_high, left + 4, right, x_log)
     x_ticks = x.ticks(6 if variant == "wide" else 4)
-    x_texts = [figure.tick_x(t) for t in x_ticks] if figure.tick_x else tick_labels(x_ticks)
-    return Chart(
-        variant=variant,
-        width=width,
-        height=height,
-        left=round(left, 1),
-        right=right,
-        top=top,
-        bottom=bottom,
-        x_ticks=[(x(tick), text) for tick, text in zip(x_ticks, x_texts, strict=True)],
-        y_ticks=[(y(tick), text) for tick, text in zip(y_ticks, y_texts, strict=True)],
-        lines=[_line(series, index, x, y) for index, series in enumerate(figure.series)],
-        steps=_path([(x(a), y(b)) for a, b in figure.steps]),
-        labels=_labels(figure, x, y, (left, top, right, bottom)),
-        shades=_shades(figure.cells, x, y) if figure.cells else [],
+    x_texts = [figure.tick_x(tick) for tick in x_ticks] if figure.tick_x else tick_labels(x_ticks)
+    axes = Axes(x, y, left, top, right, bottom)
+    return tag(
+        "svg",
+        path("".join(f"M{left} {y(tick)}H{right}" for tick in y_ticks), "grid"),
+        *(_shades(figure.cells, axes) if figure.cells else []),
+        *(text(left - 8, y(at) + 4, name, anchor="end") for at, name in zip(y_ticks, y_texts, strict=True)),
+        path(f"M{left} {bottom}H{right}" + "".join(f"M{x(tick)} {bottom}v4" for tick in x_ticks), "axis"),
+        *(text(x(at), bottom + 18, name, anchor="middle") for at, name in zip(x_ticks, x_texts, strict=True)),
+        text(0, 12, figure.y_label),
+        text(right, height - 6, figure.x_label, anchor="end"),
+        path(_polyline([(x(a), y(b)) for a, b in figure.steps]), "steps"),
+        *(_drawn(series, style, axes) for series, style in _styled(figure)),
+        *_labels(figure, axes),
+        class_=f"chart {variant}",
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_label=f"{figure.title}. {figure.description}"[:_MAX_SPOKEN],
     )
 
 
@@ -222,46 +179,89 @@ def _ranges(figure: Figure) -> list[tuple[float, float, bool]]:
     ]
 
 
-def _line(series: Series, index: int, x: Scale, y: Scale) -> Line:
-    style = index % NUM_STYLES if series.style is None else series.style
+def _styled(figure: Figure) -> list[tuple[Series, int]]:
+    """Each series with its colour and marker."""
+    return [
+        (series, index % NUM_STYLES if series.style is None else series.style)
+        for index, series in enumerate(figure.series)
+    ]
+
+
+def _class(style: int) -> str:
+    return "guide" if style == GUIDE else f"s{style}"
+
+
+def _legend(figure: Figure) -> Markup:
+    """What the lines and markers mean, where there is more than one kind."""
+    several = _styled(figure) if len(figure.series) > 1 else []
+    entries = [(one.name, _symbol(one, style), _class(style)) for one, style in several if one.name]
+    if figure.steps_name:
+        entries.append((figure.steps_name, path("M0 7H26", "steps"), ""))
+    items = [
+        tag("li", tag("svg", symbol, class_=style, viewBox="0 0 26 14", aria_hidden="true"), name)
+        for name, symbol, style in entries
+    ]
+    return tag("ul", *items, class_="legend") if items else Markup()
+
+
+def _symbol(series: Series, style: int) -> Markup:
+    banded = series.line and not series.markers and all(d.ends for d in series.data)
+    return Markup().join(
+        [
+            path("M4 2h18v10h-18Z", "bars") if series.bars else "",
+            path("M0 1h26v12h-26Z", "band") if banded else "",
+            path("M0 7H26", "line") if series.line or (series.bars and series.data[0].ends) else "",
+            path(marker(style, 13, 7), "mark") if series.markers and not series.bars else "",
+        ]
+    )
+
+
+def _drawn(series: Series, style: int, axes: Axes) -> Markup:
+    """A series: band or bars, its line, its points with their error bars."""
+    x, y = axes.x, axes.y
     data = thin(series.data, _MAX_POINTS)
-    path = _path([(x(d.x), y(d.y)) for d in data]) if series.line else ""
-    edges = [(x(d.x), *(y(end) for end in d.ends)) for d in data if d.ends]
-    band, bars, middles, marks = "", "", "", []
+    inside = []
     if series.bars:
-        bars, middles = _bars(series, x, y)
-    elif series.line and not series.markers and len(edges) == len(data):
-        band = _path([(at, high) for at, _, high in edges] + [(at, low) for at, low, _ in reversed(edges)]) + "Z"
-    if series.markers and not series.bars:
-        for d in data:
-            low, high = (y(end) for end in d.ends) if d.ends else (None, None)
-            marks.append(Mark(x(d.x), y(d.y), low, high, d.title, marker(style, x(d.x), y(d.y))))
-    name = "guide" if style == GUIDE else f"s{style}"
-    return Line(series.name, name, path, band, bars, middles, marks, marker(style, 13, 7))
+        inside += _bars(series, axes)
+    elif series.line and not series.markers:
+        edges = [(x(d.x), *(y(end) for end in d.ends)) for d in data if d.ends]
+        if len(edges) == len(data):
+            around = [(at, high) for at, _, high in edges] + [(at, low) for at, low, _ in reversed(edges)]
+            inside.append(path(_polyline(around) + "Z", "band"))
+    if series.line:
+        inside.append(path(_polyline([(x(d.x), y(d.y)) for d in data]), "line"))
+    for d in data if series.markers and not series.bars else ():
+        if d.ends:
+            low, high = (y(end) for end in d.ends)
+            inside.append(path(f"M{x(d.x)} {low}V{high}m-4 0h8M{x(d.x) - 4:g} {low}h8", "bar-error"))
+        inside.append(path(marker(style, x(d.x), y(d.y)), "mark", title=d.title))
+    return tag("g", *inside, class_=_class(style))
 
 
-def _bars(series: Series, x: Scale, y: Scale) -> tuple[str, str]:
-    """Paths of the bars and of the strokes within boxes."""
+def _bars(series: Series, axes: Axes) -> list[Markup]:
+    """Bars as one path, and the strokes within boxes as another."""
     bars, middles = "", ""
     for d in series.data:
-        low, high = d.ends or (0.0, d.y)
-        left, width = x(d.x - series.bars / 2), x(d.x + series.bars / 2) - x(d.x - series.bars / 2)
-        bars += f"M{left:g} {y(high):g}h{width:.1f}V{y(low):g}h{-width:.1f}Z"
-        middles += f"M{left:g} {y(d.y):g}h{width:.1f}" if d.ends else ""
-    return bars, middles
+        left, right = axes.x(d.x - series.bars / 2), axes.x(d.x + series.bars / 2)
+        low, high = (axes.y(end) for end in d.ends or (0.0, d.y))
+        bars += f"M{left} {high}H{right}V{low}H{left}Z"
+        middles += f"M{left} {axes.y(d.y)}H{right}" if d.ends else ""
+    return [path(bars, "bars"), path(middles, "line")]
 
 
-def _shades(cells: Cells, x: Scale, y: Scale) -> list[Shade]:
+def _shades(cells: Cells, axes: Axes) -> list[Markup]:
     """One path for all cells that look the same; faintest first, cells of no strength left out."""
     paths: dict[tuple[bool, int], str] = {}
     for i, row in enumerate(cells.strength):
         for j, strength in enumerate(row):
-            level = round(strength * _LEVELS)
-            if level or cells.marked[i][j]:
-                left, right, below, above = x(cells.x[j]), x(cells.x[j + 1]), y(cells.y[i]), y(cells.y[i + 1])
-                key = (bool(cells.marked[i][j]), level)
-                paths[key] = paths.get(key, "") + f"M{left:g} {below:g}H{right:g}V{above:g}H{left:g}Z"
-    return [Shade(path, round(0.1 + 0.8 * key[1] / _LEVELS, 2), key[0]) for key, path in sorted(paths.items())]
+            key = (bool(cells.marked[i][j]), round(strength * _LEVELS))
+            if any(key):
+                (left, right), (below, above) = map(axes.x, cells.x[j : j + 2]), map(axes.y, cells.y[i : i + 2])
+                paths[key] = paths.get(key, "") + f"M{left} {below}H{right}V{above}H{left}Z"
+    return [
+        path(shape, "cell marked" if marked else "cell", fill_opacity=round(0.1 + 0.8 * level / _LEVELS, 2))
+        for (marked, level), shape in sorted(paths.items())
+    ]
 
 
 def thin(data: Sequence[Datum], most: int) -> list[Datum]:
@@ -279,53 +279,46 @@ def thin(data: Sequence[Datum], most: int) -> list[Datum]:
     return kept
 
 
-def marker(style: int, x: float, y: float, size: float = 5.0) -> str:
+def marker(style: int, x: float, y: float) -> str:
     """The outline of a marker: circle, square, triangle, diamond, cross, inverted triangle."""
-    r, s = size, size * 0.9
-    t = size * 1.2
-    match style % NUM_STYLES:
-        case 0:
-            return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z"
-        case 1:
-            return f"M{x - s:.1f} {y - s:.1f}h{2 * s}v{2 * s}h{-2 * s}Z"
-        case 2:
-            return f"M{x:.1f} {y - t:.1f}l{t} {1.75 * t}h{-2 * t}Z"
-        case 3:
-            return f"M{x:.1f} {y - t:.1f}l{t} {t}l{-t} {t}l{-t} {-t}Z"
-        case 4:
-            a = size * 0.38
-            b = size - a
-            return (
-                f"M{x - a:.1f} {y - size:.1f}h{2 * a:.1f}v{b:.1f}h{b:.1f}v{2 * a:.1f}h{-b:.1f}v{b:.1f}"
-                f"h{-2 * a:.1f}v{-b:.1f}h{-b:.1f}v{-2 * a:.1f}h{b:.1f}Z"
-            )
-        case _:
-            return f"M{x:.1f} {y + t:.1f}l{-t} {-1.75 * t}h{2 * t}Z"
+    return f"M{x:.1f} {y:.1f}{_MARKERS[style % NUM_STYLES]}"
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+_MARKERS = (
+    "m-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0Z",
+    "m-4.5 -4.5h9v9h-9Z",
+    "m0 -6l6 10.5h-12Z",
+    "m0 -6l6 6l-6 6l-6 -6Z",
+    "m-1.9 -5h3.8v3.1h3.1v3.8h-3.1v3.1h-3.8v-3.1h-3.1v-3.8h3.1Z",
+    "m0 6l-6 -10.5h12Z",
+)
+
+
+def _polyline(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{a:g} {b:g}" for a, b in points) if points else ""
 
 
-def _labels(figure: Figure, x: Scale, y: Scale, frame: tuple[float, float, float, float]) -> list[Label]:
+def _labels(figure: Figure, axes: Axes) -> list[Markup]:
     """Names beside points where they fit: right, left, above or below, clear of markers and of each other."""
-    named = [datum for series in figure.series for datum in series.data if datum.label]
-    if not named or len(named) > _MAX_LABELS:
+    data = [datum for series in figure.series for datum in series.data]
+    named = [datum for datum in data if datum.label]
+    if len(named) > _MAX_LABELS:
         return []
-    left, top, right, bottom = frame
-    taken = [(x(d.x) - 6, y(d.y) - 6, x(d.x) + 6, y(d.y) + 6) for series in figure.series for d in series.data]
+    taken = [(axes.x(d.x) - 6, axes.y(d.y) - 6, axes.x(d.x) + 6, axes.y(d.y) + 6) for d in data]
     placed = []
     for datum in named:
-        text = datum.label if len(datum.label) <= 28 else datum.label[:27] + "…"
-        wide = len(text) * _LETTER
+        name = datum.label if len(datum.label) <= 28 else datum.label[:27] + "…"
+        wide = len(name) * _LETTER
         for anchor, dx, dy in _PLACES:
-            tx, ty = x(datum.x) + dx, y(datum.y) + dy
-            begin = tx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-            box = (begin, ty - _FONT, begin + wide, ty + 3)
-            inside = box[0] >= left and box[2] <= right + 8 and box[1] >= top - 14 and box[3] <= bottom
+            x, y = axes.x(datum.x) + dx, axes.y(datum.y) + dy
+            begin = x - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+            box = (begin, y - _FONT, begin + wide, y + 3)
+            inside = (
+                box[0] >= axes.left and box[2] <= axes.right + 8 and axes.top - 14 <= box[1] and box[3] <= axes.bottom
+            )
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                placed.append(Label(round(tx, 1), round(ty, 1), anchor, text))
+                placed.append(text(round(x, 1), round(y, 1), name, anchor=anchor, class_="name"))
                 break
     return placed
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from burnish.core.page.tables import BAD, GOOD, SOFT, Cell, Table
+from burnish.core.page.tables import BAD, GOOD, INK, SOFT, Cell, Table
 
 if TYPE_CHECKING:
     from rich.table import Table as ConsoleTable
     from rich.text import Text
 
-_STYLES = {GOOD: "green", BAD: "red", SOFT: "dim", "ink": "", "": ""}
+_STYLES = {GOOD: "green", BAD: "red", SOFT: "dim", INK: ""}
 _HEADING_WIDTH, _TEXT_WIDTH = 8, 10
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -30,6 +30,9 @@ def console_table(table: Table) -> ConsoleTable:
         heading = _wrapped(column.name, _HEADING_WIDTH) + (f"\n{column.below}" if column.below else "")
         made.add_column(Text(heading), justify="right", no_wrap=True)
     for section in table.sections:
+        if len(table.sections) > 1:
+            made.add_section()
+            made.add_row(Text(f"{section.title}: {section.detail}" if section.detail else section.title, style="dim"))
         for row in section.rows:
             made.add_row(Text(row.head), *(_cell(cell) for cell in row.cells))
     if table.notes:

@@ -1,7 +1,7 @@
-"""A table as data: what `table` in `templates/table.html.j2` draws.
+"""A table as data: what `table` in `templates/table.html.j2` writes, and `console` prints.
 
-A cell is a value with lines of small print below it, and may hold a bar or an interval on an axis that the whole column
-shares. On a narrow screen every row becomes a card in which each value carries the name of its column.
+A cell is a value with lines of small print below it, or a drawing. On a narrow screen every row becomes a card in which
+each value carries the name of its column.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from burnish.core.page.scale import Scale
+from markupsafe import Markup
 
-GOOD, BAD, SOFT = "good", "bad", "soft"
+from burnish.core.page.scale import Scale
+from burnish.core.page.svg import tag
+
+INK, GOOD, BAD, SOFT = "ink", "good", "bad", "soft"
 """Tones: classes of the style sheet."""
 
 
@@ -24,63 +27,36 @@ class Small:
 
 
 @dataclass(frozen=True)
-class Span:
-    """An interval on the column's axis; all four in per cent of its width."""
-
-    low: float
-    value: float
-    high: float
-    zero: float
-
-
-@dataclass(frozen=True)
 class Cell:
-    """One value.
-
-    Attributes:
-        below: small print.
-        tone: of the value itself; "" is ink.
-        mark: number of a footnote, 0 for none.
-        bar: length of a bar in per cent of the column, in place of a text.
-        span: an interval in place of a text.
-    """
+    """One value, or a `drawing` in its place; `mark` is the number of a footnote, 0 for none."""
 
     text: str = ""
     below: Sequence[Small] = ()
-    tone: str = ""
+    tone: str = INK
     mark: int = 0
-    bar: float | None = None
-    span: Span | None = None
+    drawing: Markup | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; `same` is the one value of all its columns, where they share it."""
-
     head: str
     cells: Sequence[Cell]
     below: str = ""
-    mark: int = 0
-    same: str = ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; where columns stack up as cards, `label` names their values, if given.
-
-    `drawn` columns hold bars or intervals; a `spare` one is left out on a narrow screen.
-    """
+    """A heading with its unit below. A `drawn` column holds drawings; a `spare` one is left out on a narrow screen."""
 
     name: str
     below: str = ""
-    label: str = ""
     drawn: bool = False
     spare: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows under a heading of their own; `anchor` is the id of an element that says more."""
+    """Rows, under a heading where there are several sections; `anchor` is the id of an element that says more."""
 
     rows: Sequence[Row]
     title: str = ""
@@ -105,20 +81,29 @@ class Footnotes:
 
     texts: list[str] = field(default_factory=list)
 
-    def mark(self, text: str) -> int:
+    def mark(self, note: str) -> int:
         """The number of a footnote, 0 for an empty one."""
-        if not text:
-            return 0
-        if text not in self.texts:
-            self.texts.append(text)
-        return self.texts.index(text) + 1
+        if note and note not in self.texts:
+            self.texts.append(note)
+        return self.texts.index(note) + 1 if note else 0
 
 
-def spans(intervals: Sequence[tuple[float, float, float]]) -> list[Span]:
-    """(low, value, high) of every row on one axis that includes zero."""
-    if not intervals:
-        return []
-    low, high = min(0.0, *(one[0] for one in intervals)), max(0.0, *(one[2] for one in intervals))
-    air = (high - low) * 0.05 or 1.0
-    place = Scale(low - air, high + air, 0.0, 100.0)
-    return [Span(*(place(end) for end in one), zero=place(0.0)) for one in intervals]
+def meters(values: Sequence[float]) -> list[Cell]:
+    """Bars on a common scale that begins at zero."""
+    longest = max(values, default=0.0) or 1.0
+    bars = (tag("rect", class_="block", width=f"{100 * value / longest:.1f}%", height="100%") for value in values)
+    return [Cell(drawing=tag("svg", bar, class_="meter", aria_hidden="true")) for bar in bars]
+
+
+def intervals(values: Sequence[tuple[float, float, float]]) -> list[Cell]:
+    """(low, value, high) of every row on one axis that includes zero, at a dashed line."""
+    ends = [0.0, *(end for one in values for end in one)]
+    air = (max(ends) - min(ends)) * 0.05 or 1.0
+    place = Scale(min(ends) - air, max(ends) + air, 0.0, 100.0)
+    zero = tag("line", class_="zero", x1=f"{place(0.0)}%", x2=f"{place(0.0)}%", y1="0", y2="100%")
+    cells = []
+    for low, value, high in ((f"{place(end)}%" for end in one) for one in values):
+        span = tag("line", class_="span", x1=low, x2=high, y1="50%", y2="50%")
+        dot = tag("circle", class_="dot", cx=value, cy="50%", r=4)
+        cells.append(Cell(drawing=tag("svg", zero, span, dot, aria_hidden="true")))
+    return cells
