@@ -84,8 +84,7 @@ def test_align_and_audit_commands(checkpoint, few_pairs, tmp_path):
     options = ["--loss", "r3m-dpo", "--max-steps", "2", "--batch", "4", "--on-bad-pair", "drop", "--max-length", "192"]
     done = burnish("align", checkpoint, "--data", few_pairs, *options, "-o", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    ours = ("align", "as read data:", "train data:")
-    assert [line for line in done.stderr.splitlines() if not line.startswith(ours)] == []
+    assert [noise for noise in ("[transformers]", "it/s]", "Warning", "trl") if noise in done.stderr] == []
     assert (tmp_path / "out" / "model.safetensors").is_file()
     audited = burnish("audit", few_pairs, "--model", checkpoint, "--repeats", "1", "-o", "audit", cwd=tmp_path)
     assert audited.returncode == 0, audited.stderr
