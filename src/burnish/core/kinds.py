@@ -50,6 +50,7 @@ class Plan:
         peak_memory_bytes: the estimate for the stage that makes it.
         seconds: the estimated time of that stage on this machine, None where nothing is known.
         notes: sentences for the plan table.
+        carried: tensors that stock loading passes over and that are kept as they are.
     """
 
     config: Any
@@ -61,6 +62,7 @@ class Plan:
     peak_memory_bytes: int = 0
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
 
     def with_(self, **changes: Any) -> Plan:
         return replace(self, **changes)

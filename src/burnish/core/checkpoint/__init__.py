@@ -31,6 +31,7 @@ from burnish.core.checkpoint.lineage import (
     model_card,
 )
 from burnish.core.checkpoint.model import Model, cast, compute_dtype, load, move, pick_device
+from burnish.core.checkpoint.network import without_memory
 from burnish.core.checkpoint.reading import (
     UNSAFE_SUFFIXES,
     download,
@@ -45,7 +46,7 @@ from burnish.core.checkpoint.reading import (
     weights_of,
 )
 from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
-from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config, without_memory
+from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config
 from burnish.core.checkpoint.skeleton import unfilled, without_weights
 
 __all__ = [

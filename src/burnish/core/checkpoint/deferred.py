@@ -48,6 +48,7 @@ class DeferredModel(Model):
     ) -> None:
         derived = before.derive()
         super().__init__(
+            origin=derived.origin,
             tokenizer=derived.tokenizer if derived.has_tokenizer else None,
             lineage=derived.lineage,
             dtype=derived.dtype,

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from burnish.core.checkpoint.carried import keep_what_it_had
+from burnish.core.checkpoint.dialect import continues
 from burnish.core.checkpoint.durable import publish, staging_directory
+from burnish.core.checkpoint.generation import write_generation_config
 from burnish.core.checkpoint.identity import (
     config_digest,
     is_cast,
@@ -88,6 +91,7 @@ class Model:
 
     Attributes:
         path: the directory it came from, None for a model that exists in memory only.
+        origin: the directory that it, or what it was made of, was read from; what its class does not load is there.
         lineage: where it comes from.
         identity: what it is, for everything that compares or keeps.
         dtype, device: what `module` is loaded as; dtype None keeps the dtype on disk.
@@ -99,6 +103,7 @@ class Model:
         self,
         *,
         path: Path | None = None,
+        origin: Path | None = None,
         module: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         lineage: Lineage | None = None,
@@ -108,6 +113,7 @@ class Model:
         quantization_config: dict[str, Any] | None = None,
     ) -> None:
         self.path, self.dtype, self.device = path, dtype, device
+        self.origin = origin or path
         self.lineage = lineage or Lineage()
         self.packed = packed or {}
         self.quantization_config = quantization_config
@@ -293,7 +299,8 @@ class Model:
             base_model=self.name,
             licence=self.lineage.licence,
         )
-        return Model(**{"tokenizer": tokenizer, "lineage": base, "dtype": self.dtype, "device": self.device} | changes)
+        kept = {"origin": self.origin, "dtype": self.dtype, "device": self.device}
+        return Model(**{"tokenizer": tokenizer, "lineage": base} | kept | changes)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Writes the checkpoint atomically and returns its directory.
@@ -326,8 +333,10 @@ class Model:
 
     def _write(self, directory: Path) -> None:
         module = self._write_weights(directory)
-        if module.can_generate():
-            module.generation_config.save_pretrained(directory)
+        origin = self._origin_of(module)
+        if origin is not None:
+            keep_what_it_had(origin, directory)
+        write_generation_config(module, origin, directory)
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(directory)
         self.lineage.files = hash_directory(directory)
@@ -335,6 +344,18 @@ class Model:
         self.lineage.weights = Weights.DENSE if self.quantization_config is None else Weights.PACKED
         self.lineage.write(directory)
         (directory / CARD_FILE).write_text(model_card(self.lineage))
+
+    def _origin_of(self, module: PreTrainedModel) -> Path | None:
+        """The checkpoint that this one continues: of the same network, or of one that it is the text part of."""
+        if self.origin is None or not (self.origin / "config.json").is_file():
+            if self.origin is not None:
+                warnings.warn(
+                    f"{self.origin} is gone; what stock loading passes over in it is not carried along",
+                    CheckpointWarning,
+                    stacklevel=4,
+                )
+            return None
+        return self.origin if continues(self.origin, module.config.model_type) else None
 
     def _write_weights(self, directory: Path) -> PreTrainedModel:
         """Writes the tensors and config.json; returns the network, or one of its class, for what else is saved."""

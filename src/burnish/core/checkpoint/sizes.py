@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burnish.core.checkpoint.lineage import Lineage
+from burnish.core.checkpoint.network import without_memory
+from burnish.core.checkpoint.passed_over import ignored_tensors
 from burnish.core.checkpoint.reading import (
     kind_of,
     load_config,
-    quiet_transformers,
     read_config,
     read_safetensors_header,
     weight_files,
     weights_of,
 )
-from burnish.core.kinds import STOCK_LOADER, Kind, Plan, Weights
+from burnish.core.kinds import Kind, Plan, Weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -40,7 +39,14 @@ def plan_checkpoint(directory: Path) -> Plan:
         sizes = shapes
     total = sum(_numel(shape) for shape in sizes.values())
     active = total - idle_expert_parameters(config, sizes)
-    return Plan(config, lineage.kind if lineage else kind_of(raw), weights, total, active, num_bytes)
+    carried, left = ignored_tensors(directory)
+    notes = [
+        f"{len(names):,} tensors that stock loading passes over are {fate} ({min(names)}, ...)"
+        for names, fate in ((carried, "carried along unchanged"), (left, "left behind: the configuration disowns them"))
+        if names
+    ]
+    kind = lineage.kind if lineage else kind_of(raw)
+    return Plan(config, kind, weights, total, active, num_bytes, notes=tuple(notes), carried=tuple(carried))
 
 
 def plan_config(config: PretrainedConfig, *, kind: Kind = Kind.CAUSAL_LM, bytes_per_parameter: int = 2) -> Plan:
@@ -57,25 +63,6 @@ def _numel(shape: tuple[int, ...]) -> int:
     for length in shape:
         size *= length
     return size
-
-
-def without_memory(config: PretrainedConfig, kind: Kind = Kind.CAUSAL_LM) -> PreTrainedModel:
-    """The network of a configuration on the meta device: every name and shape, no weight.
-
-    It is shared between those who ask for the same configuration, since building a large one takes a while: look at
-    it, and change nothing.
-    """
-    return _without_memory(type(config), config.to_json_string(use_diff=False), kind)
-
-
-@lru_cache(maxsize=8)
-def _without_memory(config_class: type[PretrainedConfig], content: str, kind: Kind) -> PreTrainedModel:
-    import torch
-    import transformers
-
-    auto = getattr(transformers, STOCK_LOADER[kind].rsplit(".", 1)[1])
-    with torch.device("meta"), quiet_transformers():
-        return auto.from_config(config_class.from_dict(json.loads(content)), dtype=torch.float32)
 
 
 def module_shapes(module: PreTrainedModel) -> list[tuple[str, tuple[int, ...]]]:

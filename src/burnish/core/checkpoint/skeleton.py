@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from burnish.core.checkpoint.generation import read_generation_config
 from burnish.core.checkpoint.model import Model
 from burnish.core.checkpoint.reading import quiet_transformers
 from burnish.core.errors import CheckpointError
@@ -28,8 +29,8 @@ def without_weights(model: Model) -> PreTrainedModel:
             part._buffers[name.rpartition(".")[2]] = torch.empty_like(buffer, device="cpu")
         if part._buffers:
             skeleton._init_weights(part)  # rotary frequencies
-    if model.path is not None and (model.path / "generation_config.json").is_file():
-        skeleton.generation_config = transformers.GenerationConfig.from_pretrained(model.path)
+    if model.path is not None and (settings := read_generation_config(model.path)) is not None:
+        skeleton.generation_config = settings
     return skeleton.eval()
 
 
