@@ -47,9 +47,9 @@ import trl.trainer.utils
 from datasets import Dataset
 from peft import LoraConfig
 from ranking import auc, spread
-from remembered import lower_layers, upper_layers
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
+from upper_layers import lower_layers, upper_layers
 
 import burnish
 from burnish.align.losses import aps, r3m

@@ -78,7 +78,6 @@ def test_circles_are_found():
 
 NOT_YET_MENDED = [
     {"align.audit", "align.audit_page"},
-    {"evaluate.measure", "evaluate.stage"},
     {"events.data", "events.reading"},
     {"train.sharded_state", "train.state"},
 ]

@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from burnish.evaluate.evaluation import Evaluation
     from burnish.evaluate.paired import compare
-    from burnish.evaluate.stage import Evaluate, Evaluation
+    from burnish.evaluate.stage import Evaluate
 
 _PUBLIC = {
     "Evaluate": "burnish.evaluate.stage",
-    "Evaluation": "burnish.evaluate.stage",
+    "Evaluation": "burnish.evaluate.evaluation",
     "compare": "burnish.evaluate.paired",
 }
 

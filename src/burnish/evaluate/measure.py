@@ -20,10 +20,10 @@ from burnish.core.progress import Progress
 from burnish.core.statistics import Interval, interval
 from burnish.data.read import data_hash, read_texts
 from burnish.data.windows import Slice, cut
+from burnish.evaluate.evaluation import Evaluation, Metric
 from burnish.evaluate.quality import Sequences, measure_quality
 from burnish.evaluate.sizes import measure_sizes
 from burnish.evaluate.speed import measure_speed, median_and_spread
-from burnish.evaluate.stage import Evaluate, Evaluation, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from burnish.core.ledger import Ledger
+    from burnish.evaluate.stage import Evaluate
 
 PROTOCOL_VERSION = 2
 """Raised whenever a change here changes numbers."""

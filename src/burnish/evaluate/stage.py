@@ -1,4 +1,4 @@
-"""`Evaluate`: the settings of a measurement, and what it returns.
+"""`Evaluate`: the settings of a measurement.
 
     evaluation = burnish.Evaluate(num_windows=20)(quantized, reference=original)
     evaluation.metrics["perplexity"]      # {"value": 21.5, "low": 18.9, "high": 24.6, "unit": ""}
@@ -8,9 +8,8 @@ It makes no checkpoint, so it is not a stage; a recipe's `evaluate:` takes the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -22,38 +21,7 @@ if TYPE_CHECKING:
 
     from burnish.core.checkpoint import Model
     from burnish.core.ledger import Ledger
-
-Metric = dict[str, Any]
-"""{value, low, high, unit, note}: value is None for what was not measured, and the note says why."""
-
-
-@dataclass
-class Evaluation:
-    """One checkpoint under one protocol.
-
-    Attributes:
-        metrics: {name: {value, low, high, unit, note}}.
-        sequences: per-sequence sums, in columns: `tokens`, `bytes`, `nats`, and with a reference `kl`, `agreeing`.
-        protocol: what decides whether two evaluations may be compared (see `burnish.core.ledger`).
-    """
-
-    metrics: dict[str, Metric]
-    sequences: dict[str, list[float]]
-    protocol: dict[str, Any]
-
-    def record(self, ledger: Ledger, checkpoint: str, path: str | Path, *, request: str = "") -> None:
-        """Appends a ledger row, with the per-sequence values beside it.
-
-        Args:
-            ledger: of the run.
-            checkpoint: content hash of what was measured.
-            path: where it lies.
-            request: names what was asked for, so that the runner asks once.
-        """
-        ledger.write_sequences(checkpoint, self.protocol, dict(self.sequences))
-        ledger.measurement(
-            checkpoint=checkpoint, path=str(path), protocol=self.protocol, metrics=self.metrics, request=request
-        )
+    from burnish.evaluate.evaluation import Evaluation
 
 
 class Evaluate(Settings):

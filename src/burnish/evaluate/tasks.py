@@ -23,8 +23,8 @@ from burnish.core.checkpoint import Model, compute_dtype, pick_device
 from burnish.core.errors import DataError, MissingExtraError, SettingsError
 from burnish.core.statistics import Interval, student_quantile
 from burnish.data.read import TEXTS
+from burnish.evaluate.evaluation import Evaluation
 from burnish.evaluate.measure import check_kind, device_name, metric, network
-from burnish.evaluate.stage import Evaluation
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -8,7 +8,7 @@
 
 Definitions follow SMURF-THP (arXiv 2310.16336), except that every level set is named: its calibration score is quoted
 there over levels from 0.5 up. Errors are bootstrap standard errors over sequences, since events of one sequence depend
-on each other.
+on each other; drawing n sequences from n makes them too small by √(1 − 1/n), which is made good.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kstest
+
+from burnish.core.statistics import student_quantile
 
 Array = NDArray[np.float64]
 
@@ -57,7 +59,13 @@ def share_error(inside: NDArray[np.bool_], groups: NDArray[np.int64], *, num_dra
     hits = np.stack([np.bincount(member, weights=column) for column in inside.T], axis=1)
     weight = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=num_draws)
     shares = (weight @ hits) / (weight @ np.bincount(member))[:, None]
-    return shares.std(axis=0, ddof=1)
+    return shares.std(axis=0, ddof=1) * np.sqrt(len(names) / (len(names) - 1))
+
+
+def share_reach(inside: NDArray[np.bool_], groups: NDArray[np.int64]) -> Array:
+    """(m,) how far 95 % intervals of the shares reach to either side; arguments as for `share_error`."""
+    num_sequences = len(np.unique(groups))
+    return share_error(inside, groups) * student_quantile(num_sequences if num_sequences > 1 else max(len(inside), 2))
 
 
 def pit_ks(pit: Array) -> float:
@@ -138,4 +146,4 @@ def bootstrap_error(
     for _ in range(num_draws):
         drawn = rng.integers(len(members), size=len(members))
         values.append(statistic(np.concatenate([members[i] for i in drawn])))
-    return float(np.std(values, ddof=1))
+    return float(np.std(values, ddof=1) * np.sqrt(len(members) / (len(members) - 1)))

@@ -76,12 +76,12 @@ def _line(points: list[tuple[float, float]]) -> str:
 
 
 def calibration_plot(result: ForecastEvaluation) -> dict[str, Any]:
-    """Coverage against level; the diagonal is honest, the band is noise (two standard errors over sequences)."""
+    """Coverage against level; the diagonal is honest, the band is noise (95 %, over sequences)."""
     x, y = _axes((0, 1), (0, 1))
     levels = np.linspace(0.01, 0.99, 99)
     pit = result.events["pit"]
     covered = metrics.coverage(pit, tuple(levels))
-    noise = 2 * metrics.share_error(pit[:, None] < levels, result.events["sequence"])
+    noise = metrics.share_reach(pit[:, None] < levels, result.events["sequence"])
     band = [(x(q), y(min(q + e, 1))) for q, e in zip(levels, noise, strict=True)]
     band += [(x(q), y(max(q - e, 0))) for q, e in reversed(list(zip(levels, noise, strict=True)))]
     return {
@@ -100,12 +100,12 @@ def calibration_plot(result: ForecastEvaluation) -> dict[str, Any]:
 
 
 def pit_plot(result: ForecastEvaluation, num_bins: int = 20) -> dict[str, Any]:
-    """Histogram of the PIT: flat for the true law; the band is two standard errors over sequences."""
+    """Histogram of the PIT: flat for the true law; the band is noise (95 %, over sequences)."""
     pit = result.events["pit"]
     bins = np.minimum((pit * num_bins).astype(int), num_bins - 1)
     inside = bins[:, None] == np.arange(num_bins)
     density = inside.mean(0) * num_bins
-    noise = 2 * num_bins * metrics.share_error(inside, result.events["sequence"])
+    noise = num_bins * metrics.share_reach(inside, result.events["sequence"])
     x, y = _axes((0, 1), (0, max(1.3, float(density.max()) * 1.05)))
     bars = [
         (x(i / num_bins), y(value), x((i + 1) / num_bins) - x(i / num_bins) - 1, y(0) - y(value))
@@ -221,9 +221,9 @@ def headline(forecaster: EventForecaster, result: ForecastEvaluation, last: Even
         f"Intervals asked to hold 90 % of the gaps held {scores['central_coverage_90']:.1%}, "
         f"those asked to hold 50 % held {scores['central_coverage_50']:.1%}."
     ]
-    error = float(metrics.share_error(result.events["pit"][:, None] < 0.5, result.events["sequence"])[0])
+    reach = float(metrics.share_reach(result.events["pit"][:, None] < 0.5, result.events["sequence"])[0])
     below = scores["coverage_50"]
-    if abs(below - 0.5) > 2 * error:
+    if abs(below - 0.5) > reach:
         said.append(
             f"Events come {'sooner' if below > 0.5 else 'later'} than forecast: {below:.1%} of the gaps are below the "
             "median that was forecast, more than chance explains."

@@ -1,0 +1,76 @@
+"""The harness of the benchmarks, and the cheapest of them run small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import experiment  # noqa: E402
+
+
+def test_sides_take_turns_and_the_first_round_is_not_counted():
+    order = []
+    clock = iter(range(100))
+    sides = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = experiment.turns(sides, 2, clock=lambda: next(clock))
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert seconds == {"a": [1, 1], "b": [1, 1]}
+
+
+def test_a_search_keeps_every_score():
+    best, tried = experiment.search([1, 2, 3], lambda lr: (lr - 2) ** 2)
+    assert best == 2
+    assert tried == [{"settings": 1, "score": 1}, {"settings": 2, "score": 0}, {"settings": 3, "score": 1}]
+
+
+def test_what_is_kept_is_not_measured_again(tmp_path: Path):
+    asked = []
+
+    def measure(name: str) -> dict[str, int]:
+        asked.append(name)
+        return {"length": len(name)}
+
+    kept = experiment.Kept(tmp_path)
+    assert not kept.run(lambda: ["one"], measure, minutes=-1)
+    assert kept.run(lambda: ["one", "three"], measure)
+    assert kept.run(lambda: ["one", "three"], measure)
+    assert asked == ["one", "three"] and kept.read("three")["length"] == 5
+
+
+def test_a_record_has_what_the_check_asks_for_and_keeps_what_was_there(tmp_path: Path):
+    out = tmp_path / "new" / "it.json"
+    experiment.record(out, "What is it?\n\n    more", {"rows": [1]}, note="alone")
+    experiment.record(out, "What is it?\n\n    more", {"more": 2}, note="alone")
+    content = json.loads(out.read_text())
+    assert content["question"] == "What is it?" and content["machine"].endswith("alone")
+    assert content["rows"] == [1] and content["more"] == 2 and content["slices"] == {"tuning": [], "reporting": []}
+    assert {"machine", "date", "versions"} <= set(content)
+
+
+def test_a_table_sets_numbers_to_the_right_where_asked():
+    assert experiment.table("name | size:", [["a", 1]]) == "| name | size |\n| --- | ---: |\n| a | 1 |"
+
+
+def test_a_smoke_run_does_not_overwrite_results(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["it.py", "--smoke"])
+    with pytest.raises(SystemExit):
+        experiment.Command("benchmarks/it.py", "What is it?").read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer_step", "train_loop", "intervals"])
+def test_a_benchmark_runs_small_and_makes_its_tables(name: str, tmp_path: Path):
+    out, script = tmp_path / f"{name}.json", ROOT / "benchmarks" / f"{name}.py"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])}
+    command = [sys.executable, str(script), "--smoke", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    show = f"import json, {name}; print(*{name}.tables(json.load(open({str(out)!r}))).values(), sep='\\n')"
+    shown = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True, env=environment)
+    assert shown.stdout.count("| --- |") >= 1
