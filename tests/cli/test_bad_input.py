@@ -100,3 +100,23 @@ def test_a_run_of_a_newer_burnish_is_refused(capsys: pytest.CaptureFixture[str],
     (place / "r.yaml").write_text(f"start: {tiny_llama}\nnodes: [{NEAREST}]\n")
     assert "run.json: was written by a newer burnish" in refused(capsys, "run", "r.yaml", "-o", "run")
     assert "run.json: was written by a newer burnish" in refused(capsys, "plan", "r.yaml", "-o", "run")
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (["train", "model", "--data", "", "-o", "out"], "--data"),
+        (["train", "model", "--data=", "-o", "out"], "--data"),
+        (["quantize", "model", "-o", ""], "-o"),
+        (["quantize", "", "-o", "out"], "an argument"),
+        (["run", ""], "an argument"),
+        (["events", "fit", "", "-o", "out"], "an argument"),
+        (["events", "fit", "table.csv", "--time", "", "-o", "out"], "--time"),
+    ],
+)
+def test_an_empty_word_is_refused_and_not_read_as_the_working_directory(
+    capsys: pytest.CaptureFixture[str], place: Path, command: list[str], where: str
+):
+    (place / "text.txt").write_text("what nobody named")
+    assert f"error: {where}: is empty; give a value, or leave it out" in refused(capsys, *command)
+    assert sorted(path.name for path in place.iterdir()) == ["text.txt"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Group
 
 from burnish._version import __version__
-from burnish.core.errors import BurnishError
+from burnish.core.errors import BurnishError, SettingsError
 from burnish.methods import VERBS
 
 RECIPES = Group.create_ordered("Recipes")
@@ -136,6 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        _refuse_empty(arguments)
         app(arguments, exit_on_error=False, print_error=False)
     except BurnishError as error:
         if debug:
@@ -156,6 +157,19 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}; what is finished is kept, and the same command continues")
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """An empty word is a variable that was not set in a script; as a path it would be the working directory."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if not argument:
+            where = before if before.startswith("-") else "an argument"
+        elif option.startswith("--") and equals and not value:
+            where = option
+        else:
+            continue
+        raise SettingsError("is empty", where=where, fix="give a value, or leave it out")
 
 
 def _mistake(error: CycloptsError) -> str:
