@@ -42,14 +42,16 @@ from burnish.core.progress import Progress
 from burnish.core.statistics import interval
 from burnish.data import calibration, read_texts, windows
 from burnish.quantize.collect import collect
-from burnish.quantize.export import Scheme
-from burnish.quantize.factors import HELD_OUT, MatrixSums, Rule
+from burnish.quantize.factors import SplitSums
+from burnish.quantize.formats import FORMATS
 from burnish.quantize.maths.grid import integer_grid
 from burnish.quantize.maths.rounding import round_two_sided
 from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
 from burnish.quantize.plan import select
+from burnish.quantize.rule import HELD_OUT, Strength
+from burnish.quantize.rules import RULES as ROUNDING_RULES
 from burnish.quantize.statistics import Calibration, Statistics, Sums
-from burnish.quantize.tuning import Original, choose_rule, filled, rounded_under
+from burnish.quantize.tuning import Original, choose_strength, filled, rounded_under
 
 RESULTS = Path(__file__).parent / "results" / "yaqa.json"
 TOKENS, LENGTH, GROUP = 65_536, 256, 64
@@ -59,11 +61,17 @@ TUNING_WINDOWS = 8
 REPORT_WINDOWS, REPORT_LENGTH, REPORT_CHARS = 8, 1024, 400_000
 
 RTN, GPTQ, YAQA_A, YAQA_B = "rtn", "gptq", "yaqa-a", "yaqa-b"
-ONE_SIDED = (Rule(input_damping=0.003), Rule(), Rule(input_damping=0.1), Rule(input_damping=0.3), HELD_OUT)
-TWO_SIDED = (Rule(0.03, 0.03), Rule(0.1, 0.1), Rule(0.3, 0.3), Rule(1.0, 1.0), HELD_OUT)
+ONE_SIDED = (
+    Strength(input_damping=0.003),
+    Strength(),
+    Strength(input_damping=0.1),
+    Strength(input_damping=0.3),
+    HELD_OUT,
+)
+TWO_SIDED = (Strength(0.03, 0.03), Strength(0.1, 0.1), Strength(0.3, 0.3), Strength(1.0, 1.0), HELD_OUT)
 RULES = {GPTQ: ONE_SIDED, YAQA_A: TWO_SIDED, YAQA_B: TWO_SIDED}
 """What is tried for each method, equally many."""
-ORDER_RULES = {GPTQ: (Rule(), Rule(input_damping=0.1), HELD_OUT), YAQA_B: (Rule(0.3, 0.3), HELD_OUT)}
+ORDER_RULES = {GPTQ: (Strength(), Strength(input_damping=0.1), HELD_OUT), YAQA_B: (Strength(0.3, 0.3), HELD_OUT)}
 NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 
 
@@ -175,7 +183,7 @@ def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namesp
                 continue
             started = time.process_time()
             rules = [rule for number, rule in enumerate(RULES[method]) if number in arguments.rules]
-            _, rows = choose_rule(views, rounding_of(method, bits), statistics, original, rules=rules)
+            _, rows = choose_strength(views, rounding_of(method, bits), statistics, original, strengths=rules)
             seconds = (time.process_time() - started) / len(rows)
             for row in rows:
                 print(f"{method}, {bits} bits, {row['rule']}: tuning {row['kl']:.4f}", flush=True)
@@ -192,7 +200,7 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
     for bits in arguments.bits:
         for method in arguments.only:
             rule = winner(method, bits, arguments)
-            rounding = replace(rounding_of(method, bits), rule=rule)
+            rounding = replace(rounding_of(method, bits), strength=rule)
             kl, seconds = of_whole_model(views, rounding, None if method == RTN else statistics, original)
             print(f"{method}, {bits} bits, {rule}: KL {np.mean(kl):.4f}, rounding {seconds:.0f} s", flush=True)
             row = {"task": "measure", "method": method, "bits": bits, "rule": str(rule), "kl": kl}
@@ -223,7 +231,7 @@ def compare_orders(model: Any, slices: dict[str, torch.Tensor], arguments: argpa
         for order in ("natural", "diagonal")
     ]
     for bits, method, rule, order in cells:
-        rounding = replace(rounding_of(method, bits), rule=rule, order=order)
+        rounding = replace(rounding_of(method, bits), strength=rule, order=order)
         kl, seconds = of_whole_model(views, rounding, statistics, original)
         print(f"{method}, {bits} bits, {rule}, {order}: tuning {np.mean(kl):.4f}", flush=True)
         row = {"task": "order", "method": method, "bits": bits, "rule": str(rule), "order": order}
@@ -234,12 +242,12 @@ def time_rounding(model: Any, slices: dict[str, torch.Tensor], arguments: argpar
     """Wall time of rounding all matrices two-sidedly to 3 bits, apart from reading the statistics."""
     del slices
     views = select(matrices(model.module), ())
-    rounding = replace(rounding_of(YAQA_B, 3), rule=Rule(0.3, 0.3))
+    rounding = replace(rounding_of(YAQA_B, 3), strength=Strength(0.3, 0.3))
     for _ in range(2 if arguments.device == "cuda" else 1):  # the first time kernels are loaded
         statistics = Remembered(arguments)
         wall, reading = 0.0, clock(arguments)
         for batch in batches_of_one_shape(views):
-            sums = [MatrixSums(statistics, view, views) for view in batch]
+            sums = [SplitSums(statistics, view, views) for view in batch]
             started = clock(arguments)
             rounded_batch(batch, rounding, sums)
             wall += clock(arguments) - started
@@ -310,11 +318,11 @@ def record_time(what: str, wall_seconds: float, arguments: argparse.Namespace, *
 
 def rounding_of(method: str, bits: int) -> Rounding:
     sketch = "a" if method == YAQA_A else "b"
-    kind = {RTN: "rtn", GPTQ: "gptq"}.get(method, "yaqa")
-    return Rounding(kind, Scheme(bits, GROUP, True), torch.bfloat16, sketch=sketch)  # type: ignore[arg-type]
+    rule = ROUNDING_RULES[method.partition("-")[0]]
+    return Rounding(rule, FORMATS["int"](bits, GROUP, True), torch.bfloat16, sketch=sketch)
 
 
-def winner(method: str, bits: int, arguments: argparse.Namespace) -> Rule:
+def winner(method: str, bits: int, arguments: argparse.Namespace) -> Strength:
     """The rule with the smallest divergence on the tuning slice with seed 0, at this width or the nearest tuned one."""
     if method == RTN:
         return HELD_OUT

@@ -11,12 +11,16 @@ from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.quantize import tuning
 from burnish.quantize.collect import collect
-from burnish.quantize.export import Scheme
-from burnish.quantize.factors import Rule
+from burnish.quantize.formats import FORMATS
 from burnish.quantize.method import Rounding
+from burnish.quantize.rule import Strength
+from burnish.quantize.rules import RULES
 from burnish.quantize.stage import Quantize
 from burnish.quantize.statistics import Calibration
-from burnish.quantize.tuning import RULES, Original, choose_rule, filled, spread_over_depth
+from burnish.quantize.tuning import Original, choose_strength, filled, spread_over_depth
+
+YAQA = RULES["yaqa"]
+TWO_BITS = Rounding(YAQA, FORMATS["int"](2, 32, True), torch.float32)
 
 
 @pytest.fixture
@@ -47,28 +51,28 @@ def test_the_divergence_is_that_of_the_whole_distribution(model, views, ids):
     ("measured", "chosen"),
     [((0.3, 0.2, 0.1), 2), ((0.3, 0.1, 0.2), 1), ((0.1002, 0.2, 0.1), 0), ((9e-6, 8e-6, 0.0), 0)],
 )
-def test_the_simplest_rule_with_in_effect_the_smallest_divergence_is_chosen(measured, chosen, monkeypatch):
+def test_the_simplest_strength_with_in_effect_the_smallest_divergence_is_chosen(measured, chosen, monkeypatch):
     monkeypatch.setattr(tuning, "rounded_under", lambda _, roundings, *__: {name: {} for name in roundings})
     monkeypatch.setattr(tuning, "spread_over_depth", lambda views: views)
     answers = iter(measured)
     original = SimpleNamespace(divergence=lambda: [next(answers)])
-    rule, _ = choose_rule([], Rounding("yaqa", Scheme(2, 32, True), torch.float32), None, original, rules=RULES[:3])
-    assert rule == RULES[chosen]
+    strength, _ = choose_strength([], TWO_BITS, None, original, strengths=YAQA.compared[:3])
+    assert strength == YAQA.compared[chosen]
 
 
-def test_rules_are_measured_and_weights_left_alone(model, views, tmp_path):
+def test_strengths_are_measured_and_weights_left_alone(model, views, tmp_path):
     windows = torch.randint(0, 384, (20, 64), generator=torch.Generator().manual_seed(0))
     statistics = collect(model.module, views, Calibration(windows[:16]), tmp_path, key={}, sketches=("b",))
     before = [view.tensor.clone() for view in views]
-    rules = (Rule(), Rule(0.3, 0.3), Rule(1e9, 1e9))
-    rounding = Rounding("yaqa", Scheme(2, 32, True), torch.float32)
-    rule, rows = choose_rule(views, rounding, statistics, Original(model.module, windows[16:]), rules=rules)
-    assert [row["rule"] for row in rows] == [str(one) for one in rules]
-    assert str(rule) == next(row["rule"] for row in rows if row["chosen"])
+    strengths = (Strength(), Strength(0.3, 0.3), Strength(1e9, 1e9))
+    original = Original(model.module, windows[16:])
+    strength, rows = choose_strength(views, TWO_BITS, statistics, original, strengths=strengths)
+    assert [row["rule"] for row in rows] == [str(one) for one in strengths]
+    assert str(strength) == next(row["rule"] for row in rows if row["chosen"])
     assert all(torch.equal(one, view.tensor) for one, view in zip(before, views, strict=True))
 
 
-def test_rules_are_compared_on_the_grids_of_overrides(model, texts, tmp_path):
+def test_strengths_are_compared_on_the_grids_of_overrides(model, texts, tmp_path):
     overrides = {"re:.*down_proj": {"bits": 8}}
     stage = Quantize(method="yaqa", bits=2, group_size=32, tokens=1024, length=64, overrides=overrides)
     quantized = stage(model, calibration=texts, work_dir=tmp_path)

@@ -1,16 +1,7 @@
-"""RTN, GPTQ and YAQA over a whole model: grids, factors, shrinkage, rounding, one table row per matrix.
+"""A rounding rule over a whole model: grids, factors, shrinkage, rounding, one table row per matrix.
 
-Matrices of one shape in a few neighbouring layers are rounded together. What differs between the methods is only which
-factors they hand to `round_two_sided`:
-
-* `rtn`: none.
-* `gptq`: H_I = activation covariance, damped.
-* `yaqa`: H_O and H_I of the sketch, each shrunk toward the identity, H_I also toward the activation covariance, as
-  the rounding's rule says (`factors.Rule`). Where the output side does not help, it is left out: that matrix is
-  rounded one-sidedly, and the table says so.
-
-Experts that saw too few tokens borrow: their input side is the covariance of all experts of that role in the layer,
-they have no output side, and where even those saw nothing, rounding is to nearest.
+Matrices of one shape in a few neighbouring layers are rounded together. What differs between rules is only which
+factors they hand to `round_two_sided`.
 """
 
 from __future__ import annotations
@@ -19,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,15 +20,14 @@ from burnish.arch import MatrixView
 from burnish.core.errors import NumericalError
 from burnish.core.progress import Progress
 from burnish.quantize.collect import Sketch
-from burnish.quantize.export import Scheme
-from burnish.quantize.factors import HELD_OUT, Factors, MatrixSums, Rule, choose_factors
-from burnish.quantize.maths.float_grid import WeightGrid, float_grid
-from burnish.quantize.maths.grid import combine, integer_grid, search_scale
+from burnish.quantize.factors import Factors, SplitSums, choose_factors
+from burnish.quantize.maths.float_grid import WeightGrid
+from burnish.quantize.maths.grid import combine
 from burnish.quantize.maths.rounding import Order, proxy_loss, round_two_sided
 from burnish.quantize.maths.shrinkage import normalised
+from burnish.quantize.rule import HELD_OUT, RoundingRule, Strength
+from burnish.quantize.scheme import Scheme
 from burnish.quantize.statistics import Statistics
-
-Method = Literal["rtn", "gptq", "yaqa"]
 
 BATCH_WEIGHTS = 8_000_000
 """Weights rounded together: enough to fill a core, few enough to stay in a few hundred megabytes."""
@@ -50,12 +40,12 @@ class Rounding:
     """How matrices are rounded.
 
     Attributes:
-        method: which factors are used.
+        rule: which factors are used.
         scheme: the grid.
         overrides: {name of a matrix: its grid} where that is another one.
         scale_dtype: what scales are stored in.
-        rule: how factors are shrunk.
-        sketch: which sketch yaqa's factors are from.
+        strength: how strongly factors are shrunk.
+        sketch: which sketch Kronecker factors are from.
         scale_search: whether clipping ratios are searched, weighted by the diagonal of the input side.
         order: of rows and columns, see `round_two_sided`; None is natural for one-sided rounding and diagonal for
             two-sided, which was measured on the model as a whole. Large diagonals first lower each layer's own error in
@@ -63,10 +53,10 @@ class Rounding:
         min_expert_tokens: experts that saw fewer borrow from the layer's other experts.
     """
 
-    method: Method
+    rule: RoundingRule
     scheme: Scheme
     scale_dtype: torch.dtype
-    rule: Rule = HELD_OUT
+    strength: Strength = HELD_OUT
     sketch: Sketch = "b"
     scale_search: bool = False
     order: Order | None = None
@@ -101,7 +91,7 @@ def quantize_matrices(
     Args:
         views: of the matrices to round; their tensors are overwritten with the values that the checkpoint will hold.
         rounding: how.
-        statistics: from `collect`; None for rtn.
+        statistics: from `collect`; None for a rule that needs none.
         progress: where to show a bar.
     """
     result = Quantized({}, {}, [])
@@ -144,7 +134,7 @@ def round_batch(
 ) -> None:
     """Rounds matrices of one shape in place."""
     started = time.process_time()
-    sums = [None if statistics is None else MatrixSums(statistics, view, every_view) for view in batch]
+    sums = [None if statistics is None else SplitSums(statistics, view, every_view) for view in batch]
     rounded = rounded_batch(batch, rounding, sums)
     seconds = (time.process_time() - started) / len(batch)
     for view, (codes, grid, factors) in zip(batch, rounded, strict=True):
@@ -157,12 +147,17 @@ def round_batch(
 
 
 def rounded_batch(
-    batch: Sequence[MatrixView], rounding: Rounding, sums: Sequence[MatrixSums | None]
+    batch: Sequence[MatrixView], rounding: Rounding, sums: Sequence[SplitSums | None]
 ) -> list[tuple[Tensor, WeightGrid, Factors]]:
     """Codes, grid and factors of matrices of one shape; those with the same sides present go through one call."""
     weights = [view.tensor.to(_working_dtype(view.tensor)) for view in batch]
     grids = [
-        make_grid(weight, rounding.scheme_of(view), rounding, None if of_view is None else of_view.importance())
+        rounding.scheme_of(view).grid(
+            weight,
+            scale_dtype=rounding.scale_dtype,
+            search=rounding.scale_search,
+            importance=None if of_view is None else of_view.covariance().diagonal(),
+        )
         for view, weight, of_view in zip(batch, weights, sums, strict=True)
     ]
     factors = [
@@ -183,23 +178,6 @@ def rounded_batch(
         )
         codes.update(zip(places, grid.codes(rounded), strict=True))
     return [(codes[place], grids[place], factors[place]) for place in range(len(batch))]
-
-
-def make_grid(
-    weight: Float[Tensor, "out in"], scheme: Scheme, rounding: Rounding, importance: Float[Tensor, " in"] | None
-) -> WeightGrid:
-    """The grid of the original weight."""
-    if scheme.kind == "fp8-dynamic":
-        return float_grid(weight, scale_dtype=rounding.scale_dtype)
-    settings: dict[str, Any] = {
-        "bits": scheme.bits,
-        "group_size": scheme.group_of(weight.shape[1]),
-        "symmetric": scheme.symmetric,
-        "scale_dtype": rounding.scale_dtype,
-    }
-    if rounding.scale_search:
-        return search_scale(weight, importance, **settings)
-    return integer_grid(weight, **settings)
 
 
 def table_row(

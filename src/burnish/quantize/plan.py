@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,13 @@ from burnish.arch import MatrixView
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
-from burnish.quantize.export import check_engine, check_loadable
+from burnish.quantize.packing import check_loadable
+from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, schemes_of
 
 if TYPE_CHECKING:
     from burnish.core.kinds import Plan
+    from burnish.quantize.collect import Sketch
     from burnish.quantize.stage import Quantize
 
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
@@ -57,13 +58,16 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     from burnish.core.checkpoint import without_memory
     from burnish.quantize.collect import layer_groups, sums_bytes
     from burnish.quantize.stream import too_large
-    from burnish.quantize.tuning import RULES, WINDOWS
+    from burnish.quantize.tuning import WINDOWS
 
     views = select(matrices(without_memory(before.config)), settings.ignore)
     schemes = schemes_of(settings, views)
-    check_engine(settings.engine, views, schemes)
+    if settings.engine is not None:
+        for view in views:
+            schemes[view.name].check_kernel(view, settings.engine)
     check_loadable(views, schemes)
     check_combinations(settings)
+    rule = RULES[settings.method]
     num_weights = sum(view.shape[0] * view.shape[1] for view in views)
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
@@ -73,11 +77,11 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     flops, statistics_bytes = 0.0, 0
     streams = settings.stream
     if streams is None:
-        streams = too_large(before.num_parameters) and settings.method != "yaqa" and not settings.curve
+        streams = too_large(before.num_parameters) and not rule.not_by_layer and not settings.curve
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
-    if settings.method != "rtn":
-        sketches = (settings.sketch,) if settings.method == "yaqa" else ()
+    if rule.needs:
+        sketches = sketches_of(settings)
         groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.memory)
         statistics_bytes = max(sums_bytes(group, sketches) for group in groups)
         num_passes = 1 if streams else len(groups)
@@ -89,21 +93,18 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
         products = sums_bytes(views, sketches) / 4
         flops = settings.num_tokens * (model_flops + 1.3 * products)
-        # Feedback of both sides, half of every product: mn(m + n) for a matrix of shape (m, n).
-        flops += sum(math.prod(view.shape) * (sum(view.shape) if sketches else view.shape[1]) for view in views)
-        if settings.method == "yaqa" and settings.damping is None:
-            flops += len(RULES) * WINDOWS * settings.length * 3 * before.num_active_parameters
-    for bits in sorted({scheme.bits for scheme in schemes.values()} - {4, 8}):
-        notes.append(f"loads in transformers; vLLM has no built-in kernel for {bits} bits")
-    if any(scheme.rounds_activations for scheme in schemes.values()):
-        notes.append("the engine rounds activations too, at run time; dense measurements show the weights' part only")
+        flops += sum(rule.flops(*view.shape) for view in views)
+        if settings.damping is None:
+            flops += len(rule.compared) * WINDOWS * settings.length * 3 * before.num_active_parameters
+    by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits)
+    notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
     held = before.num_parameters
     if streams:  # a layer, its rounded copy, the embeddings and the hidden states of the text
         sizes = dict.fromkeys((view.layer for view in views), 0)
         for view in views:
             sizes[view.layer] += view.shape[0] * view.shape[1]
         held = 2 * max(sizes.values()) + before.num_parameters - sum(sizes.values())
-        if settings.method != "rtn":
+        if rule.needs:
             held += settings.num_tokens * before.config.get_text_config().hidden_size
     working = 4 * held + statistics_bytes + 1_000_000_000
     return before.with_(
@@ -111,18 +112,25 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     )
 
 
+def sketches_of(settings: Quantize) -> tuple[Sketch, ...]:
+    """The sketches that the rule needs, of those that settings choose among."""
+    return (settings.sketch,) if "sketch" in RULES[settings.method].needs else ()
+
+
 def check_combinations(settings: Quantize) -> None:
     """Raises `SettingsError` for settings that contradict each other."""
-    if settings.curve and (settings.method == "rtn" or settings.propagate or settings.stream):
-        reason = "rtn uses no calibration text" if settings.method == "rtn" else "it needs the whole model at once"
-        other = "curve" if settings.method == "rtn" else "propagate and stream"
-        raise SettingsError(f"curve is true, but {reason}", fix=f"leave {other} out")
-    if settings.propagate and settings.method != "gptq":
+    name, rule = settings.method, RULES[settings.method]
+    if settings.curve and not rule.needs:
+        raise SettingsError(f"curve is true, but {name} uses no calibration text", fix="leave curve out")
+    if settings.curve and (settings.propagate or settings.stream):
+        raise SettingsError("curve is true, but it needs the whole model at once", fix="leave propagate and stream out")
+    if settings.propagate and not rule.propagates:
+        can = " or ".join(other for other in RULES if RULES[other].propagates)
         raise SettingsError(
-            f"propagate is for gptq; {settings.method} measures the original model",
-            fix="leave propagate out, or use method: gptq",
+            f"propagate is for {can}; {name} measures the original model",
+            fix=f"leave propagate out, or use method: {can}",
         )
-    if settings.stream and settings.method == "yaqa":
-        raise SettingsError(
-            "stream is true, but yaqa needs gradients through the whole network", fix="use method: gptq"
-        )
+    if settings.stream and rule.not_by_layer:
+        can = " or ".join(other for other in RULES if not RULES[other].not_by_layer)
+        raise SettingsError(f"stream is true, but {rule.not_by_layer}", fix=f"use method: {can}")
+    rule.check(settings)

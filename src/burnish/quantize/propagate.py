@@ -17,7 +17,7 @@ import torch
 
 from burnish.arch import HiddenStates, MatrixView, capture, first_inputs, layers
 from burnish.core.progress import Progress
-from burnish.quantize.collect import BATCH_TOKENS, Accumulator
+from burnish.quantize.collect import BATCH_TOKENS, PRODUCTS, Accumulator, product_precision
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
 from burnish.quantize.statistics import Calibration, Statistics
 
@@ -54,7 +54,7 @@ def quantize_layer_by_layer(
                 statistics = Statistics(directory, {}, range(calibration.num_folds))
                 for fold in range(calibration.num_folds):
                     sums = Accumulator(own)
-                    with capture(module, own) as captured, torch.no_grad():
+                    with capture(module, own) as captured, torch.no_grad(), product_precision(PRODUCTS):
                         captured.callback = sums
                         for batch in batches[fold]:
                             batch.through(number, layer)
@@ -65,7 +65,7 @@ def quantize_layer_by_layer(
                 result.grids |= part.grids
                 result.rows += part.rows
                 shutil.rmtree(directory)
-            with torch.no_grad():
+            with torch.no_grad(), product_precision(PRODUCTS):
                 for batch in (batch for fold in batches for batch in fold):
                     batch.hidden = batch.through(number, layer)
             task.advance()

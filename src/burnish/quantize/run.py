@@ -15,15 +15,16 @@ from burnish.core.checkpoint import Model, cast, move, without_weights
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.quantize.collect import collect
-from burnish.quantize.export import check_loadable, ignored_modules, pack_all, quantization_config
-from burnish.quantize.factors import HELD_OUT, INFINITE, Rule
 from burnish.quantize.method import Rounding, check_finite, quantize_matrices
-from burnish.quantize.plan import check_combinations, select
+from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, quantization_config
+from burnish.quantize.plan import check_combinations, select, sketches_of
 from burnish.quantize.propagate import quantize_layer_by_layer
+from burnish.quantize.rule import HELD_OUT, Strength
+from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.statistics import Calibration, Statistics
 from burnish.quantize.stream import stream, too_large, why_not
-from burnish.quantize.tuning import WINDOWS, Original, choose_rule, curve
+from burnish.quantize.tuning import WINDOWS, Original, choose_strength, curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,20 +44,21 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
     check_combinations(settings)
+    rule = RULES[settings.method]
     rounding = Rounding(
-        settings.method,
+        rule,
         scheme_of(settings),
         dtype,
-        HELD_OUT if settings.damping is None else Rule(settings.damping, settings.damping),
+        HELD_OUT if settings.damping is None else Strength(settings.damping, settings.damping),
         settings.sketch,
         scale_search=settings.scale_search,
         overrides=schemes,
     )
     if streamed:
-        calibration = None if settings.method == "rtn" else calibration_windows(settings, model, ctx, views)[0]
+        calibration = calibration_windows(settings, model, ctx, views)[0] if rule.needs else None
         return stream(views, module, model, schemes, rounding, calibration, ctx, propagate=settings.propagate)
     check_finite(views)
-    if settings.method == "rtn":
+    if not rule.needs:
         quantized = quantize_matrices(views, rounding, None, progress=ctx.progress)
     else:
         calibration, unseen = calibration_windows(settings, model, ctx, views)
@@ -69,7 +71,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
                 calibration,
                 ctx.work_dir / "statistics",
                 key={"model": model.identity, "matrices": ",".join(view.name for view in views)},
-                sketches=(settings.sketch,) if settings.method == "yaqa" else (),
+                sketches=sketches_of(settings),
                 memory_bytes=settings.memory,
                 progress=ctx.progress,
             )
@@ -91,22 +93,26 @@ def tuned(
     unseen: Tensor,
     ctx: Context,
 ) -> Rounding:
-    """The rounding with the rule that unseen windows ask for, and the tables of what was measured on them."""
+    """The rounding with the strength that unseen windows ask for, and the tables of what was measured on them."""
+    rule = rounding.rule
+    compares = bool(rule.compared) and settings.damping is None
     if not len(unseen):
-        if settings.curve or (settings.method == "yaqa" and settings.damping is None):
+        if settings.curve or compares:
             ctx.progress.log("the calibration text has no window left to measure on: shrinkage is chosen by proxies")
         return rounding
-    if settings.method == "yaqa" and settings.damping is None:
+    if compares:
         original = Original(module, unseen)
-        rule, rows = choose_rule(views, rounding, statistics, original, progress=ctx.progress)
-        rounding = replace(rounding, rule=rule)
+        strength, rows = choose_strength(
+            views, rounding, statistics, original, strengths=rule.compared, progress=ctx.progress
+        )
+        rounding = replace(rounding, strength=strength)
         ctx.ledger.table("shrinkage", rows)
-        if rule.output_damping == INFINITE and not rule.held_out:
+        if strength.is_one_sided:
             ctx.progress.log(f"at {calibration.tokens.numel():,} tokens one-sided rounding preserves the model better")
     if settings.curve:
         roundings = {settings.method: rounding}
-        if settings.method == "yaqa":
-            roundings["gptq"] = replace(rounding, method="gptq", rule=HELD_OUT)
+        if rule.baseline:
+            roundings[rule.baseline] = replace(rounding, rule=RULES[rule.baseline], strength=HELD_OUT)
         length = calibration.tokens.shape[1]
         tokens = [length * len(calibration.fold(number)) for number in range(calibration.num_folds)]
         rows = curve(views, roundings, statistics, Original(module, unseen), tokens_of_fold=tokens)
@@ -124,7 +130,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> bool:
         return False
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return False
-    reason = why_not(settings.method, model)
+    reason = RULES[settings.method].not_by_layer or why_not(model)
     if reason and settings.stream:
         raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
     return reason is None
@@ -157,7 +163,7 @@ def calibration_windows(
     data = ctx.inputs.get("calibration", settings.calibration)
     length = min(settings.length, getattr(model.config, "max_position_embeddings", None) or settings.length)
     wanted = max(settings.num_tokens // length, 1)
-    extra = WINDOWS * length if settings.method == "yaqa" or settings.curve else 0
+    extra = WINDOWS * length if RULES[settings.method].compared or settings.curve else 0
     drawn = calibration(
         model.tokenizer, data, length=length, max_tokens=settings.num_tokens + extra, generator=ctx.generator
     )

@@ -1,13 +1,4 @@
-"""Which scheme every matrix gets: the stage's own, or that of the first pattern in `overrides` that matches.
-
-A scheme is what an engine has a kernel for:
-
-| scheme | weights | activations | form of compressed-tensors |
-| --- | --- | --- | --- |
-| int | 2-8 bits, packed, one scale per group or row | as they are | pack-quantized |
-| w8a8-int8 | int8, one scale per row | int8, one scale per token, made at run time | int-quantized |
-| fp8-dynamic | float8 (E4M3), one scale per row | float8, one scale per token, made at run time | float-quantized |
-"""
+"""Which scheme every matrix gets: the stage's own, or that of the first pattern in `overrides` that matches."""
 
 from __future__ import annotations
 
@@ -17,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from burnish.arch import MatrixView
 from burnish.core.errors import SettingsError, nearest
-from burnish.quantize.export import Scheme
+from burnish.quantize.formats import FORMATS
+from burnish.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from burnish.quantize.settings import SchemeSettings
@@ -25,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def scheme_of(settings: Quantize | SchemeSettings) -> Scheme:
-    return Scheme(settings.bits, settings.group_size, settings.symmetric, settings.scheme)
+    return FORMATS[settings.scheme](settings.bits, settings.group_size, settings.symmetric)
 
 
 def matches(pattern: str, view: MatrixView) -> bool:
@@ -62,11 +54,9 @@ def schemes_of(settings: Quantize, views: Sequence[MatrixView]) -> dict[str, Sch
     for view in views:
         found = next((scheme for pattern, scheme in settings.overrides.items() if matches(pattern, view)), None)
         schemes[view.name] = own if found is None else scheme_of(found)
-    if settings.scale_search and any(scheme.kind == "fp8-dynamic" for scheme in schemes.values()):
-        raise SettingsError(
-            "scale_search is for integer grids; float8 steps are finest near zero, so clipping gains nothing",
-            fix="leave scale_search out",
-        )
+    if settings.scale_search:
+        for scheme in set(schemes.values()):
+            scheme.check_search()
     _check_joined(views, schemes, own)
     return schemes
 

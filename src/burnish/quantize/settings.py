@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from burnish.core.settings import Settings
+from burnish.quantize.formats import FORMATS
+from burnish.quantize.rules import RULES
 
-SchemeKind = Literal["int", "fp8-dynamic", "w8a8-int8"]
+if TYPE_CHECKING:
+    RuleName: TypeAlias = str
+    SchemeName: TypeAlias = str
+else:  # the names that there are files of
+    RuleName, SchemeName = Literal[tuple(RULES)], Literal[tuple(FORMATS)]
 
 DEFAULTS: dict[str, Any] = {"bits": 4, "group_size": 64, "symmetric": True}
-"""Of the packed integers."""
-
-FIXED: dict[str, dict[str, Any]] = {
-    "fp8-dynamic": {"bits": 8, "group_size": None, "symmetric": True},
-    "w8a8-int8": {"bits": 8, "group_size": None, "symmetric": True},
-}
-"""What kernels for activations of eight bits ask of the weights."""
+"""Of schemes that fix none of it."""
 
 
 def count(value: Any) -> Any:
@@ -31,7 +31,7 @@ def count(value: Any) -> Any:
 class SchemeSettings(Settings):
     """The scheme of the matrices that a pattern of `overrides` matches; what is left out is as in the stage."""
 
-    scheme: SchemeKind = Field(default="int", description="as in the stage")
+    scheme: SchemeName = Field(default="int", description="as in the stage")
     bits: int = Field(default=4, ge=2, le=8, description="as in the stage")
     group_size: int | None = Field(default=64, ge=1, description="as in the stage")
     symmetric: bool = Field(default=True, description="as in the stage")
@@ -51,8 +51,8 @@ def complete_scheme(
         ValueError: a part that the scheme fixes is given another value.
     """
     kind = values.get("scheme", inherited["scheme"] if inherited else "int")
-    fixed = FIXED.get(kind) if isinstance(kind, str) else None
-    if fixed is None:
+    fixed = FORMATS[kind].fixed if isinstance(kind, str) and kind in FORMATS else {}
+    if not fixed:
         parts = inherited if inherited and inherited["scheme"] == kind else DEFAULTS
         return {"scheme": kind} | {part: parts[part] for part in DEFAULTS} | dict(values)
     for part, value in fixed.items():

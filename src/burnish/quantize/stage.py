@@ -12,7 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from burnish.core.kinds import Plan, Weights
 from burnish.core.settings import VOLATILE, DataRef
 from burnish.core.stage import Context, Stage
-from burnish.quantize.settings import SchemeKind, SchemeSettings, complete_scheme, count
+from burnish.quantize.formats import FORMATS
+from burnish.quantize.rules import RULES
+from burnish.quantize.settings import RuleName, SchemeName, SchemeSettings, complete_scheme, count
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -26,13 +28,11 @@ class Quantize(Stage):
     summary: ClassVar[str] = "round weights to 2-8 bits (RTN, GPTQ, YAQA)"
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
-    method: Literal["rtn", "gptq", "yaqa"] = Field(
-        default="gptq", description="rtn: nearest; gptq: one-sided, seconds to minutes; yaqa: two-sided, best, slowest"
+    method: RuleName = Field(
+        default="gptq", description="; ".join(f"{name}: {rule.summary}" for name, rule in RULES.items())
     )
-    scheme: SchemeKind = Field(
-        default="int",
-        description="int: packed weights; fp8-dynamic, w8a8-int8: 8-bit weights with a scale per row, and the engine "
-        "rounds activations to 8 bits too, token by token",
+    scheme: SchemeName = Field(
+        default="int", description="; ".join(f"{name}: {form.summary}" for name, form in FORMATS.items())
     )
     bits: int = Field(default=4, ge=2, le=8, description="bits per weight (scheme int)")
     group_size: int | None = Field(
@@ -44,12 +44,13 @@ class Quantize(Stage):
         description="schemes of some matrices, {name or re:PATTERN: {bits: 8}}; first match",
     )
     calibration: DataRef = Field(
-        default="wikitext2-valid", description="text to collect statistics from (not used by rtn)"
+        default="wikitext2-valid", description="text to collect statistics from, where the method needs any"
     )
     tokens: Annotated[int | None, BeforeValidator(count)] = Field(
         default=None,
         ge=1,
-        description="calibration tokens, 65536 or short 65k; null takes 16,384 for gptq and 65,536 for yaqa",
+        description="calibration tokens, 65536 or short 65k; null takes "
+        + " and ".join(f"{rule.tokens:,} for {name}" for name, rule in RULES.items() if rule.tokens),
     )
     length: int = Field(default=256, ge=8, description="tokens per calibration window")
     damping: float | None = Field(
@@ -105,9 +106,7 @@ class Quantize(Stage):
     @property
     def num_tokens(self) -> int:
         """Calibration tokens, with the method's default."""
-        if self.tokens is not None:
-            return self.tokens
-        return 65_536 if self.method == "yaqa" else 16_384
+        return RULES[self.method].tokens if self.tokens is None else self.tokens
 
     def plan(self, before: Plan) -> Plan:
         from burnish.quantize.plan import plan

@@ -2,8 +2,6 @@
 
 The network is built without weights. A layer's are read, used and given back before the next layer's are; calibration
 text goes through the layers in step, as hidden states. The result is bit for bit that of the whole model in memory.
-
-Two-sided rounding needs gradients through the whole network, so it does not stream.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +23,15 @@ from burnish.core.checkpoint import DeferredModel, Model, without_weights
 from burnish.core.checkpoint.tensor_files import TensorReader
 from burnish.core.stage import Context
 from burnish.quantize.collect import PRODUCTS, Accumulator, product_precision
-from burnish.quantize.export import (
-    Scheme,
+from burnish.quantize.method import Rounding, check_finite, quantize_matrices
+from burnish.quantize.packing import (
     ignored_modules,
     pack_all,
     packed_shapes,
     quantization_config,
 )
-from burnish.quantize.method import Rounding, check_finite, quantize_matrices
 from burnish.quantize.propagate import hidden_batches
+from burnish.quantize.scheme import Scheme
 from burnish.quantize.statistics import Calibration, Statistics
 
 if TYPE_CHECKING:
@@ -53,10 +51,8 @@ def too_large(num_parameters: int) -> bool:
     return 4 * num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
 
 
-def why_not(method: str, model: Model) -> str | None:
+def why_not(model: Model) -> str | None:
     """The reason why a model cannot be streamed, None if it can."""
-    if method == "yaqa":
-        return "yaqa needs gradients through the whole network"
     if model.path is None or model.is_loaded:
         return "the model is in memory already"
     on_disk = TensorReader(model.path).meta
@@ -102,7 +98,7 @@ def stream(
         model: the input, on disk.
         schemes: of every matrix, by name.
         rounding: how.
-        calibration: the text; None for rtn.
+        calibration: the text; None for a rule that needs none.
         ctx: of the stage.
         propagate: whether a layer sees the outputs of rounded layers.
     """
@@ -139,7 +135,7 @@ def stream(
                         yield from of_weight.items()
                     del packed
                 if folds is not None and propagate:
-                    with work.loaded(f"{path}.", instead=rounded), torch.no_grad():
+                    with work.loaded(f"{path}.", instead=rounded), torch.no_grad(), product_precision(PRODUCTS):
                         for batch in (batch for fold in folds for batch in fold):
                             batch.hidden = batch.through(number, layer)
                 give_back_freed_memory()
@@ -236,9 +232,7 @@ class _Work:
         statistics = Statistics(scratch, {}, range(len(folds)))
         for fold, batches in enumerate(folds):
             sums = Accumulator(own)
-            # In the original, products as `collect` has them, or the sums would be others on machines with fast units.
-            precision = product_precision(PRODUCTS) if advance else nullcontext()
-            with capture(self.skeleton, own) as captured, torch.no_grad(), precision:
+            with capture(self.skeleton, own) as captured, torch.no_grad(), product_precision(PRODUCTS):
                 captured.callback = sums
                 for batch in batches:
                     output = batch.through(number, layer)

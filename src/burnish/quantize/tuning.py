@@ -1,11 +1,10 @@
-"""Which shrinkage: the rule with the smallest measured divergence on calibration windows that no factor has seen.
+"""Which shrinkage: the strength with the smallest measured divergence on calibration windows that no factor has seen.
 
 A proxy foretells what one matrix costs if all else stays as it is and the divergence is its second-order expansion. At
 2 to 3 bits neither holds, so that the strength of shrinkage is measured instead: a sample of layers, spread over the
-depth, is rounded under every rule of a short list, and KL(original || rounded) per token decides. The other layers are
-rounded too, by the simplest rule: among exact layers a rule looks best that trusts the factors too much, because it
-puts its errors where the exact layers before give no activations, and those that are rounded do. One-sided rounding is
-on the list. So where the budget is too small for two-sided rounding, it is not used.
+depth, is rounded with every strength of a rule's list, and KL(original || rounded) per token decides. The other layers
+are rounded too, with the simplest one: among exact layers a strength looks best that trusts the factors too much,
+because it puts its errors where the exact layers before give no activations, and those that are rounded do.
 
 The same measurement over growing parts of the calibration text is the curve of KL against calibration tokens.
 """
@@ -26,24 +25,22 @@ from burnish.arch import MatrixView
 from burnish.core.progress import Progress
 from burnish.core.statistics import interval
 from burnish.evaluate.maths.divergence import kl_divergence, normalise
-from burnish.quantize.factors import HELD_OUT, MatrixSums, Rule
+from burnish.quantize.factors import SplitSums
 from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
+from burnish.quantize.rule import Strength
 from burnish.quantize.statistics import Statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RULES = (Rule(), Rule(input_damping=0.1), HELD_OUT, Rule(0.1, 0.1), Rule(0.3, 0.3), Rule(1.0, 0.3))
-"""What is tried where the user fixes no damping, from the simplest; the first two are one-sided."""
-
 NEGLIGIBLE = 0.005
-"""A relative difference in divergence for which no simpler rule is left."""
+"""A relative difference in divergence for which no simpler strength is left."""
 
 NOISE = 1e-5
 """Divergences in nats that float32 logits cannot tell apart; without it ties would be decided by the last bit."""
 
 SAMPLE_LAYERS = 5
-"""Layers that are rounded to compare rules: enough to average over, a sixth of the work for thirty layers."""
+"""Layers that are rounded to compare strengths: enough to average over, a sixth of the work for thirty layers."""
 
 WINDOWS = 16
 ROWS = 64
@@ -96,7 +93,7 @@ def rounded_under(
     """
     values: dict[str, dict[str, Tensor]] = {name: {} for name in roundings}
     for batch in batches_of_one_shape(views, next(iter(roundings.values()))):
-        sums = [None if statistics is None else MatrixSums(statistics, view, views) for view in batch]
+        sums = [None if statistics is None else SplitSums(statistics, view, views) for view in batch]
         for name, rounding in roundings.items():
             for view, (codes, grid, _) in zip(batch, rounded_batch(batch, rounding, sums), strict=True):
                 values[name][view.name] = grid.values(codes).to(rounding.scale_dtype)
@@ -130,35 +127,35 @@ def spread_over_depth(views: Sequence[MatrixView], count: int = SAMPLE_LAYERS) -
     return [view for view in views if view.layer in chosen]
 
 
-def choose_rule(
+def choose_strength(
     views: Sequence[MatrixView],
     rounding: Rounding,
     statistics: Statistics,
     original: Original,
     *,
-    rules: Sequence[Rule] = RULES,
+    strengths: Sequence[Strength],
     progress: Progress | None = None,
-) -> tuple[Rule, list[dict[str, Any]]]:
-    """The simplest rule with in effect the smallest measured divergence of a sample of layers, and what each gave.
+) -> tuple[Strength, list[dict[str, Any]]]:
+    """The simplest strength with in effect the smallest measured divergence of a sample of layers, and what each gave.
 
     Args:
         views: of all matrices that are going to be rounded.
-        rounding: how; its own rule is replaced.
+        rounding: how; its own strength is replaced.
         statistics: collected with the rounding's sketch.
         original: predictions on windows that are in no fold of the statistics.
-        rules: what is tried, from the simplest.
+        strengths: what is tried, from the simplest.
         progress: where to show a bar.
 
     Returns:
-        The rule, and rows {rule, kl, layers} for the ledger.
+        The strength, and rows {rule, kl, layers} for the ledger.
     """
     sample = spread_over_depth(views)
     sampled = {view.layer for view in sample}
     others = [view for view in views if view.layer not in sampled]
-    roundings = {str(rule): replace(rounding, rule=rule) for rule in rules}
+    roundings = {str(strength): replace(rounding, strength=strength) for strength in strengths}
     bars = progress or Progress(enabled=False)
-    with bars.task("choosing shrinkage", total=len(rules), unit="rules") as task:
-        company = rounded_under(others, {"": replace(rounding, rule=rules[0])}, statistics)[""]
+    with bars.task("choosing shrinkage", total=len(strengths), unit="strengths") as task:
+        company = rounded_under(others, {"": replace(rounding, strength=strengths[0])}, statistics)[""]
         values = rounded_under(sample, roundings, statistics)
         measured = {}
         with filled(others, company):
@@ -167,7 +164,7 @@ def choose_rule(
                     measured[name] = float(np.mean(original.divergence()))
                 task.advance()
     enough = min(measured.values()) * (1 + NEGLIGIBLE) + NOISE
-    best = next(rule for rule in rules if measured[str(rule)] <= enough)
+    best = next(strength for strength in strengths if measured[str(strength)] <= enough)
     num_layers = len({view.layer for view in sample})
     rows = [
         {"rule": name, "kl": kl, "layers": num_layers, "chosen": name == str(best)} for name, kl in measured.items()
