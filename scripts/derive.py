@@ -6,6 +6,7 @@
 | src/burnish/__init__.py | the public names, for type checkers |
 | docs/methods/*.md | the head of the page of each method |
 | README.md, docs/scope.md | the list of methods; the list of folders |
+| docs/api.md | the list of stages |
 
 In Markdown it stands between `<!-- derived: NAME -->` and `<!-- end -->`. A page that does not exist is written with
 its title and its head. `--check` writes nothing, names the files that are not as they should be, and exits with 1.
@@ -50,6 +51,7 @@ def derived() -> Files:
         (public_names, PACKAGE / "__init__.py"),
         (readme, ROOT / "README.md"),
         (scope, ROOT / "docs" / "scope.md"),
+        (stages, ROOT / "docs" / "api.md"),
     ):
         files[path] = edit(path.read_text(encoding="utf-8"))
     for method in METHODS:
@@ -112,6 +114,15 @@ def readme(text: str) -> str:
 def scope(text: str) -> str:
     """The page on what is in, with the methods as they are."""
     return filled(text, "methods", list_of_methods("methods/"))
+
+
+def stages(text: str) -> str:
+    """The page on Python with the stages by their names in Python, in recipes and on the command line."""
+    rows = [
+        [f"`burnish.{verb.class_name}`", f"`stage: {name}`", f"`burnish {' '.join(verb.words)}`", verb.help]
+        for name, verb in sorted(VERBS.items())
+    ]
+    return filled(text, "stages", table(["Python", "recipe", "command", "what it does"], rows))
 
 
 def list_of_methods(pages: str) -> str:

@@ -93,7 +93,6 @@ class Model:
         path: the directory it came from, None for a model that exists in memory only.
         origin: the directory that it, or what it was made of, was read from; what its class does not load is there.
         lineage: where it comes from.
-        identity: what it is, for everything that compares or keeps.
         dtype, device: what `module` is loaded as; dtype None keeps the dtype on disk.
         packed: {name on disk of a weight: {name on disk: tensor}}: what is written in place of that weight.
         quantization_config: goes into config.json together with `packed`.
