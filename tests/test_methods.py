@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 import burnish
 from burnish.cli import app
-from burnish.methods import BENCHMARKS, METHODS, VERBS, Method
+from burnish.methods import BENCHMARKS, METHODS, VERBS, Method, Verb
 from burnish.stages import stage_class
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +76,18 @@ def test_a_verb_is_the_name_of_its_stage_and_its_class_is_public(name: str):
     assert getattr(burnish, settings_class.__name__) is settings_class
     assert settings_class.__name__ in burnish.__all__
     assert settings_class.__name__ in dir(burnish)
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+def test_the_work_behind_a_stage_is_run_in_the_file_beside_it(verb: Verb):
+    """`stage.py` has settings alone, and its `run` hands over to `run.py`, in every folder under the same name."""
+    place = importlib.import_module(verb.module)
+    assert place.__file__ is not None
+    work = ast.parse(Path(place.__file__).with_name("run.py").read_text(encoding="utf-8"))
+    (run,) = [node for node in work.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    assert [argument.arg for argument in run.args.args] == ["settings", "model", "ctx"]
+    beside = verb.module.removesuffix("stage") + "run"
+    assert f"from {beside} import run" in inspect.getsource(stage_class(verb.name).run)
 
 
 def test_every_stage_is_in_the_table():

@@ -57,10 +57,6 @@ class Upcycle(Stage):
         )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        from burnish.convert.upcycle import mixtral_config, upcycle
+        from burnish.convert.run import run
 
-        config = mixtral_config(
-            model.config, num_experts=self.num_experts, top_k=self.top_k, router_aux_loss_coef=self.router_aux_loss_coef
-        )
-        module = upcycle(model.module, config, noise=self.noise, generator=ctx.generator)
-        return model.derive(module=module)
+        return run(self, model, ctx)
