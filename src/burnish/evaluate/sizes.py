@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from burnish.core.checkpoint import Model, read_safetensors_header, weight_files
+from burnish.core.checkpoint.sizes import expert_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ def measure_sizes(model: Model, module: PreTrainedModel) -> Sizes:
     stored = stored_bytes(model)
     plan = model.plan()
     on_disk = sum(path.stat().st_size for path in weight_files(model.path)) if model.path else sum(stored.values())
-    share = expert_share(module)
+    share = expert_share(module.config)
     embedding = _untied_embedding(module)
     per_token = 0.0
     for name, num_bytes in stored.items():
@@ -60,15 +61,6 @@ def stored_bytes(model: Model) -> dict[str, int]:
         for header in headers
         for name, entry in header.items()
     }
-
-
-def expert_share(module: PreTrainedModel) -> float:
-    """Routed experts that a token uses over those there are; 1 for a network without experts."""
-    config = module.config.get_text_config().to_dict()
-    used = config.get("num_experts_per_tok")
-    keys = ("num_local_experts", "num_experts", "n_routed_experts")
-    count = next((config[key] for key in keys if config.get(key)), None)
-    return used / count if used and count else 1.0
 
 
 def _untied_embedding(module: PreTrainedModel) -> str | None:

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from burnish.core.checkpoint.sizes import num_experts
 from burnish.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from burnish.arch import MatrixView
 
 FROZEN = "frozen"
-_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _HEAD_NAMES = ("lm_head", "score", "classifier")
 
 
@@ -217,7 +217,7 @@ def _by_module(model: nn.Module, name: str, parameter: Tensor, owner: nn.Module)
     parts = name.split(".")
     if any(part in _HEAD_NAMES for part in parts):
         return _Decision("adamw", "output head, by its name")
-    if parameter.ndim == 2 and parameter.shape[0] in _num_experts(model):
+    if parameter.ndim == 2 and parameter.shape[0] == _num_experts(model):
         return _Decision("adamw", "router of experts: as many rows as experts")
     kind = type(owner).__name__
     if isinstance(owner, nn.Linear):
@@ -243,9 +243,7 @@ def _is_weight_of(parameter: Tensor, model: nn.Module, getter: str) -> bool:
     return module is not None and any(parameter is weight for weight in module.parameters(recurse=False))
 
 
-def _num_experts(model: nn.Module) -> set[int]:
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "get_text_config"):
-        return set()
-    text = config.get_text_config()
-    return {getattr(text, key) for key in _NUM_EXPERTS if isinstance(getattr(text, key, None), int)}
+def _num_experts(model: nn.Module) -> int | None:
+    """Experts of a layer of a transformers model; any other module has none that could be known."""
+    config: Any = getattr(model, "config", None)
+    return num_experts(config) if hasattr(config, "get_text_config") else None

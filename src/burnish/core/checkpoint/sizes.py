@@ -71,17 +71,18 @@ def module_shapes(module: PreTrainedModel) -> list[tuple[str, tuple[int, ...]]]:
 
 def idle_expert_parameters(config: PretrainedConfig, shapes: dict[str, tuple[int, ...]]) -> int:
     """Parameters of routed experts that one token does not use."""
-    text = config.get_text_config()
-    used = getattr(text, "num_experts_per_tok", None)
-    count = next(
-        (
-            getattr(text, key)
-            for key in ("num_local_experts", "num_experts", "n_routed_experts")
-            if getattr(text, key, None)
-        ),
-        None,
-    )
-    if not used or not count:
-        return 0
     routed = sum(_numel(shape) for name, shape in shapes.items() if ".experts." in name)
-    return round(routed * (1 - used / count))
+    return round(routed * (1 - expert_share(config)))
+
+
+def expert_share(config: PretrainedConfig) -> float:
+    """Routed experts that a token uses over those of a layer; 1 for a network without experts."""
+    used, count = getattr(config.get_text_config(), "num_experts_per_tok", None), num_experts(config)
+    return used / count if used and count else 1.0
+
+
+def num_experts(config: PretrainedConfig) -> int | None:
+    """Routed experts of a layer, None where there are none; also of architectures that `arch` has no row for."""
+    text = config.get_text_config()
+    counts = (getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+    return next((count for count in counts if count), None)
