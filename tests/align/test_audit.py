@@ -188,8 +188,9 @@ def test_too_few_prompts_for_the_folds_are_refused(pairs, checkpoint):
 
 def test_page_holds_everything_itself(audit):
     page = render(audit)
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page)
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert re.findall(r"""(?:src|href)\s*=\s*["'](?!#)[^"']*""", page) == ['href="data:,']
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "default-src &#39;none&#39;" in page and "script-src &#39;sha256-" in page and "onsubmit" not in page
 
 
 def test_texts_cannot_break_out_of_the_page(pairs, checkpoint):

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from browser import WIDTHS, check_layout
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.decisions import apply_decisions
@@ -140,6 +141,12 @@ def audited(checkpoint, tmp_path):
     pairs = Pairs(rows, list(range(1, 61)), "prefs.jsonl")
     audit = audit_pairs(pairs, load(checkpoint), AuditSettings(repeats=1))
     return pairs, audit, audit.write(tmp_path / "audit")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_every_screen(audited, tmp_path, width):
+    *_, page = audited
+    check_layout(page.read_text(), width, tmp_path)
 
 
 def test_a_person_can_filter_mark_and_export(audited, browser, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from browser import CHROMIUM, WIDTHS, check_layout
 from burnish.cli import events as app
 from burnish.core.errors import BurnishError
 
@@ -31,12 +32,34 @@ def test_report_is_one_file_with_the_drawings(folder: Path, capsys) -> None:
     page = (folder / "model" / "report.html").read_text()
     for title in ("Calibration", "Probability integral transform", "Interval width", "Forecasts on sequence"):
         assert title in page
-    assert page.count("<svg") == 4
-    assert "http" not in page and "<script" not in page
+    assert page.count('class="chart narrow"') == 4
+    assert "http:" not in page and "https:" not in page and "<script" not in page
     assert "kept apart" in page
-    assert "Intervals asked to hold 90 %" in page
+    assert "Intervals asked to hold 90\N{NO-BREAK SPACE}%" in page
     assert "most likely of type" in page
     assert "CRPS" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium binary on this machine")
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_fits_every_screen(folder: Path, tmp_path: Path, width: int) -> None:
+    call("evaluate", folder / "model", folder / "h.csv", "--bootstrap", "2", "-o", tmp_path / "report.html")
+    check_layout((tmp_path / "report.html").read_text(), width, tmp_path)
+
+
+def test_a_place_that_cannot_be_written_to_is_named(folder: Path) -> None:
+    with pytest.raises(BurnishError, match=r"config\.json/r\.html: cannot be written"):
+        call(
+            "evaluate",
+            folder / "model",
+            folder / "h.csv",
+            "--bootstrap",
+            "0",
+            "-o",
+            folder / "model/config.json/r.html",
+        )
 
 
 def test_forecast_writes_one_row_a_sequence(folder: Path) -> None:

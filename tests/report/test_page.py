@@ -347,5 +347,6 @@ def test_the_page_lies_in_the_run_by_default(make_run):
 
 
 def test_a_place_that_cannot_be_written_to_is_named(make_run, tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"report\.html: cannot be written"):
-        write(make_run(), out=tmp_path / "missing" / "report.html")
+        write(make_run(), out=tmp_path / "file" / "report.html")

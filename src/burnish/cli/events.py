@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from burnish.core.page import Table
     from burnish.events.data import EventDataset
     from burnish.events.forecaster import EventForecaster
 
@@ -185,7 +186,7 @@ def evaluate(
     """
     from burnish.core.progress import Progress
     from burnish.events.forecaster import EventForecaster
-    from burnish.events.report import score_rows, write_report
+    from burnish.events.report import score_table, write_report
     from burnish.events.spatial import add_location_scores
 
     loaded, dataset, extra = _load(forecaster, data)
@@ -198,7 +199,7 @@ def evaluate(
     location = add_location_scores(loaded, dataset, result) if loaded.model.has_location else None
     target = out or forecaster / "report.html"
     write_report(target, loaded, dataset, result, source=f"{data.name}, {part}", location=location)
-    _print_scores(score_rows(result), list(result.baselines), f"{data.name}: {part}")
+    _print_scores(score_table(result), f"{data.name}: {part}")
     for note in result.notes:
         _say(note)
     print(f"report: {target}")
@@ -377,16 +378,12 @@ def _load(directory: Path, data: Path) -> tuple[EventForecaster, EventDataset, d
     return loaded, _read(data, extra["reading"], loaded.mark_names), extra
 
 
-def _print_scores(rows: list[dict[str, Any]], baselines: list[str], title: str) -> None:
+def _print_scores(table: Table, title: str) -> None:
     import sys
 
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=title)
-    table.add_column("measure", no_wrap=True)
-    for heading in ("model", "±", *baselines, "better"):
-        table.add_column(heading, justify="left" if heading == "better" else "right")
-    for row in rows:
-        table.add_row(row["label"], row["value"], row["error"], *row["beside"], row["better"])
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    from burnish.core.page.console import console_table
+
+    print(title)
+    Console(width=None if sys.stdout.isatty() else 130).print(console_table(table))

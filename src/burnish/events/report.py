@@ -1,283 +1,240 @@
-"""One self-contained HTML page for an evaluation: tables and drawings as inline SVG, no script and no download."""
+"""The page of an evaluation: how honest forecast times are, beside forecasts without a model."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 
-from burnish.core.checkpoint import write_atomically
+from burnish.core import page
+from burnish.core.page import Cell, Cells, Column, Datum, Figure, Row, Section, Series, Table, numbers
+from burnish.core.page.charts import GUIDE, NUM_STYLES
 from burnish.events import metrics
 from burnish.events.data import EventDataset, EventSequence
 from burnish.events.evaluation import WIDTH_LEVELS, ForecastEvaluation
 from burnish.events.forecaster import EventForecaster
 from burnish.events.locations import LocationRegion
 
-ROWS = (
-    ("loglik", "log-likelihood, nats per event", True),
-    ("loglik_time", "of which time", True),
-    ("loglik_mark", "of which type, given the time", True),
-    ("crps", "CRPS of the time", False),
-    ("calibration_score_19", "calibration score, 19 levels", False),
-    ("calibration_score_upper", "calibration score, levels from 0.5", False),
-    ("pit_ks", "PIT, Kolmogorov-Smirnov distance", False),
-    ("coverage_50", "share below the 50 % quantile", None),
-    ("coverage_90", "share below the 90 % quantile", None),
-    ("mae", "mean absolute error of the median", False),
-    ("rmse", "root mean squared error of the mean", False),
-    ("accuracy", "type accuracy, before the event", True),
-    ("accuracy_given_time", "type accuracy, given the time", True),
-    ("accuracy_head", "type accuracy of the separate head", True),
-    ("ece", "type calibration error", False),
-    ("location_cs", "calibration score of the place, levels 0.5 to 0.9", False),
-    ("energy_score", "energy score of the place", False),
-    ("location_error", "mean distance to the mean place", False),
+_HIGHER, _LOWER, _LEVEL = "higher", "lower", "near level"
+_SCORES = (
+    ("loglik", "log-likelihood, nats per event", _HIGHER),
+    ("loglik_time", "of which time", _HIGHER),
+    ("loglik_mark", "of which type, given the time", _HIGHER),
+    ("crps", "CRPS of the time", _LOWER),
+    ("calibration_score_19", "calibration score, 19 levels", _LOWER),
+    ("calibration_score_upper", "calibration score, levels from 0.5", _LOWER),
+    ("pit_ks", "PIT, Kolmogorov-Smirnov distance", _LOWER),
+    ("coverage_50", "share below the 50 % quantile", _LEVEL),
+    ("coverage_90", "share below the 90 % quantile", _LEVEL),
+    ("mae", "mean absolute error of the median", _LOWER),
+    ("rmse", "root mean squared error of the mean", _LOWER),
+    ("accuracy", "type accuracy, before the event", _HIGHER),
+    ("accuracy_given_time", "type accuracy, given the time", _HIGHER),
+    ("accuracy_head", "type accuracy of the separate head", _HIGHER),
+    ("ece", "type calibration error", _LOWER),
+    ("location_cs", "calibration score of the place, levels 0.5 to 0.9", _LOWER),
+    ("energy_score", "energy score of the place", _LOWER),
+    ("location_error", "mean distance to the mean place", _LOWER),
 )
+Place = tuple[LocationRegion, NDArray[np.float64], NDArray[np.float64]]
+"""A region, the places before it, and where the event was."""
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A linear map from data to the drawing, with ticks."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
-        return round(self.start + share * (self.stop - self.start), 2)
-
-    def ticks(self, count: int = 5) -> list[tuple[float, str]]:
-        raw = (self.high - self.low) / max(count, 1)
-        step = 10 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
-        step = next((step * factor for factor in (1, 2, 5, 10) if step * factor >= raw), step)
-        first = math.ceil(self.low / step) * step
-        values = [first + i * step for i in range(int((self.high - first) / step + 1e-9) + 1)]
-        return [(self(value), f"{value:.6g}") for value in values]
-
-
-WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 44
-
-
-def _axes(x: tuple[float, float], y: tuple[float, float], width: int = WIDTH) -> tuple[Axis, Axis]:
-    return Axis(*x, LEFT, width - RIGHT), Axis(*y, HEIGHT - BOTTOM, TOP)
-
-
-def _line(points: list[tuple[float, float]]) -> str:
-    return " ".join(f"{x},{y}" for x, y in points)
-
-
-def calibration_plot(result: ForecastEvaluation) -> dict[str, Any]:
+def calibration_figure(result: ForecastEvaluation) -> Figure:
     """Coverage against level; the diagonal is honest, the band is noise (95 %, over sequences)."""
-    x, y = _axes((0, 1), (0, 1))
     levels = np.linspace(0.01, 0.99, 99)
     pit = result.events["pit"]
     covered = metrics.coverage(pit, tuple(levels))
     noise = metrics.share_reach(pit[:, None] < levels, result.events["sequence"])
-    band = [(x(q), y(min(q + e, 1))) for q, e in zip(levels, noise, strict=True)]
-    band += [(x(q), y(max(q - e, 0))) for q, e in reversed(list(zip(levels, noise, strict=True)))]
-    return {
-        "title": "Calibration",
-        "caption": "The curve of an honest forecast stays on the diagonal; above it, events come sooner than forecast.",
-        "x": x,
-        "y": y,
-        "x_label": "level",
-        "y_label": "share of gaps below the quantile",
-        "polygons": [(_line(band), "band")],
-        "lines": [
-            (_line([(x(0), y(0)), (x(1), y(1))]), "guide"),
-            (_line([(x(q), y(c)) for q, c in zip(levels, covered, strict=True)]), "main"),
-        ],
-    }
+    honest = [Datum(q, q, max(q - e, 0), min(q + e, 1)) for q, e in zip(levels, noise, strict=True)]
+    found = [Datum(q, c) for q, c in zip(levels, covered, strict=True)]
+    return Figure(
+        title="Calibration",
+        note="The curve of an honest forecast stays on the diagonal; above it, events come sooner than forecast.",
+        description=f"the forecast's median has {numbers.percent(covered[49])} of the gaps below it",
+        x_label="level",
+        y_label="share of gaps below the quantile",
+        series=[_honest(honest), Series("this forecast", found, line=True, markers=False, style=0)],
+        range_x=(0, 1),
+        range_y=(0, 1),
+        half=True,
+    )
 
 
-def pit_plot(result: ForecastEvaluation, num_bins: int = 20) -> dict[str, Any]:
+def pit_figure(result: ForecastEvaluation, num_bins: int = 20) -> Figure:
     """Histogram of the PIT: flat for the true law; the band is noise (95 %, over sequences)."""
     pit = result.events["pit"]
     bins = np.minimum((pit * num_bins).astype(int), num_bins - 1)
     inside = bins[:, None] == np.arange(num_bins)
     density = inside.mean(0) * num_bins
     noise = num_bins * metrics.share_reach(inside, result.events["sequence"])
-    x, y = _axes((0, 1), (0, max(1.3, float(density.max()) * 1.05)))
-    bars = [
-        (x(i / num_bins), y(value), x((i + 1) / num_bins) - x(i / num_bins) - 1, y(0) - y(value))
-        for i, value in enumerate(density)
-    ]
-    corners = [(i / num_bins, (i + 1) / num_bins, e) for i, e in enumerate(noise)]
-    band = [(x(at), y(min(1 + e, y.high))) for left, right, e in corners for at in (left, right)]
-    band += [(x(at), y(max(1 - e, 0))) for left, right, e in reversed(corners) for at in (right, left)]
-    return {
-        "title": "Probability integral transform",
-        "caption": "Flat is honest; a hump means intervals too wide, a bowl too narrow, a slope a shift.",
-        "x": x,
-        "y": y,
-        "x_label": "F(gap)",
-        "y_label": "density",
-        "bars": bars,
-        "polygons": [(_line(band), "band")],
-        "lines": [(_line([(x(0), y(1)), (x(1), y(1))]), "guide")],
-    }
+    top = max(1.3, float(density.max()) * 1.05)
+    edges = [(i / num_bins, (i + 1) / num_bins, e) for i, e in enumerate(noise)]
+    honest = [Datum(x, 1.0, max(1 - e, 0), min(1 + e, top)) for left, right, e in edges for x in (left, right)]
+    bars = [Datum((i + 0.5) / num_bins, value) for i, value in enumerate(density)]
+    return Figure(
+        title="Probability integral transform",
+        note="Flat is honest; a hump means intervals too wide, a bowl too narrow, a slope a shift.",
+        description=f"densities from {density.min():.2f} to {density.max():.2f}",
+        x_label="F(gap)",
+        y_label="density",
+        series=[Series("this forecast", bars, bars=0.9 / num_bins, style=0), _honest(honest)],
+        range_x=(0, 1),
+        range_y=(0, top),
+        half=True,
+    )
 
 
-def width_plot(result: ForecastEvaluation, unit: str) -> dict[str, Any]:
+def _honest(data: list[Datum]) -> Series:
+    return Series("honest, with 95 % noise", data, line=True, markers=False, style=GUIDE)
+
+
+def width_figure(result: ForecastEvaluation, unit: str) -> Figure:
     """Mean width of central intervals against the coverage they reach."""
-    points = []
+    data = []
     for level in WIDTH_LEVELS:
-        width = result.scores[f"width_{round(100 * level)}"]
+        width, covered = (result.scores[f"{name}_{round(100 * level)}"] for name in ("width", "central_coverage"))
         if math.isfinite(width):
-            points.append((result.scores[f"central_coverage_{round(100 * level)}"], width, level))
-    top = max((width for _, width, _ in points), default=1.0)
-    x, y = _axes((0, 1), (0, top * 1.1))
-    return {
-        "title": "Interval width against coverage",
-        "caption": "What a central interval costs in width for the share of events that it held.",
-        "x": x,
-        "y": y,
-        "x_label": "coverage reached (number: coverage asked)",
-        "y_label": f"mean width{f', {unit}' if unit else ''}",
-        "lines": [(_line([(x(c), y(w)) for c, w, _ in points]), "main")],
-        "dots": [(x(c), y(w), f"{level:.0%}", "end") for c, w, level in points],
-    }
+            told = f"asked {numbers.percent(level, 0)}, reached {numbers.percent(covered)}, width {width:.3g}"
+            data.append(Datum(covered, width, label=numbers.percent(level, 0), title=told))
+    return Figure(
+        title="Interval width against coverage",
+        note="What a central interval costs in width for the share of events that it held; at each point, the share "
+        "that was asked for.",
+        description="; ".join(one.title for one in data),
+        x_label="coverage reached",
+        y_label=f"mean width{f', {unit}' if unit else ''}",
+        series=[Series("", data, line=True)],
+        range_x=(0, 1),
+        range_y=(0, 1.1 * max((one.y for one in data), default=1.0)),
+        half=True,
+    )
 
 
-def forecast_plot(
-    forecaster: EventForecaster, sequence: EventSequence, names: tuple[str, ...], shown: int = 24
-) -> dict[str, Any]:
+def forecast_figure(
+    forecaster: EventForecaster, sequence: EventSequence, names: tuple[str, ...], num_shown: int = 24
+) -> Figure:
     """The last events of a sequence and, before each, the 50 % and 90 % intervals for when it would come."""
-    first = max(len(sequence) - shown, 1)
+    first = max(len(sequence) - num_shown, 1)
     prefixes = [sequence.slice(0, i, start=sequence.start, end=None) for i in range(first, len(sequence))]
     law = forecaster.next_events(EventDataset(tuple(prefixes), names))
     with torch.no_grad():
         quantiles = law.quantile([0.05, 0.25, 0.5, 0.75, 0.95]).double().numpy()
-    gaps = sequence.gaps[first:]
+    gaps, marks = sequence.gaps[first:], sequence.marks[first:]
     finite = quantiles[np.isfinite(quantiles)]
     top = float(max(np.quantile(finite, 0.98) if len(finite) else 1.0, gaps.max())) * 1.08
-    x, y = _axes((first - 0.7, len(sequence) - 0.3), (0, top), width=2 * WIDTH)
-    boxes = []
-    for i, row in enumerate(np.minimum(quantiles, top)):
-        left = x(first + i - 0.3)
-        width = x(first + i + 0.3) - left
-        boxes.append((left, y(row[4]), width, y(row[0]) - y(row[4]), "outer"))
-        boxes.append((left, y(row[3]), width, y(row[1]) - y(row[3]), "inner"))
-        boxes.append((left, y(row[2]) - 1, width, 2.0, "median"))
-    return {
-        "title": f"Forecasts on sequence {sequence.name}: when each event was expected, and when it came",
-        "wide": True,
-        "x": x,
-        "y": y,
-        "x_label": "event",
-        "y_label": "gap",
-        "boxes": boxes,
-        "dots": [(x(first + i), y(gap), names[sequence.marks[first + i]][:10]) for i, gap in enumerate(gaps)],
-    }
-
-
-def location_plot(
-    region: LocationRegion, history: NDArray[np.float64], observed: NDArray[np.float64]
-) -> dict[str, Any]:
-    """Density of the next place, its 90 % region, recent events (faded by age) and where it happened."""
-    x, y = _axes((float(region.x[0]), float(region.x[-1])), (float(region.y[0]), float(region.y[-1])))
-    step = 2
-    top = float(region.density.max())
-    cells = []
-    for i in range(0, len(region.y) - step, step):
-        for j in range(0, len(region.x) - step, step):
-            value = float(region.density[i : i + step, j : j + step].mean())
-            if value > 0.01 * top:
-                left, upper = x(region.x[j]), y(region.y[i + step])
-                shape = (left, upper, x(region.x[j + step]) - left + 0.3, y(region.y[i]) - upper + 0.3)
-                cells.append((*shape, round(value / top, 3), value >= region.threshold))
-    inside = (
-        (history[:, 0] > region.x[0])
-        & (history[:, 0] < region.x[-1])
-        & (history[:, 1] > region.y[0])
-        & (history[:, 1] < region.y[-1])
+    rows = list(enumerate(np.minimum(quantiles, top), start=first))
+    came = [
+        Datum(first + i, gap, title=f"event {first + i}, {names[mark]}: {gap:.3g}")
+        for i, (gap, mark) in enumerate(zip(gaps, marks, strict=True))
+    ]
+    types = list(dict.fromkeys(marks)) if len(set(marks)) < NUM_STYLES else []
+    by_type = [
+        (f", type {names[kind]}", [d for d, mark in zip(came, marks, strict=True) if mark == kind]) for kind in types
+    ]
+    return Figure(
+        title=f"Forecasts on sequence {sequence.name}: when each event was expected, and when it came",
+        description="; ".join(one.title for one in came),
+        x_label="event",
+        y_label=f"gap{f', {forecaster.unit}' if forecaster.unit else ''}",
+        series=[
+            Series("90 % interval", [Datum(i, q[2], q[0], q[4]) for i, q in rows], bars=0.6, style=GUIDE),
+            Series("50 % interval", [Datum(i, q[2], q[1], q[3]) for i, q in rows], bars=0.6, style=0),
+            *(Series(f"came{name}", data, style=1 + i) for i, (name, data) in enumerate(by_type or [("", came)])),
+        ],
+        range_y=(0, top),
     )
-    recent = history[inside][-30:]
-    return {
-        "title": "Where the next event was expected (blue: the 90 % region), and where it was (cross)",
-        "x": x,
-        "y": y,
-        "x_label": "x",
-        "y_label": "y",
-        "cells": cells,
-        "past": [(x(a), y(b)) for a, b in recent],
-        "cross": (x(float(observed[0])), y(float(observed[1]))),
-    }
+
+
+def location_figure(region: LocationRegion, history: NDArray[np.float64], observed: NDArray[np.float64]) -> Figure:
+    """Density of the next place, its 90 % region, recent events and where it happened."""
+    step = 2
+    lines, columns = ((len(axis) - 1) // step for axis in (region.y, region.x))
+    blocks = region.density[: lines * step, : columns * step].reshape(lines, step, columns, step).mean(axis=(1, 3))
+    x_range, y_range = ((float(axis[0]), float(axis[-1])) for axis in (region.x, region.y))
+    low, high = np.array([x_range[0], y_range[0]]), np.array([x_range[1], y_range[1]])
+    recent = history[((history > low) & (history < high)).all(axis=1)][-30:]
+    return Figure(
+        title="Where the next event was expected, and where it was",
+        note="Shaded by density, blue within the 90 % region.",
+        description=f"it happened at {observed[0]:.4g}, {observed[1]:.4g}",
+        x_label="x",
+        y_label="y",
+        series=[
+            Series("earlier events", [Datum(float(a), float(b)) for a, b in recent], style=3),
+            Series("where it was", [Datum(float(observed[0]), float(observed[1]))], style=1),
+        ],
+        cells=Cells(
+            region.x[: columns * step + 1 : step].tolist(),
+            region.y[: lines * step + 1 : step].tolist(),
+            (blocks / region.density.max()).tolist(),
+            (blocks >= region.threshold).tolist(),
+        ),
+        range_x=x_range,
+        range_y=y_range,
+        half=True,
+    )
 
 
 def headline(forecaster: EventForecaster, result: ForecastEvaluation, last: EventSequence | None) -> list[str]:
     """What the numbers say, in sentences."""
-    scores, unit = result.scores, f" {forecaster.unit}" if forecaster.unit else ""
+    scores, percent = result.scores, numbers.percent
     said = [
-        f"Intervals asked to hold 90 % of the gaps held {scores['central_coverage_90']:.1%}, "
-        f"those asked to hold 50 % held {scores['central_coverage_50']:.1%}."
+        f"Intervals asked to hold {percent(0.9, 0)} of the gaps held {percent(scores['central_coverage_90'])}, "
+        f"those asked to hold {percent(0.5, 0)} held {percent(scores['central_coverage_50'])}."
     ]
     reach = float(metrics.share_reach(result.events["pit"][:, None] < 0.5, result.events["sequence"])[0])
     below = scores["coverage_50"]
     if abs(below - 0.5) > reach:
         said.append(
-            f"Events come {'sooner' if below > 0.5 else 'later'} than forecast: {below:.1%} of the gaps are below the "
-            "median that was forecast, more than chance explains."
+            f"Events come {'sooner' if below > 0.5 else 'later'} than forecast: {percent(below)} of the gaps are below "
+            "the median that was forecast, more than chance explains."
         )
     beside = {name: values["crps"] for name, values in result.baselines.items() if "crps" in values}
     if beside:
         name = min(beside, key=lambda key: beside[key])
         gain = 1 - scores["crps"] / beside[name]
         said.append(
-            f"The error of the forecast time (CRPS) is {abs(gain):.1%} {'smaller' if gain > 0 else 'larger'} than that "
-            f"of the best forecast without a model ({name})."
+            f"The error of the forecast time (CRPS) is {percent(abs(gain))} {'smaller' if gain > 0 else 'larger'} than "
+            f"that of the best forecast without a model ({name})."
             + ("" if gain > 0 else " For times that baseline is the better choice, or the model needs a longer fit.")
         )
     majority = [values["accuracy"] for name, values in result.baselines.items() if "majority" in name]
     if majority and forecaster.model.num_marks > 1:
         said.append(
-            f"The most likely type was right in {scores['accuracy']:.1%} of the cases; always saying the most frequent "
-            f"one gives {majority[0]:.1%}."
+            f"The most likely type was right in {percent(scores['accuracy'])} of the cases; always saying the most "
+            f"frequent one gives {percent(majority[0])}."
         )
-    if last is not None:
-        law = forecaster.next_event(last)
-        low, high = law.interval(0.9)
-        probs = law.mark_probs()
-        top = max(probs, key=lambda name: probs[name])
-        said.append(
-            f"For example, after the last event of sequence {last.name}: with 90 % probability the next one comes "
-            f"within {low:.3g} to {high:.3g}{unit}, most likely of type {top} ({probs[top]:.0%})."
-        )
-    return said
+    return said if last is None else [*said, _example(forecaster, last)]
 
 
-def score_rows(result: ForecastEvaluation) -> list[dict[str, Any]]:
-    """The table: model with errors, baselines beside."""
+def _example(forecaster: EventForecaster, last: EventSequence) -> str:
+    law = forecaster.next_event(last)
+    low, high = law.interval(0.9)
+    probs = law.mark_probs()
+    top = max(probs, key=lambda name: probs[name])
+    wait = f"{low:.3g} to {high:.3g}{f' {forecaster.unit}' if forecaster.unit else ''}"
+    return (
+        f"For example, after the last event of sequence {last.name}: with {numbers.percent(0.9, 0)} probability the "
+        f"next one comes within {wait}, most likely of type {top} ({numbers.percent(probs[top], 0)})."
+    )
+
+
+def score_table(result: ForecastEvaluation) -> Table:
+    """The model's scores with their errors, those of the baselines beside them."""
     rows = []
-    for name, label, higher in ROWS:
-        if name not in result.scores:
-            continue
-        beside = [result.baselines[b].get(name) for b in result.baselines]
-        rows.append(
-            {
-                "label": label,
-                "better": {True: "higher", False: "lower", None: "near level"}[higher],
-                "value": number(result.scores[name]),
-                "error": number(result.errors[name]) if name in result.errors else "",
-                "beside": ["" if value is None else number(value) for value in beside],
-            }
-        )
-    return rows
-
-
-def number(value: float) -> str:
-    if math.isinf(value):
-        return "infinite"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    for name, label, better in _SCORES:
+        if name in result.scores:
+            value, error = result.scores[name], result.errors.get(name)
+            beside = [values.get(name) for values in result.baselines.values()]
+            model = numbers.significant(value, 4) if error is None else numbers.with_error(value, error)
+            texts = [model, *("" if value is None else numbers.significant(value, 4) for value in beside), better]
+            rows.append(Row(label, [Cell(text) for text in texts]))
+    columns = [Column(name) for name in ("Model", *result.baselines, "Better")]
+    return Table("Scores of the model and of forecasts without one", "Measure", columns, [Section(rows)])
 
 
 def write_report(
@@ -287,7 +244,7 @@ def write_report(
     result: ForecastEvaluation,
     *,
     source: str = "",
-    location: tuple[LocationRegion, NDArray[np.float64], NDArray[np.float64]] | None = None,
+    location: Place | None = None,
 ) -> Path:
     """Writes the page.
 
@@ -295,35 +252,29 @@ def write_report(
         path: the file.
         test: the events that were scored; a forecast is drawn on one of its longer sequences.
         source: what the data was, for the heading.
-        location: a region to draw, the places before it, and where the event was.
+        location: a place to draw.
+
+    Raises:
+        OutputError: the place cannot be written to.
     """
     lengths = [len(sequence) for sequence in test.sequences]
-    shown = test.sequences[int(np.argsort(lengths)[len(lengths) // 2])] if max(lengths) > 1 else None
-    if shown is not None and len(shown) < 2:
-        shown = test.sequences[int(np.argmax(lengths))]
-    plots = [calibration_plot(result), pit_plot(result), width_plot(result, forecaster.unit)]
-    if location is not None:
-        plots.append(location_plot(*location))
-    if shown is not None:
-        plots.append(forecast_plot(forecaster, shown, test.mark_names))
-    environment = Environment(
-        loader=PackageLoader("burnish.events", "templates"), autoescape=select_autoescape(["html", "j2"])
-    )
-    page = environment.get_template("report.html.j2").render(
+    middle, longest = int(np.argsort(lengths)[len(lengths) // 2]), int(np.argmax(lengths))
+    shown = test.sequences[middle if lengths[middle] > 1 else longest] if lengths[longest] > 1 else None
+    small = [calibration_figure(result), pit_figure(result), width_figure(result, forecaster.unit)]
+    text = page.render(
+        "burnish.events",
+        "report.html.j2",
         model=forecaster.model,
         objective=forecaster.objective,
-        training=forecaster.training,
+        epochs=(forecaster.training.get("epochs_run", 0), forecaster.training.get("best_epoch", 0) + 1),
         unit=forecaster.unit or "data unit",
         source=source,
         said=headline(forecaster, result, shown),
-        rows=score_rows(result),
-        baselines=list(result.baselines),
+        scores=score_table(result),
         num_events=len(result.events["gap"]),
         num_sequences=len(test),
-        notes=[*forecaster.notes, *result.notes],
-        plots=plots,
-        frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        remarks=[*forecaster.notes, *result.notes],
+        small=[*small, *([location_figure(*location)] if location is not None else [])],
+        large=[forecast_figure(forecaster, shown, test.mark_names)] if shown is not None else [],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page)
-    return path
+    return page.write(path, text)

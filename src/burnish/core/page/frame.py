@@ -75,6 +75,7 @@ def write(path: Path, page: str) -> Path:
         OutputError: the place cannot be written to.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page)
     except OSError as error:
         raise OutputError(

@@ -25,6 +25,8 @@ def significant(value: float, digits: int = 3) -> str:
     """A number with about this many significant digits; very small and very large ones in powers of ten."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return "undefined" if math.isnan(value) else f"{MINUS if value < 0 else ''}infinite"
     exponent = math.floor(math.log10(abs(value)))
     if exponent < -4 or exponent > 8:
         mantissa = decimal(value / 10**exponent, digits - 1)
@@ -38,6 +40,14 @@ def interval_digits(low: float, high: float) -> int:
     if not half > 0 or not math.isfinite(half):
         return 3
     return min(8, max(0, 1 - math.floor(math.log10(half))))
+
+
+def with_error(value: float, error: float) -> str:
+    """A value and its standard error, both with the digits that the error supports: "0.484 ± 0.035"."""
+    if not (math.isfinite(value) and error > 0 and math.isfinite(error)):
+        return significant(value, 4)
+    digits = interval_digits(value - error, value + error)
+    return f"{decimal(value, digits)}{SPACE}±{SPACE}{decimal(error, digits)}"
 
 
 def number_bytes(value: float) -> str:
