@@ -20,18 +20,16 @@ they are made by `--read hh --pairs 1000` or `--read qa`, and kept. HH with hidd
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import json
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import experiment
 import numpy as np
-import sklearn
 import torch
 from ranking import auc, spread
 from scipy import sparse
@@ -46,12 +44,11 @@ from burnish.align.maths.noise import uniform
 from burnish.align.pairs import read_pairs
 from burnish.core.progress import Progress
 
-RESULT = Path(__file__).parent / "results" / "align_audit.json"
 DEPTHS = (8 / 30, 12 / 30, 16 / 30, 20 / 30, 24 / 30, 1.0)
 MAX_LENGTH = {"hh": 96, "qa": 160}
 TOP = 0.05
 FOLDS, REPEATS = 5, 2
-TUNING_SEEDS, SEEDS = range(100, 103), range(5)
+TUNING_SEEDS, SEEDS = range(100, 101 if experiment.SMOKE else 103), range(1 if experiment.SMOKE else 5)
 L2_GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 LAMBDAS = (0.2, 0.35, 0.5)
 C_GRID = (0.1, 0.3, 1.0, 3.0)
@@ -208,18 +205,18 @@ def tune(part: Slice) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Settings by mean AUC on the tuning slice, where lift would count a few dozen pairs; every try is kept."""
     tried: list[dict[str, Any]] = []
 
-    def score(name: str, method: Any, settings: dict[str, Any]) -> float:
-        rows = []
-        for seed in TUNING_SEEDS:
-            flip = part.flips(seed, 0.1)
-            values = method(part, flip, seed, 1, **settings)
-            rows.append((lift(values, flip), auc(values, flip)))
-        mean = np.mean(rows, axis=0)
-        tried.append({"name": name, "settings": settings, "lift": float(mean[0]), "auc": float(mean[1])})
-        return float(mean[1])
-
     def best(name: str, method: Any, options: list[dict[str, Any]]) -> dict[str, Any]:
-        return max(options, key=lambda settings: score(name, method, settings))
+        def score(settings: dict[str, Any]) -> float:
+            rows = []
+            for seed in TUNING_SEEDS:
+                flip = part.flips(seed, 0.1)
+                values = method(part, flip, seed, 1, **settings)
+                rows.append((lift(values, flip), auc(values, flip)))
+            mean = np.mean(rows, axis=0)
+            tried.append({"name": name, "settings": settings, "lift": float(mean[0]), "auc": float(mean[1])})
+            return float(mean[1])
+
+        return experiment.search(options, score, largest=True)[0]
 
     chosen = {PEER: best(PEER, peer, [{"c": c} for c in C_GRID])}
     inputs: dict[str, dict[str, Any]] = {"words": {"depths": (), "words": True}}
@@ -266,7 +263,7 @@ def bootstrap(group: np.ndarray, flips: list[np.ndarray], scores: dict[str, list
     names = np.unique(group)
     members = {name: np.flatnonzero(group == name) for name in names}
     draws: dict[str, Any] = {name: {"lift": [], "auc": []} for name in scores}
-    for _ in range(500):
+    for _ in range(20 if experiment.SMOKE else 500):
         taken = np.concatenate([members[name] for name in generator.choice(names, len(names))])
         seeds = generator.integers(len(flips), size=len(flips))
         for name, values in scores.items():
@@ -295,14 +292,14 @@ def run(name: str, judged: Judged, hidden: np.ndarray | None, words: Any, tfidf:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = experiment.Command(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory with the two preference files")
     parser.add_argument("--model", type=Path, required=True, help="a causal language model's checkpoint")
     parser.add_argument("--features", type=Path, help="directory of kept hidden states")
     parser.add_argument("--only", choices=list(READERS), help="this data set only")
     parser.add_argument("--read", choices=list(READERS), help="make the hidden states of one data set, and stop")
     parser.add_argument("--pairs", type=int, help="with --read: only so many pairs")
-    arguments = parser.parse_args()
+    arguments = parser.read()
     started = time.process_time()
     model = burnish.load(arguments.model, dtype=torch.float32)
     if arguments.read:
@@ -327,34 +324,26 @@ def main() -> None:
             found[f"{name}, hidden states"] = run(name, judged, hidden, words, tfidf)
         elif name != "hh":
             found[name] = run(name, judged, None, words, tfidf)
-    earlier = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"results": {}}
-    results = earlier["results"] | found
+    with experiment.results(arguments.out, {"results": {}}) as earlier:
+        results = earlier["results"] | found
+    slices = {
+        side: sorted({value for part in results.values() for value in part["hashes"][side]})
+        for side in ("tuning", "reporting")
+    }
     content = {
-        "question": __doc__,
         "data": {
             "hh": "HH harmless-base test (anthropics/hh-rlhf, MIT)",
             "qa": "QA-Feedback dev (allenai/FineGrainedRLHF, Apache-2.0)",
         },
         "model": model.name,
-        "slices": {
-            side: sorted({value for part in results.values() for value in part["hashes"][side]})
-            for side in ("tuning", "reporting")
-        },
+        "slices": slices,
         "seeds": {"tuning": list(TUNING_SEEDS), "reporting": list(SEEDS)},
         "settings": {"folds": FOLDS, "repeats": REPEATS, "top": TOP, "max_length": MAX_LENGTH, "depths": DEPTHS},
         "results": results,
-        "machine": f"{platform.processor() or platform.machine()}, one thread, shared with other work",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {
-            "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
         "cpu_seconds": earlier.get("cpu_seconds", 0.0) + round(time.process_time() - started, 1),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    note = "one thread, shared with other work"
+    experiment.record(arguments.out, __doc__, content, note=note, libraries=["scikit-learn"])
 
 
 TITLES = {"hh": "HH harmless", "hh, hidden states": "HH harmless, first pairs", "qa": "QA-Feedback"}
@@ -364,22 +353,20 @@ TITLES |= {"qa, hidden states": "QA-Feedback"}
 def tables(results: dict[str, Any]) -> dict[str, str]:
     made = {}
     for name, key in (("ten", "flipped 10 %"), ("twenty", "flipped 20 %")):
-        lines = [
-            "| data (pairs) | ranking | lift in the top 5 % | lift - TF-IDF | AUC | AUC - TF-IDF |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
+        rows = []
         for data, part in results["results"].items():
             for method, row in part[key].items():
                 cells = [f"{TITLES[data]} ({part['pairs']['reporting']:,})", method]
                 for measure, digits in (("lift", 2), ("auc", 3)):
-                    value, gap = row[measure], row[measure]["against TF-IDF"]
-                    cells.append(
-                        f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
-                    )
-                    own = f"{gap['mean']:+.{digits}f} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})"
-                    cells.append("" if method == PEER else own)
-                lines.append("| " + " | ".join(cells) + " |")
-        made[name] = "\n".join(lines)
+                    gap = row[measure]["against TF-IDF"]
+                    cells.append(experiment.cell(row[measure], f".{digits}f"))
+                    cells.append("" if method == PEER else experiment.cell(gap, f"+.{digits}f"))
+                rows.append(cells)
+        header = (
+            "data (pairs) | ranking | lift in the top 5 % (95 %, percentile bootstrap) | lift - TF-IDF | AUC "
+            "| AUC - TF-IDF"
+        )
+        made[name] = experiment.table(header, rows)
     return made
 
 

@@ -26,23 +26,20 @@ that seed is the same run, bit for bit, and its cell is copied and marked so ins
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import hashlib
 import json
 import math
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import experiment
 import numpy as np
-import peft
 import torch
-import transformers
 import trl.trainer.utils
 from datasets import Dataset
 from peft import LoraConfig
@@ -58,10 +55,9 @@ from burnish.align.maths.robust import threshold
 from burnish.align.pairs import read_pairs
 from burnish.align.trainers import PairDPOConfig, PairDPOTrainer
 
-RESULT = Path(__file__).parent / "results" / "align_dpo.json"
 TOKENS, UPPER = 64, 4
-TRAINED, TUNING = 200, 60
-SEEDS, TUNING_SEED = range(2), 100
+TRAINED, TUNING = (4, 4) if experiment.SMOKE else (200, 60)
+SEEDS, TUNING_SEED = range(1 if experiment.SMOKE else 2), 100
 RATES = (5e-4, 2e-3)
 BETA, LAM = 0.1, 0.75
 APS = {"rho0": 0.05, "tau0": 0.1, "tau_max": 5.0}
@@ -73,7 +69,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SCORES = ("margin", "delta", "tau")
 FLIPS = (0.2, 0.0)
-DRAWS = 2000
+DRAWS = 20 if experiment.SMOKE else 2000
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
@@ -167,26 +163,11 @@ def make_trainer(
     rate: float,
     **settings: Any,
 ) -> Any:
-    args = config(
-        str(directory),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        max_length=TOKENS,
-        beta=BETA,
-        seed=seed,
-        learning_rate=rate,
-        warmup_steps=0.1,
-        num_train_epochs=1,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        per_device_eval_batch_size=4,
-        logging_steps=10,
-        **settings,
-    )
+    machine = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+    silent = {"save_strategy": "no", "disable_tqdm": True, "logging_steps": 10}
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 4}
+    steps = {"learning_rate": rate, "warmup_steps": 0.1, "num_train_epochs": 1, "seed": seed}
+    args = config(str(directory), max_length=TOKENS, beta=BETA, **machine, **silent, **batches, **steps, **settings)
     torch.manual_seed(seed)
     return trainer_class(
         model,
@@ -212,17 +193,9 @@ def run_cell(upper: Any, tokenizer: Any, pairs: dict[str, Any], cell: dict[str, 
     trained = pairs[slice_name]
     flips = uniform(len(trained), cell["flipped"], torch.Generator().manual_seed(cell["seed"])).tolist()
     rows = [flipped(pair, wrong) for pair, wrong in zip(trained, flips, strict=True)]
-    trainer = make_trainer(
-        PairDPOTrainer,
-        PairDPOConfig,
-        copy.deepcopy(upper),
-        tokenizer,
-        rows,
-        scratch,
-        seed=cell["seed"],
-        rate=cell["rate"],
-        **METHODS[cell["method"]],
-    )
+    choice = {"seed": cell["seed"], "rate": cell["rate"]} | METHODS[cell["method"]]
+    network = copy.deepcopy(upper)
+    trainer = make_trainer(PairDPOTrainer, PairDPOConfig, network, tokenizer, rows, scratch, **choice)
     trainer.precompute_ref_logps = True  # the pairs bring the reference's log-probabilities along
     lowest = [math.inf]
     margin = trainer._margin
@@ -266,12 +239,12 @@ def name_of(cell: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = experiment.Command(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory with hh_harmless_test.jsonl.gz")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of SmolLM2-135M-Instruct")
     parser.add_argument("--work", type=Path, required=True, help="where states and finished cells are kept")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no further cell after so long")
-    arguments = parser.parse_args()
+    arguments = parser.read()
     started = time.monotonic()
     torch.set_num_threads(1)
     trl.trainer.utils._use_triton = lambda device: True
@@ -316,7 +289,10 @@ def main() -> None:
     rate = max(tuned, key=lambda found: auc(suspicion("margin", found["margins"]), found["flips"]))["rate"]
     done = [found for cell in cells(rate) if (found := result_of(cell)) is not None]
     if done:
-        write(loaded.name, slices, tuned, done, kept["errors"])
+        content = content_of(slices, tuned, done) | {"model": loaded.name}
+        content["largest relative difference of an answer's log-probability"] = kept["errors"]
+        note = "one thread, shared with other work"
+        experiment.record(arguments.out, __doc__, content, note=note, libraries=["trl", "peft"])
 
 
 # -- measures --------------------------------------------------------------------------------------------------------
@@ -374,96 +350,60 @@ def summary(done: list[dict[str, Any]], share: float) -> dict[str, Any]:
     }
 
 
-def spread_of(values: np.ndarray) -> dict[str, float]:
+def spread_of(values: np.ndarray) -> dict[str, Any]:
     return spread(values[0], values[1:])
 
 
-def write(model: str, slices: dict[str, Any], tuned: list[Any], done: list[Any], errors: dict[str, float]) -> None:
+def content_of(slices: dict[str, Any], tuned: list[Any], done: list[Any]) -> dict[str, Any]:
     hashes = {name: sorted(digest(pair["prompt"]) for pair in part) for name, part in slices.items()}
-    grid = len(FLIPS) * len(SEEDS) * len(METHODS)
-    content = {
-        "question": __doc__,
+    facts = ("method", "seed", "flipped", "lowest", "same run as")
+    kept = ("method", "seed", "flipped", "margins", "held out")
+    settings = {"tokens": TOKENS, "upper_layers": UPPER, "beta": BETA, "batch": 4, "epochs": 1, "lora_rank": 16}
+    return {
         "data": "HH harmless-base test (anthropics/hh-rlhf, MIT)",
-        "model": model,
         "slices": {"tuning": hashes["tuning"], "reporting": sorted(hashes["trained"] + hashes["held out"])},
-        "settings": {
-            "pairs": {name: len(part) for name, part in slices.items()},
-            "tokens": TOKENS,
-            "upper_layers": UPPER,
-            "beta": BETA,
-            "batch": 4,
-            "epochs": 1,
-            "lora_rank": 16,
-            "methods": METHODS,
-        },
-        "largest relative difference of an answer's log-probability": errors,
+        "settings": settings | {"pairs": {name: len(part) for name, part in slices.items()}, "methods": METHODS},
         "tried": [
             {"rate": cell["rate"], "auc": auc(suspicion("margin", cell["margins"]), cell["flips"])} for cell in tuned
         ],
         "rate": done[0]["rate"],
-        "cells": {"done": len(done), "of": grid},
+        "cells": {"done": len(done), "of": len(FLIPS) * len(SEEDS) * len(METHODS)},
         "flipped 20 %": summary(done, 0.2),
         "flipped 0 %": summary(done, 0.0),
-        "lowest margin in training": [
-            {key: cell.get(key) for key in ("method", "seed", "flipped", "lowest", "same run as")} for cell in done
-        ],
-        "margins": [
-            {key: cell[key] for key in ("method", "seed", "flipped", "margins", "held out")}
-            for cell in done
-            if "same run as" not in cell
-        ],
+        "lowest margin in training": [{key: cell.get(key) for key in facts} for cell in done],
+        "margins": [{key: cell[key] for key in kept} for cell in done if "same run as" not in cell],
         "cpu_seconds": {"cells": sum(cell["cpu_seconds"] for cell in tuned + done)},
-        "machine": f"{platform.processor() or platform.machine()}, one thread, shared with other work",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {
-            "torch": torch.__version__,
-            "trl": trl.__version__,
-            "peft": peft.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    return {"separation": separation_table(results), "accuracy": accuracy_table(results)}
-
-
-def separation_table(results: dict[str, Any]) -> str:
-    lines = [
-        "| loss | AUC by margin | by margin, against DPO | AUC by delta | AUC by signed tau |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rule = "95 %, percentile bootstrap"
+    separation, accuracy = [], []
     for method, row in results["flipped 20 %"].get("methods", {}).items():
         by = {score: row[f"AUC, {score}"] for score in SCORES}
-        gap = "" if method == "DPO" else said(by["margin"]["against DPO"], 3, sign=True)
-        lines.append(f"| {method} | {said(by['margin'], 3)} | {gap} | {said(by['delta'], 3)} | {said(by['tau'], 3)} |")
-    return "\n".join(lines)
-
-
-def accuracy_table(results: dict[str, Any]) -> str:
-    lines = [
-        "| flipped | loss | seeds | held-out pairs ordered right (%) | against DPO | trained pairs, true labels (%) |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+        gap = "" if method == "DPO" else experiment.cell(by["margin"]["against DPO"], "+.3f")
+        shown = {score: experiment.cell(by[score]) for score in SCORES}
+        separation.append([method, shown["margin"], gap, shown["delta"], shown["tau"]])
     for share in ("0 %", "20 %"):
         part = results[f"flipped {share}"]
         for method, row in part.get("methods", {}).items():
             outside, inside = row["accuracy, held out"], row["accuracy, trained"]
-            gap = "" if method == "DPO" else said(outside["against DPO"], 1, sign=True)
-            cells = (share, method, len(part["seeds"]), said(outside, 1), gap, said(inside, 1))
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
-def said(value: dict[str, float], digits: int, *, sign: bool = False) -> str:
-    form = f"{'+' if sign else ''}.{digits}f"
-    return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+            gap = "" if method == "DPO" else experiment.cell(outside["against DPO"], "+.1f")
+            figures = [experiment.cell(outside, ".1f"), gap, experiment.cell(inside, ".1f")]
+            accuracy.append([share, method, len(part["seeds"]), *figures])
+    return {
+        "separation": experiment.table(
+            f"loss | AUC by margin ({rule}) | by margin, against DPO | AUC by delta | AUC by signed tau", separation
+        ),
+        "accuracy": experiment.table(
+            f"flipped | loss | seeds | held-out pairs ordered right, % ({rule}) | against DPO "
+            "| trained pairs, true labels (%)",
+            accuracy,
+        ),
+    }
 
 
 if __name__ == "__main__":

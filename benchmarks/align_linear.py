@@ -15,22 +15,19 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from pathlib import Path
+from typing import Any
 
+import experiment
 import numpy as np
 import torch
 from ranking import auc
 from scipy.optimize import minimize_scalar
-from scipy.stats import t as student
 
 from burnish.align.linear_reward import fit_linear_reward
 from burnish.align.losses import aps, pair_loss
 from burnish.align.maths.noise import clearest, uniform
 
-RESULT = Path(__file__).parent / "results" / "align_linear.json"
 FEATURES, PAIRS, FRESH = 20, 2000, 4000
 SEEDS, TUNING_SEEDS = range(10), range(100, 103)
 LAMBDAS = (0.2, 0.3, 0.5, 0.75)
@@ -75,12 +72,6 @@ def accuracies(seed: int) -> dict[str, dict[str, float]]:
             row[loss] = 100 * (torch.sign(fresh @ torch.from_numpy(weights)) == right).double().mean().item()
         found[name] = row
     return found
-
-
-def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean and 95 % t interval over seeds."""
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return {"mean": float(values.mean()), "low": float(values.mean() - half), "high": float(values.mean() + half)}
 
 
 # -- (b) clear and ambiguous pairs -----------------------------------------------------------------------------------
@@ -161,79 +152,76 @@ STEPS_GRID = (50, 100)  # an earlier run had 200 steps and rho0 0.3 too: worse o
 LONG = "BT, APS's steps"
 
 
-def ambiguous_pairs() -> dict:
+def ambiguous_pairs(seeds: Any, tuning_seeds: Any, steps_grid: Any) -> dict[str, Any]:
     tried, chosen = [], {}
     for name, grid in (("BT", [{}]), ("APS", APS_GRID)):
-        options = []
-        for settings in grid:
-            for steps in STEPS_GRID:
-                rows = [two_topic_row(seed, steps, settings) for seed in TUNING_SEEDS]
-                score = float(np.mean([row["error of the predicted probability"] for row in rows]))
-                tried.append({"loss": name, "settings": settings, "steps": steps, "error": score})
-                options.append((score, steps, settings))
-        _, steps, settings = min(options, key=lambda option: option[0])
-        chosen[name] = {"steps": steps, "settings": settings}
+
+        def error(choice: dict[str, Any]) -> float:
+            rows = [two_topic_row(seed, **choice) for seed in tuning_seeds]
+            return float(np.mean([row["error of the predicted probability"] for row in rows]))
+
+        options = [{"steps": steps, "settings": settings} for settings in grid for steps in steps_grid]
+        chosen[name], found = experiment.search(options, error)
+        tried += [{"loss": name, **one["settings"], "error": one["score"]} for one in found]
     chosen[LONG] = {"steps": chosen["APS"]["steps"], "settings": {}}
-    rows = {name: [two_topic_row(seed, **choice) for seed in SEEDS] for name, choice in chosen.items()}
-    summary = {
-        key: {name: interval(np.array([row[key] for row in rows[name]])) for name in rows}
-        | {"difference": interval(np.array([a[key] - b[key] for a, b in zip(rows["APS"], rows["BT"], strict=True)]))}
-        for key in rows["BT"][0]
-    }
-    return {"tuning_seeds": list(TUNING_SEEDS), "tried": tried, "chosen": chosen, "per_seed": rows, "summary": summary}
+    rows = {name: [two_topic_row(seed, **choice) for seed in seeds] for name, choice in chosen.items()}
+
+    def summarised(key: str) -> dict[str, Any]:
+        difference = [a[key] - b[key] for a, b in zip(rows["APS"], rows["BT"], strict=True)]
+        of = {name: experiment.over_seeds([row[key] for row in found]) for name, found in rows.items()}
+        return of | {"difference": experiment.over_seeds(difference)}
+
+    summary = {key: summarised(key) for key in rows["BT"][0]}
+    return {"tuning_seeds": list(tuning_seeds), "tried": tried, "chosen": chosen, "per_seed": rows, "summary": summary}
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
+    arguments = experiment.Command(__file__, __doc__).read()
+    torch.set_num_threads(1)
+    seeds, tuning_seeds, grid = (
+        (range(2), range(100, 101), (2,)) if arguments.smoke else (SEEDS, TUNING_SEEDS, STEPS_GRID)
+    )
     started = time.process_time()
-    rows = [accuracies(seed) for seed in SEEDS]
+    rows = [accuracies(seed) for seed in seeds]
     corruption = {}
     for name in CORRUPTION:
         values = {loss: np.array([row[name][loss] for row in rows]) for loss in rows[0][name]}
-        corruption[name] = {loss: interval(value) for loss, value in values.items()} | {
-            f"{loss} - BT": interval(value - values["BT"]) for loss, value in values.items() if loss != "BT"
-        }
+        gains = {f"{loss} - BT": value - values["BT"] for loss, value in values.items() if loss != "BT"}
+        corruption[name] = {loss: experiment.over_seeds(value) for loss, value in (values | gains).items()}
     content = {
-        "question": __doc__,
-        "seeds": list(SEEDS),
+        "seeds": list(seeds),
         "slices": {
-            "tuning": [f"synthetic, seed {seed}" for seed in TUNING_SEEDS],
-            "reporting": [f"synthetic, seed {seed}" for seed in SEEDS],
+            "tuning": [f"synthetic, seed {seed}" for seed in tuning_seeds],
+            "reporting": [f"synthetic, seed {seed}" for seed in seeds],
         },
         "settings": {"features": FEATURES, "pairs": PAIRS, "fresh": FRESH, "l2": L2, "lambdas": LAMBDAS},
-        "machine": f"{platform.processor() or platform.machine()}, one thread",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "corruption": {"summary": corruption, "per_seed": rows},
-        "ambiguous": ambiguous_pairs(),
+        "ambiguous": ambiguous_pairs(seeds, tuning_seeds, grid),
         "cpu_seconds": round(time.process_time() - started, 1),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    experiment.record(arguments.out, __doc__, content, note="one thread")
 
 
-def tables(results: dict) -> dict[str, str]:
+def tables(results: dict[str, Any]) -> dict[str, str]:
     losses = ["BT", *(f"R3M {lam:g}" for lam in results["settings"]["lambdas"])]
-    corruption = ["| corrupted labels | " + " | ".join(losses) + " | R3M 0.2 - BT (95 % interval) |"]
-    corruption.append("|" + " --- |" * (len(losses) + 2))
-    for name, row in results["corruption"]["summary"].items():
-        gain = row["R3M 0.2 - BT"]
-        cells = " | ".join(f"{row[loss]['mean']:.1f}" for loss in losses)
-        corruption.append(f"| {name} | {cells} | {gain['mean']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f}) |")
-    ambiguous_rows = [
-        "| measure | BT | BT, APS's steps | APS | APS - BT at equal steps (95 % interval) |",
-        "| --- | --- | --- | --- | --- |",
+    corruption = [
+        [name, *(f"{row[loss]['mean']:.1f}" for loss in losses), experiment.cell(row["R3M 0.2 - BT"], "+.1f")]
+        for name, row in results["corruption"]["summary"].items()
     ]
-    seeds = results["ambiguous"]["per_seed"]
+    seeds, ambiguous = results["ambiguous"]["per_seed"], []
     for name, row in results["ambiguous"]["summary"].items():
-        gain = interval(np.array([a[name] - b[name] for a, b in zip(seeds["APS"], seeds[LONG], strict=True)]))
-        ambiguous_rows.append(
-            f"| {name.replace('|margin|', 'margin size')} | {row['BT']['mean']:.3f} | {row[LONG]['mean']:.3f} "
-            f"| {row['APS']['mean']:.3f} | {gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}) |"
-        )
-    return {"corruption": "\n".join(corruption), "ambiguous": "\n".join(ambiguous_rows)}
+        gain = experiment.over_seeds([a[name] - b[name] for a, b in zip(seeds["APS"], seeds[LONG], strict=True)])
+        means = [f"{row[loss]['mean']:.3f}" for loss in ("BT", LONG, "APS")]
+        ambiguous.append([name.replace("|margin|", "margin size"), *means, experiment.cell(gain, "+.3f")])
+    return {
+        "corruption": experiment.table(["corrupted labels", *losses, "R3M 0.2 - BT (95 %)"], corruption),
+        "ambiguous": experiment.table(
+            "measure | BT | BT, APS's steps | APS | APS - BT at equal steps (95 %)", ambiguous
+        ),
+    }
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ from burnish.core.statistics import Interval, interval
 Option = TypeVar("Option")
 
 RESULTS = Path(__file__).resolve().parent / "results"
+SMOKE = "--smoke" in sys.argv
+"""Whether the smallest settings are asked for; constants of a benchmark may depend on it."""
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "burnish")
 
 

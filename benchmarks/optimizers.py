@@ -16,21 +16,20 @@ are enough text for no row to come twice, at the rates that the search found.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import hashlib
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent
-RESULTS = ROOT / "results" / "optimizers.json"
+import experiment
+
+from burnish.core.statistics import interval
+
+PARTS = ("tuning", "reporting", "longer")
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 128,
@@ -41,7 +40,7 @@ CONFIG = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": True,
 }
-STEPS = {"tuning": 200, "reporting": 200, "longer": 300}
+STEPS = {"tuning": 200, "reporting": 200, "longer": 300} if not experiment.SMOKE else dict.fromkeys(PARTS, 20)
 BATCH, CONTEXT, MEASUREMENTS, HELD_OUT = 16, 128, 20, 48
 LONGER = ("muon", "normuon")
 OTHER_LR = 3e-3
@@ -50,7 +49,6 @@ FIRST_RATE = {"adamw": 0.003, "muon": 0.02, "normuon": 0.02, "cosmos": 0.02, "so
 OPTIONS: dict[str, dict[str, Any]] = {"cosmos": {"rank": 16}}
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 FIRST_DRAWN_STEP = 40
-T_95 = 4.303  # two-sided 95 % quantile of Student's t with two degrees of freedom
 
 
 def train(texts: tuple[str, str], algorithm: str, lr: float, seed: int, steps: int) -> dict[str, Any]:
@@ -199,13 +197,13 @@ def steps_to(curve: list[list[float]], loss: float) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = experiment.Command(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--cells", type=int)
     parser.add_argument("--longer", action="store_true", help="the longer runs as well")
-    arguments = parser.parse_args()
+    arguments = parser.read()
     arguments.work.mkdir(parents=True, exist_ok=True)
     texts = slices(arguments.data)
     run = Runs(arguments.work, texts, arguments.cells)
@@ -216,7 +214,7 @@ def main() -> None:
                 longer(run, algorithm)
     except CellsDone:
         print("more runs are to be made")
-    write(arguments.work, texts)
+    write(arguments.work, texts, arguments.out)
 
 
 def outcome(run: Runs, algorithm: str) -> dict[str, Any]:
@@ -232,11 +230,8 @@ def longer(run: Runs, algorithm: str) -> dict[str, Any]:
     return {"lr": best, "runs": [run("longer", algorithm, best, seed) for seed in SEEDS]}
 
 
-def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
+def write(work: Path, texts: dict[str, tuple[str, str]], out: Path) -> None:
     """The results file, from the runs that are there."""
-    import torch
-    import transformers
-
     optimizers: dict[str, Any] = {}
     more: dict[str, Any] = {}
     run = Runs(work, texts, 0)
@@ -252,42 +247,15 @@ def write(work: Path, texts: dict[str, tuple[str, str]]) -> None:
         except CellsDone:
             print(f"the longer runs of {algorithm} are not all there")
 
-    def digests(part: str) -> list[str]:
-        return [hashlib.sha256(text.encode()).hexdigest() for text in texts[part]]
-
-    results = {
-        "question": __doc__.splitlines()[0] if __doc__ else "",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores shared with other work, one thread, float32",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
-        | {"transformers": transformers.__version__},
-        "slices": {part: digests(part) for part in texts},
-        "setting": {
-            "config": CONFIG,
-            "steps": STEPS,
-            "batch": BATCH,
-            "context": CONTEXT,
-            "other_lr": OTHER_LR,
-            "options": OPTIONS,
-            "tuning_seed": TUNING_SEED,
-            "seeds": SEEDS,
-        },
-        "note": "CPU seconds of one process on a busy machine; steps are exact",
-        "optimizers": optimizers,
-        "longer": more,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    setting = {"config": CONFIG, "steps": STEPS, "batch": BATCH, "context": CONTEXT, "other_lr": OTHER_LR}
+    setting |= {"options": OPTIONS, "tuning_seed": TUNING_SEED, "seeds": SEEDS}
+    slices = {part: [experiment.digest(text) for text in texts[part]] for part in texts}
+    content = {"slices": slices, "setting": setting, "optimizers": optimizers, "longer": more}
+    note = "one thread, float32; CPU seconds of one process, shared with other work; steps are exact"
+    experiment.record(out, __doc__, content, note=note)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def interval(values: list[float]) -> str:
-    """Mean and 95 % interval of paired differences over the seeds."""
-    mean = statistics.mean(values)
-    half = T_95 * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
 def fewer_steps(mine: list[dict], theirs: list[dict]) -> str:
@@ -303,14 +271,14 @@ def fewer_steps(mine: list[dict], theirs: list[dict]) -> str:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """{table: markdown} for the pages of the docs."""
-    tried = ["| optimizer | lr of the matrices: final loss on the tuning text |", "| --- | --- |"]
+    tried = []
     for name, entry in results["optimizers"].items():
         runs = ", ".join(f"{run['lr']:g}: {run['final']:.3f}" for run in entry["tried"]) or "not run"
-        tried.append(f"| {NAMES[name]} | {runs} |")
+        tried.append([NAMES[name], runs])
     return {
         "loss": loss_table(results["optimizers"], ("adamw", "muon")),
         "longer": loss_table(results["longer"], ("muon",)),
-        "tuning": "\n".join(tried),
+        "tuning": experiment.table("optimizer | lr of the matrices: final loss on the tuning text", tried),
     }
 
 
@@ -319,24 +287,20 @@ def loss_table(optimizers: dict[str, Any], baselines: tuple[str, ...]) -> str:
     found = {name: entry for name, entry in optimizers.items() if entry["runs"]}
     versus = [f"minus {NAMES[other]}, paired" for other in baselines]
     versus += [f"fewer steps than {NAMES[other]}" for other in baselines]
-    titles = ["optimizer", "lr", "final loss by seed", "mean", *versus, "CPU s per run", "state elements"]
-    lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] * len(titles))} |"]
+    rows = []
     for name, entry in found.items():
         final = [run["final"] for run in entry["runs"]]
-        cells = [
-            NAMES[name],
-            f"{entry['lr']:g}",
-            ", ".join(f"{value:.3f}" for value in final),
-            f"{statistics.mean(final):.3f}",
-        ]
+        row = [NAMES[name], f"{entry['lr']:g}", ", ".join(f"{value:.3f}" for value in final)]
+        row.append(f"{statistics.mean(final):.3f}")
         others = [found[other]["runs"] if other in found and other != name else None for other in baselines]
         for runs in others:
-            cells.append(interval([a - b["final"] for a, b in zip(final, runs, strict=True)]) if runs else "")
-        cells += [fewer_steps(entry["runs"], runs) if runs else "" for runs in others]
-        cells.append(f"{statistics.mean(run['cpu_seconds'] for run in entry['runs']):.0f}")
-        cells.append(f"{entry['runs'][0]['state_elements']:,}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            gaps = [a - b["final"] for a, b in zip(final, runs or (), strict=bool(runs))]
+            row.append(experiment.cell(interval(gaps), "+.3f") if runs else "")
+        row += [fewer_steps(entry["runs"], runs) if runs else "" for runs in others]
+        row.append(f"{statistics.mean(run['cpu_seconds'] for run in entry['runs']):.0f}")
+        rows.append([*row, f"{entry['runs'][0]['state_elements']:,}"])
+    titles = ["optimizer", "lr", "final loss by seed", "mean", *versus, "CPU s per run", "state elements"]
+    return experiment.table(titles, rows)
 
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:

@@ -18,7 +18,6 @@ the validation text, which decide the default between them. What is already ther
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,12 @@ from burnish.evaluate import Evaluate
 from burnish.quantize.stage import Quantize
 
 LENGTH, GROUP, TUNING_WINDOWS = 256, 64, 16
-SMOKE = "--smoke" in sys.argv
-REPORT = Evaluate(text="wikitext2-test", num_windows=2 if SMOKE else 8, context=32 if SMOKE else 1024, speed=False)
+REPORT = Evaluate(
+    text="wikitext2-test",
+    num_windows=2 if experiment.SMOKE else 8,
+    context=32 if experiment.SMOKE else 1024,
+    speed=False,
+)
 TUNING = Evaluate(num_windows=TUNING_WINDOWS, context=LENGTH, speed=False)
 
 OURS: dict[str, dict[str, Any]] = {

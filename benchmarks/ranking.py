@@ -17,6 +17,6 @@ def auc(score: Any, wanted: Any) -> float:
 
 
 def spread(estimate: float, draws: Any) -> dict[str, float]:
-    """The estimate and the 2.5 and 97.5 % quantiles of its bootstrap draws."""
+    """The estimate and quantiles of its bootstrap draws: an AUC is no ratio of sums, and pairs are hundreds."""
     low, high = np.quantile(draws, [0.025, 0.975])
-    return {"mean": float(estimate), "low": float(low), "high": float(high)}
+    return {"mean": float(estimate), "low": float(low), "high": float(high), "rule": "percentile bootstrap"}

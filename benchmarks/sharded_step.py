@@ -13,20 +13,17 @@ A number of processes that has been measured is not measured again without `--ag
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results" / "sharded_step.json"
+import experiment
+
 LAYER = [(256, 256), (64, 256), (64, 256), (256, 256), (704, 256), (704, 256), (256, 704)]
-LAYERS = 8
+LAYERS = 1 if experiment.SMOKE else 8
 
 
 def memory(field: str) -> int:
@@ -200,14 +197,15 @@ def sent_elements(num: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = experiment.Command(__file__, __doc__)
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--again", action="store_true", help="measure what has been measured")
-    arguments = parser.parse_args()
+    arguments = parser.read()
     import torch
 
-    found = json.loads(RESULTS.read_text())["processes"] if RESULTS.is_file() else {}
+    with experiment.results(arguments.out, {"processes": {}}) as known:
+        found = known["processes"]
     for num in arguments.processes:
         if str(num) in found and not arguments.again:
             continue
@@ -217,42 +215,14 @@ def main() -> None:
         for rank, elements in zip(ranks, sent_elements(num), strict=True):
             rank["sent_bytes"] = elements * 4
         found[str(num)] = ranks
-        write(found)
-
-
-def write(found: dict[str, Any]) -> None:
-    """Writes what has been measured so far."""
-    import torch
-
-    results = {
-        "question": (__doc__ or "").splitlines()[0],
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread per process, float32, gloo",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "slices": {"tuning": [], "reporting": []},
-        "parameters": sum(rows * cols for rows, cols in LAYER * LAYERS),
-        "matrices": len(LAYER) * LAYERS,
-        "processes": found,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        sizes = {"parameters": sum(rows * cols for rows, cols in LAYER * LAYERS), "matrices": len(LAYER) * LAYERS}
+        note = "one thread per process, float32, gloo"
+        experiment.record(arguments.out, __doc__, sizes | {"processes": found}, note=note)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """{table: markdown} for the pages of the docs."""
-    step = [
-        "| processes | step, s | rounds one after the other, s | CPU s per process | matrices orthogonalised by each "
-        "| sent by each, MB | weights, gradients, state, MB | peak memory, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    overlap = [
-        "| processes | all-to-alls of each | under way, s | of that beside matrix products | beside any work |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    stock = [
-        "| processes | CPU s per process, NorMuon | torch.optim.Muon | peak memory, MB, NorMuon | torch.optim.Muon |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    step, overlap, stock = [], [], []
     for num, ranks in sorted(results["processes"].items(), key=lambda entry: int(entry[0])):
         # A step ends when the slowest process ends.
         wall = {
@@ -263,24 +233,33 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         peak, held = (max(rank[key] for rank in ranks) for key in ("peak_bytes", "weights_gradients_state_bytes"))
         sent = max(rank["sent_bytes"] for rank in ranks)
         shares = sorted({rank["orthogonalisations"] for rank in ranks})
-        step.append(
-            f"| {num} | {wall['overlapped']:.2f} | {wall['one after the other']:.2f} | {cpu:.2f} "
-            f"| {' to '.join(map(str, [*shares[:1], *shares[1:][-1:]]))} | {sent / 1e6:.1f} | {held / 1e6:.1f} "
-            f"| {peak / 1e6:.0f} |"
-        )
+        matrices = " to ".join(map(str, [*shares[:1], *shares[1:][-1:]]))
+        traffic = [f"{sent / 1e6:.1f}", f"{held / 1e6:.1f}", f"{peak / 1e6:.0f}"]
+        times = [f"{wall['overlapped']:.2f}", f"{wall['one after the other']:.2f}", f"{cpu:.2f}"]
+        step.append([num, *times, matrices, *traffic])
         theirs = {key: max(rank["torch_muon"][key] for rank in ranks) for key in ("cpu_seconds", "peak_bytes")}
-        stock.append(
-            f"| {num} | {cpu:.2f} | {theirs['cpu_seconds']:.2f} | {peak / 1e6:.0f} | {theirs['peak_bytes'] / 1e6:.0f} |"
-        )
+        used = [f"{peak / 1e6:.0f}", f"{theirs['peak_bytes'] / 1e6:.0f}"]
+        stock.append([num, f"{cpu:.2f}", f"{theirs['cpu_seconds']:.2f}", *used])
         if int(num) > 1:
             keys = ("in_flight_seconds", "beside_products_seconds", "beside_work_seconds")
             traces = [trace for rank in ranks for trace in rank["traces"]]
             moving, products, work = (statistics.mean(trace[key] for trace in traces) for key in keys)
-            overlap.append(
-                f"| {num} | {traces[0]['all_to_alls']} | {moving:.2f} | {100 * products / moving:.0f} % "
-                f"| {100 * work / moving:.0f} % |"
-            )
-    return {name: "\n".join(lines) for name, lines in {"step": step, "overlap": overlap, "stock": stock}.items()}
+            shares = [f"{100 * part / moving:.0f} %" for part in (products, work)]
+            overlap.append([num, traces[0]["all_to_alls"], f"{moving:.2f}", *shares])
+    return {
+        "step": experiment.table(
+            "processes | step, s | rounds one after the other, s | CPU s per process | matrices orthogonalised by each "
+            "| sent by each, MB | weights, gradients, state, MB | peak memory, MB",
+            step,
+        ),
+        "overlap": experiment.table(
+            "processes | all-to-alls of each | under way, s | of that beside matrix products | beside any work", overlap
+        ),
+        "stock": experiment.table(
+            "processes | CPU s per process, NorMuon | torch.optim.Muon | peak memory, MB, NorMuon | torch.optim.Muon",
+            stock,
+        ),
+    }
 
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:
