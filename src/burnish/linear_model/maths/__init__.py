@@ -1,0 +1,1 @@
+"""Linear programs with a parameter, as functions of arrays."""
