@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("distill",),
     ("train",),
     ("calibrate", "evaluate", "optim"),
-    ("arch", "data", "events", "fetch"),
+    ("arch", "data", "events", "fetch", "linear_model"),
     ("core",),
     ("_version", "methods"),
 )

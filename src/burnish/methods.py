@@ -309,6 +309,14 @@ METHODS: tuple[Method, ...] = (
         page="smash",
         benchmarks=(EVENTS,),
     ),
+    Method(
+        name="PRIMAL",
+        does="sparse linear programs with the solution for every lambda, as scikit-learn estimators",
+        use="burnish.linear_model",
+        source="Parametric Simplex Method for Sparse Learning, NIPS 2017",
+        page="primal",
+        benchmarks=(Benchmark("primal", needs="for pyprimal --peer PYTHON of benchmarks/env/primal.txt"),),
+    ),
 )
 
 BESIDE_METHODS = (

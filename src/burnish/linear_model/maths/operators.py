@@ -11,7 +11,7 @@ columns and the small block where they meet; each form below computes them from 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +23,7 @@ Design = Any
 """A float64 array or a scipy.sparse array in rows or columns, for which there is no common type."""
 
 
+@runtime_checkable
 class Operator(Protocol):
     """A matrix A with `shape` (rows, columns), as the simplex method sees it."""
 
