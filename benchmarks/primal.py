@@ -3,9 +3,9 @@
     python benchmarks/primal.py [--peer PYTHON of benchmarks/env/primal.txt] [--rounds 3] [--smoke]
 
 Gaussian designs of n = 200 samples with 2 % (at most 20) nonzero coefficients and unit noise, one for each seed. Each
-side runs in turn on one thread and is charged CPU seconds, so that a busy machine disturbs all alike. HiGHS is given the
-better of two formulations: the dense constraint X^T X, and one with the residuals as variables. Objectives are compared
-wherever two sides solved the same problem. Nothing is tuned.
+side runs in turn on one thread and is charged CPU seconds, so that a busy machine disturbs all alike. HiGHS is given
+the better of two formulations: the dense constraint X^T X, and one with the residuals as variables. Objectives are
+compared wherever two sides solved the same problem. Nothing is tuned.
 """
 
 from __future__ import annotations

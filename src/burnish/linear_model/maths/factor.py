@@ -9,8 +9,8 @@ from scipy.linalg import (
     qr,
     qr_delete,  # pyright: ignore[reportAttributeAccessIssue]
     qr_insert,  # pyright: ignore[reportAttributeAccessIssue]
-    solve_triangular,
 )
+from scipy.linalg.lapack import dtrtrs
 
 from burnish.linear_model.maths.operators import Array
 
@@ -81,13 +81,13 @@ class ActiveBlock:
         """M^-1 right."""
         if not len(self.values):
             return right.copy()
-        return solve_triangular(self._r, self._q.T @ right, check_finite=False)
+        return dtrtrs(self._r, self._q.T @ right)[0]
 
     def solve_transposed(self, right: Array) -> Array:
         """M^-T right."""
         if not len(self.values):
             return right.copy()
-        return self._q @ solve_triangular(self._r, right, trans=1, check_finite=False)
+        return self._q @ dtrtrs(self._r, right, trans=1)[0]
 
     @property
     def is_singular(self) -> bool:

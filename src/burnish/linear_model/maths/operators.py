@@ -76,17 +76,18 @@ class Gram:
         self.shape = (size, size)
         self._design: Design = sp.csc_array(design) if sp.issparse(design) else np.asfortranarray(design)
         self._transposed = self._design.T
-        self._slots: dict[int, int] = {}
+        self._slots = np.full(size, -1, dtype=np.intp)
+        self._used = 0
         self._columns = np.empty((size, 8), order="F")
         self._most = 2 * num_rows
 
     def _slots_of(self, columns: Indices) -> Indices | None:
         """Where columns lie, after they were computed; None where there are too many."""
-        new = [int(column) for column in columns if int(column) not in self._slots]
-        if len(self._slots) + len(new) > self._most:
+        new = np.unique(columns[self._slots[columns] < 0])
+        if self._used + len(new) > self._most:
             return None
         for column in new:
-            slot = len(self._slots)
+            slot = self._used
             if slot == self._columns.shape[1]:
                 wider = np.empty((self.shape[0], 2 * slot), order="F")
                 wider[:, :slot] = self._columns
@@ -95,15 +96,16 @@ class Gram:
             values = values.toarray() if sp.issparse(values) else values
             self._columns[:, slot] = (self._transposed @ values)[:, 0]
             self._slots[column] = slot
-        return np.array([self._slots[int(column)] for column in columns], dtype=np.intp)
+            self._used += 1
+        return self._slots[columns]
 
     def times(self, columns: Indices, weights: Array) -> Array:
         slots = self._slots_of(columns)
         if slots is None:
             return self._transposed @ (self._design[:, columns] @ weights)
-        spread = np.zeros((len(self._slots), *weights.shape[1:]))
+        spread = np.zeros((self._used, *weights.shape[1:]))
         np.add.at(spread, slots, weights)  # b+ and b- of one coefficient share a column
-        return self._columns[:, : len(self._slots)] @ spread
+        return self._columns[:, : self._used] @ spread
 
     def transposed_times(self, rows: Indices, weights: Array) -> Array:
         return self.times(rows, weights)
