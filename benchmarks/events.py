@@ -308,8 +308,9 @@ def drift(num_sequences: int) -> None:
     import torch
 
     from burnish.events import AdaptiveConformal, EventForecaster, SmurfTHP
-    from burnish.events.data import EventDataset, EventSequence
+    from burnish.events.data import EventDataset
     from burnish.events.hawkes import PRESETS, simulate_hawkes
+    from burnish.events.sequence import EventSequence
 
     torch.set_num_threads(1)
     data = simulate_hawkes(PRESETS["hawkes3"], num_sequences + 50, num_events=60, seed=0)

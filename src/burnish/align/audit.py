@@ -29,7 +29,7 @@ import torch
 from scipy import sparse
 
 from burnish.align.answer_features import hidden_features, word_features
-from burnish.align.audit_settings import AuditSettings, Ranking
+from burnish.align.audit_settings import MARGINS, RANKINGS, AuditSettings
 from burnish.align.decisions import pair_key
 from burnish.align.kept_arrays import KeptArrays
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
@@ -43,14 +43,6 @@ from burnish.core.store import digest_of
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
 
-RANKINGS: dict[Ranking, tuple[str, str]] = {
-    "delta": ("r3m", "R3M offset (robust fit)"),
-    "loss": ("bt", "Bradley-Terry loss"),
-    "tau": ("aps", "APS, signed scale"),
-}
-"""How pairs can be sorted: the fit whose margin decides, and the name on the page."""
-
-MARGINS = ("bt", "r3m", "aps")
 PAIRS_FILE, PAGE_FILE = "pairs.jsonl", "index.html"
 
 

@@ -7,6 +7,7 @@ import json
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from burnish.align.audit_settings import MARGINS, RANKINGS
 from burnish.core import page
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ KEYS = (
 def render(audit: Audit) -> str:
     """The page. Texts are data for the script, never markup: `<` is escaped, so no text can end the script element."""
     from markupsafe import Markup
-
-    from burnish.align.audit import MARGINS, RANKINGS
 
     content = {
         "id": hashlib.sha256("".join(row["key"] for row in audit.rows).encode()).hexdigest()[:12],

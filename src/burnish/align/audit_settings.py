@@ -10,6 +10,16 @@ from burnish.core.settings import Settings
 
 Ranking = Literal["delta", "loss", "tau"]
 
+RANKINGS: dict[Ranking, tuple[str, str]] = {
+    "delta": ("r3m", "R3M offset (robust fit)"),
+    "loss": ("bt", "Bradley-Terry loss"),
+    "tau": ("aps", "APS, signed scale"),
+}
+"""How pairs can be sorted: the fit whose margin decides, and the name on the page."""
+
+MARGINS = ("bt", "r3m", "aps")
+"""The fits whose margins every pair has."""
+
 
 class AuditSettings(Settings):
     """How pairs are scored; docs/methods/label-audit.md says what has been measured of the defaults."""

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from burnish.events import metrics
     from burnish.events.baselines import Baselines
     from burnish.events.conformal import AdaptiveConformal
-    from burnish.events.data import EventDataset, EventSequence
+    from burnish.events.data import EventDataset
     from burnish.events.distribution import NextEvent, NextEvents
     from burnish.events.evaluation import ForecastEvaluation, evaluate
     from burnish.events.exponential import ExponentialHawkes
     from burnish.events.forecaster import EventForecaster
     from burnish.events.hawkes import HawkesParameters, simulate_hawkes
     from burnish.events.lognormal import LogNormalMixture
+    from burnish.events.sequence import EventSequence
     from burnish.events.smash import Smash
     from burnish.events.smurf import SmurfTHP
     from burnish.events.stream import EventStream
@@ -36,7 +37,7 @@ _PUBLIC = {
     "Baselines": "baselines",
     "EventDataset": "data",
     "EventForecaster": "forecaster",
-    "EventSequence": "data",
+    "EventSequence": "sequence",
     "EventStream": "stream",
     "ForecastEvaluation": "evaluation",
     "ExponentialHawkes": "exponential",

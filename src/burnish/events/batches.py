@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from burnish.events.data import EventDataset, EventSequence
+from burnish.events.data import EventDataset
+from burnish.events.sequence import EventSequence
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,4 @@
-"""Event sequences: validated containers, splits, and what to do about ties and clocks.
-
-A sequence is events (t_i, k_i[, x_i][, v_i]) with times in order, observed from `start` (if known) to `end` (if known).
-Times stay float64 in the user's unit until a model has subtracted the sequence's origin and divided by its mean gap:
-float32 seconds since 1970 have a resolution of two minutes.
-"""
+"""Sets of event sequences: where they are read from, splits, and what to do about ties and clocks."""
 
 from __future__ import annotations
 
@@ -17,98 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from burnish.core.errors import DataError, SettingsError, nearest
+from burnish.events.sequence import EventSequence
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
-
-
-@dataclass(frozen=True)
-class EventSequence:
-    """One stream of events.
-
-    Attributes:
-        times: (n,) float64, nondecreasing, in the data's unit.
-        marks: (n,) int64 event types, 0-based.
-        locations: (n, 2) float64, or None.
-        vertices: (n,) int64 graph vertices, or None.
-        start: when observation began, if known (the first gap then counts).
-        end: when observation ended, if known (the last, censored gap then counts).
-        name: for messages.
-        group: value of a split or fold column, if there is one.
-    """
-
-    times: NDArray[np.float64]
-    marks: NDArray[np.int64]
-    locations: NDArray[np.float64] | None = None
-    vertices: NDArray[np.int64] | None = None
-    start: float | None = None
-    end: float | None = None
-    name: str = ""
-    group: str = ""
-
-    def __post_init__(self) -> None:
-        where = f"sequence {self.name!r}" if self.name else "sequence"
-        object.__setattr__(self, "times", np.asarray(self.times, np.float64))
-        object.__setattr__(self, "marks", np.asarray(self.marks, np.int64))
-        n = len(self.times)
-        if self.times.ndim != 1 or self.marks.shape != (n,):
-            raise DataError(
-                f"has {n} times but marks of shape {self.marks.shape}", where=where, fix="give one mark an event"
-            )
-        if not np.isfinite(self.times).all():
-            raise DataError(
-                f"event {int(np.argmin(np.isfinite(self.times)))} has no finite time", where=where, fix="drop that row"
-            )
-        if n > 1 and (drop := np.diff(self.times)).min() < 0:
-            i = int(np.argmax(drop < 0))
-            raise DataError(
-                f"times go back at event {i + 1} ({self.times[i]:.10g} then {self.times[i + 1]:.10g})",
-                where=where,
-                fix="sort the events of each sequence by time",
-            )
-        if n and self.marks.min() < 0:
-            raise DataError(f"has mark {int(self.marks.min())}", where=where, fix="number the marks from 0")
-        if self.locations is not None:
-            object.__setattr__(self, "locations", np.asarray(self.locations, np.float64))
-            assert self.locations is not None
-            if self.locations.shape != (n, 2) or not np.isfinite(self.locations).all():
-                raise DataError(
-                    "needs one finite (x, y) an event", where=where, fix="drop the events without a location"
-                )
-        if self.vertices is not None:
-            object.__setattr__(self, "vertices", np.asarray(self.vertices, np.int64))
-        if n and self.start is not None and self.start > self.times[0]:
-            raise DataError(f"starts at {self.start} after its first event at {self.times[0]}", where=where)
-        if n and self.end is not None and self.end < self.times[-1]:
-            raise DataError(f"ends at {self.end} before its last event at {self.times[-1]}", where=where)
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    @property
-    def origin(self) -> float:
-        """What models subtract from the times: the start of observation, else the first event."""
-        if self.start is not None:
-            return self.start
-        return float(self.times[0]) if len(self) else 0.0
-
-    @property
-    def gaps(self) -> NDArray[np.float64]:
-        """(n,) time since the previous event; the first since the origin (zero where the start is unknown)."""
-        return np.diff(self.times, prepend=self.origin)
-
-    def slice(self, begin: int, stop: int, *, start: float | None, end: float | None) -> EventSequence:
-        """Events begin..stop-1 with a new window of observation."""
-        return replace(
-            self,
-            times=self.times[begin:stop],
-            marks=self.marks[begin:stop],
-            locations=None if self.locations is None else self.locations[begin:stop],
-            vertices=None if self.vertices is None else self.vertices[begin:stop],
-            start=start,
-            end=end,
-        )
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,13 @@ from burnish.core.checkpoint import publish, staging_directory, weight_files
 from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError, nearest
 from burnish.core.progress import Progress
 from burnish.events.baselines import Baselines
-from burnish.events.data import EventDataset, EventSequence
+from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.evaluation import ForecastEvaluation, evaluate
 from burnish.events.exponential import ExponentialHawkes
 from burnish.events.lognormal import LogNormalMixture
 from burnish.events.model import EventModel, Objective, TrainingStatistics
+from burnish.events.sequence import EventSequence
 from burnish.events.smash import Smash
 from burnish.events.smurf import SmurfTHP
 from burnish.events.structured import StructuredTHP

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.core.errors import SettingsError
-from burnish.events.data import EventDataset, EventSequence
+from burnish.events.data import EventDataset
 from burnish.events.maths.hawkes import (
     excitation_path,
     gap_compensator,
@@ -17,6 +17,7 @@ from burnish.events.maths.hawkes import (
     log_likelihood,
     simulate_sequence,
 )
+from burnish.events.sequence import EventSequence
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from burnish.core.errors import DataError, MissingExtraError, SettingsError, nearest
-from burnish.events.data import EventSequence
+from burnish.events.sequence import EventSequence
 
 if TYPE_CHECKING:
     from burnish.events.data import EventDataset

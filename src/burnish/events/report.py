@@ -13,10 +13,11 @@ from burnish.core import page
 from burnish.core.page import Cell, Cells, Column, Datum, Figure, Row, Section, Series, Table, numbers
 from burnish.core.page.charts import GUIDE, NUM_STYLES
 from burnish.events import metrics
-from burnish.events.data import EventDataset, EventSequence
+from burnish.events.data import EventDataset
 from burnish.events.evaluation import WIDTH_LEVELS, ForecastEvaluation
 from burnish.events.forecaster import EventForecaster
 from burnish.events.locations import LocationRegion
+from burnish.events.sequence import EventSequence
 
 _HIGHER, _LOWER, _LEVEL = "higher", "lower", "near level"
 _SCORES = (

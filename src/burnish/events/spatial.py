@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
 from burnish.events import metrics
-from burnish.events.data import EventDataset, EventSequence
+from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvents
 from burnish.events.evaluation import ForecastEvaluation
 from burnish.events.forecaster import EventForecaster
 from burnish.events.locations import LocationRegion, highest_density_region, location_scores
 from burnish.events.model import row_chunks, select
+from burnish.events.sequence import EventSequence
 
 LOCATION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """The levels of SMASH (arXiv 2310.16310)."""
