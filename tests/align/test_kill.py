@@ -179,4 +179,4 @@ def test_a_training_state_that_was_cut_short_is_passed_over(tmp_path):
         state = tmp_path / "trainer" / f"checkpoint-{step}"
         state.mkdir(parents=True)
         (state / "trainer_state.json").write_text(text)
-    assert _last_state(tmp_path).endswith("checkpoint-2")
+    assert _last_state(tmp_path / "trainer").endswith("checkpoint-2")

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from burnish.align import run as method
 from burnish.align.pairs import Pairs
 from burnish.align.run import hold_out, run
 from burnish.align.stage import Align
@@ -112,8 +113,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, rows, tmp_path, m
     settings = SHORT | {"max_steps": 6, "save_every": 2, "loss": "aps-r3m-dpo"}
     whole = Align(**settings)(load(checkpoint), data=rows)
 
-    from burnish.align import run as method
-
     count = 0
 
     def stop_at_fifth_step(self, args, state, control, **kwargs):
@@ -126,10 +125,45 @@ def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, rows, tmp_path, m
         patch.setattr(method._Bar, "on_step_end", stop_at_fifth_step)
         with pytest.raises(Stop):
             Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
-    assert method._last_state(tmp_path).endswith("checkpoint-4")
+    assert method._last_state(tmp_path / "trainer").endswith("checkpoint-4")
     resumed = Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
     for name, value in whole.module.state_dict().items():
         assert torch.equal(value, resumed.module.state_dict()[name]), name
+
+
+@pytest.fixture
+def interrupted(checkpoint, rows, tmp_path):
+    """A work directory with the state of a training that is then asked to end otherwise."""
+    Align(**SHORT | {"save_every": 2})(load(checkpoint), data=rows, work_dir=tmp_path)
+    return tmp_path
+
+
+def test_a_state_of_another_model_is_refused(checkpoint, rows, interrupted):
+    model = load(checkpoint)
+    model.module.lm_head.weight.data.mul_(1.5)
+    with pytest.raises(CheckpointError, match="another model"):
+        Align(**SHORT)(model, data=rows, work_dir=interrupted)
+
+
+def test_a_state_of_other_pairs_is_refused(checkpoint, rows, interrupted):
+    changed = [rows[0] | {"chosen": "quite another answer"}, *rows[1:]]
+    with pytest.raises(CheckpointError, match="another data"):
+        Align(**SHORT)(load(checkpoint), data=changed, work_dir=interrupted)
+
+
+def test_a_state_of_another_reference_is_refused(checkpoint, reference_checkpoint, rows, interrupted):
+    with pytest.raises(CheckpointError, match="another reference"):
+        Align(**SHORT)(load(checkpoint), data=rows, reference=str(reference_checkpoint), work_dir=interrupted)
+
+
+def test_a_state_of_other_settings_is_refused_and_named_and_stays(checkpoint, rows, interrupted):
+    with pytest.raises(CheckpointError, match=r"beta was 0.1, now 0.2"):
+        Align(**SHORT | {"beta": 0.2})(load(checkpoint), data=rows, work_dir=interrupted)
+    assert method._last_state(interrupted / "trainer") is not None
+
+
+def test_how_often_states_are_written_may_change(checkpoint, rows, interrupted):
+    Align(**SHORT | {"save_every": 3})(load(checkpoint), data=rows, work_dir=interrupted)
 
 
 def test_held_out_prompts_are_on_one_side_only(rows):

@@ -454,9 +454,9 @@ def test_dropped_and_shortened_pairs_are_counted(checkpoint, rows, tokenizer, sm
     )
     args = PairDPOConfig(**small | {"max_length": 40}, on_bad_pair="drop")
     trainer = PairDPOTrainer(str(checkpoint), args=args, train_dataset=data, processing_class=tokenizer)
-    report = trainer.truncation["train"]
-    assert (report["rows"], report["kept"], report["shortened"]) == (6, 3, 4)
-    assert report["dropped"] == {
+    report = trainer.data_reports["train"]
+    assert (report.rows, report.kept, report.shortened) == (6, 3, 4)
+    assert report.dropped == {
         "the chosen and the rejected answer are identical": 1,
         "longer than max_length": 1,
         "the chosen and the rejected answer are identical after truncation": 1,

@@ -7,16 +7,20 @@ margin is not finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from accelerate.logging import get_logger
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
+from transformers import Trainer, TrainingArguments
 
 from burnish.align.losses import MarginError
 from burnish.align.pairs import fault_of
+from burnish.align.trainer_seam import AnyDataset, Batch, Collator, Example, PairArguments, Processing
 from burnish.core.errors import DataError
 
 logger = get_logger(__name__)
@@ -26,95 +30,121 @@ ROW = "pair_row"
 its own numbers in it, such as the lines of a file."""
 
 
-class PairChecks:
-    """What both trainers do with their data: refuse or drop pairs without a preference, and count truncation.
+@dataclass
+class DataReport:
+    """What the checks and truncation did to a data set.
 
-    `truncation` holds, per data set, {rows, kept, shortened, dropped: {reason: count}}.
+    Attributes:
+        rows, kept: how many pairs it had, and has.
+        shortened: how many truncation cut.
+        dropped: {reason: count}.
     """
 
-    truncation: dict[str, dict[str, Any]]
+    rows: int
+    kept: int
+    shortened: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        left_out = [f"{count} left out ({reason})" for reason, count in self.dropped.items()]
+        return ", ".join([f"{self.kept} of {self.rows} pairs kept", f"{self.shortened} shortened", *left_out])
+
+
+class PairChecks(Trainer):
+    """What both trainers do with their data: refuse or drop pairs without a preference, and count truncation.
+
+    Mixed in before a trainer of TRL, whose methods are those that `super()` finds.
+
+    Attributes:
+        data_reports: of each data set, by its name.
+    """
+
+    data_reports: dict[str, DataReport]
     _rows_of_batch: list[int] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.data_reports = {}  # filled by the preparation of the data, which TRL's constructor does
         super().__init__(*args, **kwargs)
         self.data_collator = WithRows(self.data_collator)  # row numbers travel in the batch: it is collated ahead
 
-    def _number_and_check(self, dataset: Any, args: Any, name: str) -> Any:
+    def _prepare_dataset(
+        self, dataset: AnyDataset, processing_class: Processing, args: TrainingArguments, dataset_name: str
+    ) -> AnyDataset:
+        pair_args = cast("PairArguments", args)
+        checked = self._number_and_check(dataset, pair_args, dataset_name)
+        prepared = super()._prepare_dataset(checked, processing_class, args, dataset_name)  # type: ignore[misc]
+        return self._check_truncated(prepared, pair_args, dataset_name)
+
+    def _number_and_check(self, dataset: AnyDataset, args: PairArguments, name: str) -> AnyDataset:
         """Raw rows: numbers them unless they are, refuses missing columns and empty or identical answers."""
-        if not hasattr(self, "truncation"):
-            self.truncation = {}
         if isinstance(dataset, IterableDataset):
-            return dataset.map(_check_streamed(name), with_indices=True)
+            return dataset.map(_refuse_bad_pair, with_indices=True, fn_kwargs={"name": name})
         numbered = dataset if ROW in dataset.column_names else dataset.add_column(ROW, list(range(len(dataset))))
-        self.truncation[name] = {"rows": len(dataset), "kept": len(dataset), "shortened": 0, "dropped": {}}
+        report = self.data_reports[name] = DataReport(len(dataset), len(dataset))
         if "chosen_ids" in dataset.column_names:
             return numbered
-        kept, dropped = [], {}
-        for index, example in enumerate(numbered):
+        faults: list[str | None] = []
+        for example in _examples(numbered):
             fault = fault_of(example)
-            if fault is None:
-                kept.append(index)
-                continue
-            if args.on_bad_pair == "refuse" or fault.startswith("has no column"):
+            if fault is not None and (args.on_bad_pair == "refuse" or fault.startswith("has no column")):
                 raise DataError(
                     fault, where=f"{name} data, row {example[ROW]}", fix="remove that row, or set on_bad_pair to 'drop'"
                 )
-            dropped[fault] = dropped.get(fault, 0) + 1
-        self.truncation[name] |= {"kept": len(kept), "dropped": dropped}
-        return numbered.select(kept) if dropped else numbered
+            faults.append(fault)
+        return _without(numbered, faults, report)
 
-    def _check_truncated(self, dataset: Any, args: Any, name: str) -> Any:
+    def _check_truncated(self, dataset: AnyDataset, args: PairArguments, name: str) -> AnyDataset:
         """Token ids: counts what truncation cuts, and refuses or drops pairs that it made equal or empty."""
         if isinstance(dataset, IterableDataset) or ROW not in dataset.column_names:
             return dataset
-        report = self.truncation[name]
-        report["dropped"] |= _positive({"longer than max_length": report["kept"] - len(dataset)})
-        kept, shortened = [], 0
-        for index, example in enumerate(dataset):
+        report = self.data_reports[name]
+        if too_long := report.kept - len(dataset):
+            report.dropped["longer than max_length"] += too_long
+        faults: list[str | None] = []
+        for example in _examples(dataset):
             chosen, rejected, cut = self._kept_tokens(example, args)
-            shortened += cut
+            report.shortened += cut
             fault = None
             if chosen == rejected:
                 fault = "the chosen and the rejected answer are identical after truncation"
             elif not chosen or not rejected:
                 fault = "an answer is empty after truncation"
-            if fault is None:
-                kept.append(index)
-            elif args.on_bad_pair == "refuse":
+            if fault is not None and args.on_bad_pair == "refuse":
                 raise DataError(
                     f"{fault} to {args.max_length} tokens",
                     where=f"{name} data, row {example[ROW]}",
                     fix="raise max_length, or set on_bad_pair to 'drop'",
                 )
-            else:
-                report["dropped"][fault] = report["dropped"].get(fault, 0) + 1
-        report |= {"kept": len(kept), "shortened": shortened}
-        if not kept:
+            faults.append(fault)
+        usable = _without(dataset, faults, report)
+        if not report.kept:
             raise DataError("no pair is left after truncation", where=f"{name} data", fix="raise max_length")
-        if shortened or report["dropped"]:
-            logger.info("%s data: %s", name, truncation_sentence(report))
-        return dataset.select(kept) if len(kept) < len(dataset) else dataset
+        if report.shortened or report.dropped:
+            logger.info("%s data: %s", name, report)
+        return usable
 
-    def _kept_tokens(self, example: dict[str, Any], args: Any) -> tuple[list[int], list[int], bool]:
+    def _kept_tokens(self, example: Example, args: PairArguments) -> tuple[list[int], list[int], bool]:
+        """Token ids of both answers as the model will see them, and whether truncation cut them."""
         raise NotImplementedError
 
-    def _set_signature_columns_if_needed(self: Any) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        if ROW not in self._signature_columns:
-            self._signature_columns.append(ROW)
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] | None = self._signature_columns
+        if columns is not None and ROW not in columns:
+            columns.append(ROW)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
         rows = inputs.pop(ROW, None)
         self._rows_of_batch = None if rows is None else rows.tolist()
-        return super()._prepare_inputs(inputs)  # type: ignore[misc]
+        return super()._prepare_inputs(inputs)
 
     @contextmanager
-    def _naming_rows(self: Any) -> Iterator[None]:
-        """A margin that is not finite is told with its row in the data instead of its place in the batch."""
+    def _naming_rows(self) -> Iterator[None]:
+        """A margin that is not finite is reported with its row in the data instead of its place in the batch."""
         try:
             yield
         except MarginError as error:
-            if self._rows_of_batch is None:
+            if self._rows_of_batch is None or self.model is None:
                 raise
             data = "training" if self.model.training else "evaluation"
             where = f"{data} data, row {self._rows_of_batch[error.pair]}"
@@ -124,32 +154,32 @@ class PairChecks:
 class WithRows:
     """A collator whose batches also carry the row numbers of their pairs, where the data has them."""
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+    def __init__(self, collate: Collator) -> None:
         self.collate = collate
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: list[Example]) -> Batch:
         batch = self.collate(examples)
         if all(ROW in example for example in examples):
             batch[ROW] = torch.tensor([example[ROW] for example in examples])
         return batch
 
 
-def truncation_sentence(report: dict[str, Any]) -> str:
-    """What truncation and the checks did to a data set, in one line."""
-    parts = [f"{report['kept']} of {report['rows']} pairs kept", f"{report['shortened']} of them shortened"]
-    parts += [f"{count} left out ({reason})" for reason, count in report["dropped"].items()]
-    return ", ".join(parts)
+def _examples(dataset: Dataset) -> Iterator[Example]:
+    for example in dataset:
+        assert isinstance(example, dict), "rows of a data set that is not formatted are dictionaries"
+        yield example
 
 
-def _check_streamed(name: str) -> Any:
-    def check(example: dict[str, Any], row: int) -> dict[str, Any]:
-        fault = fault_of(example)
-        if fault is not None:
-            raise DataError(fault, where=f"{name} data, row {row}", fix="remove that row")
-        return example
-
-    return check
+def _without(dataset: Dataset, faults: Sequence[str | None], report: DataReport) -> Dataset:
+    """The rows that have no fault; the others are counted in the report."""
+    usable = [index for index, fault in enumerate(faults) if fault is None]
+    report.kept = len(usable)
+    report.dropped.update(fault for fault in faults if fault is not None)
+    return dataset.select(usable) if len(usable) < len(dataset) else dataset
 
 
-def _positive(counts: dict[str, int]) -> dict[str, int]:
-    return {reason: count for reason, count in counts.items() if count > 0}
+def _refuse_bad_pair(example: Example, row: int, name: str) -> Example:
+    fault = fault_of(example)
+    if fault is not None:
+        raise DataError(fault, where=f"{name} data, row {row}", fix="remove that row")
+    return example

@@ -98,9 +98,13 @@ def write_pairs(pairs: Pairs, path: str | Path) -> Path:
 
 def pairs_hash(source: str | Path) -> str:
     """sha256 over the rows, so that the same pairs under another name or in another format have the same hash."""
-    pairs = _read(source)
+    return rows_digest(_read(source).rows)
+
+
+def rows_digest(rows: Iterable[Pair]) -> str:
+    """sha256 over rows with all their columns, in order."""
     digest = hashlib.sha256()
-    for row in pairs.rows:
+    for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
 

@@ -7,37 +7,37 @@ import copy
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.align.pairs import Pairs, check_pairs, import_datasets, read_pairs, split_prompt
+from burnish.align.pairs import Pairs, check_pairs, import_datasets, read_pairs, rows_digest, split_prompt
 from burnish.core.checkpoint import Lineage, Model, cast, load
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError
 from burnish.core.kinds import Kind
 from burnish.core.stage import Context
+from burnish.core.store import Store
 from burnish.optim import optimizer_class
 
 try:
+    from accelerate.utils import is_peft_model
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-    from burnish.align.pair_checks import ROW
-    from burnish.align.trainers import (
-        PairDPOConfig,
-        PairDPOTrainer,
-        PairRewardConfig,
-        PairRewardTrainer,
-        truncation_sentence,
-    )
+    from burnish.align.pair_checks import ROW, DataReport
+    from burnish.align.trainers import PairDPOConfig, PairDPOTrainer, PairRewardConfig, PairRewardTrainer
 except ImportError as error:
     raise MissingExtraError(error.name or "trl", "align", "preference training") from None
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from burnish.align.stage import Align
+    from burnish.core.progress import Task
 
 LOGGED = ("loss", "rewards/margins", "rewards/accuracies", "margin", "accuracy", "pairs/tau", "pairs/delta")
 
@@ -78,51 +78,91 @@ def _libraries_silent() -> Iterator[None]:
 
 @_libraries_silent()
 def run(settings: Align, model: Model, ctx: Context) -> Model:
-    """Trains `model` on the pairs of `ctx.inputs["data"]` and returns the aligned model or the reward model."""
+    """Trains `model` on the pairs of `ctx.inputs["data"]` and returns the aligned model or the reward model.
+
+    Raises:
+        DataError: no pairs, or unusable ones (see `read_pairs` and the trainers).
+        CheckpointError: the reference reads other tokens, or the state in the work directory is of another training.
+    """
     pairs = _pairs(ctx.inputs.get("data"), settings)
+    reference = _reference(ctx.inputs.get("reference"), model)
+    states = _states(settings, model, pairs, reference, ctx)
     train, held_out = hold_out(pairs, settings.holdout, ctx.generator)
-    module: Any = _reward_module(model, settings.seed) if settings.makes_reward else copy.deepcopy(model.module)
-    dtype = module.dtype
-    module = module.float().to(
-        torch.device(ctx.device)
-    )  # float32 weights: at these learning rates bfloat16 would round updates away
-    arguments = _arguments(settings, ctx)
+    trainer = _trainer(settings, model, reference, _arguments(settings, ctx, states), train, held_out, ctx)
+    read = DataReport(len(pairs) + sum(pairs.dropped.values()), len(pairs), dropped=Counter(pairs.dropped))
+    reports = {"as read": read} | trainer.data_reports
+    for name, report in reports.items():
+        ctx.progress.log(f"{name} data: {report}")
+    ctx.ledger.table("preference_data", [_counts(name, report) for name, report in reports.items()])
+    before = trainer.evaluate() if held_out is not None else {}
+    with ctx.progress.task(f"align ({settings.loss})", unit="steps") as task:
+        trainer.add_callback(_Bar(task))
+        trainer.train(resume_from_checkpoint=_last_state(states))
+    after = trainer.evaluate() if held_out is not None else {}
+    _record(trainer, before, after, ctx)
+    kind = Kind.SEQUENCE_CLASSIFIER if settings.makes_reward else Kind.CAUSAL_LM
+    lineage = Lineage(kind=kind, base_model=model.name, licence=model.lineage.licence)
+    return model.derive(module=cast(_trained(trainer), model.module.dtype).eval(), lineage=lineage)
+
+
+def _states(settings: Align, model: Model, pairs: Pairs, reference: Model | None, ctx: Context) -> Path:
+    """The directory of the trainer's states, which are refused where they are of another training."""
+    key = settings.canonical() | {
+        "stage": f"{settings.name} {settings.version}",
+        "model": model.identity,
+        "data": rows_digest(pairs.rows),
+        "reference": None if reference is None else reference.identity,
+    }
+    return Store(ctx.work_dir).open("trainer", key)
+
+
+def _trainer(
+    settings: Align,
+    model: Model,
+    reference: Model | None,
+    arguments: dict[str, Any],
+    train: Pairs,
+    held_out: Pairs | None,
+    ctx: Context,
+) -> PairDPOTrainer | PairRewardTrainer:
+    """The trainer of the loss, with its optimizer, on a copy of the model."""
+    # float32 weights: at these learning rates bfloat16 would round updates away
+    module = _on_device(_reward_module(model, settings.seed) if settings.makes_reward else model.module, ctx)
     common: dict[str, Any] = {
         "train_dataset": _numbered(train),
         "eval_dataset": _numbered(held_out) if held_out is not None else None,
         "processing_class": copy.deepcopy(model.tokenizer),
         "peft_config": _lora(settings),
     }
+    trainer: PairDPOTrainer | PairRewardTrainer
     if settings.makes_reward:
         trainer = PairRewardTrainer(module, PairRewardConfig(**arguments), **common)
     else:
-        reference = _reference(ctx.inputs.get("reference"), model, ctx)
         # without a second model the policy is its own reference: log-probabilities are taken before the first step
         own = reference is None and not settings.lora_rank
         config = PairDPOConfig(**arguments, beta=settings.beta, precompute_ref_log_probs=own)
-        trainer = PairDPOTrainer(module, reference, config, **common)
-    read = {"rows": len(pairs) + sum(pairs.dropped.values()), "kept": len(pairs), "shortened": 0}
-    reports = {"as read": read | {"dropped": pairs.dropped}} | trainer.truncation
-    for name, report in reports.items():
-        ctx.progress.log(f"{name} data: {truncation_sentence(report)}")
-    ctx.ledger.table("preference_data", [_counts(name, report) for name, report in reports.items()])
+        second = None if reference is None else _on_device(reference.module, ctx)
+        trainer = PairDPOTrainer(module, second, config, **common)
     trainer.remove_callback(PrinterCallback)
+    policy = trainer.model
+    assert policy is not None, "TRL's trainers have a model from the start"
     # set before training, so that the adapters are there to be routed; the Trainer then makes none of its own
-    policy: Any = trainer.model
     trainer.optimizer = optimizer_class(settings.optimizer).for_model(policy, settings.learning_rate, weight_decay=0.0)
-    before = trainer.evaluate() if held_out is not None else {}
-    with ctx.progress.task(f"align ({settings.loss})", unit="steps") as task:
-        trainer.add_callback(_Bar(task))
-        trainer.train(resume_from_checkpoint=_last_state(ctx.work_dir))
-    after = trainer.evaluate() if held_out is not None else {}
-    _record(trainer, before, after, ctx)
+    return trainer
+
+
+def _on_device(module: PreTrainedModel, ctx: Context) -> PreTrainedModel:
+    """A float32 copy on the stage's device."""
+    return copy.deepcopy(module).float().to(torch.device(ctx.device))  # type: ignore[arg-type]  # their stubs
+
+
+def _trained(trainer: PairDPOTrainer | PairRewardTrainer) -> PreTrainedModel:
+    """What the trainer trained, adapters merged, as an ordinary model."""
     result: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if settings.lora_rank:
+    if is_peft_model(result):
         result = result.merge_and_unload()
     result.__dict__.pop("forward", None)  # TRL's fused head; the class's own forward is what a checkpoint has
-    kind = Kind.SEQUENCE_CLASSIFIER if settings.makes_reward else Kind.CAUSAL_LM
-    lineage = Lineage(kind=kind, base_model=model.name, licence=model.lineage.licence)
-    return model.derive(module=cast(result, dtype).eval(), lineage=lineage)
+    return result
 
 
 def hold_out(pairs: Pairs, share: float, generator: torch.Generator) -> tuple[Pairs, Pairs | None]:
@@ -157,10 +197,11 @@ def _numbered(pairs: Pairs) -> Dataset:
     return pairs.dataset().add_column(ROW, pairs.numbers)  # type: ignore[call-arg]  # a fingerprint is optional
 
 
-def _arguments(settings: Align, ctx: Context) -> dict[str, Any]:
+def _arguments(settings: Align, ctx: Context, states: Path) -> dict[str, Any]:
+    """Of both configurations."""
     on_gpu = ctx.device.startswith("cuda")
     return {
-        "output_dir": str(ctx.work_dir / "trainer"),
+        "output_dir": str(states),
         "pair_loss": settings.pair_loss,
         "rho0": settings.rho0,
         "tau0": settings.tau0,
@@ -189,21 +230,20 @@ def _arguments(settings: Align, ctx: Context) -> dict[str, Any]:
     }
 
 
-def _lora(settings: Align) -> Any:
+def _lora(settings: Align) -> LoraConfig | None:
     if not settings.lora_rank:
         return None
     from peft import LoraConfig
 
     rank = settings.lora_rank
+    kind: dict[str, Any] = {"task_type": "CAUSAL_LM"}
     if settings.makes_reward:
-        return LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"]
-        )
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        kind = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", **kind)
 
 
-def _reference(given: Any, model: Model, ctx: Context) -> Any:
-    """The reference's module, on the device; refuses one that reads other tokens than the model."""
+def _reference(given: Model | str | Path | None, model: Model) -> Model | None:
+    """The reference; refuses one that reads other tokens than the model."""
     if given is None:
         return None
     reference = given if isinstance(given, Model) else load(given)
@@ -213,11 +253,10 @@ def _reference(given: Any, model: Model, ctx: Context) -> Any:
             where=str(reference.path or "reference"),
             fix="use the checkpoint that the model was trained from",
         )
-    module: Any = copy.deepcopy(reference.module)
-    return module.float().to(torch.device(ctx.device))
+    return reference
 
 
-def _reward_module(model: Model, seed: int) -> Any:
+def _reward_module(model: Model, seed: int) -> PreTrainedModel:
     """The model's backbone with a fresh head of one output, as the stock sequence classifier."""
     from transformers import AutoModelForSequenceClassification
 
@@ -232,17 +271,17 @@ def _reward_module(model: Model, seed: int) -> Any:
     return cast(classifier, source.dtype)
 
 
-def _counts(name: str, report: dict[str, Any]) -> dict[str, Any]:
+def _counts(name: str, report: DataReport) -> dict[str, str | int]:
     """What truncation and the checks did to a data set, as a row of the ledger."""
-    why = "; ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
-    numbers = {"pairs": report["rows"], "kept": report["kept"], "shortened": report["shortened"]}
+    why = "; ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+    numbers = {"pairs": report.rows, "kept": report.kept, "shortened": report.shortened}
     return {"data": name} | numbers | {"left out": why or "none"}
 
 
-def _last_state(work_dir: Path) -> str | None:
-    """The newest whole state of an interrupted run, or None. Its summary is written last, so it tells."""
-    states = [path for path in (work_dir / "trainer").glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
-    return str(max(states, key=lambda path: int(path.name.split("-")[1]))) if states else None
+def _last_state(directory: Path) -> str | None:
+    """The newest whole state of an interrupted run, or None. The trainer writes its summary last."""
+    whole = [path for path in directory.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def _is_whole(summary: Path) -> bool:
@@ -253,7 +292,7 @@ def _is_whole(summary: Path) -> bool:
     return True
 
 
-def _record(trainer: Any, before: dict[str, float], after: dict[str, float], ctx: Context) -> None:
+def _record(trainer: Trainer, before: dict[str, float], after: dict[str, float], ctx: Context) -> None:
     rows = []
     for entry in trainer.state.log_history:
         values = {key: entry[key] for key in LOGGED if key in entry}
@@ -274,11 +313,13 @@ def _record(trainer: Any, before: dict[str, float], after: dict[str, float], ctx
 class _Bar(TrainerCallback):
     """Moves the progress bar once per optimizer step."""
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.task.total = state.max_steps
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.task.advance()

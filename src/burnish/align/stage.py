@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Kind, Plan
-from burnish.core.stage import CheckpointRef, Context, DataRef, Stage
+from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Stage
 from burnish.train.stage import OptimizerName
 
 if TYPE_CHECKING:
@@ -80,7 +80,12 @@ class Align(Stage):
     on_bad_pair: Literal["refuse", "drop"] = Field(
         default="refuse", description="empty or identical pairs: refuse or drop"
     )
-    save_every: int = Field(default=50, ge=1, description="steps between states that an interrupted run continues from")
+    save_every: int = Field(
+        default=50,
+        ge=1,
+        description="steps between states that an interrupted run continues from",
+        json_schema_extra=VOLATILE,
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Align:

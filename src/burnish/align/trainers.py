@@ -13,14 +13,15 @@ and a test compares loss and gradient with the stock trainer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
 from trl import DPOTrainer, RewardTrainer
 
 from burnish.align.configs import (
@@ -33,8 +34,21 @@ from burnish.align.configs import (
 )
 from burnish.align.losses import Diagnostics, smoothed_pair_loss
 from burnish.align.maths.direct import direct_margin, sequence_log_prob
-from burnish.align.pair_checks import ROW, PairChecks, truncation_sentence
+from burnish.align.pair_checks import ROW, PairChecks
+from burnish.align.trainer_seam import (
+    Batch,
+    Example,
+    PairArguments,
+    Policy,
+    PolicyOutputs,
+    Processing,
+    ScoreOutputs,
+    Scorer,
+)
 from burnish.core.errors import CheckpointError, SettingsError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
 
 __all__ = [
     "AdaptiveDPOConfig",
@@ -49,9 +63,7 @@ __all__ = [
     "RobustDPOTrainer",
     "RobustRewardConfig",
     "RobustRewardTrainer",
-    "truncation_sentence",
 ]
-
 
 PAIRS_IN_BATCH = "pairs in batch"
 MEANS_OVER_PAIRS = ("rewards/", "logps/", "pairs/", "accuracy", "margin", "mean_reward")
@@ -61,21 +73,67 @@ MEANS_OVER_PAIRS = ("rewards/", "logps/", "pairs/", "accuracy", "margin", "mean_
 class _Listener:
     """Stands in for the model during one call of the stock loss, and remembers the first forward pass."""
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.outputs = model, None
+    def __init__(self, model: Policy) -> None:
+        self.model = model
+        self.first: PolicyOutputs | None = None
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: object) -> PolicyOutputs:
         outputs = self.model(**inputs)
-        if self.outputs is None:
-            self.outputs = outputs
+        self.first = self.first or outputs
         return outputs
 
 
-class _PairReports:
-    """What both trainers tell about single pairs."""
+class _PairLoss(PairChecks):
+    """What both trainers do with the margins of a batch: the loss, its logs, and a report on single pairs."""
 
-    def _report(self, margins: list[Tensor], rows: list[int], args: Any) -> Dataset:
+    _metrics: dict[str, dict[str, list[float]]]
+
+    def _pair_losses(self, margin: Tensor) -> Tensor:
+        """The loss of every pair; its diagnostics are logged."""
+        args = _pair_arguments(self)
+        with self._naming_rows():
+            losses, found = smoothed_pair_loss(args.pair_loss, margin, args.label_smoothing, **args.loss_settings())
+        self._log_pairs(found)
+        return losses
+
+    def _log_pairs(self, found: Diagnostics) -> None:
+        """`pairs/tau`, `pairs/delta`, `pairs/weight`, beside the stock metrics."""
+        names = list(found)
+        values = torch.stack([found[name].mean() for name in names])
+        gathered = cast("Tensor", self.accelerator.gather_for_metrics(values[None])).mean(dim=0).tolist()
+        for name, value in zip(names, gathered, strict=True):
+            self._metrics_now[f"pairs/{name}"].append(value)
+        count = torch.tensor([len(found[names[0]])], device=values.device)
+        self._metrics_now[PAIRS_IN_BATCH].append(float(cast("Tensor", self.accelerator.gather(count)).sum()))
+
+    @property
+    def _metrics_now(self) -> dict[str, list[float]]:
+        assert self.model is not None, "TRL's trainers have a model from the start"
+        return self._metrics["train" if self.model.training else "eval"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL's, with means over pairs: it takes the mean of batch means, though the last batch may be smaller."""
+        metrics = self._metrics_now
+        sizes = metrics.pop(PAIRS_IN_BATCH, [])
+        for name in (name for name in metrics if name.startswith(MEANS_OVER_PAIRS)):
+            metrics[name] = [sum(v * n for v, n in zip(metrics[name], sizes, strict=True)) / sum(sizes)]
+        super().log(logs, start_time)
+
+    def _report(self, dataset: Dataset, margins_of: Callable[[Batch], Tensor]) -> Dataset:
         """One row per pair, sorted by margin: every loss suspects the pair that the model contradicts most."""
+        args, model = _pair_arguments(self), self.model
+        assert model is not None, "TRL's trainers have a model from the start"
+        processing = cast("Processing", self.processing_class)
+        prepared = cast("Dataset", self._prepare_dataset(dataset, processing, self.args, "report"))
+        size = self.args.per_device_eval_batch_size
+        margins, rows = [], []
+        model.eval()
+        for start in range(0, len(prepared), size):
+            examples: list[Example] = [prepared[index] for index in range(start, min(start + size, len(prepared)))]
+            batch = self._prepare_inputs(self.data_collator(examples))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                margins.append(margins_of(batch).cpu())
+            rows += [example[ROW] for example in examples]
         margin = torch.cat(margins).float()
         loss, found = smoothed_pair_loss(args.pair_loss, margin, args.label_smoothing, **args.loss_settings())
         columns: dict[str, Tensor] = {"margin": margin, "loss": loss} | found
@@ -83,27 +141,8 @@ class _PairReports:
         content = {"row": [rows[i] for i in order]}
         return Dataset.from_dict(content | {key: values[order].tolist() for key, values in columns.items()})
 
-    def _log_pairs(self: Any, found: Diagnostics) -> None:
-        """`pairs/tau`, `pairs/delta`, `pairs/weight`, beside the stock metrics."""
-        mode = "train" if self.model.training else "eval"
-        names = list(found)
-        values = torch.stack([found[name].mean() for name in names])
-        gathered = self.accelerator.gather_for_metrics(values[None]).mean(dim=0).tolist()
-        for name, value in zip(names, gathered, strict=True):
-            self._metrics[mode][f"pairs/{name}"].append(value)
-        count = torch.tensor([len(found[names[0]])], device=values.device)
-        self._metrics[mode][PAIRS_IN_BATCH].append(float(self.accelerator.gather(count).sum()))
 
-    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As TRL's, with means over pairs: it takes the mean of batch means, though the last batch may be smaller."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        sizes = metrics.pop(PAIRS_IN_BATCH, [])
-        for name in (name for name in metrics if name.startswith(MEANS_OVER_PAIRS)):
-            metrics[name] = [sum(v * n for v, n in zip(metrics[name], sizes, strict=True)) / sum(sizes)]
-        super().log(logs, start_time)  # type: ignore[misc]  # of the trainer beside
-
-
-class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
+class PairDPOTrainer(_PairLoss, DPOTrainer):
     """DPOTrainer that minimises a pair loss of the implicit reward margin.
 
     Args: as `trl.DPOTrainer`; `args` is a `PairDPOConfig`.
@@ -116,10 +155,11 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
     """
 
     args: PairDPOConfig
+    default_config = PairDPOConfig
 
     def __init__(
         self,
-        model: str | PreTrainedModel | Any,
+        model: str | PreTrainedModel | PeftModel,
         ref_model: PreTrainedModel | None = None,
         args: PairDPOConfig | None = None,
         **kwargs: Any,
@@ -128,23 +168,18 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
         _check_reference(model, ref_model, args, kwargs.get("peft_config"))
         super().__init__(model, ref_model, args, **kwargs)
 
-    default_config = PairDPOConfig
-
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        checked = self._number_and_check(dataset, args, dataset_name)
-        prepared = super()._prepare_dataset(checked, processing_class, args, dataset_name)
-        return self._check_truncated(prepared, args, dataset_name)
-
-    def _kept_tokens(self, example: dict[str, Any], args: Any) -> tuple[list[int], list[int], bool]:
+    def _kept_tokens(self, example: Example, args: PairArguments) -> tuple[list[int], list[int], bool]:
         prompt, limit = len(example["prompt_ids"]), args.max_length
         chosen, rejected = example["chosen_ids"], example["rejected_ids"]
         if limit is None or prompt + max(len(chosen), len(rejected)) <= limit:
             return chosen, rejected, False
-        if args.truncation_mode == "keep_start":
+        if cast("PairDPOConfig", args).truncation_mode == "keep_start":
             return chosen[: limit - prompt], rejected[: limit - prompt], True
         return chosen[-limit:], rejected[-limit:], True
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+    def _compute_loss(
+        self, model: Policy, inputs: Batch, return_outputs: bool
+    ) -> Tensor | tuple[Tensor, PolicyOutputs]:
         inputs = self._with_reference(inputs)
         listener = _Listener(model)
         precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
@@ -152,28 +187,24 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
             stock = super()._compute_loss(listener, inputs, return_outputs)
         finally:
             self.precompute_ref_logps = precomputed
-        outputs: Any = listener.outputs
-        margin = self._margin(outputs, inputs)
-        with self._naming_rows():
-            losses, found = smoothed_pair_loss(
-                self.args.pair_loss, margin, self.args.label_smoothing, **self.args.loss_settings()
-            )
+        outputs = listener.first
+        assert outputs is not None, "the stock loss calls the model"
+        losses = self._pair_losses(self._margin(outputs, inputs))
         if self.use_weighting:
             losses = losses * self._wpo_weight(outputs, inputs)
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._log_pairs(found)
         return (loss, stock[1]) if return_outputs else loss
 
-    def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _with_reference(self, inputs: Batch) -> Batch:
         """The batch with the reference's log-probabilities in it, as if they had been precomputed."""
         if self.precompute_ref_logps:
             return inputs
         chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         return inputs | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
-    def _margin(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+    def _margin(self, outputs: PolicyOutputs, inputs: Batch) -> Tensor:
         mask = inputs["completion_mask"][:, 1:]
         # prompt-learning adapters put virtual tokens in front; the last positions are the real ones
         per_token = outputs.log_probs[:, -mask.shape[1] :]
@@ -187,7 +218,7 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
             self.f_alpha_divergence_coef,
         )
 
-    def _wpo_weight(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+    def _wpo_weight(self, outputs: PolicyOutputs, inputs: Batch) -> Tensor:
         """Weight of a pair by how likely the policy is to write it (WPO, 2024, arXiv 2406.11827, eq. 2)."""
         mask = inputs["completion_mask"][:, 1:]
         with torch.no_grad():
@@ -211,21 +242,18 @@ class PairDPOTrainer(PairChecks, _PairReports, DPOTrainer):
                 where="pair_report",
                 fix="give the trainer a ref_model",
             )
-        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, "report")
-        margins, rows = [], []
-        model: Any = self.model
-        model.eval()
-        for batch, numbers in _batches(self, prepared):
-            with torch.no_grad(), self.compute_loss_context_manager():
-                labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-                passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
-                if not given:
-                    chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
-                    batch |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-                outputs = model(**passed, labels=labels, use_cache=False, fused_lm_head=True)
-                margins.append(self._margin(outputs, batch).cpu())
-            rows += numbers
-        return self._report(margins, rows, self.args)
+        policy = cast("Policy", self.model)
+
+        def margins_of(batch: Batch) -> Tensor:
+            labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+            passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            if not given:
+                chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+                batch |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            outputs = policy(**passed, labels=labels, use_cache=False, fused_lm_head=True)
+            return self._margin(outputs, batch)
+
+        return self._report(dataset, margins_of)
 
 
 class AdaptiveDPOTrainer(PairDPOTrainer):
@@ -240,7 +268,7 @@ class RobustDPOTrainer(PairDPOTrainer):
     default_config = RobustDPOConfig
 
 
-class PairRewardTrainer(PairChecks, _PairReports, RewardTrainer):
+class PairRewardTrainer(_PairLoss, RewardTrainer):
     """RewardTrainer that minimises a pair loss of the reward difference.
 
     A `margin` column is subtracted from the difference, as in the stock trainer, and `center_rewards_coefficient`
@@ -250,50 +278,40 @@ class PairRewardTrainer(PairChecks, _PairReports, RewardTrainer):
     args: PairRewardConfig
     default_config = PairRewardConfig
 
-    def __init__(self, model: str | PreTrainedModel | Any, args: PairRewardConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: str | PreTrainedModel | PeftModel, args: PairRewardConfig | None = None, **kwargs: Any
+    ) -> None:
         args = args or self.default_config(f"{_name(model)}-{self.default_config.pair_loss}-reward")
         super().__init__(model, args, **kwargs)
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        checked = self._number_and_check(dataset, args, dataset_name)
-        prepared = super()._prepare_dataset(checked, processing_class, args, dataset_name)
-        return self._check_truncated(prepared, args, dataset_name)
-
-    def _kept_tokens(self, example: dict[str, Any], args: Any) -> tuple[list[int], list[int], bool]:
+    def _kept_tokens(self, example: Example, args: PairArguments) -> tuple[list[int], list[int], bool]:
         return example["chosen_ids"], example["rejected_ids"], False
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        stock: Any = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        outputs = stock[1]
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, ScoreOutputs]:
+        stock = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        _, outputs = cast("tuple[Tensor, ScoreOutputs]", stock)
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
-        with self._naming_rows():
-            losses, found = smoothed_pair_loss(
-                self.args.pair_loss,
-                chosen - rejected - inputs.get("margin", 0.0),
-                self.args.label_smoothing,
-                **self.args.loss_settings(),
-            )
-        loss = losses.mean()
+        loss = self._pair_losses(chosen - rejected - inputs.get("margin", 0.0)).mean()
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
-        self._log_pairs(found)
         return (loss, outputs) if return_outputs else loss
 
     def pair_report(self, dataset: Dataset) -> Dataset:
         """Margin, loss, weight and the loss's own diagnostics of every pair, the most suspicious first."""
-        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, "report")
-        margins, rows = [], []
-        model: Any = self.model
-        model.eval()
-        for batch, numbers in _batches(self, prepared):
-            with torch.no_grad(), self.compute_loss_context_manager():
-                passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
-                chosen, rejected = model(**passed, use_cache=False).logits.squeeze(-1).chunk(2)
-            margins.append((chosen - rejected - batch.get("margin", 0.0)).cpu())
-            rows += numbers
-        return self._report(margins, rows, self.args)
+        scorer = cast("Scorer", self.model)
+
+        def margins_of(batch: Batch) -> Tensor:
+            passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            chosen, rejected = scorer(**passed, use_cache=False).logits.squeeze(-1).chunk(2)
+            return chosen - rejected - batch.get("margin", 0.0)
+
+        return self._report(dataset, margins_of)
 
 
 class AdaptiveRewardTrainer(PairRewardTrainer):
@@ -311,7 +329,12 @@ class RobustRewardTrainer(PairRewardTrainer):
 # -- borders -------------------------------------------------------------------------------------------------------
 
 
-def _check_reference(model: Any, ref_model: Any, args: Any, peft_config: Any) -> None:
+def _check_reference(
+    model: str | PreTrainedModel | PeftModel,
+    ref_model: PreTrainedModel | None,
+    args: PairDPOConfig,
+    peft_config: PeftConfig | None,
+) -> None:
     if isinstance(model, str):
         return
     if ref_model is not None:
@@ -333,13 +356,9 @@ def _check_reference(model: Any, ref_model: Any, args: Any, peft_config: Any) ->
         )
 
 
-def _batches(trainer: Any, dataset: Dataset) -> Any:
-    """(batch on the device, row numbers), in order."""
-    size = trainer.args.per_device_eval_batch_size
-    for start in range(0, len(dataset), size):
-        examples = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
-        yield trainer._prepare_inputs(trainer.data_collator(examples)), [example[ROW] for example in examples]
-
-
-def _name(model: Any) -> str:
+def _name(model: str | PreTrainedModel | PeftModel) -> str:
     return Path(model if isinstance(model, str) else model.config._name_or_path or "model").name
+
+
+def _pair_arguments(trainer: Trainer) -> PairArguments:
+    return cast("PairArguments", trainer.args)

@@ -19,7 +19,13 @@ from typing import Any, Protocol
 
 
 class Task(Protocol):
-    """One running piece of work with a known or unknown number of units."""
+    """One running piece of work with a known or unknown number of units.
+
+    Attributes:
+        total: of units; set it as soon as it is known.
+    """
+
+    total: float | None
 
     def advance(self, amount: float = 1) -> None: ...
 
