@@ -17,20 +17,15 @@ split or fold (see docs/methods/smurf-thp.md); they are not part of this reposit
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
 import math
-import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "events.json"
+import experiment
+
 SCORES = (
     "loglik", "loglik_time", "loglik_mark", "crps", "calibration_score_19", "calibration_score_upper", "pit_ks",
     "coverage_50", "coverage_90", "mae", "rmse", "accuracy", "accuracy_given_time", "accuracy_head", "ece",
@@ -39,17 +34,8 @@ SCORES = (
 )  # fmt: skip
 
 
-@contextmanager
-def results_file() -> Iterator[dict[str, Any]]:
-    """The content of the results file, written back at the end; experiments may run side by side."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        everything = json.loads(file.read() or '{"experiments": {}}')
-        yield everything
-        file.truncate(0)
-        file.write(json.dumps(everything, indent=1, default=float) + "\n")
+OUT = experiment.RESULTS / "events.json"
+"""The results file (--out)."""
 
 
 def record(name: str, entry: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> None:
@@ -61,26 +47,16 @@ def record(name: str, entry: dict[str, Any], rows: list[dict[str, Any]] | None =
     def key(row: dict[str, Any]) -> str:
         return json.dumps([row["model"], row["settings"], row["objective"], row["training"]], sort_keys=True)
 
-    packages = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "scipy", "easy-tpp"):
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    facts = {
-        "machine": "two shared x86-64 cores (AMD EPYC, AVX2), one torch thread a process",
-        "date": date.today().isoformat(),
-        "time": "CPU seconds of the process, since the machine was shared",
-    }
-    with results_file() as everything:
-        everything |= facts | {"versions": everything.get("versions", {}) | packages}
+    with experiment.results(OUT, {"experiments": {}}) as everything:
         if rows is not None:
             before = everything["experiments"].get(name, {})
             kept = {key(row): row for row in before.get("rows", [])} | {key(row): row for row in rows}
             seeds = sorted({row["training"]["seed"] for row in kept.values()})
             entry = before | entry | {"seeds": seeds, "rows": list(kept.values())}
         everything["experiments"][name] = {**entry, "date": date.today().isoformat()}
-    print(f"{name}: written to {RESULTS.name}")
+    note = "one thread a process; CPU seconds of the process, since the machine was shared"
+    experiment.record(OUT, __doc__, {}, note=note, libraries=["easy-tpp"])
+    print(f"{name}: written to {OUT.name}")
 
 
 def chosen(scores: dict[str, float]) -> dict[str, float]:
@@ -499,10 +475,9 @@ def epoch(side: str, source: Path, repeats: int) -> None:
     seconds = _our_epochs(source, repeats) if side == "burnish" else _easytpp_epochs(source, repeats)
     entry = {"seconds": [round(s, 3) for s in seconds[1:]], "median": round(statistics.median(seconds[1:]), 3)}
     print(side, entry)
-    everything = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"experiments": {}}
-    before = everything["experiments"].get(f"epoch_{source.stem}", {}).get("sides", {})
-    packages = {"torch": version("torch")} | ({"easy-tpp": version("easy-tpp")} if side == "easytpp" else {})
-    sides = before | {side: entry | {"versions": packages}}
+    with experiment.results(OUT, {"experiments": {}}) as everything:
+        before = everything["experiments"].get(f"epoch_{source.stem}", {}).get("sides", {})
+    sides = before | {side: entry | {"versions": experiment.versions("easy-tpp")}}
     ratio = None
     if {"burnish", "easytpp"} <= sides.keys():
         ratio = round(sides["easytpp"]["median"] / sides["burnish"]["median"], 2)
@@ -572,45 +547,42 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     for name, entry in experiments.items():
         if name.startswith("smash_"):
             made[name] = _score_table(entry, list(COLUMNS))
-    speed = ["| question | result |", "|---|---|"]
+    speed: list[list[str]] = []
     for name, entry in experiments.items():
         if name.startswith("epoch_") and entry["ratio_of_medians"] is not None:
             ours, theirs = entry["sides"]["burnish"]["median"], entry["sides"]["easytpp"]["median"]
             what = f"THP, CPU seconds a training epoch, {name.removeprefix('epoch_')}"
-            speed.append(f"| {what} | {ours:.2f}; EasyTPP {theirs:.2f} (ratio {entry['ratio_of_medians']}) |")
+            speed.append([what, f"{ours:.2f}; EasyTPP {theirs:.2f} (ratio {entry['ratio_of_medians']})"])
     if "online" in experiments:
         times = experiments["online"]["cpu_milliseconds"]
         for part, label in (("observe", "one event"), ("quantile", "one quantile"), ("whole", "both")):
             value = f"{times[part]['median_ms']:.2f} ms median, {times[part]['p90_ms']:.2f} ms in nine of ten"
-            speed.append(f"| online, {label} (history 200, 4 layers, width 64) | {value} |")
+            speed.append([f"online, {label} (history 200, 4 layers, width 64)", value])
     if "langevin" in experiments:
         entry = experiments["langevin"]
         for side, key in (("langevin", "crps"), ("exact", "crps_of_100_samples")):
             part = entry[side]
             value = f"{part['head_evaluations_per_event']:,} evaluations an event, CRPS {part[key]:.4f}, "
-            speed.append(f"| {side} quantiles | {value}CS {part['calibration_score_19']:.4f} |")
+            speed.append([f"{side} quantiles", f"{value}CS {part['calibration_score_19']:.4f}"])
         gap = entry["crps_difference_langevin_minus_exact"]
-        speed.append(f"| CRPS, Langevin minus exact, paired | {gap['mean']:.4f} ± {gap['error']:.4f} |")
+        speed.append(["CRPS, Langevin minus exact, paired", f"{gap['mean']:.4f} ± {gap['error']:.4f}"])
     if "drift" in experiments:
         entry = experiments["drift"]
-        lines = ["| level | quantiles | coverage | worst of the windows | bound |", "|---|---|---|---|---|"]
+        lines = []
         for level, sides in entry["levels"].items():
             for side in ("fixed", "adaptive"):
                 value = sides[side]
                 bound = f"{float(level):g} ± {sides['bound']:.4f}" if side == "adaptive" else ""
-                lines.append(f"| {level} | {side} | {value['coverage']:.3f} | {value['worst_window']:.3f} | {bound} |")
-        made["drift"] = "\n".join(lines)
-    made["speed"] = "\n".join(speed)
+                lines.append([level, side, f"{value['coverage']:.3f}", f"{value['worst_window']:.3f}", bound])
+        made["drift"] = experiment.table("level | quantiles | coverage | worst of the windows | bound", lines)
+    made["speed"] = experiment.table("question | result", speed)
     return made
 
 
 def _score_table(entry: dict[str, Any], names: list[str]) -> str:
-    lines = [
-        "| forecast | objective | seeds | " + " | ".join(COLUMNS[name][0] for name in names) + " | CPU s |",
-        "|---" * (len(names) + 4) + "|",
-    ]
+    lines: list[list[str]] = []
 
-    def cells(scores: dict[str, float], spread: dict[str, float] | None = None) -> str:
+    def cells(scores: dict[str, float], spread: dict[str, float] | None = None) -> list[str]:
         texts = []
         for name in names:
             value, digits = scores.get(name), COLUMNS[name][1]
@@ -618,10 +590,10 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
             if spread and spread.get(name):
                 text += f" ± {spread[name]:.{digits}f}"
             texts.append(text)
-        return " | ".join(texts)
+        return texts
 
     if "truth" in entry:
-        lines.append(f"| the true process | | | {cells(entry['truth'])} | |")
+        lines.append(["the true process", "", "", *cells(entry["truth"]), ""])
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in entry["rows"]:
         objective = row["objective"]["objective"]
@@ -637,14 +609,15 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
             if len(values) > 1:
                 spread[name] = math.sqrt(sum((v - means[name]) ** 2 for v in values) / (len(values) - 1))
         seconds = sum(row["fit_cpu_seconds"] for row in rows) / len(rows)
-        lines.append(f"| {model} | {objective} | {len(rows)} | {cells(means, spread)} | {seconds:.0f} |")
+        lines.append([model, objective, str(len(rows)), *cells(means, spread), f"{seconds:.0f}"])
     for baseline, scores in entry.get("baselines", {}).items():
-        lines.append(f"| {baseline} | | | {cells(scores)} | |")
-    return "\n".join(lines)
+        lines.append([baseline, "", "", *cells(scores), ""])
+    titles = ["forecast", "objective", "seeds", *(COLUMNS[name][0] for name in names), "CPU s"]
+    return experiment.table(titles, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = experiment.Command(__file__, __doc__)
     parser.add_argument("experiment", nargs="?")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--dataset", default="crime_atlanta")
@@ -659,9 +632,9 @@ def main() -> None:
     parser.add_argument("--test-sequences", type=int, help="test on so many sequences [default: all]")
     parser.add_argument("--state", type=Path, help="directory for the states of fits; a run that was cut off goes on")
     parser.add_argument("--side", choices=["burnish", "easytpp"])
-    a = parser.parse_args()
-    global STATES
-    STATES = a.state
+    a = parser.read()
+    global OUT, STATES
+    OUT, STATES = a.out, a.state
     if a.experiment == "hawkes":
         hawkes(a.seeds, a.presets, a.only)
     elif a.experiment in ("stackoverflow", "financial"):

@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from burnish.core.statistics import Interval, interval
+if TYPE_CHECKING:  # a peer's side of a benchmark records its numbers in an environment without burnish
+    from burnish.core.statistics import Interval
 
 Option = TypeVar("Option")
 
@@ -129,11 +130,15 @@ def turns(
 
 def ratio(ours: Any, theirs: Any) -> Interval:
     """Σ ours / Σ theirs over rounds, windows or seeds, for what is positive, such as seconds or divergence."""
+    from burnish.core.statistics import interval
+
     return interval(np.asarray(ours), np.asarray(theirs), scale="log")
 
 
 def over_seeds(values: Any) -> dict[str, float]:
     """Mean and interval over seeds, as kept in results files."""
+    from burnish.core.statistics import interval
+
     found = interval(np.asarray(values, dtype=float))
     return {"mean": found.value, "low": found.low, "high": found.high, "rule": "Student's t"}
 
@@ -148,10 +153,10 @@ def rule(kept: Mapping[str, Any]) -> str:
 
 def cell(found: Interval | Mapping[str, float], form: str = ".3f", brackets: str = "()") -> str:
     """`1.00 (0.95 to 1.05)`."""
-    if isinstance(found, Interval):
-        value, low, high = found.value, found.low, found.high
-    else:
+    if isinstance(found, Mapping):
         value, low, high = (found[key] for key in ("mean", "low", "high"))
+    else:
+        value, low, high = found.value, found.low, found.high
     return f"{value:{form}} {brackets[0]}{low:{form}} to {high:{form}}{brackets[1]}"
 
 
@@ -167,9 +172,11 @@ def table(header: str | Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def machine(note: str = "") -> str:
     """What computes, as a person would name it."""
-    from burnish.evaluate.measure import device_name
-
-    return ", ".join([device_name("cpu"), platform.system(), f"{os.cpu_count()} cores", *([note] if note else [])])
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return ", ".join([processor, platform.system(), f"{os.cpu_count()} cores", *([note] if note else [])])
 
 
 def versions(*others: str) -> dict[str, str]:

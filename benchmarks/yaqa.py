@@ -21,9 +21,7 @@ Results of several processes go to files of their own (`--results`), which `join
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,14 +51,13 @@ from burnish.quantize.rules import RULES as ROUNDING_RULES
 from burnish.quantize.statistics import Calibration, Statistics, Sums
 from burnish.quantize.tuning import Original, choose_strength, filled, rounded_under
 
-RESULTS = Path(__file__).parent / "results" / "yaqa.json"
 TOKENS, LENGTH, GROUP = 65_536, 256, 64
 FOLD_ENDS = (16, 32, 64, 128, 192, 256)
 """In windows: the first folds give 8k, 16k, 33k, 49k and 65k tokens, each with a part to hold out."""
 TUNING_WINDOWS = 8
 REPORT_WINDOWS, REPORT_LENGTH, REPORT_CHARS = 8, 1024, 400_000
 
-RTN, GPTQ, YAQA_A, YAQA_B = "rtn", "gptq", "yaqa-a", "yaqa-b"
+METHODS = RTN, GPTQ, YAQA_A, YAQA_B = "rtn", "gptq", "yaqa-a", "yaqa-b"
 ONE_SIDED = (
     Strength(input_damping=0.003),
     Strength(),
@@ -76,7 +73,7 @@ NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = experiment.Command(__file__, __doc__)
     tasks = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}
     parser.add_argument("task", choices=[*tasks, "large", "join"])
     parser.add_argument("--model", type=Path)
@@ -84,21 +81,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn labels")
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(len(FOLD_ENDS))), help="parts of the text")
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
-    parser.add_argument("--only", nargs="*", default=[RTN, GPTQ, YAQA_A, YAQA_B], help="methods")
+    parser.add_argument("--only", nargs="*", default=list(METHODS), help="methods")
     parser.add_argument(
         "--rules", type=int, nargs="*", default=list(range(5)), help="which of a method's rules to tune"
     )
     parser.add_argument("--sketches", nargs="*", default=["a", "b"], help="what collect collects")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--results", type=Path, default=[RESULTS], nargs="*", help="the file to write; for join, read")
-    arguments = parser.parse_args()
+    parser.add_argument("--results", type=Path, nargs="*", default=[], help="for join: the files to add to --out")
+    arguments = parser.read()
     torch.set_num_threads(arguments.threads)
     if arguments.task == "join":
         for file in arguments.results:
             results = json.loads(file.read_text())
             for row in results["rows"]:
-                append(row | {"slices": results["slices"]}, RESULTS)
+                append(row, arguments.out, results["slices"])
     elif arguments.task == "large":
         time_large(arguments)
     else:
@@ -188,7 +185,7 @@ def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namesp
             for row in rows:
                 print(f"{method}, {bits} bits, {row['rule']}: tuning {row['kl']:.4f}", flush=True)
                 tuned = {"task": "tune", "method": method, "bits": bits, "rule": row["rule"], "kl": row["kl"]}
-                record(tuned | {"slices": slice_hashes(slices)} | facts(arguments, seconds), arguments)
+                record(tuned | facts(arguments, seconds), arguments, slices)
 
 
 def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:
@@ -204,7 +201,7 @@ def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Nam
             kl, seconds = of_whole_model(views, rounding, None if method == RTN else statistics, original)
             print(f"{method}, {bits} bits, {rule}: KL {np.mean(kl):.4f}, rounding {seconds:.0f} s", flush=True)
             row = {"task": "measure", "method": method, "bits": bits, "rule": str(rule), "kl": kl}
-            record(row | {"slices": slice_hashes(slices)} | facts(arguments, seconds), arguments)
+            record(row | facts(arguments, seconds), arguments, slices)
 
 
 def of_whole_model(
@@ -327,7 +324,7 @@ def winner(method: str, bits: int, arguments: argparse.Namespace) -> Strength:
     if method == RTN:
         return HELD_OUT
     tokens = tokens_of(arguments.folds)
-    tuned = tuned_rows(json.loads(arguments.results[0].read_text()), arguments.model.name, method, tokens)
+    tuned = tuned_rows(json.loads(arguments.out.read_text()), arguments.model.name, method, tokens)
     if not tuned:
         raise SystemExit(f"{method} has not been tuned at {tokens:,} tokens")
     nearest = min((row["bits"] for row in tuned), key=lambda width: abs(width - bits))
@@ -335,8 +332,7 @@ def winner(method: str, bits: int, arguments: argparse.Namespace) -> Strength:
 
 
 def tuned_rows(results: dict[str, Any], model: str, method: str, tokens: int) -> list[dict[str, Any]]:
-    rows = [row for row in results["rows"] if (row["task"], row.get("method")) == ("tune", method)]
-    return [row for row in rows if (row["model"], row["calibration_tokens"]) == (model, tokens)]
+    return select_rows(results["rows"], task="tune", method=method, model=model, calibration_tokens=tokens)
 
 
 def directory_of(arguments: argparse.Namespace) -> Path:
@@ -362,91 +358,79 @@ def facts(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
     }
 
 
-def record(row: dict[str, Any], arguments: argparse.Namespace) -> None:
-    append(row, arguments.results[0])
+def record(row: dict[str, Any], arguments: argparse.Namespace, slices: dict[str, torch.Tensor] | None = None) -> None:
+    hashes = {name: [experiment.digest(tokens.numpy())] for name, tokens in (slices or {}).items()}
+    append(row, arguments.out, hashes)
 
 
-def append(row: dict[str, Any], file: Path) -> None:
+def append(row: dict[str, Any], file: Path, slices: dict[str, list[str]]) -> None:
     """Adds a row to a results file; rows of the same question replace older ones."""
     identity = ("task", "model", "device", "fold", "what", "threads", "sketches")
     if row["task"] in ("tune", "measure", "order"):  # these do not depend on where they were computed
         identity = ("task", "model", "method", "bits", "label_seed", "calibration_tokens")
         identity += {"tune": ("rule",), "order": ("rule", "order"), "measure": ()}[row["task"]]
-    results = json.loads(file.read_text()) if file.is_file() else {"rows": []}
-    key = [row.get(part) for part in identity]
-    results["rows"] = [old for old in results["rows"] if [old.get(part) for part in identity] != key] + [row]
-    results |= {
-        "slices": row.pop("slices", results.get("slices", {})),
-        "machine": platform.processor() or platform.machine(),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": library_versions(),
-        "note": "CPU seconds of one thread on a shared machine; wall seconds were measured alone on it",
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    with experiment.results(file, {"rows": []}) as known:
+        kept = select_rows(known["rows"], invert=True, **{part: row.get(part) for part in identity})
+        known["rows"] = [*kept, row]
+        known["slices"] = slices or known.get("slices", {})
+    note = "CPU seconds of one thread on a shared machine; wall seconds were measured alone on it"
+    experiment.record(file, __doc__, {}, note=note)
 
 
-def slice_hashes(slices: dict[str, torch.Tensor]) -> dict[str, list[str]]:
-    return {name: [hashlib.sha256(tokens.numpy().tobytes()).hexdigest()] for name, tokens in slices.items()}
+def select_rows(rows: list[dict[str, Any]], *, invert: bool = False, **facts: Any) -> list[dict[str, Any]]:
+    """The rows of which all these facts are true; with `invert` the others."""
+    return [row for row in rows if all(row.get(name) == value for name, value in facts.items()) != invert]
+
+
+def cells_of(rows: list[dict[str, Any]], *facts: str) -> list[tuple[Any, ...]]:
+    """Values of these facts that occur together, SmolLM2's first."""
+    return sorted({tuple(row[fact] for fact in facts) for row in rows}, key=lambda cell: (cell[0] != "smollm2", cell))
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs: methods side by side over budgets and widths, what was tried, and what it cost."""
-    measured = [row for row in results["rows"] if row["task"] == "measure"]
-    main = [
-        "| model | bits | tokens | label seeds | RTN | GPTQ | YAQA-A | YAQA-B | A / GPTQ (95 %) | B / GPTQ (95 %) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for model, bits, tokens in sorted(
-        {(row["model"], row["bits"], row["calibration_tokens"]) for row in measured},
-        key=lambda cell: (cell[0] != "smollm2", cell),
-    ):
+    measured, tuned, ordered = (select_rows(results["rows"], task=task) for task in ("measure", "tune", "order"))
+    main, tried, orders, cost = [], [], [], []
+    for model, bits, tokens in cells_of(measured, "model", "bits", "calibration_tokens"):
         per_window = {}
-        for method in (RTN, GPTQ, YAQA_A, YAQA_B):
-            rows = [r for r in measured if (r["model"], r["method"], r["bits"]) == (model, method, bits)]
-            rows = [r for r in rows if method == RTN or r["calibration_tokens"] == tokens]
+        for method in METHODS:
+            budget = {} if method == RTN else {"calibration_tokens": tokens}
+            rows = select_rows(measured, model=model, method=method, bits=bits, **budget)
             if rows:
-                per_window[method] = (np.mean([row["kl"] for row in rows], axis=0).tolist(), len(rows))
-        if GPTQ not in per_window or not {YAQA_A, YAQA_B} & set(per_window):
-            continue
-        cells = [f"{np.mean(per_window[m][0]):.3f}" if m in per_window else "" for m in (RTN, GPTQ, YAQA_A, YAQA_B)]
-        for method in (YAQA_A, YAQA_B):
-            cells.append("")
-            if method in per_window:
-                cells[-1] = experiment.cell(experiment.ratio(per_window[method][0], per_window[GPTQ][0]), ".2f")
-        seeds = max(count for method, (_, count) in per_window.items() if method in (YAQA_A, YAQA_B))
-        main.append(f"| {model} | {bits} | {tokens:,} | {seeds} | {' | '.join(cells)} |")
-    tried = [
-        "| model | bits | tokens | method | KL on the tuning slice, by damping | chosen |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    rows = [row for row in results["rows"] if row["task"] == "tune"]
-    for model, bits, tokens, method in sorted(
-        {(row["model"], row["bits"], row["calibration_tokens"], row["method"]) for row in rows},
-        key=lambda cell: (cell[0] != "smollm2", cell),
-    ):
-        own = [row for row in tuned_rows(results, model, method, tokens) if row["bits"] == bits]
+                per_window[method] = np.mean([row["kl"] for row in rows], axis=0), len(rows)
+        two_sided = [method for method in (YAQA_A, YAQA_B) if method in per_window]
+        if GPTQ in per_window and two_sided:
+            means = [f"{per_window[m][0].mean():.3f}" if m in per_window else "" for m in METHODS]
+            ratios = {m: experiment.ratio(per_window[m][0], per_window[GPTQ][0]) for m in two_sided}
+            against = [experiment.cell(ratios[m], ".2f") if m in ratios else "" for m in (YAQA_A, YAQA_B)]
+            seeds = max(per_window[method][1] for method in two_sided)
+            main.append([model, bits, f"{tokens:,}", seeds, *means, *against])
+    for model, bits, tokens, method in cells_of(tuned, "model", "bits", "calibration_tokens", "method"):
+        own = select_rows(tuned_rows(results, model, method, tokens), bits=bits)
         scores = ", ".join(f"{row['rule']}: {row['kl']:.4f}" for row in own)
-        chosen = min(own, key=lambda row: row["kl"])["rule"]
-        tried.append(f"| {model} | {bits} | {tokens:,} | {method} | {scores} | {chosen} |")
-    orders = [
-        "| method | bits | damping | last stored first | large diagonals first |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    rows = [row for row in results["rows"] if row["task"] == "order"]
-    for method, bits, rule in sorted({(row["method"], row["bits"], row["rule"]) for row in rows}):
-        kl = {r["order"]: r["kl"] for r in rows if (r["method"], r["bits"], r["rule"]) == (method, bits, rule)}
-        cells = [f"{kl[order]:.3f}" if order in kl else "" for order in ("natural", "diagonal")]
-        orders.append(f"| {method} | {bits} | {rule} | {' | '.join(cells)} |")
-    cost = ["| what | on | seconds | peak memory |", "| --- | --- | --- | --- |"]
+        tried.append([model, bits, f"{tokens:,}", method, scores, min(own, key=lambda row: row["kl"])["rule"]])
+    for method, bits, rule in cells_of(ordered, "method", "bits", "rule"):
+        kl = {row["order"]: row["kl"] for row in select_rows(ordered, method=method, bits=bits, rule=rule)}
+        found = [f"{kl[order]:.3f}" if order in kl else "" for order in ("natural", "diagonal")]
+        orders.append([method, bits, rule, *found])
     for row in (row for row in results["rows"] if row["task"] in ("collect", "time")):
         names = " and ".join(name.upper() for name in row.get("sketches", ()))
         what = row.get("what") or f"collecting {row['fold_tokens']:,} tokens of {row['model']}, sketch {names}"
         place = row["device"] if row["device"] != "CPU" else f"CPU, {row['threads']} thread(s)"
         on_one_thread = row["task"] == "collect" and place == "CPU, 1 thread(s)"
         seconds = f"{row['cpu_seconds']:,.0f} CPU" if on_one_thread else f"{row['wall_seconds']:,.1f} wall"
-        cost.append(f"| {what} | {place} | {seconds} | {row['peak_memory_bytes'] / 1e9:.1f} GB |")
-    return {"main": "\n".join(main), "tried": "\n".join(tried), "order": "\n".join(orders), "cost": "\n".join(cost)}
+        cost.append([what, place, seconds, f"{row['peak_memory_bytes'] / 1e9:.1f} GB"])
+    titles = {
+        "main": "model | bits | tokens | label seeds | RTN | GPTQ | YAQA-A | YAQA-B "
+        "| A / GPTQ (95 %) | B / GPTQ (95 %)",
+        "tried": "model | bits | tokens | method | KL on the tuning slice, by damping | chosen",
+        "order": "method | bits | damping | last stored first | large diagonals first",
+        "cost": "what | on | seconds | peak memory",
+    }
+    return {
+        name: experiment.table(titles[name], rows)
+        for name, rows in zip(titles, (main, tried, orders, cost), strict=True)
+    }
 
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:
@@ -455,7 +439,7 @@ def pictures(results: dict[str, Any]) -> dict[str, str]:
 
     from burnish.core.page import Datum, Figure, Series
 
-    measured = [row for row in results["rows"] if row["task"] == "measure" and row["model"] == "smollm2"]
+    measured = select_rows(results["rows"], task="measure", model="smollm2")
     names = {GPTQ: "GPTQ", YAQA_A: "YAQA-A", YAQA_B: "YAQA-B"}
     made = {}
     for bits in (3, 4):
@@ -463,8 +447,7 @@ def pictures(results: dict[str, Any]) -> dict[str, str]:
         for method, name in names.items():
             data = []
             for tokens in sorted({row["calibration_tokens"] for row in measured}):
-                question = (method, bits, tokens)
-                rows = [r for r in measured if (r["method"], r["bits"], r["calibration_tokens"]) == question]
+                rows = select_rows(measured, method=method, bits=bits, calibration_tokens=tokens)
                 kl = np.mean([row["kl"] for row in rows], axis=0)
                 mean = interval(kl, scale="log")
                 data.append(Datum(tokens, mean.value, mean.low, mean.high))
