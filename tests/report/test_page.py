@@ -65,7 +65,7 @@ class Page(HTMLParser):
         """What every checkpoint has of a metric, in the order of the page."""
         found, place = [], None
         for row in ([tidy(cell) for cell in row] for row in self.rows):
-            if row[:1] == ["Checkpoint"]:
+            if row[:1] in (["Checkpoint"], ["Node"]):
                 place = next((index for index, cell in enumerate(row) if cell.startswith(metric)), None)
             elif place is not None and len(row) > place:
                 found.append(row[place])

@@ -1,36 +1,34 @@
-import numpy as np
 import pytest
 
-from burnish.report.paired import paired_difference
+from burnish.core.statistics import Interval
+from burnish.report.compare import checkpoints
+from burnish.report.paired import Pairing, Quantity, within_noise
+from burnish.report.run import read_run
 
 
-def test_value_is_the_difference_of_the_sums_over_the_sum_of_weights():
-    found = paired_difference([1.0, 2.0, 3.0], [2.0, 2.0, 6.0], [1.0, 1.0, 2.0])
-    assert found.value == pytest.approx((1 + 0 + 3) / 4, abs=1e-15)
+@pytest.fixture
+def columns(make_run, nodes):
+    return checkpoints([read_run(make_run(nodes[:2]))])
 
 
-def test_interval_of_a_constant_difference_is_that_constant():
-    found = paired_difference([5.0, 1.0, 9.0], [5.5, 1.5, 9.5], [1.0, 1.0, 1.0])
-    assert (found.low, found.high) == pytest.approx((0.5, 0.5), abs=1e-12)
+def test_a_difference_is_after_minus_before(columns):
+    start, nearest, yaqa = columns
+    worse, better = Pairing().loss(start, yaqa), Pairing().loss(nearest, yaqa)
+    assert worse is not None and better is not None
+    assert worse[1].value == pytest.approx(0.214, abs=1e-9) and better[1].value == pytest.approx(0.214 - 1.86, abs=1e-9)
 
 
-def test_what_is_common_to_both_cancels():
-    rng = np.random.default_rng(1)
-    hard = rng.normal(3, 10, 200)
-    own = rng.normal(0.1, 0.05, 200)
-    found = paired_difference(hard, hard + own, np.ones(200))
-    assert found.high - found.low < 0.02  # the texts' own spread of 10 would give about 2.8
+def test_a_difference_in_bits_is_that_of_the_loss_in_another_unit(columns):
+    start, _, yaqa = columns
+    protocol = next(iter(start.measured))
+    nats = Pairing().difference(start, yaqa, protocol)
+    bits = Pairing().difference(start, yaqa, protocol, Quantity.BITS)
+    assert nats is not None and bits is not None
+    assert bits.value / nats.value == pytest.approx(1023 / 4600 / 0.6931471805599453)
 
 
-def test_swapping_the_two_mirrors_the_interval():
-    rng = np.random.default_rng(3)
-    a, b, w = rng.normal(size=12), rng.normal(size=12), rng.uniform(1, 2, 12)
-    there, back = paired_difference(a, b, w), paired_difference(b, a, w)
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-12)
-
-
-@pytest.mark.parametrize(("shift", "noise"), [(0.0, True), (1.0, False), (-1.0, False)])
-def test_within_noise_means_that_the_interval_includes_zero(shift, noise):
-    change = np.random.default_rng(4).normal(0, 0.1, 20)
-    found = paired_difference(np.zeros(20), change - change.mean() + shift, np.ones(20))
-    assert found.within_noise is noise
+@pytest.mark.parametrize(
+    ("low", "high", "noise"), [(-1.0, 1.0, True), (0.0, 1.0, True), (0.1, 1.0, False), (-2, -1, False)]
+)
+def test_within_noise_means_that_the_interval_includes_zero(low, high, noise):
+    assert within_noise(Interval((low + high) / 2, low, high)) is noise

@@ -7,7 +7,7 @@ import pytest
 from burnish.report.figures import best_for_size
 from burnish.report.layers import split_name, view
 from burnish.report.run import Node
-from burnish.report.tree import draw, places
+from burnish.report.tree import Branch, tree
 
 
 def test_the_best_line_holds_only_points_that_nothing_beats():
@@ -43,22 +43,17 @@ def test_experts_share_a_bar_with_a_whisker_to_the_largest():
     assert "median of 5, largest 0.500" in drawing
 
 
-def test_siblings_share_a_lane_and_an_only_child_stays_in_its_parents():
-    nodes = [
-        Node(name, "s", parent, "finished", {}, "", "")
-        for name, parent in [("a", "start"), ("b", "start"), ("c", "a"), ("d", "c")]
-    ]
-    at = {one.node.name: one.x for one in places(nodes, "m")}
-    assert at["a"] == at["b"] > at["start"]
-    assert at["a"] == at["c"] == at["d"]
+def shape(branches: list[Branch]) -> dict:
+    return {one.name: shape(one.children) for one in branches}
 
 
-def test_links_of_the_tree_end_at_the_child():
-    nodes = [Node(name, "s", "start", "finished", {}, "", "") for name in "ab"]
-    ends = [float(end) for end in re.findall(r'class="link" d="[^"]*H([\d.]+)"', draw(nodes, "m"))]
-    assert ends == [one.x for one in places(nodes, "m")[1:]]
+def test_the_tree_has_every_node_below_what_it_was_made_from():
+    parents = [("a", "start"), ("b", "start"), ("c", "a"), ("d", "c"), ("e", "gone")]
+    nodes = [Node(name, "s", parent, "finished", {}, "", "") for name, parent in parents]
+    assert shape(tree(nodes, "m")) == {"start": {"a": {"c": {"d": {}}}, "b": {}}, "e": {}}
 
 
 def test_a_node_is_told_by_the_settings_that_its_siblings_do_not_share():
     nodes = [Node(f"n{bits}", "s", "start", "finished", {"bits": bits, "group_size": 64}, "", "") for bits in (3, 4)]
-    assert re.findall(r'class="facts">([^<]*)<', draw(nodes, "m")) == ["m", "s: bits 3", "s: bits 4"]
+    (start,) = tree(nodes, "m")
+    assert [start.facts, *(one.facts for one in start.children)] == ["m", "s: bits 3", "s: bits 4"]

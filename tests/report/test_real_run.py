@@ -52,11 +52,11 @@ def test_the_paired_change_of_the_loss_is_that_of_the_measured_perplexities(fini
     run = read_run(finished)
     start, half = (next(c for c in checkpoints([run]) if c.node == name) for name in ("start", "half"))
     pairing = Pairing()
-    protocol = pairing.shared_protocol(start, half)
-    assert protocol is not None
-    change = pairing.difference(start, half, protocol)
+    loss = pairing.loss(start, half)
+    assert loss is not None
+    protocol, change = loss
     before, after = start.value("perplexity", protocol), half.value("perplexity", protocol)
-    assert change is not None and before is not None and after is not None
+    assert before is not None and after is not None
     assert before.value is not None and after.value is not None
     assert change.value == pytest.approx(math.log(after.value / before.value), abs=1e-9)
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from burnish.core import page
-from burnish.core.page import Cell, Cells, Column, Datum, Figure, Row, Section, Series, Table, numbers
+from burnish.core.page import Cell, Column, Datum, Figure, Row, Section, Series, Table, numbers
 from burnish.core.page.charts import GUIDE, NUM_STYLES
 from burnish.events import metrics
 from burnish.events.data import EventDataset
@@ -151,33 +151,39 @@ def forecast_figure(
 
 
 def location_figure(region: LocationRegion, history: NDArray[np.float64], observed: NDArray[np.float64]) -> Figure:
-    """Density of the next place, its 90 % region, recent events and where it happened."""
-    step = 2
-    lines, columns = ((len(axis) - 1) // step for axis in (region.y, region.x))
-    blocks = region.density[: lines * step, : columns * step].reshape(lines, step, columns, step).mean(axis=(1, 3))
-    x_range, y_range = ((float(axis[0]), float(axis[-1])) for axis in (region.x, region.y))
-    low, high = np.array([x_range[0], y_range[0]]), np.array([x_range[1], y_range[1]])
+    """Density of the next place, darker the higher, its 90 % region, recent events and where it happened."""
+    low, high = np.array([region.x[0], region.y[0]]), np.array([region.x[-1], region.y[-1]])
     recent = history[((history > low) & (history < high)).all(axis=1)][-30:]
+    top = float(region.density.max())
+    denser = [region.threshold + share * (top - region.threshold) for share in (0.25, 0.5, 0.75)]
     return Figure(
         title="Where the next event was expected, and where it was",
-        note="Shaded by density, blue within the 90 % region.",
         description=f"it happened at {observed[0]:.4g}, {observed[1]:.4g}",
         x_label="x",
         y_label="y",
         series=[
+            _above(region, 0.02 * top, "", GUIDE),
+            _above(region, region.threshold, "90 % region", 0),
+            *(_above(region, level, "", 0) for level in denser),
             Series("earlier events", [Datum(float(a), float(b)) for a, b in recent], style=3),
             Series("where it was", [Datum(float(observed[0]), float(observed[1]))], style=1),
         ],
-        cells=Cells(
-            region.x[: columns * step + 1 : step].tolist(),
-            region.y[: lines * step + 1 : step].tolist(),
-            (blocks / region.density.max()).tolist(),
-            (blocks >= region.threshold).tolist(),
-        ),
-        range_x=x_range,
-        range_y=y_range,
+        range_x=(float(low[0]), float(high[0])),
+        range_y=(float(low[1]), float(high[1])),
         half=True,
     )
+
+
+def _above(region: LocationRegion, level: float, name: str, style: int) -> Series:
+    """Where the density is at least `level`: in each column of the grid, boxes over its runs of such cells."""
+    dx, dy = (float(axis[1] - axis[0]) for axis in (region.x, region.y))
+    boxes = []
+    for x, column in zip(region.x, region.density.T, strict=True):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], column >= level, [False]]).astype(int)))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            bottom = float(region.y[start]) - dy / 2
+            boxes.append(Datum(float(x), bottom, bottom, bottom + dy * int(stop - start)))
+    return Series(name, boxes, bars=dx, style=style)
 
 
 def headline(forecaster: EventForecaster, result: ForecastEvaluation, last: EventSequence | None) -> list[str]:

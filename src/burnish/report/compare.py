@@ -22,13 +22,12 @@ _MAX_SIBLING_PAIRS = 4
 
 @dataclass
 class Checkpoint:
-    """A column of the table: a node's checkpoint with everything that was measured on it.
+    """A node's checkpoint with everything that was measured on it.
 
     Attributes:
         run: its index among the runs of the page.
         node, stage: as in the recipe; the input is `start` and has no stage.
         label: unique on the page.
-        run_name: where the page has several runs.
         measured: the newest measurement under each protocol, and the ledger that holds its sequences.
     """
 
@@ -39,7 +38,6 @@ class Checkpoint:
     digest: str
     parent: str = ""
     is_leaf: bool = False
-    run_name: str = ""
     measured: dict[str, tuple[Measurement, Ledger]] = field(default_factory=dict)
 
     @property
@@ -61,9 +59,9 @@ class Checkpoint:
 
 
 def checkpoints(runs: Sequence[Run]) -> list[Checkpoint]:
-    """The columns of the page: each start, then nodes in the order of their recipe; only those that were measured.
+    """What the page compares: each start, then nodes in the order of their recipe; only those that were measured.
 
-    Runs that begin with the same checkpoint share one column for it.
+    Runs that begin with the same checkpoint share one entry for it.
     """
     found: list[Checkpoint] = []
     for index, run in enumerate(runs):
@@ -79,7 +77,6 @@ def checkpoints(runs: Sequence[Run]) -> list[Checkpoint]:
                 digest=digest,
                 parent=node.parent if node else "",
                 is_leaf=name != START and name not in parents,
-                run_name=run.name if len(runs) > 1 else "",
             )
             for row in run.measurements:
                 if row.checkpoint == digest:
@@ -88,7 +85,7 @@ def checkpoints(runs: Sequence[Run]) -> list[Checkpoint]:
             twin = next((c for c in found if c.is_start and column.is_start and c.digest == digest), None)
             if twin is not None:
                 twin.measured |= column.measured
-                twin.label, twin.run_name = START, ""
+                twin.label = START
             elif column.measured:
                 found.append(column)
     return found

@@ -10,9 +10,9 @@ from typing import Any
 from burnish.core.page import Datum, Figure, Series
 from burnish.core.page.numbers import number_bytes, number_count, tick_bytes, tick_count
 from burnish.report.compare import Checkpoint, protocols
-from burnish.report.metrics import KL, PERPLEXITY, SIZE, metric
+from burnish.report.metrics import KL, PERPLEXITY, SIZE, Metric, metric
 from burnish.report.protocols import describe_protocol, listing
-from burnish.report.run import LedgerTable, Run, Value
+from burnish.report.run import LedgerTable, Run
 
 _MAX_FRONTIERS = 4
 LOG_FROM_RATIO = {KL: 20.0, PERPLEXITY: 3.0}
@@ -35,41 +35,31 @@ def frontiers(columns: Sequence[Checkpoint], runs: Sequence[Run]) -> list[Figure
     found = []
     known = protocols(columns)
     for digest, protocol in known.items():
-        names = [name for name in (KL, PERPLEXITY) if _count(columns, digest, name) >= 2]
-        found += [_frontier(columns, runs, digest, protocol, name, several=len(known) > 1) for name in names]
+        note = describe_protocol(protocol) if len(known) > 1 else ""
+        for name in (KL, PERPLEXITY):
+            data = [[_point(c, digest, metric(name)) for c in columns if c.run == index] for index in range(len(runs))]
+            series = [
+                Series(run.name, [datum for datum in of_run if datum]) for run, of_run in zip(runs, data, strict=True)
+            ]
+            if sum(len(one.data) for one in series) >= 2:
+                found.append(_frontier([one for one in series if one.data], metric(name), note))
     return found[:_MAX_FRONTIERS]
 
 
-def _count(columns: Sequence[Checkpoint], digest: str, name: str) -> int:
-    return sum(_point(column, digest, name) is not None for column in columns)
-
-
-def _point(column: Checkpoint, digest: str, name: str) -> tuple[float, Value] | None:
-    size, quality = column.exact_value(SIZE), column.value(name, digest)
+def _point(column: Checkpoint, digest: str, what: Metric) -> Datum | None:
+    size, quality = column.exact_value(SIZE), column.value(what.name, digest)
     if size is None or size.value is None or quality is None or quality.value is None:
         return None
-    return size.value, quality
+    interval = what.write_interval(quality)
+    title = f"{column.label}: {number_bytes(size.value)}, {what.label} {what.write(quality)}"
+    low, high = quality.interval or (None, None)
+    return Datum(size.value, quality.value, low, high, column.node, title + (f" ({interval})" if interval else ""))
 
 
-def _frontier(
-    columns: Sequence[Checkpoint],
-    runs: Sequence[Run],
-    digest: str,
-    protocol: dict[str, Any],
-    name: str,
-    *,
-    several: bool,
-) -> Figure:
-    what = metric(name)
-    series = [
-        Series(run.name, data)
-        for index, run in enumerate(runs)
-        if (data := [datum for c in columns if c.run == index and (datum := _datum(c, digest, name, run, len(runs)))])
-    ]
+def _frontier(series: list[Series], what: Metric, note: str) -> Figure:
     everything = [datum for one in series for datum in one.data]
-    note = describe_protocol(protocol) if several else ""
     positive = [d.y for d in everything if d.y > 0]
-    log = bool(positive) and max(positive) / min(positive) > LOG_FROM_RATIO[name]
+    log = bool(positive) and max(positive) / min(positive) > LOG_FROM_RATIO[what.name]
     if log and len(positive) < len(everything):  # a start that is its own reference
         at_zero = listing([d.label for d in everything if d.y <= 0])
         series = [Series(one.name, [d for d in one.data if d.y > 0]) for one in series]
@@ -89,22 +79,9 @@ def _frontier(
         log_x=ratio > 8,
         log_y=log,
         from_zero_x=ratio > 2,
-        from_zero_y=name == KL,
+        from_zero_y=what.name == KL,
         tick_x=tick_bytes,
     )
-
-
-def _datum(column: Checkpoint, digest: str, name: str, run: Run, num_runs: int) -> Datum | None:
-    point = _point(column, digest, name)
-    if point is None:
-        return None
-    size, quality = point
-    assert quality.value is not None
-    what, interval = metric(name), metric(name).write_interval(quality)
-    title = f"{column.label}: {number_bytes(size)}, {what.label} {what.write(quality)}"
-    short = column.node if num_runs == 1 or column.is_start else column.label.removeprefix(f"{run.name} / ")
-    low, high = quality.interval or (None, None)
-    return Datum(size, quality.value, low, high, short, title + (f" ({interval})" if interval else ""))
 
 
 def best_for_size(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from burnish.core.page import Cell, Column, Row, Section, Small, Table, intervals
+from burnish.core.statistics import Interval
 from burnish.report.compare import Checkpoint
 from burnish.report.metrics import KL, LOSS, metric
-from burnish.report.paired import Difference, Pairing, Quantity
+from burnish.report.paired import Pairing, Quantity
 from burnish.report.table import TONES, verdict, write_paired
 
 MOST_PAIRS = 24
@@ -15,11 +16,7 @@ MOST_PAIRS = 24
 
 def forest(pairs: Sequence[tuple[Checkpoint, Checkpoint]], pairing: Pairing) -> tuple[Table | None, int]:
     """The table of paired differences, and how many pairs were left out."""
-    found = [
-        (before, after, digest, loss)
-        for before, after in pairs
-        if (digest := pairing.shared_protocol(before, after)) and (loss := pairing.difference(before, after, digest))
-    ]
+    found = [(before, after, *loss) for before, after in pairs if (loss := pairing.loss(before, after))]
     shown = found[:MOST_PAIRS]
     if not shown:
         return None, 0
@@ -33,7 +30,7 @@ def forest(pairs: Sequence[tuple[Checkpoint, Checkpoint]], pairing: Pairing) -> 
     return table, len(found) - len(shown)
 
 
-def _row(before: Checkpoint, after: Checkpoint, digest: str, loss: Difference, drawn: Cell, pairing: Pairing) -> Row:
+def _row(before: Checkpoint, after: Checkpoint, digest: str, loss: Interval, drawn: Cell, pairing: Pairing) -> Row:
     text, interval = write_paired(LOSS, loss)
     below = [Small(interval)]
     if not before.is_start:  # against the start it would be the KL of the first table again

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from burnish.core.page import numbers
 from burnish.core.recipe import START
+from burnish.core.statistics import Interval
 from burnish.report.compare import Checkpoint, apart, start_of
 from burnish.report.metrics import DECODE, KL, PERPLEXITY, SIZE, metric
-from burnish.report.paired import Difference, Pairing
+from burnish.report.paired import Pairing, within_noise
 from burnish.report.protocols import base_name
 from burnish.report.run import Run, Value
 from burnish.report.table import OVERLAP, write_change, write_paired
@@ -60,7 +61,7 @@ def best(leaves: Sequence[Checkpoint], starts: Sequence[Checkpoint | None], pair
 
 def _beats(one: Checkpoint, other: Checkpoint, pairing: Pairing) -> bool:
     size, loss = _size_ratio(other, one), pairing.loss(other, one)
-    return size is not None and size <= 1 + _SAME_SIZE and loss is not None and loss.high < 0
+    return size is not None and size <= 1 + _SAME_SIZE and loss is not None and loss[1].high < 0
 
 
 def _headline(column: Checkpoint, start: Checkpoint | None, run: Run, pairing: Pairing) -> Headline:
@@ -113,7 +114,7 @@ def _quality(start: Checkpoint, column: Checkpoint, pairing: Pairing) -> tuple[s
     """(what is said, the numbers behind it)."""
     loss = pairing.loss(start, column)
     if loss is not None:
-        return _paired(loss, start, column, pairing.shared_protocol(start, column) or "")
+        return _paired(*loss, start, column)
     for name in (PERPLEXITY, KL):
         shared = [digest for digest in start.protocols_of(name) if digest in column.protocols_of(name)]
         if shared:
@@ -123,7 +124,7 @@ def _quality(start: Checkpoint, column: Checkpoint, pairing: Pairing) -> tuple[s
     return "", ""
 
 
-def _paired(loss: Difference, start: Checkpoint, column: Checkpoint, protocol: str) -> tuple[str, str]:
+def _paired(protocol: str, loss: Interval, start: Checkpoint, column: Checkpoint) -> tuple[str, str]:
     what = metric(PERPLEXITY)
     text = base_name(str(column.measured[protocol][0].protocol.get("text", "")))
     values = [what.write(value) for one in (start, column) if (value := one.value(PERPLEXITY, protocol))]
@@ -132,7 +133,7 @@ def _paired(loss: Difference, start: Checkpoint, column: Checkpoint, protocol: s
     behind = f"perplexity {' to '.join(values)}{f' on {text}' if text else ''}, {change} "
     behind += f"(95{numbers.SPACE}% interval {interval}; {nats} nats per token)"
     ratio = 1 + numbers.relative(loss.value)
-    if loss.within_noise:
+    if within_noise(loss):
         return "perplexity within noise of the start", behind
     if ratio >= 2:
         return f"{numbers.significant(ratio, 2)} times the perplexity", behind

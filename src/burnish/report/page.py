@@ -88,7 +88,7 @@ def _run_view(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "start": base_name(run.start),
-        "tree": tree.draw(nodes, base_name(run.start)),
+        "tree": tree.tree(nodes, base_name(run.start)),
         "nodes_left_out": len(run.nodes) - len(nodes),
         "costs": _costs(nodes, run),
         "layers": shown,
@@ -148,30 +148,24 @@ def _recipe_text(run: Run) -> str:
     return path.read_text(encoding="utf-8", errors="replace")[:_MAX_TEXT] if path.is_file() else ""
 
 
-def _provenance(run: Run) -> dict[str, Any]:
-    keys = {node.name: node.key for node in run.nodes}
-    times = run.times or [""]
-    return {
-        "directory": run.directory.name,
-        "start": run.start,
-        "first": times[0],
-        "last": times[-1],
-        "num_rows": len(run.ledger.rows),
-        "num_unknown_rows": run.num_unknown_rows,
-        "checkpoints": [
-            (name, digest, keys.get(name, "")) for name, digest in list(run.checkpoints.items())[:_MAX_NODES]
-        ],
-        "versions": _versions(run),
-    }
-
-
-def _versions(run: Run) -> list[tuple[str, str]]:
-    """Library versions as the lineage of the run's checkpoints has them; the newest node's where they differ."""
-    found: dict[str, str] = {}
-    for node in run.nodes:
+def _provenance(run: Run) -> list[tuple[str, str]]:
+    """Where everything came from: the ledger, versions of libraries, hashes and keys of checkpoints."""
+    rows = f"{len(run.ledger.rows):,} rows" + (f", from {run.times[0]} to {run.times[-1]}" if run.times else "")
+    if run.num_unknown_rows:
+        rows += f"; {run.num_unknown_rows:,} of a kind this version does not know"
+    versions: dict[str, str] = {}
+    for node in run.nodes:  # the newest node's where they differ
         lineage = Lineage.read(run.directory / "nodes" / node.name)
-        found |= lineage.versions if lineage else {}
-    return sorted(found.items())
+        versions |= lineage.versions if lineage else {}
+    keys = {node.name: f", key {node.key}" for node in run.nodes if node.key}
+    hashes = list(run.checkpoints.items())[:_MAX_NODES]
+    return [
+        ("run", run.directory.name),
+        ("start", run.start),
+        ("ledger", rows),
+        *sorted(versions.items()),
+        *((name, f"sha256 {digest}{keys.get(name, '')}") for name, digest in hashes),
+    ]
 
 
 def _differing_fields(known: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,49 +7,12 @@ difference. The interval is the evaluation's own rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from burnish.core.statistics import paired_interval
+from burnish.core.statistics import Interval, paired_interval
 from burnish.report.compare import Checkpoint
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference per token (or byte) with its 95 % interval.
-
-    Attributes:
-        value, low, high: after minus before.
-        num_sequences: how many pairs it rests on.
-    """
-
-    value: float
-    low: float
-    high: float
-    num_sequences: int
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the interval includes 0: the sign of the difference is not known."""
-        return self.low <= 0 <= self.high
-
-    def scaled(self, factor: float) -> Difference:
-        """In another unit; `factor` is positive."""
-        return Difference(self.value * factor, self.low * factor, self.high * factor, self.num_sequences)
-
-
-def paired_difference(before: Sequence[float], after: Sequence[float], weights: Sequence[float]) -> Difference:
-    """The weighted mean of `after - before` and its interval.
-
-    Args:
-        before, after: one sum per sequence, in the same order; at least two.
-        weights: what the sums are divided by, such as tokens per sequence.
-    """
-    found = paired_interval(*(np.asarray(column, dtype=np.float64) for column in (after, before, weights)))
-    return Difference(found.value, found.low, found.high, len(weights))
 
 
 class Quantity(StrEnum):
@@ -68,40 +31,42 @@ _SUMS = {
 """{quantity: (column of sums, column they are divided by, factor)}, in the columns that the evaluation writes."""
 
 
+def within_noise(difference: Interval) -> bool:
+    """Whether the interval includes 0: the sign of the difference is not known."""
+    return difference.low <= 0 <= difference.high
+
+
 class Pairing:
     """Paired differences, each computed once per page, and only those that the page shows."""
 
     def __init__(self) -> None:
         self._columns: dict[tuple[str, str], dict[str, list[float]]] = {}
-        self._known: dict[tuple[str, str, str, Quantity], Difference | None] = {}
+        self._known: dict[tuple[str, str, str, Quantity], Interval | None] = {}
 
     def difference(
         self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity = Quantity.LOSS
-    ) -> Difference | None:
+    ) -> Interval | None:
         """`after` minus `before`, or None where one has no per-sequence values, or too few, or of other sequences."""
         key = (before.digest, after.digest, protocol, quantity)
         if key not in self._known:
             self._known[key] = self._compute(before, after, protocol, quantity)
         return self._known[key]
 
-    def shared_protocol(self, before: Checkpoint, after: Checkpoint) -> str | None:
-        """The first protocol under which both were measured on the same sequences."""
+    def loss(self, before: Checkpoint, after: Checkpoint) -> tuple[str, Interval] | None:
+        """The first protocol under which both were measured on the same sequences, and the difference of the loss."""
         shared = [digest for digest in before.measured if digest in after.measured]
-        return next((digest for digest in shared if self.difference(before, after, digest)), None)
+        found = ((digest, self.difference(before, after, digest)) for digest in shared)
+        return next(((digest, difference) for digest, difference in found if difference), None)
 
-    def loss(self, before: Checkpoint, after: Checkpoint) -> Difference | None:
-        """Of the loss, under the protocol that both share."""
-        protocol = self.shared_protocol(before, after)
-        return self.difference(before, after, protocol) if protocol else None
-
-    def _compute(self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity) -> Difference | None:
+    def _compute(self, before: Checkpoint, after: Checkpoint, protocol: str, quantity: Quantity) -> Interval | None:
         sums, weights, factor = _SUMS[quantity]
         first, second = self._read(before, protocol), self._read(after, protocol)
         if not all(name in columns for name in (sums, weights) for columns in (first, second)):
             return None
         if first[weights] != second[weights] or len(first[weights]) < 2:  # one sequence gives no interval
             return None
-        return paired_difference(first[sums], second[sums], first[weights]).scaled(factor)
+        found = paired_interval(*(np.asarray(column) for column in (second[sums], first[sums], first[weights])))
+        return found.map(lambda value: value * factor)
 
     def _read(self, column: Checkpoint, protocol: str) -> dict[str, list[float]]:
         key = (column.digest, protocol)

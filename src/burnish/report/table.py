@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from burnish.core.page import Cell, Column, Footnotes, Row, Section, Small, Table, numbers
 from burnish.core.page.tables import BAD, GOOD, INK, SOFT
 from burnish.core.recipe import START
+from burnish.core.statistics import Interval
 from burnish.report.compare import Checkpoint, protocols, start_of
 from burnish.report.metrics import AGREEMENT, BITS, DECODE, KL, PERPLEXITY, SIZE, Change, Form, Metric, in_order, metric
-from burnish.report.paired import Difference, Pairing, Quantity
+from burnish.report.paired import Pairing, Quantity, within_noise
 from burnish.report.protocols import describe_protocol
 from burnish.report.run import Run, Value
 
 FIRST = (SIZE, PERPLEXITY, KL, AGREEMENT, DECODE)
 MAX_ROWS = 60
-_MAX_COLUMNS = 5
+_MAX_COLUMNS = 6
 NOISE, OVERLAP, BETTER, WORSE = "within noise", "intervals overlap", "better", "worse"
 TONES = {BETTER: GOOD, WORSE: BAD, NOISE: SOFT, OVERLAP: SOFT, "": INK}
 
@@ -127,14 +128,14 @@ def _value(what: Metric, column: Checkpoint, digest: str) -> Value | None:
 
 def _paired_change(
     what: Metric, pairing: Pairing, start: Checkpoint, column: Checkpoint, digest: str
-) -> Difference | None:
+) -> Interval | None:
     """The paired change of a metric that follows from the loss; perplexity's is left as a change of the loss."""
     if what.name not in (PERPLEXITY, BITS):
         return None
     return pairing.difference(start, column, digest, Quantity.BITS if what.name == BITS else Quantity.LOSS)
 
 
-def write_change(what: Metric, value: Value, before: Value | None, paired: Difference | None) -> tuple[str, str, str]:
+def write_change(what: Metric, value: Value, before: Value | None, paired: Interval | None) -> tuple[str, str, str]:
     """(the change against `before`, its interval, its verdict) as written; empty where there is nothing to say."""
     if before is None or before.value is None or value.value is None or what.change is Change.NONE:
         return "", "", ""
@@ -152,7 +153,7 @@ def write_change(what: Metric, value: Value, before: Value | None, paired: Diffe
     return ("unchanged" if ratio == 1 else numbers.signed(numbers.percent(ratio - 1), ratio - 1)), "", judged
 
 
-def write_paired(what: Metric, paired: Difference) -> tuple[str, str]:
+def write_paired(what: Metric, paired: Interval) -> tuple[str, str]:
     """("+0.121", "+0.105 to +0.138"); for perplexity the same in per cent, since it is exp of the loss."""
     ends, suffix = (paired.value, paired.low, paired.high), ""
     if what.name == PERPLEXITY:
@@ -162,8 +163,8 @@ def write_paired(what: Metric, paired: Difference) -> tuple[str, str]:
     return f"{value}{suffix}", f"{low} to {high}"
 
 
-def verdict(what: Metric, paired: Difference) -> str:
-    if paired.within_noise:
+def verdict(what: Metric, paired: Interval) -> str:
+    if within_noise(paired):
         return NOISE
     return BETTER if (paired.value < 0) == (what.better == "low") else WORSE
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.core.page.charts import SIZES, Cells, Datum, Figure, Series, draw, thin
+from burnish.core.page.charts import SIZES, Datum, Figure, Series, draw, thin
 from burnish.core.page.numbers import MINUS
 from burnish.core.page.scale import Scale, fit, tick_labels
 
@@ -94,10 +94,3 @@ def test_a_box_reaches_from_its_low_to_its_high_end_and_a_bar_from_zero():
     (box_top, box_bottom), (bar_top, bar_bottom) = ends
     unit = box_bottom - bar_top
     assert (bar_bottom - bar_top, box_bottom - box_top) == pytest.approx((2 * unit, 2 * unit), abs=0.2)
-
-
-def test_cells_of_one_strength_are_one_path_and_empty_ones_are_left_out():
-    cells = Cells([0, 1, 2], [0, 1, 2], [[0.0, 0.5], [0.5, 1.0]], [[False, False], [False, True]])
-    picture = drawn(Figure("t", "d", "x", "y", [], cells=cells, range_x=(0, 2), range_y=(0, 2)), "half")
-    shades = [one for one in picture.iter("path") if (one.get("class") or "").startswith("cell")]
-    assert [(one.get("class"), one.get("d", "").count("Z")) for one in shades] == [("cell", 2), ("cell marked", 1)]

@@ -14,7 +14,6 @@ from burnish.core.errors import OutputError
 from burnish.core.page import (
     BarRows,
     Cell,
-    Cells,
     Column,
     Datum,
     Figure,
@@ -84,7 +83,6 @@ def rendered(tmp_path, monkeypatch):
             ],
             notes=notes.texts,
         )
-        grid = Cells([0, 0.5, 1], [0, 0.5, 1], [[0.0, 0.5], [0.2, 1.0]], [[False, False], [False, True]])
         return page.render(
             "cats",
             "cats.html.j2",
@@ -92,7 +90,7 @@ def rendered(tmp_path, monkeypatch):
             name=name,
             figures=[
                 figure(),
-                figure(half=True, cells=grid, range_x=(0, 1), range_y=(0, 1)),
+                figure(half=True, range_x=(0, 1), range_y=(0, 1)),
                 figure(steps=[(0, 0), (1, 1)]),
             ],
             rows=BarRows("bars", "n", {"wide": {0: [1.0, 2.0], 1: [3.0]}}, value="error", place="layer"),
@@ -118,7 +116,7 @@ def test_every_piece_is_on_the_page(rendered):
         "shorn",
     ):
         assert text in html
-    for shape in ('class="band"', 'class="bars"', 'class="cell marked"', 'class="span"', 'class="block"', "whisker"):
+    for shape in ('class="band"', 'class="bars"', 'class="span"', 'class="block"', "whisker"):
         assert shape in html
     assert html.count('class="chart wide"') == 3 and html.count('class="chart half"') == 1
     assert html.count('class="chart narrow"') == 4

@@ -11,7 +11,7 @@ A room that has something to show writes a template and fills it with the kit's 
     write(Path("cats.html"), page)
 
 * `frame`: `render` and `write`; the blocks are title, kind, heading, lead, main, notes, style and data.
-* `charts`: a `Figure` of `Series` of `Datum`: lines, points with error bars, bars, boxes, bands, a density as `Cells`,
+* `charts`: a `Figure` of `Series` of `Datum`: lines, points with error bars, bars, boxes, bands,
   the steps of a frontier. Written into a template it draws itself, for wide and for narrow screens; with `half=True`
   two stand side by side in a `<div class="row">`.
 * `bars`: `BarRows`, many small rows of bars on one scale, such as one row per kind of matrix and one bar per layer.
@@ -27,14 +27,13 @@ Pages are single files without network, follow the reader's light or dark scheme
 """
 
 from burnish.core.page.bars import BarRows
-from burnish.core.page.charts import Cells, Datum, Figure, Series
+from burnish.core.page.charts import Datum, Figure, Series
 from burnish.core.page.frame import render, write
 from burnish.core.page.tables import Cell, Column, Footnotes, Row, Section, Small, Table, intervals, meters
 
 __all__ = [
     "BarRows",
     "Cell",
-    "Cells",
     "Column",
     "Datum",
     "Figure",

@@ -22,7 +22,6 @@ _SHORT_HEIGHT = 180
 _FONT = 12.0
 _LETTER = 0.56 * _FONT
 _MAX_POINTS, _MAX_LABELS, _MAX_SPOKEN = 400, 16, 900
-_LEVELS = 8
 NUM_STYLES = 6
 GUIDE = -1
 
@@ -49,8 +48,8 @@ class Series:
 
     Attributes:
         line: joins the points; without markers a band spans `low` to `high`.
-        bars: width of bars in data units, 0 for none: a box from `low` to `high` with a stroke at y, or, where those
-            are not given, a bar from 0 to y.
+        bars: width of bars in data units, 0 for none: boxes from `low` to `high` with a stroke at a y between them, or,
+            where those are not given, bars from 0 to y.
         style: 0 to 5 picks another colour and marker than the series' place; `GUIDE` is a grey dotted line.
     """
 
@@ -60,20 +59,6 @@ class Series:
     markers: bool = True
     bars: float = 0.0
     style: int | None = None
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A density on a grid: strengths of 0 to 1 by [row, column], and which cells belong to the marked region.
-
-    Attributes:
-        x, y: edges of columns and rows, one more than there are.
-    """
-
-    x: Sequence[float]
-    y: Sequence[float]
-    strength: Sequence[Sequence[float]]
-    marked: Sequence[Sequence[bool]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,6 @@ class Figure:
         log_x, log_y: None lets the spread of the data decide.
         range_x, range_y: fixed ends of an axis.
         tick_x: how the x ticks are written, where plain numbers would not do.
-        cells: a density below everything else.
         short: a lower picture, for what only accompanies.
         half: a narrower one, two of which stand side by side.
     """
@@ -107,7 +91,6 @@ class Figure:
     range_x: tuple[float, float] | None = None
     range_y: tuple[float, float] | None = None
     tick_x: Callable[[float], str] | None = None
-    cells: Cells | None = None
     short: bool = False
     half: bool = False
 
@@ -149,7 +132,6 @@ def draw(figure: Figure, variant: str) -> Markup:
     return tag(
         "svg",
         path("".join(f"M{left} {y(tick)}H{right}" for tick in y_ticks), "grid"),
-        *(_shades(figure.cells, axes) if figure.cells else []),
         *(text(left - 8, y(at) + 4, name, anchor="end") for at, name in zip(y_ticks, y_texts, strict=True)),
         path(f"M{left} {bottom}H{right}" + "".join(f"M{x(tick)} {bottom}v4" for tick in x_ticks), "axis"),
         *(text(x(at), bottom + 18, name, anchor="middle") for at, name in zip(x_ticks, x_texts, strict=True)),
@@ -210,7 +192,7 @@ def _symbol(series: Series, style: int) -> Markup:
         [
             path("M4 2h18v10h-18Z", "bars") if series.bars else "",
             path("M0 1h26v12h-26Z", "band") if banded else "",
-            path("M0 7H26", "line") if series.line or (series.bars and series.data[0].ends) else "",
+            path("M0 7H26", "line") if series.line else "",
             path(marker(style, 13, 7), "mark") if series.markers and not series.bars else "",
         ]
     )
@@ -245,23 +227,8 @@ def _bars(series: Series, axes: Axes) -> list[Markup]:
         left, right = axes.x(d.x - series.bars / 2), axes.x(d.x + series.bars / 2)
         low, high = (axes.y(end) for end in d.ends or (0.0, d.y))
         bars += f"M{left} {high}H{right}V{low}H{left}Z"
-        middles += f"M{left} {axes.y(d.y)}H{right}" if d.ends else ""
+        middles += f"M{left} {axes.y(d.y)}H{right}" if d.ends and d.ends[0] < d.y < d.ends[1] else ""
     return [path(bars, "bars"), path(middles, "line")]
-
-
-def _shades(cells: Cells, axes: Axes) -> list[Markup]:
-    """One path for all cells that look the same; faintest first, cells of no strength left out."""
-    paths: dict[tuple[bool, int], str] = {}
-    for i, row in enumerate(cells.strength):
-        for j, strength in enumerate(row):
-            key = (bool(cells.marked[i][j]), round(strength * _LEVELS))
-            if any(key):
-                (left, right), (below, above) = map(axes.x, cells.x[j : j + 2]), map(axes.y, cells.y[i : i + 2])
-                paths[key] = paths.get(key, "") + f"M{left} {below}H{right}V{above}H{left}Z"
-    return [
-        path(shape, "cell marked" if marked else "cell", fill_opacity=round(0.1 + 0.8 * level / _LEVELS, 2))
-        for (marked, level), shape in sorted(paths.items())
-    ]
 
 
 def thin(data: Sequence[Datum], most: int) -> list[Datum]:

@@ -52,7 +52,8 @@ def with_error(value: float, error: float) -> str:
 
 def number_bytes(value: float) -> str:
     """Bytes in decimal units, as disk makers and safetensors' index count them: "269 MB"."""
-    return _prefixed(value, "B", grouped=0)
+    size, prefix = _prefix(value)
+    return f"{significant(value / size) if prefix else decimal(value, 0)}{SPACE}{prefix}B"
 
 
 def number_count(value: float) -> str:
@@ -65,15 +66,17 @@ def number_count(value: float) -> str:
 
 def tick_bytes(value: float) -> str:
     """A round number of bytes on an axis, without the zeros that a measured value would show: "50 MB"."""
-    for size, prefix in _PREFIXES:
-        if abs(value) >= size:
-            return f"{value / size:g}{SPACE}{prefix}B"
-    return f"{value:g}{SPACE}B" if value else "0"
+    return f"{tick_count(value).removesuffix(SPACE)}{'' if _prefix(value)[1] else SPACE}B" if value else "0"
 
 
 def tick_count(value: float) -> str:
     """A round count on an axis: "4 k"."""
-    return tick_bytes(value).removesuffix("B").rstrip(SPACE)
+    size, prefix = _prefix(value)
+    return f"{value / size:g}{SPACE}{prefix}".rstrip(SPACE)
+
+
+def _prefix(value: float) -> tuple[float, str]:
+    return next((one for one in _PREFIXES if abs(value) >= one[0]), (1.0, ""))
 
 
 def number_seconds(value: float) -> str:
@@ -88,13 +91,6 @@ def percent(value: float, digits: int = 1) -> str:
 def signed(text: str, value: float) -> str:
     """A written number with its sign always shown."""
     return f"+{text}" if value > 0 and not text.startswith("+") else text
-
-
-def _prefixed(value: float, unit: str, *, grouped: int) -> str:
-    for size, prefix in _PREFIXES:
-        if abs(value) >= size:
-            return f"{significant(value / size, 3)}{SPACE}{prefix}{unit}"
-    return f"{decimal(value, grouped)}{SPACE}{unit}"
 
 
 def relative(log_ratio: float) -> float:
