@@ -34,12 +34,12 @@ import torch
 import transformers
 
 from burnish.arch import MatrixView, matrices
+from burnish.calibrate import Calibration, MatrixSums, Statistics, collect
 from burnish.core.checkpoint import library_versions, load
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.progress import Progress
 from burnish.core.statistics import interval
 from burnish.data import calibration, read_texts, windows
-from burnish.quantize.collect import collect
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.maths.grid import integer_grid
@@ -48,7 +48,6 @@ from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batc
 from burnish.quantize.plan import select
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES as ROUNDING_RULES
-from burnish.quantize.statistics import Calibration, Statistics, Sums
 from burnish.quantize.tuning import Original, choose_strength, filled, rounded_under
 
 TOKENS, LENGTH, GROUP = 65_536, 256, 64
@@ -155,9 +154,9 @@ class Remembered(Statistics):
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(directory_of(arguments), {}, arguments.folds)
         self.device = torch.device(arguments.device)
-        self.kept: dict[tuple[str, tuple[int, ...]], Sums] = {}
+        self.kept: dict[tuple[str, tuple[int, ...]], MatrixSums] = {}
 
-    def read(self, view: MatrixView, folds: Sequence[int]) -> Sums:
+    def read(self, view: MatrixView, folds: Sequence[int]) -> MatrixSums:
         if self.device.type == "cpu":  # where memory is what there is least of
             return super().read(view, folds)
         name = view.name, tuple(folds)
@@ -165,7 +164,7 @@ class Remembered(Statistics):
             sums = super().read(view, folds)
             sketches = {which: (a.to(self.device), b.to(self.device)) for which, (a, b) in sums.sketches.items()}
             covariance = None if sums.covariance is None else sums.covariance.to(self.device)
-            self.kept[name] = Sums(covariance, sketches, sums.num_tokens)
+            self.kept[name] = MatrixSums(covariance, sketches, sums.num_tokens)
         return self.kept[name]
 
 

@@ -21,3 +21,15 @@ def test_work_that_failed_is_not_called_done(capsys):
         task.started -= 20
         raise ValueError("broken")
     assert capsys.readouterr().err.startswith("training: stopped after 20 s")
+
+
+def test_a_task_inside_a_task_is_silent_and_the_next_one_is_not(capsys):
+    progress = Progress()
+    with progress.task("rounding", total=2) as task:
+        with progress.task("collecting") as inner:
+            inner.started -= 20
+        task.started -= 20
+    assert capsys.readouterr().err == "rounding: done in 20 s\n"
+    with progress.task("collecting") as task:
+        task.started -= 20
+    assert capsys.readouterr().err == "collecting: done in 20 s\n"

@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from burnish.arch import matrices
+from burnish.calibrate import Calibration, collect
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.quantize import tuning
-from burnish.quantize.collect import collect
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.method import Rounding
 from burnish.quantize.rule import Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.stage import Quantize
-from burnish.quantize.statistics import Calibration
 from burnish.quantize.tuning import Original, choose_strength, filled, spread_over_depth
 
 YAQA = RULES["yaqa"]

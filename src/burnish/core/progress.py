@@ -152,26 +152,32 @@ class _BarTask:
 
 
 class Progress:
-    """Makes tasks and prints log lines; `enabled=False` is silent (used in memory by Python callers)."""
+    """Makes tasks and prints log lines; `enabled=False` is silent (used in memory by Python callers).
+
+    A task inside a task is silent: the outer one knows how much is left.
+    """
 
     def __init__(self, enabled: bool = True) -> None:
-        self.enabled = enabled
+        self.enabled, self._busy = enabled, False
 
     @contextmanager
     def task(
         self, description: str, total: float | None = None, unit: str = "steps", *, done: float = 0
     ) -> Iterator[Task]:
         """A task; `done` of its units were done by an earlier process and do not count in the rate."""
-        if not self.enabled:
+        if not self.enabled or self._busy:
             yield _LineTask(description, total, unit, last_line=float("inf"))
             return
         kind = _BarTask if sys.stderr.isatty() else _LineTask
         task = kind(description, total, unit, done=done, before=done)
+        self._busy = True
         try:
             yield task
         except BaseException:
             task.close(finished=False)
             raise
+        finally:
+            self._busy = False
         task.close()
 
     def log(self, message: str) -> None:

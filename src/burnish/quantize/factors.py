@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.arch import MatrixView
+from burnish.calibrate.statistics import MatrixSums, Statistics
 from burnish.quantize.maths.float_grid import WeightGrid
 from burnish.quantize.maths.shrinkage import Shrinkage
 from burnish.quantize.rule import INFINITE
-from burnish.quantize.statistics import Statistics, Sums
 
 if TYPE_CHECKING:
     from burnish.quantize.method import Rounding
@@ -60,10 +60,10 @@ class SplitSums:
         self.statistics, self.view, self.every_view = statistics, view, every_view
         self.all = statistics.read(view, statistics.folds)
 
-    def fitting(self) -> Sums:
+    def fitting(self) -> MatrixSums:
         return self.statistics.read(self.view, self.statistics.fitting)
 
-    def held_out(self) -> Sums:
+    def held_out(self) -> MatrixSums:
         return self.statistics.read(self.view, self.statistics.held_out)
 
     def moved(self, matrix: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.arch import MatrixView
-from burnish.core.errors import NumericalError
-from burnish.core.progress import Progress
-from burnish.quantize.collect import Sketch
+from burnish.calibrate.statistics import Statistics
+from burnish.calibrate.sums import Sketch
 from burnish.quantize.factors import Factors, SplitSums, choose_factors
 from burnish.quantize.maths.float_grid import WeightGrid
 from burnish.quantize.maths.grid import combine
@@ -27,7 +26,6 @@ from burnish.quantize.maths.rounding import Order, proxy_loss, round_two_sided
 from burnish.quantize.maths.shrinkage import normalised
 from burnish.quantize.rule import HELD_OUT, RoundingRule, Strength
 from burnish.quantize.scheme import Scheme
-from burnish.quantize.statistics import Statistics
 
 BATCH_WEIGHTS = 8_000_000
 """Weights rounded together: enough to fill a core, few enough to stay in a few hundred megabytes."""
@@ -84,32 +82,23 @@ def quantize_matrices(
     rounding: Rounding,
     statistics: Statistics | None,
     *,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] = lambda weights: None,
 ) -> Quantized:
     """Rounds every view in place and returns what is written to disk.
 
     Args:
         views: of the matrices to round; their tensors are overwritten with the values that the checkpoint will hold.
         rounding: how.
-        statistics: from `collect`; None for a rule that needs none.
-        progress: where to show a bar.
+        statistics: of their inputs and gradients; None for a rule that needs none.
+        advance: told how many weights are done.
     """
     result = Quantized({}, {}, [])
-    bars = progress or Progress(enabled=False)
-    with bars.task("rounding", total=sum(math.prod(view.shape) for view in views), unit="weights") as task:
-        for batch in batches_of_one_shape(views, rounding):
-            round_batch(batch, rounding, statistics, views, result)
-            task.advance(sum(math.prod(view.shape) for view in batch))
+    for batch in batches_of_one_shape(views, rounding):
+        round_batch(batch, rounding, statistics, views, result)
+        advance(sum(math.prod(view.shape) for view in batch))
     position = {view.name: number for number, view in enumerate(views)}
     result.rows.sort(key=lambda row: position[row["name"]])
     return result
-
-
-def check_finite(views: Sequence[MatrixView]) -> None:
-    """Raises `NumericalError` with the name of the first matrix that is not finite."""
-    for view in views:
-        if not torch.isfinite(view.tensor).all():
-            raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
 
 
 def batches_of_one_shape(views: Sequence[MatrixView], rounding: Rounding | None = None) -> Iterator[list[MatrixView]]:

@@ -14,13 +14,15 @@ from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, schemes_of
 
 if TYPE_CHECKING:
+    from burnish.calibrate.sums import Sketch
     from burnish.core.kinds import Plan
-    from burnish.quantize.collect import Sketch
     from burnish.quantize.stage import Quantize
 
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
 SMALL_ROLES = ("router", "shared_expert_gate")
 """A router decides which experts run; its few weights stay as they are."""
+SHARE_OF_FREE_MEMORY = 0.5
+"""A model that would fill more than this is taken from disk layer by layer unless the settings say otherwise."""
 
 
 def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixView]:
@@ -52,12 +54,18 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
     return chosen
 
 
+def too_large(num_parameters: int) -> bool:
+    """Whether the float32 network would fill more than half of the free memory."""
+    import psutil
+
+    return 4 * num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+
+
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
     from burnish.arch import matrices
+    from burnish.calibrate.sums import layer_groups, sums_bytes
     from burnish.core.checkpoint import without_memory
-    from burnish.quantize.collect import layer_groups, sums_bytes
-    from burnish.quantize.stream import too_large
     from burnish.quantize.tuning import WINDOWS
 
     views = select(matrices(without_memory(before.config)), settings.ignore)

@@ -1,29 +1,35 @@
-"""`Quantize.run`: calibration text, statistics, rounding, packing."""
+"""`Quantize.run`: calibration text, statistics, rounding, packing; the same over every walk."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, matrices
-from burnish.core.checkpoint import Model, cast, move, without_weights
+from burnish.calibrate.collect import PRECISION, collected
+from burnish.calibrate.statistics import Statistics
+from burnish.calibrate.walk import FromDisk, LayerByLayer, Walk, WholeModel
+from burnish.calibrate.windows import Calibration
+from burnish.core.checkpoint import DeferredModel, Model, cast, move
+from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, SettingsError
+from burnish.core.progress import Task
 from burnish.core.stage import Context
-from burnish.quantize.collect import collect
-from burnish.quantize.method import Rounding, check_finite, quantize_matrices
-from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, quantization_config
-from burnish.quantize.plan import check_combinations, select, sketches_of
-from burnish.quantize.propagate import quantize_layer_by_layer
+from burnish.quantize.method import Rounding, quantize_matrices
+from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
+from burnish.quantize.plan import check_combinations, select, sketches_of, too_large
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import scheme_of, schemes_of
-from burnish.quantize.statistics import Calibration, Statistics
-from burnish.quantize.stream import stream, too_large, why_not
 from burnish.quantize.tuning import WINDOWS, Original, choose_strength, curve
 
 if TYPE_CHECKING:
@@ -36,104 +42,156 @@ CURVE_FOLDS = 8
 
 
 def run(settings: Quantize, model: Model, ctx: Context) -> Model:
-    """The quantized model: its module holds the rounded weights, `packed` what is written in their place."""
-    dtype = model.stored_dtype
-    streamed = to_be_streamed(settings, model)
-    module = without_weights(model) if streamed else working_copy(model, ctx.device)
+    """The quantized model: its module holds the rounded weights, `packed` what is written in their place. One that is
+    taken from disk layer by layer is made when it is saved."""
+    check_combinations(settings)
+    on_disk = to_be_streamed(settings, model)
+    module = on_disk.module if on_disk else working_copy(model, ctx.device)
     views = select(matrices(module), settings.ignore)
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
-    check_combinations(settings)
-    rule = RULES[settings.method]
     rounding = Rounding(
-        rule,
+        RULES[settings.method],
         scheme_of(settings),
-        dtype,
+        model.stored_dtype,
         HELD_OUT if settings.damping is None else Strength(settings.damping, settings.damping),
         settings.sketch,
         scale_search=settings.scale_search,
         overrides=schemes,
     )
-    if streamed:
-        calibration = calibration_windows(settings, model, ctx, views)[0] if rule.needs else None
-        return stream(views, module, model, schemes, rounding, calibration, ctx, propagate=settings.propagate)
-    check_finite(views)
-    if not rule.needs:
-        quantized = quantize_matrices(views, rounding, None, progress=ctx.progress)
+    text, unseen = calibration_windows(settings, model, ctx, views) if rounding.rule.needs else (None, None)
+    walk: Walk
+    if on_disk:
+        walk = FromDisk(on_disk, views, precision=PRECISION, changed=settings.propagate)
+    elif settings.propagate:
+        walk = LayerByLayer(module, views, precision=PRECISION, changed=True)
     else:
-        calibration, unseen = calibration_windows(settings, model, ctx, views)
-        if settings.propagate:
-            quantized = quantize_layer_by_layer(module, views, calibration, rounding, ctx.work_dir, ctx.progress)
-        else:
-            statistics = collect(
-                module,
-                views,
-                calibration,
-                ctx.work_dir / "statistics",
-                key={"model": model.identity, "matrices": ",".join(view.name for view in views)},
-                sketches=sketches_of(settings),
-                memory_bytes=settings.memory,
-                progress=ctx.progress,
-            )
-            rounding = tuned(settings, module, views, rounding, statistics, calibration, unseen, ctx)
-            quantized = quantize_matrices(views, rounding, statistics, progress=ctx.progress)
-    ctx.ledger.table("layers", quantized.rows)
-    packed = pack_all(quantized.codes, quantized.grids, views, schemes, scale_dtype=dtype)
+        walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory)
+    work = _Work(settings, model, walk, rounding, text, unseen, ctx)
     config = quantization_config(rounding.scheme, views, schemes, ignored_modules(module, views))
-    return model.derive(module=cast(module, dtype), packed=packed, quantization_config=config)
+    if not on_disk:
+        packed = dict(work.packed(ctx.work_dir))
+        return model.derive(module=cast(module, rounding.scale_dtype), packed=packed, quantization_config=config)
+    layout, rest = layout_of(on_disk, views, rounding)
+    return DeferredModel(
+        model,
+        module,
+        layout,
+        lambda scratch: chain(
+            (entry for _, tensors in work.packed(scratch) for entry in tensors.items()),
+            ((name, on_disk.files.read(name).to(torch.float32)) for name in rest),
+        ),
+        stored_dtype=rounding.scale_dtype,
+        quantization_config=config,
+    )
 
 
-def tuned(
-    settings: Quantize,
-    module: PreTrainedModel,
-    views: Sequence[MatrixView],
-    rounding: Rounding,
-    statistics: Statistics,
-    calibration: Calibration,
-    unseen: Tensor,
-    ctx: Context,
-) -> Rounding:
-    """The rounding with the strength that unseen windows ask for, and the tables of what was measured on them."""
-    rule = rounding.rule
-    compares = bool(rule.compared) and settings.damping is None
-    if not len(unseen):
-        if settings.curve or compares:
-            ctx.progress.log("the calibration text has no window left to measure on: shrinkage is chosen by proxies")
-        return rounding
-    if compares:
-        original = Original(module, unseen)
-        strength, rows = choose_strength(
-            views, rounding, statistics, original, strengths=rule.compared, progress=ctx.progress
+@dataclass(frozen=True)
+class _Work:
+    """Rounding all matrices of a walk."""
+
+    settings: Quantize
+    model: Model
+    walk: Walk
+    rounding: Rounding
+    text: Calibration | None
+    unseen: Tensor | None
+    ctx: Context
+
+    def packed(self, directory: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(name on disk of a weight, what is written in its place), in order; statistics go into the directory."""
+        views, rounding, rows = self.walk.views, self.rounding, []
+        key: dict[str, Any] = {"matrices": [view.name for view in views]}
+        if self.text is not None and self.walk.resumable:  # reading a whole model for its hash takes a while
+            key["model"] = self.model.identity
+        sums = collected(
+            self.walk,
+            self.text,
+            directory / "statistics",
+            key=key,
+            sketches=sketches_of(self.settings),
+            progress=self.ctx.progress,
         )
-        rounding = replace(rounding, strength=strength)
-        ctx.ledger.table("shrinkage", rows)
-        if strength.is_one_sided:
-            ctx.progress.log(f"at {calibration.tokens.numel():,} tokens one-sided rounding preserves the model better")
-    if settings.curve:
-        roundings = {settings.method: rounding}
-        if rule.baseline:
-            roundings[rule.baseline] = replace(rounding, rule=RULES[rule.baseline], strength=HELD_OUT)
-        length = calibration.tokens.shape[1]
-        tokens = [length * len(calibration.fold(number)) for number in range(calibration.num_folds)]
-        rows = curve(views, roundings, statistics, Original(module, unseen), tokens_of_fold=tokens)
-        ctx.ledger.table("calibration", rows)
-    return rounding
+        with ExitStack() as stack:
+            task: Task | None = None
+            for some, statistics in sums:
+                if statistics is not None and self.unseen is not None:
+                    rounding = self.tuned(some, rounding, statistics, self.unseen)
+                if task is None:
+                    total = sum(math.prod(view.shape) for view in views)
+                    task = stack.enter_context(self.ctx.progress.task("rounding", total=total, unit="weights"))
+                for piece in self.walk.pieces(some):
+                    quantized = quantize_matrices(piece, rounding, statistics, advance=task.advance)
+                    rows += quantized.rows
+                    tensors = pack_all(
+                        quantized.codes, quantized.grids, piece, rounding.overrides, scale_dtype=rounding.scale_dtype
+                    )
+                    del quantized
+                    yield from tensors.items()
+        self.ctx.ledger.table("layers", rows)
+
+    def tuned(
+        self, views: Sequence[MatrixView], rounding: Rounding, statistics: Statistics, unseen: Tensor
+    ) -> Rounding:
+        """The rounding with the strength that unseen windows ask for, and the tables of what was measured on them."""
+        settings, ledger, progress, rule = self.settings, self.ctx.ledger, self.ctx.progress, rounding.rule
+        compares = bool(rule.compared) and settings.damping is None
+        if not (compares or settings.curve):
+            return rounding
+        if not len(unseen):
+            progress.log("the calibration text has no window left to measure on: shrinkage is chosen by proxies")
+            return rounding
+        assert self.text is not None, "there are statistics of it"
+        original = Original(self.walk.module, unseen)
+        if compares:
+            strength, rows = choose_strength(
+                views, rounding, statistics, original, strengths=rule.compared, progress=progress
+            )
+            rounding = replace(rounding, strength=strength)
+            ledger.table("shrinkage", rows)
+            if strength.is_one_sided:
+                tokens = self.text.tokens.numel()
+                progress.log(f"at {tokens:,} tokens one-sided rounding preserves the model better")
+        if settings.curve:
+            roundings = {settings.method: rounding}
+            if rule.baseline:
+                roundings[rule.baseline] = replace(rounding, rule=RULES[rule.baseline], strength=HELD_OUT)
+            length, folds = self.text.tokens.shape[1], range(self.text.num_folds)
+            tokens_of_fold = [length * len(self.text.fold(number)) for number in folds]
+            rows = curve(views, roundings, statistics, original, tokens_of_fold=tokens_of_fold)
+            ledger.table("calibration", rows)
+        return rounding
 
 
-def to_be_streamed(settings: Quantize, model: Model) -> bool:
-    """Whether the model is quantized layer by layer from disk: as the settings say, or where it would fill memory.
+def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
+    """The model on disk, if it is to be quantized layer by layer: as the settings say, or where it would fill memory.
 
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
     if settings.stream is False or settings.curve:
-        return False
+        return None
     if settings.stream is None and not too_large(model.plan().num_parameters):
-        return False
-    reason = RULES[settings.method].not_by_layer or why_not(model)
+        return None
+    reason, on_disk = RULES[settings.method].not_by_layer, None
+    if not reason and (model.path is None or model.is_loaded):
+        reason = "the model is in memory already"
+    if not reason:
+        on_disk = OnDisk(model)
+        reason = f"{on_disk.absent} is stored under another name or in parts" if on_disk.absent else ""
     if reason and settings.stream:
         raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
-    return reason is None
+    return None if reason else on_disk
+
+
+def layout_of(on_disk: OnDisk, views: Sequence[MatrixView], rounding: Rounding) -> tuple[dict[str, Tensor], list[str]]:
+    """{name: shape and dtype} of what will be written, as tensors on the meta device; and what of it is not rounded."""
+    rounded, meta = {view.disk: view for view in views}, on_disk.files.meta
+    rest = [name for name in on_disk.names if name not in rounded]
+    layout = {name: meta[name].to(rounding.scale_dtype) for name in rest}
+    for name, view in rounded.items():
+        layout |= packed_shapes(name, meta[name].shape, rounding.scheme_of(view), rounding.scale_dtype)
+    return layout, rest
 
 
 def working_copy(model: Model, device: str) -> PreTrainedModel:

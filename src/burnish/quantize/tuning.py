@@ -22,13 +22,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from burnish.arch import MatrixView
+from burnish.calibrate.statistics import Statistics
 from burnish.core.progress import Progress
 from burnish.core.statistics import interval
 from burnish.evaluate.maths.divergence import kl_divergence, normalise
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
 from burnish.quantize.rule import Strength
-from burnish.quantize.statistics import Statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -186,7 +186,7 @@ def curve(
     """
     rows = []
     for count in (len(statistics.folds) // 4, len(statistics.folds) // 2, len(statistics.folds)):
-        part = Statistics(statistics.directory, statistics.key, statistics.folds[:count])
+        part = statistics.part(statistics.folds[:count])
         values = rounded_under(views, roundings, part)
         for name in roundings:
             with filled(views, values.pop(name)):

@@ -8,8 +8,7 @@ import torch.distributed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from burnish.arch import matrices
-from burnish.quantize.collect import collect
-from burnish.quantize.statistics import Calibration
+from burnish.calibrate import Calibration, collect
 
 SHAPE = {
     "vocab_size": 64,

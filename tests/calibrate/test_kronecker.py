@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from burnish.quantize.maths.kronecker import by_sequence, covariance_sum, sketch_a_sums, sketch_b_sums, symmetric
+from burnish.calibrate.maths.kronecker import by_sequence, covariance_sum, sketch_a_sums, sketch_b_sums, symmetric
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "quantize" / "yaqa_sketch_official.npz"
 

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from burnish.arch import matrices
+from burnish.calibrate import Calibration, collect
+from burnish.calibrate.labels import draw_labels
+from burnish.calibrate.maths.kronecker import pack_triangle, unpack_triangle
+from burnish.calibrate.sums import layer_groups, sums_bytes
 from burnish.core.errors import CheckpointError, DataError, NumericalError
-from burnish.quantize.collect import collect, draw_labels, layer_groups, sums_bytes
-from burnish.quantize.statistics import Calibration, pack_triangle, unpack_triangle
 
 SHAPE = {
     "vocab_size": 64,
@@ -88,7 +90,7 @@ def test_padding_changes_nothing(llama, tokens, tmp_path):
     mask = torch.arange(17).expand(6, 17) < 12
     with pytest.MonkeyPatch.context() as patch:  # labels are drawn for as many positions as there are
         patch.setattr(
-            "burnish.quantize.collect.draw_labels",
+            "burnish.calibrate.labels.draw_labels",
             lambda logits, seed, window: F.pad(draw_labels(logits[:12], seed, window), (0, len(logits) - 12)),
         )
         calibration = Calibration(padded, num_folds=2, mask=mask)
@@ -135,7 +137,7 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(llama, tokens, tmp_p
 def test_factors_of_another_model_are_refused(llama, tokens, tmp_path):
     calibration = Calibration(tokens, num_folds=2)
     collect(llama, in_layers(llama), calibration, tmp_path, key={"model": "one"})
-    with pytest.raises(CheckpointError, match="collected with another model"):
+    with pytest.raises(CheckpointError, match="model was one, now two"):
         collect(llama, in_layers(llama), calibration, tmp_path, key={"model": "two"})
 
 

@@ -136,3 +136,24 @@ def _quadratic(rows: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"] | Non
     """r H r^T of every row."""
     moved = rows if factor is None else rows @ factor
     return (moved * rows).sum(dim=1, keepdim=True).clamp_(min=0)
+
+
+def pack_triangle(lower: Float[Tensor, "n n"]) -> Float[Tensor, " packed"]:
+    """The n(n+1)/2 numbers of a lower triangle, row by row."""
+    size = len(lower)
+    if lower.is_cuda:  # a launch per row would take longer than the sums themselves
+        return lower[torch.ones_like(lower, dtype=torch.bool).tril_()]
+    packed = lower.new_empty(size * (size + 1) // 2)
+    for row, numbers in enumerate(packed.split(list(range(1, size + 1)))):  # index tensors would be four times as large
+        numbers.copy_(lower[row, : row + 1])
+    return packed
+
+
+def unpack_triangle(packed: Float[Tensor, " packed"]) -> Float[Tensor, "n n"]:
+    """The symmetric matrix behind `pack_triangle`."""
+    size = int((2 * len(packed)) ** 0.5)
+    matrix = packed.new_empty(size, size)
+    for row, numbers in enumerate(packed.split(list(range(1, size + 1)))):
+        matrix[row, : row + 1] = numbers
+        matrix[: row + 1, row] = numbers
+    return matrix

@@ -1,0 +1,1 @@
+"""Pure tensor functions of the room: Kronecker factors, packed triangles."""

@@ -1,0 +1,342 @@
+"""The walk over a model's layers with text going through them: one walk, three sources.
+
+| source | in memory | what the text goes through |
+| --- | --- | --- |
+| `WholeModel` | all layers | the original network from end to end, gradients too |
+| `LayerByLayer` | all layers | one layer after the other, as it was or as the caller changed it |
+| `FromDisk` | one layer | the same |
+
+A walk halts at some layers at a time. There text goes past an observer of their matrices, any number of folds one after
+the other; then, at a `final` stop, the caller may change the weights of all matrices that the walk has passed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from burnish.arch import HiddenStates, MatrixView, capture, first_inputs, layers, matrices
+from burnish.calibrate.sums import Sketch, layer_groups
+from burnish.calibrate.windows import BATCH_TOKENS, Batch, Calibration
+from burnish.core.checkpoint.on_disk import OnDisk
+from burnish.core.errors import NumericalError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Loss = Callable[["PreTrainedModel", Batch], Tensor]
+
+PIECE_WEIGHTS = 4_000_000
+"""Weights from disk that are handed out at a time, if one matrix does not hold more: rounding needs several times their
+memory."""
+
+
+class Observer(Protocol):
+    """What sees the text go by: told which windows come, then called as a callback of `arch.capture`."""
+
+    def begin(self, batch: Batch) -> None: ...
+
+    def __call__(self, view: MatrixView, inputs: Tensor, gradients: Tensor | None, token_index: Tensor, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a walk halts.
+
+    Attributes:
+        layers: numbers of the decoder layers.
+        views: of their matrices, those that the walk is for.
+        final: whether all matrices that the walk has passed may be changed now.
+    """
+
+    layers: tuple[int, ...]
+    views: Sequence[MatrixView]
+    final: bool = True
+
+    def __str__(self) -> str:
+        first, last = self.layers[0], self.layers[-1]
+        return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
+class Walk:
+    """What the three have in common.
+
+    Attributes:
+        module, views: the network, and the matrices that the walk is for, all inside decoder layers.
+        precision: of the products of float32 matrices, see `torch.set_float32_matmul_precision`.
+        resumable: whether sums of an interrupted walk are worth keeping.
+    """
+
+    resumable: ClassVar[bool] = False
+
+    def __init__(self, module: PreTrainedModel, views: Sequence[MatrixView], *, precision: str = "highest") -> None:
+        self.module, self.views, self.precision = module, views, precision
+
+    def stops(self, text: Calibration | None, sketches: Sequence[Sketch] = ()) -> Iterator[Stop]:
+        """Where the walk halts; without a text it passes matrices only."""
+        raise NotImplementedError
+
+    def at(self, stop: Stop) -> AbstractContextManager[None]:
+        """Text goes past a stop inside this block."""
+        return nullcontext()
+
+    def run(
+        self,
+        stop: Stop,
+        fold: int,
+        observer: Observer | None,
+        *,
+        loss: Loss | None = None,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        """One fold of the text goes past.
+
+        Args:
+            stop: the present one.
+            fold: number of the part of the text.
+            observer: of the stop's matrices.
+            loss: to be differentiated, for output gradients; in a whole model only.
+            advance: told how many tokens have gone by.
+        """
+        raise NotImplementedError
+
+    def pieces(self, views: Sequence[MatrixView]) -> Iterator[Sequence[MatrixView]]:
+        """Matrices with their weights in memory, as many as fit; what is written into them stays with the walk.
+
+        Raises:
+            NumericalError: a weight is not finite.
+        """
+        yield views
+
+
+class WholeModel(Walk):
+    """Text goes through the whole network: once, or as often as the growing sums of all layers take to fit.
+
+    Args:
+        module: the original model, in evaluation mode, on the device to use.
+        views: of its matrices.
+        precision: as in `Walk`.
+        memory_bytes: bound on the sums held at once, None for none.
+        batch_tokens: tokens per forward pass.
+        checkpointing: whether activations are kept of one layer at a time, where there are gradients.
+    """
+
+    resumable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        views: Sequence[MatrixView],
+        *,
+        precision: str = "highest",
+        memory_bytes: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__(module, views, precision=precision)
+        self.memory_bytes, self.batch_tokens, self.checkpointing = memory_bytes, batch_tokens, checkpointing
+
+    def stops(self, text: Calibration | None, sketches: Sequence[Sketch] = ()) -> Iterator[Stop]:
+        check_finite(self.views)
+        self.text = text
+        limit = math.inf if text is None or self.memory_bytes is None else self.memory_bytes
+        groups = layer_groups(self.views, sketches=sketches, memory_bytes=limit)
+        for number, group in enumerate(groups, start=1):
+            yield Stop(numbers_of(group), group, final=number == len(groups))
+
+    def run(
+        self,
+        stop: Stop,
+        fold: int,
+        observer: Observer | None,
+        *,
+        loss: Loss | None = None,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        assert self.text is not None, "there is a text to run"
+        gradients = loss is not None
+        watched = capture(self.module, stop.views, gradients=gradients, checkpointing=gradients and self.checkpointing)
+        with watched as captured, products(self.precision):
+            captured.callback = observer
+            for batch in self.text.batches(fold, self.module.device, self.batch_tokens):
+                if observer is not None:
+                    observer.begin(batch)
+                if loss is not None:
+                    loss(self.module, batch).backward()
+                else:
+                    with torch.no_grad():
+                        self.module.base_model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+                advance(batch.tokens.numel())
+
+
+class LayerByLayer(Walk):
+    """All of the text goes through a layer before the next one; between layers only hidden states are kept.
+
+    Args:
+        module, views, precision: as in `Walk`.
+        changed: whether a layer is run once more after its stop, so that the next ones see what the caller made of it.
+    """
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        views: Sequence[MatrixView],
+        *,
+        precision: str = "highest",
+        changed: bool,
+    ) -> None:
+        super().__init__(module, views, precision=precision)
+        self.changed = changed
+
+    def stops(self, text: Calibration | None, sketches: Sequence[Sketch] = ()) -> Iterator[Stop]:
+        assert not sketches, "gradients go through a whole model"
+        self.check_weights()
+        self.folds = [] if text is None else self.first_hidden_states(text)
+        self.layers = layers(self.module)
+        for number in range(len(self.layers)):
+            self.waiting = set(range(len(self.folds)))
+            stop = Stop((number,), [view for view in self.views if view.layer == number])
+            yield stop
+            self.leave(stop)
+
+    def check_weights(self) -> None:
+        check_finite(self.views)
+
+    def first_hidden_states(self, text: Calibration) -> list[list[tuple[Batch, HiddenStates]]]:
+        """Inputs of the first layer, fold by fold, with each layer's other arguments (masks, positions)."""
+        device = self.module.device
+        return [
+            [(batch, first_inputs(self.module, batch.tokens, batch.mask)) for batch in text.batches(fold, device)]
+            for fold in range(text.num_folds)
+        ]
+
+    def run(
+        self,
+        stop: Stop,
+        fold: int,
+        observer: Observer | None,
+        *,
+        loss: Loss | None = None,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        assert loss is None, "gradients go through a whole model"
+        with capture(self.module, stop.views) as captured:
+            captured.callback = observer
+            for batch, states in self.folds[fold]:
+                if observer is not None:
+                    observer.begin(batch)
+                self._through(stop, states, keep=not self.changed)
+                advance(batch.tokens.numel())
+        if not self.changed:
+            self.waiting.discard(fold)
+
+    def leave(self, stop: Stop) -> None:
+        """Takes the folds that still wait before the layer to its other side."""
+        with self.at(stop):
+            for fold in sorted(self.waiting):
+                for _, states in self.folds[fold]:
+                    self._through(stop, states, keep=True)
+
+    def _through(self, stop: Stop, states: HiddenStates, *, keep: bool) -> None:
+        (number,) = stop.layers
+        with torch.no_grad(), products(self.precision):
+            output = states.through(number, self.layers[number][1])
+        if keep:
+            states.hidden = output
+
+
+class FromDisk(LayerByLayer):
+    """A checkpoint larger than memory: a layer's weights are read when its text comes, and again a few at a time."""
+
+    def __init__(
+        self, on_disk: OnDisk, views: Sequence[MatrixView], *, precision: str = "highest", changed: bool
+    ) -> None:
+        super().__init__(on_disk.module, views, precision=precision, changed=changed)
+        self.on_disk = on_disk
+        self.made: dict[str, Tensor] = {}
+
+    def check_weights(self) -> None:
+        """They are checked when they are handed out."""
+        give_back_freed_memory()
+
+    def first_hidden_states(self, text: Calibration) -> list[list[tuple[Batch, HiddenStates]]]:
+        embeddings = [v.parameter for v in matrices(self.module) if v.part == "embedding" and v.layer is None]
+        with ExitStack() as stack:
+            for name in embeddings:
+                stack.enter_context(self.on_disk.loaded(name))
+            return super().first_hidden_states(text)
+
+    def at(self, stop: Stop) -> AbstractContextManager[None]:
+        return self.on_disk.loaded(f"{self.layers[stop.layers[0]][0]}.", instead=self.made)
+
+    def pieces(self, views: Sequence[MatrixView]) -> Iterator[Sequence[MatrixView]]:
+        for piece in pieces_on_disk(views):
+            with self.on_disk.loaded(*(view.parameter for view in piece)):
+                check_finite(piece)
+                yield piece
+                if self.changed and self.folds:
+                    self.made |= {v.parameter: self.module.get_parameter(v.parameter).data for v in piece}
+
+    def leave(self, stop: Stop) -> None:
+        if self.waiting:
+            super().leave(stop)
+        self.made.clear()
+        give_back_freed_memory()
+
+
+def numbers_of(views: Sequence[MatrixView]) -> tuple[int, ...]:
+    """Of the decoder layers of some matrices, ascending."""
+    return tuple(sorted({view.layer for view in views if view.layer is not None}))
+
+
+def check_finite(views: Sequence[MatrixView]) -> None:
+    """Raises `NumericalError` with the name of the first matrix that is not finite."""
+    for view in views:
+        if not torch.isfinite(view.tensor).all():
+            raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
+
+
+def pieces_on_disk(views: Sequence[MatrixView]) -> Iterator[list[MatrixView]]:
+    """Matrices in order, a few million weights at a time; those that are one tensor on disk stay together."""
+    by_parameter: dict[str, list[MatrixView]] = {}
+    for view in views:
+        by_parameter.setdefault(view.parameter, []).append(view)
+    piece: list[MatrixView] = []
+    for joined in by_parameter.values():
+        if piece and sum(math.prod(view.shape) for view in piece + joined) > PIECE_WEIGHTS:
+            yield piece
+            piece = []
+        piece = piece + joined
+    if piece:
+        yield piece
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Products of float32 matrices are computed so inside the block; those in float64 are not touched by it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def give_back_freed_memory() -> None:
+    """Makes glibc return freed memory to the system: large blocks from now on, what is left of small ones at once.
+
+    By itself it raises the size from which it returns a block to that of the largest freed so far, and keeps smaller
+    ones in a heap that then grows with every layer.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        mmap_threshold = -3
+        libc.mallopt(mmap_threshold, 1 << 20)
+        libc.malloc_trim(0)
