@@ -19,7 +19,7 @@ from burnish.events import (
     SmurfTHP,
 )
 from burnish.events.batches import Batch, PackedEvents, windows
-from burnish.events.encoder import HistoryEncoder
+from burnish.events.encoder import EncoderSettings, HistoryEncoder
 from burnish.events.hawkes import PRESETS, simulate_hawkes, truth
 from burnish.events.maths.quadrature import softplus_integral
 from burnish.events.model import Objective, TrainingStatistics
@@ -285,7 +285,8 @@ def test_encoder_equals_the_published_code(reference: Path) -> None:
     def weight(name: str) -> torch.Tensor:
         return torch.from_numpy(known[f"w::encoder.{name}"])
 
-    encoder = HistoryEncoder(3, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, recurrent_size=0)
+    sizes = EncoderSettings(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, recurrent_size=0)
+    encoder = HistoryEncoder(3, sizes)
     heads = weight("layer_stack.0.slf_attn.w_qs.weight").shape[0] // 8
     assert heads == encoder.head_shape[0]
     with torch.no_grad():

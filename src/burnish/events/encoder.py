@@ -15,6 +15,8 @@ A learned vector stands for the empty history; it forecasts the first event and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,39 +67,44 @@ class EncoderLayer(nn.Module):
         return self.finish(x, attended)
 
 
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Settings of the encoder, which every model over it takes by these names.
+
+    Attributes:
+        hidden_size, num_layers, num_heads, intermediate_size, dropout: of the Transformer.
+        recurrent_size: width of the GRU on top, 0 for none.
+    """
+
+    hidden_size: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    intermediate_size: int = 128
+    dropout: float = 0.0
+    recurrent_size: int = 64
+
+    def __post_init__(self) -> None:
+        # No layers is a model: the recurrent part alone.
+        for name, low in (("hidden_size", 1), ("num_heads", 1), ("num_layers", 0)):
+            if getattr(self, name) < low:
+                raise SettingsError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+
+
 class HistoryEncoder(nn.Module):
     """Hidden states of every prefix of a sequence.
 
     Args:
         num_marks: event types.
-        hidden_size, num_layers, num_heads, intermediate_size, dropout: of the Transformer.
-        recurrent_size: width of the GRU on top, 0 for none.
+        settings: sizes of its parts.
         num_location_features: 2 when events have places.
         num_vertices: size of the graph, 0 without one.
     """
 
     def __init__(
-        self,
-        num_marks: int,
-        *,
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        intermediate_size: int = 128,
-        dropout: float = 0.0,
-        recurrent_size: int = 64,
-        num_location_features: int = 0,
-        num_vertices: int = 0,
+        self, num_marks: int, settings: EncoderSettings, *, num_location_features: int = 0, num_vertices: int = 0
     ) -> None:
         super().__init__()
-        # No layers is a model: the recurrent part alone.
-        for name, value, low in (
-            ("hidden_size", hidden_size, 1),
-            ("num_heads", num_heads, 1),
-            ("num_layers", num_layers, 0),
-        ):
-            if value < low:
-                raise SettingsError(f"{name} is {value}, but must be at least {low}")
+        hidden_size, num_heads, recurrent_size = settings.hidden_size, settings.num_heads, settings.recurrent_size
         self.hidden_size = hidden_size
         self.mark_embedding = nn.Embedding(num_marks, hidden_size)
         self.location_proj = nn.Linear(num_location_features, hidden_size) if num_location_features else None
@@ -106,7 +113,8 @@ class HistoryEncoder(nn.Module):
         head_dim = max(hidden_size // num_heads, 1)
         self.head_shape = (num_heads, head_dim)
         self.layers = nn.ModuleList(
-            EncoderLayer(hidden_size, num_heads, head_dim, intermediate_size, dropout) for _ in range(num_layers)
+            EncoderLayer(hidden_size, num_heads, head_dim, settings.intermediate_size, settings.dropout)
+            for _ in range(settings.num_layers)
         )
         self.begin_state = nn.Parameter(torch.zeros(hidden_size))
         self.recurrent = None

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.events.batches import Batch
-from burnish.events.encoder import HistoryEncoder
 from burnish.events.heads import Condition
 from burnish.events.model import EncodedModel, Objective
 
@@ -29,7 +28,7 @@ class LogNormalMixture(EncodedModel):
     Args:
         num_marks: types of events.
         num_components: log-normals in the mixture.
-        hidden_size, num_layers, num_heads, intermediate_size, dropout, recurrent_size: see `HistoryEncoder`.
+        **encoder: see `EncoderSettings`.
     """
 
     kind: ClassVar[str] = "lognormal-mixture"
@@ -40,23 +39,10 @@ class LogNormalMixture(EncodedModel):
         num_marks: int,
         *,
         num_components: int = 16,
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        intermediate_size: int = 128,
-        dropout: float = 0.0,
-        recurrent_size: int = 64,
+        **encoder: Any,
     ) -> None:
-        encoder: dict[str, Any] = {
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "intermediate_size": intermediate_size,
-            "dropout": dropout,
-            "recurrent_size": recurrent_size,
-        }
-        super().__init__(num_marks, **encoder, num_components=num_components)
-        self.encoder = HistoryEncoder(num_marks, **encoder)
+        super().__init__(num_marks, encoder, num_components=num_components)
+        hidden_size = self.hidden_size
         self.mixture_proj = nn.Linear(hidden_size, 3 * num_components)
         self.mark_proj = nn.Linear(hidden_size, num_marks)
         with torch.no_grad():  # components start spread over five decades of the gap, not on top of each other

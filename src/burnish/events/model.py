@@ -9,7 +9,7 @@ log-likelihoods in the data's unit are smaller by log(mean gap) per event.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from burnish.core.errors import DataError, SettingsError
 from burnish.events.batches import Batch, PackedEvents
 from burnish.events.data import EventDataset
-from burnish.events.encoder import HistoryEncoder
+from burnish.events.encoder import EncoderSettings, HistoryEncoder
 from burnish.events.heads import Condition
 from burnish.events.maths.quadrature import gauss_legendre
 
@@ -269,9 +269,24 @@ class EventModel(nn.Module):
 
 
 class EncodedModel(EventModel):
-    """A model over the shared history encoder."""
+    """A model over the shared history encoder.
 
-    encoder: HistoryEncoder
+    Args:
+        num_marks: types of events.
+        encoder: fields of `EncoderSettings`.
+        **settings: the model's own; `num_vertices` where its events happen on a graph.
+    """
+
+    def __init__(self, num_marks: int, encoder: Mapping[str, Any], **settings: Any) -> None:
+        sizes = EncoderSettings(**encoder)
+        super().__init__(num_marks, **asdict(sizes), **settings)
+        self.hidden_size = sizes.hidden_size
+        self.encoder = HistoryEncoder(
+            num_marks,
+            sizes,
+            num_location_features=2 if self.has_location else 0,
+            num_vertices=settings.get("num_vertices", 0),
+        )
 
     def states(self, batch: Batch) -> Float[Tensor, "B L+1 M"]:
         return self.encoder(batch)

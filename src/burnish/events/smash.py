@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.events.batches import Batch
-from burnish.events.encoder import HistoryEncoder
 from burnish.events.heads import Condition, FlexibleHazard, LocationScore
 from burnish.events.maths.langevin import reverse_diffusion
 from burnish.events.model import OBJECTIVES, EncodedModel, Histories, Objective
@@ -37,9 +36,9 @@ class Smash(EncodedModel):
 
     Args:
         num_marks: types of events.
-        hidden_size, num_layers, num_heads, intermediate_size, dropout, recurrent_size: see `HistoryEncoder`.
         head_size: width of the hazard network.
         location_size: width of the location score network.
+        **encoder: see `EncoderSettings`.
     """
 
     kind: ClassVar[str] = "smash"
@@ -50,25 +49,12 @@ class Smash(EncodedModel):
         self,
         num_marks: int,
         *,
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        intermediate_size: int = 128,
-        dropout: float = 0.0,
-        recurrent_size: int = 64,
         head_size: int = 32,
         location_size: int = 64,
+        **encoder: Any,
     ) -> None:
-        encoder: dict[str, Any] = {
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "intermediate_size": intermediate_size,
-            "dropout": dropout,
-            "recurrent_size": recurrent_size,
-        }
-        super().__init__(num_marks, **encoder, head_size=head_size, location_size=location_size)
-        self.encoder = HistoryEncoder(num_marks, num_location_features=2, **encoder)
+        super().__init__(num_marks, encoder, head_size=head_size, location_size=location_size)
+        hidden_size = self.hidden_size
         self.time_head = FlexibleHazard(hidden_size, head_size, num_marks)
         self.location_head = LocationScore(hidden_size, location_size)
 

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.events.batches import Batch
-from burnish.events.encoder import HistoryEncoder
 from burnish.events.heads import Condition, FlexibleHazard, TimedMarks
 from burnish.events.model import OBJECTIVES, EncodedModel, Objective
 from burnish.events.score_training import denoising_time_loss, horizon_mass_loss
@@ -29,8 +28,8 @@ class SmurfTHP(EncodedModel):
 
     Args:
         num_marks: types of events.
-        hidden_size, num_layers, num_heads, intermediate_size, dropout, recurrent_size: see `HistoryEncoder`.
         head_size: width of the hazard and mark networks.
+        **encoder: see `EncoderSettings`.
     """
 
     kind: ClassVar[str] = "smurf-thp"
@@ -40,24 +39,11 @@ class SmurfTHP(EncodedModel):
         self,
         num_marks: int,
         *,
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        intermediate_size: int = 128,
-        dropout: float = 0.0,
-        recurrent_size: int = 64,
         head_size: int = 32,
+        **encoder: Any,
     ) -> None:
-        encoder: dict[str, Any] = {
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "intermediate_size": intermediate_size,
-            "dropout": dropout,
-            "recurrent_size": recurrent_size,
-        }
-        super().__init__(num_marks, **encoder, head_size=head_size)
-        self.encoder = HistoryEncoder(num_marks, **encoder)
+        super().__init__(num_marks, encoder, head_size=head_size)
+        hidden_size = self.hidden_size
         self.time_head = FlexibleHazard(hidden_size, head_size, 1)
         self.mark_head = TimedMarks(hidden_size, head_size, num_marks)
 

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from burnish.core.errors import DataError, SettingsError
 from burnish.events.batches import Batch, PackedEvents
 from burnish.events.data import EventDataset
-from burnish.events.encoder import HistoryEncoder
 from burnish.events.heads import Condition, LinearHazard
 from burnish.events.model import EncodedModel, Histories, Objective
 from burnish.events.thp import THP
@@ -41,7 +40,7 @@ class StructuredTHP(EncodedModel):
         num_vertices: size of the graph.
         edges: pairs (u, v), directed.
         link_weight: mu above, per scored event of an average batch of a thousand.
-        hidden_size, num_layers, num_heads, intermediate_size, dropout, recurrent_size: see `HistoryEncoder`.
+        **encoder: see `EncoderSettings`.
     """
 
     kind: ClassVar[str] = "structured-thp"
@@ -54,29 +53,14 @@ class StructuredTHP(EncodedModel):
         num_vertices: int,
         edges: list[tuple[int, int]] | list[list[int]],
         link_weight: float = 1e-3,
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        intermediate_size: int = 128,
-        dropout: float = 0.0,
-        recurrent_size: int = 64,
+        **encoder: Any,
     ) -> None:
-        settings: dict[str, Any] = {
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "intermediate_size": intermediate_size,
-            "dropout": dropout,
-            "recurrent_size": recurrent_size,
-            "num_vertices": num_vertices,
-        }
         pairs = [[int(u), int(v)] for u, v in edges]
         if any(not 0 <= vertex < num_vertices for pair in pairs for vertex in pair):
             raise SettingsError(f"an edge names a vertex outside 0..{num_vertices - 1}")
-        super().__init__(num_marks, **settings, edges=pairs, link_weight=link_weight)
-        self.encoder = HistoryEncoder(num_marks, **settings)
+        super().__init__(num_marks, encoder, num_vertices=num_vertices, edges=pairs, link_weight=link_weight)
         self.num_vertices, self.link_weight = num_vertices, link_weight
-        self.intensity = LinearHazard(hidden_size, num_marks * num_vertices)
+        self.intensity = LinearHazard(self.hidden_size, num_marks * num_vertices)
         adjacency = torch.zeros(num_vertices, num_vertices)
         for u, v in pairs:
             adjacency[u, v] = 1.0

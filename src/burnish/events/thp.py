@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from burnish.core.errors import SettingsError
 from burnish.events.batches import Batch
-from burnish.events.encoder import HistoryEncoder
 from burnish.events.heads import Condition, LinearHazard
 from burnish.events.maths.quadrature import gauss_legendre, softplus_integral
 from burnish.events.model import EncodedModel, Objective
@@ -33,10 +32,10 @@ class THP(EncodedModel):
 
     Args:
         num_marks: types of events.
-        hidden_size, num_layers, num_heads, intermediate_size, dropout, recurrent_size: see `HistoryEncoder`.
         time_scaling: "gap" or "relative" (as published: gap divided by the time of the last event).
         heads: "detached" trains the type and time heads on states that they do not change, "joint" adds their losses
             as published, "none" leaves them out.
+        **encoder: see `EncoderSettings`.
     """
 
     kind: ClassVar[str] = "thp"
@@ -45,29 +44,16 @@ class THP(EncodedModel):
         self,
         num_marks: int,
         *,
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        intermediate_size: int = 128,
-        dropout: float = 0.0,
-        recurrent_size: int = 64,
         time_scaling: str = "gap",
         heads: str = "detached",
+        **encoder: Any,
     ) -> None:
         if time_scaling not in ("gap", "relative"):
             raise SettingsError(f"time_scaling is {time_scaling!r}, but must be gap or relative")
         if heads not in ("detached", "joint", "none"):
             raise SettingsError(f"heads is {heads!r}, but must be detached, joint or none")
-        encoder: dict[str, Any] = {
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "intermediate_size": intermediate_size,
-            "dropout": dropout,
-            "recurrent_size": recurrent_size,
-        }
-        super().__init__(num_marks, **encoder, time_scaling=time_scaling, heads=heads)
-        self.encoder = HistoryEncoder(num_marks, **encoder)
+        super().__init__(num_marks, encoder, time_scaling=time_scaling, heads=heads)
+        hidden_size = self.hidden_size
         self.intensity = LinearHazard(hidden_size, num_marks, time_scaling)
         self.heads = heads
         self.type_head = nn.Linear(hidden_size, num_marks, bias=False)
