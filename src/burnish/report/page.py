@@ -25,7 +25,7 @@ _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
 _MAX_OTHER_COLUMNS = 8
 _MAX_LAYER_VIEWS = 12
-_MAX_NODES = 200
+MAX_NODES = 150
 _MAX_TEXT = 20_000
 
 
@@ -80,7 +80,7 @@ def write(*runs: Path, out: Path | None = None) -> Path:
 
 def _run_view(run: Run) -> dict[str, Any]:
     """One run's own part of the page."""
-    nodes = run.nodes[:_MAX_NODES]
+    nodes = run.nodes[:MAX_NODES]
     layer_views = [
         found for one in figures.newest_tables(run, "layers") if one.rows and (found := layers.view(one.node, one.rows))
     ]
@@ -158,7 +158,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         lineage = Lineage.read(run.directory / "nodes" / node.name)
         versions |= lineage.versions if lineage else {}
     keys = {node.name: f", key {node.key}" for node in run.nodes if node.key}
-    hashes = list(run.checkpoints.items())[:_MAX_NODES]
+    hashes = list(run.checkpoints.items())[:MAX_NODES]
     return [
         ("run", run.directory.name),
         ("start", run.start),
