@@ -67,6 +67,14 @@ def _buffer(model: Model) -> None:
     model.module.model.rotary_emb.inv_freq.mul_(2)
 
 
+def _a_number_of_a_part(model: Model) -> None:
+    model.module.model.layers[0].self_attn.scaling *= 2
+
+
+def _another_activation(model: Model) -> None:
+    model.module.model.layers[0].mlp.act_fn = nn.ReLU()
+
+
 def _dtype(model: Model) -> None:
     model.module.to(torch.bfloat16)
 
@@ -101,6 +109,8 @@ def _packed(model: Model) -> None:
         _replaced_module,
         _given_module,
         _buffer,
+        _a_number_of_a_part,
+        _another_activation,
         _dtype,
         _config,
         _config_of_the_module,
@@ -116,6 +126,38 @@ def test_any_change_in_memory_changes_it(model: Model, tiny_llama: Path, change:
     again = load(tiny_llama)  # in an order of its own: changed before anybody asked
     change(again)
     assert again.identity == model.identity
+
+
+def _hook(part: nn.Module) -> None:
+    part.register_forward_hook(lambda part, inputs, output: output * 1.5)
+
+
+def _pre_hook(part: nn.Module) -> None:
+    part.register_forward_pre_hook(lambda part, inputs: (inputs[0] * 1.5,))
+
+
+def _wrapped(part: nn.Module) -> None:
+    forward = part.forward
+    part.forward = lambda x: forward(x) * 1.5
+
+
+@pytest.mark.parametrize("attach", [_hook, _pre_hook, _wrapped])
+def test_code_put_on_a_part_makes_it_another_model(model: Model, tiny_llama: Path, attach: Callable[[nn.Module], None]):
+    before = model.identity
+    attach(model.module.model.layers[0].mlp)
+    assert model.identity != before
+    assert model.identity == model.identity
+    again = load(tiny_llama)
+    attach(again.module.model.layers[0].mlp)
+    assert again.identity != model.identity  # nothing says that two functions do the same
+
+
+def test_hidden_states_and_training_mode_leave_it_what_it_is(model: Model):
+    before = model.identity
+    model.module.train()
+    model.module.gradient_checkpointing_enable()
+    model.module(torch.arange(5)[None], output_hidden_states=True, output_attentions=True)
+    assert model.identity == before
 
 
 def test_what_was_changed_and_changed_back_is_the_same_again(model: Model):

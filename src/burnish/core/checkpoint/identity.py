@@ -12,7 +12,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from inspect import isroutine
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint.reading import read_safetensors_header, weight_files
@@ -23,13 +25,35 @@ if TYPE_CHECKING:
 
 OF_THE_PLACE = ("_name_or_path", "_attn_implementation", "_commit_hash")
 """What a configuration says of where and how it was read, not of the model."""
+NO_BEHAVIOUR = ("training", "gradient_checkpointing")
+LIBRARIES = ("torch", "transformers", "accelerate", "compressed_tensors", "peft")
+"""Whose hooks and wrappers belong to a model as it is loaded, and come and go with what is asked of it."""
+PROCESS = token_hex(16)
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 """Of safetensors headers, in torch's names."""
 
 
 def module_digest(module: torch.nn.Module) -> str:
-    """Names, dtypes, shapes and bytes of all parameters and buffers, those that no file holds included."""
-    return tensors_digest((*module.named_parameters(), *module.named_buffers()))
+    """All parameters and buffers, those that no file holds included, and what is done with them."""
+    tensors = tensors_digest((*module.named_parameters(), *module.named_buffers()))
+    return text_digest([tensors, {name: _behaviour(part) for name, part in module.named_modules()}])
+
+
+def _behaviour(part: torch.nn.Module) -> list[Any]:
+    """What a module computes beyond its tensors: its class, its numbers (`top_k`, `scaling`), and code put on it.
+
+    Code has no content that could be hashed, so it is itself alone: a hooked model equals none in another process.
+    """
+    numbers = {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, bool | int | float) and name[0] != "_" and name not in NO_BEHAVIOUR
+    }
+    attached = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+    attached += [value for value in vars(part).values() if isroutine(value)]
+    code = [f"{PROCESS} {id(one)}" for one in attached if (one.__module__ or "").split(".")[0] not in LIBRARIES]
+    kind = type(part)
+    return [f"{kind.__module__}.{kind.__qualname__}", numbers, code]
 
 
 def tensors_digest(named: Iterable[tuple[str, torch.Tensor]]) -> str:
