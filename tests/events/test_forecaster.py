@@ -64,6 +64,12 @@ def test_elapsed_identity(forecast: NextEvents) -> None:
     assert torch.allclose(forecast.cdf(total), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("elapsed", [float("nan"), float("inf"), -1.0])
+def test_a_time_that_is_none_forecasts_nothing(forecast: NextEvents, elapsed: float) -> None:
+    with pytest.raises(SettingsError, match="must be finite and at least 0"):
+        forecast.quantile(LEVELS, elapsed)
+
+
 def test_no_time_elapsed_changes_nothing(forecast: NextEvents) -> None:
     assert torch.equal(forecast.quantile(LEVELS, 0.0), forecast.quantile(LEVELS))
 

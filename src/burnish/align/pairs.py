@@ -21,6 +21,7 @@ from burnish.core.errors import DataError, MissingExtraError, OutputError, Setti
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 Pair = dict[str, Any]
 OnBadPair = Literal["refuse", "drop"]
@@ -107,6 +108,29 @@ def rows_digest(rows: Iterable[Pair]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
+
+
+def try_pairs(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, on_bad_pair: OnBadPair = "refuse") -> None:
+    """Writes out and tokenises the first pairs of a file.
+
+    Raises:
+        DataError: as in `read_pairs`, or conversations that the tokenizer's chat template cannot write out.
+    """
+    from burnish.data.chat import written_out
+
+    pairs = read_pairs(source, on_bad_pair=on_bad_pair, limit=8)
+    for index, row in enumerate(pairs.rows):
+        if not isinstance(row["chosen"], list):
+            tokenizer(row["chosen"])
+            continue
+        if not tokenizer.chat_template:
+            raise DataError(
+                "is a conversation, but the tokenizer has no chat template",
+                where=pairs.where(index),
+                fix="use plain text, or a model with a chat template",
+            )
+        for column in ("chosen", "rejected"):
+            written_out(tokenizer, [*(row.get("prompt") or []), *row[column]], where=pairs.where(index))
 
 
 def holds_pairs(source: str | Path) -> bool:

@@ -120,6 +120,8 @@ class Align(Stage):
 
         A file of pairs is read and checked, so that a bad row stops a recipe before its first node and not in this one.
         """
+        from burnish.data.attempt import check_length
+
         if self.data is None:
             raise SettingsError("no preference data is named", where="data", fix="give data: FILE, or --data FILE")
         file = Path(self.data).expanduser()
@@ -127,6 +129,8 @@ class Align(Stage):
             from burnish.align.pairs import read_pairs
 
             read_pairs(file, on_bad_pair=self.on_bad_pair)
+        default = type(self).model_fields["max_length"].default
+        check_length(self.max_length, default, before.config, name="max_length")
         after = before
         if self.makes_reward:
             from burnish.core.checkpoint import plan_config
@@ -138,6 +142,18 @@ class Align(Stage):
         trained = ADAM_BYTES * after.num_parameters if self.lora_rank == 0 else 5 * after.num_parameters
         reference = 4 * before.num_parameters if self.reference is not None else 0
         return after.with_(peak_memory_bytes=trained + reference)
+
+    def preflight(self, start: Model, before: Plan) -> None:
+        """Tokenises the first pairs of a file, conversations through the chat template; matches the adapters."""
+        from burnish.align.pairs import try_pairs
+
+        if self.data is not None and Path(self.data).expanduser().exists():
+            try_pairs(self.data, start.tokenizer, on_bad_pair=self.on_bad_pair)
+        if self.lora_rank:
+            from burnish.core.checkpoint import without_memory
+            from burnish.train.lora import check_adapters
+
+            check_adapters(without_memory(before.config, before.kind), "all-linear", self.lora_rank)
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.align.run import run

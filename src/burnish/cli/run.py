@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from burnish.core.errors import OutputError
 from burnish.core.kinds import Plan
 from burnish.core.progress import byte_count, duration
 from burnish.core.recipe import START, Recipe, read_recipe, single_node
 from burnish.core.runner import Decision, Run
+from burnish.core.runner.preflight import preflight
 from burnish.core.stage import Stage
 from burnish.stages import ROOMS
 
@@ -71,6 +73,8 @@ def plan(recipe: Path, /, *, out: Out = None, start: str | None = None, verify: 
     work = Run(parsed, out or Path("runs") / parsed.name, ROOMS, verify=verify)
     decisions = work.decide()
     first = work.plan(decisions)
+    if first.num_bytes and any(work.start.glob("*.safetensors")):
+        preflight(work, decisions)
     _print_plan(work.recipe, first, decisions)
     for note in (*work.remarks(), *work.reads_outside()):
         print(f"note: {note}")
@@ -83,6 +87,8 @@ def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite
     --stages 2`), OUT is the last of them and the others are in there too.
     """
     settings: dict[str, Any] = stage.model_dump(mode="json")
+    if not out.name:
+        raise OutputError("an empty name is no place to write to", where="-o", fix="name a directory")
     recipe = single_node(stage.name, settings, start=model, evaluate=_protocol(model) if evaluate else None)
     directory = out.parent / f"{out.name}.run"
     work = Run(recipe, directory, ROOMS, targets={stage.name: out}, overwrite=overwrite)

@@ -6,14 +6,19 @@ directory, a file, a hub id) and hashes by content. A field marked `VOLATILE` do
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
 from burnish.core.errors import SettingsError, nearest
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+    from burnish.core.kinds import Plan
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,16 @@ class _Reference:
     to: str
 
 
-CheckpointRef = Annotated[str, _Reference("checkpoint")]
+def _named(name: str) -> str:
+    if not name.strip() or "\0" in name:
+        raise ValueError("an empty name means nothing; leave the setting out")
+    return name
+
+
+CheckpointRef = Annotated[str, AfterValidator(_named), _Reference("checkpoint")]
 """A node of the recipe (`start` is the input), a checkpoint directory or a hub id."""
 
-DataRef = Annotated[str, _Reference("data")]
+DataRef = Annotated[str, AfterValidator(_named), _Reference("data")]
 """A data file (text, JSON lines, parquet), a directory of them, or the name of a text that ships with burnish."""
 
 VOLATILE: dict[str, Any] = {"volatile": True}
@@ -43,10 +54,26 @@ Device = Annotated[str, AfterValidator(_known_device)]
 """Where tensors are computed."""
 
 
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 class Settings(BaseModel):
     """Base of everything that a recipe can configure."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _finite_inside(cls, value: Any) -> Any:
+        """Numbers inside free-form settings are checked as those of typed ones are."""
+        if isinstance(value, dict | list | tuple) and not _is_finite(value):
+            raise ValueError("its numbers must be finite")
+        return value
 
     @classmethod
     def parse(cls, settings: dict[str, Any], *, where: str) -> Self:
@@ -74,6 +101,17 @@ class Settings(BaseModel):
                 if field in cls.model_fields and isinstance(mark, _Reference):
                     found[field] = mark.to
         return found
+
+    def preflight(self, start: Model, before: Plan) -> None:
+        """Tries what would stop the work, and what can be tried without weights.
+
+        Args:
+            start: the input of the recipe; its tokenizer is the one that will be there.
+            before: the plan of what will be given.
+
+        Raises:
+            BurnishError: as the work itself would.
+        """
 
     def canonical(self) -> dict[str, Any]:
         """The settings that decide the result: everything but volatile fields and references (hashed by content)."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from burnish.core.checkpoint import Model
+    from burnish.core.kinds import Plan
     from burnish.core.ledger import Ledger
     from burnish.evaluate.evaluation import Evaluation
 
@@ -74,6 +75,15 @@ class Evaluate(Settings):
         if isinstance(against, str | Path):
             against = load(against)
         return measure(self, model, against, text=text, ledger=ledger, progress=progress)
+
+    def preflight(self, start: Model, before: Plan) -> None:
+        """Whether the text fills the windows, and the start's positions hold them."""
+        from burnish.data.attempt import try_window
+        from burnish.evaluate.measure import longest_context
+
+        self.check_context(longest_context(start))
+        limits = {"num_windows": self.num_windows, "max_chars": self.max_chars}
+        try_window(start.tokenizer, self.text, self.context, before.config, **limits, where="text")
 
     def check_context(self, longest: int | None) -> None:
         """Refuses windows that the model's position range does not hold."""

@@ -286,8 +286,9 @@ class NextEvents:
 
     def _elapsed(self, elapsed: ArrayLike | Tensor) -> Float[Tensor, "S 1"]:
         values = elapsed if isinstance(elapsed, Tensor) else torch.as_tensor(np.asarray(elapsed, np.float64))
-        if bool((values < 0).any()):
-            raise SettingsError(f"elapsed time is {float(values.min())}, but cannot be negative")
+        if not bool(((values >= 0) & values.isfinite()).all()):
+            wrong = float(values[~((values >= 0) & values.isfinite())].flatten()[0])
+            raise SettingsError(f"elapsed time is {wrong}, but must be finite and at least 0")
         values = (values.double() / self.unit).to(self.table.edges).reshape(-1, 1)
         return values.expand(len(self), 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from burnish.quantize.schemes import matches, schemes_of
 
 if TYPE_CHECKING:
     from burnish.calibrate.sums import Sketch
+    from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
     from burnish.quantize.stage import Quantize
 
@@ -66,10 +68,12 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     from burnish.arch import matrices
     from burnish.calibrate.sums import layer_groups, sums_bytes
     from burnish.core.checkpoint import without_memory
+    from burnish.data.attempt import check_length
     from burnish.quantize.tuning import WINDOWS
 
     views = select(matrices(without_memory(before.config)), settings.ignore)
     schemes = schemes_of(settings, views)
+    check_length(settings.length, type(settings).model_fields["length"].default, before.config)
     if settings.engine is not None:
         for view in views:
             schemes[view.name].check_kernel(view, settings.engine)
@@ -123,6 +127,30 @@ def plan(settings: Quantize, before: Plan) -> Plan:
 def sketches_of(settings: Quantize) -> tuple[Sketch, ...]:
     """The sketches that the rule needs, of those that settings choose among."""
     return (settings.sketch,) if "sketch" in RULES[settings.method].needs else ()
+
+
+def preflight(settings: Quantize, start: Model, before: Plan) -> None:
+    """Refuses calibration text that is too short, or that the tokenizer cannot read."""
+    from burnish.arch import matrices
+    from burnish.core.checkpoint import without_memory
+    from burnish.data.attempt import try_window
+
+    if not RULES[settings.method].needs:
+        return
+    longest = getattr(before.config, "max_position_embeddings", None) or settings.length
+    length = min(settings.length, longest)
+    views = select(matrices(without_memory(before.config)), settings.ignore)
+    widest = max((view.shape[1] for view in views if view.expert is None), default=1)
+    num_windows = max(settings.folds, math.ceil(widest / length))
+    needed = num_windows * length
+    if settings.num_tokens < needed:
+        raise SettingsError(
+            f"tokens is {settings.num_tokens:,}, but {settings.folds} folds of {length} tokens and a layer of "
+            f"{widest:,} inputs need {needed:,}",
+            where="tokens",
+            fix=f"use --tokens {4 * needed} or more, or method rtn, which needs none",
+        )
+    try_window(start.tokenizer, settings.calibration, length, before.config, num_windows=num_windows)
 
 
 def check_combinations(settings: Quantize) -> None:

@@ -113,6 +113,11 @@ class Quantize(Stage):
 
         return plan(self, before).with_(weights=Weights.PACKED)
 
+    def preflight(self, start: Model, before: Plan) -> None:
+        from burnish.quantize.plan import preflight
+
+        preflight(self, start, before)
+
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.quantize.run import run
 

@@ -12,6 +12,7 @@ from burnish.core.kinds import Plan
 from burnish.slim.target import experts_of, fit, parse_target, resized
 
 if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
     from burnish.slim.stage import Slim
 
 
@@ -40,7 +41,25 @@ def new_config(settings: Slim, before: Plan) -> Any:
     return resized(before.config, num_key_value_heads=groups, **{by: size})
 
 
+def preflight(settings: Slim, start: Model, before: Plan) -> None:
+    """Refuses calibration text that is too short, or that the tokenizer cannot read."""
+    from burnish.data.attempt import try_window
+
+    if settings.refit or settings.score_name not in ("random", "magnitude"):
+        length = min(settings.length, before.config.get_text_config().max_position_embeddings)
+        if settings.tokens < length:
+            raise SettingsError(
+                f"tokens is {settings.tokens:,}, which does not fill one window of {length}",
+                where="tokens",
+                fix=f"use --tokens {length} or more",
+            )
+        try_window(start.tokenizer, settings.calibration, length, before.config)
+
+
 def plan(settings: Slim, before: Plan) -> Plan:
+    from burnish.data.attempt import check_length
+
+    check_length(settings.length, type(settings).model_fields["length"].default, before.config)
     config = new_config(settings, before)
     after = plan_config(config, kind=before.kind)
     per_parameter = before.num_bytes / before.num_parameters

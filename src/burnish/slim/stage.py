@@ -147,6 +147,11 @@ class Slim(Stage):
             )
         return plan(self, before)
 
+    def preflight(self, start: Model, before: Plan) -> None:
+        from burnish.slim.plan import preflight
+
+        preflight(self, start, before)
+
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.slim.run import run
 

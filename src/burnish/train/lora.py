@@ -66,6 +66,37 @@ def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -
             ) from None
 
 
+def check_adapters(module: Any, names: str, rank: int) -> None:
+    """Refuses targets that no module has, and a rank that no matrix has.
+
+    Args:
+        module: the model; its weights are not looked at.
+        names: as in the settings.
+        rank: of the adapters.
+
+    Raises:
+        SettingsError: naming what there is.
+    """
+    known = _linear_names(module)
+    targets = known if names == "all-linear" else [name.strip() for name in names.split(",")]
+    sides = []
+    for target in targets:
+        fitting = [m for n, m in module.named_modules() if target and (n == target or n.endswith(f".{target}"))]
+        if not fitting:
+            raise SettingsError(
+                f"the model has no modules named {target!r}",
+                where="lora_targets",
+                fix=f"use all-linear, or some of {', '.join(known)}",
+            )
+        sides += [min(part.weight.shape) for part in fitting if getattr(part, "weight", None) is not None]
+    if sides and rank > max(sides):
+        raise SettingsError(
+            f"lora_rank is {rank:,}, but no matrix that would get adapters has a rank above {max(sides):,}",
+            where="lora_rank",
+            fix="use 8 to 64, or lora_rank 0 to train all weights",
+        )
+
+
 @torch.no_grad()
 def _run(module: nn.Module, rows: PackedRows) -> None:
     device = next(module.parameters()).device

@@ -176,6 +176,18 @@ class Train(Stage):
         with torch.device("meta"):
             return make_optimizer(self, without_memory(config)).bytes_per_parameter
 
+    def preflight(self, start: Model, before: Plan) -> None:
+        from burnish.data.attempt import try_rows
+
+        for name in ("data", "validation"):
+            if (data := getattr(self, name)) is not None:
+                try_rows(start.tokenizer, data, before.config, where=name)
+        if self.lora_rank:
+            from burnish.core.checkpoint import without_memory
+            from burnish.train.lora import check_adapters
+
+            check_adapters(without_memory(before.config, before.kind), self.lora_targets, self.lora_rank)
+
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.train.run import run
 

@@ -32,6 +32,7 @@ from burnish.core.checkpoint.lineage import (
 )
 from burnish.core.checkpoint.model import Model, cast, compute_dtype, load, move, pick_device
 from burnish.core.checkpoint.network import without_memory
+from burnish.core.checkpoint.passed_over import check_fits
 from burnish.core.checkpoint.reading import (
     UNSAFE_SUFFIXES,
     download,
@@ -59,6 +60,7 @@ __all__ = [
     "Lineage",
     "Model",
     "cast",
+    "check_fits",
     "check_target",
     "compute_dtype",
     "content_files",

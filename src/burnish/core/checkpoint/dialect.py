@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from burnish.core.checkpoint.choices import CHOICES, NEVER, PRIVATE, SILENT, allowed
+from burnish.core.checkpoint.choices import SILENT, allowed
 from burnish.core.checkpoint.reading import config_class_of, read_config
 from burnish.core.errors import CheckpointError
 
@@ -35,8 +35,9 @@ def in_words_of(origin: Path, new: dict[str, Any]) -> dict[str, Any] | None:
         origin: the checkpoint that the new one is made of.
         new: what transformers writes; of the whole, or of the text part of what `origin` describes.
     """
-    raw = {key: value for key, value in read_config(origin).items() if key not in NEVER}
+    raw = read_config(origin)
     config_class = config_class_of(raw, where=str(origin))
+    raw = _kept(raw, config_class, origin)
     if new.get("model_type") == config_class.model_type:
         return _merged(raw, new, config_class, origin)
     part = next(
@@ -64,7 +65,7 @@ def _merged(raw: dict[str, Any], new: dict[str, Any], of: type[PretrainedConfig]
     names: dict[str, list[str]] = {}
     for other, name in of.attribute_map.items():
         names.setdefault(name, []).append(other)
-    result = {key: value for key, value in raw.items() if not _is_dropped(key, value)}
+    result = _kept(raw, of, origin)
     for key, value in new.items():
         if key in OURS or key.startswith("_"):
             continue
@@ -103,14 +104,15 @@ def _older_rope(raw: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _is_dropped(key: str, value: Any) -> bool:
-    chosen = key in CHOICES and value is not None and value not in CHOICES[key]
-    return chosen or key in SILENT[:-1] or (key.startswith("_") and key not in PRIVATE)
+def _kept(raw: dict[str, Any], of: type[PretrainedConfig], origin: Path) -> dict[str, Any]:
+    """What the file may choose, and who wrote it."""
+    version = {"transformers_version": raw["transformers_version"]} if "transformers_version" in raw else {}
+    return allowed(raw, of, where=str(origin))[0] | version
 
 
 def _written(raw: dict[str, Any], of: type[PretrainedConfig], origin: Path) -> dict[str, Any]:
     """What transformers writes for a raw configuration."""
-    kept, _ = allowed(raw, of, where=str(origin))
+    kept = _kept(raw, of, origin)
     return json.loads(json.dumps(of.from_dict(copy.deepcopy(kept)).to_dict(), default=str))
 
 

@@ -158,9 +158,9 @@ class Planner:
         try:
             return self._read_once(name, files, lambda: self.rooms.data_hash(reference))
         except BurnishError as error:
-            raise located(error, self._where(node_name)) from None
+            raise located(error, self.where(node_name)) from None
 
-    def _where(self, node_name: str) -> str:
+    def where(self, node_name: str) -> str:
         """Where the recipe names a node; the start stands for what is measured on it."""
         if node_name == START:
             return self.recipe.where.get("evaluate", self.recipe.source)
@@ -198,7 +198,7 @@ class Planner:
                 if to == "data" and value is not None and self._data_hash(value, node.name) in measured:
                     raise RecipeError(
                         f"{name} is the text that everything is measured on ({value}), which would look too good",
-                        where=self._where(node.name),
+                        where=self.where(node.name),
                         fix="choose another text for one of them",
                     )
 
@@ -263,7 +263,7 @@ class Planner:
                     self._data_hash(value, node.name)
                 elif value is not None:
                     kind = plans[value].kind if value in plans else kind_on_disk(resolve(value))
-                    stage.check_reference(name, kind, where=self._where(node.name))
+                    stage.check_reference(name, kind, where=self.where(node.name))
             decision.plan = plans[node.name] = plan_node(node, stage, plans.__getitem__)
         return plans[START]
 

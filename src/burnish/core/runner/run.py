@@ -23,6 +23,7 @@ from burnish.core.ledger import SEQUENCES_DIRECTORY, Ledger
 from burnish.core.recipe import START, Node
 from burnish.core.runner.directory import RUN_FILE, locked
 from burnish.core.runner.plan import Decision, Planner, kind_on_disk
+from burnish.core.runner.preflight import check_place, preflight
 from burnish.core.runner.process import spawn, terminated_like_interrupted
 
 
@@ -46,7 +47,9 @@ class Run(Planner):
                 for decision in decisions:
                     if decision.action == "run":
                         pick_device(decision.stage.device)  # raises where this machine has no such device
+                        check_place(self.target(decision.node.name))
                         check_target(self.target(decision.node.name), overwrite=self._may_replace(decision.node))
+                preflight(self, decisions)
             self._write_state()
             if self.recipe.text:
                 write_atomically(self.directory / "recipe.yaml", self.recipe.text)
@@ -111,7 +114,7 @@ class Run(Planner):
                 "key": decision.key,
                 "parents": {"model": self.hashes[node.parent]} | references,
             },
-            where=self._where(node.name),
+            where=self.where(node.name),
             processes=node.processes,
             memory_settings=stage.memory_settings,
         )
@@ -157,7 +160,7 @@ class Run(Planner):
                 "node": name,
                 "request": request,
             },
-            where=self._where(name),
+            where=self.where(name),
             memory_settings="evaluate.context",
         )
 

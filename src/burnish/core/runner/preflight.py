@@ -1,0 +1,104 @@
+"""What would stop a run after hours of work, tried before its first stage starts.
+
+A run ends with a save of what was there at its start: configuration, tokenizer, settings of generation. So they are
+saved once, to nowhere, beforehand. Every place to write to is opened; weights are compared with configurations by the
+headers of their files; and every stage tries what it can try without weights (`Stage.preflight`), with the tokenizer
+that will be there, on the first rows of its data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from burnish.core.checkpoint import Model, check_fits, load, resolve, without_memory, write_config
+from burnish.core.checkpoint.dialect import check_same, in_words_of
+from burnish.core.checkpoint.generation import read_generation_config
+from burnish.core.errors import BurnishError, CheckpointWarning, OutputError, located
+from burnish.core.outside import answered_for
+from burnish.core.recipe import START
+
+if TYPE_CHECKING:
+    from burnish.core.runner.plan import Decision, Planner
+
+
+def preflight(planner: Planner, decisions: list[Decision]) -> None:
+    """Raises what would stop one of the nodes that are to run; writes nothing that stays.
+
+    Args:
+        planner: of the recipe.
+        decisions: with their plans.
+
+    Raises:
+        BurnishError: with the place in the recipe.
+    """
+    running = [decision for decision in decisions if decision.action == "run"]
+    if not running:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        start = load(planner.start)
+    check_fits(planner.start)
+    dry_save(start)
+    plans = {decision.node.name: decision.plan for decision in decisions} | {START: start.plan()}
+    for decision in running:
+        node, stage = decision.node, decision.stage
+        before = plans[node.parent]
+        assert before is not None, "every decision has been planned"
+        try:
+            for name, to in stage.references().items():
+                value = getattr(stage, name)
+                if to == "checkpoint" and value is not None and value != START and value not in planner.stages:
+                    check_fits(resolve(value))
+            stage.preflight(start, before)
+        except BurnishError as error:
+            raise located(error, planner.where(node.name)) from None
+    if planner.evaluate is not None:
+        try:
+            planner.evaluate.preflight(start, start.plan())
+        except BurnishError as error:
+            raise located(error, planner.where(START)) from None
+
+
+def dry_save(model: Model) -> None:
+    """Saves everything but weights to a directory that is gone afterwards.
+
+    Raises:
+        CheckpointError: the configuration, tokenizer or settings of generation could not be written later.
+    """
+    assert model.path is not None, "what is in memory only was not read from outside"
+    read_generation_config(model.path)
+    with tempfile.TemporaryDirectory(prefix="burnish-") as scratch:
+        directory = Path(scratch)
+        new = model.config_on_disk(without_memory(model.config, model.lineage.kind))
+        write_config(directory, new)
+        written = in_words_of(model.path, json.loads((directory / "config.json").read_text()))
+        if written is not None:
+            check_same(written, new, str(model.path / "config.json"))
+        if model.has_tokenizer:
+            tokenizer = model.tokenizer
+            with answered_for("the tokenizer can be read, but not be written again", where=str(model.path)):
+                tokenizer.save_pretrained(directory)
+
+
+def check_place(target: Path) -> None:
+    """Opens the place of a checkpoint for writing.
+
+    Raises:
+        OutputError: a link, a name that no file can have, or a directory that cannot be written to.
+    """
+    if target.is_symlink():
+        raise OutputError(f"is a link, to {target.readlink()}", where=str(target), fix="name the place itself with -o")
+    try:
+        parent = next(path for path in target.absolute().parents if path.exists())
+        probe = parent / f".{target.name}.{os.getpid()}.old.tmp"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"cannot be created ({error.strerror})", where=str(target), fix="choose another place with -o"
+        ) from None
