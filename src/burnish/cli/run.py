@@ -84,7 +84,7 @@ def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite
     """What `burnish quantize MODEL -o OUT` and its sisters do: a recipe of one node whose checkpoint is OUT.
 
     Ledger, logs and resumable state stand beside it in OUT.run. Where the node stands for several (`burnish slim
-    --stages 2`), OUT is the last of them and the others are in there too.
+    --rounds 2`), OUT is the last of them and the others are in there too.
     """
     settings: dict[str, Any] = stage.model_dump(mode="json")
     if not out.name:
