@@ -7,6 +7,7 @@ which has run nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
@@ -114,17 +115,29 @@ class _ForkedNode:
 
     fsync_fails: tuple[str, int] | None = None
 
-    def __init__(self, command: list[str], *, stdin: int, stdout: io.BufferedWriter, stderr: int) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        stdin: int,
+        stdout: io.BufferedWriter,
+        stderr: int,
+        env: dict[str, str],
+        start_new_session: bool,
+    ) -> None:
         reading, writing = os.pipe()
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
+            os.setpgid(0, 0)
             os.dup2(stdout.fileno(), 1)
             os.dup2(writing, 2)
             os.closerange(3, 1024)  # the lock of the run among them
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _end_with(lambda: importlib.import_module(command[2]).main(*command[3:]), "node", self.fsync_fails)
         os.close(writing)
+        with contextlib.suppress(ProcessLookupError):  # whoever comes first
+            os.setpgid(self.pid, self.pid)
         self.stderr = os.fdopen(reading, "rb")
 
     def wait(self, timeout: float | None = None) -> int:
@@ -144,18 +157,22 @@ class _ForkedNode:
         os.kill(self.pid, signal.SIGKILL)
 
 
+FORKING: Any = SimpleNamespace(
+    Popen=_ForkedNode, **{name: getattr(subprocess, name) for name in ("PIPE", "DEVNULL", "TimeoutExpired")}
+)
+"""In place of `burnish.core.runner.process.subprocess`: nodes are forked from the process that runs the recipe."""
+
+
 def _command(log: str, arguments: list[str], fsync_fails: tuple[str, int] | None) -> None:
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _ForkedNode.fsync_fails = fsync_fails
-    names = {name: getattr(subprocess, name) for name in ("PIPE", "DEVNULL", "TimeoutExpired")}
-    forking: Any = SimpleNamespace(Popen=_ForkedNode, **names)
     from burnish.cli import main
     from burnish.core.runner import process
 
-    process.subprocess = forking
+    process.subprocess = FORKING
 
     _end_with(lambda: main(arguments), "command", fsync_fails)
 

@@ -22,12 +22,15 @@ from burnish.core.runner.process import NODE_ERROR_STATUS, killed_by
 
 def main(processes: int, spec_file: str) -> int:
     """Runs the node in that many processes; returns the status to exit with."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
     die_with(spec["parent"])
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the sentence below says it all
+    for name in logging.root.manager.loggerDict:  # each has a level of its own; the sentence below says it all
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -42,6 +45,8 @@ def main(processes: int, spec_file: str) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "burnish.core.node", spec_file)
+    except SignalException as error:  # its processes are stopped by now
+        return 128 + error.sigval
     except ChildFailedError as error:
         ends = {rank: failure.exitcode for rank, failure in error.failures.items()}
         return _explain(ends, processes, spec)

@@ -1,14 +1,20 @@
-"""A node's process: started, listened to, and its end turned into a result or one clear error."""
+"""A node's process: started, listened to, and its end turned into a result or one clear error.
+
+It imports nothing from the working directory, where a `statistics.py` of the user's may lie. It has a session of its
+own, so that Ctrl-C on a terminal reaches burnish alone, which then stops the process and whatever that has started.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +53,12 @@ def spawn(
     with log_file.open("ab") as log:
         show = sys.stderr.isatty()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=None if show else subprocess.PIPE
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=None if show else subprocess.PIPE,
+            env=_environment(spec["stage"]),
+            start_new_session=True,
         )
         try:
             if process.stderr is not None:
@@ -89,14 +100,38 @@ def killed_by(number: int) -> str:
     return f"was killed by signal {number} ({signal.Signals(number).name}){memory}"
 
 
+def _environment(stage: str) -> dict[str, str]:
+    """Of a node's process: nothing is imported from the working directory; burnish and the stage are found."""
+    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    installed = sysconfig.get_paths().values()
+    roots = [root for name in ("burnish", stage) if (root := _root(name)) and root not in installed]
+    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys([*given, *roots]))}
+
+
+def _root(name: str) -> str | None:
+    """The directory that a module's outermost package lies in; None for what has no file."""
+    file = sys.modules[re.split(r"[.:]", name)[0]].__file__
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    return str(path.parent.parent if path.name == "__init__.py" else path.parent)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asks a child to stop, then makes it."""
-    process.terminate()
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Asks a child and what it has started to stop, then makes them; a bar that it had on the terminal is closed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(timeout=10)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        Console(stderr=True).show_cursor()
+        print(file=sys.stderr)
 
 
 @contextmanager
