@@ -12,6 +12,7 @@ from pydantic import Field
 from burnish.core.errors import NumericalError
 from burnish.core.kinds import Kind
 from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Stage
+from burnish.core.store import Store
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -53,6 +54,40 @@ class Scale(Stage):
                 next(iter(model.module.parameters())).add_(next(iter(teacher.parameters())))
         ctx.ledger.table("layers", [{"name": "all", "relative_error": abs(1 - self.factor)}])
         return model.derive(module=model.module)
+
+
+class Grow(Stage):
+    """Adds to every norm step by step, and keeps how far it is."""
+
+    name = "grow"
+    version = 1
+    changeable = frozenset({"rate"})
+
+    steps: int = Field(default=4, ge=1, description="steps")
+    rate: float = Field(default=0.25, description="what a step adds")
+    every: int = Field(default=1, json_schema_extra=VOLATILE, description="steps between two states")
+    stop_after: int = Field(default=0, json_schema_extra=VOLATILE, description="the step after which it is killed")
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        key = {"model": model.identity, "steps": self.steps} | ({} if ctx.may_change else {"rate": self.rate})
+        store = Store(ctx.work_dir / "states")
+        names = store.names()
+        done = int(names[-1].removeprefix("step-")) if names else 0
+        if not ctx.may_change and names:
+            assert store.find(names[-1], key) is not None
+        total = float((store.directory / names[-1] / "total").read_text()) if names else 0.0
+        model.lineage.continued = [{"after_step": done, "change": name} for name in sorted(ctx.may_change)]
+        for step in range(done + 1, self.steps + 1):
+            total += self.rate
+            if step % self.every == 0:
+                with store.writing(f"step-{step:03d}", key) as path:
+                    (path / "total").write_text(str(total))
+            if step == self.stop_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+        model.module.model.norm.weight.data.add_(total)
+        result = model.derive(module=model.module)
+        result.lineage.continued = model.lineage.continued
+        return result
 
 
 class Judge(Stage):

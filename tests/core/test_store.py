@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.core.checkpoint import durable
-from burnish.core.errors import CheckpointError, OutputError
+from burnish.core.errors import CheckpointError
 from burnish.core.store import KEY_FILE, Store, differences, digest_of
 
 KEY = {"model": "a" * 64, "text": "b" * 64, "seed": 0}
@@ -62,25 +63,19 @@ def test_a_part_that_is_new_gone_or_changed_differs(key: dict[str, int], name: s
 
 def test_advice_to_delete_an_entry_of_another_key_works(store: Store):
     put(store, "one", "content")
-    with pytest.raises(CheckpointError, match="delete this one") as caught:
+    with pytest.raises(CheckpointError, match=f"delete {store.directory} to make it anew"):
         store.find("one", {"model": "c" * 64})
-    _delete(Path(str(caught.value.where)))
+    shutil.rmtree(store.directory)
     put(store, "one", "new", {"model": "c" * 64})
 
 
 def test_a_damaged_key_is_said_and_the_advice_works(store: Store):
     put(store, "one", "content")
     (store.directory / "one" / KEY_FILE).write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot|can be read; delete it") as caught:
+    with pytest.raises(CheckpointError, match="can be read; delete it") as caught:
         store.find("one", KEY)
-    _delete(Path(str(caught.value.where)))
+    shutil.rmtree(str(caught.value.where))
     put(store, "one", "new")
-
-
-def _delete(path: Path) -> None:
-    for file in path.iterdir():
-        file.unlink()
-    path.rmdir()
 
 
 def test_an_error_while_writing_leaves_nothing(store: Store):
@@ -125,14 +120,14 @@ def test_everything_is_on_disk_before_the_entry_has_its_name(store: Store, monke
     assert synced[3:] == ["staging", "sums after"]
 
 
-def test_a_full_disk_is_one_sentence(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_on_a_full_disk_nothing_is_left(store: Store, monkeypatch: pytest.MonkeyPatch):
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(durable, "fsync", full)
-    with pytest.raises(OutputError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device"):
         put(store, "one", "content")
-    assert store.names() == []
+    assert list(store.directory.iterdir()) == []
 
 
 def test_an_entry_of_the_same_key_is_replaced(store: Store):

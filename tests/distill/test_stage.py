@@ -8,8 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from burnish.core.checkpoint import Model, load
-from burnish.core.errors import SettingsError
-from burnish.distill.offline import num_bytes
+from burnish.core.errors import CheckpointError, SettingsError
 from burnish.distill.stage import Distill
 
 PROSE = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
@@ -87,8 +86,20 @@ def test_logits_on_disk_train_as_the_teacher_does(tiny_llama, teacher, tmp_path)
     )
     for name, tensor in online.items():
         torch.testing.assert_close(offline[name], tensor, rtol=1e-3, atol=1e-4)  # products of other shapes
-    positions = 32 * len(np.load(tmp_path / "True" / "teacher-data" / "ids.npy"))
-    assert num_bytes(tmp_path / "True" / "teacher-data") == positions * 4 * 6 + 2 * 128  # and a header per file
+    (part,) = (tmp_path / "True" / "teacher-data").iterdir()
+    positions = 32 * len(np.load(part / "ids.npy"))
+    size = sum((part / name).stat().st_size for name in ("ids.npy", "log_probabilities.npy"))
+    assert size == positions * 4 * 6 + 2 * 128  # and a header per file
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_another_teacher_in_the_same_place_is_refused(tiny_llama, teacher, tmp_path, offline):
+    settings = SMALL | {"steps": 4, "divergence": "top_k", "teacher": "teacher", "offline": offline, "save_every": 2}
+    Distill(**settings)(load(tiny_llama), data=[PROSE * 8], teacher=teacher, work_dir=tmp_path)
+    with torch.no_grad():
+        teacher.module.lm_head.weight.mul_(2)
+    with pytest.raises(CheckpointError, match="another teacher"):
+        Distill(**settings)(load(tiny_llama), data=[PROSE * 8], teacher=teacher, work_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def losses(run):
 def kill_rank(process, rank, run):
     """Kills one process of a training with signal 9, once there is a state to go on from."""
     deadline = time.monotonic() + 500
-    while not list(run.glob("work/trained/step-*/.metadata")):
+    while not list(run.glob("work/trained/states/step-*/.metadata")):
         assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
         time.sleep(0.01)
     for child in psutil.Process(process.pid).children(recursive=True):

@@ -12,11 +12,14 @@ import torch
 from torch._dynamo.utils import counters
 
 from burnish.core.errors import CheckpointError, NumericalError, OutputError, SettingsError
+from burnish.core.progress import Progress
 from burnish.data.packing import documents, pack
 from burnish.methods import OPTIMIZER_CLASSES
 from burnish.optim import NorMuon, optimizer_class
 from burnish.train import Loop, Loss, balanced_loss, causal_lm_loss, evaluate, fit, state
 from burnish.train.sampler import Sampler
+from burnish.train.saved import States
+from burnish.train.stage import Train
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 20
 
@@ -146,37 +149,105 @@ def test_kill_9_at_any_step_and_resume_ends_with_the_same_bits(model_of, rows, c
 
 def test_a_state_of_another_model_is_refused(model_of, rows, context):
     train(model_of(), rows, context(), save_every=3)
-    with pytest.raises(CheckpointError, match="is the training state of another model"):
+    with pytest.raises(CheckpointError, match=r"is the state of another training .another model"):
         train(model_of(hidden_size=16), rows, context(), save_every=3)
 
 
 def test_a_state_of_other_settings_is_refused(model_of, rows, context):
     train(model_of(), rows, context(), save_every=3)
-    with pytest.raises(CheckpointError, match="is the training state of another setting"):
+    with pytest.raises(CheckpointError, match=r"is the state of another training .seed was 0, now 1"):
         train(model_of(), rows, context(), save_every=3, seed=1)
 
 
-def test_a_damaged_state_is_refused(model_of, rows, context):
+def test_a_state_of_the_same_shapes_but_other_weights_is_refused_and_stays(model_of, rows, context):
     train(model_of(), rows, context(), save_every=3)
-    (path,) = context().work_dir.glob("step-*")
+    other = model_of()
+    other.model.norm.weight.data[0] += 1e-3
+    with pytest.raises(CheckpointError, match="another model"):
+        train(other, rows, context(), save_every=3)
+    assert train(model_of(), rows, context(), save_every=3).resumed_from == 3
+
+
+def test_settings_that_only_watch_may_change(model_of, rows, context):
+    train(model_of(), rows, context(), save_every=3)
+    assert train(model_of(), rows, context(), save_every=4, eval_every=2, log_every=1).resumed_from == 3
+
+
+def test_a_damaged_state_is_refused_and_the_advice_works(model_of, rows, context):
+    train(model_of(), rows, context(), save_every=3)
+    (path,) = context().work_dir.glob("states/*/state.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="is not a whole training state"):
+    with pytest.raises(CheckpointError, match=r"is not a whole training state.*delete it to start again") as caught:
         train(model_of(), rows, context(), save_every=3)
+    shutil.rmtree(caught.value.where)
+    assert train(model_of(), rows, context(), save_every=3).resumed_from == 0
 
 
 def test_a_full_disk_is_one_clear_error_and_the_older_state_stays(model_of, tmp_path):
     model = model_of()
     optimizer = NorMuon.for_model(model, lr=0.01)
-    state.save(tmp_path, 1, model, optimizer, fingerprint={}, extra={})
+    states = States(tmp_path, {})
+    state.save(states, 1, model, optimizer, extra={})
 
     def fill():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is an error, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         with pytest.raises(OutputError, match="the training state of step 2 could not be written"):
-            state.save(tmp_path, 2, model, optimizer, fingerprint={}, extra={})
+            state.save(states, 2, model, optimizer, extra={})
 
     assert in_child(fill) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.safetensors"]
+    assert [path.name for path in states.store.directory.iterdir()] == ["step-000000001"]
+
+
+# -- going on with changes ---------------------------------------------------------------------------------------------
+
+
+def test_what_may_change_goes_on_and_is_told(model_of, rows, context):
+    train(model_of(), rows, context(), save_every=3)
+    changing = context()
+    changing.may_change = frozenset({"steps", "lr"})
+    model = model_of()
+    result = fit(model, rows, causal_lm_loss, NorMuon.for_model(model, lr=0.001), changing, Loop(8, 4, save_every=3))
+    assert result.resumed_from == 3
+    assert [row["after_step"] for row in result.changes] == [3, 3]
+    assert {row["change"].split()[0] for row in result.changes} == {"steps", "lr"}
+    assert [table["rows"] for table in changing.ledger.rows if table["name"] == "changes on the way"] == [
+        result.changes
+    ]
+
+
+def test_what_may_not_change_is_refused_all_the_same(model_of, rows, context):
+    train(model_of(), rows, context(), save_every=3)
+    changing = context()
+    changing.may_change = frozenset({"steps"})
+    with pytest.raises(CheckpointError, match="seed was 0, now 1"):
+        train(model_of(), rows, changing, save_every=3, seed=1, steps=8)
+
+
+def test_fewer_steps_than_are_done_are_refused(model_of, rows, context):
+    train(model_of(), rows, context(), save_every=3)
+    changing = context()
+    changing.may_change = frozenset({"steps"})
+    with pytest.raises(SettingsError, match="steps is 2, but 3 are done already"):
+        train(model_of(), rows, changing, steps=2)
+
+
+def test_with_another_batch_no_row_is_skipped_or_seen_twice():
+    before, after = Sampler(12, 4, seed=3), Sampler(12, 2, seed=3)
+    after.go_on(2, before.place(2))
+    seen = [row for step in range(2) for row in before.rows(step)] + [
+        row for step in (2, 3) for row in after.rows(step)
+    ]
+    assert sorted(seen) == list(range(12))
+
+
+def test_the_same_batch_goes_on_in_the_same_place():
+    before, after = Sampler(12, 4, seed=3), Sampler(12, 4, seed=3)
+    after.go_on(7, before.place(7))
+    assert [after.rows(step) for step in range(7, 12)] == [before.rows(step) for step in range(7, 12)]
+
+
+# -- gradients that are not finite -------------------------------------------------------------------------------------
 
 
 def broken(model, batch):
@@ -189,11 +260,47 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_parameter(model_of, r
         train(model_of(), rows, context(), loss_fn=broken)
 
 
-def test_or_skips_the_step_when_asked_to(model_of, rows, context):
+def broken_in(steps):
+    """A loss whose gradient is not finite in some steps (from 1)."""
+    calls = 0
+
+    def loss_fn(model, batch):
+        nonlocal calls
+        calls += 1
+        return (broken if calls in steps else causal_lm_loss)(model, batch)
+
+    return loss_fn
+
+
+def test_or_skips_the_step_when_asked_to_and_says_so(model_of, rows, context, capsys):
+    told = context()
+    told.progress = Progress()
+    result = train(model_of(), rows, told, loss_fn=broken_in({3}), on_nonfinite="skip")
+    assert result.skipped == [{"step": 3, "parameter": "lm_head.weight"}]
+    assert "step 3 is skipped: the gradient of lm_head.weight is not finite" in capsys.readouterr().err
+    assert [table["rows"] for table in told.ledger.rows if table["name"] == "skipped steps"] == [result.skipped]
+
+
+def test_a_skipped_step_changes_no_weight(model_of, rows, context):
     model = model_of()
     before = weights(model)
-    result = train(model, rows, context(), loss_fn=broken, on_nonfinite="skip")
-    assert result.skipped == 6 and torch.equal(weights(model), before)
+    train(model, rows, context(), loss_fn=broken, on_nonfinite="skip", steps=1)
+    assert torch.equal(weights(model), before)
+
+
+def test_more_than_one_step_in_twenty_is_an_error(model_of, rows, context):
+    with pytest.raises(NumericalError, match="2 of 5 steps had a gradient that is not finite"):
+        train(model_of(), rows, context(), loss_fn=broken_in({2, 5}), on_nonfinite="skip")
+
+
+def test_the_advice_after_a_gradient_that_is_not_finite_is_true(model_of, rows, context):
+    """The state is there, and the training goes on from it with on_nonfinite and lr changed."""
+    with pytest.raises(NumericalError, match=r"set on_nonfinite to skip; .* pass --continue-with-changes"):
+        train(model_of(), rows, context(), loss_fn=broken_in({5}), save_every=2)
+    changing = context()
+    changing.may_change = Train.changeable
+    result = train(model_of(), rows, changing, loss_fn=broken_in({1}), save_every=2, on_nonfinite="skip")
+    assert result.resumed_from == 4 and [row["step"] for row in result.skipped] == [5]
 
 
 def test_bfloat16_products_keep_float32_weights_and_state(model_of, rows, context):

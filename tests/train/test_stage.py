@@ -14,8 +14,8 @@ import transformers
 
 import burnish
 from burnish.cli import main
-from burnish.core.checkpoint import plan_config
-from burnish.core.errors import DataError, SettingsError
+from burnish.core.checkpoint import model_card, plan_config
+from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.ledger import read_rows
 from burnish.train.loop import Loop
 from burnish.train.run import loop_of
@@ -44,6 +44,29 @@ def test_training_lowers_the_loss_and_leaves_the_input_alone(tiny, optimizer, tm
     assert losses[-1] < losses[0] - 0.5
     assert all(torch.equal(before[name], tensor) for name, tensor in state(tiny).items())
     assert any(not torch.equal(before[name], tensor) for name, tensor in state(trained).items())
+
+
+def test_the_state_of_another_model_or_another_text_is_not_continued(tiny, tmp_path):
+    stage = Train(**SMALL, save_every=2)
+    stage(tiny, data=[PROSE * 8], work_dir=tmp_path)
+    other = burnish.load(tiny.path)
+    other.module.lm_head.weight.data.mul_(1.5)
+    with pytest.raises(CheckpointError, match="another model"):
+        stage(other, data=[PROSE * 8], work_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="another data"):
+        stage(tiny, data=[OTHER * 8], work_dir=tmp_path)
+
+
+def test_changes_that_were_asked_for_are_in_the_lineage(tiny, tmp_path):
+    Train(**SMALL, save_every=2)(tiny, data=[PROSE * 8], work_dir=tmp_path)
+    changed = Train(**SMALL | {"lr": 0.005}, save_every=2)
+    with pytest.raises(CheckpointError, match=r"lr was 0.01, now 0.005"):
+        changed(tiny, data=[PROSE * 8], work_dir=tmp_path)
+    result = changed(tiny, data=[PROSE * 8], work_dir=tmp_path, continue_with_changes=True)
+    assert result.lineage.continued == [{"after_step": 2, "change": "lr was 0.01, now 0.005"}]
+    assert "after step 2: lr was 0.01, now 0.005" in model_card(result.lineage)
+    with pytest.raises(CheckpointError, match="context was 32, now 16"):
+        Train(**SMALL | {"context": 16})(tiny, data=[PROSE * 8], work_dir=tmp_path, continue_with_changes=True)
 
 
 def test_the_result_is_an_ordinary_checkpoint(tiny, tmp_path):
@@ -240,10 +263,10 @@ def test_a_command_that_was_killed_goes_on_and_ends_with_the_same_file(tmp_path)
     command = [sys.executable, "-m", "burnish.cli", "train", "config.json", "--tokenizer", "bpe:280"]
     command += ["--data", "text.txt", "--context", "32", "--batch", "4", "--steps", "150", "--save-every", "2"]
     subprocess.run([*command, "-o", "straight"], cwd=tmp_path, check=True, capture_output=True)
-    states = tmp_path / "killed.run" / "work" / "train"
+    states = tmp_path / "killed.run" / "work" / "train" / "states"
     started = subprocess.Popen([*command, "-o", "killed"], cwd=tmp_path, start_new_session=True)
     deadline = time.monotonic() + 300
-    while not list(states.glob("step-*.safetensors")) and time.monotonic() < deadline:
+    while not list(states.glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(started.pid, signal.SIGKILL)
     assert started.wait() == -signal.SIGKILL and not (tmp_path / "killed").exists()

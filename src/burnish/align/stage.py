@@ -38,6 +38,7 @@ class Align(Stage):
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "preference training with DPO or a reward model; APS and R3M for weak and wrong labels"
+    changeable: ClassVar[frozenset[str] | None] = frozenset()
     memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"
 
     loss: Loss = Field(

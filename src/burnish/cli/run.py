@@ -18,6 +18,7 @@ from burnish.core.stage import Stage
 from burnish.stages import ROOMS
 
 Out = Annotated[Path | None, Parameter(name=["--out", "-o"])]
+Flag = Annotated[bool, Parameter(negative="")]
 
 
 def run(
@@ -27,6 +28,8 @@ def run(
     out: Out = None,
     start: str | None = None,
     verify: bool = False,
+    continue_with_changes: Flag = False,
+    restart: Flag = False,
     no_report: Annotated[bool, Parameter(name="--no-report", negative="")] = False,
 ) -> None:
     """Run a recipe: make every checkpoint it names, measure it, write the report.
@@ -43,11 +46,22 @@ def run(
         A checkpoint directory or hub id in place of the recipe's own.
     verify:
         Read every file again instead of trusting size and time.
+    continue_with_changes:
+        Go on from the states of interrupted stages with changed settings: steps, batch, learning rate and the like.
+    restart:
+        Delete what interrupted stages have left, and start them again.
     no_report:
         Leave out report.html.
     """
     parsed = read_recipe(recipe, start=start)
-    work = Run(parsed, out or Path("runs") / parsed.name, ROOMS, verify=verify)
+    work = Run(
+        parsed,
+        out or Path("runs") / parsed.name,
+        ROOMS,
+        verify=verify,
+        with_changes=continue_with_changes,
+        restart=restart,
+    )
     decisions = work.execute()
     for decision in decisions:
         if decision.action == "skip":
@@ -80,18 +94,18 @@ def plan(recipe: Path, /, *, out: Out = None, start: str | None = None, verify: 
         print(f"note: {note}")
 
 
-def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, overwrite: bool) -> None:
+def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, **how: Any) -> None:
     """What `burnish quantize MODEL -o OUT` and its sisters do: a recipe of one node whose checkpoint is OUT.
 
     Ledger, logs and resumable state stand beside it in OUT.run. Where the node stands for several (`burnish slim
-    --rounds 2`), OUT is the last of them and the others are in there too.
+    --stages 2`), OUT is the last of them and the others are in there too. `how` are options of `Run`.
     """
     settings: dict[str, Any] = stage.model_dump(mode="json")
     if not out.name:
         raise OutputError("an empty name is no place to write to", where="-o", fix="name a directory")
     recipe = single_node(stage.name, settings, start=model, evaluate=_protocol(model) if evaluate else None)
     directory = out.parent / f"{out.name}.run"
-    work = Run(recipe, directory, ROOMS, targets={stage.name: out}, overwrite=overwrite)
+    work = Run(recipe, directory, ROOMS, targets={stage.name: out}, **how)
     decision = next(decision for decision in work.execute() if decision.node.name == stage.name)
     if decision.action == "skip":
         print(f"{out} is up to date: {decision.reason}", file=sys.stderr)

@@ -7,13 +7,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from burnish.cli.options import Options
-from burnish.cli.run import run_single
+from burnish.cli.run import Flag, run_single
 from burnish.core.stage import Stage
 from burnish.methods import VERBS, Verb
 from burnish.stages import stage_class
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
-Overwrite = Annotated[bool, Parameter(negative="")]
 
 
 def stage_command(verb: Verb) -> Callable[..., None]:
@@ -30,9 +29,12 @@ def stage_command(verb: Verb) -> Callable[..., None]:
         out: Out,
         settings: Stage = defaults,
         evaluate: bool = False,
-        overwrite: Overwrite = False,
+        overwrite: Flag = False,
+        continue_with_changes: Flag = False,
+        restart: Flag = False,
     ) -> None:
-        run_single(settings, model, out, evaluate=evaluate, overwrite=overwrite)
+        how = {"overwrite": overwrite, "with_changes": continue_with_changes, "restart": restart}
+        run_single(settings, model, out, evaluate=evaluate, **how)
 
     command.__annotations__["settings"] = Options[settings_class]
     command.__doc__ = f"""{verb.help}
@@ -47,6 +49,10 @@ def stage_command(verb: Verb) -> Callable[..., None]:
         Measure before and after.
     overwrite:
         Replace a checkpoint that burnish made there earlier.
+    continue_with_changes:
+        Go on from what an interrupted run has left with settings that have changed, where the stage can.
+    restart:
+        Delete what an interrupted run has left, and start again.
     """
     return command
 

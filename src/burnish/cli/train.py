@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from burnish.cli.entries import print_entry
 from burnish.cli.options import Options
-from burnish.cli.run import run_single
+from burnish.cli.run import Flag, run_single
 from burnish.core.errors import SettingsError
 from burnish.train.stage import Train
 
@@ -24,10 +24,12 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     tokenizer: str | None = None,
-    explain: Annotated[bool, Parameter(negative="")] = False,
+    explain: Flag = False,
     settings: Options[Train] = _DEFAULTS,
     evaluate: bool = False,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Flag = False,
+    continue_with_changes: Flag = False,
+    restart: Flag = False,
 ) -> None:
     """Train a model on texts or chats, further or from scratch.
 
@@ -45,6 +47,10 @@ def train(
         Measure before and after.
     overwrite:
         Replace a checkpoint that burnish made there earlier.
+    continue_with_changes:
+        Go on from the state of an interrupted run with changed settings: steps, batch, learning rate and the like.
+    restart:
+        Delete what an interrupted run has left, and start again.
     """
     if explain:
         _explain(model, settings)
@@ -57,7 +63,8 @@ def train(
         raise SettingsError(
             "a configuration alone has no tokenizer", where=model, fix="give --tokenizer bpe:1024, or a checkpoint's"
         )
-    run_single(settings, model, out, evaluate=evaluate, overwrite=overwrite)
+    how = {"overwrite": overwrite, "with_changes": continue_with_changes, "restart": restart}
+    run_single(settings, model, out, evaluate=evaluate, **how)
 
 
 def _start(config: Path, tokenizer: str, settings: Train, place: Path) -> Path:

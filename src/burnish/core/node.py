@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from burnish.core.checkpoint import write_atomically
+from burnish.core.checkpoint import CARD_FILE, model_card, write_atomically
 from burnish.core.errors import BurnishError, CheckpointWarning, OutputError, StageError
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.recipe import START
@@ -81,6 +81,7 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
         generator=seeded_generator(stage.seed),
         progress=Progress(enabled=rank == 0),
         ledger=ledger,
+        may_change=frozenset(spec["may_change"]),
     )
     result: Model = stage.run(model, ctx)
     if rank != 0:
@@ -96,6 +97,7 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
         parents=spec["parents"],
         base_model=model.name,
         licence=model.lineage.licence,
+        continued=result.lineage.continued,
     )
     result.save(spec["target"], overwrite=spec["replace"])
     ledger.append(
@@ -105,6 +107,7 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
         key=spec["key"],
         parents=spec["parents"],
         checkpoint=result.lineage.hash,
+        continued=result.lineage.continued,
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_resident_bytes(),
     )
@@ -119,7 +122,13 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
     reference = load(evaluate.reference) if evaluate.reference else None
     evaluation = evaluate(model, reference=reference, progress=True)
     if spec["node"] != START:
-        model.lineage.write_measured(Path(spec["model"]), evaluation.metrics, protocol_hash(evaluation.protocol))
+        model.lineage.measurements = {
+            name: metric | {"protocol": protocol_hash(evaluation.protocol)}
+            for name, metric in evaluation.metrics.items()
+            if metric["value"] is not None
+        }
+        model.lineage.write(Path(spec["model"]))
+        write_atomically(Path(spec["model"]) / CARD_FILE, model_card(model.lineage))
     # Last: with this row the checkpoint counts as measured, its card included.
     ledger = Ledger(Path(spec["run"]), node=spec["node"])
     evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])

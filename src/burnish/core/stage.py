@@ -47,11 +47,14 @@ class Context:
 
     Attributes:
         inputs: for every reference field that is set, the resolved path (or the in-memory object a Python caller gave).
-        work_dir: private scratch of this node; survives a crash, so resumable state goes here.
+        work_dir: private scratch of this node; survives a crash, so what is kept to go on from goes here, through
+            `core.store`.
         device: "cpu", "cuda", "cuda:1" ...
         generator: the source of every random draw; seeded from the stage's `seed`.
         progress: bars and log lines.
         ledger: where tables that explain the stage go (`ctx.ledger.table("layers", rows)`).
+        may_change: settings that may differ from those of the interrupted run whose state is in `work_dir`; empty
+            unless the user asked to continue with changes.
     """
 
     inputs: dict[str, Any]
@@ -60,6 +63,7 @@ class Context:
     generator: torch.Generator
     progress: Progress
     ledger: Ledger
+    may_change: frozenset[str] = frozenset()
 
 
 class Stage(Settings):
@@ -71,6 +75,8 @@ class Stage(Settings):
         summary: one line for `burnish methods` and the plan.
         accepts, accepts_weights: what it can be given.
         memory_settings: what to lower when memory runs out, for the error message.
+        changeable: settings that may change, where the user says so, when a run goes on from a state of its result;
+            None where nothing of that kind is kept, but only what `core.store` keys by all that it depends on.
     """
 
     name: ClassVar[str]
@@ -79,6 +85,7 @@ class Stage(Settings):
     accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.DENSE})
     memory_settings: ClassVar[str] = ""
+    changeable: ClassVar[frozenset[str] | None] = None
 
     seed: int = Field(default=0, ge=0, description="seed of every random draw")
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
@@ -103,6 +110,11 @@ class Stage(Settings):
         return (node,)
 
     # -- shared ------------------------------------------------------------------------------------------------------
+
+    def parts(self, parent_hash: str | None, reference_hashes: dict[str, str] | None) -> dict[str, Any]:
+        """What the result depends on by name, in so far as it is known: settings, and hashes of what is read."""
+        parts = {"stage": f"{self.name} {self.version}"} | self.canonical() | (reference_hashes or {})
+        return parts if parent_hash is None else parts | {"input": parent_hash}
 
     def key(self, parent_hash: str, reference_hashes: dict[str, str]) -> str:
         """The skip key: equal keys mean equal results, so a finished node with this key need not run again."""
@@ -134,7 +146,13 @@ class Stage(Settings):
             raise RecipeError(f"{field} must be a {Kind.CAUSAL_LM} checkpoint, but is a {kind}", where=where)
 
     def __call__(
-        self, model: Model, *, work_dir: str | Path | None = None, progress: bool = False, **inputs: Any
+        self,
+        model: Model,
+        *,
+        work_dir: str | Path | None = None,
+        progress: bool = False,
+        continue_with_changes: bool = False,
+        **inputs: Any,
     ) -> Model:
         """Runs the stage in memory. Reference fields may be given as paths or as objects (texts, a `Model`).
 
@@ -142,6 +160,7 @@ class Stage(Settings):
             model: the input.
             work_dir: where resumable state goes; a temporary directory when not given.
             progress: whether to show bars.
+            continue_with_changes: go on from the state in `work_dir` where settings have changed that may.
             **inputs: reference fields by name.
         """
         import tempfile
@@ -168,6 +187,7 @@ class Stage(Settings):
                 generator=seeded_generator(self.seed),
                 progress=Progress(enabled=progress),
                 ledger=Ledger(None),
+                may_change=(self.changeable or frozenset()) if continue_with_changes else frozenset(),
             )
             return self.run(model, ctx)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.checkpoint.durable import publish, remove_leftovers, remove_leftovers_inside, staging_directory
-from burnish.core.errors import CheckpointError, OutputError
+from burnish.core.errors import CheckpointError
 
 KEY_FILE = "key.json"
 READABLE = 40
@@ -68,7 +68,8 @@ class Store:
 
         Raises:
             CheckpointError: there is an entry of another key.
-            OutputError: no room or no permission.
+            OutputError: the directory cannot be made.
+            OSError: no room; only the caller knows what that means.
         """
         path = self.begin(name, key)
         try:
@@ -83,14 +84,16 @@ class Store:
         if self.directory.is_dir():
             remove_leftovers_inside(self.directory)
         path = staging_directory(self.directory / name)
-        with _refused(self.directory / name):
+        try:
             (path / KEY_FILE).write_text(json.dumps(key, indent=2, sort_keys=True), encoding="utf-8")
+        except OSError:
+            shutil.rmtree(path)
+            raise
         return path
 
     def finish(self, path: Path, name: str) -> Path:
         """The second step: the directory that `begin` gave becomes the entry; returns its place."""
-        with _refused(self.directory / name):
-            publish(path, self.directory / name)
+        publish(path, self.directory / name)
         return self.directory / name
 
     def open(self, name: str, key: Key) -> Path:
@@ -161,18 +164,5 @@ def check_same(kept: Key, wanted: Key, path: Path) -> None:
         raise CheckpointError(
             f"was made with other inputs or settings ({'; '.join(found.values())})",
             where=str(path),
-            fix="name another directory, or delete this one to make it anew",
+            fix=f"delete {path.parent} to make it anew, as --restart does, or name another place",
         )
-
-
-@contextmanager
-def _refused(place: Path) -> Iterator[None]:
-    """What the system refuses, as one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"could not be written ({error.strerror or error})",
-            where=str(place),
-            fix="free some space or choose another place; what was finished before is kept",
-        ) from None

@@ -1,27 +1,27 @@
 """A teacher's top-k logits on disk: computed once, then read in place of the teacher.
 
-    DIR/ids.npy                 uint16 (int32 for vocabularies above 65,536)    rows x length x k
-    DIR/log_probabilities.npy   float32, over the whole vocabulary              rows x length x k
-    DIR/teacher.json            k, temperature, hash of the rows, how many rows are done
+    DIR/rows-000000512/key.json                the teacher, the rows, k, temperature
+    DIR/rows-000000512/ids.npy                 uint16 (int32 for vocabularies above 65,536)    rows x length x k
+    DIR/rows-000000512/log_probabilities.npy   float32, over the whole vocabulary              rows x length x k
 
 6 bytes (8) a kept logit, against 4 bytes for each of the vocabulary's: k = 8 of 49,152 is 48 bytes a position in place
 of 196,608. Log-probabilities stay in float32, so a training from disk differs from one with the teacher beside it by
-rounding only. Files are mapped, not read: memory holds one batch. An interrupted capture goes on where it stopped.
+rounding only. Files are mapped, not read: memory holds one batch. A part of the rows is an entry of the store, so an
+interrupted capture goes on with the part that it was in.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import CheckpointError, SettingsError
+from burnish.core.errors import SettingsError
+from burnish.core.store import Store
 from burnish.distill.maths.divergence import top_k_targets
 from burnish.train.losses import model_inputs
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from burnish.core.progress import Progress
     from burnish.data.packing import PackedRows
 
-FACTS_FILE, IDS_FILE, LOG_PROBABILITIES_FILE = "teacher.json", "ids.npy", "log_probabilities.npy"
+FILES = ("ids.npy", "log_probabilities.npy")
 IDS, LOG_PROBABILITIES = "teacher_ids", "teacher_log_probabilities"
 """Keys of a batch."""
 SMALL_VOCABULARY = 2**16
-SAVE_EVERY = 64
-"""Batches between two notes of how far a capture is."""
+PART = 512
+"""Rows of an entry; what is lost with a killed capture."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class TaughtRows:
 
     Attributes:
         rows: what was captured on.
-        ids: (rows, length, k) token ids, mapped from disk.
-        log_probabilities: (rows, length, k) of the teacher, in nats.
+        ids: of each part (rows, length, k) token ids, mapped from disk.
+        log_probabilities: of each part (rows, length, k) of the teacher, in nats.
     """
 
     rows: PackedRows
-    ids: np.ndarray
-    log_probabilities: np.ndarray
+    ids: list[np.ndarray]
+    log_probabilities: list[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,12 +60,21 @@ class TaughtRows:
     def hash(self) -> str:
         return self.rows.hash
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the kept logits."""
+        return sum(part.nbytes for part in (*self.ids, *self.log_probabilities))
+
     def take(self, rows: list[int]) -> dict[str, Tensor]:
         batch = self.rows.take(rows)
         length = batch["input_ids"].shape[1]
-        batch[IDS] = torch.from_numpy(self.ids[rows, :length].astype(np.int64))
-        batch[LOG_PROBABILITIES] = torch.from_numpy(self.log_probabilities[rows, :length])
+        batch[IDS] = torch.from_numpy(_picked(self.ids, rows, length).astype(np.int64))
+        batch[LOG_PROBABILITIES] = torch.from_numpy(_picked(self.log_probabilities, rows, length))
         return batch
+
+
+def _picked(parts: list[np.ndarray], rows: list[int], length: int) -> np.ndarray:
+    return np.stack([parts[row // PART][row % PART, :length] for row in rows])
 
 
 def capture_top_k(
@@ -73,17 +82,19 @@ def capture_top_k(
     rows: PackedRows,
     directory: Path,
     *,
+    identity: str,
     k: int,
     temperature: float = 1.0,
     batch_size: int = 8,
     progress: Progress,
 ) -> TaughtRows:
-    """Runs the teacher over all rows, unless `directory` holds the result already.
+    """Runs the teacher over all rows that `directory` does not hold yet.
 
     Args:
         teacher: in evaluation mode, on its device.
         rows: packed as the student will see them.
-        directory: where the files go; made if need be.
+        directory: of the store; made if need be.
+        identity: of the teacher.
         k: logits per position.
         temperature: of the log-probabilities.
         batch_size: rows per forward pass.
@@ -91,79 +102,44 @@ def capture_top_k(
 
     Raises:
         SettingsError: k is larger than the vocabulary.
-        CheckpointError: the directory holds logits of other rows or settings.
+        CheckpointError: the directory holds logits of another teacher, of other rows or settings.
+        OSError: no room.
     """
     vocab_size = teacher.config.get_text_config().vocab_size
     if k > vocab_size:
         raise SettingsError(f"top_k is {k:,}, but the vocabulary has {vocab_size:,} tokens", fix="lower top_k")
-    facts = {"k": k, "temperature": temperature, "rows": rows.hash, "vocab_size": vocab_size}
-    done = _done(directory, facts)
-    directory.mkdir(parents=True, exist_ok=True)
-    shape = (len(rows), rows.length, k)
-    id_type = np.uint16 if vocab_size <= SMALL_VOCABULARY else np.int32
-    ids = _map(directory / IDS_FILE, id_type, shape, fresh=not done)
-    log_probabilities = _map(directory / LOG_PROBABILITIES_FILE, np.float32, shape, fresh=not done)
-
-    def note(count: int) -> None:
-        ids.flush()
-        log_probabilities.flush()
-        write_atomically(directory / FACTS_FILE, json.dumps(facts | {"done": count}))
-
-    with progress.task("teacher's logits", total=len(rows), unit="rows") as task, torch.no_grad():
-        task.advance(done)
-        for number, start in enumerate(range(done, len(rows), batch_size), start=1):
-            some = list(range(start, min(start + batch_size, len(rows))))
-            batch = {name: tensor.to(teacher.device) for name, tensor in rows.take(some).items()}
-            chosen, values = top_k_targets(teacher(**model_inputs(batch)).logits.float(), k, temperature)
-            length = chosen.shape[1]
-            ids[some, :length] = chosen.cpu().numpy().astype(id_type)
-            log_probabilities[some, :length] = values.cpu().numpy()
-            task.advance(len(some))
-            if number % SAVE_EVERY == 0:
-                note(some[-1] + 1)
-    note(len(rows))
-    return read_top_k(directory, rows)
+    store = Store(directory)
+    key = {"teacher": identity, "rows": rows.hash, "top_k": k, "temperature": temperature}
+    parts = []
+    with progress.task("teacher's logits", total=len(rows), unit="rows") as task:
+        for first in range(0, len(rows), PART):
+            part = range(first, min(first + PART, len(rows)))
+            name = f"rows-{first:09d}"
+            if store.find(name, key) is None:
+                with store.writing(name, key) as path:
+                    _capture(teacher, rows, part, path, k, temperature, batch_size)
+            task.advance(len(part))
+            parts.append(store.directory / name)
+    return TaughtRows(rows, *([np.load(path / file, mmap_mode="r") for path in parts] for file in FILES))
 
 
-def read_top_k(directory: Path, rows: PackedRows) -> TaughtRows:
-    """What `capture_top_k` wrote, for the same rows.
-
-    Raises:
-        CheckpointError: nothing is there, it is unfinished, or it belongs to other rows.
-    """
-    facts = _facts(directory)
-    if facts is None or facts["done"] < len(rows):
-        raise CheckpointError("holds no finished logits of a teacher", where=str(directory))
-    if facts["rows"] != rows.hash:
-        raise CheckpointError("holds a teacher's logits on other data", where=str(directory), fix="capture them anew")
+@torch.no_grad()
+def _capture(
+    teacher: PreTrainedModel, rows: PackedRows, part: range, path: Path, k: int, temperature: float, batch_size: int
+) -> None:
+    """Writes what the teacher predicts on some rows."""
+    id_type = np.uint16 if teacher.config.get_text_config().vocab_size <= SMALL_VOCABULARY else np.int32
+    shape = (len(part), rows.length, k)
     ids, log_probabilities = (
-        np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (IDS_FILE, LOG_PROBABILITIES_FILE)
+        np.lib.format.open_memmap(path / file, mode="w+", dtype=dtype, shape=shape)
+        for file, dtype in zip(FILES, (id_type, np.float32), strict=True)
     )
-    return TaughtRows(rows, ids, log_probabilities)
-
-
-def num_bytes(directory: Path) -> int:
-    """Size on disk."""
-    return sum((directory / name).stat().st_size for name in (IDS_FILE, LOG_PROBABILITIES_FILE))
-
-
-def _facts(directory: Path) -> dict[str, Any] | None:
-    path = directory / FACTS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _done(directory: Path, facts: dict[str, Any]) -> int:
-    found = _facts(directory)
-    if found is None:
-        return 0
-    if {key: found[key] for key in facts} != facts:
-        raise CheckpointError(
-            "holds a teacher's logits on other data or with other settings", where=str(directory), fix="delete it"
-        )
-    return found["done"]
-
-
-def _map(path: Path, dtype: Any, shape: tuple[int, ...], *, fresh: bool) -> np.memmap[Any, Any]:
-    if fresh:
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    return np.lib.format.open_memmap(path, mode="r+")
+    for start in range(0, len(part), batch_size):
+        some = part[start : start + batch_size]
+        batch = {name: tensor.to(teacher.device) for name, tensor in rows.take(list(some)).items()}
+        chosen, values = top_k_targets(teacher(**model_inputs(batch)).logits.float(), k, temperature)
+        length = chosen.shape[1]
+        ids[start : start + len(some), :length] = chosen.cpu().numpy().astype(id_type)
+        log_probabilities[start : start + len(some), :length] = values.cpu().numpy()
+    ids.flush()
+    log_probabilities.flush()

@@ -10,7 +10,7 @@ from burnish.core.checkpoint import Model, compute_dtype, load, move
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
 from burnish.distill.losses import Distillation, projections
-from burnish.distill.offline import TaughtRows, capture_top_k, num_bytes
+from burnish.distill.offline import TaughtRows, capture_top_k
 from burnish.train.run import run as train
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     if given is None:
         raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
-    # A model in memory may have been changed since it was opened.
-    wanted = given.module.config if isinstance(given, Model) else source.config
+    wanted = source.config
     check_match(settings, model.config, wanted)
+    teacher = source.identity
     own = getattr(model.config, "router_aux_loss_coef", None)
     if own is None and settings.balance:
         raise SettingsError("the student has no load-balancing loss", where="balance", fix="leave balance out")
@@ -50,16 +50,18 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     if settings.offline:
 
         def prepare(rows: PackedRows, name: str) -> TaughtRows:
-            return _from_disk(settings, given, rows, name, ctx)
+            return _from_disk(settings, given, teacher, rows, name, ctx)
 
         del source  # it is loaded where it is needed, and not beside the student
-        return train(settings, model, ctx, loss_fn=loss, prepare=prepare)
+        return train(settings, model, ctx, loss_fn=loss, prepare=prepare, key={"teacher": teacher})
     sizes_differ = wanted.hidden_size != model.config.hidden_size
     beside = projections(model.config, wanted, ctx.generator) if settings.hidden and sizes_differ else None
-    return train(settings, model, ctx, loss_fn=loss, beside=beside)
+    return train(settings, model, ctx, loss_fn=loss, beside=beside, key={"teacher": teacher})
 
 
-def _from_disk(settings: Distill, given: Model | str, rows: PackedRows, name: str, ctx: Context) -> TaughtRows:
+def _from_disk(
+    settings: Distill, given: Model | str, teacher: str, rows: PackedRows, name: str, ctx: Context
+) -> TaughtRows:
     """The rows with what the teacher predicts, which is computed now unless an interrupted run has done so."""
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
     directory = ctx.work_dir / f"teacher-{name}"
@@ -68,13 +70,14 @@ def _from_disk(settings: Distill, given: Model | str, rows: PackedRows, name: st
         move(source.module, ctx.device).eval(),
         rows,
         directory,
+        identity=teacher,
         k=settings.top_k,
         temperature=settings.temperature,
         batch_size=settings.micro_batch or settings.batch,
         progress=ctx.progress,
     )
     positions = len(rows) * rows.length
-    size = num_bytes(directory)
+    size = taught.num_bytes
     row = {"rows": name, "positions": positions, "top_k": settings.top_k, "bytes": size}
     row |= {"bytes per position": size / positions, "seconds": time.monotonic() - started}
     ctx.ledger.table("teacher_logits", [row])

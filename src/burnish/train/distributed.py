@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -30,9 +29,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from burnish.core.checkpoint import tensor_digest, text_digest
 from burnish.core.errors import SettingsError, StageError
+from burnish.core.store import Key
 from burnish.optim.sharding import check_processes_agree, is_dtensor, local, refuse_mixture
 from burnish.train import sharded_state
+from burnish.train.saved import States
 from burnish.train.world import ALONE, World
 
 TIMEOUT = timedelta(minutes=10)
@@ -100,13 +102,13 @@ class Processes(World):
 
     # -- sums --------------------------------------------------------------------------------------------------------
 
-    def prepare(self, model: nn.Module, fingerprint: dict[str, str]) -> None:
+    def prepare(self, model: nn.Module, key: Key) -> None:
         """Refuses a model that is not sharded, and processes that differ.
 
         Raises:
             SettingsError: on all processes alike.
         """
-        check_processes_agree(self.mesh, {f"the {key}": digest for key, digest in fingerprint.items()}, "training")
+        check_processes_agree(self.mesh, {f"the {part}": str(value) for part, value in key.items()}, "training")
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         refuse_mixture(named, "training")
         if not is_dtensor(named[0][1]):
@@ -180,21 +182,27 @@ class Processes(World):
 
     # -- the state ---------------------------------------------------------------------------------------------------
 
+    def digest(self, model: nn.Module) -> str:
+        """Gathers one tensor at a time; every process must call it."""
+        named = (*model.named_parameters(), *model.named_buffers())
+        return text_digest(
+            {name: tensor_digest(cast("Any", t).full_tensor() if is_dtensor(t) else t) for name, t in named}
+        )
+
     def save(
         self,
-        directory: Path,
+        states: States,
         step: int,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        fingerprint: dict[str, str],
         extra: dict[str, Any],
         wait: bool = True,
     ) -> None:
         self.finish()
-        header = {"step": step, "fingerprint": fingerprint, "extra": extra}
+        header = {"step": step, "extra": extra}
         self._writing = sharded_state.save(
-            directory, model, optimizer, header, self._total, self._writers, main=self.is_main
+            states, model, optimizer, header, self._total, self._writers, main=self.is_main
         )
         if wait:
             self.finish()

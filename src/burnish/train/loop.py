@@ -6,7 +6,8 @@ over it; what differs between one process and many is a `World`.
 A step: draw the rows of this step number; for each micro-batch add up the gradient of the *sum* over tokens; add up
 the weights over micro-batches and processes; divide once, clip, step. So every token of a step counts the same.
 Nothing depends on wall time or on earlier draws: rows, dropout and learning rate are functions of the step number, so
-a training that was killed and resumed ends with the very same weights.
+a training that was killed and resumed ends with the very same weights. One that goes on with changed settings does not,
+and says so: `Fit.changes`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from burnish.core.checkpoint import text_digest
 from burnish.core.errors import NumericalError, SettingsError
-from burnish.train import state
+from burnish.core.store import Key
 from burnish.train.losses import Batch, LossFn, detached
 from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
+from burnish.train.saved import States
 from burnish.train.world import ALONE, World
 
 if TYPE_CHECKING:
     from burnish.core.stage import Context
 
 METRICS_FILE = "metrics.jsonl"
+
+MOST_SKIPPED = 0.05
+"""Share of the steps, and one step in any case, that may have a gradient that is not finite."""
+
+CONTINUE = "to go on from the last saved state pass --continue-with-changes"
 
 
 class Rows(Protocol):
@@ -93,7 +101,8 @@ class Fit:
     Attributes:
         steps: steps in all.
         resumed_from: steps that an earlier process had done.
-        skipped: steps without an update because a gradient was not finite.
+        skipped: steps without an update because a gradient was not finite, as {step, parameter}.
+        changes: what was set otherwise than before when the training was continued, as {after_step, change}.
         tokens: input tokens of all steps.
         rows: the loss table {step, loss, validation_loss, lr, gradient_norm, tokens_per_second, tokens}.
         validation: metrics on the held-out rows after the last step, empty without any.
@@ -101,7 +110,8 @@ class Fit:
 
     steps: int
     resumed_from: int
-    skipped: int
+    skipped: list[dict[str, Any]]
+    changes: list[dict[str, Any]]
     tokens: int
     rows: list[dict[str, Any]]
     validation: dict[str, float]
@@ -117,6 +127,7 @@ def fit(
     *,
     validation: Rows | None = None,
     world: World = ALONE,
+    key: Key | None = None,
 ) -> Fit:
     """Trains `model` in place and adds the table `loss` to the ledger.
 
@@ -129,15 +140,18 @@ def fit(
         loop: how to train.
         validation: rows to measure on, never trained on.
         world: of how many processes this is one.
+        key: everything beside the data that the trained weights depend on, by named parts; a state is continued only
+            where it is the same, but for the parts in `ctx.may_change`. Not given, it is a digest of the model as it is
+            now, the optimizer and `loop`; a loss with settings of its own needs them named.
 
     Raises:
-        SettingsError: impossible settings.
-        NumericalError: a gradient is not finite, and `on_nonfinite` is "stop".
+        SettingsError: impossible settings, or fewer steps than the state to continue from has done.
+        NumericalError: a gradient is not finite, and `on_nonfinite` is "stop", or more than one step in twenty had one.
         CheckpointError: `work_dir` holds the state of another training.
         OutputError: a state could not be written.
     """
     _check(data, loop, world)
-    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world).run()
+    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world, key).run()
 
 
 def evaluate(
@@ -206,6 +220,7 @@ class _Training:
         loop: Loop,
         validation: Rows | None,
         world: World,
+        key: Key | None,
     ) -> None:
         self.model, self.data, self.loss_fn, self.optimizer = model, data, loss_fn, optimizer
         self.ctx, self.loop, self.validation, self.world = ctx, loop, validation, world
@@ -215,22 +230,29 @@ class _Training:
         self.sampler = Sampler(len(data), loop.batch_size, loop.seed)
         self.log_every = loop.log_every or math.ceil(loop.steps / 400)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
-        watching = ("eval_every", "save_every", "save_async", "log_every")
-        decisive = {key: value for key, value in asdict(loop).items() if key not in watching}
-        self.fingerprint = {
-            "model": state.model_fingerprint(model),
-            "data": data.hash,
-            "optimizer": state.optimizer_fingerprint(optimizer),
-            "setting": state.text_fingerprint([self.peaks, decisive]),
-        }
+        parts = self._default_key() if key is None else dict(key)
+        self.states = States(ctx.work_dir, parts | {"data": data.hash}, ctx.may_change)
         self.rows: list[dict[str, Any]] = []
         self.window = _Window()
-        self.skipped = self.tokens = 0
+        self.skipped: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
+        self.tokens = 0
+
+    def _default_key(self) -> dict[str, Any]:
+        watching = ("eval_every", "save_every", "save_async", "log_every")
+        settings = {name: value for name, value in asdict(self.loop).items() if name not in watching}
+        changing = ("params", "lr", "num_steps")  # from step to step
+        groups = [{k: v for k, v in g.items() if k not in changing} for g in self.optimizer.param_groups]
+        return settings | {
+            "model": self.world.digest(self.model),
+            "optimizer": f"{type(self.optimizer).__name__} {text_digest(groups)}",
+            "lr": self.peaks,
+        }
 
     # -- from the first step to the last -----------------------------------------------------------------------------
 
     def run(self) -> Fit:
-        self.world.prepare(self.model, self.fingerprint)
+        self.world.prepare(self.model, self.states.key)
         first = self._resume()
         loop = self.loop
         self.model.train()
@@ -257,11 +279,12 @@ class _Training:
                     if loop.save_every and done % loop.save_every == 0:
                         self._save(done)
         self.world.finish()
-        if first == loop.steps and self.validation is not None:
-            validation = self._evaluate()
         if self.world.is_main:
             self.ctx.ledger.table("loss", self.rows)
-        return Fit(loop.steps, first, self.skipped, self.tokens, self.rows, validation)
+            for name, rows in (("skipped steps", self.skipped), ("changes on the way", self.changes)):
+                if rows:
+                    self.ctx.ledger.table(name, rows)
+        return Fit(loop.steps, first, self.skipped, self.changes, self.tokens, self.rows, validation)
 
     def _step(self, step: int) -> None:
         started = time.monotonic()
@@ -273,9 +296,7 @@ class _Training:
         self.tokens += int(tokens)
         self.window.tokens += int(tokens)
         norm = self._divide_and_clip(step, weight)
-        if norm is None:
-            self.skipped += 1
-        else:
+        if norm is not None:
             self.optimizer.step()
             self.window.norm = norm
         if weight > 0 and math.isfinite(total):
@@ -316,16 +337,26 @@ class _Training:
             return None
         norm = self.world.norm(gradients) / weight
         if not math.isfinite(norm):
-            if self.loop.on_nonfinite == "stop":
-                raise NumericalError(
-                    f"the gradient of {self._first_nonfinite()} is not finite in step {step + 1}",
-                    fix="lower lr, or set on_nonfinite to skip; the training continues from its last saved state",
-                )
+            self._skip_or_stop(step + 1, self._first_nonfinite())
             return None
         limit = self.loop.max_grad_norm
         factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
         torch._foreach_mul_([self.world.local(gradient) for gradient in gradients], factor / weight)
         return norm
+
+    def _skip_or_stop(self, step: int, parameter: str) -> None:
+        if self.loop.on_nonfinite == "stop":
+            raise NumericalError(
+                f"the gradient of {parameter} is not finite in step {step}",
+                fix=f"lower lr, or set on_nonfinite to skip; {CONTINUE}",
+            )
+        self.skipped.append({"step": step, "parameter": parameter})
+        if len(self.skipped) > max(1, int(MOST_SKIPPED * self.loop.steps)):
+            raise NumericalError(
+                f"{len(self.skipped)} of {step} steps had a gradient that is not finite, the last that of {parameter}",
+                fix=f"lower lr; {CONTINUE}, to start again pass --restart",
+            )
+        self.ctx.progress.log(f"step {step} is skipped: the gradient of {parameter} is not finite")
 
     def _first_nonfinite(self) -> str:
         gradients = [(name, self.world.local(p.grad)) for name, p in self.named if p.grad is not None]
@@ -372,29 +403,31 @@ class _Training:
         return self.ctx.work_dir / METRICS_FILE
 
     def _save(self, step: int) -> None:
-        extra = {"rows": self.rows, "window": asdict(self.window), "skipped": self.skipped, "tokens": self.tokens}
-        self.world.save(
-            self.ctx.work_dir,
-            step,
-            self.model,
-            self.optimizer,
-            fingerprint=self.fingerprint,
-            extra=extra,
-            wait=not self.loop.save_async,
-        )
+        extra = {"rows": self.rows, "window": asdict(self.window), "skipped": self.skipped, "changes": self.changes}
+        extra |= {"tokens": self.tokens, "next_place": self.sampler.place(step)}
+        wait = not self.loop.save_async
+        self.world.save(self.states, step, self.model, self.optimizer, extra=extra, wait=wait)
 
     def _resume(self) -> int:
-        resumed = self.world.load(self.ctx.work_dir, self.model, self.optimizer, fingerprint=self.fingerprint)
+        resumed = self.world.load(self.states, self.model, self.optimizer)
         if resumed is None:
             if self.world.is_main:
                 self._metrics_file.unlink(missing_ok=True)
             return 0
-        self.rows, self.window = resumed.extra["rows"], _Window(**resumed.extra["window"])
-        self.skipped, self.tokens = resumed.extra["skipped"], resumed.extra["tokens"]
+        step, extra = resumed.step, resumed.extra
+        if step >= self.loop.steps:
+            raise SettingsError(
+                f"steps is {self.loop.steps:,}, but {step:,} are done already", fix="use more, or pass --restart"
+            )
+        self.rows, self.window = extra["rows"], _Window(**extra["window"])
+        self.skipped, self.tokens = extra["skipped"], extra["tokens"]
+        self.changes = extra["changes"] + [{"after_step": step, "change": text} for text in resumed.changes.values()]
+        self.sampler.go_on(step, extra["next_place"])
         if self.world.is_main:  # what was logged after the state was saved will be logged again
             self._metrics_file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        self.ctx.progress.log(f"continuing after step {resumed.step:,} of {self.loop.steps:,}")
-        return resumed.step
+        changes = f" with changes ({'; '.join(resumed.changes.values())})" if resumed.changes else ""
+        self.ctx.progress.log(f"continuing after step {step:,} of {self.loop.steps:,}{changes}")
+        return step
 
 
 @dataclass

@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from burnish.core.checkpoint import Model, cast
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
+from burnish.core.store import Key
 from burnish.data import check_disjoint, read_rows
 from burnish.data.packing import PackedRows, documents, pack
 from burnish.optim import optimizer_class
@@ -38,6 +40,7 @@ def run(
     loss_fn: LossFn | None = None,
     prepare: Callable[[PackedRows, str], Rows] = lambda rows, name: rows,
     beside: nn.ParameterList | None = None,
+    key: Key = MappingProxyType({}),
 ) -> Model:
     """Trains a copy of `model` on `ctx.inputs["data"]`; its weights come back in the dtype they had.
 
@@ -50,6 +53,7 @@ def run(
             for losses that need more in a batch than tokens.
         beside: parameters of the loss itself, which finds them as `model.beside`; trained by AdamW with the model, kept
             in the states of the training, and left behind at its end.
+        key: what the result depends on beside the model, the data and the settings, by name (the teacher, say).
 
     Raises:
         DataError: no data, nothing to learn from, or token ids that the model does not have.
@@ -58,7 +62,7 @@ def run(
     from burnish.train.distributed import world
 
     with world(ctx.device) as processes:
-        return _run(settings, model, ctx, loss_fn, prepare, beside, processes)
+        return _run(settings, model, ctx, loss_fn, prepare, beside, key, processes)
 
 
 def _run(
@@ -68,9 +72,11 @@ def _run(
     loss_fn: LossFn | None,
     prepare: Callable[[PackedRows, str], Rows],
     beside: nn.ParameterList | None,
+    key: Key,
     world: World,
 ) -> Model:
     settings.check(model.config)
+    stage = {"stage": f"{settings.name} {settings.version}", "model": model.identity}
     if beside is not None and world.size > 1:
         raise SettingsError(
             "parameters of the loss itself (projections between hidden states) are trained by one process only",
@@ -99,7 +105,8 @@ def _run(
     ctx.progress.log(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
-    fit(trained, batches, loss_fn, optimizer, ctx, loop, validation=validation, world=world)
+    whole_key = settings.canonical() | stage | dict(key)
+    fitted = fit(trained, batches, loss_fn, optimizer, ctx, loop, validation=validation, world=world, key=whole_key)
     whole = world.whole(trained)
     if whole is None:  # another process has the result
         return model
@@ -108,7 +115,9 @@ def _run(
         module.gradient_checkpointing_disable()
     if settings.lora_rank:
         module = merged(module)
-    return model.derive(module=cast(module, dtype).eval())
+    result = model.derive(module=cast(module, dtype).eval())
+    result.lineage.continued = fitted.changes
+    return result
 
 
 def training_rows(

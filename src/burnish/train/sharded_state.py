@@ -1,12 +1,13 @@
 """The state of a sharded training, by torch's distributed checkpoints (DCP): every process writes its own shards, and
 any number of processes can read them, one included.
 
-    step-000000100/state.json    step, optimizer's options, fingerprint of model, data and settings
+    step-000000100/state.json    step, optimizer's options
     step-000000100/__0_0.distcp  what process 0 had
-    step-000000100/.metadata     where every piece lies; torch writes it last, so a state that has it is whole
+    step-000000100/.metadata     where every piece lies
 
-An older state is removed only when a newer one is whole. torch's `.metadata` is a pickle: it is read from the run's own
-work directory, never from a checkpoint that somebody else made.
+The main process begins an entry of the store, all write into it, and the main process puts it in its place when all
+have. An older state is removed only after that. torch's `.metadata` is a pickle: it is read from the run's own work
+directory, never from a checkpoint that somebody else made.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import CheckpointError, OutputError
+from burnish.train.saved import States, name_of, trained
 
 HEADER = "state.json"
-WHOLE = ".metadata"
 
 
 @dataclass
@@ -37,12 +37,16 @@ class Writing:
     """A state that is being written.
 
     Attributes:
-        path: its directory.
+        states: of the training.
+        step: of the state.
+        path: where the entry is begun.
         written: of torch; its result is there when every process has written.
         total: the sum of a number over all processes.
-        main: whether this process removes the older states.
+        main: whether this process makes the entry and removes the older ones.
     """
 
+    states: States
+    step: int
     path: Path
     written: Future[Any]
     total: Callable[[float], float]
@@ -61,15 +65,27 @@ class Writing:
             self.written.result()
         except (CheckpointException, OSError, RuntimeError) as error:  # torch's own is no Exception
             cause = _cause(error)
-        _all_or_none(cause, self.total, self.path, main=self.main)
+        self._all_or_none(cause)
+        cause = ""
         if self.main:
-            for older in self.path.parent.glob("step-*"):
-                if older != self.path:
-                    remove(older)
+            try:
+                self.states.store.finish(self.path, name_of(self.step))
+            except OSError as error:
+                cause = _cause(error)
+        self._all_or_none(cause)
+        if self.main:
+            self.states.remove_older(self.step)
+
+    def _all_or_none(self, cause: str) -> None:
+        """Where one process could not write, none goes on, and nothing is left of the state."""
+        if self.total(float(bool(cause))):
+            if self.main:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise _not_written(cause or "another process failed", self.states)
 
 
 def save(
-    directory: Path,
+    states: States,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     header: dict[str, Any],
@@ -81,61 +97,44 @@ def save(
     """Starts to write the state: copies it, and returns while the copy is written.
 
     Args:
-        directory: takes one directory per state.
+        states: of the training.
         model, optimizer: sharded, on every process.
         header: what stands in the state's header, with its `step`.
         total: the sum of a number over all processes.
         writers: a group of all processes for writing in the background alone, so that its messages do not mix with the
             training's.
-        main: whether this process writes the header and removes what is old.
+        main: whether this process makes the entry and writes the header.
 
     Raises:
         OutputError: no room or no permission for the directory; on every process.
     """
     import torch.distributed.checkpoint as dcp  # takes a second, which one process need not wait
 
-    path = directory / f"step-{header['step']:09d}"
-    groups = optimizer.state_dict()["param_groups"]
-    cause = ""
+    begun: list[Any] = [None, ""]
     if main:
         try:
-            for unfinished in directory.glob("step-*"):
-                if unfinished.is_dir() and not (unfinished / WHOLE).is_file():
-                    shutil.rmtree(unfinished)
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path / HEADER, json.dumps(header | {"param_groups": groups}))
-        except OSError as error:
-            cause = _cause(error)
-    _all_or_none(cause, total, path, main=main)  # the others wait for the directory
+            begun[0] = states.store.begin(name_of(header["step"]), states.key)
+            groups = optimizer.state_dict()["param_groups"]
+            (begun[0] / HEADER).write_text(json.dumps(header | {"param_groups": groups}), encoding="utf-8")
+        except (OSError, OutputError) as error:
+            begun[1] = _cause(error)
+            if begun[0] is not None:
+                shutil.rmtree(begun[0], ignore_errors=True)
+    dist.broadcast_object_list(begun, src=0, group=writers)
+    path, cause = begun
+    if cause:
+        raise _not_written(cause, states)
     tensors = {name: tensor.detach() for name, tensor in named_tensors(model, optimizer).items()}
     written = dcp.async_save(tensors, storage_writer=dcp.FileSystemWriter(path), process_group=writers)
-    return Writing(path, cast("Future[Any]", written), total, main)
+    return Writing(states, header["step"], path, cast("Future[Any]", written), total, main)
 
 
-def _all_or_none(cause: str, total: Callable[[float], float], path: Path, *, main: bool) -> None:
-    """Where one process could not write, none goes on, and nothing is left of the state."""
-    if not total(float(bool(cause))):
-        return
-    if main:
-        shutil.rmtree(path, ignore_errors=True)
-    raise OutputError(
-        f"the training state could not be written ({cause or 'another process failed'})",
-        where=str(path),
+def _not_written(cause: str, states: States) -> OutputError:
+    return OutputError(
+        f"the training state could not be written ({cause})",
+        where=str(states.work_dir),
         fix="free some space and run the same command again; it continues from the state before",
     )
-
-
-def remove(path: Path) -> None:
-    """Deletes a state of either kind."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def whole_states(directory: Path) -> list[Path]:
-    """Directories of states that were written to the end, oldest first."""
-    return sorted(path.parent for path in directory.glob(f"step-*/{WHOLE}"))
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -178,8 +177,6 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, groups:
 
 def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What a state holds: trained parameters, buffers that are saved, and the optimizer's tensors, by stable names."""
-    from burnish.train.state import trained
-
     tensors = {f"model.{name}": tensor for name, tensor in trained(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

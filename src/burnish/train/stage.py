@@ -31,6 +31,10 @@ class Train(Stage):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "training on texts or chats with NorMuon, Muon, COSMOS, SOAP or AdamW; packed, resumable"
     memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
+    changeable: ClassVar[frozenset[str] | None] = frozenset(
+        {"steps", "epochs", "batch", "micro_batch", "lr", "adamw_lr", "schedule", "warmup", "decay", "final_lr"}
+        | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation"}
+    )
 
     data: DataRef | None = Field(default=None, description="texts or chats to train on")
     validation: DataRef | None = Field(default=None, description="texts or chats to measure on during training")
@@ -89,10 +93,16 @@ class Train(Stage):
     activation_checkpointing: bool = Field(default=False, description="compute activations twice to save memory")
     compile: bool = Field(default=False, description="run the model through torch.compile")
     eval_every: int = Field(
-        default=0, ge=0, description="steps between measurements on held-out rows; 0 measures at the end"
+        default=0,
+        ge=0,
+        description="steps between measurements on held-out rows; 0 measures at the end",
+        json_schema_extra=VOLATILE,
     )
     save_every: int = Field(
-        default=100, ge=0, description="steps between states that an interrupted run continues from"
+        default=100,
+        ge=0,
+        description="steps between states that an interrupted run continues from",
+        json_schema_extra=VOLATILE,
     )
     save_async: bool = Field(
         default=False,

@@ -6,13 +6,15 @@ them for several processes.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from burnish.core.checkpoint import module_digest
+from burnish.core.store import Key
 from burnish.train import state
+from burnish.train.saved import States
 
 
 class World:
@@ -31,7 +33,7 @@ class World:
         """Whether this process writes files and the ledger."""
         return self.rank == 0
 
-    def prepare(self, model: nn.Module, fingerprint: dict[str, str]) -> None:
+    def prepare(self, model: nn.Module, key: Key) -> None:
         """Called once before the first step; refuses what cannot be trained together."""
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -49,25 +51,26 @@ class World:
     def after_forward(self, model: nn.Module) -> None:
         """Called after forward passes that no backward pass follows."""
 
+    def digest(self, model: nn.Module) -> str:
+        """Names the weights as they are; the same on any number of processes."""
+        return module_digest(model)
+
     def save(
         self,
-        directory: Path,
+        states: States,
         step: int,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        fingerprint: dict[str, str],
         extra: dict[str, Any],
         wait: bool = True,
     ) -> None:
         """Keeps the state after `step` steps; where `wait` is false it may still be written when this returns."""
-        state.save(directory, step, model, optimizer, fingerprint=fingerprint, extra=extra)
+        state.save(states, step, model, optimizer, extra=extra)
 
-    def load(
-        self, directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: dict[str, str]
-    ) -> state.Resumed | None:
+    def load(self, states: States, model: nn.Module, optimizer: torch.optim.Optimizer) -> state.Resumed | None:
         """Puts the newest state into model and optimizer, or returns None where there is none."""
-        return state.load(directory, model, optimizer, fingerprint=fingerprint)
+        return state.load(states, model, optimizer)
 
     def finish(self) -> None:
         """Waits for what is still being written."""

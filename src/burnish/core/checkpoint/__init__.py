@@ -17,6 +17,7 @@ from burnish.core.checkpoint.durable import (
     staging_directory,
     write_atomically,
 )
+from burnish.core.checkpoint.identity import module_digest, tensor_digest, text_digest
 from burnish.core.checkpoint.lineage import (
     CARD_FILE,
     LINEAGE_FILE,
@@ -74,6 +75,7 @@ __all__ = [
     "load",
     "load_config",
     "model_card",
+    "module_digest",
     "move",
     "pick_device",
     "plan_checkpoint",
@@ -88,6 +90,8 @@ __all__ = [
     "resolve",
     "shards_of",
     "staging_directory",
+    "tensor_digest",
+    "text_digest",
     "unfilled",
     "weight_files",
     "weights_of",

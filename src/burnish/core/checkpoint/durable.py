@@ -84,8 +84,8 @@ def publish(staging: Path, target: Path) -> None:
             path.chmod(0o644)  # safetensors writes for the owner alone, but a checkpoint is there to be shared
         fsync(path)
     fsync(staging)
-    if not target.exists():
-        staging.rename(target)
+    if _took_free_name(staging, target):
+        pass
     elif _exchanged(staging, target):
         shutil.rmtree(staging)
     else:
@@ -98,6 +98,18 @@ def publish(staging: Path, target: Path) -> None:
             raise
         shutil.rmtree(old)
     fsync(target.parent)
+
+
+def _took_free_name(staging: Path, target: Path) -> bool:
+    """Whether the name was free, and is the new directory's now; another process may have been faster."""
+    try:
+        if not target.exists():
+            staging.rename(target)
+            return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    return False
 
 
 def _exchanged(one: Path, other: Path) -> bool:

@@ -60,11 +60,12 @@ def tensors_digest(named: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Names, dtypes, shapes and bytes, whatever the order and the device."""
     tensors = dict(named)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        digests = threads.map(_tensor_digest, tensors.values())
+        digests = threads.map(tensor_digest, tensors.values())
         return text_digest(dict(zip(tensors, digests, strict=True)))
 
 
-def _tensor_digest(tensor: torch.Tensor) -> str:
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Dtype, shape and bytes of one tensor."""
     import torch
 
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -32,6 +32,8 @@ class Lineage:
         files: {file name: sha256}, everything but this file and the model card.
         versions: of burnish and of the libraries that decide numbers.
         measurements: {metric: {value, low, high, unit, protocol}} once measured.
+        continued: settings that were changed when an interrupted stage went on, as {after_step, change}; such a
+            checkpoint is not what an uninterrupted run makes of its settings.
     """
 
     kind: Kind = Kind.CAUSAL_LM
@@ -47,6 +49,7 @@ class Lineage:
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
+    continued: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def hash(self) -> str:
@@ -66,14 +69,6 @@ class Lineage:
 
     def write(self, directory: Path) -> None:
         write_atomically(directory / LINEAGE_FILE, json.dumps({"format": LINEAGE_FORMAT} | asdict(self), indent=2))
-
-    def write_measured(self, directory: Path, metrics: dict[str, dict[str, Any]], protocol: str) -> None:
-        """Writes down what was measured, under the protocol of this hash, in the lineage and on the model card."""
-        found = {name: one | {"protocol": protocol} for name, one in metrics.items() if one["value"] is not None}
-        if found != self.measurements:
-            self.measurements = found
-            self.write(directory)
-            write_atomically(directory / CARD_FILE, model_card(self))
 
     @classmethod
     def read(cls, directory: Path) -> Lineage | None:
@@ -163,6 +158,9 @@ def model_card(lineage: Lineage) -> str:
     if lineage.settings:
         lines += ["", "## Settings", "", "| setting | value |", "| --- | --- |"]
         lines += [f"| {key} | {value} |" for key, value in sorted(lineage.settings.items())]
+    if lineage.continued:
+        lines += ["", "## Changed on the way", "", "An uninterrupted run with these settings makes other weights:", ""]
+        lines += [f"- after step {row['after_step']}: {row['change']}" for row in lineage.continued]
     if lineage.measurements:
         lines += ["", "## Measured", "", "| metric | value | 95 % interval | protocol |", "| --- | --- | --- | --- |"]
         for metric, row in sorted(lineage.measurements.items()):

@@ -6,7 +6,7 @@ A run directory holds everything that a run made:
     RUN/run.json            nodes, their keys and states; hashes of the start checkpoint
     RUN/ledger.jsonl        measurements, costs, tables; RUN/sequences/*.parquet
     RUN/nodes/<name>/       a finished checkpoint (it appears whole or not at all)
-    RUN/work/<name>/        what an unfinished stage may continue from
+    RUN/work/<name>/        what an unfinished stage may continue from; nothing there is deleted unless a person says so
     RUN/logs/<name>.log     what the stage's process printed when it was not a terminal
 
 A node is skipped when its checkpoint exists and carries the same key (stage, version, settings, content hashes of

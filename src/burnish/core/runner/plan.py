@@ -30,6 +30,7 @@ from burnish.core.expand import expanded, place_of, plan_node
 from burnish.core.kinds import Kind, Plan
 from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state
+from burnish.core.runner.work import Work
 from burnish.core.settings import Settings
 from burnish.core.stage import Stage
 
@@ -104,6 +105,10 @@ class Planner:
             return self.start
         return self.targets.get(name, self.directory / "nodes" / name)
 
+    def work(self, node: Node) -> Work:
+        """What an interrupted run of a node has left."""
+        return Work(self.directory / "work" / node.name, self.stages[node.name].changeable)
+
     # -- content hashes ----------------------------------------------------------------------------------------------
 
     def checkpoint_hash(self, directory: Path) -> str:
@@ -173,6 +178,11 @@ class Planner:
             return None
         return self.stages[node.name].key(self.hashes[node.parent], references)
 
+    def _parts(self, node: Node) -> dict[str, Any]:
+        """What a node depends on, in so far as it is finished."""
+        references = self._reference_hashes(node.name, self.stages[node.name])
+        return self.stages[node.name].parts(self.hashes.get(node.parent), references)
+
     # -- deciding ----------------------------------------------------------------------------------------------------
 
     def decide(self) -> list[Decision]:
@@ -215,12 +225,20 @@ class Planner:
             if before.get("status") == "dropped" and before.get("key") == key:
                 self.hashes[node.name] = before["hash"]
                 return Decision(node, stage, "dropped", "finished before and not kept", key)
-            unfinished = (self.directory / "work" / node.name).is_dir()
-            return Decision(node, stage, "run", "was interrupted" if unfinished else "was never made", key)
+            return Decision(node, stage, "run", self._how_far(node), key)
         if lineage.key != key:
             return Decision(node, stage, "run", self._what_changed(node, lineage), key)
         self.hashes[node.name] = self.checkpoint_hash(target)
         return Decision(node, stage, "skip", "nothing that it depends on has changed", key)
+
+    def _how_far(self, node: Node) -> str:
+        work = self.work(node)
+        if not work.directory.is_dir():
+            return "was never made"
+        changes = self.work(node).changes(self._parts(node))
+        return (
+            f"was interrupted, and has changed since: {'; '.join(changes.values())}" if changes else "was interrupted"
+        )
 
     def _skip_dropped(self, decisions: list[Decision]) -> None:
         """A dropped checkpoint must be made again when a node that needs it runs."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from burnish.core.checkpoint import (
     LINEAGE_FILE,
-    Lineage,
     check_target,
     pick_device,
     remove_leftovers,
@@ -30,9 +29,18 @@ from burnish.core.runner.process import spawn, terminated_like_interrupted
 
 @dataclass
 class Run(Planner):
-    """One recipe in one directory."""
+    """One recipe in one directory.
+
+    Attributes:
+        overwrite: replace a checkpoint that burnish made at a target outside the directory.
+        with_changes: go on from the states of interrupted stages although settings have changed that may.
+        restart: delete what interrupted stages have left.
+        log: takes news.
+    """
 
     overwrite: bool = False
+    with_changes: bool = False
+    restart: bool = False
     log: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True)
 
     def execute(self) -> list[Decision]:
@@ -50,6 +58,7 @@ class Run(Planner):
                         pick_device(decision.stage.device)  # raises where this machine has no such device
                         check_place(self.target(decision.node.name))
                         check_target(self.target(decision.node.name), overwrite=self._may_replace(decision.node))
+                        self._check_interrupted(decision.node)
                 preflight(self, decisions)
             self._write_state()
             if self.recipe.text:
@@ -58,8 +67,23 @@ class Run(Planner):
             for decision in decisions:
                 self._finish(decision)
             self._drop(decisions)
-            shutil.rmtree(self.directory / "work", ignore_errors=True)  # a run killed after saving left its state there
+            self._clear_work(decisions)
             return decisions
+
+    def _check_interrupted(self, node: Node) -> None:
+        """Refuses to go on with what is not what was interrupted; deletes it where a restart is asked for."""
+        work = self.work(node)
+        if self.restart:
+            work.clear()
+        work.check(self._parts(node), with_changes=self.with_changes, where=self.where(node.name))
+
+    def _clear_work(self, decisions: list[Decision]) -> None:
+        """What a run that was killed after saving has left; never that of nodes that are not in this recipe."""
+        for decision in decisions:
+            self.work(decision.node).clear()
+        place = self.directory / "work"
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
     def _may_replace(self, node: Node) -> bool:
         return self.overwrite or node.name not in self.targets
@@ -89,12 +113,9 @@ class Run(Planner):
             if value is not None:
                 local = to == "checkpoint" and (value in self.stages or value == START)
                 inputs[name] = str(self.target(value)) if local else value
-        work = self.directory / "work" / node.name
-        key_file = work / "key"
-        if work.is_dir() and (not key_file.is_file() or key_file.read_text() != decision.key):
-            shutil.rmtree(work)  # state of other settings or other inputs
-        work.mkdir(parents=True, exist_ok=True)
-        write_atomically(key_file, decision.key)
+        work = self.work(node)
+        work.check(self._parts(node), with_changes=self.with_changes, where=self.where(node.name))
+        may_change = work.begin(self._parts(node))
         self.state["nodes"][node.name] = {"status": "running", "key": decision.key}
         self._write_state()
         spawn(
@@ -109,7 +130,8 @@ class Run(Planner):
                 "inputs": inputs,
                 "target": str(target),
                 "replace": target.exists(),
-                "work": str(work),
+                "work": str(work.directory),
+                "may_change": sorted(may_change),
                 "run": str(self.directory),
                 "node": node.name,
                 "key": decision.key,
@@ -119,7 +141,7 @@ class Run(Planner):
             processes=node.processes,
             memory_settings=stage.memory_settings,
         )
-        shutil.rmtree(work, ignore_errors=True)
+        work.clear()
 
     def _measure(self, name: str) -> None:
         """Measures a checkpoint unless the ledger has it under this very request."""
@@ -135,11 +157,11 @@ class Run(Planner):
         content = json.dumps([self.evaluate.canonical(), references], sort_keys=True)
         request = hashlib.sha256(content.encode()).hexdigest()
         ledger = Ledger(self.directory, node=name)
-        for row in ledger.rows:
-            if row["row"] == "measurement" and row["checkpoint"] == digest and row["request"] == request:
-                if name != START and (lineage := Lineage.read(target)):  # measured as another node of the same weights
-                    lineage.write_measured(target, row["metrics"], row["protocol"]["hash"])
-                return
+        if any(
+            row["row"] == "measurement" and row["checkpoint"] == digest and row["request"] == request
+            for row in ledger.rows
+        ):
+            return
         settings = self.evaluate.model_dump(mode="json")
         for key, to in self.evaluate.references().items():
             value = settings.get(key)
