@@ -141,7 +141,7 @@ def test_a_killed_fit_continues_and_ends_with_the_same_weights(tmp_path: Path) -
 
     assert start(tmp_path / "whole").wait() == 0
     killed = start(tmp_path / "killed")
-    state = tmp_path / "killed.fit" / "state.safetensors"
+    state = tmp_path / "killed.fit" / "fit" / "state.safetensors"
     while not state.exists() and killed.poll() is None:
         time.sleep(0.02)
     killed.kill()

@@ -24,8 +24,9 @@ from burnish.events import (
     SmurfTHP,
     StructuredTHP,
 )
+from burnish.events.fit_state import FitState
 from burnish.events.model import Objective, TrainingStatistics
-from burnish.events.training import STATE_FILE, TrainingSettings, train
+from burnish.events.training import TrainingSettings, train
 
 LEVELS = [0.01, 0.25, 0.5, 0.9, 0.999]
 
@@ -163,7 +164,7 @@ def test_fitting_leaves_the_global_generator_alone(parts) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_resumed_fit_is_bit_equal_to_an_uninterrupted_one(parts, tmp_path: Path) -> None:
+def test_resumed_fit_is_bit_equal_to_an_uninterrupted_one(parts, tmp_path: Path, monkeypatch) -> None:
     statistics = TrainingStatistics.of(parts[0])
     torch.manual_seed(0)
     start = small(SmurfTHP, dropout=0.1)
@@ -177,9 +178,7 @@ def test_resumed_fit_is_bit_equal_to_an_uninterrupted_one(parts, tmp_path: Path)
     class Killed(BaseException):
         pass
 
-    import burnish.events.training as training
-
-    write, written = training._write_state, []
+    write, written = FitState.write, []
 
     def write_and_die(*arguments) -> None:
         write(*arguments)
@@ -187,17 +186,44 @@ def test_resumed_fit_is_bit_equal_to_an_uninterrupted_one(parts, tmp_path: Path)
         if len(written) == 2:
             raise Killed
 
-    training._write_state = write_and_die
-    try:
-        start.load_state_dict(initial)
+    start.load_state_dict(initial)
+    with monkeypatch.context() as patch:
+        patch.setattr(FitState, "write", write_and_die)
         with pytest.raises(Killed):
             train(start, *packed, Objective(), settings, state_dir=tmp_path)
-    finally:
-        training._write_state = write
-    assert (tmp_path / STATE_FILE).is_file()
     start.load_state_dict(initial)
     train(start, *packed, Objective(), settings, state_dir=tmp_path)
     assert all(torch.equal(expected[name], value) for name, value in start.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("epochs", "epochs was 2, now 3"),
+        ("lr", "lr was 0.003, now 0.01"),
+        ("seed", "seed was 0, now 1"),
+        ("weights", "another weights"),
+        ("data", "another training data"),
+        ("objective", "another objective"),
+    ],
+)
+def test_a_state_of_another_fit_is_refused_and_stays(parts, tmp_path: Path, changed: str, told: str) -> None:
+    model = small(SmurfTHP)
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    packed, objective, settings = [model.pack(part) for part in parts[:2]], Objective(), {"epochs": 2}
+    train(model, *packed, objective, TrainingSettings(**settings), state_dir=tmp_path)
+    state = (tmp_path / "fit" / "state.safetensors").read_bytes()
+    if changed == "objective":
+        objective = Objective("score")
+    elif changed == "data":
+        packed[0] = model.pack(parts[2])
+    else:
+        settings |= {"epochs": {"epochs": 3}, "lr": {"lr": 0.01}, "seed": {"seed": 1}}.get(changed, {})
+    if changed != "weights":
+        model.load_state_dict(initial)
+    with pytest.raises(CheckpointError, match=told):
+        train(model, *packed, objective, TrainingSettings(**settings), state_dir=tmp_path)
+    assert (tmp_path / "fit" / "state.safetensors").read_bytes() == state
 
 
 def test_exponential_hawkes_is_fitted_near_the_truth(hawkes: EventDataset) -> None:

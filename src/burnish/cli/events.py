@@ -104,10 +104,9 @@ def fit(
     overwrite:
         Replace a forecaster at OUT.
     """
-    import shutil
-
     from burnish.core.errors import OutputError
     from burnish.core.progress import Progress
+    from burnish.core.store import Store
     from burnish.events.forecaster import MODELS, EventForecaster, is_forecaster
 
     if out.exists() and not overwrite:
@@ -151,7 +150,7 @@ def fit(
     for note in forecaster.notes:
         _say(note)
     forecaster.save_pretrained(out, overwrite=overwrite, reading=reading, split=split)
-    shutil.rmtree(state, ignore_errors=True)
+    Store(state).clear()
     best = history.validation[history.best_epoch]
     print(
         f"forecaster: {out} (best epoch {history.best_epoch + 1} of {len(history.train)}, validation loss {best:.4f})"

@@ -6,6 +6,7 @@ Position i of the hidden states (B, L + 1, M) summarises the first i events; it 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -119,6 +120,21 @@ class PackedEvents:
     def num_scored(self) -> int:
         """Events that count in a loss."""
         return sum(w.stop - max(w.first, 0 if self.start_known[w.sequence] else 1) for w in self.windows)
+
+    def digest(self) -> str:
+        """sha256 of the events, in the model's units."""
+        digest = hashlib.sha256()
+        for array in (
+            self.times,
+            self.marks,
+            self.offsets,
+            self.start_known,
+            self.tails,
+            self.locations,
+            self.vertices,
+        ):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def batch(self, members: list[int]) -> Batch:
         """The windows of these indices, padded on the right to the longest."""

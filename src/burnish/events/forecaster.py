@@ -30,6 +30,7 @@ from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.evaluation import ForecastEvaluation, evaluate
 from burnish.events.exponential import ExponentialHawkes
+from burnish.events.fit_state import FitHistory
 from burnish.events.lognormal import LogNormalMixture
 from burnish.events.model import EventModel, Objective, TrainingStatistics
 from burnish.events.sequence import EventSequence
@@ -37,7 +38,7 @@ from burnish.events.smash import Smash
 from burnish.events.smurf import SmurfTHP
 from burnish.events.structured import StructuredTHP
 from burnish.events.thp import THP
-from burnish.events.training import FitHistory, TrainingSettings, train
+from burnish.events.training import TrainingSettings, train
 
 if TYPE_CHECKING:
     from burnish.events.stream import EventStream
@@ -95,46 +96,31 @@ class EventForecaster:
         training: EventDataset,
         validation: EventDataset,
         *,
-        epochs: int = 30,
-        batch_size: int = 32,
-        lr: float = 3e-3,
-        patience: int = 0,
-        seed: int = 0,
         state_dir: str | Path | None = None,
         progress: Progress | None = None,
+        **settings: Any,
     ) -> FitHistory:
         """Fits the model; the epoch with the best validation loss is kept.
 
-        Weights are drawn anew from `seed`, so equal calls give bit-equal forecasters.
+        Weights are drawn anew from the seed, so equal calls give bit-equal forecasters.
 
         Args:
             training, validation: with the same marks.
-            epochs, batch_size, lr, patience: see `TrainingSettings`.
             state_dir: directory for the state after every epoch; the same call continues from it.
+            progress: for the bar.
+            **settings: see `TrainingSettings`: epochs, batch_size, lr, patience, max_grad_norm, seed.
+
+        Raises:
+            DataError, SettingsError: the data do not fit the model, or hold nothing to learn from.
+            CheckpointError: `state_dir` holds the state of another fit.
         """
-        if training.num_marks != self.model.num_marks:
-            raise SettingsError(
-                f"the model has {self.model.num_marks} marks, but the data {training.num_marks}",
-                fix=f"build it with num_marks={training.num_marks}",
-            )
-        for name, part in (("training", training), ("validation", validation)):
-            if part.num_events == 0:
-                raise DataError(f"the {name} part is empty", fix="give more sequences, or other split fractions")
-        if self.model.has_location and not training.has_locations:
-            raise DataError(f"{self.model.kind} needs locations, and the events have none", fix="give --x and --y")
-        settings = TrainingSettings(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed)
-        if training.num_ties and training.num_ties == len(training.inner_gaps()):
-            raise DataError("all events happen at the same time", fix="check the time column and its unit")
-        resolution = 0.0
-        if training.num_ties or validation.num_ties:
-            resolution = training.clock_resolution
-            training = training.dequantise(resolution, seed=seed)
-            validation = validation.dequantise(resolution, seed=seed + 1)
-            self.notes += (training.notes[-1],)
+        how = TrainingSettings(**settings)
+        self._check_data(training, validation)
+        training, validation, resolution = self._without_ties(training, validation, how.seed)
         self.model.statistics = TrainingStatistics.of(training, clock_resolution=resolution)
         self.mark_names, self.unit = training.mark_names, training.unit
         self.baselines = Baselines.fit(training)
-        reset_parameters(self.model, seed)
+        reset_parameters(self.model, how.seed)
         packed = self.model.pack(training)
         if packed.num_cut:
             self.notes += (
@@ -146,11 +132,11 @@ class EventForecaster:
             packed,
             self.model.pack(validation),
             self.objective,
-            settings,
+            how,
             state_dir=None if state_dir is None else Path(state_dir),
             progress=progress,
         )
-        self.training = asdict(settings) | {
+        self.training = asdict(how) | {
             "best_epoch": history.best_epoch,
             "epochs_run": len(history.train),
             "validation_loss": history.validation,
@@ -160,6 +146,31 @@ class EventForecaster:
         }
         self.model.eval()
         return history
+
+    def _check_data(self, training: EventDataset, validation: EventDataset) -> None:
+        if training.num_marks != self.model.num_marks:
+            raise SettingsError(
+                f"the model has {self.model.num_marks} marks, but the data {training.num_marks}",
+                fix=f"build it with num_marks={training.num_marks}",
+            )
+        for name, part in (("training", training), ("validation", validation)):
+            if part.num_events == 0:
+                raise DataError(f"the {name} part is empty", fix="give more sequences, or other split fractions")
+        if self.model.has_location and not training.has_locations:
+            raise DataError(f"{self.model.kind} needs locations, and the events have none", fix="give --x and --y")
+        if training.num_ties and training.num_ties == len(training.inner_gaps()):
+            raise DataError("all events happen at the same time", fix="check the time column and its unit")
+
+    def _without_ties(
+        self, training: EventDataset, validation: EventDataset, seed: int
+    ) -> tuple[EventDataset, EventDataset, float]:
+        """Both parts with events of one instant spread over the clock's step, and that step, 0 where there are none."""
+        if not training.num_ties and not validation.num_ties:
+            return training, validation, 0.0
+        resolution = training.clock_resolution
+        training = training.dequantise(resolution, seed=seed)
+        self.notes += (training.notes[-1],)
+        return training, validation.dequantise(resolution, seed=seed + 1), resolution
 
     # -- asking ------------------------------------------------------------------------------------------------------
 

@@ -6,11 +6,7 @@ continued from its last epoch ends bit-equal to one that was not.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.core.checkpoint import fsync
+from burnish.core.checkpoint.identity import tensors_digest
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.core.progress import Progress
 from burnish.events.batches import PackedEvents
 from burnish.events.exponential import ExponentialHawkes
+from burnish.events.fit_state import FitHistory, FitState
 from burnish.events.model import EventModel, Objective
-
-STATE_FILE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,16 +52,6 @@ class TrainingSettings:
             raise SettingsError(f"lr is {self.lr}, but must be positive")
 
 
-@dataclass
-class FitHistory:
-    """Losses by epoch and which epoch was kept."""
-
-    train: list[float]
-    validation: list[float]
-    best_epoch: int = -1
-    stopped_early: bool = False
-
-
 def train(
     model: EventModel,
     training: PackedEvents,
@@ -80,7 +65,13 @@ def train(
     """Fits `model` in place and leaves it at its best epoch.
 
     Args:
-        state_dir: where the state after every epoch goes; a run with the same data and settings continues from it.
+        state_dir: where the state after every epoch goes; a run with the same weights, data and settings continues
+            from it.
+
+    Raises:
+        DataError: a part without a gap.
+        NumericalError: a loss that is not finite.
+        CheckpointError: `state_dir` holds the state of another fit.
     """
     progress = progress or Progress(enabled=False)
     for name, part in (("training", training), ("validation", validation)):
@@ -88,41 +79,48 @@ def train(
             raise DataError(f"the {name} part has no gap to learn from", fix="give it sequences of two events or more")
     if isinstance(model, ExponentialHawkes):
         return _maximise_likelihood(model, training, validation, objective, settings, progress)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, foreach=True)
-    history = FitHistory([], [])
-    best = {name: value.clone() for name, value in model.state_dict().items()}
-    key = run_key(model, training, validation, objective, settings)
-    first = 0
-    if state_dir is not None and (state_dir / STATE_FILE).is_file():
-        found = _read_state(state_dir / STATE_FILE, key)
-        if found is None:
-            progress.log(f"{state_dir}: holds the state of another run; starting anew")
-        else:
-            tensors, facts = found
-            history = FitHistory(**facts["history"])
-            best = {name: tensors[f"best.{name}"] for name in best}
-            model.load_state_dict({name: tensors[f"model.{name}"] for name in best})
-            _restore_adam(optimizer, tensors, facts["steps"])
-            first = len(history.train)
-            progress.log(f"continuing after epoch {first} of {settings.epochs}")
+    state = FitState(model, torch.optim.Adam(model.parameters(), lr=settings.lr, foreach=True))
+    key = {} if state_dir is None else fit_key(model, training, validation, objective, settings)
+    if state_dir is not None and state.read(state_dir, key):
+        progress.log(f"continuing after epoch {len(state.history.train)} of {settings.epochs}")
+    history = state.history
     with progress.task("fitting", total=settings.epochs, unit="epochs") as task:
-        task.advance(first)
-        for epoch in range(first, settings.epochs):
+        task.advance(len(history.train))
+        for epoch in range(len(history.train), settings.epochs):
             if history.stopped_early:
                 break
-            history.train.append(_one_epoch(model, training, objective, settings, optimizer, epoch))
+            history.train.append(_one_epoch(model, training, objective, settings, state.optimizer, epoch))
             value = validation_loss(model, validation, objective, settings)
             history.validation.append(value)
             if history.best_epoch < 0 or value < history.validation[history.best_epoch]:
                 history.best_epoch = epoch
-                best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                state.remember_best()
             history.stopped_early = bool(settings.patience) and epoch - history.best_epoch >= settings.patience
             if state_dir is not None:
-                _write_state(state_dir, key, model, best, optimizer, history)
+                state.write(state_dir, key)
             task.note(f"validation loss {value:.4f}")
             task.advance(1)
-    model.load_state_dict(best)
+    model.load_state_dict(state.best)
     return history
+
+
+def fit_key(
+    model: EventModel,
+    training: PackedEvents,
+    validation: PackedEvents,
+    objective: Objective,
+    settings: TrainingSettings,
+) -> dict[str, Any]:
+    """Everything that decides the result, by named parts."""
+    return {
+        "model": model.config(),
+        "weights": tensors_digest(model.state_dict().items()),
+        "training data": training.digest(),
+        "validation data": validation.digest(),
+        "objective": asdict(objective),
+        **asdict(settings),
+        "torch": torch.__version__,
+    }
 
 
 def _one_epoch(
@@ -210,70 +208,3 @@ def _maximise_likelihood(
     if not math.isfinite(final):
         raise NumericalError("the likelihood of the Hawkes process is not finite", fix="check the time unit")
     return FitHistory([final], [validation_loss(model, validation, objective, settings)], best_epoch=0)
-
-
-# -- state on disk ---------------------------------------------------------------------------------------------------
-
-
-def run_key(
-    model: EventModel, training: PackedEvents, validation: PackedEvents, objective: Objective, settings: Any
-) -> str:
-    """Digest of everything that decides the result."""
-    digest = hashlib.sha256()
-    facts = [model.config(), asdict(objective), asdict(settings), torch.__version__]
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    for part in (training, validation):
-        for array in (part.times, part.marks, part.offsets, part.locations, part.vertices):
-            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _write_state(
-    directory: Path,
-    key: str,
-    model: EventModel,
-    best: dict[str, Tensor],
-    optimizer: torch.optim.Adam,
-    history: FitHistory,
-) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    steps = []
-    for index, parameter in enumerate(_parameters(optimizer)):
-        state = optimizer.state.get(parameter)
-        steps.append(float(state["step"]) if state else 0.0)
-        if state:
-            tensors |= {f"adam.{index}.{name}": state[name] for name in ("exp_avg", "exp_avg_sq")}
-    facts = json.dumps({"key": key, "history": asdict(history), "steps": steps})
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{STATE_FILE}.{os.getpid()}.tmp"
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, temporary, {"facts": facts})
-    fsync(temporary)
-    temporary.replace(directory / STATE_FILE)
-
-
-def _read_state(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and facts of a state file, or None if it belongs to another run."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-        if facts["key"] != key:
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118  (not a dict)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _restore_adam(optimizer: torch.optim.Adam, tensors: dict[str, Tensor], steps: list[float]) -> None:
-    for index, (parameter, step) in enumerate(zip(_parameters(optimizer), steps, strict=True)):
-        if step:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(step),
-                "exp_avg": tensors[f"adam.{index}.exp_avg"],
-                "exp_avg_sq": tensors[f"adam.{index}.exp_avg_sq"],
-            }
