@@ -98,21 +98,21 @@ class EventDataset:
         """From a CSV with a header; see `from_table` for the column arguments."""
         from burnish.events.reading import from_table, read_csv
 
-        return from_table(cls, read_csv(Path(path)), where=str(path), **columns)
+        return cls(**from_table(read_csv(Path(path)), where=str(path), **columns))
 
     @classmethod
     def from_parquet(cls, path: str | Path, **columns: Any) -> Self:
         """From a parquet file; see `from_table` for the column arguments."""
         from burnish.events.reading import from_table, read_parquet
 
-        return from_table(cls, read_parquet(Path(path)), where=str(path), **columns)
+        return cls(**from_table(read_parquet(Path(path)), where=str(path), **columns))
 
     @classmethod
     def from_jsonl(cls, path: str | Path, **columns: Any) -> Self:
         """From JSON lines, one event a line or one sequence a line (times and marks as lists)."""
         from burnish.events.reading import from_table, read_jsonl
 
-        return from_table(cls, read_jsonl(Path(path), **columns), where=str(path), **columns)
+        return cls(**from_table(read_jsonl(Path(path), **columns), where=str(path), **columns))
 
     @classmethod
     def from_pandas(cls, frame: pandas.DataFrame, **columns: Any) -> Self:
@@ -126,7 +126,7 @@ class EventDataset:
         """From a data set on the Hugging Face hub, through `datasets`; see `from_table` for the column arguments."""
         from burnish.events.reading import from_table, read_hub
 
-        return from_table(cls, read_hub(name, split), where=name, **columns)
+        return cls(**from_table(read_hub(name, split), where=name, **columns))
 
     @classmethod
     def from_table(cls, table: pyarrow.Table, **columns: Any) -> Self:
@@ -146,7 +146,7 @@ class EventDataset:
         """
         from burnish.events.reading import from_table
 
-        return from_table(cls, table, **columns)
+        return cls(**from_table(table, **columns))
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

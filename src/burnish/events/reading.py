@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 
 from burnish.core.errors import DataError, MissingExtraError, SettingsError, nearest
 from burnish.events.sequence import EventSequence
-
-if TYPE_CHECKING:
-    from burnish.events.data import EventDataset
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".txt")
 
@@ -122,7 +119,11 @@ def _times(column: pa.ChunkedArray, name: str, where: str) -> tuple[NDArray[np.f
         raise DataError(
             f"column {name!r} holds {column.type}, not times", where=where, fix="use numbers or ISO timestamps"
         )
-    return column.cast(pa.float64()).to_numpy(), ""
+    times = column.cast(pa.float64()).to_numpy()
+    if not np.isfinite(times).all():
+        row = int(np.argmin(np.isfinite(times))) + 1
+        raise DataError(f"column {name!r} is not a number in row {row}", where=where, fix="drop the incomplete rows")
+    return times, ""
 
 
 def _numbers(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.float64]:
@@ -155,8 +156,17 @@ def _codes(
     return np.array([index[str(value)] for value in values], np.int64), vocabulary
 
 
+class Parts(TypedDict):
+    """What a data set of events is made of."""
+
+    sequences: tuple[EventSequence, ...]
+    mark_names: tuple[str, ...]
+    unit: str
+    num_vertices: int
+    notes: tuple[str, ...]
+
+
 def from_table(
-    cls: type[EventDataset],
     table: pa.Table,
     *,
     where: str = "table",
@@ -171,29 +181,18 @@ def from_table(
     mark_names: tuple[str, ...] | None = None,
     num_vertices: int = 0,
     unit: str = "",
-) -> Any:
+) -> Parts:
     """See `EventDataset.from_table`."""
     if origin not in ("auto", "zero", "first"):
         raise SettingsError(f"origin is {origin!r}, but must be auto, zero or first")
     if table.num_rows == 0:
         raise DataError("has no events", where=where)
     times, found_unit = _times(_column(table, time, "time", where), time, where)
-    if not np.isfinite(times).all():
-        raise DataError(
-            f"column {time!r} is not a number in row {int(np.argmin(np.isfinite(times))) + 1}",
-            where=where,
-            fix="drop the incomplete rows",
-        )
     if mark is None:
         marks, names = np.zeros(len(times), np.int64), mark_names or ("event",)
     else:
         marks, names = _codes(_column(table, mark, "mark", where), mark_names, mark, where)
-    ids = np.zeros(len(times), np.int64)
-    labels: list[str] = ["all"]
-    if sequence is not None:
-        encoded = _column(table, sequence, "sequence", where).dictionary_encode().combine_chunks()
-        ids = encoded.indices.to_numpy().astype(np.int64)
-        labels = [str(value) for value in encoded.dictionary.to_pylist()]
+    ids, labels = _sequences(table, sequence, where)
     places = None
     if location is not None:
         places = np.stack([_numbers(_column(table, c, "location", where), c, where) for c in location], axis=1)
@@ -202,13 +201,9 @@ def from_table(
         vertices = _numbers(_column(table, vertex, "vertex", where), vertex, where).astype(np.int64)
         num_vertices = max(num_vertices, int(vertices.max()) + 1)
     groups = None if group is None else [str(v) for v in _column(table, group, "group", where).to_pylist()]
-
-    keys = (times, ids) if sort else (ids,)
-    order = np.lexsort(keys)  # stable: rows of a sequence keep their order
-    bounds = np.flatnonzero(np.diff(ids[order], prepend=-1))
-    parts = np.split(order, bounds[1:])
+    parts = _rows_of_sequences(ids, times if sort else None)
     start, notes = _start(times, parts, origin)
-    sequences = [
+    sequences = tuple(
         EventSequence(
             times[part],
             marks[part],
@@ -219,8 +214,23 @@ def from_table(
             group="" if groups is None else groups[part[0]],
         )
         for part in parts
-    ]
-    return cls(tuple(sequences), names, unit=unit or found_unit, num_vertices=num_vertices, notes=notes)
+    )
+    return Parts(sequences=sequences, mark_names=names, unit=unit or found_unit, num_vertices=num_vertices, notes=notes)
+
+
+def _sequences(table: pa.Table, name: str | None, where: str) -> tuple[NDArray[np.int64], list[str]]:
+    """The number of every row's sequence, and the sequences' names."""
+    if name is None:
+        return np.zeros(table.num_rows, np.int64), ["all"]
+    encoded = _column(table, name, "sequence", where).dictionary_encode().combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int64), [str(value) for value in encoded.dictionary.to_pylist()]
+
+
+def _rows_of_sequences(ids: NDArray[np.int64], times: NDArray[np.float64] | None) -> list[NDArray[np.int64]]:
+    """The rows of every sequence, in the order of the table or of the times."""
+    order = np.lexsort((ids,) if times is None else (times, ids))  # stable: rows of a sequence keep their order
+    bounds = np.flatnonzero(np.diff(ids[order], prepend=-1))
+    return np.split(order, bounds[1:])
 
 
 def _start(
