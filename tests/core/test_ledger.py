@@ -47,3 +47,14 @@ def test_damage_in_the_middle_is_an_error_with_its_line(tmp_path: Path):
 def test_a_value_that_is_not_finite_is_never_written(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         Ledger(tmp_path).append("stage", loss=float("nan"))
+
+
+def test_values_of_sequences_are_on_the_disk_before_they_take_their_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("burnish.core.checkpoint.durable.fsync", lambda path: synced.append((path, path.is_file())))
+    ledger = Ledger(tmp_path)
+    ledger.write_sequences("abc", {"text": "t"}, {"loss": [1.0]})
+    ((temporary, written),) = synced
+    assert written and temporary.name.endswith(".tmp")
+    assert ledger.read_sequences("abc", {"text": "t"}) == {"loss": [1.0]}
+    assert [path.suffix for path in (tmp_path / "sequences").iterdir()] == [".parquet"]

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from burnish.core.checkpoint.durable import replacing
 from burnish.core.errors import DataError
 
 LEDGER_FILE = "ledger.jsonl"
@@ -97,9 +98,8 @@ class Ledger:
 
         path = sequences_file(self.directory, checkpoint, protocol_hash(protocol))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
 
     def read_sequences(self, checkpoint: str, protocol: dict[str, Any]) -> dict[str, list[float]] | None:
         """The columns of `write_sequences`, or None where there are none."""
