@@ -1,9 +1,9 @@
-"""Does slimming experts cost less than dropping them, before and after distillation, and do stages pay?
+"""Does slimming experts cost less than dropping them, before and after distillation, and do rounds pay?
 
     python benchmarks/slim.py --work runs/slim-benchmark --minutes 8      # again, until all is done
 
 At equal parameters, what does each way of cutting a mixture cost in held-out loss; does it survive an equal budget of
-distillation; and do stages pay? The teacher is a byte-level OLMoE (8 experts of width 128, top-2, 3 layers, hidden 96;
+distillation; and do rounds pay? The teacher is a byte-level OLMoE (8 experts of width 128, top-2, 3 layers, hidden 96;
 1.05 M parameters), trained from scratch by the `train` stage with the load-balancing loss on the WikiText-2 validation
 text, one per seed. Cuts and recoveries are the stages `slim` and `distill` on that text. Losses are measured on windows
 of the WikiText-2 test text, of which every fourth chooses (score, learning rate of the recovery) and the rest is
@@ -29,9 +29,9 @@ SCORES = ("fisher", "taylor", "energy", "magnitude", "random")
 CALIBRATION = 8_192
 TEACHER_STEPS, TEACHER_LR = 2000, 3e-3
 BUDGETS = (60, 240)
-"""Steps of distillation in all, however many stages: 3 % and 12 % of those of the teacher's training."""
+"""Steps of distillation in all, however many rounds: 3 % and 12 % of those of the teacher's training."""
 SEARCH = (1e-3, 3e-3)
-RECOVERIES = ("one stage", "two stages", "REAP", "from scratch")
+RECOVERIES = ("one round", "two rounds", "REAP", "from scratch")
 CONFIG = json.loads((Path(__file__).parent.parent / "examples" / "moe_1m.json").read_text())
 
 
@@ -50,7 +50,7 @@ def cuts() -> dict[str, dict[str, Any]]:
 
 def recoveries() -> list[str]:
     found = [f"{way}, a quarter, {budget} steps" for budget in BUDGETS for way in RECOVERIES]
-    return [*found, *(f"{way}, an eighth, {BUDGETS[-1]} steps" for way in ("one stage", "two stages"))]
+    return [*found, *(f"{way}, an eighth, {BUDGETS[-1]} steps" for way in ("one round", "two rounds"))]
 
 
 def searched(way: str, lr: float) -> str:
@@ -114,7 +114,7 @@ class Bench(byte_windows.Bench):
         from burnish.slim.maths.keep import geometric_widths
 
         width = WIDTHS[size]
-        if way == "one stage":
+        if way == "one round":
             student = self.slim(seed, width=width, score="fisher")
         elif way == "REAP":
             student = self.slim(seed, method="drop", num_experts=EXPERTS[size], score="reap")
@@ -150,7 +150,7 @@ def summary(bench: Bench) -> dict[str, Any]:
         row |= {"parameters": runs[0]["parameters"], "cpu_seconds": [run["cpu_seconds"] for run in runs]}
         row |= {"lr": runs[0]["lr"]} if "steps" in name else {}
         rest = name.partition(", ")[2]
-        base = f"one stage, {rest}" if "steps" in name else best.get(rest, name)
+        base = f"one round, {rest}" if "steps" in name else best.get(rest, name)
         if base != name:
             row["against"] = {"name": base} | byte_windows.against(values, losses[base])
         rows[name] = row
@@ -205,7 +205,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         map(cut, sorted(kinds, key=lambda kind: rows[f"{kind}, half"]["loss"])),
     )
     after = experiment.table(
-        f"recovered | size | steps: | lr: | loss: | against one stage ({rule}):",
+        f"recovered | size | steps: | lr: | loss: | against one round ({rule}):",
         (
             [*name.removesuffix(" steps").split(", "), f"{row['lr']:g}", f"{row['loss']:.3f}", gap(name)]
             for name, row in rows.items()

@@ -226,7 +226,7 @@ METHODS: tuple[Method, ...] = (
             help="Make a mixture of experts smaller: narrower experts, or fewer.",
             examples=(
                 "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
-                "burnish slim models/olmoe --target 20% --stages 2 --data a.jsonl -o slimmed",
+                "burnish slim models/olmoe --target 20% --rounds 2 --data a.jsonl -o slimmed",
             ),
             makes="smaller checkpoint",
         ),

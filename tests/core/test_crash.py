@@ -2,7 +2,7 @@
 for bit, makes nothing again that was finished, and leaves nothing half-made.
 
 One recipe holds every stage that changes a model, and measures what each made. `burnish audit`, `burnish events fit`,
-`burnish slim --stages` and a node of several processes have their tests in their own rooms.
+`burnish slim --rounds` and a node of several processes have their tests in their own rooms.
 """
 
 from __future__ import annotations

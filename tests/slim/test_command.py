@@ -71,18 +71,18 @@ def test_nothing_that_says_how_small(refused, saved):
     assert "nothing says how small" in refused("slim", saved("mixtral"))
 
 
-def test_stages_without_data(refused, saved):
-    assert "no data is named" in refused("slim", saved("mixtral"), "--target", "60%", "--stages", 2)
+def test_rounds_without_data(refused, saved):
+    assert "no data is named" in refused("slim", saved("mixtral"), "--target", "60%", "--rounds", 2)
 
 
-def test_too_many_stages(refused, saved, text):
-    line = refused("slim", saved("mixtral"), "--target", "60%", "--multiple", 8, "--stages", 9, "--data", text)
-    assert "use fewer stages" in line
+def test_too_many_rounds(refused, saved, text):
+    line = refused("slim", saved("mixtral"), "--target", "60%", "--multiple", 8, "--rounds", 9, "--data", text)
+    assert "use fewer rounds" in line
 
 
 def test_a_setting_that_distill_does_not_have(refused, saved, text):
     line = refused(
-        *("slim", saved("mixtral"), "--target", "60%", "--multiple", 8, "--stages", 1, "--data", text),
+        *("slim", saved("mixtral"), "--target", "60%", "--multiple", 8, "--rounds", 1, "--data", text),
         *("--recovery.rate", "0.1"),
     )
     assert "recovery: there is no setting 'rate' here" in line

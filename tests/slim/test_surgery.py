@@ -14,7 +14,7 @@ from burnish.slim import surgery
 from burnish.slim.maths.keep import keep_highest
 from burnish.slim.surgery import Kept
 from burnish.slim.target import resized
-from burnish.slim.weights import Weights
+from burnish.slim.uncut import Uncut
 
 ALL = ["mixtral", "mixtral_tied", "phimoe", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"]
 DEEPSEEK = ["deepseek_v2", "deepseek_v3"]
@@ -22,7 +22,7 @@ GROUPED = ["mixtral", "mixtral_tied", "phimoe", "qwen2_moe", "qwen3_moe"]
 
 
 def cut(module, config, kept):
-    return surgery.cut(Weights(Model(module=module)), config, kept)
+    return surgery.cut(Uncut(Model(module=module)), config, kept)
 
 
 def logits(module, ids):

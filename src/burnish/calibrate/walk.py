@@ -102,7 +102,7 @@ class Walk:
         Args:
             stop: the present one.
             fold: number of the part of the text.
-            observer: of the stop's matrices.
+            observer: of the stop's matrices; with None the network runs as it does unobserved.
             loss: to be differentiated, for output gradients; in a whole model only.
             advance: told how many tokens have gone by.
         """
@@ -162,8 +162,8 @@ class WholeModel(Walk):
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         assert self.text is not None, "there is a text to run"
-        gradients = loss is not None
-        watched = capture(self.module, stop.views, gradients=gradients, checkpointing=gradients and self.checkpointing)
+        gradients, views = loss is not None, [] if observer is None else stop.views
+        watched = capture(self.module, views, gradients=gradients, checkpointing=gradients and self.checkpointing)
         with watched as captured, products(self.precision):
             captured.callback = observer
             for batch in self.text.batches(fold, self.module.device, self.batch_tokens):
@@ -228,7 +228,7 @@ class LayerByLayer(Walk):
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         assert loss is None, "gradients go through a whole model"
-        with capture(self.module, stop.views) as captured:
+        with capture(self.module, [] if observer is None else stop.views) as captured:
             captured.callback = observer
             for batch, states in self.folds[fold]:
                 if observer is not None:

@@ -98,7 +98,7 @@ def run_single(stage: Stage, model: str, out: Path, *, evaluate: bool, **how: An
     """What `burnish quantize MODEL -o OUT` and its sisters do: a recipe of one node whose checkpoint is OUT.
 
     Ledger, logs and resumable state stand beside it in OUT.run. Where the node stands for several (`burnish slim
-    --stages 2`), OUT is the last of them and the others are in there too. `how` are options of `Run`.
+    --rounds 2`), OUT is the last of them and the others are in there too. `how` are options of `Run`.
     """
     settings: dict[str, Any] = stage.model_dump(mode="json")
     if not out.name:

@@ -1,6 +1,6 @@
 """A node that is made of several: a stage may put a chain of other stages in its own place.
 
-    - {name: narrow, stage: slim, target: 20%, stages: 2, data: texts.jsonl}
+    - {name: narrow, stage: slim, target: 20%, rounds: 2, data: texts.jsonl}
 
 becomes `narrow.cut1 -> narrow.distill1 -> narrow.cut2 -> narrow`. The last node keeps the name, so that whatever
 followed `narrow`, or names it, still does. Every part is a node like any other: planned before anything runs, run in

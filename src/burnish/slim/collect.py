@@ -13,6 +13,7 @@ activations of one decoder layer at a time in memory:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from burnish.arch import MatrixView, capture, describe, matrices
+from burnish.arch import MatrixView, describe, matrices
+from burnish.calibrate.walk import WholeModel
+from burnish.calibrate.windows import Batch, Calibration
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.progress import Progress
 from burnish.slim.maths.experts import reap_terms
@@ -31,14 +34,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Labels = Literal["sampled", "text", "teacher"]
-BATCH_TOKENS = 1024
 
 SMALLEST_DIVERGENCE = 1e-6
 """Nats per token below which a teacher is taken to be the model itself: float32 logits leave about 1e-8."""
 
 
 @dataclass
-class Sums:
+class ScoreSums:
     """Sums over the text, float64, on the CPU, by number of the layer.
 
     Attributes:
@@ -77,7 +79,7 @@ def collect(
     teacher: PreTrainedModel | None = None,
     generator: torch.Generator,
     progress: Progress,
-) -> Sums:
+) -> ScoreSums:
     """The sums of one score.
 
     Args:
@@ -99,29 +101,13 @@ def collect(
     views = [*routed]
     views += down_views(module, "shared_expert") if shared else []
     views += output_views(module) if groups else []
-    gradients = score.needs == "gradients"
-    divergence = 0.0
-    with (
-        capture(module, views, gradients=gradients, checkpointing=gradients) as captured,
-        _routing(routed, observer.routing),
-    ):
-        captured.callback = observer
-        with progress.task("scoring", total=len(tokens), unit="windows") as task:
-            for batch in batches_of(tokens, module.device):
-                if gradients:
-                    loss = _loss(module, batch, labels, teacher, generator)
-                    loss.backward()
-                    divergence += float(loss.detach())
-                else:
-                    with torch.no_grad():
-                        module.base_model(input_ids=batch, use_cache=False)
-                task.advance(len(batch))
-    if labels == "teacher" and gradients and divergence / tokens.numel() < SMALLEST_DIVERGENCE:
-        raise SettingsError(
-            f"the teacher computes the same as the model ({divergence / tokens.numel():.1e} nats per token apart), so "
-            "the divergence has no gradient and every score would be rounding noise",
-            fix="use labels: sampled for the first cut, and labels: teacher from the second on",
-        )
+    loss = _Loss(labels, teacher, generator) if score.needs == "gradients" else None
+    walk = WholeModel(module, views, checkpointing=True)
+    with noted_routing(routed, observer.routing), progress.task("scoring", total=tokens.numel(), unit="tokens") as task:
+        for stop in walk.stops(Calibration(tokens, num_folds=1)):
+            walk.run(stop, 0, observer, loss=loss, advance=task.advance)
+    if loss is not None:
+        loss.check_teacher(tokens.numel())
     observer.check_finite()
     return observer.sums
 
@@ -132,7 +118,7 @@ class _Observer:
     def __init__(self, module: PreTrainedModel, score: Score) -> None:
         self.score, self.facts = score, describe(module)
         self.routing = _RoutingWeights()
-        self.sums = Sums({}, {}, {}, {}, {})
+        self.sums = ScoreSums({}, {}, {}, {}, {})
         self.names: dict[tuple[str, int], str] = {}
         experts = self.facts.experts
         assert experts is not None, "the caller has checked that there are experts"
@@ -141,7 +127,10 @@ class _Observer:
             self.sums.reap[layer] = torch.zeros(experts.num_experts, dtype=torch.float64)
             self.sums.neurons[layer] = torch.zeros(experts.num_experts, experts.intermediate_size, dtype=torch.float64)
 
-    def __call__(self, view: MatrixView, inputs: Tensor, gradients: Tensor | None, index: Tensor) -> None:
+    def begin(self, batch: Batch) -> None:
+        """Sums over tokens do not ask which windows they are of."""
+
+    def __call__(self, view: MatrixView, inputs: Tensor, gradients: Tensor | None, index: Tensor, /) -> None:
         assert view.layer is not None, "only matrices inside decoder layers are watched"
         activations, weight = inputs.double(), view.tensor.double()
         change = activations if gradients is None else saliency(activations, gradients.double(), weight)
@@ -194,48 +183,50 @@ class _RoutingWeights:
         return weights[token, choice, None]
 
 
-class _routing:
+@contextmanager
+def noted_routing(views: Sequence[MatrixView], routing: _RoutingWeights) -> Iterator[None]:
     """While the block runs, notes what routers decide."""
 
-    def __init__(self, views: Sequence[MatrixView], routing: _RoutingWeights) -> None:
-        self.owners, self.routing = {view.owner for view in views}, routing
-        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+    def note(owner: nn.Module, args: tuple[Tensor, ...]) -> None:
+        _, index, weights = args
+        routing.last[owner] = (index.detach(), weights.detach())
 
-    def __enter__(self) -> None:
-        for owner in self.owners:
-            self.hooks.append(owner.register_forward_pre_hook(self._note))
-
-    def __exit__(self, *exception: object) -> None:
-        for hook in self.hooks:
+    hooks = [owner.register_forward_pre_hook(note) for owner in {view.owner for view in views}]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
 
-    def _note(self, owner: nn.Module, args: tuple[Tensor, ...]) -> None:
-        _, index, weights = args
-        self.routing.last[owner] = (index.detach(), weights.detach())
 
+class _Loss:
+    """Summed over tokens, in float32; `total` over all batches so far."""
 
-def batches_of(tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Micro-batches of about a thousand tokens, on the device."""
-    for batch in tokens.split(max(BATCH_TOKENS // tokens.shape[1], 1)):
-        yield batch.to(device)
+    def __init__(self, labels: Labels, teacher: PreTrainedModel | None, generator: torch.Generator) -> None:
+        self.labels, self.teacher, self.generator, self.total = labels, teacher, generator, 0.0
 
+    def __call__(self, module: PreTrainedModel, batch: Batch) -> Tensor:
+        loss = self.of(module(input_ids=batch.tokens, use_cache=False).logits.float(), batch.tokens)
+        self.total += float(loss.detach())
+        return loss
 
-def _loss(
-    module: PreTrainedModel,
-    batch: Tensor,
-    labels: Labels,
-    teacher: PreTrainedModel | None,
-    generator: torch.Generator,
-) -> Tensor:
-    """Summed over tokens, in float32."""
-    logits = module(input_ids=batch, use_cache=False).logits.float()
-    if labels == "teacher":
-        assert teacher is not None, "the stage has checked that there is one"
-        with torch.no_grad():
-            wanted = teacher(input_ids=batch, use_cache=False).logits.float()
-        return F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum")
-    if labels == "text":
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
-    flat = logits.flatten(0, 1)
-    drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-    return F.cross_entropy(flat, drawn.to(flat.device), reduction="sum")
+    def of(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        if self.labels == "teacher":
+            assert self.teacher is not None, "the stage has checked that there is one"
+            with torch.no_grad():
+                wanted = self.teacher(input_ids=tokens, use_cache=False).logits.float()
+            return F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum")
+        if self.labels == "text":
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+        flat = logits.flatten(0, 1)
+        drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=self.generator)[:, 0]
+        return F.cross_entropy(flat, drawn.to(flat.device), reduction="sum")
+
+    def check_teacher(self, num_tokens: int) -> None:
+        """Refuses a teacher that is the model itself."""
+        if self.labels == "teacher" and self.total / num_tokens < SMALLEST_DIVERGENCE:
+            raise SettingsError(
+                f"the teacher computes the same as the model ({self.total / num_tokens:.1e} nats per token apart), so "
+                "the divergence has no gradient and every score would be rounding noise",
+                fix="use labels: sampled for the first cut, and labels: teacher from the second on",
+            )

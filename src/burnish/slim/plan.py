@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def new_config(settings: Slim, before: Plan) -> Any:
     """The configuration of the smaller model; raises `SettingsError` on an impossible target."""
+    experts_of(before.config)
     if carried := before.carried:
         raise SettingsError(
             f"the checkpoint holds {len(carried)} tensors that stock loading passes over ({carried[0]}, ...), and with "
             "other sizes the configuration would describe them wrongly",
             fix="set num_nextn_predict_layers to 0 in its config.json to leave such layers behind",
         )
-    experts_of(before.config)
     groups = settings.num_key_value_heads
     by = "width" if settings.method == "narrow" else "num_experts"
     size = settings.width if by == "width" else settings.num_experts

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from burnish.arch import HiddenStates, MatrixView, first_inputs, hidden_neurons, layers
+from burnish.arch import MatrixView, describe, hidden_neurons
+from burnish.calibrate.walk import LayerByLayer, Stop
+from burnish.calibrate.windows import Calibration
 from burnish.core.errors import NumericalError
 from burnish.core.progress import Progress
-from burnish.slim.collect import batches_of, down_views
+from burnish.slim.collect import down_views
 from burnish.slim.maths.refit import gram_terms, refit_down
 from burnish.slim.surgery import Kept
 
@@ -39,29 +41,25 @@ def refit(
     Raises:
         NumericalError: activations that are not finite, with the matrix's name.
     """
-    views = down_views(module, "experts")
-    decoder_layers = layers(module)
-    with torch.no_grad(), progress.task("refitting", total=len(decoder_layers), unit="layers") as task:
-        batches = [first_inputs(module, batch) for batch in batches_of(tokens, module.device)]
-        for number, (_, layer) in enumerate(decoder_layers):
-            own = [view for view in views if view.layer == number]
-            given = _step(batches, number, layer, own)
-            for view in own:
-                assert view.expert is not None, "these are routed experts"
-                keep = kept.neurons[number][view.expert].to(module.device)
+    walk = LayerByLayer(module, down_views(module, "experts"), changed=False)
+    num_layers = describe(module).num_layers
+    with torch.no_grad(), progress.task("refitting", total=num_layers, unit="layers") as task:
+        for stop in walk.stops(Calibration(tokens, num_folds=1)):
+            given = _given(walk, stop)
+            for view in stop.views:
+                assert view.layer is not None and view.expert is not None, "these are routed experts"
+                keep = kept.neurons[view.layer][view.expert].to(module.device)
                 new = refit_down(view.tensor.double(), _gram(view, given), keep)
-                yield (number, view.expert), new.to(view.tensor.dtype)
+                yield (view.layer, view.expert), new.to(view.tensor.dtype)
             task.advance()
 
 
-def _step(
-    batches: list[HiddenStates], number: int, layer: nn.Module, own: list[MatrixView]
-) -> list[tuple[Tensor, ...]]:
-    """Takes the hidden states through a layer; returns what its experts were given, batch by batch."""
+def _given(walk: LayerByLayer, stop: Stop) -> list[tuple[Tensor, ...]]:
+    """What a layer's experts are given while the text goes past, batch by batch."""
     given: list[tuple[Tensor, ...]] = []
-    hooks = [owner.register_forward_pre_hook(lambda _, args: given.append(args)) for owner in {v.owner for v in own}]
-    for batch in batches:
-        batch.hidden = batch.through(number, layer)
+    owners = {view.owner for view in stop.views}
+    hooks = [owner.register_forward_pre_hook(lambda _, args: given.append(args)) for owner in owners]
+    walk.run(stop, 0, None)
     for hook in hooks:
         hook.remove()
     return given

@@ -17,7 +17,7 @@ from burnish.arch import MatrixView, describe
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.core.stage import Context
-from burnish.slim.collect import Sums, collect
+from burnish.slim.collect import ScoreSums, collect
 from burnish.slim.maths.experts import reap
 from burnish.slim.maths.keep import keep_highest
 from burnish.slim.maths.scores import SCORES, Score, magnitude
@@ -25,7 +25,7 @@ from burnish.slim.plan import new_config
 from burnish.slim.refit import refit
 from burnish.slim.surgery import Kept, Refitted, cut, deferred_cut
 from burnish.slim.target import experts_of, router_groups
-from burnish.slim.weights import Weights
+from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,17 +38,17 @@ FEW_TOKENS = 4
 
 def run(settings: Slim, model: Model, ctx: Context) -> Model:
     """The smaller model; the input stays as it is. What came from disk is cut while it is saved."""
-    config, weights = new_config(settings, model.plan()), Weights(model)
-    for view in weights.matrices:
-        if not torch.isfinite(weights.matrix(view)).all():
+    config, uncut = new_config(settings, model.plan()), Uncut(model)
+    for view in uncut.matrices:
+        if not torch.isfinite(uncut.matrix(view)).all():
             raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
     choose = _narrow if settings.method == "narrow" else _drop
     # The choice holds the network that text went through; it is gone before the cut is made.
-    kept, refitted, rows = choose(_Choice(settings, model, weights, config, ctx))
+    kept, refitted, rows = choose(_Choice(settings, model, uncut, config, ctx))
     ctx.ledger.table("slim", rows)
-    if weights.files is not None:
-        return deferred_cut(weights, config, kept, refitted)
-    return model.derive(module=cut(weights, config, kept, refitted))
+    if uncut.files is not None:
+        return deferred_cut(uncut, config, kept, refitted)
+    return model.derive(module=cut(uncut, config, kept, refitted))
 
 
 @dataclass
@@ -58,20 +58,20 @@ class _Choice:
     Attributes:
         settings, ctx: of the stage.
         model: the input.
-        weights: of it.
+        uncut: the same, a matrix at a time.
         config: of the smaller model.
     """
 
     settings: Slim
     model: Model
-    weights: Weights
+    uncut: Uncut
     config: Any
     ctx: Context
 
     @cached_property
     def network(self) -> PreTrainedModel:
         """The model with its weights, for text to go through."""
-        return self.weights.network(self.ctx.device)
+        return self.uncut.network(self.ctx.device)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -89,11 +89,11 @@ class _Choice:
 
     @property
     def cuts_groups(self) -> bool:
-        return describe(self.weights.module).num_key_value_heads != describe(self.config).num_key_value_heads
+        return describe(self.uncut.module).num_key_value_heads != describe(self.config).num_key_value_heads
 
     def views(self, part: str, role: str = "down") -> list[MatrixView]:
         """Matrices whose inputs are neurons (down projections) or attention heads (o)."""
-        return [view for view in self.weights.matrices if view.part == part and view.role == role]
+        return [view for view in self.uncut.matrices if view.part == part and view.role == role]
 
 
 Chosen = tuple[Kept, Refitted, list[dict[str, Any]]]
@@ -102,7 +102,7 @@ Chosen = tuple[Kept, Refitted, list[dict[str, Any]]]
 
 def _narrow(choice: _Choice) -> Chosen:
     settings = choice.settings
-    was, now = experts_of(choice.weights.module.config), experts_of(choice.config)
+    was, now = experts_of(choice.uncut.module.config), experts_of(choice.config)
     shared = was.shared_intermediate_size != now.shared_intermediate_size
     score = SCORES[settings.score_name]
     sums = None
@@ -133,7 +133,7 @@ def _narrow(choice: _Choice) -> Chosen:
     refitted: dict[tuple[int, int], Tensor] = {}
     if settings.refit:
         for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress):
-            refitted[place] = down.to("cpu", choice.weights.dtype)
+            refitted[place] = down.to("cpu", choice.uncut.dtype)
     return kept, refitted, rows
 
 
@@ -149,12 +149,12 @@ def _drop(choice: _Choice) -> Chosen:
             choice.ctx.progress.log(f"{unseen} experts saw no calibration token; they are dropped first")
     num_groups, num_kept = router_groups(choice.config), experts_of(choice.config).num_experts
     experts, rows = {}, []
-    for layer in experts_of(choice.weights.module.config).sparse_layers:
+    for layer in experts_of(choice.uncut.module.config).sparse_layers:
         views = [view for view in choice.views("experts") if view.layer == layer]
         if name == "random":
             scores = torch.rand(len(views), generator=generator, dtype=torch.float64)
         elif name == "magnitude":
-            scores = torch.stack([_neuron_sizes(choice.weights, view).norm() for view in views])
+            scores = torch.stack([_neuron_sizes(choice.uncut, view).norm() for view in views])
         else:
             assert sums is not None
             counts = sums.counts[layer]
@@ -169,38 +169,38 @@ def _drop(choice: _Choice) -> Chosen:
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def _neuron_sizes(weights: Weights, down: MatrixView) -> Tensor:
+def _neuron_sizes(uncut: Uncut, down: MatrixView) -> Tensor:
     """`magnitude` of the neurons in front of a down projection."""
-    same = weights.experts[down.layer, down.part, down.expert]
-    gate, up, down_proj = (weights.matrix(same[role]).double() for role in ("gate", "up", "down"))
+    same = uncut.experts[down.layer, down.part, down.expert]
+    gate, up, down_proj = (uncut.matrix(same[role]).double() for role in ("gate", "up", "down"))
     return magnitude(gate, up, down_proj)
 
 
-def _neuron_scores(choice: _Choice, view: MatrixView, sums: Sums | None, score: Score) -> Tensor:
+def _neuron_scores(choice: _Choice, view: MatrixView, sums: ScoreSums | None, score: Score) -> Tensor:
     """Scores of the hidden neurons in front of one down projection, float64 on the CPU."""
     if choice.settings.score_name == "random":
         return torch.rand(view.shape[1], generator=choice.ctx.generator, dtype=torch.float64)
     assert view.layer is not None
     unseen = sums is not None and view.expert is not None and sums.counts[view.layer][view.expert] == 0
     if sums is None or unseen:
-        return _neuron_sizes(choice.weights, view)
-    norms = choice.weights.matrix(view).double().norm(dim=0)
+        return _neuron_sizes(choice.uncut, view)
+    norms = choice.uncut.matrix(view).double().norm(dim=0)
     terms = sums.shared[view.layer] if view.expert is None else sums.neurons[view.layer][view.expert]
     return score.finish(terms, norms)
 
 
-def _groups(choice: _Choice, sums: Sums | None, score: Score) -> dict[int, Tensor]:
+def _groups(choice: _Choice, sums: ScoreSums | None, score: Score) -> dict[int, Tensor]:
     """Attention groups that are kept, by layer; empty where all are."""
     if not choice.cuts_groups:
         return {}
-    num_groups, count = (describe(c).num_key_value_heads for c in (choice.weights.module, choice.config))
+    num_groups, count = (describe(c).num_key_value_heads for c in (choice.uncut.module, choice.config))
     kept = {}
     for view in choice.views("attention", "o"):
         assert view.layer is not None
         if choice.settings.score_name == "random":
             scores = torch.rand(num_groups, generator=choice.ctx.generator, dtype=torch.float64)
         elif sums is None:
-            scores = choice.weights.matrix(view).double().unflatten(1, (num_groups, -1)).norm(dim=(0, 2))
+            scores = choice.uncut.matrix(view).double().unflatten(1, (num_groups, -1)).norm(dim=(0, 2))
         elif score.needs == "gradients":
             scores = score.finish(sums.groups[view.layer], torch.ones(num_groups, dtype=torch.float64))
         else:
@@ -209,7 +209,7 @@ def _groups(choice: _Choice, sums: Sums | None, score: Score) -> dict[int, Tenso
     return kept
 
 
-def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Sums:
+def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> ScoreSums:
     settings, ctx, teacher = choice.settings, choice.ctx, None
     if settings.labels == "teacher" and score.needs == "gradients":
         given = ctx.inputs["teacher"]
@@ -221,7 +221,7 @@ def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Su
                 where="teacher",
                 fix="use the model that the first cut was made from",
             )
-        teacher = Weights(source).network(ctx.device)
+        teacher = Uncut(source).network(ctx.device)
     return collect(
         choice.network,
         choice.tokens,
@@ -235,7 +235,7 @@ def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Su
     )
 
 
-def _check_seen(sums: Sums, width: int, settings: Slim, ctx: Context) -> None:
+def _check_seen(sums: ScoreSums, width: int, settings: Slim, ctx: Context) -> None:
     """Refuses, or says, that experts saw no token; says how many saw few."""
     every = torch.stack(list(sums.counts.values()))
     unseen, few = int((every == 0).sum()), int((every < FEW_TOKENS * width).sum())

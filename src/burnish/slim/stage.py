@@ -2,7 +2,7 @@
 
     slim = burnish.Slim(target="20%")(model, calibration=texts)
 
-With `stages` it stands for several nodes of a recipe: cut, distil, cut, distil (`burnish.slim.staged`).
+With `rounds` it stands for several nodes of a recipe: cut, distil, cut, distil (`burnish.slim.rounds`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Slim(Stage):
     allow_unseen: bool = Field(
         default=False, description="rank neurons of experts that saw no calibration token by the size of their weights"
     )
-    stages: int | None = Field(
+    rounds: int | None = Field(
         default=None,
         ge=1,
         description="cut and distil in turn, so many times, with the first model as the teacher; not given: cut only",
@@ -74,9 +74,9 @@ class Slim(Stage):
         default=None,
         description="share of the width (or of the experts) that each cut but the last leaves; equal ones if not given",
     )
-    data: DataRef | None = Field(default=None, description="texts or chats to distil on, with stages")
+    data: DataRef | None = Field(default=None, description="texts or chats to distil on, with rounds")
     budgets: list[int] | None = Field(
-        default=None, description="tokens to distil on in each stage, or one number for all; else one pass over data"
+        default=None, description="tokens to distil on in each round, or one number for all; else one pass over data"
     )
     recovery: dict[str, Any] = Field(default={}, description="further settings of the distill after each cut")
 
@@ -102,25 +102,25 @@ class Slim(Stage):
                 "labels: teacher needs a teacher that is another model: the divergence of a model from itself has no "
                 "gradient, so every score would be rounding noise (use labels: sampled for the first cut)"
             )
-        self._check_stages()
+        self._check_rounds()
         return self
 
-    def _check_stages(self) -> None:
-        if self.stages is None:
+    def _check_rounds(self) -> None:
+        if self.rounds is None:
             given = [name for name in ("ratios", "data", "budgets", "recovery") if getattr(self, name)]
             if given:
-                raise ValueError(f"{given[0]} says how to distil between cuts, but there are no stages; give stages: 1")
+                raise ValueError(f"{given[0]} says how to distil between cuts, but there are no rounds; give rounds: 1")
             return
         if self.data is None:
-            raise ValueError("each stage distils after its cut, and no data is named; give data: FILE, or --data FILE")
+            raise ValueError("each round distils after its cut, and no data is named; give data: FILE, or --data FILE")
         if self.teacher is not None:
-            raise ValueError("the teacher of every stage is the first model, so there is no teacher to name")
-        if self.ratios is not None and len(self.ratios) != self.stages - 1:
-            raise ValueError(f"ratios has {len(self.ratios)} entries, but {self.stages} stages have {self.stages - 1}")
+            raise ValueError("the teacher of every round is the first model, so there is no teacher to name")
+        if self.ratios is not None and len(self.ratios) != self.rounds - 1:
+            raise ValueError(f"ratios has {len(self.ratios)} entries, but {self.rounds} rounds have {self.rounds - 1}")
         if self.ratios is not None and not all(0 < ratio < 1 for ratio in self.ratios):
             raise ValueError(f"ratios is {self.ratios}, but each is a share between 0 and 1")
-        if self.budgets is not None and len(self.budgets) not in (1, self.stages):
-            raise ValueError(f"budgets has {len(self.budgets)} entries, but there are {self.stages} stages")
+        if self.budgets is not None and len(self.budgets) not in (1, self.rounds):
+            raise ValueError(f"budgets has {len(self.budgets)} entries, but there are {self.rounds} rounds")
         if self.budgets is not None and min(self.budgets) < 1:
             raise ValueError(f"budgets is {self.budgets}, but each is a number of tokens")
 
@@ -130,19 +130,19 @@ class Slim(Stage):
         return self.score or ("fisher" if self.method == "narrow" else "reap")
 
     def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
-        if self.stages is None:
+        if self.rounds is None:
             return (node,)
-        from burnish.slim.staged import expand
+        from burnish.slim.rounds import expand
 
         return expand(self, node, before())
 
     def plan(self, before: Plan) -> Plan:
         from burnish.slim.plan import plan
 
-        if self.stages is not None:
+        if self.rounds is not None:
             raise SettingsError(
-                "stages stands for several steps of a recipe, and here is only one",
-                where="stages",
+                "rounds stands for several steps of a recipe, and here is only one",
+                where="rounds",
                 fix="use burnish slim or a recipe; in Python chain Slim and Distill",
             )
         return plan(self, before)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from burnish.arch import Architecture, MatrixView, VectorView, describe, matrices, vectors
 from burnish.core.checkpoint import DeferredModel, Model, move, quiet_transformers, unfilled
-from burnish.slim.weights import Weights
+from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,67 +51,67 @@ Refitted = Mapping[tuple[int, int], Float[Tensor, "hidden width"]]
 """{(layer, expert before the cut): down_proj to write in place of the kept columns}."""
 
 
-def cut(weights: Weights, config: Any, kept: Kept, refitted: Refitted | None = None) -> PreTrainedModel:
+def cut(uncut: Uncut, config: Any, kept: Kept, refitted: Refitted | None = None) -> PreTrainedModel:
     """The smaller model in memory, in evaluation mode, sharing no memory with the one it is cut from.
 
     Args:
-        weights: of the model as it is, in memory.
+        uncut: the model as it is, in memory.
         config: of the smaller one (`target.resized`).
         kept: what stays; its sizes must be those of `config`.
         refitted: down projections that are written as they are.
     """
-    new = unfilled(type(weights.module), config, weights.module)
-    new.set_experts_implementation(weights.module.get_experts_implementation())
-    for target, tensor in _pieces(weights, new, kept, refitted or {}):
+    new = unfilled(type(uncut.module), config, uncut.module)
+    new.set_experts_implementation(uncut.module.get_experts_implementation())
+    for target, tensor in _pieces(uncut, new, kept, refitted or {}):
         target.tensor.copy_(tensor)
     return new
 
 
-def deferred_cut(weights: Weights, config: Any, kept: Kept, refitted: Refitted) -> DeferredModel:
+def deferred_cut(uncut: Uncut, config: Any, kept: Kept, refitted: Refitted) -> DeferredModel:
     """The smaller model of one on disk: cut from file to file when it is saved, or in memory when it is looked at."""
-    assert weights.files is not None, "a model in memory is cut there"
-    model, before = weights.model, weights.module
+    assert uncut.files is not None, "a model in memory is cut there"
+    model = uncut.model
     with torch.device("meta"), quiet_transformers():
-        new: PreTrainedModel = type(before)(config)
+        new: PreTrainedModel = type(uncut.module)(config)
     if new.can_generate():
-        new.generation_config = before.generation_config
+        new.generation_config = uncut.module.generation_config
     layout = {}
-    for target, source in _pairs(weights, new, kept):
-        stored = weights.files.meta[_on_disk(source)]
+    for target, source in _pairs(uncut, new, kept):
+        stored = uncut.files.meta[_on_disk(source)]
         dtype = model.dtype if model.dtype and stored.is_floating_point() else stored.dtype
         layout[_on_disk(target)] = torch.empty(target.tensor.shape, dtype=dtype, device="meta")
 
     def tensors(scratch: Path) -> Iterator[tuple[str, Tensor]]:
-        return ((_on_disk(target), tensor) for target, tensor in _pieces(weights, new, kept, refitted))
+        return ((_on_disk(target), tensor) for target, tensor in _pieces(uncut, new, kept, refitted))
 
     def whole() -> PreTrainedModel:
         read = Model(path=model.path, lineage=model.lineage, dtype=model.dtype).module
-        return move(cut(Weights(Model(module=read)), config, kept, refitted), model.device)
+        return move(cut(Uncut(Model(module=read)), config, kept, refitted), model.device)
 
-    return DeferredModel(model, new, layout, tensors, stored_dtype=weights.dtype, whole=whole)
+    return DeferredModel(model, new, layout, tensors, stored_dtype=uncut.dtype, whole=whole)
 
 
 def _on_disk(view: View) -> str:
     return view.disk if isinstance(view, MatrixView) else view.name
 
 
-def _pairs(weights: Weights, new: PreTrainedModel, kept: Kept) -> Iterator[tuple[View, View]]:
+def _pairs(uncut: Uncut, new: PreTrainedModel, kept: Kept) -> Iterator[tuple[View, View]]:
     """What the smaller model holds, and what of the larger one each is cut from."""
-    old = {_place(view, view.expert): view for view in weights.matrices}
+    old = {_place(view, view.expert): view for view in uncut.matrices}
     for view in matrices(new):
         yield view, old[_place(view, _old_expert(view, kept))]
-    old_vectors = {vector.parameter: vector for vector in weights.vectors}
+    old_vectors = {vector.parameter: vector for vector in uncut.vectors}
     for vector in vectors(new):
         yield vector, old_vectors[vector.parameter]
 
 
-def _pieces(weights: Weights, new: PreTrainedModel, kept: Kept, refitted: Refitted) -> Iterator[tuple[View, Tensor]]:
+def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) -> Iterator[tuple[View, Tensor]]:
     """Everything that the smaller model holds, with its values, one after the other."""
-    facts = describe(weights.module)
+    facts = describe(uncut.module)
     rows_of: dict[str, Index] = {}
-    for target, source in _pairs(weights, new, kept):
+    for target, source in _pairs(uncut, new, kept):
         if isinstance(source, VectorView):
-            values = weights.vector(source)
+            values = uncut.vector(source)
             # A bias, and the router's correction, belong to the rows of the matrix beside them.
             rows = rows_of.get(source.parameter.rpartition(".")[0])
             yield target, values if rows is None else values[rows]
@@ -125,7 +125,7 @@ def _pieces(weights: Weights, new: PreTrainedModel, kept: Kept, refitted: Refitt
         if replacement is not None:
             yield target, replacement
             continue
-        values = weights.matrix(source)
+        values = uncut.matrix(source)
         values = values if rows is None else values[rows]
         yield target, values if columns is None else values[:, columns]
 

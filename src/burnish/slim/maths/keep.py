@@ -1,4 +1,4 @@
-"""What is kept: the highest scores, in their old order, and the widths of a staged schedule."""
+"""What is kept: the highest scores, in their old order, and the widths of a schedule of rounds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def keep_highest(scores: Float[Tensor, "*batch width"], count: int) -> Int[Tenso
     return order[..., :count].sort(dim=-1).values
 
 
-def geometric_widths(first: int, last: int, num_stages: int, multiple: int) -> list[int]:
-    """Widths after each of `num_stages` cuts that all shrink by about the same ratio; the last is `last` exactly.
+def geometric_widths(first: int, last: int, num_rounds: int, multiple: int) -> list[int]:
+    """Widths after each of `num_rounds` cuts that all shrink by about the same ratio; the last is `last` exactly.
 
-    f_i = first (last / first)^(i / num_stages), rounded to `multiple`.
+    f_i = first (last / first)^(i / num_rounds), rounded to `multiple`.
     """
-    ratio = (last / first) ** (1 / num_stages)
-    return ratio_widths(first, last, [ratio] * (num_stages - 1), multiple)
+    ratio = (last / first) ** (1 / num_rounds)
+    return ratio_widths(first, last, [ratio] * (num_rounds - 1), multiple)
 
 
 def ratio_widths(first: int, last: int, ratios: Sequence[float], multiple: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The weights of the model that is cut, one matrix at a time: from its files, or from a network that a caller holds."""
+"""The model that is cut, one matrix at a time: from its files, or from a network that a caller holds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from burnish.arch import MatrixView, VectorView, matrices, vectors
 from burnish.core.checkpoint import Model, cast, move, without_weights
-from burnish.core.checkpoint.tensor_files import TensorReader
+from burnish.core.checkpoint.on_disk import OnDisk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Weights:
+class Uncut:
     """Matrices and vectors in the dtype in which they are stored.
 
     Attributes:
@@ -29,13 +29,13 @@ class Weights:
     def __init__(self, model: Model) -> None:
         self.model, self.files = model, None
         if model.path is not None and not model.is_loaded:
-            self.module = without_weights(model)
-            files = TensorReader(model.path)
-            shapes = {name: tensor.shape for name, tensor in files.meta.items()}
+            on_disk = OnDisk(model)
+            self.module = on_disk.module
+            shapes = {name: tensor.shape for name, tensor in on_disk.files.meta.items()}
             stored = [shapes.get(view.disk) == view.shape for view in self.matrices]
             stored += [shapes.get(vector.name) == vector.tensor.shape for vector in self.vectors]
             if all(stored):
-                self.files = files
+                self.files = on_disk.files
                 return
             del self.matrices, self.vectors
         self.module = model.module

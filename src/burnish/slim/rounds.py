@@ -1,14 +1,14 @@
-"""Cutting in stages, each followed by distillation from the first model, as nodes of a recipe.
+"""Cutting in rounds, each followed by distillation from the first model, as nodes of a recipe.
 
     f_i = f_0 (f_T / f_0)^(i / T),  i = 1 .. T      widths after each cut, rounded to `multiple`
 
     cut 1, distil, cut 2, distil ...                every cut but the first is scored on the divergence from the first
                                                     model, which is the teacher throughout
 
-One shot is the case of one stage. Each cut is a `slim` and each recovery a `distill` like any other: with an optimizer
+One shot is the case of one round. Each cut is a `slim` and each recovery a `distill` like any other: with an optimizer
 state and a learning rate schedule of its own, and with whatever of `distill` the setting `recovery` names.
 
-Source: SlimMoE (2025, arXiv:2506.18349), which gives two or three stages; the geometric schedule is reconstructed.
+Source: SlimMoE (2025, arXiv:2506.18349), which gives two or three rounds; the geometric schedule is reconstructed.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
     from burnish.core.kinds import Plan
     from burnish.slim.stage import Slim
 
-STAGED = ("stages", "ratios", "data", "budgets", "recovery")
-"""Settings of `Slim` that say how to go about it in stages; no single cut has them."""
+OF_ROUNDS = ("rounds", "ratios", "data", "budgets", "recovery")
+"""Settings of `Slim` that say how to go about it in rounds; no single cut has them."""
 
 FIXED = ("teacher", "data", "seed", "device")
 """Settings of the recoveries that follow from those of the cut."""
 
 
 def expand(settings: Slim, node: Node, before: Plan) -> tuple[Node, ...]:
-    """Two nodes for each stage.
+    """Two nodes for each round.
 
     Args:
-        settings: with `stages`.
+        settings: with `rounds`.
         node: as written in the recipe; the last recovery takes its name.
         before: the plan of the model to cut.
 
     Raises:
-        SettingsError: sizes that leave no room for that many stages, or settings that `distill` does not have.
+        SettingsError: sizes that leave no room for that many rounds, or settings that `distill` does not have.
     """
-    assert settings.stages is not None, "asked for only where there are stages"
+    assert settings.rounds is not None, "asked for only where there are rounds"
     sizes, groups = _sizes(settings, before)
     by = "width" if settings.method == "narrow" else "num_experts"
-    common = settings.model_dump(mode="json", exclude={*STAGED, "target", by, "num_key_value_heads"})
+    common = settings.model_dump(mode="json", exclude={*OF_ROUNDS, "target", by, "num_key_value_heads"})
     nodes: list[Node] = []
     parent = node.parent
-    for number in range(1, settings.stages + 1):
-        last = number == settings.stages
+    for number in range(1, settings.rounds + 1):
+        last = number == settings.rounds
         labels = {"labels": "teacher", "teacher": node.parent} if number > 1 and _by_gradients(settings) else {}
         size = {} if sizes is None else {by: sizes[number - 1]}
         heads = {} if groups is None else {"num_key_value_heads": groups[number - 1]}
@@ -81,22 +81,22 @@ def _sizes(settings: Slim, before: Plan) -> tuple[list[int] | None, list[int] | 
         what, first, final, step = "number of experts", was.num_experts, now.num_experts, router_groups(config)
     sizes = None
     if first != final:
-        assert settings.stages is not None, "asked for only where there are stages"
+        assert settings.rounds is not None, "asked for only where there are rounds"
         if settings.ratios is None:
-            sizes = geometric_widths(first, final, settings.stages, step)
+            sizes = geometric_widths(first, final, settings.rounds, step)
         else:
             sizes = ratio_widths(first, final, settings.ratios, step)
         if sorted({first, *sizes}, reverse=True) != [first, *sizes]:
             raise SettingsError(
-                f"{settings.stages} cuts from {first} to {final} would go through {', '.join(map(str, sizes))}, but "
+                f"{settings.rounds} cuts from {first} to {final} would go through {', '.join(map(str, sizes))}, but "
                 f"each must leave a smaller {what}, a multiple of {step}",
-                fix="use fewer stages, other ratios, or a smaller multiple",
+                fix="use fewer rounds, other ratios, or a smaller multiple",
             )
     heads = describe(before.config).num_key_value_heads, describe(config).num_key_value_heads
     if heads[0] == heads[1]:
         return sizes, None
-    assert settings.stages is not None, "asked for only where there are stages"
-    return sizes, geometric_widths(*heads, settings.stages, 1)
+    assert settings.rounds is not None, "asked for only where there are rounds"
+    return sizes, geometric_widths(*heads, settings.rounds, 1)
 
 
 def _recovery(settings: Slim, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Cutting in stages is a chain of ordinary nodes: their settings, what is refused, and a run that was interrupted."""
+"""Cutting in rounds is a chain of ordinary nodes: their settings, what is refused, and a run that was interrupted."""
 
 import json
 
@@ -12,7 +12,7 @@ from burnish.core.runner import Run
 from burnish.slim.stage import Slim
 from burnish.stages import ROOMS
 
-TWO = {"target": "60%", "multiple": 8, "stages": 2, "data": "data.txt"}
+TWO = {"target": "60%", "multiple": 8, "rounds": 2, "data": "data.txt"}
 NODE = Node("narrow", "slim", START, {})
 
 
@@ -20,7 +20,7 @@ def parts(settings, model, node=NODE):
     return Slim.parse(settings, where="recipe.yaml").expand(node, model.plan)
 
 
-def test_two_stages_are_two_cuts_and_two_recoveries(model_of):
+def test_two_rounds_are_two_cuts_and_two_recoveries(model_of):
     nodes = parts(TWO, model_of("mixtral"))
     assert [(node.name, node.stage, node.parent) for node in nodes] == [
         ("narrow.cut1", "slim", START),
@@ -30,7 +30,7 @@ def test_two_stages_are_two_cuts_and_two_recoveries(model_of):
     ]
 
 
-def test_the_first_model_is_the_teacher_of_every_stage(model_of):
+def test_the_first_model_is_the_teacher_of_every_round(model_of):
     first, recovered, second, last = parts(TWO, model_of("mixtral"), Node("narrow", "slim", "trained", {}))
     assert (first.settings["labels"], first.settings["teacher"]) == ("sampled", None)
     assert (second.settings["labels"], second.settings["teacher"]) == ("teacher", "trained")
@@ -39,7 +39,7 @@ def test_the_first_model_is_the_teacher_of_every_stage(model_of):
 
 def test_the_last_width_is_that_of_one_shot(model_of):
     model = model_of("mixtral")
-    one, two, three = (parts(TWO | {"stages": number}, model) for number in (1, 2, 3))
+    one, two, three = (parts(TWO | {"rounds": number}, model) for number in (1, 2, 3))
     assert len(one) == 2
     assert one[0].settings["width"] == two[2].settings["width"] == three[4].settings["width"]
     widths = [node.settings["width"] for node in three if node.stage == "slim"]
@@ -58,15 +58,15 @@ def test_budgets_are_steps_of_the_batch_and_context(model_of):
     assert nodes[1].settings["lr"] == 0.01
 
 
-def test_experts_are_dropped_in_stages(model_of):
-    settings = {"method": "drop", "num_experts": 2, "stages": 2, "data": "data.txt"}
+def test_experts_are_dropped_in_rounds(model_of):
+    settings = {"method": "drop", "num_experts": 2, "rounds": 2, "data": "data.txt"}
     nodes = parts(settings, model_of("mixtral"))
     assert [node.settings["num_experts"] for node in nodes if node.stage == "slim"] == [3, 2]
     assert {node.settings["teacher"] for node in nodes if node.stage == "slim"} == {None}  # REAP takes no gradient
 
 
 def test_attention_groups_shrink_along(model_of):
-    nodes = parts(TWO | {"stages": 1, "num_key_value_heads": 1}, model_of("mixtral"))
+    nodes = parts(TWO | {"rounds": 1, "num_key_value_heads": 1}, model_of("mixtral"))
     assert nodes[0].settings["num_key_value_heads"] == 1
 
 
@@ -74,16 +74,16 @@ def test_attention_groups_shrink_along(model_of):
     ("settings", "message"),
     [
         ({"data": None}, "no data is named"),
-        ({"teacher": "start"}, "the teacher of every stage is the first model"),
-        ({"ratios": [0.5, 0.5]}, "ratios has 2 entries, but 2 stages have 1"),
+        ({"teacher": "start"}, "the teacher of every round is the first model"),
+        ({"ratios": [0.5, 0.5]}, "ratios has 2 entries, but 2 rounds have 1"),
         ({"ratios": [1.5]}, "a share between 0 and 1"),
-        ({"budgets": [1, 2, 3]}, "budgets has 3 entries, but there are 2 stages"),
+        ({"budgets": [1, 2, 3]}, "budgets has 3 entries, but there are 2 rounds"),
         ({"budgets": [0]}, "each is a number of tokens"),
-        ({"stages": None}, "there are no stages"),
-        ({"stages": 0}, "greater than or equal to 1"),
+        ({"rounds": None}, "there are no rounds"),
+        ({"rounds": 0}, "greater than or equal to 1"),
     ],
 )
-def test_settings_that_make_no_stages_are_refused(settings, message):
+def test_settings_that_make_no_rounds_are_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
         Slim.parse(TWO | settings, where="recipe.yaml")
 
@@ -92,13 +92,13 @@ def test_settings_that_make_no_stages_are_refused(settings, message):
     ("settings", "message"),
     [
         ({"multiple": 16, "target": None, "width": 32}, "each must leave a smaller width, a multiple of 16"),
-        ({"stages": 9}, "use fewer stages"),
+        ({"rounds": 9}, "use fewer rounds"),
         ({"recovery": {"lerning_rate": 1}}, "there is no setting 'lerning_rate' here"),
         ({"recovery": {"teacher": "x"}}, "follows from the setting 'teacher' of slim"),
         ({"recovery": {"steps": 5}, "budgets": [100]}, "both say how long"),
     ],
 )
-def test_stages_that_cannot_be_are_refused_before_anything_runs(model_of, settings, message):
+def test_rounds_that_cannot_be_are_refused_before_anything_runs(model_of, settings, message):
     with pytest.raises(SettingsError, match=message):
         parts(TWO | settings, model_of("mixtral"))
 
@@ -116,14 +116,14 @@ def test_a_part_may_not_have_the_name_of_another_node(model_of, tmp_path, texts)
 start: {start}
 nodes:
   - {{name: narrow.cut1, stage: slim, width: 24, multiple: 8}}
-  - {{name: narrow, stage: slim, width: 8, multiple: 8, stages: 1, data: {data}}}
+  - {{name: narrow, stage: slim, width: 8, multiple: 8, rounds: 1, data: {data}}}
 """
     with pytest.raises(RecipeError, match=r"one of them called 'narrow.cut1'"):
         Run(parse_recipe(recipe, source="recipe.yaml"), tmp_path / "run", ROOMS)
 
 
 @pytest.mark.slow
-def test_a_run_in_stages_that_was_killed_goes_on_where_it_was(model_of, tmp_path, texts):
+def test_a_run_in_rounds_that_was_killed_goes_on_where_it_was(model_of, tmp_path, texts):
     start, data, out = tmp_path / "start", tmp_path / "data.txt", tmp_path / "out"
     model_of("mixtral").save(start)
     data.write_text(texts[0])
