@@ -25,6 +25,7 @@ evaluate: {{text: {text}, num_windows: 4, context: 64, prompt_tokens: 16, decode
 nodes:
   - {{name: same, stage: scale, factor: 1.0}}
   - {{name: half, from: start, stage: scale, factor: 0.5}}
+  - {{name: twin, from: start, stage: scale, factor: 0.5}}
 """
 
 
@@ -69,7 +70,11 @@ def test_every_metric_of_the_evaluation_is_known_to_the_report(finished: Path):
 
 
 def test_every_node_of_the_run_is_drawn_as_finished(finished: Path):
-    assert {node.name: node.status for node in read_run(finished).nodes} == {"same": "finished", "half": "finished"}
+    assert {node.name: node.status for node in read_run(finished).nodes} == {
+        "same": "finished",
+        "half": "finished",
+        "twin": "finished",
+    }
 
 
 def test_versions_come_from_the_checkpoints(finished: Path):
@@ -77,4 +82,11 @@ def test_versions_come_from_the_checkpoints(finished: Path):
 
 
 def test_the_terminal_table_has_every_checkpoint(finished: Path):
-    assert ledger_table(read_run(finished)).row_count == 3
+    assert ledger_table(read_run(finished)).row_count == 4
+
+
+def test_nodes_with_equal_weights_are_measured_once_and_both_show_it(finished: Path):
+    measured = [row["node"] for row in Ledger(finished).rows if row["row"] == "measurement"]
+    assert "half" in measured and "twin" not in measured
+    half, twin = ((finished / "nodes" / name / "README.md").read_text() for name in ("half", "twin"))
+    assert "## Measured" in half and half.partition("## Measured")[2] == twin.partition("## Measured")[2]

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from burnish.core.checkpoint import CARD_FILE, model_card, write_atomically
+from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import BurnishError, CheckpointWarning, OutputError, StageError
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.recipe import START
@@ -122,13 +122,7 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
     reference = load(evaluate.reference) if evaluate.reference else None
     evaluation = evaluate(model, reference=reference, progress=True)
     if spec["node"] != START:
-        model.lineage.measurements = {
-            name: metric | {"protocol": protocol_hash(evaluation.protocol)}
-            for name, metric in evaluation.metrics.items()
-            if metric["value"] is not None
-        }
-        model.lineage.write(Path(spec["model"]))
-        write_atomically(Path(spec["model"]) / CARD_FILE, model_card(model.lineage))
+        model.lineage.write_measured(Path(spec["model"]), evaluation.metrics, protocol_hash(evaluation.protocol))
     # Last: with this row the checkpoint counts as measured, its card included.
     ledger = Ledger(Path(spec["run"]), node=spec["node"])
     evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])

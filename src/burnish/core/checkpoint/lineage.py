@@ -70,6 +70,14 @@ class Lineage:
     def write(self, directory: Path) -> None:
         write_atomically(directory / LINEAGE_FILE, json.dumps({"format": LINEAGE_FORMAT} | asdict(self), indent=2))
 
+    def write_measured(self, directory: Path, metrics: dict[str, dict[str, Any]], protocol: str) -> None:
+        """Writes down what was measured, under the protocol of this hash, in the lineage and on the model card."""
+        found = {name: one | {"protocol": protocol} for name, one in metrics.items() if one["value"] is not None}
+        if found != self.measurements:
+            self.measurements = found
+            self.write(directory)
+            write_atomically(directory / CARD_FILE, model_card(self))
+
     @classmethod
     def read(cls, directory: Path) -> Lineage | None:
         """The lineage of a checkpoint that burnish made, or None for any other directory."""

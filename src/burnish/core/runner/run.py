@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from burnish.core.checkpoint import (
     LINEAGE_FILE,
+    Lineage,
     check_target,
     pick_device,
     remove_leftovers,
@@ -157,11 +158,11 @@ class Run(Planner):
         content = json.dumps([self.evaluate.canonical(), references], sort_keys=True)
         request = hashlib.sha256(content.encode()).hexdigest()
         ledger = Ledger(self.directory, node=name)
-        if any(
-            row["row"] == "measurement" and row["checkpoint"] == digest and row["request"] == request
-            for row in ledger.rows
-        ):
-            return
+        for row in ledger.rows:
+            if row["row"] == "measurement" and row["checkpoint"] == digest and row["request"] == request:
+                if name != START and (lineage := Lineage.read(target)):  # measured as another node of the same weights
+                    lineage.write_measured(target, row["metrics"], row["protocol"]["hash"])
+                return
         settings = self.evaluate.model_dump(mode="json")
         for key, to in self.evaluate.references().items():
             value = settings.get(key)
