@@ -10,7 +10,7 @@ from scipy.linalg import (
     qr_delete,  # pyright: ignore[reportAttributeAccessIssue]
     qr_insert,  # pyright: ignore[reportAttributeAccessIssue]
 )
-from scipy.linalg.lapack import dtrtrs
+from scipy.linalg.lapack import dtrtrs  # pyright: ignore[reportAttributeAccessIssue]
 
 from burnish.linear_model.maths.operators import Array
 
