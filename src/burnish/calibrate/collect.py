@@ -130,7 +130,8 @@ def collect_fold(
     """The sums of a stop's matrices over one fold; those of the next one then grow in the memory that these had."""
     sums = Accumulator(stop.views, sketches)
     loss = partial(drawn_label_loss, seed=seed) if sketches else None
-    walk.run(stop, fold, sums, loss=loss, advance=task.advance)
+    for tokens in walk.run(stop, fold, sums, loss):
+        task.advance(tokens)
     sums.reduce()
     sums.check()
     if rank() == 0:

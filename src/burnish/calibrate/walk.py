@@ -88,23 +88,14 @@ class Walk:
         """Text goes past a stop inside this block."""
         return nullcontext()
 
-    def run(
-        self,
-        stop: Stop,
-        fold: int,
-        observer: Observer | None,
-        *,
-        loss: Loss | None = None,
-        advance: Callable[[int], None] = lambda tokens: None,
-    ) -> None:
-        """One fold of the text goes past.
+    def run(self, stop: Stop, fold: int, observer: Observer | None, loss: Loss | None = None) -> Iterator[int]:
+        """One fold of the text goes past; gives the number of tokens after each batch.
 
         Args:
             stop: the present one.
             fold: number of the part of the text.
             observer: of the stop's matrices; with None the network runs as it does unobserved.
             loss: to be differentiated, for output gradients; in a whole model only.
-            advance: told how many tokens have gone by.
         """
         raise NotImplementedError
 
@@ -152,15 +143,7 @@ class WholeModel(Walk):
         for number, group in enumerate(groups, start=1):
             yield Stop(numbers_of(group), group, final=number == len(groups))
 
-    def run(
-        self,
-        stop: Stop,
-        fold: int,
-        observer: Observer | None,
-        *,
-        loss: Loss | None = None,
-        advance: Callable[[int], None] = lambda tokens: None,
-    ) -> None:
+    def run(self, stop: Stop, fold: int, observer: Observer | None, loss: Loss | None = None) -> Iterator[int]:
         assert self.text is not None, "there is a text to run"
         gradients, views = loss is not None, [] if observer is None else stop.views
         watched = capture(self.module, views, gradients=gradients, checkpointing=gradients and self.checkpointing)
@@ -174,7 +157,7 @@ class WholeModel(Walk):
                 else:
                     with torch.no_grad():
                         self.module.base_model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-                advance(batch.tokens.numel())
+                yield batch.tokens.numel()
 
 
 class LayerByLayer(Walk):
@@ -218,15 +201,7 @@ class LayerByLayer(Walk):
             for fold in range(text.num_folds)
         ]
 
-    def run(
-        self,
-        stop: Stop,
-        fold: int,
-        observer: Observer | None,
-        *,
-        loss: Loss | None = None,
-        advance: Callable[[int], None] = lambda tokens: None,
-    ) -> None:
+    def run(self, stop: Stop, fold: int, observer: Observer | None, loss: Loss | None = None) -> Iterator[int]:
         assert loss is None, "gradients go through a whole model"
         with capture(self.module, [] if observer is None else stop.views) as captured:
             captured.callback = observer
@@ -234,7 +209,7 @@ class LayerByLayer(Walk):
                 if observer is not None:
                     observer.begin(batch)
                 self._through(stop, states, keep=not self.changed)
-                advance(batch.tokens.numel())
+                yield batch.tokens.numel()
         if not self.changed:
             self.waiting.discard(fold)
 

@@ -66,10 +66,8 @@ def too_large(num_parameters: int) -> bool:
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
     from burnish.arch import matrices
-    from burnish.calibrate.sums import layer_groups, sums_bytes
     from burnish.core.checkpoint import without_memory
     from burnish.data.attempt import check_length
-    from burnish.quantize.tuning import WINDOWS
 
     views = select(matrices(without_memory(before.config)), settings.ignore)
     schemes = schemes_of(settings, views)
@@ -93,21 +91,8 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
     if rule.needs:
-        sketches = sketches_of(settings)
-        groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.memory)
-        statistics_bytes = max(sums_bytes(group, sketches) for group in groups)
-        num_passes = 1 if streams else len(groups)
-        passes = f"{num_passes} pass{'es' if num_passes > 1 else ''}"
-        kept = statistics_bytes if streams else sums_bytes(views, sketches)
-        disk = byte_count(settings.folds * kept / 2)
-        notes.append(f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs")
-        model_flops = (4 if sketches or settings.propagate else 2) * before.num_active_parameters * num_passes
-        # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
-        products = sums_bytes(views, sketches) / 4
-        flops = settings.num_tokens * (model_flops + 1.3 * products)
-        flops += sum(rule.flops(*view.shape) for view in views)
-        if settings.damping is None:
-            flops += len(rule.compared) * WINDOWS * settings.length * 3 * before.num_active_parameters
+        flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams)
+        notes.append(note)
     by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits)
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
     held = before.num_parameters
@@ -122,6 +107,28 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     return before.with_(
         num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds_for(flops), notes=(*before.notes, *notes)
     )
+
+
+def text_cost(
+    settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool
+) -> tuple[float, int, str]:
+    """Operations from calibration text to rounded matrices, bytes of the sums held at once, and a note on both."""
+    from burnish.calibrate.sums import layer_groups, sums_bytes
+    from burnish.quantize.tuning import WINDOWS
+
+    rule, sketches = RULES[settings.method], sketches_of(settings)
+    groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.memory)
+    held = max(sums_bytes(group, sketches) for group in groups)
+    num_passes = 1 if streams else len(groups)
+    passes = f"{num_passes} pass{'es' if num_passes > 1 else ''}"
+    disk = byte_count(settings.folds * (held if streams else sums_bytes(views, sketches)) / 2)
+    model_flops = (4 if sketches or settings.propagate else 2) * before.num_active_parameters * num_passes
+    # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
+    products = sums_bytes(views, sketches) / 4
+    flops = settings.num_tokens * (model_flops + 1.3 * products) + sum(rule.flops(*view.shape) for view in views)
+    if settings.damping is None:
+        flops += len(rule.compared) * WINDOWS * settings.length * 3 * before.num_active_parameters
+    return flops, held, f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs"
 
 
 def sketches_of(settings: Quantize) -> tuple[Sketch, ...]:

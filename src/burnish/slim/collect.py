@@ -105,7 +105,8 @@ def collect(
     walk = WholeModel(module, views, checkpointing=True)
     with noted_routing(routed, observer.routing), progress.task("scoring", total=tokens.numel(), unit="tokens") as task:
         for stop in walk.stops(Calibration(tokens, num_folds=1)):
-            walk.run(stop, 0, observer, loss=loss, advance=task.advance)
+            for some in walk.run(stop, 0, observer, loss):
+                task.advance(some)
     if loss is not None:
         loss.check_teacher(tokens.numel())
     observer.check_finite()

@@ -59,7 +59,8 @@ def _given(walk: LayerByLayer, stop: Stop) -> list[tuple[Tensor, ...]]:
     given: list[tuple[Tensor, ...]] = []
     owners = {view.owner for view in stop.views}
     hooks = [owner.register_forward_pre_hook(lambda _, args: given.append(args)) for owner in owners]
-    walk.run(stop, 0, None)
+    for _ in walk.run(stop, 0, None):
+        pass
     for hook in hooks:
         hook.remove()
     return given
