@@ -65,6 +65,25 @@ def test_intervals_of_a_log_normal_hold_its_mean_as_often_as_they_say(num: int):
     assert 0.92 <= hits / len(found) <= 0.98
 
 
+def covered_in_a_row(values: np.ndarray, num: int, scale: Scale) -> float:
+    """Share of intervals, each of `num` windows that follow each other, that hold the ratio of all windows."""
+    truth = values.sum() / TOKENS.sum()
+    starts = range(len(values) - num + 1)
+    found = [interval(values[start : start + num], TOKENS[start : start + num], scale=scale) for start in starts]
+    return float(np.mean([one.low <= truth <= one.high for one in found]))
+
+
+@pytest.mark.parametrize("num", [4, 8, 12, 20, 32])
+def test_windows_in_a_row_are_alike_and_only_paired_losses_bear_it_as_the_docs_say(num: int):
+    values, _, scale = FIGURES["difference of losses"]
+    assert covered_in_a_row(values, num, scale) >= 0.9
+    page = (Path(__file__).parents[2] / "docs" / "methods" / "evaluation.md").read_text()
+    header = "| windows in a row | 4 | 8 | 12 | 20 | 32 |"
+    rows = [line.strip("| ").split(" | ") for line in page[page.index(header) :].splitlines()[:6]]
+    told = {row[0].removesuffix(", paired"): row[rows[0].index(str(num))] for row in rows[2:]}
+    assert told == {name: f"{covered_in_a_row(FIGURES[name][0], num, FIGURES[name][2]):.0%}" for name in told}
+
+
 def test_there_are_as_many_windows_as_a_simulation_needs():
     assert len(TOKENS) >= 100
 

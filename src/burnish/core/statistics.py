@@ -10,6 +10,9 @@ and Student's t with n − 1 degrees of freedom the interval R ± t e. It holds 
 bootstrap do not: all n drawn sequences lie on one side of the mean with probability 2^(1−n), so that no such interval
 covers more than 50, 75 or 88 % for n = 2, 3 or 4. `docs/methods/evaluation.md` has the simulated coverage.
 
+It holds for sequences that are drawn independently. Windows that follow each other in one text are not: what they share
+(an article, its topic) stays out of the error, and the interval speaks of that stretch of text.
+
 A divergence is positive and skewed to the right, and its interval is symmetric in the logarithm: R exp(± t e / R). A
 share is symmetric in its logit and stays between 0 and 1. Both are the delta method: the standard error of f(R) is
 |f'(R)| e (Cochran, Sampling Techniques, 3rd edition 1977, chapters 2 and 6).
