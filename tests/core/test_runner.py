@@ -419,3 +419,33 @@ def test_a_process_of_several_that_dies_is_one_sentence(tiny_llama: Path, tmp_pa
     nodes = failing("kill").replace("name: b,", "name: b, launch: {processes: 2},")
     with pytest.raises(StageError, match=r"node 'b': process \d of 2 was killed by signal 9 .*memory ran out"):
         run(nodes, tiny_llama, tmp_path / "run").execute()
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "null", '{"format": 1}', '{"format": 1, "nodes": {}, "files": {"a": 5}}', "\udcff"]
+)
+def test_a_damaged_state_can_be_deleted_as_is_advised(chain: Path, tiny_llama: Path, content: str):
+    (chain / "run.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(RecipeError, match=r"run\.json: is damaged; delete it; finished nodes are kept"):
+        run(CHAIN, tiny_llama, chain)
+    (chain / "run.json").unlink()
+    assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "skip", "b": "skip"}
+
+
+def test_a_lock_does_not_make_a_strangers_directory_ours(tmp_path: Path, tiny_llama: Path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="exists and is not a run directory"):
+        run(CHAIN, tiny_llama, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 7}, {"stage_version": 99}, {"settings": {}}, {"parents": {}}, {"stage": "judge"}]
+)
+def test_a_lineage_that_was_changed_by_hand_is_noticed(chain: Path, tiny_llama: Path, change: dict[str, object]):
+    file = chain / "nodes" / "a" / "burnish.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match=r"nodes/a: burnish\.json does not tell the settings and inputs"):
+        run(CHAIN, tiny_llama, chain).decide()
+    shutil.rmtree(file.parent)
+    assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "run", "b": "skip"}

@@ -20,20 +20,30 @@ def read_state(directory: Path) -> dict[str, Any]:
     """What run.json says; the empty state where there is no run yet."""
     path = directory / RUN_FILE
     if not path.is_file():
-        # A run that was refused or killed before it began leaves its lock behind, or a part of its state.
-        begun = (LOCK_FILE, f".{RUN_FILE}.")
-        occupied = directory.is_dir() and not all(path.name.startswith(begun) for path in directory.iterdir())
-        if occupied or (directory.exists() and not directory.is_dir()):
+        if directory.exists() and not _may_begin(directory):
             raise OutputError("exists and is not a run directory", where=str(directory), fix="choose another with -o")
         return {"format": RUN_FORMAT, "nodes": {}, "files": {}}
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         newer = state["format"] > RUN_FORMAT
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise RecipeError("is damaged", where=str(path), fix="delete it; finished nodes are kept") from None
+        whole = newer or all(isinstance(entry, dict) for part in ("nodes", "files") for entry in state[part].values())
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
+        state, whole, newer = {}, False, False
+    if not whole:
+        raise RecipeError("is damaged", where=str(path), fix="delete it; finished nodes are kept")
     if newer:
         raise RecipeError("was written by a newer burnish", where=str(path), fix="upgrade burnish")
     return state
+
+
+def _may_begin(directory: Path) -> bool:
+    """Whether a run may begin where there is no run.json: in an empty directory, or in one of ours that has lost it."""
+    if not directory.is_dir():
+        return False
+    names = {path.name for path in directory.iterdir()}
+    # A run that was refused or killed before it began leaves its lock behind, or a part of its state.
+    begun = all(name.startswith((LOCK_FILE, f".{RUN_FILE}.")) for name in names)
+    return begun or (LOCK_FILE in names and not names.isdisjoint(("nodes", "work", "ledger.jsonl", "recipe.yaml")))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 from burnish.core import errors
 from burnish.core.checkpoint import (
+    LINEAGE_FILE,
     UNSAFE_SUFFIXES,
     Lineage,
     content_files,
@@ -32,7 +33,7 @@ from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state
 from burnish.core.runner.work import Work
 from burnish.core.settings import Settings
-from burnish.core.stage import Stage
+from burnish.core.stage import Stage, skip_key
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,7 @@ class Planner:
             return Decision(node, stage, "run", self._how_far(node), key)
         if lineage.key != key:
             return Decision(node, stage, "run", self._what_changed(node, lineage), key)
+        _check_own_key(lineage, target)
         self.hashes[node.name] = self.checkpoint_hash(target)
         return Decision(node, stage, "skip", "nothing that it depends on has changed", key)
 
@@ -319,6 +321,19 @@ class Planner:
             if path.exists() and not path.resolve().is_relative_to(here):
                 outside.append(f"{where} reads {path.resolve()}, outside the working directory")
         return outside
+
+
+def _check_own_key(lineage: Lineage, directory: Path) -> None:
+    """Refuses a lineage file whose key is not that of what it tells: somebody has changed one of them by hand."""
+    references = {name: digest for name, digest in lineage.parents.items() if name != "model"}
+    parent = lineage.parents.get("model", "")
+    told = skip_key(lineage.stage, lineage.stage_version, lineage.settings, parent, references)
+    if lineage.key != told or lineage.settings.get("seed") != lineage.seed:
+        raise errors.CheckpointError(
+            f"{LINEAGE_FILE} does not tell the settings and inputs that its key was made of",
+            where=str(directory),
+            fix="it was changed by hand or damaged: delete the directory and make it again",
+        )
 
 
 def kind_on_disk(directory: Path) -> Kind:
