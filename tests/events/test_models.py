@@ -317,7 +317,7 @@ def test_encoder_equals_the_published_code(reference: Path) -> None:
         tail=torch.full((2,), float("nan")),
         locations=None,
         vertices=None,
-        last_times=torch.zeros(2, 2, dtype=torch.int64),
+        origin=torch.zeros(2, 2, dtype=torch.int64),
     )
     with torch.no_grad():
         found = encoder(batch)[:, 1:]

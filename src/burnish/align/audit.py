@@ -98,7 +98,7 @@ class Audit:
 
 
 def check_place(target: Path) -> None:
-    """Refuses a place where an audit would lie among other files.
+    """Refuses a directory where an audit would be mixed with other files.
 
     Raises:
         OutputError: `target` is a file, or a directory that holds anything but an audit.
@@ -125,7 +125,7 @@ def audit_pairs(
         settings: how; the defaults when not given.
         progress: for the bars.
         work_dir: of a store of what is finished, so that an interrupted audit of the same pairs, model and settings
-            continues and ends bit-equal; yours to clear afterwards.
+            continues and ends bit-equal. The caller clears it afterwards.
 
     Raises:
         DataError: fewer prompts than folds.
@@ -170,7 +170,7 @@ def answer_differences(
 
 
 def combine(dense: np.ndarray, words: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Both blocks side by side with equal say; word columns that no pair uses are left out."""
+    """Both blocks side by side with equal weight; word columns that no pair uses are left out."""
     used = np.flatnonzero(np.asarray(abs(words).sum(axis=0)).ravel())
     return sparse.csr_matrix(sparse.hstack([sparse.csr_matrix(dense), words[:, used]]))
 
@@ -252,7 +252,7 @@ def _assemble(
 
 
 def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None, rank: int, total: int) -> list[str]:
-    """What speaks for a second look, in words, strongest first."""
+    """Why a pair deserves a second look, in words, the strongest reason first."""
     reasons = []
     if opposite is not None:
         reasons.append(f"the same two answers are labelled the other way in row {opposite}")

@@ -28,7 +28,7 @@ def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[st
         the cleaned pairs, and counts of keep, flip and drop.
 
     Raises:
-        DataError: the file is no export, or a decision belongs to a pair that is not there (another file, or edited).
+        DataError: the file is not an export, or it decides about a pair that `pairs` does not hold.
     """
     path = Path(decisions)
     try:

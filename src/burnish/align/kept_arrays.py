@@ -16,9 +16,9 @@ ARRAY_FILE = "array.npy"
 
 
 class KeptArrays:
-    """Finished arrays of one piece of work in a store, or, without a directory, nothing.
+    """Finished arrays of one piece of work, in a store; without a directory nothing is kept.
 
-    Those of other work may lie beside them under the same names: an entry is named by its key too.
+    Arrays of other work may have the same names in the same directory: an entry is named by its key too.
 
     Args:
         directory: of the store.

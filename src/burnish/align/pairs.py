@@ -38,7 +38,7 @@ class Pairs:
     Attributes:
         rows: the pairs, with all their columns.
         numbers: of each row: its line in a JSON lines file, else its index from 0.
-        source: how messages call the file.
+        source: the name of the file in messages.
         dropped: {reason: count} of rows that were left out.
     """
 
@@ -179,7 +179,7 @@ def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
 
 
 def fault_of(row: Pair) -> str | None:
-    """Why a row is not a preference pair, as a clause, or None."""
+    """Why a row is not a preference pair, as a clause for a message; None where it is one."""
     for column in ("chosen", "rejected"):
         if column not in row or row[column] is None:
             return f"has no column {column!r}"

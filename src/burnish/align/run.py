@@ -146,7 +146,7 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     policy = trainer.model
     assert policy is not None, "TRL's trainers have a model from the start"
-    # set before training, so that the adapters are there to be routed; the Trainer then makes none of its own
+    # made after the trainer has added its adapters, which are routed too; the Trainer then makes none of its own
     trainer.optimizer = optimizer_class(settings.optimizer).for_model(policy, settings.learning_rate, weight_decay=0.0)
     return trainer
 

@@ -232,7 +232,7 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
         Columns `ref_chosen_logps` and `ref_rejected_logps` are taken as the reference's, where the data has them.
 
         Raises:
-            SettingsError: the reference is gone: it was precomputed, and the policy has been trained since.
+            SettingsError: the reference was precomputed and is no longer in memory: the policy has been trained since.
         """
         given = {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names)
         gone = self.precompute_ref_logps and self.ref_model is None and not is_peft_model(self.model)

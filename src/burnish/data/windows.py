@@ -134,7 +134,7 @@ def _tokenise(
 ) -> tuple[list[int], list[int]]:
     """Token ids of all texts, and for every token the UTF-8 bytes of text it stands for.
 
-    Stops early once `enough` tokens are there, which saves tokenising a large file for a few windows.
+    Stops early once it has `enough` tokens, which saves tokenising a large file for a few windows.
     """
     ids: list[int] = []
     sizes: list[int] = []

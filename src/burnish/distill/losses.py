@@ -95,7 +95,7 @@ class Distillation:
         cross = nn.functional.cross_entropy(student, targets[mask], reduction="none")
         per_token = self.alpha * divergence + (1 - self.alpha) * cross
         if self.hidden:
-            assert wanted is not None, "the stage has refused hidden states of a teacher that is not there"
+            assert wanted is not None, "the stage has refused hidden states where there is no teacher model"
             ours, theirs = output.hidden_states[1:], wanted.hidden_states[1:]
             maps: Any = model.beside if hasattr(model, "beside") else [None] * len(ours)
             per_token = per_token + self.hidden * _mean(
@@ -103,7 +103,7 @@ class Distillation:
                 for layer, match in enumerate(matching_layers(len(ours), len(theirs)))
             )
         if self.router:
-            assert wanted is not None, "the stage has refused routers of a teacher that is not there"
+            assert wanted is not None, "the stage has refused routers where there is no teacher model"
             flat = mask.flatten()
             per_token = per_token + self.router * _mean(
                 router_kl(s[flat].float(), t[flat].float())

@@ -33,7 +33,7 @@ class Batch:
         tail: (B,) censored last gap, NaN where the end of observation is unknown.
         locations: standardised by the model, or None.
         vertices: or None.
-        last_times: (B, 2) absolute times (float64) are not needed by models; index of the sequence, first event.
+        origin: (B, 2) number of the sequence, and of the window's first event in it.
     """
 
     times: Float[Tensor, "B L"]
@@ -44,7 +44,7 @@ class Batch:
     tail: Float[Tensor, " B"]
     locations: Float[Tensor, "B L 2"] | None
     vertices: Int[Tensor, "B L"] | None
-    last_times: Int[Tensor, "B 2"]
+    origin: Int[Tensor, "B 2"]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -161,7 +161,7 @@ class PackedEvents:
             tail=self._tensor(np.where(whole, tails, np.nan)),
             locations=None if self.locations is None else self._tensor(self.locations[index]),
             vertices=None if self.vertices is None else torch.from_numpy(self.vertices[index]),
-            last_times=torch.tensor([[w.sequence, w.begin] for w in chosen]),
+            origin=torch.tensor([[w.sequence, w.begin] for w in chosen]),
         )
 
     def batches(

@@ -65,8 +65,8 @@ def evaluate(
         for batch in packed.batches(64):
             histories = model.histories(batch)
             where = batch.scored.nonzero()
-            sequence = batch.last_times[where[:, 0], 0].numpy()
-            index = (batch.last_times[where[:, 0], 1] + where[:, 1]).numpy()
+            sequence = batch.origin[where[:, 0], 0].numpy()
+            index = (batch.origin[where[:, 0], 1] + where[:, 1]).numpy()
             previous = batch.marks[where[:, 0], (where[:, 1] - 1).clamp_min(0)].numpy()
             for rows in row_chunks(histories.condition, ROWS):
                 part = _score(model, histories, rows, renormalise)

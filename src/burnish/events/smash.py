@@ -8,7 +8,7 @@ Process, Li, Q. Xu, Z. Xu, Mei, Zhao, Zha, ICML 2024 (arXiv 2310.16310).
 
 Here the gap is matched in log time (or fitted by likelihood), its quantiles are exact and marks are drawn given the
 gap, so score sampling remains for the place alone, where it is needed: a ladder of noise levels is trained and a
-reverse diffusion draws from it. Nothing is clamped to the range of the data, padding is told by length, and the
+reverse diffusion draws from it. Nothing is clamped to the range of the data, padding is recognised by length, and the
 checkpoint is chosen on validation data (the published code chooses it on the test set).
 """
 

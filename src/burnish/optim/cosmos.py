@@ -13,7 +13,7 @@ from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
 from burnish.optim.maths import cosmos as maths
 from burnish.optim.maths.orthogonalise import orthogonalise
 from burnish.optim.optimizer import MatrixOptimizer, SharedOptions
-from burnish.optim.orthogonal import check_orthogonalisation, dtype_name, lies_whole, orthogonalisation_dtype
+from burnish.optim.orthogonal import check_orthogonalisation, dtype_name, is_whole, orthogonalisation_dtype
 from burnish.optim.rule import Item, UpdateRule
 from burnish.optim.sharded_cosmos import update_sharded
 from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
@@ -61,7 +61,7 @@ class CosmosRule(UpdateRule):
     def new_state(self, parameter: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
         state = {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter, dtype=dtype)}
         whole = torch.empty(parameter.shape, device="meta") if sharding_of(parameter) else parameter
-        # State per row lies where its rows lie; bases and covariances of one matrix are the same on every process.
+        # State per row is on the process of its rows; bases and covariances of a matrix are the same on every process.
         with_rows = moved(parameter, 0)
         for number, block in enumerate(blocks(whole, group)):
             *batch, rows, cols = block.shape
@@ -76,11 +76,11 @@ class CosmosRule(UpdateRule):
         return state
 
     def update(self, items: list[Item]) -> None:
-        apart = [item for item in items if not lies_whole(item)]
+        apart = [item for item in items if not is_whole(item)]
         if apart:
             update_sharded(apart)
         for item in items:
-            if item.parameter.numel() and lies_whole(item):
+            if item.parameter.numel() and is_whole(item):
                 self._update_whole(item)
 
     def _update_whole(self, item: Item) -> None:

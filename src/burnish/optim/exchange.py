@@ -83,7 +83,9 @@ def units_of(item: Item) -> list[Unit]:
     num_cols = oriented(whole, group).shape[-1]
     experts = range(sharding.shape[0]) if len(sharding.shape) == 3 else (None,)
     by_rows = sharding.dim == out
-    assert by_rows or sharding.dim == columns, "stacks cut between matrices are stepped where they lie"
+    assert by_rows or sharding.dim == columns, (
+        "every process steps its own matrices of a stack that is cut between matrices"
+    )
     first = sharding.borders[sharding.rank][0]
     units = []
     for start, stop in row_spans(num_rows, group):

@@ -1,4 +1,4 @@
-"""How the matrices of a parameter lie in it: as (out, in), transposed, stacked, fused, per head, or as filters.
+"""How a parameter stores its matrices: as (out, in), transposed, stacked, fused, per head, or as filters.
 
 An optimizer that treats a matrix as a whole must know where the whole is. A wrong axis or an ignored fusion runs
 without error and is a different algorithm, so it is stated per parameter group:

@@ -32,7 +32,7 @@ from burnish.optim.orthogonal import (
     check_choice,
     check_orthogonalisation,
     dtype_name,
-    lies_whole,
+    is_whole,
     orthogonalisation_dtype,
 )
 from burnish.optim.rule import Item, UpdateRule
@@ -85,10 +85,10 @@ class MuonRule(UpdateRule):
         return state
 
     def update(self, items: list[Item]) -> None:
-        apart = [item for item in items if not lies_whole(item)]
+        apart = [item for item in items if not is_whole(item)]
         if apart:
             update_sharded(apart, normalise=self.normalise)
-        whole = [item for item in items if lies_whole(item)] if apart else items
+        whole = [item for item in items if is_whole(item)] if apart else items
         self._update_whole(whole)
 
     def _update_whole(self, items: list[Item]) -> None:
@@ -129,7 +129,7 @@ class NorMuonRule(MuonRule):
 
 
 def _row_placements(parameter: Tensor, group: Mapping[str, Any]) -> Any:
-    """Where numbers per output row lie: with their rows, or everywhere if the parameter is cut along its columns."""
+    """Placements of numbers per output row: with their rows, or everywhere if the parameter is cut along columns."""
     sharding = sharding_of(parameter)
     if sharding is None:
         return moved(parameter, None)

@@ -28,9 +28,11 @@ def apply_(item: Item, weight: Tensor, update: Tensor, factor: Tensor) -> None:
     weight.addcmul_(update, factor, value=-group["lr"])
 
 
-def lies_whole(item: Item) -> bool:
-    """Whether this process has every matrix of a parameter whole, or not at all: a stack of experts is cut between
-    matrices, so it is stepped where it lies."""
+def is_whole(item: Item) -> bool:
+    """Whether this process has every matrix of a parameter whole, or not at all.
+
+    A stack of experts is cut between matrices, so every process steps its own.
+    """
     sharding = item.sharding
     return sharding is None or sharding.dim not in out_and_in_dims(len(sharding.shape), item.group)
 

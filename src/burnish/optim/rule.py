@@ -20,7 +20,7 @@ from burnish.optim.sharding import Sharding
 
 @dataclass
 class Item:
-    """One parameter in one step; of a sharded one the tensors are what lies in this process.
+    """One parameter in one step; where it is sharded, the tensors are the shards of this process.
 
     Attributes:
         parameter: the live parameter.
@@ -28,7 +28,7 @@ class Item:
         state: its optimizer state.
         group: its group's options.
         index: its number in the optimizer, for the seed of stochastic rounding.
-        sharding: how the parameter lies over processes; None where it is whole.
+        sharding: how the parameter is spread over processes; None where it is whole.
     """
 
     parameter: Tensor

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How one parameter lies over processes.
+    """How one parameter is spread over processes.
 
     Attributes:
         dim: the dimension that is cut, from 0.
@@ -58,7 +58,7 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lies in this process; writing into it writes into the tensor."""
+    """The part of a tensor that this process holds; writing into it writes into the tensor."""
     return cast("DTensor", tensor).to_local() if is_dtensor(tensor) else tensor
 
 
@@ -93,7 +93,7 @@ def refuse_placements(parameter: Tensor, where: str) -> None:
     if len(cutting) > 1 or any(type(placement) is not Shard for placement in cutting):
         # FSDP2 over tensor parallelism gives two shardings, of which torch marks one as strided.
         raise SettingsError(
-            f"the parameter lies over the mesh as ({placements}): tensor parallelism is not supported",
+            f"the parameter is spread over the mesh as ({placements}): tensor parallelism is not supported",
             where=where,
             fix="shard with fully_shard alone, over a mesh of one dimension or (replicate, shard)",
         )
@@ -119,7 +119,7 @@ def refuse_mixture(parameters: Sequence[tuple[str, Tensor]], where: str) -> None
     for name, mesh in on_mesh:
         if mesh != on_mesh[0][1]:
             raise SettingsError(
-                f"{name} and {on_mesh[0][0]} lie on two different meshes of processes",
+                f"{name} and {on_mesh[0][0]} are on two different meshes of processes",
                 where=where,
                 fix="give every call of fully_shard the same mesh",
             )
@@ -128,7 +128,7 @@ def refuse_mixture(parameters: Sequence[tuple[str, Tensor]], where: str) -> None
 def zeros(
     shape: Sequence[int], like: Tensor, dtype: torch.dtype, placements: Sequence[Placement] | None = None
 ) -> Tensor:
-    """Zeros on the device of `like`; on its mesh, lying as `placements` say, where it is on one."""
+    """Zeros on the device of `like`; on its mesh, spread as `placements` say, where it is on one."""
     if not is_dtensor(like):
         return torch.zeros(tuple(shape), dtype=dtype, device=like.device)
     from torch.distributed.tensor import zeros as zeros_on_mesh

@@ -82,7 +82,7 @@ def publish(staging: Path, target: Path) -> None:
     """
     for path in staging.rglob("*"):
         if path.is_file():
-            path.chmod(0o644)  # safetensors writes for the owner alone, but a checkpoint is there to be shared
+            path.chmod(0o644)  # safetensors writes for the owner alone, but a checkpoint is meant to be shared
         fsync(path)
     fsync(staging)
     if _took_free_name(staging, target):

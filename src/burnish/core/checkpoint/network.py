@@ -1,4 +1,4 @@
-"""The network of a configuration, before any weight is there."""
+"""The network of a configuration, before any weight is loaded."""
 
 from __future__ import annotations
 

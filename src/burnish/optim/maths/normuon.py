@@ -68,7 +68,7 @@ def row_scales_from_(
     beta2: float,
     eps: float = 1e-10,
 ) -> tuple[Float[Tensor, "*batch rows 1"], Float[Tensor, "*batch 1 1"], Float[Tensor, "*batch 1 1"]]:
-    """`row_scales_` of a matrix of which only the mean squares of its rows are at hand (its columns lie apart)."""
+    """`row_scales_` of a matrix whose columns are on different processes: it is given the mean squares of the rows."""
     second_moment.lerp_(mean_square, 1 - beta2)
     row_scale = 1 / (second_moment.sqrt() + eps)
     before = cols * mean_square.sum(dim=-2, keepdim=True)

@@ -1,10 +1,10 @@
-"""Who orthogonalises which matrix when matrices lie in pieces over ranks, and which numbers travel for it.
+"""Who orthogonalises which matrix when matrices are spread over ranks in pieces, and which numbers travel for it.
 
 An orthogonalisation needs the whole matrix. Doing every matrix on every rank repeats the same work on all of them, so
 each matrix gets one owner: its pieces travel there, and pieces of the result travel back. This module is the arithmetic
 of that, on shapes alone, so that every rank comes to the same plan without asking:
 
-    borders   which rows of a parameter lie on which rank, as `torch.chunk` cuts them (the last ranks may have none)
+    borders   which rows of a parameter are on which rank, as `torch.chunk` cuts them (the last ranks may have none)
     owners    one rank per matrix: matrices of a shape are dealt out evenly, what is left over goes to the least loaded
     rounds    batches of matrices that travel together, so that one batch travels while another is worked on
     sent, received    how many numbers one rank exchanges with every other in a round
@@ -26,7 +26,7 @@ MIN_ROUNDS = 4
 
 @dataclass(frozen=True)
 class Spread:
-    """One matrix that lies in pieces over ranks.
+    """One matrix that is spread over ranks in pieces.
 
     Attributes:
         rows, cols: of the whole matrix.
@@ -65,7 +65,7 @@ class Round:
 
     @property
     def matrices(self) -> list[int]:
-        """All numbers, in the order in which their pieces lie in the buffers: by owner."""
+        """All numbers, in the order of their pieces in the buffers: by owner."""
         return [number for numbers in self.owned for number in numbers]
 
 
@@ -116,7 +116,7 @@ def rounds(matrices: Sequence[Spread], num_ranks: int, limit: int) -> tuple[Roun
 
     Args:
         matrices: all of them, in an order that every rank has.
-        num_ranks: of the group that they lie over.
+        num_ranks: of the group that they are spread over.
         limit: elements that an owner holds whole at a time; fewer where the step would have too few rounds.
     """
     owner = owners(matrices, num_ranks)
