@@ -18,7 +18,7 @@ from burnish.events import (
     Smash,
     SmurfTHP,
 )
-from burnish.events.batches import Batch, PackedEvents, windows
+from burnish.events.batches import EventBatch, PackedEvents, windows
 from burnish.events.encoder import EncoderSettings, HistoryEncoder
 from burnish.events.hawkes import PRESETS, simulate_hawkes, truth
 from burnish.events.maths.quadrature import softplus_integral
@@ -308,7 +308,7 @@ def test_encoder_equals_the_published_code(reference: Path) -> None:
             layer.feed_forward_norm.bias.copy_(weight(f"{at}.layer_norm.bias"))
     times = torch.from_numpy(known["event_time"])
     present = torch.from_numpy(known["event_type"] > 0)
-    batch = Batch(
+    batch = EventBatch(
         times=times,
         gaps=torch.ones_like(times),
         marks=torch.from_numpy(known["event_type"] - 1).clamp_min(0),

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from burnish.align.losses import MarginError
 from burnish.align.pairs import fault_of
-from burnish.align.trainer_seam import AnyDataset, Batch, Collator, Example, PairArguments, Processing
+from burnish.align.trainer_seam import AnyDataset, Collator, Example, PairArguments, PairBatch, Processing
 from burnish.core.errors import DataError
 
 logger = get_logger(__name__)
@@ -133,7 +133,7 @@ class PairChecks(Trainer):
         if columns is not None and ROW not in columns:
             columns.append(ROW)
 
-    def _prepare_inputs(self, inputs: Batch) -> Batch:
+    def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
         rows = inputs.pop(ROW, None)
         self._rows_of_batch = None if rows is None else rows.tolist()
         return super()._prepare_inputs(inputs)
@@ -157,7 +157,7 @@ class WithRows:
     def __init__(self, collate: Collator) -> None:
         self.collate = collate
 
-    def __call__(self, examples: list[Example]) -> Batch:
+    def __call__(self, examples: list[Example]) -> PairBatch:
         batch = self.collate(examples)
         if all(ROW in example for example in examples):
             batch[ROW] = torch.tensor([example[ROW] for example in examples])

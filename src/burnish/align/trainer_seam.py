@@ -18,10 +18,10 @@ from burnish.align.losses import PairLossName
 Example: TypeAlias = dict[str, Any]
 """One row of a data set, before or after TRL's preparation: texts, chats or token ids by column."""
 
-Batch: TypeAlias = dict[str, Tensor]
+PairBatch: TypeAlias = dict[str, Tensor]
 AnyDataset: TypeAlias = Dataset | IterableDataset
 Processing: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
-Collator: TypeAlias = Callable[[list[Example]], Batch]
+Collator: TypeAlias = Callable[[list[Example]], PairBatch]
 
 
 class PairArguments(Protocol):

@@ -36,9 +36,9 @@ from burnish.align.losses import Diagnostics, smoothed_pair_loss
 from burnish.align.maths.direct import direct_margin, sequence_log_prob
 from burnish.align.pair_checks import ROW, PairChecks
 from burnish.align.trainer_seam import (
-    Batch,
     Example,
     PairArguments,
+    PairBatch,
     Policy,
     PolicyOutputs,
     Processing,
@@ -119,7 +119,7 @@ class _PairLoss(PairChecks):
             metrics[name] = [sum(v * n for v, n in zip(metrics[name], sizes, strict=True)) / sum(sizes)]
         super().log(logs, start_time)
 
-    def _report(self, dataset: Dataset, margins_of: Callable[[Batch], Tensor]) -> Dataset:
+    def _report(self, dataset: Dataset, margins_of: Callable[[PairBatch], Tensor]) -> Dataset:
         """One row per pair, sorted by margin: every loss suspects the pair that the model contradicts most."""
         args, model = _pair_arguments(self), self.model
         assert model is not None, "TRL's trainers have a model from the start"
@@ -178,7 +178,7 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
         return chosen[-limit:], rejected[-limit:], True
 
     def _compute_loss(
-        self, model: Policy, inputs: Batch, return_outputs: bool
+        self, model: Policy, inputs: PairBatch, return_outputs: bool
     ) -> Tensor | tuple[Tensor, PolicyOutputs]:
         inputs = self._with_reference(inputs)
         listener = _Listener(model)
@@ -197,14 +197,14 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         return (loss, stock[1]) if return_outputs else loss
 
-    def _with_reference(self, inputs: Batch) -> Batch:
+    def _with_reference(self, inputs: PairBatch) -> PairBatch:
         """The batch with the reference's log-probabilities in it, as if they had been precomputed."""
         if self.precompute_ref_logps:
             return inputs
         chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         return inputs | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
-    def _margin(self, outputs: PolicyOutputs, inputs: Batch) -> Tensor:
+    def _margin(self, outputs: PolicyOutputs, inputs: PairBatch) -> Tensor:
         mask = inputs["completion_mask"][:, 1:]
         # prompt-learning adapters put virtual tokens in front; the last positions are the real ones
         per_token = outputs.log_probs[:, -mask.shape[1] :]
@@ -218,7 +218,7 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
             self.f_alpha_divergence_coef,
         )
 
-    def _wpo_weight(self, outputs: PolicyOutputs, inputs: Batch) -> Tensor:
+    def _wpo_weight(self, outputs: PolicyOutputs, inputs: PairBatch) -> Tensor:
         """Weight of a pair by how likely the policy is to write it (WPO, 2024, arXiv 2406.11827, eq. 2)."""
         mask = inputs["completion_mask"][:, 1:]
         with torch.no_grad():
@@ -244,7 +244,7 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
             )
         policy = cast("Policy", self.model)
 
-        def margins_of(batch: Batch) -> Tensor:
+        def margins_of(batch: PairBatch) -> Tensor:
             labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
             passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
             if not given:
@@ -290,7 +290,7 @@ class PairRewardTrainer(_PairLoss, RewardTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Batch,
+        inputs: PairBatch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, ScoreOutputs]:
@@ -306,7 +306,7 @@ class PairRewardTrainer(_PairLoss, RewardTrainer):
         """Margin, loss, weight and the loss's own diagnostics of every pair, the most suspicious first."""
         scorer = cast("Scorer", self.model)
 
-        def margins_of(batch: Batch) -> Tensor:
+        def margins_of(batch: PairBatch) -> Tensor:
             passed = {key: batch[key] for key in ("input_ids", "attention_mask")}
             chosen, rejected = scorer(**passed, use_cache=False).logits.squeeze(-1).chunk(2)
             return chosen - rejected - batch.get("margin", 0.0)

@@ -353,7 +353,7 @@ def _read(path: Path, reading: dict[str, Any], mark_names: tuple[str, ...] | Non
     location = reading["location"]
     place = None if location is None else (location[0], location[1])
     columns: dict[str, Any] = reading | {"location": place, "mark_names": mark_names}
-    return from_table(EventDataset, table, where=str(path), **columns)
+    return EventDataset(**from_table(table, where=str(path), **columns))
 
 
 def _split(dataset: EventDataset, split: dict[str, Any]) -> tuple[EventDataset, ...]:

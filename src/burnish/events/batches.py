@@ -20,7 +20,7 @@ from burnish.events.sequence import EventSequence
 
 
 @dataclass(frozen=True)
-class Batch:
+class EventBatch:
     """Padded events. `gaps[:, i]` is the wait that ended with event i; padding has gap 1 so that logs stay finite.
 
     Attributes:
@@ -46,7 +46,7 @@ class Batch:
     vertices: Int[Tensor, "B L"] | None
     origin: Int[Tensor, "B 2"]
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> EventBatch:
         """The same batch on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
@@ -136,7 +136,7 @@ class PackedEvents:
             digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def batch(self, members: list[int]) -> Batch:
+    def batch(self, members: list[int]) -> EventBatch:
         """The windows of these indices, padded on the right to the longest."""
         chosen = [self.windows[i] for i in members]
         longest = max(len(window) for window in chosen)
@@ -152,7 +152,7 @@ class PackedEvents:
         shift = np.where([w.begin > 0 for w in chosen], self.times[begin] - self.gaps[begin], 0.0)
         whole = np.array([w.stop == self.offsets[w.sequence + 1] - self.offsets[w.sequence] for w in chosen])
         tails = np.array([self.tails[w.sequence] for w in chosen])
-        return Batch(
+        return EventBatch(
             times=self._tensor(np.where(present, self.times[index] - shift[:, None], 0.0)),
             gaps=self._tensor(np.where(present & ((position > 0) | knows_first[:, None]), self.gaps[index], 1.0)),
             marks=torch.from_numpy(np.where(present, self.marks[index], 0)),
@@ -166,7 +166,7 @@ class PackedEvents:
 
     def batches(
         self, size: int, *, shuffle: np.random.Generator | None = None, max_padded: int = 40_000
-    ) -> Iterator[Batch]:
+    ) -> Iterator[EventBatch]:
         """Batches of `size` windows of similar length, in order or shuffled; long windows make smaller batches."""
         order = np.arange(len(self.windows))
         lengths = np.array([len(window) for window in self.windows])

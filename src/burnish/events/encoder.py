@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.core.errors import SettingsError
-from burnish.events.batches import Batch
+from burnish.events.batches import EventBatch
 
 NUM_GAP_FEATURES = 2
 
@@ -122,7 +122,7 @@ class HistoryEncoder(nn.Module):
             self.recurrent = nn.GRU(hidden_size + NUM_GAP_FEATURES, recurrent_size, batch_first=True)
             self.recurrent_proj = nn.Linear(recurrent_size, hidden_size)
 
-    def embed(self, batch: Batch) -> Float[Tensor, "B L M"]:
+    def embed(self, batch: EventBatch) -> Float[Tensor, "B L M"]:
         x = self.mark_embedding(batch.marks)
         if self.location_proj is not None:
             assert batch.locations is not None, "a model with locations was given events without"
@@ -132,7 +132,7 @@ class HistoryEncoder(nn.Module):
             x = x + self.vertex_embedding(batch.vertices)
         return x
 
-    def attention_bias(self, batch: Batch) -> Float[Tensor, "B 1 L L"] | None:
+    def attention_bias(self, batch: EventBatch) -> Float[Tensor, "B 1 L L"] | None:
         """e_{v_i}^T Omega e_{v_j} with the future masked out, or None: then the kernel's own causal mask is used."""
         if self.vertex_embedding is None or self.vertex_coupling is None:
             return None
@@ -142,7 +142,7 @@ class HistoryEncoder(nn.Module):
         future = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
         return bias.masked_fill(future, float("-inf")).unsqueeze(1)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "B L+1 M"]:
+    def forward(self, batch: EventBatch) -> Float[Tensor, "B L+1 M"]:
         x = self.embed(batch)
         code = temporal_encoding(batch.times, self.hidden_size)
         bias = self.attention_bias(batch)

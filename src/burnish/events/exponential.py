@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from burnish.events.batches import Batch
+from burnish.events.batches import EventBatch
 from burnish.events.heads import Condition
 from burnish.events.model import EventModel, Objective
 
@@ -35,7 +35,7 @@ class ExponentialHawkes(EventModel):
         self.log_jumps = nn.Parameter(torch.full((num_marks, num_marks), -2.0))
         self.log_decay = nn.Parameter(torch.zeros(()))
 
-    def states(self, batch: Batch) -> Float[Tensor, "B L+1 K"]:
+    def states(self, batch: EventBatch) -> Float[Tensor, "B L+1 K"]:
         jumps, decay = self.log_jumps.exp(), self.log_decay.exp()
         fade = torch.exp(-decay * batch.gaps)
         excitation = jumps.new_zeros(len(batch.gaps), self.num_marks)
@@ -69,5 +69,5 @@ class ExponentialHawkes(EventModel):
         hazards = self._mark_hazards(condition, gap)
         return torch.log(hazards / hazards.sum(-1, keepdim=True))
 
-    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         return self.negative_log_likelihood(self.histories(batch))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from burnish.events.batches import Batch
+from burnish.events.batches import EventBatch
 from burnish.events.heads import Condition
 from burnish.events.model import EncodedModel, Objective
 
@@ -83,5 +83,5 @@ class LogNormalMixture(EncodedModel):
     def mark_log_probs(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q K"]:
         return condition["mark_log_probs"].unsqueeze(-2).expand(*gap.shape, -1)
 
-    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         return self.negative_log_likelihood(self.histories(batch))

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from burnish.core.errors import DataError, SettingsError
-from burnish.events.batches import Batch, PackedEvents
+from burnish.events.batches import EventBatch, PackedEvents
 from burnish.events.data import EventDataset
 from burnish.events.encoder import EncoderSettings, HistoryEncoder
 from burnish.events.heads import Condition
@@ -141,7 +141,7 @@ class EventModel(nn.Module):
 
     # -- to override -------------------------------------------------------------------------------------------------
 
-    def states(self, batch: Batch) -> Float[Tensor, "B L+1 M"]:
+    def states(self, batch: EventBatch) -> Float[Tensor, "B L+1 M"]:
         """Hidden states after 0, 1, ... L events."""
         raise NotImplementedError
 
@@ -160,7 +160,7 @@ class EventModel(nn.Module):
         """log p(k | s) of the mark given that the event comes after s."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         """Named terms, each a mean over the scored events; their sum is minimised."""
         raise NotImplementedError
 
@@ -208,7 +208,7 @@ class EventModel(nn.Module):
             dataset, self.statistics.mean_gap, window=self.window, context=self.context, dtype=self.dtype
         )
 
-    def histories(self, batch: Batch) -> Histories:
+    def histories(self, batch: EventBatch) -> Histories:
         """Encodes a batch and keeps one row for every scored event."""
         states = self.states(batch)
         hidden = states[:, :-1][batch.scored]
@@ -223,7 +223,7 @@ class EventModel(nn.Module):
             tail=self._tail(batch, states),
         )
 
-    def _tail(self, batch: Batch, states: Float[Tensor, "B L+1 M"]) -> tuple[Condition, Tensor] | None:
+    def _tail(self, batch: EventBatch, states: Float[Tensor, "B L+1 M"]) -> tuple[Condition, Tensor] | None:
         known = ~torch.isnan(batch.tail)
         if not bool(known.any()):
             return None
@@ -288,7 +288,7 @@ class EncodedModel(EventModel):
             num_vertices=settings.get("num_vertices", 0),
         )
 
-    def states(self, batch: Batch) -> Float[Tensor, "B L+1 M"]:
+    def states(self, batch: EventBatch) -> Float[Tensor, "B L+1 M"]:
         return self.encoder(batch)
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from burnish.events.batches import Batch
+from burnish.events.batches import EventBatch
 from burnish.events.heads import Condition, FlexibleHazard, LocationScore
 from burnish.events.maths.langevin import reverse_diffusion
 from burnish.events.model import OBJECTIVES, EncodedModel, Histories, Objective
@@ -83,13 +83,13 @@ class Smash(EncodedModel):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)
         terms = self._time_and_mark_loss(batch, histories, objective, generator)
         return terms | {"location": self.location_loss(histories, generator)}
 
     def _time_and_mark_loss(
-        self, batch: Batch, histories: Histories, objective: Objective, generator: torch.Generator
+        self, batch: EventBatch, histories: Histories, objective: Objective, generator: torch.Generator
     ) -> dict[str, Tensor]:
         if objective.name == "likelihood":
             return self.negative_log_likelihood(histories)

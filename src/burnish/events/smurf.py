@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burnish.events.batches import Batch
+from burnish.events.batches import EventBatch
 from burnish.events.heads import Condition, FlexibleHazard, TimedMarks
 from burnish.events.model import OBJECTIVES, EncodedModel, Objective
 from burnish.events.score_training import denoising_time_loss, horizon_mass_loss
@@ -64,7 +64,7 @@ class SmurfTHP(EncodedModel):
         log_hazard, slope = self.time_head.log_hazards_and_slopes(condition, gap, self.statistics.knee)
         return (slope - log_hazard.exp()).squeeze(-1)
 
-    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)
         if objective.name == "likelihood":
             return self.negative_log_likelihood(histories)

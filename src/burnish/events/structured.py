@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.core.errors import DataError, SettingsError
-from burnish.events.batches import Batch, PackedEvents
+from burnish.events.batches import EventBatch, PackedEvents
 from burnish.events.data import EventDataset
 from burnish.events.heads import Condition, LinearHazard
 from burnish.events.model import EncodedModel, Histories, Objective
@@ -120,7 +120,7 @@ class StructuredTHP(EncodedModel):
         happened = torch.gather(pairs, -1, index.unsqueeze(-1))
         return (happened - self.compensator(histories.condition, gap)).squeeze(-1)
 
-    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)
         count = max(len(histories.gap), 1)
         terms = {"nll": -self.pair_log_likelihood(histories).sum() / count}

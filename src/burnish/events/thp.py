@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.core.errors import SettingsError
-from burnish.events.batches import Batch
+from burnish.events.batches import EventBatch
 from burnish.events.heads import Condition, LinearHazard
 from burnish.events.maths.quadrature import gauss_legendre, softplus_integral
 from burnish.events.model import EncodedModel, Objective
@@ -89,7 +89,7 @@ class THP(EncodedModel):
         total = (softplus_integral(level, slope, np.inf) / beta).sum(-1)
         return torch.from_numpy(np.exp(-total)).to(condition["level"])
 
-    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)
         # The event term and its integral need the hazards of all marks at once: one evaluation serves both parts.
         gap = histories.gap.unsqueeze(-1)
