@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from burnish.align.pairs import Pair, Pairs, split_prompt
 from burnish.core.errors import DataError
+from burnish.core.outside import parse_json, read_bytes
 
 
 def pair_key(prompt: str, chosen: str, rejected: str, number: int) -> str:
@@ -31,18 +33,16 @@ def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[st
         DataError: the file is not an export, or it decides about a pair that `pairs` does not hold.
     """
     path = Path(decisions)
-    try:
-        text = path.read_text(encoding="utf-8")
-        entries = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
-            else json.loads(text)["decisions"]
-        )
-        chosen = {entry["key"]: (entry["decision"], entry["row"]) for entry in entries if entry["decision"]}
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise DataError("is not an export of the audit page", where=str(path)) from None
+    content = read_bytes(path)
+    if path.suffix == ".jsonl":
+        lines = [line for line in content.splitlines() if line.strip()]
+        entries: Any = [parse_json(line, where=str(path), error=DataError) for line in lines]
+    else:
+        entries = parse_json(content, where=str(path), error=DataError)
+        entries = entries.get("decisions") if isinstance(entries, dict) else None
+    if not isinstance(entries, list) or not all(map(_is_decision, entries)):
+        raise DataError("is not an export of the audit page", where=str(path))
+    chosen = {entry["key"]: (entry["decision"], entry["row"]) for entry in entries if entry["decision"]}
     keys = [pair_key(*split_prompt(row), number) for row, number in zip(pairs.rows, pairs.numbers, strict=True)]
     unknown = [row for key, (_, row) in chosen.items() if key not in set(keys)]
     if unknown:
@@ -63,3 +63,8 @@ def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[st
             rows.append(change.get(decision, lambda row: row)(row))
             numbers.append(number)
     return Pairs(rows, numbers, pairs.source, pairs.dropped), counts
+
+
+def _is_decision(entry: Any) -> bool:
+    known = isinstance(entry, dict) and {"key", "decision", "row"} <= entry.keys()
+    return known and isinstance(entry["key"], str) and entry["decision"] in (None, "", "keep", "flip", "drop")

@@ -8,7 +8,6 @@ answers. Other columns are kept. Files are JSON lines (also .gz), JSON arrays or
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, MissingExtraError, OutputError, SettingsError
+from burnish.core.outside import parquet_rows, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -143,8 +143,7 @@ def holds_pairs(source: str | Path) -> bool:
         return _hub_name(str(source)) is not None
     form = _format(path)
     if form == "lines":
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            return b'"chosen"' in file.readline()
+        return b'"chosen"' in read_bytes(path).partition(b"\n")[0]
     return form is not None and any("chosen" in row for row in _read_file(path).rows[:1])
 
 
@@ -290,39 +289,24 @@ def _read_file(path: Path) -> Pairs:
     if form is None:
         raise DataError("is not a .jsonl, .jsonl.gz, .json or .parquet file", where=str(path))
     if form == "parquet":
-        import pyarrow.parquet
-        from pyarrow import ArrowInvalid
-
-        try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except ArrowInvalid as error:
-            raise DataError(f"is not a parquet file ({error})", where=str(path)) from None
+        rows = [dict(row) for row in parquet_rows(path)]
         return Pairs(rows, list(range(len(rows))), path.name)
+    content = read_bytes(path)
     if form == "json":
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"is not valid JSON ({error})", where=str(path)) from None
-        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        listed = parse_json(content, where=str(path), error=DataError)
+        if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
             raise DataError("is not a list of objects", where=str(path), fix="write one object a line, as .jsonl")
-        return Pairs(content, list(range(len(content))), path.name)
+        return Pairs(listed, list(range(len(listed))), path.name)
     rows, numbers = [], []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    rows.append(_row(line, f"{path.name}:{number}"))
-                    numbers.append(number)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"cannot be read ({error})", where=str(path)) from None
+    for number, line in enumerate(content.splitlines(), start=1):
+        if line.strip():
+            rows.append(_row(line, f"{path.name}:{number}"))
+            numbers.append(number)
     return Pairs(rows, numbers, path.name)
 
 
-def _row(line: str, where: str) -> Pair:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"is not valid JSON ({error.msg} at column {error.colno})", where=where) from None
+def _row(line: bytes, where: str) -> Pair:
+    row = parse_json(line, where=where, error=DataError)
     if not isinstance(row, dict):
         raise DataError("is not a JSON object", where=where)
     return row

@@ -90,16 +90,15 @@ def _start(config: Path, tokenizer: str, settings: Train, place: Path) -> Path:
 def _explain(model: str, settings: Train) -> None:
     """The routing of a model, from its configuration alone."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from burnish.core.checkpoint import load_config, resolve
+    from burnish.core.checkpoint import config_from, load_config, resolve
     from burnish.optim import explain
     from burnish.train.lora import with_adapters
     from burnish.train.scratch import read_config_file
 
     if Path(model).suffix == ".json":
-        content = read_config_file(Path(model))
-        config = AutoConfig.for_model(content.pop("model_type"), **content)
+        config = config_from(read_config_file(Path(model)), where=model)
     else:
         config = load_config(resolve(model))
     with torch.device("meta"):

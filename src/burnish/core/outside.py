@@ -12,7 +12,7 @@ import gzip
 import json
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -23,6 +23,9 @@ MAX_JSON_BYTES = 200_000_000
 MAX_DEPTH = 64
 MAX_DIGITS = 40
 """Of an integer; tokenizers write 10^30 where there is no limit."""
+
+PARQUET_ROWS = 256
+"""Read at a time."""
 
 BOMB_BYTES = 64 << 20
 BOMB_RATIO = 50
@@ -131,6 +134,36 @@ def read_bytes(path: Path, *, error: type[BurnishError] = DataError) -> bytes:
         raise error(f"is not a whole gzip file ({cause})", where=str(path)) from None
     except OSError as cause:
         raise error(f"cannot be read ({cause.strerror or cause})", where=str(path)) from None
+
+
+def parquet_rows(path: Path, columns: Sequence[str] = (), *, error: type[BurnishError] = DataError) -> Iterator[Any]:
+    """Rows of a parquet file, a few at a time: one text that is named a million times takes no room in a file.
+
+    Args:
+        path: of the file.
+        columns: those of them that the file has are read; it must have one. Without names, all are.
+        error: the kind of error.
+
+    Raises:
+        BurnishError: of the kind `error`: not a parquet file, none of the columns, or rows that expand to far more
+            than texts do.
+    """
+    import pyarrow.parquet
+
+    most, num_bytes = max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size), 0
+    with answered_for("is not a parquet file, or is damaged", where=str(path), error=error):
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = [name for name in columns if name in names] if columns else names
+        if not wanted:
+            wish = " or ".join(f"`{name}`" for name in columns)
+            raise error(f"has no column {wish} (it has {', '.join(names)})", where=str(path))
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
+            num_bytes += batch.nbytes
+            if num_bytes > most:
+                what = f"expands to more than {BOMB_RATIO} times its size, which no text does"
+                raise error(what, where=str(path))
+            yield from batch.to_pylist()
 
 
 def local_path(name: str) -> Path | None:

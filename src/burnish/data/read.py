@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import DataError, nearest
-from burnish.core.outside import BOMB_BYTES, BOMB_RATIO, answered_for, local_path, parse_json, read_bytes
+from burnish.core.outside import local_path, parquet_rows, parse_json, read_bytes
 from burnish.data.chat import written_out
 from burnish.data.wikitext import detokenise
 
@@ -32,9 +32,6 @@ SHIPPED = {"wikitext2-valid": "wikitext2_valid.txt.gz", "wikitext2-test": "wikit
 """Texts inside the package (CC BY-SA 3.0, see texts/LICENSE.md), detokenised when read."""
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-
-PARQUET_ROWS = 256
-"""Read at a time."""
 
 Data = str | Path | Sequence[str]
 Row = str | list[dict[str, Any]]
@@ -157,32 +154,8 @@ def _read_json_lines(text: str, path: Path) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow.parquet
-
-    rows: list[Row] = []
-    with answered_for("is not a parquet file, or is damaged", where=str(path), error=DataError):
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-    columns = [name for name in ("text", "messages") if name in names]
-    if not columns:
-        raise DataError(f"has no column `text` or `messages` (it has {', '.join(names)})", where=str(path))
-    for row in _parquet_rows(file, columns, path):
-        rows.append(_row(row, where=f"{path}, row {len(rows) + 1}"))
-    return rows
-
-
-def _parquet_rows(file: Any, columns: list[str], path: Path) -> Iterator[Any]:
-    """A few rows at a time: one text that is named a million times takes no room in a file, and much in memory."""
-    most = max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size)
-    num_bytes = 0
-    with answered_for("is not a parquet file, or is damaged", where=str(path), error=DataError):
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
-            num_bytes += batch.nbytes
-            if num_bytes > most:
-                raise DataError(
-                    f"expands to more than {BOMB_RATIO} times its size, which no text does", where=str(path)
-                )
-            yield from batch.to_pylist()
+    rows = parquet_rows(path, ("text", "messages"))
+    return [_row(row, where=f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
 def _row(row: Any, *, where: str) -> Row:

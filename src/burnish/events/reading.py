@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from burnish.core.errors import DataError, MissingExtraError, SettingsError, nearest
+from burnish.core.outside import answered_for, parse_json, read_bytes
 from burnish.events.sequence import EventSequence
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".txt")
@@ -40,40 +40,35 @@ def read_csv(path: Path) -> pa.Table:
 
     _must_exist(path)
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
-    try:
-        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"is not a table of comma-separated values ({error})", where=str(path)) from None
+    content = pa.BufferReader(read_bytes(path))
+    with answered_for("is not a table of comma-separated values", where=str(path), error=DataError):
+        return csv.read_csv(content, parse_options=csv.ParseOptions(delimiter=delimiter))
 
 
 def read_parquet(path: Path) -> pa.Table:
     from pyarrow import parquet
 
     _must_exist(path)
-    try:
+    with answered_for("is not a parquet file, or is damaged", where=str(path), error=DataError):
         return parquet.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"is not a parquet file ({error})", where=str(path)) from None
 
 
 def read_jsonl(path: Path, *, sequence: str = "sequence_id", time: str = "time", **_: Any) -> pa.Table:
     _must_exist(path)
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{number}") from None
-            if not isinstance(row, dict):
-                raise DataError("is not an object", where=f"{path}:{number}", fix='write {"time": ..., "mark": ...}')
-            if isinstance(row.get(time), list):
-                rows.extend(_events_of(row, time, sequence, number, f"{path}:{number}"))
-            else:
-                rows.append(row)
-    return pa.Table.from_pylist(rows)
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        row = parse_json(line, where=where, error=DataError)
+        if not isinstance(row, dict):
+            raise DataError("is not an object", where=where, fix='write {"time": ..., "mark": ...}')
+        if isinstance(row.get(time), list):
+            rows.extend(_events_of(row, time, sequence, number, where))
+        else:
+            rows.append(row)
+    with answered_for("its rows do not make a table", where=str(path), error=DataError):
+        return pa.Table.from_pylist(rows)
 
 
 def _events_of(row: dict[str, Any], time: str, sequence: str, number: int, where: str) -> list[dict[str, Any]]:

@@ -8,15 +8,15 @@ the same stage.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.core.checkpoint import Lineage, Model, load
+from burnish.core.checkpoint import Lineage, Model, config_from, load
 from burnish.core.errors import SettingsError, nearest
+from burnish.core.outside import read_object
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -59,17 +59,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise SettingsError("there is no configuration here", where=str(path), fix="give a config.json")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"is not valid JSON ({error})", where=str(file)) from None
-    if not isinstance(content, dict) or "model_type" not in content:
+    content = read_object(file, error=SettingsError)
+    if not isinstance(content.get("model_type"), str):
         raise SettingsError("names no model_type", where=str(file), fix='add "model_type": "llama" or another')
     return content
 
 
 def _make_config(content: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = content["model_type"]
@@ -86,7 +82,7 @@ def _make_config(content: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     rest = {key: value for key, value in content.items() if key not in ("model_type", "dtype", "torch_dtype")}
     if isinstance(rest.get("vocab_size"), int) and rest["vocab_size"] > len(tokenizer):
         ours["vocab_size"] = rest["vocab_size"]  # asked to be padded
-    return AutoConfig.for_model(model_type, **rest | ours)
+    return config_from({"model_type": model_type} | rest | ours, where="config.json")
 
 
 def _vocabulary(tokenizer: str) -> int:

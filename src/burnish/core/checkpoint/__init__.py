@@ -36,6 +36,7 @@ from burnish.core.checkpoint.network import without_memory
 from burnish.core.checkpoint.passed_over import check_fits
 from burnish.core.checkpoint.reading import (
     UNSAFE_SUFFIXES,
+    config_from,
     download,
     kind_of,
     load_config,
@@ -64,6 +65,7 @@ __all__ = [
     "check_fits",
     "check_target",
     "compute_dtype",
+    "config_from",
     "content_files",
     "content_hash",
     "download",

@@ -242,19 +242,22 @@ def kind_of(config: dict[str, Any]) -> Kind:
 
 def load_config(directory: Path) -> PretrainedConfig:
     """The transformers configuration, from the library's own classes only; see `choices` for what it may choose."""
-    path = directory / "config.json"
-    raw = read_config(directory)
-    config_class = config_class_of(raw, where=str(path))
-    kept, _ = allowed(raw, config_class, where=str(path))
-    with (
-        quiet_transformers(),
-        answered_for(
-            f"is not a configuration of {raw['model_type']!r}", where=str(path), fix="download the checkpoint again"
-        ),
-    ):
-        config = config_class.from_dict(kept)
+    config = config_from(read_config(directory), where=str(directory / "config.json"))
     config._name_or_path = str(directory)
     return config
+
+
+def config_from(raw: dict[str, Any], *, where: str) -> PretrainedConfig:
+    """The transformers configuration of the content of a config.json.
+
+    Raises:
+        CheckpointError: an architecture that transformers does not have, or settings that it refuses.
+    """
+    config_class = config_class_of(raw, where=where)
+    kept, _ = allowed(raw, config_class, where=where)
+    what = f"is not a configuration of {raw['model_type']!r}"
+    with quiet_transformers(), answered_for(what, where=where, fix="download the checkpoint again"):
+        return config_class.from_dict(kept)
 
 
 def remarks(directory: Path) -> list[str]:
