@@ -148,6 +148,7 @@ def refusal(text: str) -> str:
         ("start: a\nnodes: [{stage: train, launch: {processes: 100000}}]", "launch.processes is 100,000, but this"),
         ('start: ""\nnodes: [{stage: train}]', "names no start checkpoint"),
         ("start: \x00", "is not valid YAML"),
+        ('start: "\\ud800"', "r.yaml:1: holds half of a surrogate pair"),
         ("", "is empty"),
     ],
 )

@@ -75,7 +75,7 @@ def parse_json(text: str | bytes, *, where: str, error: type[BurnishError] = Che
     except RecursionError:
         raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where) from None
     _check_depth(value, where, error)
-    if "\\u" in text and _has_lone_surrogate(value):
+    if "\\u" in text and not is_text(json.dumps(value, ensure_ascii=False)):
         raise error("holds half of a surrogate pair, which is no character", where=where)
     return value
 
@@ -95,12 +95,13 @@ def _check_depth(value: Any, where: str, error: type[BurnishError]) -> None:
     raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where)
 
 
-def _has_lone_surrogate(value: Any) -> bool:
+def is_text(value: str) -> bool:
+    """Whether a string can be written out; half of a surrogate pair cannot."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        value.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        return False
+    return True
 
 
 def kind_of_json(value: Any) -> str:

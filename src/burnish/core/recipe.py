@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from burnish.core.errors import RecipeError, nearest
-from burnish.core.outside import local_path, read_bytes
+from burnish.core.outside import is_text, local_path, read_bytes
 from burnish.core.yaml12 import Loader
 
 START = "start"
@@ -313,6 +313,8 @@ def _lines_of(root: yaml.Node, source: str) -> dict[tuple[str | int, ...], int]:
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 walk(value, (*path, index))
+        elif not is_text(node.value):
+            raise RecipeError("holds half of a surrogate pair, which is no character", where=f"{source}:{lines[path]}")
 
     walk(root, ())
     return lines

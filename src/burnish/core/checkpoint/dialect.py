@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.core.checkpoint.choices import SILENT, allowed
 from burnish.core.checkpoint.reading import config_class_of, read_config
 from burnish.core.errors import CheckpointError
+from burnish.core.outside import answered_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -106,14 +107,17 @@ def _older_rope(raw: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
 
 def _kept(raw: dict[str, Any], of: type[PretrainedConfig], origin: Path) -> dict[str, Any]:
     """What the file may choose, and who wrote it."""
-    version = {"transformers_version": raw["transformers_version"]} if "transformers_version" in raw else {}
-    return allowed(raw, of, where=str(origin))[0] | version
+    version = raw.get("transformers_version")
+    said = {"transformers_version": version} if isinstance(version, str) else {}
+    return allowed(raw, of, where=str(origin))[0] | said
 
 
 def _written(raw: dict[str, Any], of: type[PretrainedConfig], origin: Path) -> dict[str, Any]:
     """What transformers writes for a raw configuration."""
     kept = _kept(raw, of, origin)
-    return json.loads(json.dumps(of.from_dict(copy.deepcopy(kept)).to_dict(), default=str))
+    with answered_for(f"is not a configuration of {of.model_type!r}", where=str(origin)):
+        config = of.from_dict(copy.deepcopy(kept))
+    return json.loads(json.dumps(config.to_dict(), default=str))
 
 
 def check_same(written: dict[str, Any], new: dict[str, Any], where: str) -> None:
