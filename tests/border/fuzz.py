@@ -161,11 +161,10 @@ def read_preferences(place: Path) -> None:
 
 
 def read_events(place: Path) -> None:
-    from burnish.events.data import EventDataset
     from burnish.events.reading import from_table, read_any
 
     (path,) = (place / "data").iterdir()
-    from_table(EventDataset, read_any(path, sequence="sequence_id", time="time"), where=str(path))
+    from_table(read_any(path, sequence="sequence_id", time="time"), where=str(path))
 
 
 def file_of(place: Path, name: str, content: bytes) -> Path:
