@@ -134,6 +134,10 @@ MALFORMED: dict[str, tuple[Spoil, str]] = {
         "torch_dtype is 'load', which is no dtype",
     ),
     "a dtype that is a number": (config(dtype=16), "dtype is 16, which is no dtype"),
+    "layers in words": (
+        config(num_nextn_predict_layers="one"),
+        "num_nextn_predict_layers is 'one', which is no number of layers or experts",
+    ),
     "a billion layers": (config(num_hidden_layers=10**9), "num_hidden_layers is 1,000,000,000, but no network has"),
     "a billion labels": (config(num_labels=10**9), "num_labels is 1,000,000,000, but no network has"),
     "a negative vocabulary": (config(vocab_size=-1), "cannot"),

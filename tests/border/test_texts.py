@@ -166,3 +166,77 @@ def test_words_and_numbers_are_read_as_yaml_1_2_reads_them():
     assert (recipe.start, recipe.name, recipe.nodes[0].name) == ("on", "no", "off")
     values = [recipe.nodes[0].settings[key] for key in "abcdefghijklm"]
     assert values == ["yes", "1:30", "2024-05-01", 1e-4, 32, 31, None, float("inf"), 12, True, 0.5, "4", "<<"]
+
+
+# -- events ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", b"sequence_id,ti\xff,mark\n0,1,a\n", "is not a table of comma-separated values"),
+        ("a.csv", b"sequence_id,time,mark\n0,1\n", "is not a table of comma-separated values"),
+        ("a.csv", b"", "the file is empty"),
+        ("a.csv", b"sequence_id,time,mark\n", "has no events"),
+        ("a.csv", b"sequence_id,time,mark\n0,nan,a\n", "is empty in row 1"),
+        ("a.csv", b"sequence_id,time,mark\n0,noon,a\n", "holds string, not times"),
+        ("a.csv", b"sequence,time,mark\n0,1,a\n", "did you mean 'sequence'?"),
+        ("a.csv.gz", b"sequence_id,time,mark\n0,1,a\n", "is not a whole gzip file"),
+        ("a.jsonl", b'{"time": [1, 2], "mark": ["a"]}', "mark has 1 entries, but time has 2"),
+        ("a.jsonl", b"[1]", "is not an object"),
+        ("a.jsonl", b"[" * 100_000, "is nested deeper than 64 levels"),
+        ("a.jsonl", b'{"time": 1}\n{"time": "x"}', "its rows do not make a table"),
+        ("a.parquet", b"PAR1PAR1", "is not a parquet file, or is damaged"),
+        ("a.xlsx", b"x", "is neither .csv, .tsv, .parquet nor .jsonl"),
+    ],
+)
+def test_events_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, sentence: str):
+    from burnish.events.reading import from_table, read_any
+
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        from_table(read_any(tmp_path / name), where=str(tmp_path / name))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+# -- preferences and decisions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: is nested deeper than 64 levels"),
+        ("a.jsonl", b'"a"', "a.jsonl:1: is not a JSON object"),
+        ("a.jsonl", b'{"chosen": "a"}', "has no column 'rejected'"),
+        ("a.jsonl", b'{"chosen": "a", "rejected": "a"}', "identical"),
+        ("a.jsonl", b'{"chosen": "a", "rejected": " "}', "the rejected answer is empty"),
+        ("a.jsonl", b'{"chosen": "a", "rejected": ["a"]}', "holds a message without a role"),
+        ("a.jsonl", b'{"chosen": "\\ud800", "rejected": "a"}', "holds half of a surrogate pair"),
+        ("a.jsonl", b"\xff", "is not UTF-8 text"),
+        ("a.jsonl", b"", "holds no usable pair"),
+        ("a.jsonl.gz", b"no", "is not a whole gzip file"),
+        ("a.json", b"{}", "is not a list of objects"),
+        ("a.json", b"[1]", "is not a list of objects"),
+        ("a.parquet", b"PAR1", "is not a parquet file, or is damaged"),
+    ],
+)
+def test_pairs_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, sentence: str):
+    from burnish.align.pairs import read_pairs
+
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_pairs(tmp_path / name)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b"[]", b'{"decisions": 3}', b'{"decisions": [{"key": "a"}]}', b'{"decisions": [{"key": [], "row": 1}]}'],
+)
+def test_decisions_that_are_none(tmp_path: Path, content: bytes):
+    from burnish.align.decisions import apply_decisions
+    from burnish.align.pairs import Pairs
+
+    (tmp_path / "d.json").write_bytes(content)
+    with pytest.raises(DataError, match="is not an export of the audit page"):
+        apply_decisions(Pairs([], [], "a.jsonl"), tmp_path / "d.json")

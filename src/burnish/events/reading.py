@@ -42,7 +42,7 @@ def read_csv(path: Path) -> pa.Table:
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     content = pa.BufferReader(read_bytes(path))
     with answered_for("is not a table of comma-separated values", where=str(path), error=DataError):
-        return csv.read_csv(content, parse_options=csv.ParseOptions(delimiter=delimiter))
+        return _named(csv.read_csv(content, parse_options=csv.ParseOptions(delimiter=delimiter)))
 
 
 def read_parquet(path: Path) -> pa.Table:
@@ -50,7 +50,13 @@ def read_parquet(path: Path) -> pa.Table:
 
     _must_exist(path)
     with answered_for("is not a parquet file, or is damaged", where=str(path), error=DataError):
-        return parquet.read_table(path)
+        return _named(parquet.read_table(path))
+
+
+def _named(table: pa.Table) -> pa.Table:
+    """The table, whose column names can be read; raises UnicodeDecodeError where they are no UTF-8."""
+    assert len(table.column_names) == table.num_columns
+    return table
 
 
 def read_jsonl(path: Path, *, sequence: str = "sequence_id", time: str = "time", **_: Any) -> pa.Table:

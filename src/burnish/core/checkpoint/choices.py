@@ -7,6 +7,7 @@ of ours; the rest is dropped, and what would have had an effect is said.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import CheckpointError
@@ -43,6 +44,9 @@ PRIVATE = ("_sliding_window_pattern",)
 """Private names that describe the network."""
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+
+COUNTED = re.compile(r"(num|n)_(.*_)?(layers?|experts|experts_per_tok)")
+"""Keys that count."""
 
 MOST = {"layer": 2_000, "expert": 100_000, "label": 1_000_000, "position": 1 << 40, "": 1 << 48}
 """Largest number under a key that has this word in its name; lists and modules of that many are made."""
@@ -92,6 +96,8 @@ def _check(key: str, value: Any, where: str) -> None:
         raise CheckpointError(
             f"{key} is {_short(value)}, which is no dtype of weights", where=where, fix=f"use {', '.join(DTYPES[1:4])}"
         )
+    if COUNTED.fullmatch(key) and value is not None and (type(value) is not int or value < 0):
+        raise CheckpointError(f"{key} is {_short(value)}, which is no number of layers or experts", where=where)
     if isinstance(value, int) and not isinstance(value, bool):
         most = next(number for word, number in MOST.items() if word in key)
         if abs(value) > most:
