@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from burnish.linear_model.maths.operators import Array, Indices, Matrix
-from burnish.linear_model.maths.simplex import Basis, Program, Trace, follow
+from burnish.linear_model.maths.simplex import Basis, Point, Program, Trace, follow
 from burnish.linear_model.settings import ParameterError, check_count, check_number
 
 
@@ -68,56 +68,62 @@ def parametric_simplex(
     """
     check_number("lambda_min", lambda_min)
     check_count("max_iter", max_iter)
-    A = sp.csc_array(A, dtype=np.float64) if sp.issparse(A) else np.asarray(A, dtype=np.float64)
-    if A.ndim != 2:
-        raise ParameterError(f"A has {A.ndim} dimensions, but must have 2")
-    num_rows, num_columns = A.shape
-    bounds = np.column_stack([_vector("b", b, num_rows), _vector("bbar", bbar, num_rows)])
-    costs = np.column_stack([_vector("c", c, num_columns), _vector("cbar", cbar, num_columns)])
-    if not np.isfinite(A.data if sp.issparse(A) else A).all():
-        raise ParameterError("A holds values that are not finite")
-    chosen: Any = _slack_columns(A) if basis is None else _checked_basis(basis, num_rows, num_columns)
-    inverse = None
-    if basis is not None:
-        square = A[:, chosen].toarray() if sp.issparse(A) else A[:, chosen]
-        if np.linalg.matrix_rank(square) < num_rows:
-            raise ParameterError("basis names columns of A that are not independent", fix="choose others")
-        inverse = np.linalg.inv(square)
-        A, bounds = inverse @ A, inverse @ bounds
-    rest = np.setdiff1d(np.arange(num_columns), chosen)
-    own = costs[chosen]  # of the slacks, taken out of the others' costs
-    reduced = costs[rest] - A[:, rest].T @ own
-    program = Program(Matrix(A[:, rest]), bounds, reduced, np.full(len(rest), np.inf))
+    form = _SlackForm(A, b, bbar, c, cbar, basis)
     trace = Trace()
-    points = []
-    _check_start(bounds, reduced)
-    for point in follow(program, Basis.of_slacks(), trace, last=lambda_min, max_iter=max_iter):
-        points.append(point)
-    lambdas = np.array([point.parameter for point in points])
-    solutions = sp.lil_array((len(points), num_columns))
-    duals = np.zeros((len(points), num_rows))
-    values = np.empty(len(points))
-    for number, point in enumerate(points):
-        where = np.array([1.0, point.parameter])
-        solutions[number, rest[point.columns]] = point.values
-        x = np.zeros(len(rest))
-        x[point.columns] = point.values
-        solutions[number, chosen] = np.maximum(bounds @ where - A[:, rest] @ x, 0.0)
-        duals[number, point.rows] = point.multipliers
-        duals[number] += own @ where
-        values[number] = point.objective + own @ where @ (bounds @ where)
-    if inverse is not None:
-        duals = duals @ inverse
+    points = list(follow(form.program, Basis.of_slacks(), trace, last=lambda_min, max_iter=max_iter))
+    solutions = [form.solution(point) for point in points]
     return ParametricSolution(
-        lambdas=lambdas,
-        x=sp.csr_array(solutions),
-        duals=duals,
-        values=values,
+        lambdas=np.array([point.parameter for point in points]),
+        x=sp.csr_array(np.array([x for x, _ in solutions]).reshape(len(points), form.num_columns)),
+        duals=np.array([dual for _, dual in solutions]).reshape(len(points), form.num_rows),
+        values=np.array([form.value(point) for point in points]),
         gaps=np.array([point.gap for point in points]),
         violations=np.array([point.violation for point in points]),
         stopped_by=trace.stopped_by,
         num_pivots=trace.num_pivots,
     )
+
+
+class _SlackForm:
+    """The program with its starting basis taken as slacks: B^-1 A without them, their costs taken out of the others'."""
+
+    def __init__(self, A: Any, b: Any, bbar: Any, c: Any, cbar: Any, basis: Any) -> None:
+        matrix: Any = sp.csc_array(A, dtype=np.float64) if sp.issparse(A) else np.asarray(A, dtype=np.float64)
+        if matrix.ndim != 2:
+            raise ParameterError(f"A has {matrix.ndim} dimensions, but must have 2")
+        if not np.isfinite(matrix.data if sp.issparse(matrix) else matrix).all():
+            raise ParameterError("A holds values that are not finite")
+        self.num_rows, self.num_columns = matrix.shape
+        bounds = np.column_stack([_vector("b", b, self.num_rows), _vector("bbar", bbar, self.num_rows)])
+        costs = np.column_stack([_vector("c", c, self.num_columns), _vector("cbar", cbar, self.num_columns)])
+        self._inverse: Any = None
+        if basis is None:
+            self._slacks = _slack_columns(matrix)
+        else:
+            self._slacks = _checked_basis(basis, self.num_rows, self.num_columns)
+            square = matrix[:, self._slacks].toarray() if sp.issparse(matrix) else matrix[:, self._slacks]
+            if np.linalg.matrix_rank(square) < self.num_rows:
+                raise ParameterError("basis names columns of A that are not independent", fix="choose others")
+            self._inverse = np.linalg.inv(square)
+            matrix, bounds = self._inverse @ matrix, self._inverse @ bounds
+        self._rest = np.setdiff1d(np.arange(self.num_columns), self._slacks)
+        self._matrix, self._own = matrix[:, self._rest], costs[self._slacks]
+        reduced = costs[self._rest] - self._matrix.T @ self._own
+        _check_start(bounds, reduced)
+        self.program = Program(Matrix(self._matrix), bounds, reduced, np.full(len(self._rest), np.inf))
+
+    def solution(self, point: Point) -> tuple[Array, Array]:
+        """x and the multipliers of A x = b + lambda bbar."""
+        where = np.array([1.0, point.parameter])
+        x, dual = np.zeros(self.num_columns), self._own @ where
+        x[self._rest[point.columns]] = point.values
+        x[self._slacks] = np.maximum(self.program.bounds @ where - self._matrix @ x[self._rest], 0.0)
+        dual[point.rows] += point.multipliers
+        return x, dual if self._inverse is None else dual @ self._inverse
+
+    def value(self, point: Point) -> float:
+        where = np.array([1.0, point.parameter])
+        return float(point.objective + self._own @ where @ (self.program.bounds @ where))
 
 
 def _vector(name: str, values: Any, size: int) -> Array:
