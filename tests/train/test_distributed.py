@@ -18,7 +18,7 @@ from processes import together
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 20
 STEPS = 6
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_float64")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def same_table(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("shape", [(2,), (3,), (4,), (2, 2)])
-def test_any_mesh_trains_as_one_process_does(model_of, rows, context, shape):
+def test_any_mesh_trains_as_one_process_does(model_of, rows, context, all_float64, shape):
     def make():
         return model_of(dtype=torch.float64, tie_word_embeddings=len(shape) == 1)
 
@@ -117,7 +117,7 @@ def test_bfloat16_products_agree_within_their_rounding(model_of, rows, context):
     same_table(found[0][1], table, 2e-2)
 
 
-def test_adapters_train_as_on_one_process(model_of, rows, context):
+def test_adapters_train_as_on_one_process(model_of, rows, context, all_float64):
     from peft import LoraConfig, get_peft_model
 
     def make():
@@ -165,7 +165,7 @@ def test_processes_with_other_data_are_refused(model_of, rows, context):
 
 
 @pytest.mark.parametrize("save_async", [False, True])
-def test_a_state_is_continued_by_any_other_number_of_processes(model_of, rows, context, save_async):
+def test_a_state_is_continued_by_any_other_number_of_processes(model_of, rows, context, all_float64, save_async):
     """2 -> 3 -> 1 -> 2 processes, killed in between, end where one process does that nothing stopped."""
 
     def make():

@@ -48,10 +48,12 @@ class Run(Planner):
         """Runs what must run, measures what must be measured, and returns what was decided for every node."""
         with locked(self.directory), terminated_like_interrupted():
             self._sweep()
-            for note in (*self.remarks(), *(self.reads_outside() if self.recipe.text else ())):
+            for note in self.reads_outside() if self.recipe.text else ():
                 self.log(f"note: {note}")
             decisions = self.decide()
             if any(decision.action == "run" for decision in decisions):
+                for remark in self.remarks():  # asks transformers, which a finished run does without
+                    self.log(f"note: {remark}")
                 weight_files(self.start)
                 self.plan(decisions)
                 for decision in decisions:
