@@ -85,7 +85,7 @@ def parametric_simplex(
 
 
 class _SlackForm:
-    """The program with its starting basis taken as slacks: B^-1 A without them, their costs taken out of the others'."""
+    """The program with its starting basis as slacks: B^-1 A without them, their costs taken out of the others'."""
 
     def __init__(self, A: Any, b: Any, bbar: Any, c: Any, cbar: Any, basis: Any) -> None:
         matrix: Any = sp.csc_array(A, dtype=np.float64) if sp.issparse(A) else np.asarray(A, dtype=np.float64)

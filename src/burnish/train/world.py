@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.core.checkpoint import module_digest
+from burnish.core.checkpoint import tensors_digest
 from burnish.core.store import Key
 from burnish.train import state
 from burnish.train.saved import States
@@ -53,7 +53,7 @@ class World:
 
     def digest(self, model: nn.Module) -> str:
         """Names the weights as they are; the same on any number of processes."""
-        return module_digest(model)
+        return tensors_digest((*model.named_parameters(), *model.named_buffers()))
 
     def save(
         self,

@@ -17,7 +17,7 @@ from burnish.core.checkpoint.durable import (
     staging_directory,
     write_atomically,
 )
-from burnish.core.checkpoint.identity import module_digest, tensor_digest, text_digest
+from burnish.core.checkpoint.identity import tensor_digest, tensors_digest, text_digest
 from burnish.core.checkpoint.lineage import (
     CARD_FILE,
     LINEAGE_FILE,
@@ -77,7 +77,6 @@ __all__ = [
     "load",
     "load_config",
     "model_card",
-    "module_digest",
     "move",
     "pick_device",
     "plan_checkpoint",
@@ -93,6 +92,7 @@ __all__ = [
     "shards_of",
     "staging_directory",
     "tensor_digest",
+    "tensors_digest",
     "text_digest",
     "unfilled",
     "weight_files",
