@@ -285,3 +285,32 @@ def test_a_writer_that_has_ended_is_dead_before_anybody_asked_for_its_status(tmp
         assert not leftover.exists()
     finally:
         ended.wait()
+
+
+def test_a_small_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+    real_fsync, real_replace = durable.fsync, Path.replace
+    monkeypatch.setattr(durable, "fsync", lambda path: (done.append("fsync"), real_fsync(path)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (done.append("replace"), real_replace(path, to)))
+    durable.write_atomically(tmp_path / "file", "text")
+    assert done == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 7), ("stage", "other"), ("measurements", {"perplexity": {}})])
+def test_a_lineage_that_was_changed_by_hand_is_noticed(tiny_llama: Path, tmp_path: Path, field: str, value: object):
+    load(tiny_llama).save(tmp_path / "out")
+    file = tmp_path / "out" / "burnish.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match="the lineage file was changed by hand"):
+        load(tmp_path / "out")
+
+
+def test_a_lineage_of_the_first_format_has_no_digest_and_is_read(tiny_llama: Path, tmp_path: Path):
+    load(tiny_llama).save(tmp_path / "out")
+    file = tmp_path / "out" / "burnish.json"
+    content = {
+        name: value for name, value in json.loads(file.read_text()).items() if name not in ("digest", "continued")
+    }
+    file.write_text(json.dumps(content | {"format": 1, "seed": 3}))
+    lineage = Lineage.read(tmp_path / "out")
+    assert lineage is not None and lineage.seed == 3

@@ -31,6 +31,7 @@ from burnish.core.errors import (
 from burnish.core.ledger import LEDGER_FILE, read_rows
 from burnish.core.recipe import parse_recipe
 from burnish.core.runner import Rooms, Run
+from burnish.core.runner.directory import locked
 
 
 def file_hash(reference: str) -> str:
@@ -97,6 +98,7 @@ def test_deciding_a_finished_run_loads_no_torch(finished: Path, tiny_llama: Path
 import sys
 from burnish.core.recipe import parse_recipe
 from burnish.core.runner import Rooms, Run
+from burnish.core.runner.directory import locked
 from small_stages import Scale
 rooms = Rooms(lambda name, where: Scale, lambda: Scale, lambda reference: "")
 recipe = parse_recipe("start: {tiny_llama}\\n{CHAIN}", source="r")
@@ -340,6 +342,7 @@ import sys
 from pathlib import Path
 from burnish.core.recipe import parse_recipe
 from burnish.core.runner import Rooms, Run
+from burnish.core.runner.directory import locked
 from small_stages import Scale
 rooms = Rooms(lambda name, where: Scale, lambda: Scale, lambda reference: "")
 recipe = parse_recipe(sys.argv[1], source="r")
@@ -440,12 +443,54 @@ def test_a_lock_does_not_make_a_strangers_directory_ours(tmp_path: Path, tiny_ll
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 7}, {"stage_version": 99}, {"settings": {}}, {"parents": {}}, {"stage": "judge"}]
+    "change",
+    [
+        {"seed": 7},
+        {"stage_version": 99},
+        {"settings": {}},
+        {"parents": {}},
+        {"stage": "judge"},
+        {"key": "0"},
+        {"kind": "adapter"},
+        {"weights": "packed"},
+    ],
 )
 def test_a_lineage_that_was_changed_by_hand_is_noticed(chain: Path, tiny_llama: Path, change: dict[str, object]):
     file = chain / "nodes" / "a" / "burnish.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(CheckpointError, match=r"nodes/a: burnish\.json does not tell the settings and inputs"):
+    with pytest.raises(CheckpointError, match=r"changed by hand .*delete this checkpoint and make it again"):
         run(CHAIN, tiny_llama, chain).decide()
     shutil.rmtree(file.parent)
     assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "run", "b": "skip"}
+
+
+def test_a_node_that_was_renamed_keeps_its_checkpoint(chain: Path, tiny_llama: Path):
+    made = (chain / "nodes" / "b" / "model.safetensors").stat().st_mtime_ns
+    work = run(CHAIN.replace("name: b", "name: better"), tiny_llama, chain)
+    assert [decision.reason for decision in work.decide()][1] == "was called 'b' before"
+    assert actions(work) == {"a": "skip", "better": "skip"}
+    assert (chain / "nodes" / "better" / "model.safetensors").stat().st_mtime_ns == made
+    assert not (chain / "nodes" / "b").exists()
+    assert set(json.loads((chain / "run.json").read_text())["nodes"]) == {"a", "better"}
+    assert actions(run(CHAIN.replace("name: b", "name: better"), tiny_llama, chain)) == {"a": "skip", "better": "skip"}
+
+
+def test_another_seed_is_another_key_and_runs_again(chain: Path, tiny_llama: Path):
+    assert Scale(seed=1).key("parent", {}) != Scale(seed=0).key("parent", {})
+    decisions = run(CHAIN.replace("factor: 0.25", "factor: 0.25, seed: 1"), tiny_llama, chain).decide()
+    assert [(decision.action, decision.reason) for decision in decisions][1] == ("run", "seed was 0, now 1")
+
+
+def test_a_run_takes_its_lock_and_gives_it_back(chain: Path, tiny_llama: Path):
+    with locked(chain), pytest.raises(OutputError, match="another burnish is running here"):
+        run(CHAIN, tiny_llama, chain).execute()
+    run(CHAIN, tiny_llama, chain).execute()
+
+
+def test_an_edited_checkpoint_can_be_deleted_and_made_again_as_advised(chain: Path, tiny_llama: Path):
+    weights = chain / "nodes" / "b" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(CheckpointError, match="delete the directory and make it again") as caught:
+        run(CHAIN, tiny_llama, chain).execute()
+    shutil.rmtree(str(caught.value.where))
+    assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "skip", "b": "run"}

@@ -118,7 +118,14 @@ class Stage(Settings):
 
     def key(self, parent_hash: str, reference_hashes: dict[str, str]) -> str:
         """The skip key: equal keys mean equal results, so a finished node with this key need not run again."""
-        return skip_key(self.name, self.version, self.canonical(), parent_hash, reference_hashes)
+        content = {
+            "stage": self.name,
+            "version": self.version,
+            "settings": self.canonical(),
+            "parent": parent_hash,
+            "references": reference_hashes,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def check_accepts(self, before: Plan, *, where: str) -> None:
         """Refuses a checkpoint of the wrong kind, or a packed one where dense weights are needed."""
@@ -183,20 +190,6 @@ class Stage(Settings):
                 may_change=(self.changeable or frozenset()) if continue_with_changes else frozenset(),
             )
             return self.run(model, ctx)
-
-
-def skip_key(
-    stage: str, version: int, settings: dict[str, Any], parent_hash: str, reference_hashes: dict[str, str]
-) -> str:
-    """sha256 of everything that a result depends on, as a stage computes it and a lineage file tells it."""
-    content = {
-        "stage": stage,
-        "version": version,
-        "settings": settings,
-        "parent": parent_hash,
-        "references": reference_hashes,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def seeded_generator(seed: int) -> torch.Generator:

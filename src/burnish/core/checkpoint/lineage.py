@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.checkpoint.durable import write_atomically
+from burnish.core.checkpoint.identity import text_digest
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.kinds import STOCK_LOADER, Kind, Weights
 from burnish.core.outside import kind_of_json, read_object
 
 LINEAGE_FILE = "burnish.json"
-LINEAGE_FORMAT = 1
+LINEAGE_FORMAT = 2
+"""Since 2 with a digest of itself."""
 CARD_FILE = "README.md"
 
 
@@ -68,7 +70,8 @@ class Lineage:
             raise TypeError("measurements holds objects")
 
     def write(self, directory: Path) -> None:
-        write_atomically(directory / LINEAGE_FILE, json.dumps({"format": LINEAGE_FORMAT} | asdict(self), indent=2))
+        content = json.loads(json.dumps({"format": LINEAGE_FORMAT} | asdict(self)))
+        write_atomically(directory / LINEAGE_FILE, json.dumps(content | {"digest": text_digest(content)}, indent=2))
 
     def write_measured(self, directory: Path, metrics: dict[str, dict[str, Any]], protocol: str) -> None:
         """Writes down what was measured, under the protocol of this hash, in the lineage and on the model card."""
@@ -86,6 +89,13 @@ class Lineage:
             return None
         content = read_object(path)
         try:
+            digest = content.pop("digest", None)
+            if content["format"] == LINEAGE_FORMAT and digest != text_digest(content):
+                raise CheckpointError(
+                    "the lineage file was changed by hand or damaged",
+                    where=str(path),
+                    fix="undo the change, or delete this checkpoint and make it again",
+                )
             written_by = content.pop("format")
             if written_by > LINEAGE_FORMAT:
                 raise CheckpointError(

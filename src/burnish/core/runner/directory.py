@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import OutputError, RecipeError
+from burnish.core.ledger import LEDGER_FILE
 
 RUN_FILE = "run.json"
 RUN_FORMAT = 1
+RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = ".lock"
 
 
@@ -43,7 +45,7 @@ def _may_begin(directory: Path) -> bool:
     names = {path.name for path in directory.iterdir()}
     # A run that was refused or killed before it began leaves its lock behind, or a part of its state.
     begun = all(name.startswith((LOCK_FILE, f".{RUN_FILE}.")) for name in names)
-    return begun or (LOCK_FILE in names and not names.isdisjoint(("nodes", "work", "ledger.jsonl", "recipe.yaml")))
+    return begun or (LOCK_FILE in names and not names.isdisjoint(("nodes", "work", LEDGER_FILE, RECIPE_FILE)))
 
 
 @contextmanager

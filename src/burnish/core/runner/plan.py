@@ -13,7 +13,6 @@ from typing import Any
 
 from burnish.core import errors
 from burnish.core.checkpoint import (
-    LINEAGE_FILE,
     UNSAFE_SUFFIXES,
     Lineage,
     content_files,
@@ -33,7 +32,7 @@ from burnish.core.recipe import START, Node, Recipe, in_order
 from burnish.core.runner.directory import read_state
 from burnish.core.runner.work import Work
 from burnish.core.settings import Settings
-from burnish.core.stage import Stage, skip_key
+from burnish.core.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,11 @@ class Rooms:
 
 @dataclass
 class Decision:
-    """What will happen to a node and why, for `burnish plan` and the log."""
+    """What will happen to a node and why, for `burnish plan` and the log.
+
+    Attributes:
+        former: where a finished checkpoint lies that is this node's under a name that the recipe no longer has.
+    """
 
     node: Node
     stage: Stage
@@ -61,6 +64,7 @@ class Decision:
     reason: str
     key: str = ""
     plan: Plan | None = None
+    former: Path | None = None
 
 
 @dataclass
@@ -226,12 +230,26 @@ class Planner:
             if before.get("status") == "dropped" and before.get("key") == key:
                 self.hashes[node.name] = before["hash"]
                 return Decision(node, stage, "dropped", "finished before and not kept", key)
+            if (former := self._former(node, key)) is not None:
+                self.hashes[node.name] = self.checkpoint_hash(former)
+                return Decision(node, stage, "skip", f"was called {former.name!r} before", key, former=former)
             return Decision(node, stage, "run", self._how_far(node), key)
         if lineage.key != key:
             return Decision(node, stage, "run", self._what_changed(node, lineage), key)
-        _check_own_key(lineage, target)
         self.hashes[node.name] = self.checkpoint_hash(target)
         return Decision(node, stage, "skip", "nothing that it depends on has changed", key)
+
+    def _former(self, node: Node, key: str) -> Path | None:
+        """A finished checkpoint of the same key, made under a name that no node has any more."""
+        if node.name in self.targets:
+            return None
+        for name, known in self.state["nodes"].items():
+            place = self.directory / "nodes" / name
+            if name not in self.stages and known.get("key") == key and place.is_dir():
+                lineage = Lineage.read(place)
+                if lineage is not None and lineage.key == key:
+                    return place
+        return None
 
     def _how_far(self, node: Node) -> str:
         work = self.work(node)
@@ -321,19 +339,6 @@ class Planner:
             if path.exists() and not path.resolve().is_relative_to(here):
                 outside.append(f"{where} reads {path.resolve()}, outside the working directory")
         return outside
-
-
-def _check_own_key(lineage: Lineage, directory: Path) -> None:
-    """Refuses a lineage file whose key is not that of what it tells: somebody has changed one of them by hand."""
-    references = {name: digest for name, digest in lineage.parents.items() if name != "model"}
-    parent = lineage.parents.get("model", "")
-    told = skip_key(lineage.stage, lineage.stage_version, lineage.settings, parent, references)
-    if lineage.key != told or lineage.settings.get("seed") != lineage.seed:
-        raise errors.CheckpointError(
-            f"{LINEAGE_FILE} does not tell the settings and inputs that its key was made of",
-            where=str(directory),
-            fix="it was changed by hand or damaged: delete the directory and make it again",
-        )
 
 
 def kind_on_disk(directory: Path) -> Kind:

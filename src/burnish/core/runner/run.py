@@ -22,7 +22,7 @@ from burnish.core.checkpoint import (
 from burnish.core.kinds import Kind
 from burnish.core.ledger import SEQUENCES_DIRECTORY, Ledger
 from burnish.core.recipe import START, Node
-from burnish.core.runner.directory import RUN_FILE, locked
+from burnish.core.runner.directory import RECIPE_FILE, RUN_FILE, locked
 from burnish.core.runner.plan import Decision, Planner, kind_on_disk
 from burnish.core.runner.preflight import check_place, preflight
 from burnish.core.runner.process import spawn, terminated_like_interrupted
@@ -63,15 +63,23 @@ class Run(Planner):
                         check_target(self.target(decision.node.name), overwrite=self._may_replace(decision.node))
                         self._check_interrupted(decision.node)
                 preflight(self, decisions)
+            self._rename(decisions)
             self._write_state()
             if self.recipe.text:
-                write_atomically(self.directory / "recipe.yaml", self.recipe.text)
+                write_atomically(self.directory / RECIPE_FILE, self.recipe.text)
             self._measure(START)
             for decision in decisions:
                 self._finish(decision)
             self._drop(decisions)
             self._clear_work(decisions)
             return decisions
+
+    def _rename(self, decisions: list[Decision]) -> None:
+        """Gives checkpoints the names that their nodes have now."""
+        for decision in decisions:
+            if decision.former is not None:
+                decision.former.rename(self.target(decision.node.name))
+                self.state["nodes"][decision.node.name] = self.state["nodes"].pop(decision.former.name)
 
     def _check_interrupted(self, node: Node) -> None:
         """Refuses to go on with what is not what was interrupted; deletes it where a restart is asked for."""
