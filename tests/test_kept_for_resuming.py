@@ -1,0 +1,128 @@
+"""Everything that any room writes so as to go on after a kill, listed; all of it lies in entries of the store.
+
+A stage or command that keeps something else, or keeps it elsewhere, fails here until its line says so.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import burnish
+from burnish.align.audit import AuditSettings, audit_pairs
+from burnish.align.pairs import read_pairs
+from burnish.core.store import KEY_FILE
+from burnish.events import EventForecaster, SmurfTHP
+from burnish.events.hawkes import PRESETS, simulate_hawkes
+from burnish.methods import VERBS
+from small_models import PROSE
+
+PAIRS = Path(__file__).resolve().parents[1] / "examples" / "data" / "qa_feedback_120.jsonl"
+LOGS = {"metrics.jsonl"}
+"""Written for people to look at and never read again."""
+SHORT = {"context": 32, "batch": 4, "steps": 4, "save_every": 2}
+CALIBRATION = {"tokens": 512, "length": 64}
+
+
+def _train(model: burnish.Model, place: Path) -> None:
+    burnish.Train(**SHORT)(model, data=[PROSE.read_text()], work_dir=place)
+
+
+def _distill(model: burnish.Model, place: Path) -> None:
+    stage = burnish.Distill(**SHORT, divergence="top_k", offline=True)
+    stage(model, data=[PROSE.read_text()], teacher=burnish.load(model.path or ""), work_dir=place)
+
+
+def _align(model: burnish.Model, place: Path) -> None:
+    settings: dict[str, Any] = {"max_steps": 4, "save_every": 2, "batch": 4, "micro_batch": 2, "max_length": 128}
+    burnish.Align(**settings, on_bad_pair="drop")(model, data=str(PAIRS), work_dir=place)
+
+
+def _quantize(model: burnish.Model, place: Path) -> None:
+    stage = burnish.Quantize(method="yaqa", bits=3, group_size=32, **CALIBRATION)
+    stage(model, calibration=[PROSE.read_text()], work_dir=place)
+
+
+def _slim(model: burnish.Model, place: Path) -> None:
+    experts = burnish.Upcycle(num_experts=4)(model)
+    stage = burnish.Slim(method="drop", num_experts=3, **CALIBRATION)
+    stage(experts, calibration=[PROSE.read_text()], work_dir=place)
+
+
+def _upcycle(model: burnish.Model, place: Path) -> None:
+    burnish.Upcycle(num_experts=4)(model, work_dir=place)
+
+
+def _audit(model: burnish.Model, place: Path) -> None:
+    audit_pairs(read_pairs(PAIRS, on_bad_pair="drop"), model, AuditSettings(repeats=1), work_dir=place)
+
+
+def _events(model: burnish.Model, place: Path) -> None:
+    training, validation = simulate_hawkes(PRESETS["hawkes3"], 12, num_events=15, seed=0).split((0.7, 0.3), seed=0)
+    shape: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16}
+    EventForecaster(SmurfTHP(3, **shape, recurrent_size=8)).fit(training, validation, epochs=2, state_dir=place)
+
+
+Work = Callable[[burnish.Model, Path], None]
+
+KEPT: dict[str, tuple[Work, set[str]]] = {
+    "train": (_train, {"states/step-N/state.safetensors"}),
+    "distill": (
+        _distill,
+        {
+            "states/step-N/state.safetensors",
+            "teacher-data/rows-N/ids.npy",
+            "teacher-data/rows-N/log_probabilities.npy",
+        },
+    ),
+    "align": (_align, {"trainer/"}),
+    "quantize": (_quantize, {"statistics/layerN-foldN/sums.safetensors"}),
+    "slim": (_slim, set()),
+    "upcycle": (_upcycle, set()),
+    "audit": (
+        _audit,
+        {"states-N-N/array.npy", "margins-aps-N/array.npy", "margins-bt-N/array.npy", "margins-rNm-N/array.npy"},
+    ),
+    "events": (_events, {"fit/state.safetensors"}),
+}
+"""What a room does, and the files that it keeps, with numbers as N; `trainer/` is as transformers wants it."""
+
+
+def noted(place: Path) -> set[Path]:
+    """Files below a directory but for logs."""
+    return {path for path in place.rglob("*") if path.is_file() and path.name not in LOGS}
+
+
+@pytest.mark.parametrize("room", KEPT)
+def test_what_a_room_keeps_is_listed_and_lies_in_the_store(
+    room: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = tmp_path / "work"
+    place.mkdir()
+    work, expected = KEPT[room]
+    files: dict[Path, bool] = {}
+
+    def note() -> None:
+        for path in noted(place):
+            above = [parent for parent in path.parents if parent.is_relative_to(place)]
+            files[path.relative_to(place)] = any((parent / KEY_FILE).is_file() for parent in above)
+
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, *rest, **how: (note(), real(path, *rest, **how)))
+    work(burnish.load(tiny_llama), place)
+    note()
+    outside = [str(path) for path, in_store in files.items() if not in_store]
+    assert not outside
+    finished = [path for path in files if not any(part.startswith(".") for part in path.parts)]
+    names = [re.sub("^trainer/.*", "trainer/", str(path)) for path in finished if path.name != KEY_FILE]
+    shapes = {re.sub(r"[0-9a-f]{12,}|\d+", "N", name) for name in names}
+    assert shapes == expected
+
+
+def test_every_stage_is_asked_what_it_keeps():
+    assert set(VERBS) <= set(KEPT)
