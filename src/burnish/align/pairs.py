@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from burnish.core.checkpoint import write_atomically
+from burnish.core.checkpoint import LINEAGE_FILE, write_atomically
 from burnish.core.errors import DataError, MissingExtraError, OutputError, SettingsError
 from burnish.core.outside import parquet_rows, parse_json, read_bytes
 
@@ -279,6 +279,8 @@ def _read(source: str | Path) -> Pairs:
 
 def _format(path: Path) -> str | None:
     name = path.name.lower()
+    if name == LINEAGE_FILE:  # beside rows that a stage has made
+        return None
     if name.endswith(JSON_LINES):
         return "lines"
     return {".json": "json", ".parquet": "parquet"}.get(path.suffix.lower())

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from burnish.core.errors import OutputError
-from burnish.core.kinds import Plan
+from burnish.core.kinds import Kind, Plan
 from burnish.core.progress import byte_count, duration
 from burnish.core.recipe import START, Recipe, read_recipe, single_node
 from burnish.core.runner import Decision, Run
@@ -168,6 +168,8 @@ def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
 def _plan_cells(plan: Plan) -> list[str]:
     from burnish.core.page.numbers import number_count
 
+    if plan.kind is Kind.DATA:
+        return ["data", "", "", f"~ {duration(plan.seconds)}" if plan.seconds is not None else ""]
     parameters = number_count(plan.num_parameters)
     if plan.num_active_parameters != plan.num_parameters:
         parameters += f" ({number_count(plan.num_active_parameters)})"

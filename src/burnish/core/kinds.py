@@ -1,4 +1,4 @@
-"""What a checkpoint is, before anybody asks how it is read or changed: its kind, its weights, its plan.
+"""What a node makes, before anybody asks how it is read or changed: its kind, its weights, its plan.
 
 Below checkpoints and stages alike, so that neither needs the other to say what it holds.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """What a checkpoint is; every kind names the stock class that loads it."""
+    """What a checkpoint is, or that it is none but data; every kind names the stock class or function that loads it."""
 
     CAUSAL_LM = "causal-lm"
     SEQUENCE_CLASSIFIER = "sequence-classifier"
@@ -19,6 +19,7 @@ class Kind(StrEnum):
     SPECULATOR = "speculator"
     STEERING = "steering"
     DICTIONARY = "dictionary"
+    DATA = "data"
 
 
 STOCK_LOADER = {
@@ -28,6 +29,7 @@ STOCK_LOADER = {
     Kind.SPECULATOR: "vllm (speculative_config)",
     Kind.STEERING: "safetensors.torch.load_file",
     Kind.DICTIONARY: "safetensors.torch.load_file",
+    Kind.DATA: "datasets.load_dataset",
 }
 
 
@@ -66,3 +68,8 @@ class Plan:
 
     def with_(self, **changes: Any) -> Plan:
         return replace(self, **changes)
+
+    def of_data(self) -> Plan:
+        """The plan of a stage that reads this checkpoint and makes data."""
+        nothing = {"num_parameters": 0, "num_active_parameters": 0, "num_bytes": 0}
+        return self.with_(config=None, kind=Kind.DATA, weights=Weights.DENSE, **nothing)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from burnish.core.checkpoint import Model
     from burnish.core.ledger import Ledger
+    from burnish.core.made_data import Data
     from burnish.core.recipe import Node
 
 __all__ = ["VOLATILE", "CheckpointRef", "Context", "DataRef", "Settings", "Stage"]
@@ -74,6 +75,7 @@ class Stage(Settings):
         version: raised whenever the numbers that the stage makes change, so that finished nodes run again.
         summary: one line for `burnish methods` and the plan.
         accepts, accepts_weights: what it can be given.
+        makes_data: whether `run` gives a `burnish.core.made_data.Data`, which other nodes name where they name data.
         memory_settings: what to lower when memory runs out, for the error message.
         changeable: settings that may change, where the user says so, when a run goes on from a state of its result;
             None where nothing of that kind is kept, but only what `core.store` keys by all that it depends on.
@@ -84,6 +86,7 @@ class Stage(Settings):
     summary: ClassVar[str] = ""
     accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.DENSE})
+    makes_data: ClassVar[bool] = False
     memory_settings: ClassVar[str] = ""
     changeable: ClassVar[frozenset[str] | None] = None
 
@@ -94,10 +97,10 @@ class Stage(Settings):
 
     def plan(self, before: Plan) -> Plan:
         """The checkpoint this stage would make of `before`; raises `SettingsError` on impossible settings."""
-        return before
+        return before.of_data() if self.makes_data else before
 
-    def run(self, model: Model, ctx: Context) -> Model:
-        """The checkpoint itself."""
+    def run(self, model: Model, ctx: Context) -> Model | Data:
+        """The checkpoint itself, or the data."""
         raise NotImplementedError(f"stage {self.name!r} does not define run()")
 
     def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
@@ -131,7 +134,9 @@ class Stage(Settings):
         """Refuses a checkpoint of the wrong kind, or a packed one where dense weights are needed."""
         if before.kind not in self.accepts:
             wanted = " or ".join(sorted(self.accepts))
-            raise RecipeError(f"{self.name} needs a {wanted} checkpoint, but is given a {before.kind}", where=where)
+            given = "data" if before.kind is Kind.DATA else f"a {before.kind}"
+            advice = "give `from:` a node that makes a checkpoint" if before.kind is Kind.DATA else None
+            raise RecipeError(f"{self.name} needs a {wanted} checkpoint, but is given {given}", where=where, fix=advice)
         if before.weights not in self.accepts_weights:
             wanted = " or ".join(sorted(self.accepts_weights))
             raise RecipeError(
@@ -153,7 +158,7 @@ class Stage(Settings):
         progress: bool = False,
         continue_with_changes: bool = False,
         **inputs: Any,
-    ) -> Model:
+    ) -> Any:
         """Runs the stage in memory. Reference fields may be given as paths or as objects (texts, a `Model`).
 
         Args:
@@ -162,6 +167,9 @@ class Stage(Settings):
             progress: whether to show bars.
             continue_with_changes: go on from the state in `work_dir` where settings have changed that may.
             **inputs: reference fields by name.
+
+        Returns:
+            A `Model`; of a stage that makes data, a `Data`.
         """
         import tempfile
 

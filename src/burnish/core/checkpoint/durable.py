@@ -101,6 +101,32 @@ def publish(staging: Path, target: Path) -> None:
     fsync(target.parent)
 
 
+@contextmanager
+def saving(target: Path) -> Iterator[Path]:
+    """A directory to write into, which takes the place of `target` at the end; an error leaves what was there.
+
+    Raises:
+        OutputError: no room, or no permission.
+    """
+    from safetensors import SafetensorError
+
+    staging = staging_directory(target)
+    try:
+        yield staging
+        publish(staging, target)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "os error" not in str(error):
+            raise
+        cause = error.strerror if isinstance(error, OSError) else str(error).split("I/O error: ")[-1]
+        raise OutputError(
+            f"could not be written ({cause or error})",
+            where=str(target),
+            fix="free some space or choose another place; nothing was left behind",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def _took_free_name(staging: Path, target: Path) -> bool:
     """Whether the name was free, and is the new directory's now; another process may have been faster."""
     try:

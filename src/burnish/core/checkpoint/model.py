@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from burnish.core.checkpoint.carried import keep_what_it_had
 from burnish.core.checkpoint.dialect import continues
-from burnish.core.checkpoint.durable import publish, staging_directory
+from burnish.core.checkpoint.durable import saving
 from burnish.core.checkpoint.generation import write_generation_config
 from burnish.core.checkpoint.identity import (
     config_digest,
@@ -47,7 +44,7 @@ from burnish.core.checkpoint.reading import (
 from burnish.core.checkpoint.shards import shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import idle_expert_parameters, module_shapes, plan_checkpoint
 from burnish.core.checkpoint.tokenizer import has_tokenizer, read_tokenizer
-from burnish.core.errors import CheckpointError, CheckpointWarning, OutputError
+from burnish.core.errors import CheckpointError, CheckpointWarning
 from burnish.core.kinds import STOCK_LOADER, Plan, Weights
 from burnish.core.outside import answered_for
 
@@ -310,21 +307,8 @@ class Model:
         """
         target = Path(directory)
         check_target(target, overwrite=overwrite)
-        staging = staging_directory(target)
-        try:
+        with saving(target) as staging:
             self._write(staging)
-            publish(staging, target)
-        except (OSError, SafetensorError) as error:
-            if isinstance(error, SafetensorError) and "os error" not in str(error):
-                raise
-            cause = error.strerror if isinstance(error, OSError) else str(error).split("I/O error: ")[-1]
-            raise OutputError(
-                f"could not be written ({cause or error})",
-                where=str(target),
-                fix="free some space or choose another place; nothing was left behind",
-            ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         self.path, self._known = target, None
         self._as_read = {"files": self._stamps()}
         self._as_read |= self._parts()

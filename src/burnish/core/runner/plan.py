@@ -99,8 +99,19 @@ class Planner:
     def _needs(self, node: Node) -> list[str]:
         """Names of the nodes that must be finished before this one: its parent, and those that its settings name."""
         stage = self.stages[node.name]
-        named = [getattr(stage, key) for key, to in stage.references().items() if to == "checkpoint"]
+        named = [value for key, to in stage.references().items() if self.made_here(to, value := getattr(stage, key))]
         return [name for name in dict.fromkeys([node.parent, *named]) if name in self.stages]
+
+    def made_here(self, to: str, value: str | None) -> bool:
+        """Whether a reference names a node, or the start; a word names data of a node only where that makes data."""
+        if to == "data":
+            return value in self.stages and self.stages[value].makes_data
+        return value in self.stages or value == START
+
+    def data_to_come(self, node: Node) -> bool:
+        """Whether a node reads data that another one has yet to make."""
+        stage = self.stages[node.name]
+        return any(to == "data" and self.made_here(to, getattr(stage, name)) for name, to in stage.references().items())
 
     # -- where things are --------------------------------------------------------------------------------------------
 
@@ -151,12 +162,12 @@ class Planner:
             value = getattr(settings, name)
             if value is None:
                 continue
-            if to == "data":
-                hashes[name] = self._data_hash(value, node_name)
-            elif value in self.stages or value == START:
+            if self.made_here(to, value):
                 if value not in self.hashes:
                     return None
                 hashes[name] = self.hashes[value]
+            elif to == "data":
+                hashes[name] = self._data_hash(value, node_name)
             else:
                 hashes[name] = self.checkpoint_hash(resolve(value))
         return hashes
@@ -210,7 +221,9 @@ class Planner:
         for node in self.recipe.nodes:
             for name, to in self.stages[node.name].references().items():
                 value = getattr(self.stages[node.name], name)
-                if to == "data" and value is not None and self._data_hash(value, node.name) in measured:
+                if to != "data" or value is None or self.made_here(to, value):
+                    continue
+                if self._data_hash(value, node.name) in measured:
                     raise RecipeError(
                         f"{name} is the text that everything is measured on ({value}), which would look too good",
                         where=self.where(node.name),
@@ -298,7 +311,8 @@ class Planner:
             for name, to in stage.references().items():
                 value = getattr(stage, name)
                 if value is not None and to == "data":
-                    self._data_hash(value, node.name)
+                    if not self.made_here(to, value):
+                        self._data_hash(value, node.name)
                 elif value is not None:
                     kind = plans[value].kind if value in plans else kind_on_disk(resolve(value))
                     stage.check_reference(name, kind, where=self.where(node.name))

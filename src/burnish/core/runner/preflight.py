@@ -52,9 +52,10 @@ def preflight(planner: Planner, decisions: list[Decision]) -> None:
         try:
             for name, to in stage.references().items():
                 value = getattr(stage, name)
-                if to == "checkpoint" and value is not None and value != START and value not in planner.stages:
+                if to == "checkpoint" and value is not None and not planner.made_here(to, value):
                     check_fits(resolve(value))
-            stage.preflight(start, before)
+            if not planner.data_to_come(node):
+                stage.preflight(start, before)
         except BurnishError as error:
             raise located(error, planner.where(node.name)) from None
     if planner.evaluate is not None:

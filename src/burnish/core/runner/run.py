@@ -122,8 +122,7 @@ class Run(Planner):
         for name, to in stage.references().items():
             value = getattr(stage, name)
             if value is not None:
-                local = to == "checkpoint" and (value in self.stages or value == START)
-                inputs[name] = str(self.target(value)) if local else value
+                inputs[name] = str(self.target(value)) if self.made_here(to, value) else value
         work = self.work(node)
         work.check(self._parts(node), with_changes=self.with_changes, where=self.where(node.name))
         may_change = work.begin(self._parts(node))
@@ -159,7 +158,9 @@ class Run(Planner):
         if self.evaluate is None:
             return
         target, digest = self.target(name), self.hashes[name]
-        if (kind := kind_on_disk(target)) is not Kind.CAUSAL_LM:
+        if (kind := kind_on_disk(target)) is Kind.DATA:
+            return
+        if kind is not Kind.CAUSAL_LM:
             self.log(f"{name}: not measured, a {kind} predicts no text")
             return
         references = dict(self._reference_hashes(name, self.evaluate) or {})
@@ -176,7 +177,7 @@ class Run(Planner):
         settings = self.evaluate.model_dump(mode="json")
         for key, to in self.evaluate.references().items():
             value = settings.get(key)
-            if to == "checkpoint" and (value in self.stages or value == START):
+            if to == "checkpoint" and value is not None and self.made_here(to, value):
                 settings[key] = str(self.target(value))
         if "reference" in references and settings.get("reference") is None:
             settings["reference"] = str(self.start)

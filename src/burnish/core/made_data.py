@@ -1,0 +1,60 @@
+"""`Data`: rows that a stage makes in place of a checkpoint, for other nodes to name where they name data.
+
+class Hardest(Stage):
+    makes_data = True
+    def run(self, model, ctx): return Data({"text": text} for text in ...)
+
+DIRECTORY/rows.jsonl      a JSON object a line, as the readers of data take it
+DIRECTORY/burnish.json    where it comes from, as of a checkpoint; its content hash is what other nodes depend on
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from burnish.core.checkpoint import Lineage, check_target, hash_directory, library_versions
+from burnish.core.checkpoint.durable import saving
+from burnish.core.errors import DataError
+from burnish.core.kinds import Kind
+
+ROWS_FILE = "rows.jsonl"
+
+
+@dataclass
+class Data:
+    """Rows: texts, chats, preference pairs, problems.
+
+    Attributes:
+        rows: JSON objects; they may be made while they are written.
+        lineage: where they come from.
+    """
+
+    rows: Iterable[Mapping[str, Any]]
+    lineage: Lineage = field(default_factory=lambda: Lineage(kind=Kind.DATA))
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the rows atomically and returns their directory.
+
+        Raises:
+            DataError: there is no row.
+            OutputError: the directory exists and burnish did not make it, or it did and `overwrite` is not given; or
+                there is no room, or no permission.
+        """
+        target = Path(directory)
+        check_target(target, overwrite=overwrite)
+        with saving(target) as staging:
+            with (staging / ROWS_FILE).open("w", encoding="utf-8") as file:
+                count = 0
+                for row in self.rows:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    count += 1
+            if not count:
+                raise DataError("no row was made", where=str(target))
+            self.lineage.files = hash_directory(staging)
+            self.lineage.versions = library_versions()
+            self.lineage.write(staging)
+        return target
