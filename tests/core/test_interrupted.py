@@ -54,6 +54,16 @@ def test_the_same_command_goes_on(stopped: Path, tiny_llama: Path):
     assert not (stopped / "work").exists()
 
 
+def test_what_a_node_was_told_is_gone_at_the_end_where_its_runner_was_killed_after_it(tiny_llama: Path, tmp_path: Path):
+    work = run("", tiny_llama, tmp_path / "run")
+    work.execute()
+    told = tmp_path / "run" / "work" / "a.stage.json"
+    told.parent.mkdir()
+    told.write_text("{}")
+    run("", tiny_llama, tmp_path / "run").execute()
+    assert not told.parent.exists()
+
+
 def test_a_setting_that_only_watches_goes_on(stopped: Path, tiny_llama: Path):
     work = run(", every: 3", tiny_llama, stopped)
     assert work.decide()[0].reason == "was interrupted"

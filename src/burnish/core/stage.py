@@ -70,7 +70,7 @@ class Context:
 class Stage(Settings):
     """Settings of one step, and the step itself. Subclasses set `name` and `version` and override `plan` and `run`.
 
-    Class attributes:
+    Attributes:
         name: the verb of the recipe and of the command line.
         version: raised whenever the numbers that the stage makes change, so that finished nodes run again.
         summary: one line for `burnish methods` and the plan.

@@ -56,7 +56,7 @@ HELD_OUT = Strength(held_out=True)
 class RoundingRule:
     """Facts and factors of one rule; one that says nothing of its own rounds to nearest.
 
-    Class attributes:
+    Attributes:
         name: what settings call it.
         summary: a few words for the help.
         needs: what is collected from the text: "covariance" of the inputs, and the "sketch" of the Kronecker factors,

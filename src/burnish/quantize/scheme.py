@@ -28,7 +28,7 @@ class Scheme:
         group_size: inputs that share a scale; None is one scale per output row.
         symmetric: without zero points.
 
-    Class attributes:
+    Attributes:
         name: what settings call it.
         summary: a few words for the help.
         form: what compressed-tensors calls it.

@@ -89,11 +89,16 @@ class Run(Planner):
         work.check(self._parts(node), with_changes=self.with_changes, where=self.where(node.name))
 
     def _clear_work(self, decisions: list[Decision]) -> None:
-        """What a run that was killed after saving has left; never that of nodes that are not in this recipe."""
+        """What a run that was killed after saving has left; never what nodes that are not in this recipe have kept."""
         for decision in decisions:
             self.work(decision.node).clear()
         place = self.directory / "work"
-        if place.is_dir() and not any(place.iterdir()):
+        if not place.is_dir():
+            return
+        for path in place.iterdir():
+            if path.is_file():  # what a process was told, or what it said before it ended: none is running now
+                path.unlink()
+        if not any(place.iterdir()):
             place.rmdir()
 
     def _may_replace(self, node: Node) -> bool:
