@@ -4,9 +4,9 @@ PYTHON ?= python3
 export VENV PYTHON
 # One thread per test process: two-thread torch on a busy machine is many times slower.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2
+PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: setup demo wheel test test-slow test-vllm lint bench docs clean
+.PHONY: setup demo wheel test test-slow test-long test-vllm lint bench docs clean
 
 setup:
 	@scripts/setup
@@ -20,10 +20,14 @@ wheel: setup
 	@ls dist/burnish-*.whl
 
 test: setup models/smollm2
-	$(PYTEST) -q -m "not slow"
+	$(PYTEST) -q -m "not slow and not long"
 
 test-slow: setup models/smollm2
-	$(PYTEST) -q -m slow
+	$(PYTEST) -q -m "slow and not long"
+
+# Before a release: fuzzing, the whole crash matrix, every kind of processor instructions. An hour.
+test-long: setup models/smollm2
+	@$(TEST_ENV) scripts/test-long
 
 test-vllm: setup
 	@scripts/test-vllm

@@ -11,10 +11,15 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+import burnish
+from burnish.core.runner import process
 from exact import AllFloat64
 from small_models import small_llama, small_tokenizer
+from warm import ServedNode, popen_of
 
 # Shapes and dtypes in the signatures of the mathematics are checked at every call of the suite.
+pytest_plugins = ["cost"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MATHS = [f"burnish.{maths.parent.name}.maths" for maths in sorted((REPOSITORY / "src" / "burnish").glob("*/maths"))]
 install_import_hook(MATHS, "beartype.beartype")
@@ -31,9 +36,16 @@ hypothesis.settings.load_profile("burnish")
 @pytest.fixture(scope="session", autouse=True)
 def _children_find_the_package() -> None:
     """Stages run in processes of their own, which must find the package as this one does."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(REPOSITORY / "src"), str(REPOSITORY / "tests" / "core"), os.environ.get("PYTHONPATH", "")]
-    )
+    places = [str(Path(burnish.__file__).parent.parent), str(REPOSITORY / "tests" / "core")]
+    places += [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)
+
+
+@pytest.fixture(autouse=True)
+def _nodes_are_forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of a runner in this process do not import everything anew, except where starting them is what is tested."""
+    if request.node.get_closest_marker("real_process") is None:
+        monkeypatch.setattr(process, "subprocess", popen_of(ServedNode))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import burnish
 ROOT = Path(__file__).resolve().parent.parent
 LINES = re.compile(r"```python\n(import burnish\n.*?)```", re.DOTALL)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.real_process]
 
 
 def run(*command: str | Path, cwd: Path) -> str:

@@ -1,13 +1,13 @@
-"""Commands of burnish in processes forked from one that has imported everything, so that starting them costs nothing.
+"""Commands of burnish, nodes and scripts in processes forked from one that has imported everything.
 
 What takes seconds in a real start is importing torch and transformers, and nothing there can be lost. Everything after
 it is the real thing: the command line, the runner, a process per node, the files. The fork server is a clean process,
-which has run nothing.
+which has run nothing. Tests of the starting itself (working directory, isolation, signals, terminals, torchrun) are
+marked `real_process`; in all others the runner's nodes are forked as well (see `conftest.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
 import io
@@ -19,21 +19,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "burnish"
+WORK = ("run", "stage")
 IMPORTED = [
-    "burnish.align.run",
-    "burnish.cli.run",
-    "burnish.convert.upcycle",
+    "burnish.cli",
     "burnish.core.node",
-    "burnish.distill.run",
+    "burnish.core.launch",
     "burnish.evaluate.measure",
-    "burnish.quantize.run",
     "burnish.report",
-    "burnish.slim.run",
-    "burnish.train.run",
+    *(f"burnish.{file.parent.name}.{file.stem}" for file in sorted(SOURCE.glob("*/*.py")) if file.stem in WORK),
+    "peft",
     "transformers.models.llama.modeling_llama",
     "transformers.models.mixtral.modeling_mixtral",
     "trl.trainer.dpo_trainer",
@@ -45,16 +46,23 @@ CONTEXT.set_forkserver_preload(IMPORTED)
 class Command:
     """A command that has been started; what it says goes to a file."""
 
-    def __init__(self, log: Path, *arguments: str | Path, fsync_fails: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self, log: Path, *arguments: str | Path, cwd: Path | None = None, fsync_fails: tuple[str, int] | None = None
+    ) -> None:
         """
         Args:
             log: where output goes.
             *arguments: of `burnish`.
+            cwd: where it runs; here when not given.
             fsync_fails: ("command" or "node", n): the n-th fsync of each such process reports a broken disk.
         """
+        given = (str(log), list(map(str, arguments)), fsync_fails, str(cwd or Path.cwd()), dict(os.environ))
+        self._start(log, _command, given)
+
+    def _start(self, log: Path, target: Callable[..., None], given: tuple[Any, ...]) -> None:
         self.log = log
         log.write_bytes(b"")
-        self._process = CONTEXT.Process(target=_command, args=(str(log), list(map(str, arguments)), fsync_fails))
+        self._process = CONTEXT.Process(target=target, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -87,9 +95,24 @@ class Command:
         return self._process.exitcode
 
 
-def run(log: Path, *arguments: str | Path) -> str:
+class Script(Command):
+    """Python code that has been started, as `python -c CODE ARGUMENTS` would be."""
+
+    def __init__(self, log: Path, code: str, *arguments: str | Path) -> None:
+        self._start(log, _script, (str(log), code, list(map(str, arguments)), str(Path.cwd()), dict(os.environ)))
+
+
+def run(log: Path, *arguments: str | Path, cwd: Path | None = None) -> str:
     """A command that must succeed, and what it said."""
-    command = Command(log, *arguments)
+    return _succeeded(Command(log, *arguments, cwd=cwd))
+
+
+def run_script(log: Path, code: str, *arguments: str | Path) -> str:
+    """Python code that must succeed, and what it said."""
+    return _succeeded(Script(log, code, *arguments))
+
+
+def _succeeded(command: Command) -> str:
     status = command.end()
     assert status == 0, command.output
     return command.output
@@ -110,71 +133,148 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-class _ForkedNode:
-    """What the runner asks of `subprocess.Popen`, for `python -m burnish.core.node SPEC`."""
+class _Node:
+    """What the runner asks of `subprocess.Popen`, for `python ... -m MODULE ARGUMENTS`."""
 
-    fsync_fails: tuple[str, int] | None = None
+    pid: int
+    stderr: io.BufferedReader | None
 
-    def __init__(
-        self,
-        command: list[str],
-        *,
-        stdin: int,
-        stdout: io.BufferedWriter,
-        stderr: int,
-        env: dict[str, str],
-        start_new_session: bool,
-    ) -> None:
-        reading, writing = os.pipe()
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setpgid(0, 0)
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(writing, 2)
-            os.closerange(3, 1024)  # the lock of the run among them
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            _end_with(lambda: importlib.import_module(command[2]).main(*command[3:]), "node", self.fsync_fails)
-        os.close(writing)
-        with contextlib.suppress(ProcessLookupError):  # whoever comes first
-            os.setpgid(self.pid, self.pid)
-        self.stderr = os.fdopen(reading, "rb")
+    def poll(self) -> int | None:
+        raise NotImplementedError
 
     def wait(self, timeout: float | None = None) -> int:
         deadline = time.monotonic() + (timeout or 600)
-        while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
+        while (status := self.poll()) is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("node", timeout or 600)
             time.sleep(0.001)
+        return status
 
-    def terminate(self) -> None:
-        os.kill(self.pid, signal.SIGTERM)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-
-FORKING: Any = SimpleNamespace(
-    Popen=_ForkedNode, **{name: getattr(subprocess, name) for name in ("PIPE", "DEVNULL", "TimeoutExpired")}
-)
-"""In place of `burnish.core.runner.process.subprocess`: nodes are forked from the process that runs the recipe."""
+    def wait_for_its_session(self) -> None:
+        """As `Popen` does, which returns when the new program has begun."""
+        with suppress(ProcessLookupError):
+            while os.getsid(self.pid) != self.pid:
+                time.sleep(0.001)
 
 
-def _command(log: str, arguments: list[str], fsync_fails: tuple[str, int] | None) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+class _ForkedNode(_Node):
+    """Forked from a command that was itself forked from the clean process."""
+
+    fsync_fails: tuple[str, int] | None = None
+
+    def __init__(self, command: list[str], *, stdin: int, stdout: io.BufferedWriter, stderr: int, **own: Any) -> None:
+        reading, writing = os.pipe()
+        sys.stdout.flush()
+        self._status: int | None = None
+        # Python's own hooks around a fork swallow what a handler of a signal raises in them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_node(stdout.fileno(), writing, own)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _end_with(lambda: _main_of(command), "node", self.fsync_fails)
+        self.wait_for_its_session()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(writing)
+        self.stderr = os.fdopen(reading, "rb")
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+
+class ServedNode(_Node):
+    """Forked from the clean process, for a runner in the tests' own process."""
+
+    def __init__(self, command: list[str], *, stdin: int, stdout: io.BufferedWriter, stderr: int, **own: Any) -> None:
+        assert stderr == subprocess.PIPE, "a node that is forked for the tests does not share their terminal"
+        ours, theirs = CONTEXT.Pipe(duplex=False)
+        self._process = CONTEXT.Process(
+            target=_served, args=(command, stdout.name, theirs, own, str(Path.cwd()), dict(os.environ))
+        )
+        self._process.start()
+        theirs.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self.wait_for_its_session()
+        self.stderr = os.fdopen(os.dup(ours.fileno()), "rb")
+        ours.close()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+
+def popen_of(node: type[_Node]) -> Any:
+    """A stand-in for the module `subprocess` whose `Popen` forks a node."""
+    names = {name: getattr(subprocess, name) for name in ("PIPE", "DEVNULL", "TimeoutExpired")}
+    return SimpleNamespace(Popen=node, **names)
+
+
+def _become_node(stdout: int, stderr: int, own: dict[str, Any]) -> None:
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.closerange(3, 1024)  # the lock of the run among them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setsid()
+    os.environ.update(own["env"])
+    assert own.keys() == {"env", "start_new_session"} and own["start_new_session"]
+
+
+def _main_of(command: list[str]) -> int | None:
+    """Runs what `python OPTIONS -m MODULE ARGUMENTS` would."""
+    module, *arguments = command[command.index("-m") + 1 :]
+    main = importlib.import_module(module).main
+    return main(*(int(argument) if argument.isdigit() else argument for argument in arguments))
+
+
+def _served(
+    command: list[str], log: str, stderr: Connection, own: dict[str, Any], cwd: str, environment: dict[str, str]
+) -> None:
+    from burnish.core import launch, node
+
+    _move_to(cwd, environment)
+    node.die_with = launch.die_with = lambda parent: None  # its parent is the fork server, which does not die
+    _become_node(os.open(log, os.O_WRONLY | os.O_APPEND), stderr.fileno(), own)
+    _end_with(lambda: _main_of(command), "node", None)
+
+
+def _command(
+    log: str, arguments: list[str], fsync_fails: tuple[str, int] | None, cwd: str, environment: dict[str, str]
+) -> None:
+    _speak_into(log)
+    _move_to(cwd, environment)
     _ForkedNode.fsync_fails = fsync_fails
     from burnish.cli import main
     from burnish.core.runner import process
 
-    process.subprocess = FORKING
+    process.subprocess = popen_of(_ForkedNode)
 
     _end_with(lambda: main(arguments), "command", fsync_fails)
+
+
+def _script(log: str, code: str, arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
+    _speak_into(log)
+    _move_to(cwd, environment)
+    from burnish.core.runner import process
+
+    process.subprocess = popen_of(_ForkedNode)
+    sys.argv = ["-c", *arguments]
+    _end_with(lambda: exec(code, {"__name__": "__main__"}), "command", None)
+
+
+def _speak_into(log: str) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _move_to(cwd: str, environment: dict[str, str]) -> None:
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def _end_with(work: Callable[[], int | None], role: str, fsync_fails: tuple[str, int] | None) -> None:

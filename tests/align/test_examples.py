@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from burnish.core.ledger import read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -20,16 +21,6 @@ def example(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def burnish(*arguments, cwd):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("TQDM_DISABLE", None)  # what a user sees is looked at
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    )
-    command = [sys.executable, "-m", "burnish.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=800)
 
 
 @pytest.fixture
@@ -61,7 +52,6 @@ def test_example_data_is_clean():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # seven processes, each of which imports torch and TRL
 def test_recipe_runs_on_a_tiny_model(checkpoint, tmp_path):
     text = (ROOT / "recipes" / "align_robust.yaml").read_text()
     small = text.replace("max_steps: 8", "max_steps: 2").replace("num_windows: 12", "num_windows: 2")
@@ -69,8 +59,7 @@ def test_recipe_runs_on_a_tiny_model(checkpoint, tmp_path):
     small = small.replace("max_length: 256", "max_length: 192\n    on_bad_pair: drop")
     small = small.replace("examples/data", str(ROOT / "examples" / "data"))
     (tmp_path / "align_robust.yaml").write_text(small)
-    done = burnish("run", "align_robust.yaml", "--start", checkpoint, "-o", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    warm.run(tmp_path / "log", "run", "align_robust.yaml", "--start", checkpoint, "-o", "run", cwd=tmp_path)
     rows = read_rows(tmp_path / "run" / "ledger.jsonl")
     # at margin 0 all three losses pull alike, so after two steps the checkpoints may be one and the same, measured once
     assert {row["node"] for row in rows if row["row"] == "measurement"} >= {"start", "plain"}
@@ -80,23 +69,31 @@ def test_recipe_runs_on_a_tiny_model(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_align_and_audit_commands(checkpoint, few_pairs, tmp_path):
+@pytest.mark.real_process
+def test_the_command_says_nothing_of_its_libraries(checkpoint, few_pairs, tmp_path):
     options = ["--loss", "r3m-dpo", "--max-steps", "2", "--batch", "4", "--on-bad-pair", "drop", "--max-length", "192"]
-    done = burnish("align", checkpoint, "--data", few_pairs, *options, "-o", "out", cwd=tmp_path)
+    command = ["align", checkpoint, "--data", few_pairs, *options, "-o", "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "burnish.cli", *map(str, command)], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert [noise for noise in ("[transformers]", "it/s]", "Warning", "trl") if noise in done.stderr] == []
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    audited = burnish("audit", few_pairs, "--model", checkpoint, "--repeats", "1", "-o", "audit", cwd=tmp_path)
-    assert audited.returncode == 0, audited.stderr
-    assert (tmp_path / "audit" / "index.html").is_file()
-    row = json.loads((tmp_path / "audit" / "pairs.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.slow
+def test_the_audit_command_and_the_way_back(checkpoint, few_pairs, tmp_path):
+    log, audit = tmp_path / "log", tmp_path / "audit"
+    warm.run(log, "audit", few_pairs, "--model", checkpoint, "--repeats", "1", "-o", audit)
+    assert (audit / "index.html").is_file()
+    row = json.loads((audit / "pairs.jsonl").read_text().splitlines()[0])
     decision = {"key": row["key"], "row": row["row"], "decision": "drop"}
     (tmp_path / "decisions.json").write_text(json.dumps({"decisions": [decision]}))
-    applied = burnish("audit", few_pairs, "--decisions", "decisions.json", "-o", "clean.jsonl", cwd=tmp_path)
-    assert applied.returncode == 0, applied.stderr
-    assert len((tmp_path / "clean.jsonl").read_text().splitlines()) == 23
-    refused = burnish("align", checkpoint, "--lam", "1.5", "--data", few_pairs, "-o", "no", cwd=tmp_path)
-    assert refused.returncode == 1 and len(refused.stderr.strip().splitlines()) == 1
+    clean = tmp_path / "clean.jsonl"
+    warm.run(log, "audit", few_pairs, "--decisions", tmp_path / "decisions.json", "-o", clean)
+    assert len(clean.read_text().splitlines()) == 23
+    refused = warm.Command(log, "align", checkpoint, "--lam", "1.5", "--data", few_pairs, "-o", tmp_path / "no")
+    assert refused.end() == 1 and len(refused.output.strip().splitlines()) == 1
 
 
 def test_importing_the_commands_costs_no_torch():

@@ -1,16 +1,12 @@
 """kill -9 in the middle of `burnish align` and `burnish audit`: the same command again continues and ends bit-equal."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import warm
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.kept_arrays import KeptArrays
@@ -18,30 +14,10 @@ from burnish.align.pairs import Pairs
 from burnish.align.run import _last_state
 from burnish.core.checkpoint import load
 
-ROOT = Path(__file__).parents[2]
 
-
-def start(*arguments, cwd):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    environment["PYTHONPATH"] = str(ROOT / "src")
-    command = [sys.executable, "-m", "burnish.cli", *map(str, arguments)]
-    with (cwd / "log").open("w") as log:  # a session of its own, so that the stage's process can be killed too
-        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-def kill_when(process, condition, cwd):
-    end = time.monotonic() + 600
-    while not condition():
-        assert process.poll() is None, (cwd / "log").read_text()
-        assert time.monotonic() < end, "nothing was kept in ten minutes"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
-
-
-def finish(*arguments, cwd):
-    process = start(*arguments, cwd=cwd)
-    assert process.wait(timeout=900) == 0, (cwd / "log").read_text()
+def kill_when(command, condition):
+    assert command.wait_until(condition), command.output
+    assert command.end(signal.SIGKILL) == -signal.SIGKILL
 
 
 @pytest.fixture
@@ -63,20 +39,18 @@ def long_pairs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_audit_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp_path):
+    log, work = tmp_path / "log", tmp_path / "killed.work"
     command = ["audit", long_pairs, "--model", checkpoint, "--repeats", "1", "--max-length", "256"]
-    work = tmp_path / "killed.work"
-    kill_when(
-        start(*command, "-o", "killed", cwd=tmp_path), lambda: len(list(work.glob("states-*/array.npy"))) >= 3, tmp_path
-    )
+    killed = [*command, "-o", tmp_path / "killed"]
+    kill_when(warm.Command(log, *killed), lambda: len(list(work.glob("states-*/array.npy"))) >= 3)
     assert not (tmp_path / "killed").exists()
     first = next(work.glob("states-000000-*/array.npy"))
-    (made,) = {first.stat().st_mtime_ns}
-    following = start(*command, "-o", "killed", cwd=tmp_path)
-    kill_when(following, lambda: list(work.glob("margins-*/array.npy")), tmp_path)  # again, between two fits
+    made = first.stat().st_mtime_ns
+    kill_when(warm.Command(log, *killed), lambda: list(work.glob("margins-*/array.npy")))  # again, between two fits
     assert first.stat().st_mtime_ns == made  # read once, not twice
-    finish(*command, "-o", "killed", cwd=tmp_path)
+    warm.run(log, *killed)
     assert not work.exists()
-    finish(*command, "-o", "whole", cwd=tmp_path)
+    warm.run(log, *command, "-o", tmp_path / "whole")
     for name in ("pairs.jsonl", "index.html"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -84,28 +58,18 @@ def test_a_killed_audit_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_training_continues_and_ends_bit_equal(checkpoint, long_pairs, tmp_path):
+    log = tmp_path / "log"
     command = ["align", checkpoint, "--data", long_pairs, "--loss", "aps-r3m-dpo", "--max-steps", "12", "--batch", "4"]
-    command += [
-        "--micro-batch",
-        "2",
-        "--max-length",
-        "192",
-        "--save-every",
-        "2",
-        "--lr",
-        "1e-3",
-        "--on-bad-pair",
-        "drop",
-    ]
-    whole = tmp_path / "whole"
-    finish(*command, "-o", whole, cwd=tmp_path)
+    command += ["--micro-batch", "2", "--max-length", "192", "--save-every", "2", "--lr", "1e-3"]
+    command += ["--on-bad-pair", "drop"]
+    warm.run(log, *command, "-o", tmp_path / "whole")
 
     def kept():
         return list(tmp_path.glob("killed.run/**/checkpoint-4/trainer_state.json"))
 
-    kill_when(start(*command, "-o", "killed", cwd=tmp_path), kept, tmp_path)
+    kill_when(warm.Command(log, *command, "-o", tmp_path / "killed"), kept)
     assert not (tmp_path / "killed").exists()
-    finish(*command, "-o", "killed", cwd=tmp_path)
+    warm.run(log, *command, "-o", tmp_path / "killed")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole")]
     assert weights[0] == weights[1]
 

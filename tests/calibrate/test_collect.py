@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from burnish.arch import matrices
 from burnish.calibrate import Calibration, collect
@@ -11,30 +10,19 @@ from burnish.calibrate.labels import draw_labels
 from burnish.calibrate.maths.kronecker import pack_triangle, unpack_triangle
 from burnish.calibrate.sums import layer_groups, sums_bytes
 from burnish.core.errors import CheckpointError, DataError, NumericalError
+from small_models import make
 
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
+SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
 
 
 @pytest.fixture(scope="module")
 def llama():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE)).double().eval()
+    return make("llama", dtype=torch.float64, **SHAPE)
 
 
 @pytest.fixture(scope="module")
 def mixtral():
-    torch.manual_seed(0)
-    module = MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)).double().eval()
-    module.set_experts_implementation("eager")  # the grouped product that is the default has no float64
-    return module
+    return make("mixtral", dtype=torch.float64, **SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +136,7 @@ def test_factors_of_another_text_are_refused(llama, tokens, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_is_refused_by_name(tokens, tmp_path):
-    torch.manual_seed(0)
-    module = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    module = make("llama", **SHAPE)
     module.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="layers"):
         collect(module, in_layers(module), Calibration(tokens, num_folds=2), tmp_path, key={}, sketches=("b",))

@@ -5,24 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from burnish.arch import matrices
 from burnish.calibrate import Calibration, collect
+from small_models import make
 
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
 
 
 def gather(directory: Path):
-    torch.manual_seed(0)
-    module = LlamaForCausalLM(LlamaConfig(**SHAPE)).double().eval()
+    module = make("llama", dtype=torch.float64, **SHAPE)
     views = [view for view in matrices(module) if view.layer is not None]
     tokens = torch.randint(1, 64, (9, 16), generator=torch.Generator().manual_seed(0))
     return views, collect(module, views, Calibration(tokens, num_folds=2), directory, key={}, sketches=("b",))

@@ -2,41 +2,28 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM
 
 from burnish.convert.stage import Upcycle
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.kinds import Plan
+from small_models import make, small_config
 
-SHAPE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-}
+SHAPE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.3}
+ROPE = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}
 DENSE = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE)),
-    "tied": (LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=True)),
-    "long rope": (
-        LlamaForCausalLM,
-        LlamaConfig(
-            **SHAPE, rope_parameters={"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}, rms_norm_eps=1e-3
-        ),
-    ),
-    "wide heads": (LlamaForCausalLM, LlamaConfig(**SHAPE, head_dim=16)),
-    "sliding window": (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=6)),
+    "llama": ("llama", {}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "long rope": ("llama", {"rope_parameters": ROPE, "rms_norm_eps": 1e-3}),
+    "wide heads": ("llama", {"head_dim": 16}),
+    "sliding window": ("mistral", {"sliding_window": 6}),
 }
 
 
 def dense(name: str) -> Model:
-    class_, config = DENSE[name]
-    torch.manual_seed(0)
-    return Model(module=class_(config).eval())
+    kind, changes = DENSE[name]
+    return Model(module=make(kind, **SHAPE | changes))
 
 
 @pytest.fixture
@@ -100,31 +87,27 @@ def test_the_dense_model_shares_no_memory_with_the_mixture():
 
 
 def plan_of(config) -> Plan:
-    return Model(module=LlamaForCausalLM(LlamaConfig(**SHAPE))).plan().with_(config=config)
+    return dense("llama").plan().with_(config=config)
 
 
 def test_biases_that_mixtral_lacks_are_refused():
     with pytest.raises(SettingsError, match="attention_bias is set"):
-        Upcycle().plan(plan_of(LlamaConfig(**SHAPE, attention_bias=True)))
+        Upcycle().plan(plan_of(small_config("llama", attention_bias=True)))
 
 
 def test_more_chosen_experts_than_there_are_is_refused():
     with pytest.raises(SettingsError, match="top_k is 4, but there are only 2 experts"):
-        Upcycle(num_experts=2, top_k=4).plan(plan_of(LlamaConfig(**SHAPE)))
+        Upcycle(num_experts=2, top_k=4).plan(plan_of(small_config("llama")))
 
 
 def test_other_dense_models_are_refused():
-    from transformers import Qwen3Config
-
     with pytest.raises(SettingsError, match="this one is a qwen3"):
-        Upcycle().plan(plan_of(Qwen3Config(**SHAPE)))
+        Upcycle().plan(plan_of(small_config("qwen3")))
 
 
 def test_unknown_model_types_are_refused():
-    from transformers import GPTNeoXConfig
-
     with pytest.raises(CheckpointError, match="does not know model_type 'gpt_neox'"):
-        Upcycle().plan(plan_of(GPTNeoXConfig()))
+        Upcycle().plan(plan_of(small_config("gpt_neox")))
 
 
 @pytest.mark.slow

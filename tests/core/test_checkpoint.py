@@ -22,6 +22,7 @@ from burnish.core.checkpoint import (
 )
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.kinds import Kind, Weights
+from small_models import small_config
 
 
 @pytest.fixture
@@ -126,20 +127,8 @@ def test_a_configuration_alone_plans_the_same_sizes(tiny_llama: Path):
 
 
 def test_a_mixture_of_experts_counts_only_the_experts_a_token_uses():
-    from transformers import MixtralConfig
-
-    config = MixtralConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-    )
-    plan = plan_config(config)
-    one_expert = 3 * 32 * 64
+    plan = plan_config(small_config("mixtral", num_local_experts=8))
+    one_expert = 3 * 64 * 96
     assert plan.num_parameters - plan.num_active_parameters == 2 * 6 * one_expert
 
 

@@ -13,8 +13,11 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,7 @@ nodes:
 """
 NODES = ("tuned", "taught", "liked", "rounded", "experts", "fewer")
 KILLS_PER_NODE = 6
+"""In `make test-long`: one in its saving, five at moments drawn over the whole time that it took. Else one of each."""
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -93,45 +97,97 @@ def same(run: Path, reference: Path) -> bool:
     return contents[0] == contents[1]
 
 
-def test_killed_again_and_again_a_run_of_every_stage_ends_with_the_same_bits(tiny_llama: Path, tmp_path: Path):
-    """Six kills in every node: one in its saving, five at moments drawn over the whole time that it took."""
-    recipe, log, reference, run = (tmp_path / name for name in ("every.yaml", "log", "undisturbed", "run"))
-    (tmp_path / "prose.txt").write_text(PROSE.read_text())
-    recipe.write_text(EVERY_STAGE.format(model=tiny_llama, text=tmp_path / "prose.txt", pairs=PAIRS))
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run of every stage that nothing stopped, and how long each node took."""
+
+    recipe: Path
+    run: Path
+    lengths: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def every_stage(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    place = tmp_path_factory.mktemp("every")
+    recipe, text = place / "every.yaml", place / "prose.txt"
+    text.write_text(PROSE.read_text())
+    recipe.write_text(EVERY_STAGE.format(model=tiny_llama, text=text, pairs=PAIRS))
     begins: list[float] = []
-    command = Command(log, "run", recipe, "-o", reference)
+    command = Command(place / "log", "run", recipe, "-o", place / "run")
     for name in NODES:
         assert command.wait_until(lambda name=name: f"{name}: " in command.output), command.output
         begins.append(time.monotonic())
     assert command.end() == 0, command.output
     lengths = [end - begin for begin, end in zip(begins, [*begins[1:], time.monotonic()], strict=True)]
+    return Undisturbed(recipe, place / "run", dict(zip(NODES, lengths, strict=True)))
 
-    moments, made = random.Random(0), {}
 
-    def killed(number: int, *, saving: bool) -> bool:
-        """Starts the command and kills it in this node or a later one; False where it came to its end before."""
-        command = Command(log, "run", recipe, "-o", run)
-        if saving:
-            command.wait_until(lambda: any(run.glob(f"nodes/.{NODES[number]}.*.tmp")))
-            time.sleep(moments.uniform(0, 0.02))
-        else:
-            command.wait_until(lambda: any(f"{name}: " in command.output for name in NODES[number:]))
-            time.sleep(moments.uniform(0, lengths[number]))
+@pytest.mark.parametrize("kills", [2, pytest.param(KILLS_PER_NODE, marks=pytest.mark.long)])
+@pytest.mark.parametrize("node", NODES)
+def test_killed_again_and_again_in_a_node_a_run_ends_with_the_same_bits(
+    every_stage: Undisturbed, tmp_path: Path, node: str, kills: int
+):
+    """What was finished stays and is not made again; a kill that comes too late is repeated on a run begun anew."""
+    run, log, moments, made = tmp_path / "run", tmp_path / "log", random.Random(node), {}
+
+    def killed(wait: Callable[[Command], None]) -> bool:
+        """Starts the command and kills it at some moment; False where it came to its end before."""
+        command = Command(log, "run", every_stage.recipe, "-o", run)
+        wait(command)
         in_time = command.is_running
         command.end(signal.SIGKILL)
         assert made.items() <= finished(run).items(), "what was finished stays, and is not made again"
         made.update(finished(run))
         return in_time
 
-    for number in range(len(NODES)):
-        for attempt in range(KILLS_PER_NODE):
-            while not killed(number, saving=attempt == 0):
-                assert same(run, reference)
-                shutil.rmtree(run)
-                made.clear()
-    warm.run(log, "run", recipe, "-o", run)
+    def saving(command: Command) -> None:
+        command.wait_until(lambda: any(run.glob(f"nodes/.{node}.*.tmp")))
+        time.sleep(moments.uniform(0, 0.02))
+
+    def at_some_moment(command: Command) -> None:
+        command.wait_until(lambda: any(f"{name}: " in command.output for name in NODES[NODES.index(node) :]))
+        time.sleep(moments.uniform(0, every_stage.lengths[node]))
+
+    for attempt in range(kills):
+        while not killed(at_some_moment if attempt else saving):
+            assert same(run, every_stage.run)
+            shutil.rmtree(run)
+            made.clear()
+    warm.run(log, "run", every_stage.recipe, "-o", run)
     assert made.items() <= finished(run).items()
-    assert same(run, reference)
+    assert same(run, every_stage.run)
+
+
+@pytest.mark.real_process
+@pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.long)])
+def test_killed_as_a_group_of_real_processes_a_run_ends_with_the_same_bits(
+    recipe: Path, undisturbed: Path, tmp_path: Path, kills: int
+):
+    """Commands as a shell starts them, killed with their nodes at moments drawn over the time that a run takes."""
+    run, moments = tmp_path / "run", random.Random(1)
+    command = [sys.executable, "-m", "burnish.cli", "run", str(recipe), "-o", str(run)]
+
+    def begin() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    started = time.monotonic()
+    assert begin().wait() == 0
+    length = time.monotonic() - started
+    shutil.rmtree(run)
+    for _ in range(kills):
+        made = finished(run)
+        process = begin()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0, length))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
+        assert made.items() <= finished(run).items()
+        if status == 0:  # it was quicker than its kill
+            assert files(run / "nodes") == files(undisturbed / "nodes")
+            shutil.rmtree(run)
+    assert begin().wait() == 0
+    assert files(run / "nodes") == files(undisturbed / "nodes")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -12,16 +12,8 @@ from burnish.core.checkpoint import Lineage, load
 from burnish.core.errors import SettingsError, StageError
 from burnish.core.ledger import LEDGER_FILE, read_rows
 from burnish.core.recipe import parse_recipe
-from burnish.core.runner import Rooms, Run, process
+from burnish.core.runner import Rooms, Run
 from burnish.core.runner.work import Work
-from warm import FORKING
-
-
-@pytest.fixture(autouse=True)
-def forked_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tested is what the runner decides, not how it starts a process."""
-    monkeypatch.setattr(process, "subprocess", FORKING)
-
 
 ROOMS = Rooms(lambda name, where: {"grow": Grow, "scale": Scale}[name], lambda: Scale, lambda reference: "")
 

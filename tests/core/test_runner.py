@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 from small_stages import Judge, Scale
 
+import warm
 from burnish.core.checkpoint import Lineage, load
 from burnish.core.errors import (
     CheckpointError,
@@ -351,56 +351,30 @@ Run(recipe, Path(sys.argv[2]), rooms).execute()
 
 
 @contextmanager
-def started(nodes: str, start: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A runner in a process of its own, ended in any case; Ctrl-C reaches it also where the tests ignore it."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, f"start: {start}\n{nodes}", str(directory)],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def started(nodes: str, start: Path, directory: Path) -> Iterator[warm.Script]:
+    """A runner in a process of its own, ended in any case."""
+    script = warm.Script(directory.with_suffix(".log"), SCRIPT, f"start: {start}\n{nodes}", directory)
     try:
-        yield process
+        yield script
     finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def children_of(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
+        script.end(signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_runner_that_is_stopped_leaves_no_process_and_can_continue(tiny_llama: Path, tmp_path: Path, signum: int):
     slow = CHAIN.replace("factor: 0.25}", "factor: 0.25, pause: 60}")
-    with started(slow, tiny_llama, tmp_path / "run") as process:
-        wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir() and children_of(process.pid))
-        [child] = children_of(process.pid)
-        process.send_signal(signum)
-        assert process.wait(timeout=60) != 0
-        wait_for(lambda: not Path(f"/proc/{child}").exists())
+    with started(slow, tiny_llama, tmp_path / "run") as script:
+        assert script.wait_until(lambda: (tmp_path / "run" / "work" / "b").is_dir() and warm.children_of(script.pid))
+        assert script.end(signum) != 0  # and its children are gone
     assert actions(run(CHAIN, tiny_llama, tmp_path / "run")) == {"a": "skip", "b": "run"}
 
 
 @pytest.mark.slow
 def test_two_runs_in_one_directory_are_refused(tiny_llama: Path, tmp_path: Path):
     slow = CHAIN.replace("factor: 0.25}", "factor: 0.25, pause: 60}")
-    with started(slow, tiny_llama, tmp_path / "run"):
-        wait_for(lambda: (tmp_path / "run" / "work" / "b").is_dir())
+    with started(slow, tiny_llama, tmp_path / "run") as script:
+        assert script.wait_until((tmp_path / "run" / "work" / "b").is_dir), script.output
         with pytest.raises(OutputError, match="another burnish is running here"):
             run(CHAIN, tiny_llama, tmp_path / "run").execute()
 

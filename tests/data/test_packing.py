@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnish.core.errors import DataError
 from burnish.data.packing import IGNORED, Document, documents, pack
 from burnish.train.scratch import learn_tokenizer
+from small_models import make
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 5
 
@@ -88,22 +88,14 @@ MODELS = {
     "llama": {},
     "qwen3": {"head_dim": 16},
     "gemma3_text": {"head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
-    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64},
-    "mixtral": {"num_local_experts": 4},
+    "gpt2": {},
+    "mixtral": {},
 }
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_packed_documents_are_computed_as_if_alone(kind, all_float64):
-    torch.manual_seed(0)
-    shape = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    config = transformers.AutoConfig.for_model(
-        kind, **(shape if kind != "gpt2" else {"vocab_size": 60}), **MODELS[kind]
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
-    if kind == "mixtral":
-        model.set_experts_implementation("eager")  # the fast kernels do not take float64
+    model = make(kind, dtype=torch.float64, vocab_size=60, **MODELS[kind])
     found = numbered([10, 8, 7, 14])
     batch = (rows := pack(found, 16)).take(range(len(rows)))
     with torch.no_grad():

@@ -2,27 +2,15 @@
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from burnish.distill.losses import Distillation
+from small_models import make
 
 
 def mixture(seed):
-    torch.manual_seed(seed)
-    config = MixtralConfig(
-        vocab_size=48,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
-    module = MixtralForCausalLM(config).double().eval()
-    module.set_experts_implementation("eager")  # grouped products know no float64
-    return module
+    shape = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "initializer_range": 0.3}
+    return make("mixtral", seed=seed, dtype=torch.float64, **shape)
 
 
 pytestmark = pytest.mark.usefixtures("all_float64")

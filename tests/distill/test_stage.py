@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.distill.stage import Distill
+from small_models import make
 
 PROSE = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
 SMALL = {"context": 32, "batch": 4, "lr": 0.01, "optimizer": "adamw"}
@@ -48,17 +48,8 @@ def test_another_vocabulary_is_refused(tiny_llama, teacher):
 
 
 def small(hidden_size, num_layers, seed):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=384,
-        hidden_size=hidden_size,
-        intermediate_size=32,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-    )
-    return LlamaForCausalLM(config).eval()
+    shape = {"hidden_size": hidden_size, "num_hidden_layers": num_layers, "intermediate_size": 32}
+    return make("llama", seed=seed, num_attention_heads=2, num_key_value_heads=1, **shape)
 
 
 def losses(place):

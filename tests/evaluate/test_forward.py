@@ -1,33 +1,22 @@
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+import small_models
 from burnish.core.errors import NumericalError
 from burnish.evaluate.forward import ChunkedLogits
 
-SHAPE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-}
+SHAPE = {"vocab_size": 96, "hidden_size": 32, "head_dim": 16}
 WINDOW = torch.randint(0, 96, (40,), generator=torch.Generator().manual_seed(0))
 
 
 def llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    return small_models.make("llama", **SHAPE)
 
 
 def gemma2() -> PreTrainedModel:
     """Its logits are capped after the head: the head's matrix alone is wrong."""
-    torch.manual_seed(0)
-    config = Gemma2Config(**SHAPE, final_logit_softcapping=0.5, sliding_window=16, pad_token_id=0)
-    return Gemma2ForCausalLM(config).eval()
+    return small_models.make("gemma2", **SHAPE, final_logit_softcapping=0.5, sliding_window=16)
 
 
 @pytest.mark.parametrize("make", [llama, gemma2])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from burnish.core.checkpoint import Lineage, Model, load
 from burnish.core.errors import CheckpointError, DataError, SettingsError
@@ -15,6 +15,7 @@ from burnish.data import cut, read_texts
 from burnish.evaluate import Evaluate
 from burnish.evaluate.measure import network
 from burnish.evaluate.sizes import measure_sizes
+from small_models import make
 
 FAST = Evaluate(num_windows=4, context=64, max_chars=4000, speed=False)
 
@@ -186,11 +187,8 @@ def test_missing_tokenizer_is_named(tiny_llama: Path, tmp_path: Path):
 
 
 def test_reference_with_another_vocabulary_size_is_refused(model: Model):
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
     with pytest.raises(CheckpointError, match="vocabulary of 384 and the reference one of 400"):
-        FAST(model, reference=Model(module=LlamaForCausalLM(config), tokenizer=model.tokenizer))
+        FAST(model, reference=Model(module=make("llama", vocab_size=400), tokenizer=model.tokenizer))
 
 
 def test_reference_that_numbers_its_tokens_differently_is_refused(model: Model, other: Model):
@@ -214,21 +212,14 @@ def test_tied_weights_are_read_whole(model: Model):
 
 
 def test_one_row_of_an_untied_embedding_is_read():
-    config = LlamaConfig(
-        vocab_size=100, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    module = LlamaForCausalLM(config)
+    module = make("llama", vocab_size=100, hidden_size=16)
     sizes = measure_sizes(Model(module=module), module)
     assert sizes.weight_bytes_per_token == 4 * (sizes.num_parameters - 99 * 16)
 
 
 def test_experts_are_read_as_often_as_tokens_are_routed_to_them():
-    config = MixtralConfig(
-        vocab_size=100, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=1, tie_word_embeddings=True,
-    )  # fmt: skip
-    module = MixtralForCausalLM(config)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    module = make("mixtral", num_experts_per_tok=1, tie_word_embeddings=True, **shape)
     sizes = measure_sizes(Model(module=module), module)
     idle = 3 * (3 * 16 * 24)
     assert sizes.num_active_parameters == sizes.num_parameters - idle

@@ -1,13 +1,14 @@
 """`burnish events`: two commands from a CSV to a forecaster and a report, and clear refusals."""
 
 import json
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+import warm
 from browser import CHROMIUM, WIDTHS, check_layout
 from burnish.cli import events as app
 from burnish.core.errors import BurnishError
@@ -132,21 +133,13 @@ def test_importing_the_command_imports_no_torch() -> None:
 @pytest.mark.slow
 def test_a_killed_fit_continues_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     call("simulate", "--num-sequences", "60", "--num-events", "40", "-o", tmp_path / "h.csv")
-    arguments = ["fit", str(tmp_path / "h.csv"), *SMALL[:4], "--epochs", "25", "--patience", "0", "-o"]
-    environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-
-    def start(out: Path) -> subprocess.Popen:
-        code = f"from burnish.cli import events as app; app({[*arguments, str(out)]!r})"
-        return subprocess.Popen([sys.executable, "-c", code], env=environment)
-
-    assert start(tmp_path / "whole").wait() == 0
-    killed = start(tmp_path / "killed")
-    state = tmp_path / "killed.fit" / "fit" / "state.safetensors"
-    while not state.exists() and killed.poll() is None:
-        time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() != 0
+    command = ["events", "fit", tmp_path / "h.csv", *SMALL[:4], "--epochs", "25", "--patience", "0", "-o"]
+    log, state = tmp_path / "log", tmp_path / "killed.fit" / "fit" / "state.safetensors"
+    warm.run(log, *command, tmp_path / "whole")
+    killed = warm.Command(log, *command, tmp_path / "killed")
+    assert killed.wait_until(state.exists), killed.output
+    assert killed.end(signal.SIGKILL) == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
-    assert start(tmp_path / "killed").wait() == 0
+    warm.run(log, *command, tmp_path / "killed")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-pytestmark = pytest.mark.slow
+from small_models import make
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_process]  # the cache is read where it is when Python starts
 
 KILLS = 6
 
@@ -23,11 +23,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache with one model of 130 MB."""
     place = tmp_path_factory.mktemp("cache")
     cached = place / "models--someone--small"
-    config = LlamaConfig(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=64_000
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(cached / "snapshots" / "0123456789abcdef")
+    module = make("llama", vocab_size=64_000, hidden_size=256, intermediate_size=512)
+    module.save_pretrained(cached / "snapshots" / "0123456789abcdef")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0123456789abcdef")
     return place

@@ -4,45 +4,31 @@ import pytest
 import torch
 import transformers
 
+import small_models
 from burnish.core.errors import SettingsError
 from burnish.methods import OPTIMIZER_CLASSES
 from burnish.optim import NorMuon, explain, optimizer_class, route
 from burnish.optim.routing import param_groups
 
-SHAPE = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 CONFIGS = {
-    "llama": ("LlamaConfig", SHAPE),
-    "llama_tied": ("LlamaConfig", SHAPE | {"tie_word_embeddings": True}),
-    "llama_biased": ("LlamaConfig", SHAPE | {"attention_bias": True, "mlp_bias": True}),
-    "qwen3": ("Qwen3Config", SHAPE | {"head_dim": 24}),
-    "phi3": ("Phi3Config", SHAPE),
-    "gpt2": ("GPT2Config", GPT2 | {"eos_token_id": 2}),
-    "mixtral": ("MixtralConfig", SHAPE | {"num_local_experts": 4}),
-    "qwen2_moe": ("Qwen2MoeConfig", SHAPE | EXPERTS | {"shared_expert_intermediate_size": 32, "mlp_only_layers": [0]}),
+    "llama": ("llama", {}),
+    "llama_tied": ("llama", {"tie_word_embeddings": True}),
+    "llama_biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3": ("qwen3", {"head_dim": 24}),
+    "phi3": ("phi3", {}),
+    "gpt2": ("gpt2", {}),
+    "mixtral": ("mixtral", {}),
+    "qwen2_moe": ("qwen2_moe", {}),
     # Not in the architecture table: read from the types of their modules.
-    "gpt_oss": ("GptOssConfig", SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}),
-    "gpt_neox": ("GPTNeoXConfig", SHAPE),
-    "opt": ("OPTConfig", SHAPE | {"ffn_dim": 80, "word_embed_proj_dim": 64}),
+    "gpt_oss": ("gpt_oss", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "opt": ("opt", {}),
 }
 
 
 def make(name):
-    class_name, settings = CONFIGS[name]
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(getattr(transformers, class_name)(**settings))
+    kind, changes = CONFIGS[name]
+    return small_models.make(kind, **changes)
 
 
 def by_name(name, **options):

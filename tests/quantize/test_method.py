@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.arch import matrices
 from burnish.core.checkpoint import Model
@@ -11,6 +11,7 @@ from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.quantize.stage import Quantize
+from small_models import make
 
 SMALL = {"group_size": 32, "tokens": 2048, "length": 64}
 
@@ -54,11 +55,7 @@ def test_the_gain_that_a_choice_promises_is_reported(model, texts, tmp_path):
 
 
 def test_matrices_that_are_one_weight_on_disk_are_packed_as_one(texts, tmp_path):
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
-    module = Phi3ForCausalLM(Phi3Config(**shape, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)).eval()
+    module = make("phi3", num_hidden_layers=1)
     quantized = Quantize(method="rtn", bits=3, group_size=32, symmetric=False)(Model(module=module))
     quantized.save(tmp_path / "out")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -70,12 +67,7 @@ def test_matrices_that_are_one_weight_on_disk_are_packed_as_one(texts, tmp_path)
 @pytest.fixture
 def mixtral(model):
     """Four experts, two per token."""
-    torch.manual_seed(0)
-    shape = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    module = MixtralForCausalLM(
-        MixtralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
-    ).eval()
-    return Model(module=module, tokenizer=model.tokenizer)
+    return Model(module=make("mixtral"), tokenizer=model.tokenizer)
 
 
 def test_experts_that_saw_no_token_borrow_and_the_table_says_so(mixtral, texts, tmp_path, monkeypatch):

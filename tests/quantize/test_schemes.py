@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.core.checkpoint import Model, load, read_safetensors_header
 from burnish.core.errors import EngineError, SettingsError
 from burnish.quantize.settings import complete_scheme
 from burnish.quantize.stage import Quantize
+from small_models import make
 
 DOWN = "re:.*down_proj"
 QKV = "re:.*(q|k|v)_proj"
@@ -184,11 +185,7 @@ def test_the_plan_says_that_dense_measurements_leave_activations_out(model):
 
 @pytest.fixture
 def mixtral(model):
-    torch.manual_seed(0)
-    shape = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
-    module = MixtralForCausalLM(
-        MixtralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1)
-    ).eval()
+    module = make("mixtral", num_hidden_layers=1, num_local_experts=2, num_experts_per_tok=1)
     return Model(module=module, tokenizer=model.tokenizer)
 
 

@@ -175,6 +175,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.real_process
 @pytest.mark.timeout(900)  # a minute and a half of GPTQ's arithmetic
 @pytest.mark.parametrize(
     "settings",

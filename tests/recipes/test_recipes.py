@@ -48,7 +48,7 @@ def test_a_recipe_runs_small_end_to_end(path: Path, tiny_llama: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # thirteen processes, each of which imports torch
+@pytest.mark.timeout(600)
 def test_the_slimming_recipe_runs_small_end_to_end(tmp_path: Path):
     """On a mixture of the recipe's own shape, with random weights and a hundredth of the tokens,
     of which an expert may see none."""
@@ -98,7 +98,7 @@ def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # nine processes, each of which imports torch
+@pytest.mark.timeout(600)
 def test_the_sharded_recipe_has_the_same_losses_on_one_process_and_on_two(tiny_llama: Path, tmp_path: Path):
     content = yaml.safe_load((ROOT / "recipes" / "train_sharded.yaml").read_text())
     content["start"] = str(tiny_llama)

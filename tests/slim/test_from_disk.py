@@ -1,14 +1,12 @@
 """A checkpoint on disk is cut from file to file: the same bytes as in memory, and a bounded peak of memory."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
+import warm
 from burnish.arch import matrices, vectors
 from burnish.core.checkpoint import DeferredModel, Model, load
 from burnish.core.checkpoint.tensor_files import TensorWriter
@@ -123,15 +121,8 @@ def pair(tmp_path_factory):
 
 def peak(source, target, **settings):
     given = {"tokens": 1024, "length": 256, "allow_unseen": True} | settings
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(source), str(target), json.dumps(given), str(PROSE)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert child.returncode == 0, child.stderr[-2000:]
-    return int(child.stdout.split()[-1])
+    log = target.with_suffix(".log")
+    return int(warm.run_script(log, CHILD, source, target, json.dumps(given), PROSE).split()[-1])
 
 
 @pytest.mark.slow

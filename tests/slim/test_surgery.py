@@ -93,6 +93,7 @@ for place in sorted(Path(sys.argv[1]).iterdir()):
 
 
 @pytest.mark.slow
+@pytest.mark.real_process
 def test_a_fresh_process_with_transformers_alone_computes_the_same_for_every_class(module_of, token_ids, tmp_path):
     for name in ALL:
         module = module_of(name)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import transformers
 
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.train.scratch import learn_tokenizer
+from small_models import make
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 20
 
@@ -30,22 +30,11 @@ def chat_tokenizer():
     return words
 
 
+SHAPE = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
+
+
 def make_model(kind="llama", dtype=torch.float32, **settings):
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 300,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": None,
-    }
-    config = transformers.AutoConfig.for_model(kind, **shape | settings)
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return make(kind, dtype=dtype, **SHAPE | {"pad_token_id": None} | settings).train()
 
 
 @pytest.fixture

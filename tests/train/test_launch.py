@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 
 import psutil
 import pytest
 from safetensors.torch import load_file
+
+import warm
 
 pytestmark = pytest.mark.slow
 
@@ -40,16 +39,14 @@ def start(tiny_llama, tmp_path):
     def begin(processes, run):
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(RECIPE.format(model=tiny_llama, data=data, processes=processes))
-        command = [sys.executable, "-m", "burnish.cli", "run", str(recipe), "-o", str(run)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return warm.Command(tmp_path / "log", "run", recipe, "-o", run)
 
     return begin
 
 
-def end(process):
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    return output
+def end(command):
+    assert command.end() == 0, command.output
+    return command.output
 
 
 def losses(run):
@@ -58,13 +55,10 @@ def losses(run):
     return [row["loss"] for row in table]
 
 
-def kill_rank(process, rank, run):
+def kill_rank(command, rank, run):
     """Kills one process of a training with signal 9, once there is a state to go on from."""
-    deadline = time.monotonic() + 500
-    while not list(run.glob("work/trained/states/step-*/.metadata")):
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
-        time.sleep(0.01)
-    for child in psutil.Process(process.pid).children(recursive=True):
+    assert command.wait_until(lambda: list(run.glob("work/trained/states/step-*/.metadata"))), command.output
+    for child in psutil.Process(command.pid).children(recursive=True):
         if child.environ().get("RANK") == str(rank):
             child.send_signal(signal.SIGKILL)
 
@@ -77,9 +71,8 @@ def test_one_recipe_on_1_2_3_and_4_processes_killed_and_resumed(start, tmp_path)
 
     first = start(2, tmp_path / "killed")
     kill_rank(first, 1, tmp_path / "killed")
-    output, _ = first.communicate(timeout=600)
-    assert first.returncode != 0
-    said = " ".join(output.split())
+    assert first.end() != 0
+    said = " ".join(first.output.split())
     assert "node 'trained'" in said
     assert "process 1 of 2 was killed by signal 9 (SIGKILL)" in said
     assert "the others were stopped" in said
@@ -99,7 +92,6 @@ def test_one_recipe_on_1_2_3_and_4_processes_killed_and_resumed(start, tmp_path)
 
 
 def test_what_every_process_refuses_is_one_sentence(start, tmp_path):
-    process = start(5, tmp_path / "run")
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode != 0
-    assert "a batch of 12 rows cannot be shared evenly by 5 processes" in output.splitlines()[-1]
+    command = start(5, tmp_path / "run")
+    assert command.end() != 0
+    assert "a batch of 12 rows cannot be shared evenly by 5 processes" in command.output.splitlines()[-1]

@@ -2,17 +2,14 @@
 
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 import transformers
 
 import burnish
+import warm
 from burnish.cli import main
 from burnish.core.checkpoint import model_card, plan_config
 from burnish.core.errors import CheckpointError, DataError, SettingsError
@@ -234,7 +231,7 @@ def test_impossible_starts_are_refused(config, tokenizer, message):
         initialise(config, tokenizer=tokenizer, texts=[PROSE])
 
 
-@pytest.mark.slow  # three processes, each of which imports everything
+@pytest.mark.slow
 def test_one_command_trains_from_scratch_into_a_report_with_a_loss_curve(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "text.txt").write_text(PROSE * 30)
@@ -256,22 +253,18 @@ def test_one_command_trains_from_scratch_into_a_report_with_a_loss_curve(tmp_pat
     assert "up to date" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # six processes
+@pytest.mark.slow
 def test_a_command_that_was_killed_goes_on_and_ends_with_the_same_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "text.txt").write_text(PROSE * 60)
-    command = [sys.executable, "-m", "burnish.cli", "train", "config.json", "--tokenizer", "bpe:280"]
-    command += ["--data", "text.txt", "--context", "32", "--batch", "4", "--steps", "150", "--save-every", "2"]
-    subprocess.run([*command, "-o", "straight"], cwd=tmp_path, check=True, capture_output=True)
+    command = ["train", "config.json", "--tokenizer", "bpe:280", "--data", "text.txt", "--context", "32"]
+    command += ["--batch", "4", "--steps", "150", "--save-every", "2"]
+    warm.run(tmp_path / "log", *command, "-o", "straight", cwd=tmp_path)
+    started = warm.Command(tmp_path / "log", *command, "-o", "killed", cwd=tmp_path)
     states = tmp_path / "killed.run" / "work" / "train" / "states"
-    started = subprocess.Popen([*command, "-o", "killed"], cwd=tmp_path, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not list(states.glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(started.pid, signal.SIGKILL)
-    assert started.wait() == -signal.SIGKILL and not (tmp_path / "killed").exists()
-    again = subprocess.run([*command, "-o", "killed"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "continuing after step" in again.stdout + again.stderr
+    assert started.wait_until(lambda: list(states.glob("step-*"))), started.output
+    assert started.end(signal.SIGKILL) == -signal.SIGKILL and not (tmp_path / "killed").exists()
+    assert "continuing after step" in warm.run(tmp_path / "log", *command, "-o", "killed", cwd=tmp_path)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed"))
     assert first == second
 
