@@ -19,10 +19,9 @@ from burnish.core.errors import CheckpointError, DataError, RecipeError
 from burnish.core.kinds import Kind
 from burnish.core.made_data import ROWS_FILE, Data
 from burnish.core.recipe import parse_recipe
-from burnish.core.runner import Rooms, Run, process
+from burnish.core.runner import Rooms, Run
 from burnish.data import data_hash, read_texts
 from burnish.train.stage import Train
-from warm import FORKING
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-stage.md"
 TEXTS = [
@@ -51,8 +50,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(hardest: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(process, "subprocess", FORKING)
+def run(hardest: Any, tiny_llama: Path, tmp_path: Path) -> Any:
     stages = {"hardest": hardest, "scale": Scale, "train": Train}
 
     def make(nodes: str) -> Run:
