@@ -73,7 +73,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [report for part in terminalreporter.stats.values() for report in part if hasattr(report, "when")]
+    everything = [report for part in terminalreporter.stats.values() for report in part]
+    reports = [report for report in everything if isinstance(report, pytest.TestReport)]
     found = {
         report.nodeid: value
         for report in reports
