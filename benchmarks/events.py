@@ -407,8 +407,7 @@ def langevin(num_sequences: int) -> None:
     forecaster.fit(parts[0], parts[1], epochs=8, batch_size=16, lr=3e-3, seed=0)
 
     def law_of(part: Any) -> tuple[NextEvents, Any]:
-        packed = forecaster.model.pack(part.with_sequences(part.sequences[:num_sequences]))
-        packed.start_known[:] = False
+        packed = forecaster.model.pack(part.with_sequences(part.sequences[:num_sequences]), score_first=False)
         with torch.no_grad():
             histories = forecaster.model.histories(packed.batch(list(range(len(packed)))))
         law = NextEvents(forecaster.model, histories.condition, renormalise=True)

@@ -285,7 +285,9 @@ def test_encoder_equals_the_published_code(reference: Path) -> None:
     def weight(name: str) -> torch.Tensor:
         return torch.from_numpy(known[f"w::encoder.{name}"])
 
-    sizes = EncoderSettings(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, recurrent_size=0)
+    sizes = EncoderSettings(
+        hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, recurrent_size=0, clock="absolute"
+    )
     encoder = HistoryEncoder(3, sizes)
     heads = weight("layer_stack.0.slf_attn.w_qs.weight").shape[0] // 8
     assert heads == encoder.head_shape[0]
@@ -314,7 +316,9 @@ def test_encoder_equals_the_published_code(reference: Path) -> None:
         marks=torch.from_numpy(known["event_type"] - 1).clamp_min(0),
         present=present,
         scored=present,
+        waited=torch.zeros_like(times),
         tail=torch.full((2,), float("nan")),
+        tail_waited=torch.zeros(2),
         locations=None,
         vertices=None,
         origin=torch.zeros(2, 2, dtype=torch.int64),

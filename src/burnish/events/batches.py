@@ -21,16 +21,19 @@ from burnish.events.sequence import EventSequence
 
 @dataclass(frozen=True)
 class EventBatch:
-    """Padded events. `gaps[:, i]` is the wait that ended with event i; padding has gap 1 so that logs stay finite.
+    """Padded events. `gaps[:, i]` is the wait that ended with event i; padding and an unknown first wait have gap 1.
 
     Attributes:
         times: since the origin of the sequence (or window), in mean gaps.
         gaps: since the event before, in mean gaps.
         marks: 0-based; 0 at padding.
         present: which positions hold events.
-        scored: which events count in a loss (not the padding, the history of a window, or a first event whose gap
-            is unknown).
+        scored: which events count in a loss (not the padding, the history of a window, the context of a sequence or a
+            first event whose gap is unknown).
+        waited: the part of a gap in which its event is known not to have come; zero but for a target whose observation
+            began inside its gap.
         tail: (B,) censored last gap, NaN where the end of observation is unknown.
+        tail_waited: (B,) the part of it that was observed before the targets.
         locations: standardised by the model, or None.
         vertices: or None.
         origin: (B, 2) number of the sequence, and of the window's first event in it.
@@ -41,7 +44,9 @@ class EventBatch:
     marks: Int[Tensor, "B L"]
     present: Bool[Tensor, "B L"]
     scored: Bool[Tensor, "B L"]
+    waited: Float[Tensor, "B L"]
     tail: Float[Tensor, " B"]
+    tail_waited: Float[Tensor, " B"]
     locations: Float[Tensor, "B L 2"] | None
     vertices: Int[Tensor, "B L"] | None
     origin: Int[Tensor, "B 2"]
@@ -81,6 +86,12 @@ def windows(lengths: list[int], window: int, context: int) -> list[Window]:
     return [piece for piece in result if len(piece)]
 
 
+def window_begin(num_events: int, window: int, context: int) -> int:
+    """First event of the window that forecasts the event after `num_events`; the layout is that of `windows`."""
+    step = window - context
+    return 0 if num_events < window else (num_events - context) // step * step
+
+
 class PackedEvents:
     """A data set as flat arrays, from which batches are gathered by index.
 
@@ -89,6 +100,7 @@ class PackedEvents:
         mean_gap: unit of the model's clock, in the data's unit.
         window, context: see `windows`.
         dtype: of times and gaps, after the subtraction and division in float64.
+        score_first: whether a known first gap is a target; models see it in any case.
     """
 
     def __init__(
@@ -99,17 +111,29 @@ class PackedEvents:
         window: int = 512,
         context: int = 128,
         dtype: torch.dtype = torch.float32,
+        score_first: bool = True,
     ) -> None:
         self.dtype = dtype
         sequences = dataset.sequences
-        self.windows = windows([len(sequence) for sequence in sequences], window, context)
+        self.first_target = np.array([max(s.first_target, 0 if score_first else 1) for s in sequences], np.int64)
+        pieces = windows([len(sequence) for sequence in sequences], window, context)
+        self.windows = [piece for piece in pieces if piece.stop > sequences[piece.sequence].context]
+        # A censored last gap is forecast from the window that its event would be; here and there that is another one.
+        last = {piece.sequence: piece for piece in self.windows}
+        self.last_begin = np.array([window_begin(len(s), window, context) for s in sequences], np.int64)
+        for index, sequence in enumerate(sequences):
+            begin, n = int(self.last_begin[index]), len(sequence)
+            if n and sequence.end is not None and (index not in last or last[index].begin != begin):
+                self.windows.append(Window(index, begin, n, n))
         self.num_cut = sum(len(sequence) > window for sequence in sequences)
         self.offsets = np.cumsum([0, *(len(sequence) for sequence in sequences)])
         self.times = np.concatenate([(s.times - s.origin) / mean_gap for s in sequences] or [np.zeros(0)])
         self.gaps = np.concatenate([s.gaps / mean_gap for s in sequences] or [np.zeros(0)])
         self.marks = np.concatenate([s.marks for s in sequences] or [np.zeros(0, np.int64)])
-        self.start_known = np.array([s.start is not None for s in sequences])
+        self.first_gap_known = np.array([s.first_gap_known for s in sequences])
+        self.waited = np.concatenate([_waited(s) / mean_gap for s in sequences] or [np.zeros(0)])
         self.tails = np.array([_tail(s) / mean_gap for s in sequences])
+        self.tails_waited = np.array([_tail_waited(s) / mean_gap for s in sequences])
         self.locations = _joined([s.locations for s in sequences])
         self.vertices = _joined([s.vertices for s in sequences])
 
@@ -119,7 +143,7 @@ class PackedEvents:
     @property
     def num_scored(self) -> int:
         """Events that count in a loss."""
-        return sum(w.stop - max(w.first, 0 if self.start_known[w.sequence] else 1) for w in self.windows)
+        return sum(max(w.stop - max(w.first, int(self.first_target[w.sequence])), 0) for w in self.windows)
 
     def digest(self) -> str:
         """sha256 of the events, in the model's units."""
@@ -128,8 +152,11 @@ class PackedEvents:
             self.times,
             self.marks,
             self.offsets,
-            self.start_known,
+            self.first_gap_known,
+            self.first_target,
+            self.waited,
             self.tails,
+            self.tails_waited,
             self.locations,
             self.vertices,
         ):
@@ -138,19 +165,23 @@ class PackedEvents:
 
     def batch(self, members: list[int]) -> EventBatch:
         """The windows of these indices, padded on the right to the longest."""
-        chosen = [self.windows[i] for i in members]
+        return self.gather([self.windows[i] for i in members])
+
+    def gather(self, chosen: list[Window]) -> EventBatch:
+        """Any windows, padded on the right to the longest."""
         longest = max(len(window) for window in chosen)
         begin = np.array([self.offsets[w.sequence] + w.begin for w in chosen])
         length = np.array([len(w) for w in chosen])
         position = np.arange(longest)[None]
         present = position < length[:, None]
         index = np.where(present, begin[:, None] + position, begin[:, None])
-        first_inside = np.array([w.first - w.begin for w in chosen])
-        knows_first = np.array([w.begin > 0 or bool(self.start_known[w.sequence]) for w in chosen])
-        scored = present & (position >= first_inside[:, None]) & ((position > 0) | knows_first[:, None])
+        first_inside = np.array([max(w.first, int(self.first_target[w.sequence])) - w.begin for w in chosen])
+        knows_first = np.array([w.begin > 0 or bool(self.first_gap_known[w.sequence]) for w in chosen])
+        scored = present & (position >= first_inside[:, None])
         # A window that starts inside a sequence counts its clock from its own first event's predecessor.
         shift = np.where([w.begin > 0 for w in chosen], self.times[begin] - self.gaps[begin], 0.0)
-        whole = np.array([w.stop == self.offsets[w.sequence + 1] - self.offsets[w.sequence] for w in chosen])
+        lengths = np.diff(self.offsets)
+        whole = np.array([w.stop == lengths[w.sequence] and w.begin == self.last_begin[w.sequence] for w in chosen])
         tails = np.array([self.tails[w.sequence] for w in chosen])
         return EventBatch(
             times=self._tensor(np.where(present, self.times[index] - shift[:, None], 0.0)),
@@ -158,7 +189,9 @@ class PackedEvents:
             marks=torch.from_numpy(np.where(present, self.marks[index], 0)),
             present=torch.from_numpy(present),
             scored=torch.from_numpy(scored),
+            waited=self._tensor(np.where(scored, self.waited[index], 0.0)),
             tail=self._tensor(np.where(whole, tails, np.nan)),
+            tail_waited=self._tensor(self.tails_waited[[w.sequence for w in chosen]]),
             locations=None if self.locations is None else self._tensor(self.locations[index]),
             vertices=None if self.vertices is None else torch.from_numpy(self.vertices[index]),
             origin=torch.tensor([[w.sequence, w.begin] for w in chosen]),
@@ -190,6 +223,20 @@ def _tail(sequence: EventSequence) -> float:
     if sequence.end is None or not len(sequence):
         return float("nan")
     return sequence.end - float(sequence.times[-1])
+
+
+def _tail_waited(sequence: EventSequence) -> float:
+    """The part of the censored gap before the targets were observed, where there is no target."""
+    if sequence.since is None or sequence.context < len(sequence):
+        return 0.0
+    return sequence.since - float(sequence.times[-1])
+
+
+def _waited(sequence: EventSequence) -> np.ndarray:
+    waited = np.zeros(len(sequence))
+    if sequence.since is not None and sequence.context < len(sequence):
+        waited[sequence.context] = sequence.since - sequence.times[sequence.context - 1]
+    return waited
 
 
 def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:

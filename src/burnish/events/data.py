@@ -63,7 +63,8 @@ class EventDataset:
 
     @property
     def num_events(self) -> int:
-        return sum(len(sequence) for sequence in self.sequences)
+        """Events without those that are only context."""
+        return sum(len(sequence) - sequence.context for sequence in self.sequences)
 
     @property
     def has_locations(self) -> bool:
@@ -183,14 +184,16 @@ class EventDataset:
         return tuple(self.with_sequences(self.sequences[i] for i in part) for part in parts)
 
     def split_by_time(self, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[Self, ...]:
-        """Cuts every sequence at the same shares of its events: the past trains, the future tests."""
+        """Cuts every sequence at the same shares of its events: the past trains, the future tests.
+
+        What came before a cut is context of the part after it, never a target.
+        """
         parts: list[list[EventSequence]] = [[] for _ in fractions]
         for sequence in self.sequences:
             bounds = np.round(np.cumsum([0.0, *fractions]) * len(sequence)).astype(int)
             for part, a, b in zip(parts, bounds[:-1], bounds[1:], strict=True):
                 if b > a:
-                    start = sequence.start if a == 0 else float(sequence.times[a - 1])
-                    part.append(sequence.slice(a, b, start=start, end=None))
+                    part.append(sequence.between(int(a), int(b)))
         if any(not part for part in parts):
             raise DataError("a part of the split by time is empty", fix="give more events, or other fractions")
         return tuple(self.with_sequences(part) for part in parts)

@@ -1,14 +1,16 @@
 """History to hidden state: the Transformer Hawkes encoder.
 
-    z(t)_j = sin(t / 10000^(2 floor(j/2) / M)) for even j, cos for odd j
-    X_0 = E[k];  before every layer X <- X + z(t);  layer = causal attention, residual, LayerNorm, GELU feed-forward,
-    residual, LayerNorm
+    X_0 = E[k];  layer = causal attention, residual, LayerNorm, GELU feed-forward, residual, LayerNorm
+    relative clock:   q_i.k_j with q, k turned by the angles w t_i, w t_j, so that it depends on t_i - t_j alone
+    absolute clock:   before every layer X <- X + z(t),  z(t)_j = sin(w_j t) for even j, cos for odd j
+    w_j = 10000^(-2 floor(j/2) / M)
 
-(Transformer Hawkes Process, Zuo et al., ICML 2020, arXiv 2002.09291; the exponent is the same for a pair of
-coordinates, as in its code.) Three things differ. Times are in mean gaps since the sequence's origin. Sequences are
-padded on the right, so the causal mask alone keeps padding out and attention runs in torch's fused kernel. The
-recurrent layer on top, an LSTM in the original, is a GRU that also sees the gap itself in two forms: attention over
-sinusoids of absolute time has to learn differences of times, which it does badly on a few thousand events.
+(Transformer Hawkes Process, Zuo et al., ICML 2020, arXiv 2002.09291, has the absolute clock; the turning is that of
+RoFormer, Su et al., 2021, arXiv 2104.09864, in continuous time.) Four things differ. The relative clock is the default:
+a stationary process must not depend on where the clock starts, and differences of times need not be learned. Times are
+in mean gaps. Sequences are padded on the right, so the causal mask alone keeps padding out and attention runs in
+torch's fused kernel. The recurrent layer on top, an LSTM in the original, is a GRU that also sees the gap itself in two
+forms.
 
 A learned vector stands for the empty history; it forecasts the first event and is not attended to.
 """
@@ -28,12 +30,33 @@ from burnish.events.batches import EventBatch
 NUM_GAP_FEATURES = 2
 
 
+CLOCKS = ("relative", "absolute")
+
+
+def frequencies(size: int, device: torch.device | None = None) -> Float[Tensor, " size"]:
+    """w_j above, the same for a pair of neighbours, in float64."""
+    exponent = (2 * (torch.arange(size, device=device) // 2)).to(torch.float64) / max(size, 1)
+    return torch.pow(torch.tensor(10000.0, dtype=torch.float64, device=device), -exponent)
+
+
+def turning(times: Float[Tensor, "*shape"], head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angles w t of every pair of coordinates, each (*shape, head_dim // 2)."""
+    pairs = head_dim // 2
+    angle = times.unsqueeze(-1) * frequencies(2 * pairs, times.device)[::2].to(times)
+    return torch.cos(angle), torch.sin(angle)
+
+
+def turned(x: Float[Tensor, "*shape D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*shape D"]:
+    """Pairs (x_j, x_{j + D/2}) turned by their angles; a last odd coordinate stays."""
+    pairs = cos.shape[-1]
+    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
 def temporal_encoding(times: Float[Tensor, "*shape"], size: int) -> Float[Tensor, "*shape size"]:
     """z(t) above."""
     j = torch.arange(size, device=times.device)
-    exponent = (2 * (j // 2)).to(torch.float64) / size
-    frequency = torch.pow(torch.tensor(10000.0, dtype=torch.float64), -exponent).to(times)
-    angle = times.unsqueeze(-1) * frequency
+    angle = times.unsqueeze(-1) * frequencies(size, times.device).to(times)
     return torch.where(j % 2 == 0, torch.sin(angle), torch.cos(angle))
 
 
@@ -61,8 +84,15 @@ class EncoderLayer(nn.Module):
         update = self.down_proj(self.dropout(F.gelu(self.up_proj(x))))
         return self.feed_forward_norm(x + self.dropout(update))
 
-    def forward(self, x: Float[Tensor, "B L M"], bias: Float[Tensor, "B 1 L L"] | None) -> Float[Tensor, "B L M"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B L M"],
+        bias: Float[Tensor, "B 1 L L"] | None,
+        angles: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B L M"]:
         query, key, value = self.split_heads(x)
+        if angles is not None:
+            query, key = turned(query, *angles), turned(key, *angles)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=bias is None)
         return self.finish(x, attended)
 
@@ -74,6 +104,7 @@ class EncoderSettings:
     Attributes:
         hidden_size, num_layers, num_heads, intermediate_size, dropout: of the Transformer.
         recurrent_size: width of the GRU on top, 0 for none.
+        clock: "relative" (only differences of times are seen) or "absolute" (as published: time since the origin).
     """
 
     hidden_size: int = 64
@@ -82,12 +113,15 @@ class EncoderSettings:
     intermediate_size: int = 128
     dropout: float = 0.0
     recurrent_size: int = 64
+    clock: str = "relative"
 
     def __post_init__(self) -> None:
         # No layers is a model: the recurrent part alone.
         for name, low in (("hidden_size", 1), ("num_heads", 1), ("num_layers", 0)):
             if getattr(self, name) < low:
                 raise SettingsError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+        if self.clock not in CLOCKS:
+            raise SettingsError(f"clock is {self.clock!r}, but must be relative or absolute")
 
 
 class HistoryEncoder(nn.Module):
@@ -112,6 +146,7 @@ class HistoryEncoder(nn.Module):
         self.vertex_coupling = nn.Parameter(torch.zeros(hidden_size, hidden_size)) if num_vertices else None
         head_dim = max(hidden_size // num_heads, 1)
         self.head_shape = (num_heads, head_dim)
+        self.clock = settings.clock
         self.layers = nn.ModuleList(
             EncoderLayer(hidden_size, num_heads, head_dim, settings.intermediate_size, settings.dropout)
             for _ in range(settings.num_layers)
@@ -144,10 +179,15 @@ class HistoryEncoder(nn.Module):
 
     def forward(self, batch: EventBatch) -> Float[Tensor, "B L+1 M"]:
         x = self.embed(batch)
-        code = temporal_encoding(batch.times, self.hidden_size)
         bias = self.attention_bias(batch)
+        relative = self.clock == "relative"
+        code = 0.0 if relative else temporal_encoding(batch.times, self.hidden_size)
+        angles = None
+        if relative:
+            cos, sin = turning(batch.times, self.head_shape[1])
+            angles = cos.unsqueeze(-3), sin.unsqueeze(-3)
         for layer in self.layers:
-            x = layer(x + code, bias)
+            x = layer(x + code, bias, angles)
         if self.recurrent is not None:
             summary, _ = self.recurrent(torch.cat([x, gap_features(batch.gaps)], dim=-1))
             x = x + self.recurrent_proj(summary)

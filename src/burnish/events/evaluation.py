@@ -54,8 +54,7 @@ def evaluate(
     progress: Progress | None = None,
 ) -> ForecastEvaluation:
     """Scores events 2..N of every sequence: the usual convention, without first and censored gaps."""
-    packed = model.pack(test)
-    packed.start_known[:] = False
+    packed = model.pack(test, score_first=False)
     if packed.num_scored == 0:
         raise DataError("the test part has no gap to score", fix="give it sequences of two events or more")
     parts: list[dict[str, NDArray[Any]]] = []
@@ -99,6 +98,7 @@ def evaluate(
 def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bool) -> dict[str, NDArray[Any]]:
     condition = select(histories.condition, rows)
     gap, mark = histories.gap[rows], histories.mark[rows]
+    waited = torch.zeros_like(gap) if histories.waited is None else histories.waited[rows]
     law = NextEvents(model, condition, renormalise=renormalise)
     unit = law.unit
     levels = [0.5]
@@ -111,9 +111,12 @@ def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bo
     result = {
         "gap": gap.double().numpy() * unit,
         "mark": mark.numpy(),
-        "loglik_time": law.log_density(gap.double() * unit).double().numpy(),
+        "loglik_time": law.log_density(gap.double() * unit).double().numpy() - _log_survival(law, waited),
         "loglik_mark": torch.gather(given, -1, mark.unsqueeze(-1)).squeeze(-1).double().numpy(),
-        "pit": law.cdf(gap.double().unsqueeze(-1) * unit).squeeze(-1).double().numpy(),
+        "pit": law.cdf((gap - waited).double().unsqueeze(-1) * unit, waited.double() * unit)
+        .squeeze(-1)
+        .double()
+        .numpy(),
         "crps": law.crps(gap.double() * unit).double().numpy(),
         "median": quantiles[:, 0],
         "mean": law.mean().double().numpy(),
@@ -129,6 +132,11 @@ def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bo
         result[f"width_{round(100 * level)}"] = quantiles[:, 2 + 2 * i] - quantiles[:, 1 + 2 * i]
         result[f"upper_{round(100 * level)}"] = quantiles[:, 2 + 2 * i]
     return result
+
+
+def _log_survival(law: NextEvents, waited: torch.Tensor) -> NDArray[np.float64]:
+    """log P(no event within what had passed already), one a history; zero where nothing had."""
+    return law.survival((waited.double() * law.unit).unsqueeze(-1)).squeeze(-1).double().log().numpy()
 
 
 def summary(events: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> dict[str, float]:

@@ -11,6 +11,7 @@ A saved forecaster is a directory with config.json and model.safetensors, writte
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from burnish.core.checkpoint import publish, staging_directory, weight_files
 from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError, nearest
 from burnish.core.progress import Progress
 from burnish.events.baselines import Baselines
+from burnish.events.batches import Window, window_begin
 from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.evaluation import ForecastEvaluation, evaluate
@@ -78,6 +80,7 @@ class EventForecaster:
         self.notes: tuple[str, ...] = ()
         self.training: dict[str, Any] = {}
         self.baselines: Baselines | None = None
+        self._exact: tuple[list[tuple[int, int]], EventModel] | None = None
         if objective != "likelihood" and time_coordinate == "gap":
             self.notes += (
                 "score matching in the raw gap is biased for point processes (their density is positive at zero); "
@@ -176,7 +179,7 @@ class EventForecaster:
 
     def next_events(self, dataset: EventDataset) -> NextEvents:
         """The law of the event after the last one of every sequence."""
-        return NextEvents(self.model, self._last_condition(dataset), renormalise=self.renormalise)
+        return NextEvents(self.exact, self._last_condition(dataset), renormalise=self.renormalise)
 
     def next_event(self, history: EventSequence) -> NextEvent:
         """The law of the event after a history."""
@@ -189,32 +192,39 @@ class EventForecaster:
         dataset = EventDataset((history,), self.mark_names)
         return NextEvent(self.next_events(dataset), self.mark_names)
 
+    @property
+    def exact(self) -> EventModel:
+        """The model in float64, as forecasts and streams ask it: their rounding stays unseen."""
+        model = self.model
+        if model.dtype == torch.float64:
+            return model.eval()
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+        if self._exact is None or self._exact[0] != weights:
+            self._exact = weights, copy.deepcopy(model).double().eval()
+        twin = self._exact[1]
+        twin.statistics, twin.window, twin.context = model.statistics, model.window, model.context
+        return twin
+
     @torch.no_grad()
     def _last_condition(self, dataset: EventDataset) -> dict[str, Tensor]:
-        self.model.eval()
-        capacity = self.model.window
-        recent = []
-        for sequence in dataset.sequences:
-            if len(sequence) == 0:
-                raise DataError(f"sequence {sequence.name!r} has no event to forecast from", fix="leave it out")
-            cut = len(sequence) - capacity
-            start = sequence.start if cut <= 0 else float(sequence.times[cut - 1])
-            recent.append(sequence.slice(max(cut, 0), len(sequence), start=start, end=None))
-        packed = self.model.pack(dataset.with_sequences(recent))
+        """Conditions after the last events, each encoded by itself: what else is asked changes no bit of an answer."""
+        model = self.exact
+        packed = model.pack(dataset)
         parts: list[dict[str, Tensor]] = []
-        for begin in range(0, len(packed), 64):
-            batch = packed.batch(list(range(begin, min(begin + 64, len(packed)))))
-            last = batch.present.sum(1)
-            rows = torch.arange(len(last))
-            hidden = self.model.states(batch)[rows, last]
-            parts.append(self.model.condition(hidden, batch.times[rows, last - 1]))
+        for index, sequence in enumerate(dataset.sequences):
+            n = len(sequence)
+            if n == 0:
+                raise DataError(f"sequence {sequence.name!r} has no event to forecast from", fix="leave it out")
+            begin = window_begin(n, model.window, model.context)
+            batch = packed.gather([Window(index, begin, n, n)])
+            parts.append(model.condition(model.states(batch)[:, n - begin], batch.times[:, n - begin - 1]))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def stream(self) -> EventStream:
-        """Online use: feed events one at a time and ask in between."""
+    def stream(self, *, start: float | None = None) -> EventStream:
+        """Online use: feed events one at a time and ask in between; `start` as for a sequence."""
         from burnish.events.stream import EventStream
 
-        return EventStream(self)
+        return EventStream(self, start=start)
 
     def score(
         self, test: EventDataset, *, bootstrap: int = 200, progress: Progress | None = None

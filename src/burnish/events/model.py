@@ -109,7 +109,9 @@ class Histories:
     """Scored events with the condition of what came before: one row an event.
 
     Attributes:
-        tail: conditions after the last events of the sequences whose end is known, with the censored gaps, or None.
+        tail: conditions after the last events of the sequences whose end is known, with the censored gaps and how much
+            of them had passed before, or None.
+        waited: how much of a gap had passed when its event began to be looked for; None where nothing had.
     """
 
     condition: Condition
@@ -118,7 +120,8 @@ class Histories:
     location: Tensor | None
     vertex: Tensor | None
     hidden: Float[Tensor, "S M"]
-    tail: tuple[Condition, Tensor] | None
+    tail: tuple[Condition, Tensor, Tensor] | None
+    waited: Float[Tensor, " S"] | None = None
 
 
 class EventModel(nn.Module):
@@ -192,8 +195,8 @@ class EventModel(nn.Module):
             "context": self.context,
         }
 
-    def pack(self, dataset: EventDataset) -> PackedEvents:
-        """The data set in the model's units."""
+    def pack(self, dataset: EventDataset, *, score_first: bool = True) -> PackedEvents:
+        """The data set in the model's units; see `PackedEvents`."""
         if self.has_location:
             if not dataset.has_locations:
                 raise DataError(f"{self.kind} needs locations, and the events have none", fix="give --x and --y")
@@ -205,13 +208,19 @@ class EventModel(nn.Module):
                 for s in dataset.sequences
             )
         return PackedEvents(
-            dataset, self.statistics.mean_gap, window=self.window, context=self.context, dtype=self.dtype
+            dataset,
+            self.statistics.mean_gap,
+            window=self.window,
+            context=self.context,
+            dtype=self.dtype,
+            score_first=score_first,
         )
 
     def histories(self, batch: EventBatch) -> Histories:
         """Encodes a batch and keeps one row for every scored event."""
         states = self.states(batch)
         hidden = states[:, :-1][batch.scored]
+        waited = batch.waited[batch.scored]
         last = torch.cat([torch.zeros_like(batch.times[:, :1]), batch.times[:, :-1]], dim=1)[batch.scored]
         return Histories(
             condition=self.condition(hidden, last),
@@ -221,16 +230,17 @@ class EventModel(nn.Module):
             vertex=None if batch.vertices is None else batch.vertices[batch.scored],
             hidden=hidden,
             tail=self._tail(batch, states),
+            waited=waited if bool(waited.any()) else None,
         )
 
-    def _tail(self, batch: EventBatch, states: Float[Tensor, "B L+1 M"]) -> tuple[Condition, Tensor] | None:
+    def _tail(self, batch: EventBatch, states: Float[Tensor, "B L+1 M"]) -> tuple[Condition, Tensor, Tensor] | None:
         known = ~torch.isnan(batch.tail)
         if not bool(known.any()):
             return None
         last = batch.present.sum(1)[known]
         hidden = states[known, last]
         last_time = batch.times[known, (last - 1).clamp_min(0)]
-        return self.condition(hidden, last_time), batch.tail[known]
+        return self.condition(hidden, last_time), batch.tail[known], batch.tail_waited[known]
 
     def compensator(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
         """Lam(s) by Gauss-Legendre nodes that are even in the clock z, as hazards vary most at short gaps."""
@@ -252,7 +262,7 @@ class EventModel(nn.Module):
         return torch.gather(log_probs, -1, mark.unsqueeze(-1)).squeeze(-1)
 
     def negative_log_likelihood(self, histories: Histories) -> dict[str, Tensor]:
-        """Time, mark and censored-gap parts, each divided by the number of scored events."""
+        """Time, mark, truncated and censored-gap parts, each divided by the number of scored events."""
         count = max(len(histories.gap), 1)
         parts = {
             "time": -self.log_density(histories.condition, histories.gap).sum() / count,
@@ -261,11 +271,19 @@ class EventModel(nn.Module):
         return parts | self.tail_loss(histories)
 
     def tail_loss(self, histories: Histories) -> dict[str, Tensor]:
-        """The censored last gaps' part of the likelihood, per scored event; empty where none is known."""
-        if histories.tail is None:
-            return {}
-        condition, gap = histories.tail
-        return {"tail": self.compensator(condition, gap.unsqueeze(-1)).sum() / max(len(histories.gap), 1)}
+        """What gaps cut on the left or right add to the loss, per scored event; empty where none is.
+
+        An event that was looked for after a wait e has the density p(s)/S(e), a censored gap that was, S(s)/S(e).
+        """
+        count, terms = max(len(histories.gap), 1), {}
+        if histories.waited is not None:
+            passed = self.compensator(histories.condition, histories.waited.unsqueeze(-1))
+            terms["truncated"] = -passed.sum() / count
+        if histories.tail is not None:
+            condition, gap, waited = histories.tail
+            both = self.compensator(condition, torch.stack([gap, waited], dim=-1))
+            terms["tail"] = (both[:, 0] - both[:, 1]).sum() / count
+        return terms
 
 
 class EncodedModel(EventModel):

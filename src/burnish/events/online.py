@@ -19,7 +19,7 @@ from scipy.special import erf
 from torch import Tensor, nn
 
 from burnish.events.distribution import FAR, NUM_PANELS
-from burnish.events.encoder import EncoderLayer, HistoryEncoder
+from burnish.events.encoder import EncoderLayer, HistoryEncoder, frequencies
 from burnish.events.maths.inversion import NODES_PER_PANEL, panel_edges
 from burnish.events.maths.quadrature import gauss_legendre
 from burnish.events.smurf import SmurfTHP
@@ -41,6 +41,13 @@ def _sigmoid(x: Array) -> Array:
 
 def _softplus(x: Array) -> Array:
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _turned(x: Array, cos: Array, sin: Array) -> Array:
+    """See `encoder.turned`."""
+    pairs = len(cos)
+    first, second = x[:, :pairs], x[:, pairs : 2 * pairs]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[:, 2 * pairs :]], axis=1)
 
 
 class _Norm:
@@ -66,8 +73,10 @@ class _Layer:
         self.values = np.zeros_like(self.keys)
         self.scale = 1 / math.sqrt(self.head_dim)
 
-    def __call__(self, x: Array, position: int, bias: Array | None) -> Array:
+    def __call__(self, x: Array, position: int, bias: Array | None, angles: tuple[Array, Array] | None) -> Array:
         query, key, value = (self.qkv @ x).reshape(3, self.num_heads, self.head_dim)
+        if angles is not None:
+            query, key = _turned(query, *angles), _turned(key, *angles)
         self.keys[:, position] = key
         self.values[:, position] = value
         logits = (self.keys[:, : position + 1] @ (query * self.scale)[:, :, None])[:, :, 0]
@@ -90,9 +99,11 @@ class IncrementalEncoder:
         size = encoder.hidden_size
         self.marks = _array(encoder.mark_embedding.weight)
         self.dtype = self.marks.dtype
-        j = np.arange(size)
-        self.frequency = np.power(10000.0, -(2 * (j // 2)) / size).astype(self.dtype)
-        self.even = j % 2 == 0
+        self.relative = encoder.clock == "relative"
+        pairs = encoder.head_shape[1] // 2
+        wave = frequencies(2 * pairs)[::2] if self.relative else frequencies(size)
+        self.frequency = wave.numpy().astype(self.dtype)
+        self.even = np.arange(size) % 2 == 0
         self.layers = [_Layer(layer, capacity) for layer in encoder.layers if isinstance(layer, EncoderLayer)]
         self.location = None if encoder.location_proj is None else _linear(encoder.location_proj)
         self.vertices = None if encoder.vertex_embedding is None else _array(encoder.vertex_embedding.weight)
@@ -122,9 +133,14 @@ class IncrementalEncoder:
             self.seen.append(own)
             bias = np.stack(self.seen) @ (own @ self.coupling)
         angle = self.dtype.type(time) * self.frequency
-        code = np.where(self.even, np.sin(angle), np.cos(angle))
+        code: Array | float = 0.0
+        angles = None
+        if self.relative:
+            angles = np.cos(angle), np.sin(angle)
+        else:
+            code = np.where(self.even, np.sin(angle), np.cos(angle))
         for layer in self.layers:
-            x = layer(x + code, self.length, bias)
+            x = layer(x + code, self.length, bias, angles)
         self.length += 1
         if self.recurrent is not None:
             features = np.array([math.log1p(gap), math.log(max(gap, 1e-6)) / 4], self.dtype)

@@ -120,7 +120,7 @@ def forecast_figure(
 ) -> Figure:
     """The last events of a sequence and, before each, the 50 % and 90 % intervals for when it would come."""
     first = max(len(sequence) - num_shown, 1)
-    prefixes = [sequence.slice(0, i, start=sequence.start, end=None) for i in range(first, len(sequence))]
+    prefixes = [sequence.head(i) for i in range(first, len(sequence))]
     law = forecaster.next_events(EventDataset(tuple(prefixes), names))
     with torch.no_grad():
         quantiles = law.quantile([0.05, 0.25, 0.5, 0.75, 0.95]).double().numpy()

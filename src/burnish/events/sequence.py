@@ -1,4 +1,9 @@
-"""One sequence: events (t_i, k_i[, x_i][, v_i]) with times in order, and when observation began and ended.
+"""One history: events (t_i, k_i[, x_i][, v_i]) with times in order, when observation began and ended, and its targets.
+
+Fitting, evaluating, forecasting and streams all take this. Cutting a sequence loses nothing: the part after a cut keeps
+the events before it as context, which is seen and never scored, so that
+
+    LL(whole) = LL(head) + LL(tail given head)     for every cut.
 
 Times stay float64 in the user's unit until a model has subtracted the sequence's origin and divided by its mean gap:
 float32 seconds since 1970 have a resolution of two minutes.
@@ -23,8 +28,12 @@ class EventSequence:
         marks: (n,) int64 event types, 0-based.
         locations: (n, 2) float64, or None.
         vertices: (n,) int64 graph vertices, or None.
-        start: when observation began, if known (the first gap then counts).
+        start: when observation began, if known (the first gap then counts, unless the first event is at the start: an
+            event that observation begins with has no wait).
         end: when observation ended, if known (the last, censored gap then counts).
+        context: so many leading events are history only, never targets.
+        since: when the targets began to be observed, if later than the last event of the context: the first target is
+            then known not to have come before (its gap is truncated on the left).
         name: for messages.
         group: value of a split or fold column, if there is one.
     """
@@ -35,6 +44,8 @@ class EventSequence:
     vertices: NDArray[np.int64] | None = None
     start: float | None = None
     end: float | None = None
+    context: int = 0
+    since: float | None = None
     name: str = ""
     group: str = ""
 
@@ -73,6 +84,23 @@ class EventSequence:
             raise DataError(f"starts at {self.start} after its first event at {self.times[0]}", where=where)
         if n and self.end is not None and self.end < self.times[-1]:
             raise DataError(f"ends at {self.end} before its last event at {self.times[-1]}", where=where)
+        if not 0 <= self.context <= n:
+            raise DataError(f"has {n} events, but {self.context} of them as context", where=where)
+        if self.since is not None:
+            self._check_since(where)
+
+    def _check_since(self, where: str) -> None:
+        assert self.since is not None
+        if self.context == 0:
+            raise DataError("its targets begin to be observed at a time, but nothing precedes them", where=where)
+        if self.since < self.times[self.context - 1] or (
+            self.context < len(self) and self.since > self.times[self.context]
+        ):
+            raise DataError(
+                f"its targets are observed since {self.since}, which is not between the last event of the context and "
+                "the first target",
+                where=where,
+            )
 
     def __len__(self) -> int:
         return len(self.times)
@@ -89,14 +117,36 @@ class EventSequence:
         """(n,) time since the previous event; the first since the origin (zero where the start is unknown)."""
         return np.diff(self.times, prepend=self.origin)
 
-    def slice(self, begin: int, stop: int, *, start: float | None, end: float | None) -> EventSequence:
-        """Events begin..stop-1 with a new window of observation."""
+    @property
+    def first_gap_known(self) -> bool:
+        """Whether the wait for the first event is known: observation began, and before that event."""
+        return len(self) > 0 and self.start is not None and self.start < self.times[0]
+
+    @property
+    def first_target(self) -> int:
+        """Index of the first event that a model is asked for."""
+        return max(self.context, 0 if self.first_gap_known else 1)
+
+    def head(self, stop: int) -> EventSequence:
+        """The first `stop` events; whether others follow is then unknown, so there is no censored gap."""
         return replace(
             self,
-            times=self.times[begin:stop],
-            marks=self.marks[begin:stop],
-            locations=None if self.locations is None else self.locations[begin:stop],
-            vertices=None if self.vertices is None else self.vertices[begin:stop],
-            start=start,
-            end=end,
+            times=self.times[:stop],
+            marks=self.marks[:stop],
+            locations=None if self.locations is None else self.locations[:stop],
+            vertices=None if self.vertices is None else self.vertices[:stop],
+            context=min(self.context, stop),
+            since=self.since if stop >= self.context else None,
+            end=None,
         )
+
+    def between(self, begin: int, stop: int) -> EventSequence:
+        """Events begin..stop-1 as targets, those before as context."""
+        return replace(self.head(stop), context=begin, since=None, end=self.end if stop == len(self) else None)
+
+    def cut(self, time: float) -> tuple[EventSequence, EventSequence]:
+        """What was observed until a time, and what was from then on, given that."""
+        stop = int(np.searchsorted(self.times, time, side="right"))
+        if stop < max(self.context, 1):
+            raise DataError(f"is cut at {time}, before its first target", where=f"sequence {self.name!r}")
+        return replace(self.head(stop), end=time), replace(self, context=stop, since=time)

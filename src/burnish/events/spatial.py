@@ -37,8 +37,7 @@ def add_location_scores(
     Places are drawn given sampled gaps, as a forecast before the event must be. Returns what the density map shows.
     """
     model = forecaster.model
-    packed = model.pack(test)
-    packed.start_known[:] = False
+    packed = model.pack(test, score_first=False)
     generator = torch.Generator().manual_seed(seed)
     share = min(1.0, num_events / packed.num_scored)
     rng = np.random.default_rng(seed)

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class EventStream:
     """One live stream: observe events as they come, ask for the next one in between.
 
-    stream = forecaster.stream()
+    stream = forecaster.stream()                    # or stream(start=0.0) where the start of observation is known
     stream.observe(12.5, "login")
     stream.quantile(0.9, elapsed=now - 12.5)
     """
 
-    def __init__(self, forecaster: EventForecaster) -> None:
-        model = forecaster.model
+    def __init__(self, forecaster: EventForecaster, *, start: float | None = None) -> None:
+        model = forecaster.exact
         if not isinstance(model, EncodedModel):
             raise SettingsError(f"{model.kind} has no incremental encoder", fix="call next_event with the history")
         self.forecaster, self.model = forecaster, model
@@ -39,7 +39,7 @@ class EventStream:
         self.hazard: OnlineHazard | None = None
         if isinstance(model, SmurfTHP) and not forecaster.renormalise:
             self.hazard = OnlineHazard(model)
-        self.origin: float | None = None
+        self.origin = start
         self.hidden: NDArray[Any] | None = None
         self.since = 0.0
         self._law: OnlineLaw | None = None
@@ -52,7 +52,7 @@ class EventStream:
         location: tuple[float, float] | None = None,
         vertex: int | None = None,
     ) -> None:
-        """Adds an event. The first one sets the clock's origin."""
+        """Adds an event. Without a known start the first one has no wait."""
         code = self.codes.get(mark, -1) if isinstance(mark, str) else mark
         if not 0 <= code < self.model.num_marks:
             guess = nearest(str(mark), list(self.codes))
@@ -61,13 +61,16 @@ class EventStream:
         if not math.isfinite(time) or (self.recent and time < self.recent[-1][0]):
             last = self.recent[-1][0] if self.recent else None
             raise DataError(f"time {time!r} is before the last event's {last!r} or not finite", where="stream")
-        if self.encoder.full:
-            self._restart()
+        first = not self.recent
         if self.origin is None:
             self.origin = time
-        previous = self.recent[-1][0] if self.recent else self.origin
+        if first and time < self.origin:
+            raise DataError(f"time {time!r} is before the start {self.origin!r}", where="stream")
+        gap = time - (self.origin if first else self.recent[-1][0])
         self.recent = [*self.recent[-self.model.context :], (time, code, location, vertex)]
-        self._step(time, time - previous if len(self.recent) > 1 else None, code, location, vertex)
+        self._step(time, None if first and gap == 0 else gap, code, location, vertex)
+        if self.encoder.full:
+            self._restart()
 
     def _step(
         self,

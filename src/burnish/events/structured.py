@@ -66,7 +66,7 @@ class StructuredTHP(EncodedModel):
             adjacency[u, v] = 1.0
         self.register_buffer("adjacency", adjacency, persistent=False)
 
-    def pack(self, dataset: EventDataset) -> PackedEvents:
+    def pack(self, dataset: EventDataset, *, score_first: bool = True) -> PackedEvents:
         """The data set in the model's units; its vertices must be of the model's graph."""
         vertices = [sequence.vertices for sequence in dataset.sequences if len(sequence)]
         if any(values is None for values in vertices):
@@ -79,7 +79,7 @@ class StructuredTHP(EncodedModel):
                 f"but the graph has the vertices 0 to {self.num_vertices - 1}",
                 fix="drop those events, or fit again with a larger graph",
             )
-        return super().pack(dataset)
+        return super().pack(dataset, score_first=score_first)
 
     def link_scores(self) -> Float[Tensor, "V V"]:
         """r_uv."""
