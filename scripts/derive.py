@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("distill",),
     ("train",),
     ("calibrate", "evaluate", "optim"),
-    ("arch", "data", "events", "fetch", "linear_model"),
+    ("arch", "data", "events", "fetch", "linear_model", "verify"),
     ("core",),
     ("_version", "methods"),
 )

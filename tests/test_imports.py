@@ -26,6 +26,10 @@ def imported_by(statement: str, names: tuple[str, ...]) -> list[str]:
         ("import burnish.optim", ("pydantic", "transformers", "cyclopts")),
         ("import burnish.events", ("transformers", "trl")),
         ("import burnish.cli.events", ("torch", "transformers", "pydantic")),
+        (
+            "import burnish.verify; from burnish.verify import *",
+            ("torch", "transformers", "pydantic", "numpy", "sympy", "math_verify"),
+        ),
         ("import burnish.report", ("torch", "transformers")),
         ("import burnish.core.runner", ("torch", "transformers")),
     ],

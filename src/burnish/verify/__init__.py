@@ -1,0 +1,51 @@
+"""Is this answer right? Graders behind one adapter: mathematics, numbers, exact words, reasoning-gym, RULER, code.
+
+    from burnish.verify import verifier
+
+    with verifier("math") as math:
+        answer = math.extract(text)                              # the last balanced \\boxed{...}, or None
+        math.grade(answer, {"question": "...", "answer": "1/2"})  # 1.0 or 0.0
+        math.equivalent("0.5", "\\frac12")                       # for votes
+
+Stands on core alone; neither torch nor transformers is imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from burnish.verify.adapter import Problem, Verifier
+    from burnish.verify.answers import Exact, LastInteger, Number
+    from burnish.verify.mathematics import Mathematics
+    from burnish.verify.problems import read_problems
+    from burnish.verify.registry import VERIFIERS, verifier
+
+_PUBLIC = {
+    "Exact": "answers",
+    "LastInteger": "answers",
+    "Mathematics": "mathematics",
+    "Number": "answers",
+    "Problem": "adapter",
+    "VERIFIERS": "registry",
+    "Verifier": "adapter",
+    "read_problems": "problems",
+    "verifier": "registry",
+}
+
+__all__ = [
+    "VERIFIERS",
+    "Exact",
+    "LastInteger",
+    "Mathematics",
+    "Number",
+    "Problem",
+    "Verifier",
+    "read_problems",
+    "verifier",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(import_module(f"burnish.verify.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'burnish.verify' has no attribute {name!r}")

@@ -1,0 +1,36 @@
+"""The table of verifiers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from burnish.core.errors import SettingsError, nearest
+from burnish.verify.adapter import Verifier
+
+VERIFIERS = {
+    "exact": "answers:Exact",
+    "last-integer": "answers:LastInteger",
+    "math": "mathematics:Mathematics",
+    "number": "answers:Number",
+}
+"""Name -> module and class, imported when asked for."""
+
+
+def verifier(name: str, **options: Any) -> Verifier:
+    """The verifier of a name.
+
+    Args:
+        name: a key of `VERIFIERS`.
+        **options: of its class.
+
+    Raises:
+        SettingsError: no such verifier.
+        MissingExtraError: a package that it needs.
+    """
+    if name not in VERIFIERS:
+        guess = nearest(name, list(VERIFIERS))
+        advice = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(VERIFIERS)}"
+        raise SettingsError(f"there is no verifier {name!r}", fix=advice)
+    module, _, kind = VERIFIERS[name].partition(":")
+    return getattr(import_module(f"burnish.verify.{module}"), kind)(**options)
