@@ -141,18 +141,18 @@ def interrupted(checkpoint, rows, tmp_path):
 def test_a_state_of_another_model_is_refused(checkpoint, rows, interrupted):
     model = load(checkpoint)
     model.module.lm_head.weight.data.mul_(1.5)
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="model: not the same"):
         Align(**SHORT)(model, data=rows, work_dir=interrupted)
 
 
 def test_a_state_of_other_pairs_is_refused(checkpoint, rows, interrupted):
     changed = [rows[0] | {"chosen": "quite another answer"}, *rows[1:]]
-    with pytest.raises(CheckpointError, match="another data"):
+    with pytest.raises(CheckpointError, match="data: not the same"):
         Align(**SHORT)(load(checkpoint), data=changed, work_dir=interrupted)
 
 
 def test_a_state_of_another_reference_is_refused(checkpoint, reference_checkpoint, rows, interrupted):
-    with pytest.raises(CheckpointError, match="another reference"):
+    with pytest.raises(CheckpointError, match="reference: not the same"):
         Align(**SHORT)(load(checkpoint), data=rows, reference=str(reference_checkpoint), work_dir=interrupted)
 
 

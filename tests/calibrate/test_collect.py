@@ -131,7 +131,7 @@ def test_factors_of_another_model_are_refused(llama, tokens, tmp_path):
 
 def test_factors_of_another_text_are_refused(llama, tokens, tmp_path):
     collect(llama, in_layers(llama), Calibration(tokens, num_folds=2), tmp_path, key={})
-    with pytest.raises(CheckpointError, match="another calibration text"):
+    with pytest.raises(CheckpointError, match="calibration text: not the same"):
         collect(llama, in_layers(llama), Calibration(tokens.flip(0), num_folds=2), tmp_path, key={})
 
 

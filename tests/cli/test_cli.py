@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
+import warm
 from burnish.cli import app, main
 
 
@@ -95,6 +96,21 @@ def test_a_plan_shows_what_each_node_costs_by_itself(
     known, unknown = (line for line in capsys.readouterr().out.splitlines() if " train " in line)
     assert known.split()[:4] == ["a", "thousand", "steps", "train"] and "~" in known
     assert unknown.split()[:3] == ["one", "epoch", "train"] and "~" not in unknown
+
+
+def test_a_plan_prices_only_what_will_run(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path):
+    settings = "stage: quantize, method: gptq, group_size: 32, calibration: wikitext2-valid, tokens: 256, length: 64"
+    (tmp_path / "r.yaml").write_text(f"start: {tiny_llama}\nnodes: [{{name: four, {settings}}}]\n")
+    words = ("r.yaml", "run")
+    recipe, out = (str(tmp_path / word) for word in words)
+    main(["plan", recipe, "-o", out])
+    before = capsys.readouterr().out
+    assert "~" in before and "256" in before
+    warm.run(tmp_path / "log", "run", recipe, "-o", out)
+    main(["plan", recipe, "-o", out])
+    after = capsys.readouterr().out
+    assert "four is skipped: nothing that it depends on has changed" in after
+    assert "~" not in after and "tokens" not in after
 
 
 def commands(place: App = app, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:

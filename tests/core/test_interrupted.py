@@ -120,7 +120,7 @@ def test_another_start_is_refused_too(stopped: Path, tiny_llama: Path, tmp_path:
     other = load(tiny_llama)
     other.module.lm_head.weight.data.mul_(2)
     other.save(tmp_path / "other")
-    with pytest.raises(SettingsError, match="another input"):
+    with pytest.raises(SettingsError, match="input: not the same"):
         run("", tmp_path / "other", stopped).execute()
     assert kept(stopped)
 
@@ -147,6 +147,16 @@ def test_what_another_version_began_is_refused(stopped: Path, tiny_llama: Path):
     with pytest.raises(SettingsError, match="another version of burnish began it"):
         run("", tiny_llama, stopped).execute()
     assert kept(stopped)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"parts": 3}'])
+def test_what_is_damaged_is_refused_and_can_be_restarted_as_is_advised(stopped: Path, tiny_llama: Path, content: str):
+    (stopped / "work" / "a" / "node.json").write_text(content)
+    with pytest.raises(SettingsError, match=r"node.json is damaged\); to start again and lose that pass --restart"):
+        run("", tiny_llama, stopped).execute()
+    assert kept(stopped)
+    run("", tiny_llama, stopped, restart=True).execute()
+    assert added(stopped, tiny_llama) == pytest.approx(1.0)
 
 
 def test_parts_that_are_not_known_yet_are_not_compared(stopped: Path):

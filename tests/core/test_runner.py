@@ -308,7 +308,7 @@ def test_a_directory_of_something_else_is_no_run_directory(tiny_llama: Path, tmp
 def test_a_run_of_a_newer_version_is_refused(chain: Path, tiny_llama: Path):
     state = json.loads((chain / "run.json").read_text()) | {"format": 99}
     (chain / "run.json").write_text(json.dumps(state))
-    with pytest.raises(RecipeError, match="written by a newer burnish"):
+    with pytest.raises(OutputError, match="written by a newer burnish"):
         run(CHAIN, tiny_llama, chain)
 
 
@@ -399,14 +399,42 @@ def test_a_process_of_several_that_dies_is_one_sentence(tiny_llama: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "null", '{"format": 1}', '{"format": 1, "nodes": {}, "files": {"a": 5}}', "\udcff"]
+    "content",
+    [
+        *("{", "[]", "null", '{"format": 1}', '{"format": 1, "nodes": {}, "files": {"a": 5}}', "\udcff"),
+        '{"format": 1, "nodes": {"a": {"status": 1}}, "files": {}}',
+        '{"format": 1, "nodes": {}, "files": {"text.txt": {"stamps": {}}}}',
+        '{"format": 1, "nodes": {}, "files": {}, "tree": [{"name": "a"}]}',
+        "[" * 100_000,
+    ],
 )
 def test_a_damaged_state_can_be_deleted_as_is_advised(chain: Path, tiny_llama: Path, content: str):
     (chain / "run.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(RecipeError, match=r"run\.json: is damaged; delete it; finished nodes are kept"):
+    with pytest.raises(OutputError, match=r"run\.json") as caught:
         run(CHAIN, tiny_llama, chain)
+    assert "damaged" in str(caught.value) and str(caught.value).endswith("delete it; finished nodes are kept")
     (chain / "run.json").unlink()
     assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "skip", "b": "skip"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"format": 2}', "\udcff"])
+def test_a_damaged_lineage_says_what_to_do_and_that_works(chain: Path, tiny_llama: Path, content: str):
+    file = chain / "nodes" / "b" / "burnish.json"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match="delete this checkpoint and make it again"):
+        run(CHAIN, tiny_llama, chain).execute()
+    shutil.rmtree(file.parent)
+    assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "skip", "b": "run"}
+
+
+def test_a_run_that_is_killed_early_pairs_no_new_settings_with_an_old_result(chain: Path, tiny_llama: Path):
+    with pytest.raises(StageError):
+        run(CHAIN.replace("scale}", "scale, seed: 3, fault: kill}", 1), tiny_llama, chain).execute()
+    first, second = json.loads((chain / "run.json").read_text())["tree"]
+    assert (first["settings"]["seed"], first["status"]) == (3, "running")
+    assert second["status"] == "waiting"
+    assert "hash" not in first and "hash" not in second
+    assert actions(run(CHAIN, tiny_llama, chain)) == {"a": "skip", "b": "skip"}, "and nothing finished is lost"
 
 
 def test_a_lock_does_not_make_a_strangers_directory_ours(tmp_path: Path, tiny_llama: Path):

@@ -45,7 +45,7 @@ def test_a_key_with_tuples_is_found_again(store: Store):
 def test_another_key_is_refused_by_name_of_its_parts_and_nothing_is_deleted(store: Store):
     put(store, "one", "content")
     other = KEY | {"text": "c" * 64, "seed": 7}
-    with pytest.raises(CheckpointError, match=r"another text; seed was 0, now 7"):
+    with pytest.raises(CheckpointError, match=r"text: not the same; seed was 0, now 7"):
         store.find("one", other)
     with pytest.raises(CheckpointError), store.writing("one", other):
         pass

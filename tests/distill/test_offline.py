@@ -75,11 +75,11 @@ def test_parts_give_the_batches_of_the_whole(teacher, rows, tmp_path, monkeypatc
 
 def test_another_teacher_other_data_and_other_settings_are_refused(teacher, rows, tmp_path):
     capture_top_k(teacher.module, rows, tmp_path, identity="a" * 64, k=3, progress=QUIET)
-    with pytest.raises(CheckpointError, match="another teacher"):
+    with pytest.raises(CheckpointError, match="teacher: not the same"):
         capture_top_k(teacher.module, rows, tmp_path, identity="b" * 64, k=3, progress=QUIET)
     with pytest.raises(CheckpointError, match="top_k was 3, now 4"):
         capture_top_k(teacher.module, rows, tmp_path, identity="a" * 64, k=4, progress=QUIET)
-    with pytest.raises(CheckpointError, match="another rows"):
+    with pytest.raises(CheckpointError, match="rows: not the same"):
         capture_top_k(teacher.module, rows.split(1)[0], tmp_path, identity="a" * 64, k=3, progress=QUIET)
 
 

@@ -202,9 +202,9 @@ def test_resumed_fit_is_bit_equal_to_an_uninterrupted_one(parts, tmp_path: Path,
         ("epochs", "epochs was 2, now 3"),
         ("lr", "lr was 0.003, now 0.01"),
         ("seed", "seed was 0, now 1"),
-        ("weights", "another weights"),
-        ("data", "another training data"),
-        ("objective", "another objective"),
+        ("weights", "weights: not the same"),
+        ("data", "training data: not the same"),
+        ("objective", "objective: not the same"),
     ],
 )
 def test_a_state_of_another_fit_is_refused_and_stays(parts, tmp_path: Path, changed: str, told: str) -> None:

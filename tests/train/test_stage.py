@@ -48,9 +48,9 @@ def test_the_state_of_another_model_or_another_text_is_not_continued(tiny, tmp_p
     stage(tiny, data=[PROSE * 8], work_dir=tmp_path)
     other = burnish.load(tiny.path)
     other.module.lm_head.weight.data.mul_(1.5)
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="model: not the same"):
         stage(other, data=[PROSE * 8], work_dir=tmp_path)
-    with pytest.raises(CheckpointError, match="another data"):
+    with pytest.raises(CheckpointError, match="data: not the same"):
         stage(tiny, data=[OTHER * 8], work_dir=tmp_path)
 
 

@@ -156,12 +156,15 @@ def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
         assert decision.plan is not None, "every decision has been planned"
         node = decision.node
         depth[node.name] = depth[node.parent] + 1
-        table.add_row("  " * depth[node.name] + node.name, node.stage, *_plan_cells(decision.plan))
+        cells = _plan_cells(decision.plan)
+        if decision.action == "skip":
+            cells[2:] = ["", ""]  # what has been made costs neither memory nor time
+        table.add_row("  " * depth[node.name] + node.name, node.stage, *cells)
     Console().print(table)
     for decision in decisions:
         will = "runs" if decision.action == "run" else "is skipped"
         print(f"{decision.node.name} {will}: {decision.reason}")
-        for note in decision.plan.notes if decision.plan else ():
+        for note in decision.plan.notes if decision.plan and decision.action == "run" else ():
             print(f"    {note}")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 from burnish.core.checkpoint.durable import replacing
 from burnish.core.errors import DataError
+from burnish.core.outside import answered_for, kind_of_json, parse_json
 
 LEDGER_FILE = "ledger.jsonl"
 SEQUENCES_DIRECTORY = "sequences"
@@ -31,6 +33,14 @@ def protocol_hash(protocol: dict[str, Any]) -> str:
     """Names a protocol by its content; rows with different hashes must not be compared."""
     content = {key: value for key, value in protocol.items() if key != "hash"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+FIELDS: dict[str, dict[str, type]] = {
+    "measurement": {"checkpoint": str, "protocol": dict, "metrics": dict},
+    "stage": {"stage": str, "checkpoint": str},
+    "table": {"name": str, "rows": list},
+}
+"""What a row must have; rows of other kinds, of a newer version, are passed over by those who read."""
 
 
 class Ledger:
@@ -110,7 +120,8 @@ class Ledger:
             return None
         import pyarrow.parquet
 
-        return pyarrow.parquet.ParquetFile(path).read().to_pydict()  # read_table would import pandas for this
+        with answered_for("cannot be read", where=str(path), fix="delete it", error=DataError):
+            return pyarrow.parquet.ParquetFile(path).read().to_pydict()  # read_table would import pandas for this
 
 
 def sequences_file(directory: Path, checkpoint: str, protocol: str) -> Path:
@@ -126,13 +137,44 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
         try:
-            rows.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            row = parse_json(line, where=where, error=DataError, fix="remove that line")
+        except DataError:
             if number >= len(lines) - 1 or _is_cut(line):
                 continue
-            raise DataError("is not a ledger row", where=f"{path}:{number}", fix="remove that line") from None
+            raise DataError("is not a ledger row", where=where, fix="remove that line") from None
+        if said := mistake_in(row):
+            raise DataError(said, where=where, fix="remove that line")
+        rows.append(row)
     return rows
+
+
+def mistake_in(row: Any) -> str:
+    """What is wrong with a row, or nothing; the file may have been edited by hand."""
+    if not isinstance(row, dict) or not isinstance(row.get("row"), str):
+        return "does not say what kind of row it is"
+    for name, kind in ({"node": str} | FIELDS.get(row["row"], {})).items():
+        if name not in row:
+            return f"a {row['row']} has no {name!r}"
+        if not isinstance(row[name], kind):
+            return f"a {row['row']} has {name} that is {kind_of_json(row[name])}"
+    if row["row"] == "measurement":
+        if not isinstance(row["protocol"].get("hash"), str):
+            return "a measurement has a protocol without 'hash'"
+        for name, metric in row["metrics"].items():
+            if not isinstance(metric, dict) or not all(_is_number(metric.get(key)) for key in ("value", "low", "high")):
+                return f"a measurement has {name} without a value that is a number"
+    if row["row"] == "stage" and not all(_is_number(row.get(key)) for key in ("seconds", "peak_memory_bytes")):
+        return "a stage has a cost that is no number"
+    if row["row"] == "table" and not all(isinstance(entry, dict) for entry in row["rows"]):
+        return "a table has a row that is no object"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, or not given."""
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
 def _is_cut(line: bytes) -> bool:

@@ -32,8 +32,8 @@ BOMB_RATIO = 50
 """What expands to more than `BOMB_BYTES` and to more than this many times its size is no text."""
 
 
-def read_object(path: Path, *, error: type[BurnishError] = CheckpointError) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_object(path: Path, *, error: type[BurnishError] = CheckpointError, fix: str | None = None) -> dict[str, Any]:
+    """The JSON object in a file; `fix` is what to do where it holds none.
 
     Raises:
         BurnishError: of the kind `error`: not readable, too large, or not a JSON object; see `parse_json`.
@@ -41,18 +41,21 @@ def read_object(path: Path, *, error: type[BurnishError] = CheckpointError) -> d
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
-            raise error(f"has {size:,} bytes, but no such file has more than {MAX_JSON_BYTES:,}", where=str(path))
+            what = f"has {size:,} bytes, but no such file has more than {MAX_JSON_BYTES:,}"
+            raise error(what, where=str(path), fix=fix)
         content = path.read_bytes()
     except OSError as cause:
         raise error(f"cannot be read ({cause.strerror})", where=str(path)) from None
-    found = parse_json(content, where=str(path), error=error)
+    found = parse_json(content, where=str(path), error=error, fix=fix)
     if not isinstance(found, dict):
-        raise error(f"holds {kind_of_json(found)} where {{...}} is expected", where=str(path))
+        raise error(f"holds {kind_of_json(found)} where {{...}} is expected", where=str(path), fix=fix)
     return found
 
 
-def parse_json(text: str | bytes, *, where: str, error: type[BurnishError] = CheckpointError) -> Any:
-    """The value of a JSON text.
+def parse_json(
+    text: str | bytes, *, where: str, error: type[BurnishError] = CheckpointError, fix: str | None = None
+) -> Any:
+    """The value of a JSON text; `fix` is what to do where it is none.
 
     Raises:
         BurnishError: of the kind `error`: not JSON or not UTF-8, nested deeper than `MAX_DEPTH`, an integer of
@@ -61,7 +64,7 @@ def parse_json(text: str | bytes, *, where: str, error: type[BurnishError] = Che
 
     def integer(digits: str) -> int:
         if len(digits) > MAX_DIGITS:
-            raise error(f"holds a number of {len(digits):,} digits", where=where)
+            raise error(f"holds a number of {len(digits):,} digits", where=where, fix=fix)
         return int(digits)
 
     try:
@@ -69,18 +72,19 @@ def parse_json(text: str | bytes, *, where: str, error: type[BurnishError] = Che
             text = text.decode("utf-8")
         value = json.loads(text, parse_int=integer)
     except UnicodeDecodeError as cause:
-        raise error(f"is not UTF-8 text (byte {cause.start:,} cannot be read)", where=where) from None
+        raise error(f"is not UTF-8 text (byte {cause.start:,} cannot be read)", where=where, fix=fix) from None
     except json.JSONDecodeError as cause:
-        raise error(f"is not valid JSON ({cause})", where=where) from None
+        raise error(f"is not valid JSON ({cause})", where=where, fix=fix) from None
     except RecursionError:
-        raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where) from None
-    _check_depth(value, where, error)
+        raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where, fix=fix) from None
+    if _is_deep(value):
+        raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where, fix=fix)
     if "\\u" in text and not is_text(json.dumps(value, ensure_ascii=False)):
-        raise error("holds half of a surrogate pair, which is no character", where=where)
+        raise error("holds half of a surrogate pair, which is no character", where=where, fix=fix)
     return value
 
 
-def _check_depth(value: Any, where: str, error: type[BurnishError]) -> None:
+def _is_deep(value: Any) -> bool:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -91,8 +95,8 @@ def _check_depth(value: Any, where: str, error: type[BurnishError]) -> None:
             if isinstance(inner, dict | list)
         ]
         if not level:
-            return
-    raise error(f"is nested deeper than {MAX_DEPTH} levels", where=where)
+            return False
+    return True
 
 
 def is_text(value: str) -> bool:

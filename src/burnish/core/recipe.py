@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from burnish.core.errors import RecipeError, nearest
-from burnish.core.outside import is_text, local_path, read_bytes
+from burnish.core.outside import is_text, kind_of_json, local_path, read_bytes
 from burnish.core.yaml12 import Loader
 
 START = "start"
@@ -133,7 +133,9 @@ def parse_recipe(text: str, *, source: str, default_name: str = "recipe", start:
         raise RecipeError("names no start checkpoint", where=place(), fix="add 'start: DIRECTORY' or pass --start")
     listed = content.get("nodes")
     if not isinstance(listed, list) or not listed:
-        raise RecipeError("has no nodes", where=place("nodes"), fix="add 'nodes:' with a list of stages")
+        shown = "a mapping" if isinstance(listed, dict) else kind_of_json(listed)
+        what = f"nodes is {shown}, where a list is expected" if listed else "has no nodes"
+        raise RecipeError(what, where=place("nodes"), fix="write 'nodes:' and below it '- stage: quantize'")
     evaluate = content.get("evaluate")
     if evaluate is True:
         evaluate = {}

@@ -147,14 +147,14 @@ def read_key(path: Path) -> dict[str, Any]:
 
 
 def differences(kept: Key, wanted: Key) -> dict[str, str]:
-    """{part: how it differs} of two keys: values where a person can read them, else that it is another one."""
+    """{part: how it differs} of two keys: values where a person can read them, else that they are not the same."""
     wanted = json.loads(json.dumps(wanted))  # tuples are lists in a file
     found = {}
     for name in [*wanted, *(name for name in kept if name not in wanted)]:
         was, now = kept.get(name), wanted.get(name)
         if was != now:
             readable = max(len(json.dumps(value)) for value in (was, now)) <= READABLE
-            found[name] = f"{name} was {was}, now {now}" if readable else f"another {name}"
+            found[name] = f"{name} was {was}, now {now}" if readable else f"{name}: not the same"
     return found
 
 

@@ -8,21 +8,15 @@ Where `run.json` is missing (a ledger written from Python) the tree is put toget
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import DataError
-from burnish.core.ledger import LEDGER_FILE, Ledger
+from burnish.core.ledger import FIELDS, LEDGER_FILE, Ledger
 from burnish.core.recipe import START
-from burnish.core.runner import RUN_FILE, RUN_FORMAT
-
-_REQUIRED = {
-    "measurement": ("checkpoint", "protocol", "metrics"),
-    "stage": ("stage", "checkpoint"),
-    "table": ("name", "rows"),
-}
+from burnish.core.runner import RUN_FILE
+from burnish.core.runner.directory import read_run_file
 
 
 @dataclass(frozen=True)
@@ -119,15 +113,15 @@ class Run:
     @property
     def num_unknown_rows(self) -> int:
         """Rows of kinds that this version does not know; they are passed over."""
-        return sum(row["row"] not in _REQUIRED for row in self.ledger.rows)
+        return sum(row["row"] not in FIELDS for row in self.ledger.rows)
 
 
 def read_run(directory: Path) -> Run:
     """Reads a run directory.
 
     Raises:
-        DataError: no such directory, no ledger in it, an empty or damaged ledger, a `run.json` that is damaged or was
-            written by a newer burnish.
+        DataError: no such directory, no ledger in it, an empty or damaged ledger.
+        OutputError: a `run.json` that is damaged or was written by a newer burnish.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -138,17 +132,19 @@ def read_run(directory: Path) -> Run:
             where=str(directory),
             fix="give the directory that was passed to -o",
         )
-    return run_of(Ledger(directory), _read_state(directory / RUN_FILE))
+    return run_of(Ledger(directory), read_run_file(directory) if (directory / RUN_FILE).is_file() else None)
 
 
 def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> Run:
     """The run that a ledger tells of; `state` is the content of its `run.json`.
 
     Raises:
-        DataError: no rows, or rows that are not a ledger's.
+        DataError: no rows.
     """
     state, rows, directory = state or {}, ledger.rows, ledger.directory
-    _check_rows(rows, where=str(directory / LEDGER_FILE) if directory else "ledger")
+    if not rows:
+        where = str(directory / LEDGER_FILE) if directory else "ledger"
+        raise DataError("the ledger is empty", where=where, fix="run the recipe first; there is nothing to report yet")
     measurements = [_measurement(row) for row in rows if row["row"] == "measurement"]
     made = {row["node"]: row for row in rows if row["row"] == "stage"}  # the newest row of each node
     nodes = [_node(entry) for entry in state["tree"]] if "tree" in state else _nodes_of_rows(made)
@@ -169,41 +165,12 @@ def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> Run:
     )
 
 
-def _check_rows(rows: list[Any], *, where: str) -> None:
-    """Refuses rows that are not the ledger's; kinds that this version does not know are passed over later."""
-    if not rows:
-        raise DataError("the ledger is empty", where=where, fix="run the recipe first; there is nothing to report yet")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("row"), str):
-            raise DataError(f"row {number} does not say what kind of row it is", where=where, fix="remove that line")
-        missing = [name for name in ("node", *_REQUIRED.get(row["row"], ())) if name not in row]
-        if missing:
-            raise DataError(f"row {number}, a {row['row']}, has no {missing[0]!r}", where=where, fix="remove that line")
-
-
 def _measurement(row: dict[str, Any]) -> Measurement:
     metrics = {
         name: Value(one.get("value"), one.get("low"), one.get("high"), one.get("unit") or "", one.get("note") or "")
         for name, one in row["metrics"].items()
     }
     return Measurement(row["node"], row["checkpoint"], row.get("path", ""), row["protocol"], metrics)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        newer = state["format"] > RUN_FORMAT
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise DataError("is damaged", where=str(path), fix="run the recipe again; finished nodes are kept") from None
-    if newer:
-        raise DataError(
-            f"was written by a newer burnish (run format {state['format']}, this one reads up to {RUN_FORMAT})",
-            where=str(path),
-            fix="upgrade burnish",
-        )
-    return state
 
 
 def _node(entry: dict[str, Any]) -> Node:

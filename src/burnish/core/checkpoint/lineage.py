@@ -87,14 +87,15 @@ class Lineage:
         path = directory / LINEAGE_FILE
         if not path.is_file():
             return None
-        content = read_object(path)
+        again = "delete this checkpoint and make it again"
+        content = read_object(path, fix=f"the lineage file is damaged: {again}")
         try:
             digest = content.pop("digest", None)
             if content["format"] == LINEAGE_FORMAT and digest != text_digest(content):
                 raise CheckpointError(
                     "the lineage file was changed by hand or damaged",
                     where=str(path),
-                    fix="undo the change, or delete this checkpoint and make it again",
+                    fix=f"undo the change, or {again}",
                 )
             written_by = content.pop("format")
             if written_by > LINEAGE_FORMAT:
@@ -110,7 +111,7 @@ class Lineage:
             raise CheckpointError(
                 f"the lineage file is damaged ({error})",
                 where=str(path),
-                fix="delete this checkpoint and make it again",
+                fix=again,
             ) from None
 
 

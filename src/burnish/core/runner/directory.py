@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from burnish.core.errors import OutputError, RecipeError
+from pydantic import BaseModel, Field, ValidationError
+
+from burnish.core.errors import OutputError
 from burnish.core.ledger import LEDGER_FILE
+from burnish.core.outside import read_object
 
 RUN_FILE = "run.json"
 RUN_FORMAT = 1
@@ -20,22 +22,73 @@ LOCK_FILE = ".lock"
 
 def read_state(directory: Path) -> dict[str, Any]:
     """What run.json says; the empty state where there is no run yet."""
+    if (directory / RUN_FILE).is_file():
+        return read_run_file(directory)
+    if directory.exists() and not _may_begin(directory):
+        raise OutputError("exists and is not a run directory", where=str(directory), fix="choose another with -o")
+    return {"format": RUN_FORMAT, "nodes": {}, "files": {}}
+
+
+def read_run_file(directory: Path) -> dict[str, Any]:
+    """What a run.json says that is there.
+
+    Raises:
+        OutputError: it is damaged, or of a newer burnish.
+    """
     path = directory / RUN_FILE
-    if not path.is_file():
-        if directory.exists() and not _may_begin(directory):
-            raise OutputError("exists and is not a run directory", where=str(directory), fix="choose another with -o")
-        return {"format": RUN_FORMAT, "nodes": {}, "files": {}}
+    advice = "delete it; finished nodes are kept"
+    state = read_object(path, error=OutputError, fix=f"run.json is damaged: {advice}")
+    written_by = state.get("format")
+    if type(written_by) is int and written_by > RUN_FORMAT:
+        raise OutputError(
+            f"was written by a newer burnish (run format {written_by}, this one reads up to {RUN_FORMAT})",
+            where=str(path),
+            fix="upgrade burnish",
+        )
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        newer = state["format"] > RUN_FORMAT
-        whole = newer or all(isinstance(entry, dict) for part in ("nodes", "files") for entry in state[part].values())
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
-        state, whole, newer = {}, False, False
-    if not whole:
-        raise RecipeError("is damaged", where=str(path), fix="delete it; finished nodes are kept")
-    if newer:
-        raise RecipeError("was written by a newer burnish", where=str(path), fix="upgrade burnish")
+        _State.model_validate(state)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise OutputError(f"is damaged (at {place})", where=str(path), fix=advice) from None
     return state
+
+
+class _Known(BaseModel):
+    """What is known of a node."""
+
+    status: str
+    key: str = ""
+    hash: str = ""
+
+
+class _Read(BaseModel):
+    """Hashes of files, and their sizes and times when they were read."""
+
+    stamps: dict[str, list[int]]
+    hashes: str | dict[str, str]
+
+
+class _Entry(BaseModel):
+    """A node of the recipe as it was when the run began."""
+
+    name: str
+    stage: str
+    parent: str = Field(default="", alias="from")
+    status: str = ""
+    key: str = ""
+    hash: str = ""
+    settings: dict[str, Any] = {}
+
+
+class _State(BaseModel):
+    """What run.json must be: it may have been edited by hand."""
+
+    format: int
+    nodes: dict[str, _Known]
+    files: dict[str, _Read]
+    tree: list[_Entry] = []
+    name: str = ""
+    start: str = ""
 
 
 def _may_begin(directory: Path) -> bool:

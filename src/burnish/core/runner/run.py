@@ -64,6 +64,7 @@ class Run(Planner):
                         self._check_interrupted(decision.node)
                 preflight(self, decisions)
             self._rename(decisions)
+            self._forget(decisions)
             self._write_state()
             if self.recipe.text:
                 write_atomically(self.directory / RECIPE_FILE, self.recipe.text)
@@ -80,6 +81,13 @@ class Run(Planner):
             if decision.former is not None:
                 decision.former.rename(self.target(decision.node.name))
                 self.state["nodes"][decision.node.name] = self.state["nodes"].pop(decision.former.name)
+
+    def _forget(self, decisions: list[Decision]) -> None:
+        """Settings of now never stand beside the hash of what others made, should the run be killed before it ends."""
+        for decision in decisions:
+            known = self.state["nodes"].get(decision.node.name, {})
+            if known.get("key") != decision.key:
+                self.state["nodes"].pop(decision.node.name, None)
 
     def _check_interrupted(self, node: Node) -> None:
         """Refuses to go on with what is not what was interrupted; deletes it where a restart is asked for."""

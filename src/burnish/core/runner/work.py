@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import SettingsError
+from burnish.core.errors import CheckpointError, SettingsError
+from burnish.core.outside import read_object
 from burnish.core.store import KEY_FILE, differences
 
 NODE_FILE = "node.json"
@@ -38,8 +39,7 @@ class Work:
     begun: dict[str, Any] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        file = self.directory / NODE_FILE
-        self.begun = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        self.begun = _begun(self.directory / NODE_FILE)
 
     @property
     def holds_a_state(self) -> bool:
@@ -54,7 +54,7 @@ class Work:
         if not self.holds_a_state:
             return {}
         if self.begun is None:
-            return {"version": "another version of burnish began it"}
+            return {"beginning": f"another version of burnish began it, or its {NODE_FILE} is damaged"}
         return differences({name: value for name, value in self.begun["parts"].items() if name in parts}, parts)
 
     def check(self, parts: dict[str, Any], *, with_changes: bool, where: str) -> None:
@@ -68,7 +68,9 @@ class Work:
         if not changes or (with_changes and not fixed):
             return
         said = f"was interrupted, and is not what it was ({'; '.join(changes.values())})"
-        if fixed:
+        if self.begun is None:
+            advice = RESTART
+        elif fixed:
             advice = f"{' and '.join(fixed)} cannot change on the way: set it as it was, or {RESTART}"
         else:
             advice = f"to go on from where it stopped pass --continue-with-changes, {RESTART}"
@@ -85,3 +87,13 @@ class Work:
     def clear(self) -> None:
         """Deletes everything; the node starts again."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _begun(file: Path) -> dict[str, Any] | None:
+    """What a node was when it began, or None where that is not known."""
+    try:
+        content = read_object(file) if file.is_file() else {}
+    except CheckpointError:
+        return None
+    whole = isinstance(content.get("parts"), dict) and isinstance(content.get("changed"), list)
+    return content if whole else None
