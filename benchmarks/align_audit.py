@@ -41,8 +41,8 @@ from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit import combine
 from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import uniform
-from burnish.align.pairs import read_pairs
 from burnish.core.progress import Progress
+from burnish.data.preferences import read_pairs
 
 DEPTHS = (8 / 30, 12 / 30, 16 / 30, 20 / 30, 24 / 30, 1.0)
 MAX_LENGTH = {"hh": 96, "qa": 160}

@@ -52,8 +52,8 @@ import burnish
 from burnish.align.losses import aps, r3m
 from burnish.align.maths.noise import uniform
 from burnish.align.maths.robust import threshold
-from burnish.align.pairs import read_pairs
 from burnish.align.trainers import PairDPOConfig, PairDPOTrainer
+from burnish.data.preferences import read_pairs
 
 TOKENS, UPPER = 64, 4
 TRAINED, TUNING = (4, 4) if experiment.SMOKE else (200, 60)

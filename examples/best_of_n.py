@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import burnish
-from burnish.align.pairs import read_pairs
 from burnish.align.stage import Align
+from burnish.data.preferences import read_pairs
 
 
 def main(

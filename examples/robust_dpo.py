@@ -7,8 +7,8 @@ import sys
 
 from transformers import AutoTokenizer
 
-from burnish.align.pairs import read_pairs
 from burnish.align.trainers import RobustDPOConfig, RobustDPOTrainer
+from burnish.data.preferences import read_pairs
 
 
 def main(model: str, data: str, out: str = "aligned", steps: int = 4) -> list[int]:

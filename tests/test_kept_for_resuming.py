@@ -15,8 +15,8 @@ import pytest
 
 import burnish
 from burnish.align.audit import AuditSettings, audit_pairs
-from burnish.align.pairs import read_pairs
 from burnish.core.store import KEY_FILE
+from burnish.data.preferences import read_pairs
 from burnish.events import EventForecaster, SmurfTHP
 from burnish.events.hawkes import PRESETS, simulate_hawkes
 from burnish.methods import VERBS

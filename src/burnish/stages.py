@@ -31,8 +31,8 @@ def _evaluate_class() -> type[Settings]:
 
 
 def _data_hash(reference: str) -> str:
-    from burnish.align.pairs import holds_pairs, pairs_hash
     from burnish.data import data_hash
+    from burnish.data.preferences import holds_pairs, pairs_hash
 
     return pairs_hash(reference) if holds_pairs(reference) else data_hash(reference)
 

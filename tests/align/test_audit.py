@@ -1,5 +1,6 @@
 """The label audit: its instrument, its ranking, its page and the way back."""
 
+import itertools
 import json
 import re
 
@@ -14,10 +15,11 @@ from burnish.align.audit_settings import AuditSettings
 from burnish.align.decisions import apply_decisions
 from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import clearest
-from burnish.align.pairs import Pairs, read_pairs, write_pairs
 from burnish.core.checkpoint import load
 from burnish.core.errors import DataError, OutputError
 from burnish.core.progress import Progress
+from burnish.data.preferences import Pairs, read_pairs, write_pairs
+from burnish.data.prompts import question_groups
 
 QUIET = Progress(enabled=False)
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey"]
@@ -179,7 +181,7 @@ def test_the_audit_is_the_same_twice(audit, pairs, checkpoint):
 
 def test_too_few_prompts_for_the_folds_are_refused(pairs, checkpoint):
     few = Pairs(pairs.rows[:4], pairs.numbers[:4], "prefs.jsonl")
-    with pytest.raises(DataError, match="has 2 different prompts, but 5 folds"):
+    with pytest.raises(DataError, match="has 2 different questions, but 5 folds"):
         audit_pairs(few, load(checkpoint))
 
 
@@ -248,3 +250,27 @@ def test_a_file_that_is_no_export_is_refused(pairs, tmp_path):
     file.write_text('{"something": 1}')
     with pytest.raises(DataError, match="is not an export of the audit page"):
         apply_decisions(pairs, file)
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_labels_that_nothing_can_predict_are_agreed_with_by_half(column):
+    """Which of a question's answers is better is drawn: only a reward that has seen the question can know it."""
+    right, total = 0.0, 0
+    for seed in range(4):
+        draw, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        rows, differences = [], []
+        for number in range(60):
+            texts = [f"{'I am sorry, but' if i % 2 else 'Sure'} {i}" for i in range(6)]
+            for i, j in itertools.combinations(draw.permutation(6).tolist(), 2):
+                own = np.zeros((60, 6))  # words that no other question's answers have
+                own[number, i], own[number, j] = 1, -1
+                differences.append(own.ravel())
+                prompt = {"prompt": f"{number}?"} if column else {}
+                start = "" if column else f"\n\nHuman: {number}?\n\nAssistant: "
+                rows.append(prompt | {"chosen": start + texts[i], "rejected": start + texts[j]})
+        margins = cross_fitted_margins(
+            np.array(differences), question_groups(rows), "bt", l2=1e-2, num_folds=5, num_repeats=1, generator=generator
+        )
+        right, total = right + (1 + np.sign(margins)).sum() / 2, total + margins.size
+    # pairs of a question are right or wrong together: 240 questions, of which each is right by chance
+    assert abs(right / total - 0.5) < 3 * 0.5 / 240**0.5

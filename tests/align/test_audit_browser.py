@@ -14,8 +14,8 @@ from browser import WIDTHS, check_layout
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.decisions import apply_decisions
-from burnish.align.pairs import Pairs
 from burnish.core.checkpoint import load
+from burnish.data.preferences import Pairs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

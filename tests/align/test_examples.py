@@ -46,7 +46,7 @@ def test_robust_dpo_example_reports_every_pair(checkpoint, few_pairs, tmp_path, 
 
 
 def test_example_data_is_clean():
-    from burnish.align.pairs import read_pairs
+    from burnish.data.preferences import read_pairs
 
     assert len(read_pairs(DATA)) == 120
 

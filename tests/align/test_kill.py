@@ -10,9 +10,9 @@ import warm
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.kept_arrays import KeptArrays
-from burnish.align.pairs import Pairs
 from burnish.align.run import _last_state
 from burnish.core.checkpoint import load
+from burnish.data.preferences import Pairs
 
 
 def kill_when(command, condition):

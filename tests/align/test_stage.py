@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from burnish.align import run as method
-from burnish.align.pairs import Pairs
 from burnish.align.run import hold_out, run
 from burnish.align.stage import Align
 from burnish.core.checkpoint import load
@@ -18,6 +17,7 @@ from burnish.core.kinds import Kind
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context
+from burnish.data.preferences import Pairs
 
 SHORT = {"data": "prefs", "max_steps": 4, "batch": 4, "micro_batch": 2, "lr": 1e-3, "holdout": 0.2, "device": "cpu"}
 

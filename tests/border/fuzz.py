@@ -154,7 +154,7 @@ def pack_data(place: Path) -> None:
 
 
 def read_preferences(place: Path) -> None:
-    from burnish.align.pairs import read_pairs
+    from burnish.data.preferences import read_pairs
 
     (path,) = (place / "data").iterdir()
     read_pairs(path)

@@ -221,7 +221,7 @@ def test_events_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, s
     ],
 )
 def test_pairs_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, sentence: str):
-    from burnish.align.pairs import read_pairs
+    from burnish.data.preferences import read_pairs
 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -235,7 +235,7 @@ def test_pairs_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, se
 )
 def test_decisions_that_are_none(tmp_path: Path, content: bytes):
     from burnish.align.decisions import apply_decisions
-    from burnish.align.pairs import Pairs
+    from burnish.data.preferences import Pairs
 
     (tmp_path / "d.json").write_bytes(content)
     with pytest.raises(DataError, match="is not an export of the audit page"):

@@ -34,11 +34,12 @@ from burnish.align.decisions import pair_key
 from burnish.align.kept_arrays import KeptArrays
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m
-from burnish.align.pairs import Pairs, split_prompt
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
 from burnish.core.progress import Progress
 from burnish.core.store import digest_of
+from burnish.data.preferences import Pairs
+from burnish.data.prompts import question_groups, split_prompt
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -132,16 +133,16 @@ def audit_pairs(
     """
     settings, progress = settings or AuditSettings(), progress or Progress(enabled=False)
     split = [split_prompt(row) for row in pairs.rows]
-    prompts = [prompt for prompt, _, _ in split]
-    _check(settings, len(set(prompts)), pairs.source)
+    groups = question_groups(pairs.rows)
+    _check(settings, len(set(groups)), pairs.source)
     read, fitted = KeptArrays(), KeptArrays()
     if work_dir is not None:
         key = {"model": model.identity, "pairs": digest_of({"pairs": split})}
         scoring = settings.model_dump(mode="json", exclude={"rank_by"})
         read = KeptArrays(work_dir, key | {name: scoring[name] for name in ("depths", "max_length")})
-        fitted = KeptArrays(work_dir, key | scoring)
+        fitted = KeptArrays(work_dir, key | scoring | {"groups": digest_of({"groups": groups})})
     differences = answer_differences(model, split, settings, progress, read)
-    margins = fit_margins(differences, prompts, settings, progress=progress, kept=fitted)
+    margins = fit_margins(differences, groups, settings, progress=progress, kept=fitted)
     return _assemble(pairs, split, margins, settings, model.name)
 
 
@@ -290,7 +291,7 @@ def _opposite_labels(split: Sequence[tuple[str, str, str]], pairs: Pairs) -> dic
 def _check(settings: AuditSettings, num_groups: int, source: str) -> None:
     if num_groups < settings.folds:
         raise DataError(
-            f"has {num_groups} different prompts, but {settings.folds} folds need at least as many",
+            f"has {num_groups} different questions, but {settings.folds} folds need at least as many",
             where=source,
             fix="lower the number of folds, or give more pairs",
         )

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from burnish.align.pairs import Pair, Pairs, split_prompt
 from burnish.core.errors import DataError
 from burnish.core.outside import parse_json, read_bytes
+from burnish.data.preferences import Pair, Pairs
+from burnish.data.prompts import split_prompt
 
 
 def pair_key(prompt: str, chosen: str, rejected: str, number: int) -> str:

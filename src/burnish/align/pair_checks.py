@@ -19,9 +19,9 @@ from datasets import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from burnish.align.losses import MarginError
-from burnish.align.pairs import fault_of
 from burnish.align.trainer_seam import AnyDataset, Collator, Example, PairArguments, PairBatch, Processing
 from burnish.core.errors import DataError
+from burnish.data.preferences import fault_of
 
 logger = get_logger(__name__)
 

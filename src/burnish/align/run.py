@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.align.pairs import Pairs, check_pairs, import_datasets, read_pairs, rows_digest, split_prompt
 from burnish.core.checkpoint import Lineage, Model, cast, load
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError
 from burnish.core.kinds import Kind
 from burnish.core.stage import Context
 from burnish.core.store import Store
+from burnish.data.preferences import Pairs, check_pairs, import_datasets, read_pairs, rows_digest
+from burnish.data.prompts import question_groups
 from burnish.optim import optimizer_class
 
 try:
@@ -166,15 +167,16 @@ def _trained(trainer: PairDPOTrainer | PairRewardTrainer) -> PreTrainedModel:
 
 
 def hold_out(pairs: Pairs, share: float, generator: torch.Generator) -> tuple[Pairs, Pairs | None]:
-    """Splits off about `share` of the pairs; all pairs of one prompt go to the same side."""
-    prompts = sorted({split_prompt(row)[0] for row in pairs.rows})
-    count = round(share * len(prompts))
+    """Splits off about `share` of the questions; all pairs of one question go to the same side."""
+    groups = question_groups(pairs.rows)
+    questions = sorted(set(groups))
+    count = round(share * len(questions))
     if count == 0:
         return pairs, None
-    chosen = {prompts[index] for index in torch.randperm(len(prompts), generator=generator)[:count].tolist()}
+    chosen = {questions[index] for index in torch.randperm(len(questions), generator=generator)[:count].tolist()}
     sides: list[list[int]] = [[], []]
-    for index, row in enumerate(pairs.rows):
-        sides[split_prompt(row)[0] in chosen].append(index)
+    for index, group in enumerate(groups):
+        sides[group in chosen].append(index)
     if not sides[0]:
         return pairs, None
     parts = [Pairs([pairs.rows[i] for i in side], [pairs.numbers[i] for i in side], pairs.source) for side in sides]

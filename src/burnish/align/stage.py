@@ -127,7 +127,7 @@ class Align(Stage):
             raise SettingsError("no preference data is named", where="data", fix="give data: FILE, or --data FILE")
         file = Path(self.data).expanduser()
         if file.suffix and file.is_file():
-            from burnish.align.pairs import read_pairs
+            from burnish.data.preferences import read_pairs
 
             read_pairs(file, on_bad_pair=self.on_bad_pair)
         default = type(self).model_fields["max_length"].default
@@ -146,7 +146,7 @@ class Align(Stage):
 
     def preflight(self, start: Model, before: Plan) -> None:
         """Tokenises the first pairs of a file, conversations through the chat template; matches the adapters."""
-        from burnish.align.pairs import try_pairs
+        from burnish.data.preferences import try_pairs
 
         if self.data is not None and Path(self.data).expanduser().exists():
             try_pairs(self.data, start.tokenizer, on_bad_pair=self.on_bad_pair)

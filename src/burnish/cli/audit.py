@@ -47,8 +47,8 @@ def audit(
     device:
         auto, cpu, cuda or cuda:N.
     """
-    from burnish.align.pairs import read_pairs, write_pairs
     from burnish.core.errors import SettingsError
+    from burnish.data.preferences import read_pairs, write_pairs
 
     pairs = read_pairs(preferences, on_bad_pair=on_bad_pair, limit=limit)
     if decisions is not None:

@@ -7,8 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from burnish.align.pairs import fault_of, holds_pairs, pairs_hash, read_pairs, split_prompt
 from burnish.core.errors import DataError, SettingsError
+from burnish.data.preferences import fault_of, holds_pairs, pairs_hash, read_pairs
+from burnish.data.prompts import split_prompt
 
 GOOD = {"prompt": "p ", "chosen": "a", "rejected": "b"}
 SAID = [{"role": "assistant", "content": "yes"}]

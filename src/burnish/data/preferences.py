@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from burnish.core.checkpoint import LINEAGE_FILE, write_atomically
 from burnish.core.errors import DataError, MissingExtraError, OutputError, SettingsError
 from burnish.core.outside import parquet_rows, parse_json, read_bytes
+from burnish.data.prompts import text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -216,42 +217,6 @@ def _is_empty(value: str | list[dict[str, Any]]) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return not value or not (text_of(value[-1:]).strip() or value[-1].get("tool_calls"))
-
-
-def text_of(value: str | Sequence[dict[str, Any]]) -> str:
-    """The words of an answer or prompt, chat messages joined with their roles."""
-    if isinstance(value, str):
-        return value
-    contents = [_content(message) for message in value]
-    if len(value) == 1:
-        return contents[0]
-    return "\n\n".join(f"{message['role']}: {content}" for message, content in zip(value, contents, strict=True))
-
-
-def _content(message: dict[str, Any]) -> str:
-    """The text of a message; of one in parts ({type: text}, {type: image}) the text parts; of a tool call the call."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if content is None:
-        return json.dumps(message.get("tool_calls"), ensure_ascii=False, default=str)
-    return " ".join(str(part.get("text", "")) for part in content)
-
-
-def split_prompt(row: Pair) -> tuple[str, str, str]:
-    """(prompt, chosen, rejected) as text; a row without `prompt` is cut where its answers part."""
-    if "prompt" in row and row["prompt"] is not None:
-        return text_of(row["prompt"]), text_of(row["chosen"]), text_of(row["rejected"])
-    chosen, rejected = row["chosen"], row["rejected"]
-    shared = 0
-    for first, second in zip(chosen, rejected, strict=False):
-        if first != second:
-            break
-        shared += 1
-    if isinstance(chosen, str):
-        cut = chosen.rfind(" ", 0, shared + 1) if shared < len(chosen) else shared
-        shared = max(cut, 0)
-    return text_of(chosen[:shared]) if shared else "", text_of(chosen[shared:]), text_of(rejected[shared:])
 
 
 def import_datasets() -> Any:
