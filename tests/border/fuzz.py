@@ -161,7 +161,8 @@ def read_preferences(place: Path) -> None:
 
 
 def read_events(place: Path) -> None:
-    from burnish.events.reading import from_table, read_any
+    from burnish.events.columns import from_table
+    from burnish.events.reading import read_any
 
     (path,) = (place / "data").iterdir()
     from_table(read_any(path, sequence="sequence_id", time="time"), where=str(path))

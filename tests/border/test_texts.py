@@ -178,8 +178,8 @@ def test_words_and_numbers_are_read_as_yaml_1_2_reads_them():
         ("a.csv", b"sequence_id,time,mark\n0,1\n", "is not a table of comma-separated values"),
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"sequence_id,time,mark\n", "has no events"),
-        ("a.csv", b"sequence_id,time,mark\n0,nan,a\n", "is empty in row 1"),
-        ("a.csv", b"sequence_id,time,mark\n0,noon,a\n", "holds string, not times"),
+        ("a.csv", b"sequence_id,time,mark\n0,nan,a\n", "is not a number in row 1"),
+        ("a.csv", b"sequence_id,time,mark\n0,noon,a\n", "'noon' in row 1, which is not a time"),
         ("a.csv", b"sequence,time,mark\n0,1,a\n", "did you mean 'sequence'?"),
         ("a.csv.gz", b"sequence_id,time,mark\n0,1,a\n", "is not a whole gzip file"),
         ("a.jsonl", b'{"time": [1, 2], "mark": ["a"]}', "mark has 1 entries, but time has 2"),
@@ -191,7 +191,8 @@ def test_words_and_numbers_are_read_as_yaml_1_2_reads_them():
     ],
 )
 def test_events_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, sentence: str):
-    from burnish.events.reading import from_table, read_any
+    from burnish.events.columns import from_table
+    from burnish.events.reading import read_any
 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:

@@ -35,7 +35,7 @@ def test_report_is_one_file_with_the_drawings(folder: Path, capsys) -> None:
         assert title in page
     assert page.count('class="chart narrow"') == 4
     assert "http:" not in page and "https:" not in page and "<script" not in page
-    assert "kept apart" in page
+    assert "that fitting has not seen" in page
     assert "Intervals asked to hold 90\N{NO-BREAK SPACE}%" in page
     assert "most likely of type" in page
     assert "CRPS" in capsys.readouterr().out

@@ -70,12 +70,12 @@ def test_absolute_seconds_in_a_table_are_noted(tmp_path: Path) -> None:
     assert "unknown" in dataset.notes[0]
 
 
-def test_whole_number_marks_keep_their_numbers(tmp_path: Path) -> None:
+def test_whole_number_types_are_a_vocabulary_in_order_of_size(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text("time,mark\n0.5,3\n1.5,0\n")
+    path.write_text("time,mark\n0.5,404\n1.5,200\n1.7,1000\n")
     dataset = EventDataset.from_csv(path, sequence=None)
-    assert dataset.num_marks == 4
-    assert dataset.sequences[0].marks.tolist() == [3, 0]
+    assert dataset.mark_names == ("200", "404", "1000")
+    assert dataset.sequences[0].marks.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_whole_number_marks_keep_their_numbers(tmp_path: Path) -> None:
         ("time,mark\n2.0,a\n1.0,b\n", "go back"),
         ("time,mark\n1.0,a\n,b\n", "row 2"),
         ("time,mark\n1.0,a\nnan,b\n", "row 2"),
-        ("time,mark\nnoon,a\n", "not times"),
+        ("time,mark\nnoon,a\n", "'noon' in row 1"),
         ("time,mark\n", "no events"),
         ("tiem,mark\n1.0,a\n", "did you mean 'tiem'"),
     ],

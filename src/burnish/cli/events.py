@@ -10,10 +10,10 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from burnish.core.page import Table
     from burnish.events.data import EventDataset
-    from burnish.events.forecaster import EventForecaster
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
+Levels = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
 ModelName = Literal["smurf-thp", "thp", "structured-thp", "smash", "lognormal-mixture", "exponential-hawkes"]
 
 
@@ -32,7 +32,8 @@ def fit(
     y: str | None = None,
     vertex: str | None = None,
     edges: Path | None = None,
-    origin: Literal["auto", "zero", "first"] = "auto",
+    start: str | None = None,
+    end: str | None = None,
     sort: bool = False,
     unit: str = "",
     hidden_size: int = 64,
@@ -41,12 +42,13 @@ def fit(
     batch_size: int | None = None,
     lr: float = 3e-3,
     patience: int = 5,
-    split_by: Literal["sequence", "time"] = "sequence",
+    split_by: Literal["auto", "sequence", "time"] = "auto",
+    split_column: str | None = None,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Fit a forecaster to a table of events: one row an event, with a sequence, a time and a type.
+    """Fit a forecaster to a table of events: one row an event, with a time and, where there are, a sequence and a type.
 
     Part of the data is kept apart for `burnish events evaluate`. A fit that is interrupted continues when the same
     command is given again.
@@ -64,11 +66,11 @@ def fit(
     time_coordinate:
         Of score matching: log (consistent) or gap (as published).
     sequence:
-        Column that says which sequence an event belongs to.
+        Column that says which sequence an event belongs to; without the default one all rows are one sequence.
     time:
         Column of the times, numbers or dates.
     type:
-        Column of the types.
+        Column of the types; without the default one all events are of one type.
     x:
         First column of the place; smash needs it.
     y:
@@ -77,8 +79,10 @@ def fit(
         Column of the vertex (0, 1, ...); structured-thp needs it.
     edges:
         Table whose first two columns are the edges of the graph; structured-thp needs it.
-    origin:
-        Whether observation starts at time 0 (zero), at an unknown time (first), or what looks right (auto).
+    start:
+        When observation began, if known, as the times are given: the waits for first events then count.
+    end:
+        When observation ended, if known: the time without an event up to it then counts.
     sort:
         Sort each sequence by time instead of refusing unsorted rows.
     unit:
@@ -96,7 +100,9 @@ def fit(
     patience:
         Epochs without a better validation loss after which training ends; 0 never ends it early.
     split_by:
-        Hold out whole sequences, or the end of each sequence.
+        Hold out whole sequences, or the end of each sequence; auto does the first where there are ten or more.
+    split_column:
+        Column that says of every sequence whether it is of train, val or test.
     fractions:
         Shares of training, validation and test data.
     seed:
@@ -104,10 +110,14 @@ def fit(
     overwrite:
         Replace a forecaster at OUT.
     """
+    from dataclasses import asdict
+
     from burnish.core.errors import OutputError
     from burnish.core.progress import Progress
     from burnish.core.store import Store
     from burnish.events.forecaster import MODELS, EventForecaster, is_forecaster
+    from burnish.events.run import Reading, split
+    from burnish.events.seen import Seen
 
     if out.exists() and not overwrite:
         made = is_forecaster(out)
@@ -116,13 +126,13 @@ def fit(
             where=str(out),
             fix="choose another place with -o, or pass --overwrite" if made else "choose another place with -o",
         )
-    columns = {"sequence": sequence, "time": time, "mark": type, "location": _location(x, y, model), "vertex": vertex}
-    reading = columns | {"origin": origin, "sort": sort, "unit": unit}
-    dataset = _read(data, reading, None)
+    reading = Reading(
+        sequence, time, type, _location(x, y, model), vertex, split_column, start, end, sort=sort, unit=unit
+    )
+    dataset = reading.read(data)
     for note in dataset.notes:
         _say(note)
-    split = {"by": split_by, "fractions": list(fractions), "seed": seed, "data": _digest(data)}
-    training, validation, _ = _split(dataset, split)
+    training, validation, _ = split(dataset, split_by, fractions, seed, split_column)
     sizes: dict[str, Any] = {"hidden_size": hidden_size, "num_layers": num_layers}
     if model == "exponential-hawkes":
         sizes = {}
@@ -149,7 +159,8 @@ def fit(
     )
     for note in forecaster.notes:
         _say(note)
-    forecaster.save_pretrained(out, overwrite=overwrite, reading=reading, split=split)
+    seen = Seen.of(training, validation).to_json()
+    forecaster.save_pretrained(out, overwrite=overwrite, reading=asdict(reading), seen=seen)
     Store(state).clear()
     best = history.validation[history.best_epoch]
     print(
@@ -168,32 +179,34 @@ def evaluate(
 ) -> None:
     """Measure a forecaster on events it has not seen and write an HTML report with calibration plots.
 
-    Given the file it was fitted on, only the part that was kept apart is used.
+    What fitting has seen is left out, whatever file it comes in.
 
     Parameters
     ----------
     forecaster:
         Directory from `burnish events fit`.
     data:
-        A table with the same columns.
+        A table, read as the fit read its own.
     out:
         The report [default: report.html in the forecaster's directory].
     all:
-        Use every sequence even of the file that it was fitted on.
+        Use every event, also those that fitting has seen.
     bootstrap:
         Resamplings for the errors, 0 for none.
     """
+    from burnish.core.errors import DataError
     from burnish.core.progress import Progress
-    from burnish.events.forecaster import EventForecaster
     from burnish.events.report import score_table, write_report
+    from burnish.events.run import Fitted
     from burnish.events.spatial import add_location_scores
 
-    loaded, dataset, extra = _load(forecaster, data)
-    part = "all sequences"
-    if not all and extra["split"]["data"] == _digest(data):
-        dataset = _split(dataset, extra["split"])[2]
-        part = "the part that was kept apart from fitting"
-    assert isinstance(loaded, EventForecaster)
+    fitted = Fitted.load(forecaster)
+    loaded, dataset = fitted.forecaster, fitted.reading.read(data, fitted.forecaster.mark_names)
+    part = "all events, also those that fitting has seen"
+    if not all:
+        dataset, part = fitted.seen.unseen(dataset)
+        if not dataset.num_events:
+            raise DataError("has no event that fitting has not seen", where=str(data), fix="pass --all to score them")
     result = loaded.score(dataset, bootstrap=bootstrap, progress=Progress())
     location = add_location_scores(loaded, dataset, result) if loaded.model.has_location else None
     target = out or forecaster / "report.html"
@@ -210,44 +223,54 @@ def forecast(
     /,
     *,
     out: OptionalOut = None,
-    quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
+    quantiles: Levels = (0.05, 0.25, 0.5, 0.75, 0.95),
     elapsed: float = 0.0,
+    now: str | None = None,
+    sequence: str | None = None,
+    time: str | None = None,
+    type: str | None = None,
 ) -> None:
-    """For every sequence of a table, when the next event comes and of which type, as CSV.
+    """For every sequence of a table, when the next event comes, of which type and where, as CSV.
 
     Parameters
     ----------
     forecaster:
         Directory from `burnish events fit`.
     data:
-        A table with the same columns; the last event of each sequence is where its forecast starts.
+        A table; the last event of each sequence is where its forecast starts.
     out:
         The CSV file [default: standard output].
     quantiles:
         Levels of the wait.
     elapsed:
         Time already waited since the last event; the quantiles are then of the rest of the wait.
+    now:
+        The time as of which to forecast, as the times are given: each sequence has then waited since its last event.
+    sequence:
+        Column of the sequences, if not that of the fit.
+    time:
+        Column of the times, if not that of the fit.
+    type:
+        Column of the types, if not that of the fit.
     """
     import csv
+    import io
     import sys
+    from dataclasses import replace
 
     from burnish.core.checkpoint import write_atomically
+    from burnish.core.errors import SettingsError
+    from burnish.events.run import Fitted, table_of_forecasts
 
-    loaded, dataset, _ = _load(forecaster, data)
-    law = loaded.next_events(dataset)
-    waits = law.quantile(list(quantiles), elapsed)
-    marks = law.mark_probs()
-    rows = [["sequence", "last_time", *(f"wait_{q:g}" for q in quantiles), "prob_no_event", "type", "type_prob"]]
-    for i, sequence in enumerate(dataset.sequences):
-        top = int(marks[i].argmax())
-        values = [f"{float(wait):.6g}" for wait in waits[i]]
-        rest = [f"{float(law.prob_no_event[i]):.4g}", loaded.mark_names[top], f"{float(marks[i, top]):.4f}"]
-        rows.append([sequence.name, f"{sequence.times[-1]:.10g}", *values, *rest])
+    if elapsed and now is not None:
+        raise SettingsError("both --elapsed and --now say how long was waited", fix="give one of them")
+    fitted = Fitted.load(forecaster)
+    reading = replace(fitted.reading.with_columns(sequence=sequence, time=time, mark=type), group=None, end=None)
+    dataset = reading.read(data, fitted.forecaster.mark_names)
+    rows = table_of_forecasts(fitted.forecaster, dataset, quantiles=quantiles, elapsed=elapsed, now=now)
     if out is None:
         csv.writer(sys.stdout).writerows(rows)
         return
-    import io
-
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomically(out, text.getvalue())
@@ -337,44 +360,6 @@ def _batch_size(training: EventDataset) -> int:
     """32 sequences, or fewer so that an epoch has twenty steps: a small table needs many small ones."""
     windows = sum(max(1, len(sequence) // 384) for sequence in training.sequences)
     return max(1, min(32, windows // 20))
-
-
-def _digest(path: Path) -> str:
-    from burnish.core.checkpoint import hash_file
-
-    return hash_file(path)
-
-
-def _read(path: Path, reading: dict[str, Any], mark_names: tuple[str, ...] | None) -> EventDataset:
-    from burnish.events.data import EventDataset
-    from burnish.events.reading import from_table, read_any
-
-    table = read_any(path, sequence=reading["sequence"], time=reading["time"])
-    location = reading["location"]
-    place = None if location is None else (location[0], location[1])
-    columns: dict[str, Any] = reading | {"location": place, "mark_names": mark_names}
-    return EventDataset(**from_table(table, where=str(path), **columns))
-
-
-def _split(dataset: EventDataset, split: dict[str, Any]) -> tuple[EventDataset, ...]:
-    if split["by"] == "time":
-        return dataset.split_by_time(split["fractions"])
-    return dataset.split(split["fractions"], seed=split["seed"])
-
-
-def _load(directory: Path, data: Path) -> tuple[EventForecaster, EventDataset, dict[str, Any]]:
-    from burnish.core.errors import CheckpointError
-    from burnish.events.forecaster import EventForecaster, read_forecaster_config
-
-    extra = read_forecaster_config(directory)["extra"]
-    if "reading" not in extra:
-        raise CheckpointError(
-            "does not say which columns to read, because it was not made by burnish events fit",
-            where=str(directory),
-            fix="use it from Python",
-        )
-    loaded = EventForecaster.from_pretrained(directory)
-    return loaded, _read(data, extra["reading"], loaded.mark_names), extra
 
 
 def _print_scores(table: Table, title: str) -> None:

@@ -32,6 +32,7 @@ class EventDataset:
         unit: name of the time unit, for reports.
         num_vertices: size of the graph, 0 without one.
         notes: what was done to the data on the way in.
+        dates: whether times were dates: seconds since the sequence's epoch.
     """
 
     sequences: tuple[EventSequence, ...]
@@ -39,6 +40,7 @@ class EventDataset:
     unit: str = ""
     num_vertices: int = 0
     notes: tuple[str, ...] = field(default=())
+    dates: bool = False
 
     def __post_init__(self) -> None:
         for sequence in self.sequences:
@@ -97,21 +99,24 @@ class EventDataset:
     @classmethod
     def from_csv(cls, path: str | Path, **columns: Any) -> Self:
         """From a CSV with a header; see `from_table` for the column arguments."""
-        from burnish.events.reading import from_table, read_csv
+        from burnish.events.columns import from_table
+        from burnish.events.reading import read_csv
 
         return cls(**from_table(read_csv(Path(path)), where=str(path), **columns))
 
     @classmethod
     def from_parquet(cls, path: str | Path, **columns: Any) -> Self:
         """From a parquet file; see `from_table` for the column arguments."""
-        from burnish.events.reading import from_table, read_parquet
+        from burnish.events.columns import from_table
+        from burnish.events.reading import read_parquet
 
         return cls(**from_table(read_parquet(Path(path)), where=str(path), **columns))
 
     @classmethod
     def from_jsonl(cls, path: str | Path, **columns: Any) -> Self:
         """From JSON lines, one event a line or one sequence a line (times and marks as lists)."""
-        from burnish.events.reading import from_table, read_jsonl
+        from burnish.events.columns import from_table
+        from burnish.events.reading import read_jsonl
 
         return cls(**from_table(read_jsonl(Path(path), **columns), where=str(path), **columns))
 
@@ -125,7 +130,8 @@ class EventDataset:
     @classmethod
     def from_hub(cls, name: str, *, split: str = "train", **columns: Any) -> Self:
         """From a data set on the Hugging Face hub, through `datasets`; see `from_table` for the column arguments."""
-        from burnish.events.reading import from_table, read_hub
+        from burnish.events.columns import from_table
+        from burnish.events.reading import read_hub
 
         return cls(**from_table(read_hub(name, split), where=name, **columns))
 
@@ -135,17 +141,16 @@ class EventDataset:
 
         Args:
             sequence, time, mark: column names [sequence_id, time, mark]. Without a sequence column all rows are one
-                sequence; without a mark column all events are of one type.
+                sequence; without a mark column all events are of one type. Types are those that occur.
             location: names of the x and y columns.
             vertex: name of a graph vertex column.
             group: name of a split or fold column.
-            origin: "zero" (observation starts at 0), "first" (it starts unknown, times count from the first event) or
-                "auto": zero where that is plausible, else first.
+            start, end: when observation began and ended, as the times are given (numbers or ISO dates), if known.
             sort: sort each sequence by time instead of refusing unsorted rows.
             mark_names: the vocabulary of an existing model; an unknown mark is then an error.
             unit: name of the time unit; timestamps become seconds.
         """
-        from burnish.events.reading import from_table
+        from burnish.events.columns import from_table
 
         return cls(**from_table(table, **columns))
 

@@ -52,7 +52,7 @@ MODELS: dict[str, type[EventModel]] = {
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "burnish-events"
-FORMAT = 1
+FORMAT = 2
 
 
 class EventForecaster:

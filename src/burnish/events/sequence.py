@@ -34,6 +34,7 @@ class EventSequence:
         context: so many leading events are history only, never targets.
         since: when the targets began to be observed, if later than the last event of the context: the first target is
             then known not to have come before (its gap is truncated on the left).
+        epoch: whole number that the times count from (nanoseconds since 1970 where they are dates), to print them.
         name: for messages.
         group: value of a split or fold column, if there is one.
     """
@@ -46,6 +47,7 @@ class EventSequence:
     end: float | None = None
     context: int = 0
     since: float | None = None
+    epoch: int = 0
     name: str = ""
     group: str = ""
 

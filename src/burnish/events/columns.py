@@ -1,0 +1,342 @@
+"""Columns of a table to sequences of events: ids, times, types, places, each checked on the way in.
+
+Times of dates and of whole numbers too large for float64 are counted from the sequence's own first event before any
+rounding, so that a sequence reads the same alone and in a larger file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypedDict
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from burnish.core.errors import DataError, SettingsError, nearest
+from burnish.events.sequence import EventSequence
+
+SEQUENCE, TIME, MARK = "sequence_id", "time", "mark"
+"""Columns that are looked for when none is named; without the first all rows are one sequence, without the last one
+type."""
+
+NANOSECONDS = 1_000_000_000
+EXACT = 2**53
+"""Whole numbers up to this are exact in float64."""
+
+MANY_TYPES = 1000
+
+
+class Parts(TypedDict):
+    """What a data set of events is made of."""
+
+    sequences: tuple[EventSequence, ...]
+    mark_names: tuple[str, ...]
+    unit: str
+    num_vertices: int
+    notes: tuple[str, ...]
+    dates: bool
+
+
+def from_table(
+    table: pa.Table,
+    *,
+    where: str = "table",
+    sequence: str | None = SEQUENCE,
+    time: str = TIME,
+    mark: str | None = MARK,
+    location: tuple[str, str] | None = None,
+    vertex: str | None = None,
+    group: str | None = None,
+    start: float | str | None = None,
+    end: float | str | None = None,
+    sort: bool = False,
+    mark_names: tuple[str, ...] | None = None,
+    num_vertices: int = 0,
+    unit: str = "",
+) -> Parts:
+    """See `EventDataset.from_table`."""
+    if table.num_rows == 0:
+        raise DataError("has no events", where=where)
+    notes: list[str] = []
+    if sequence == SEQUENCE and _absent(table, SEQUENCE):
+        notes.append(f"no column {sequence!r}: all rows are one sequence")
+        sequence = None
+    if mark == MARK and _absent(table, MARK):
+        notes.append(f"no column {mark!r}: all events are of one type")
+        mark = None
+    ticks = _ticks(_column(table, time, "time", where), time, where)
+    if mark is None:
+        marks, names = _one_type(table.num_rows, mark_names, where)
+    else:
+        marks, names = _codes(_column(table, mark, "type", where), mark_names, mark, where)
+    ids, labels = _sequences(table, sequence, where)
+    places = None
+    if location is not None:
+        places = np.stack([_numbers(_column(table, c, "location", where), c, where) for c in location], axis=1)
+    vertices = None
+    if vertex is not None:
+        vertices = _vertices(_column(table, vertex, "vertex", where), vertex, where)
+        num_vertices = max(num_vertices, int(vertices.max()) + 1)
+    groups = None if group is None else [str(v) for v in _column(table, group, "split", where).to_pylist()]
+    sequences = []
+    for rows in _rows_of_sequences(ids, ticks.values if sort else None):
+        name = labels[ids[rows[0]]]
+        times, epoch = ticks.of(rows)
+        _in_order(times, ticks, epoch, f"{where}, sequence {name!r}")
+        sequences.append(
+            EventSequence(
+                times,
+                marks[rows],
+                locations=None if places is None else places[rows],
+                vertices=None if vertices is None else vertices[rows],
+                start=None if start is None else ticks.since(epoch, start, "start"),
+                end=None if end is None else ticks.since(epoch, end, "end"),
+                epoch=epoch,
+                name=name,
+                group="" if groups is None else _one_group(groups, rows, name, where),
+            )
+        )
+    if start is None:
+        notes.append("the start of observation is unknown: the wait for the first event of a sequence is not used")
+    return Parts(
+        sequences=tuple(sequences),
+        mark_names=names,
+        unit=unit or ("seconds" if ticks.dates else ""),
+        num_vertices=num_vertices,
+        notes=tuple(notes),
+        dates=ticks.dates,
+    )
+
+
+# -- times -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """A column of times as it stands in the file: float64, whole numbers, or nanoseconds since 1970 for dates."""
+
+    values: NDArray[np.float64] | NDArray[np.int64]
+    dates: bool
+
+    def of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], int]:
+        """float64 times of some rows, and the whole number that they count from."""
+        values = self.values[rows]
+        if values.dtype == np.float64:
+            return values.astype(np.float64), 0
+        if not self.dates and int(np.abs(self.values).max()) <= EXACT:
+            return values.astype(np.float64), 0
+        epoch = int(values.min())
+        times = (values - epoch).astype(np.float64)
+        return (times / NANOSECONDS if self.dates else times), epoch
+
+    def since(self, epoch: int, given: float | str, name: str) -> float:
+        """A number or date that the user gave, on the clock of a sequence."""
+        if self.dates:
+            return (nanoseconds(given, name) - epoch) / NANOSECONDS
+        try:
+            return float(given) - epoch
+        except ValueError:
+            raise SettingsError(f"{name} is {given!r}, but the times are numbers", fix="give a number") from None
+
+
+def nanoseconds(given: float | str, name: str) -> int:
+    """Nanoseconds since 1970 of a date; without a zone it is taken as UTC."""
+    try:
+        moment = datetime.fromisoformat(str(given))
+    except ValueError:
+        raise SettingsError(
+            f"{name} is {given!r}, but the times are dates", fix="give one such as 2024-05-01T12:00:00"
+        ) from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86400 + delta.seconds) * NANOSECONDS + delta.microseconds * 1000
+
+
+def shown_time(sequence: EventSequence, time: float, dates: bool) -> str:
+    """A time of a sequence as its file would have it."""
+    if dates:
+        total = sequence.epoch + round(time * NANOSECONDS)
+        text = str(np.datetime64(total, "ns"))
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    if sequence.epoch:
+        return str(sequence.epoch + round(time))
+    return f"{time:.10g}"
+
+
+def _ticks(column: pa.ChunkedArray, name: str, where: str) -> Ticks:
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = _parsed(column, name, where)
+        kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return Ticks(column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy(), True)
+    if pa.types.is_time(kind):  # of the day
+        return Ticks(column.cast(pa.time64("ns")).cast(pa.int64()).to_numpy() / NANOSECONDS, False)
+    if pa.types.is_integer(kind):
+        return Ticks(column.cast(pa.int64()).to_numpy(), False)
+    if not (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise DataError(f"column {name!r} holds {kind}, not times", where=where, fix="use numbers or ISO timestamps")
+    times = column.cast(pa.float64()).to_numpy()
+    if not np.isfinite(times).all():
+        row = int(np.argmin(np.isfinite(times))) + 1
+        raise DataError(f"column {name!r} is not a number in row {row}", where=where, fix="drop the incomplete rows")
+    return Ticks(times, False)
+
+
+def _parsed(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Text as dates, with or without a zone, or as numbers."""
+    for kind in (pa.timestamp("ns"), pa.timestamp("ns", "UTC"), pa.float64()):
+        try:
+            return column.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    values = column.to_pylist()
+    try:
+        found = [nanoseconds(value, name) for value in values]
+    except SettingsError:
+        wrong = next(row for row, value in enumerate(values) if not _is_date(value))
+        raise DataError(
+            f"column {name!r} holds {values[wrong]!r} in row {wrong + 1}, which is not a time",
+            where=where,
+            fix="use numbers or ISO timestamps",
+        ) from None
+    return pa.chunked_array([pa.array(found, pa.timestamp("ns"))])
+
+
+def _is_date(value: str) -> bool:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _in_order(times: NDArray[np.float64], ticks: Ticks, epoch: int, where: str) -> None:
+    if len(times) < 2 or np.diff(times).min() >= 0:
+        return
+    i = int(np.argmax(np.diff(times) < 0))
+    here = EventSequence(times[:1], np.zeros(1, np.int64), epoch=epoch)
+    before, after = (shown_time(here, float(t), ticks.dates) for t in times[i : i + 2])
+    raise DataError(
+        f"times go back at event {i + 1} ({before} then {after})",
+        where=where,
+        fix="pass --sort (sort=True) to sort them, or name the column of the sequences with --sequence",
+    )
+
+
+# -- ids, types, places ----------------------------------------------------------------------------------------------
+
+
+def _absent(table: pa.Table, default: str) -> bool:
+    """Whether a table has neither a default column nor one whose name is so near that it may be meant."""
+    return default not in table.column_names and nearest(default, table.column_names) is None
+
+
+def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        guess = nearest(name, table.column_names)
+        advice = f"did you mean {guess!r}?" if guess else f"columns are {', '.join(table.column_names)}"
+        raise DataError(f"has no column {name!r} for the {role}", where=where, fix=advice)
+    if table.column_names.count(name) > 1:
+        raise DataError(f"has more than one column {name!r}", where=where, fix="rename one of them")
+    column = table[name]
+    missing = column.is_null().to_numpy()
+    if pa.types.is_string(column.type):
+        missing = missing | np.array([not (value or "").strip() for value in column.to_pylist()])
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise DataError(f"column {name!r} is empty in row {row + 1}", where=where, fix="drop the incomplete rows")
+    return column
+
+
+def _numbers(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.float64]:
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(f"column {name!r} holds {column.type}, not numbers", where=where)
+    values = column.cast(pa.float64()).to_numpy()
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values))) + 1
+        raise DataError(f"column {name!r} is not a number in row {row}", where=where, fix="drop the incomplete rows")
+    return values
+
+
+def _vertices(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.int64]:
+    values = _numbers(column, name, where)
+    if (values != np.floor(values)).any() or values.min() < 0:
+        raise DataError(f"column {name!r} does not number vertices from 0", where=where, fix="number them 0, 1, ...")
+    return values.astype(np.int64)
+
+
+def _one_type(count: int, vocabulary: tuple[str, ...] | None, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    if vocabulary is not None and len(vocabulary) > 1:
+        raise DataError("has no column of types, and the model has several", where=where, fix="name it with --type")
+    return np.zeros(count, np.int64), vocabulary or ("event",)
+
+
+def _codes(
+    column: pa.ChunkedArray, vocabulary: tuple[str, ...] | None, name: str, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Types as codes 0..K-1 in sorted order, of numbers by size; only those that occur have one."""
+    column = _whole(column, name, where)
+    values = column.to_pylist()
+    if vocabulary is None:
+        found = sorted(set(values))
+        if len(found) > min(MANY_TYPES, max(len(values) // 2, 20)):
+            raise DataError(
+                f"column {name!r} has {len(found):,} different types among {len(values):,} events",
+                where=where,
+                fix="name the column of the types with --type, or merge rare ones",
+            )
+        vocabulary = tuple(str(value) for value in found)
+    index = {text: code for code, text in enumerate(vocabulary)}
+    unknown = sorted({str(value) for value in values} - index.keys())
+    if unknown:
+        guess = nearest(unknown[0], list(vocabulary))
+        advice = f"did you mean {guess!r}? " if guess else ""
+        raise DataError(
+            f"column {name!r} has the type {unknown[0]!r}, which the model was not fitted on",
+            where=where,
+            fix=f"{advice}drop those events, or fit again with them",
+        )
+    return np.array([index[str(value)] for value in values], np.int64), vocabulary
+
+
+def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Types that a reader took for floating numbers, as the whole numbers that they are."""
+    if not pa.types.is_floating(column.type):
+        return column
+    values = column.to_numpy()
+    if not (np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < EXACT)).all():
+        raise DataError(
+            f"column {name!r} holds numbers with fractions, not types", where=where, fix="name another with --type"
+        )
+    return column.cast(pa.int64())
+
+
+def _sequences(table: pa.Table, name: str | None, where: str) -> tuple[NDArray[np.int64], list[str]]:
+    """The sequence of every row, numbered in the order of their first rows, and the sequences' names."""
+    if name is None:
+        return np.zeros(table.num_rows, np.int64), ["all"]
+    encoded = _column(table, name, "sequence", where).dictionary_encode().combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int64), [str(value) for value in encoded.dictionary.to_pylist()]
+
+
+def _rows_of_sequences(
+    ids: NDArray[np.int64], times: NDArray[np.float64] | NDArray[np.int64] | None
+) -> list[NDArray[np.int64]]:
+    """The rows of every sequence, in the order of the table or of the times."""
+    order = np.lexsort((ids,) if times is None else (times, ids))  # stable: rows of a sequence keep their order
+    bounds = np.flatnonzero(np.diff(ids[order], prepend=-1))
+    return np.split(order, bounds[1:])
+
+
+def _one_group(groups: list[str], rows: NDArray[np.int64], name: str, where: str) -> str:
+    found = {groups[row] for row in rows}
+    if len(found) > 1:
+        raise DataError(
+            f"sequence {name!r} is in more than one split ({', '.join(sorted(found))})",
+            where=where,
+            fix="give each sequence one value, or split by time",
+        )
+    return found.pop()
