@@ -22,7 +22,7 @@ from typing import Any
 import experiment
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
-COMMAND = [sys.executable, "-m", "burnish.cli"]
+COMMAND = [sys.executable, "-m", "burnish"]
 SHOWN = {"bytes_on_disk", "perplexity", "kl_divergence", "top1_agreement", "weight_bytes_per_token"}
 TITLES = {"start": "original (bfloat16)", "nearest": "rounded to nearest, 4 bits", "gptq": "GPTQ, 4 bits"}
 HELP_REPEATS = 10

@@ -178,7 +178,7 @@ class Bench:
 
     def command(self, *arguments: str | Path) -> str:
         """What `burnish ...` printed, which must succeed."""
-        command = [sys.executable, "-m", "burnish.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "burnish", *map(str, arguments)]
         done = subprocess.run(command, cwd=self.place, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"burnish {' '.join(map(str, arguments))}\n{done.stderr}"
         return done.stdout

@@ -142,13 +142,13 @@ def large_plan(work: Path) -> dict[str, float]:
         "  - {name: rounded, stage: quantize, method: gptq, bits: 4, group_size: 128}\n",
         encoding="utf-8",
     )
-    output, seconds = run("-m", "burnish.cli", "plan", path, "-o", work / "unused")
+    output, seconds = run("-m", "burnish", "plan", path, "-o", work / "unused")
     assert "41.87" in output
     return seconds
 
 
 def restart(work: Path) -> dict[str, float]:
-    output, seconds = run("-m", "burnish.cli", "run", finished_run(work), "-o", work / "ten")
+    output, seconds = run("-m", "burnish", "run", finished_run(work), "-o", work / "ten")
     assert "report: " in output
     return seconds
 
@@ -157,7 +157,7 @@ def finished_run(work: Path) -> Path:
     """The recipe of 10 nodes, finished in WORK/ten."""
     path = recipe(work, 10)
     if not (work / "ten" / "report.html").is_file():
-        run("-m", "burnish.cli", "run", path, "-o", work / "ten")
+        run("-m", "burnish", "run", path, "-o", work / "ten")
     return path
 
 

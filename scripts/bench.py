@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         print(f"no method and no benchmark is called {name!r}; `make bench` lists them", file=sys.stderr)
         return 1
     if not (ROOT / "models" / "smollm2").is_dir():
-        run("-m", "burnish.cli", "fetch", "smollm2", "--out", "models/smollm2")
+        run("-m", "burnish", "fetch", "smollm2", "--out", "models/smollm2")
     lacking = [benchmark for benchmark in found if benchmark.needs and not benchmark.arguments and not given]
     for benchmark in found:
         if benchmark not in lacking:

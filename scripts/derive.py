@@ -27,6 +27,7 @@ from burnish.methods import METHODS, VERBS, Method  # noqa: E402
 
 OF_STAGES = ("align", "convert", "quantize", "slim")
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("__main__",),
     ("cli",),
     ("report",),
     ("stages",),

@@ -31,8 +31,8 @@ def test_the_rule_of_the_page_runs(tiny_llama: Path, tmp_path: Path):
     PAGE.follow(tmp_path)
     run(tmp_path, sys.executable, "scripts/derive.py")
     assert (tmp_path / "docs" / "methods" / "half-way-rounding.md").is_file()
-    assert "half-way rounding" in run(tmp_path, sys.executable, "-m", "burnish.cli", "methods")
-    shown = run(tmp_path, sys.executable, "-m", "burnish.cli", "quantize", "--help")
+    assert "half-way rounding" in run(tmp_path, sys.executable, "-m", "burnish", "methods")
+    shown = run(tmp_path, sys.executable, "-m", "burnish", "quantize", "--help")
     assert "half: one-sided with" in " ".join(shown.replace("│", " ").split())
     license_file = Path(__file__).resolve().parent.parent / "LICENSE"
     hashes = run(tmp_path, sys.executable, "-c", CODE, tiny_llama, license_file).split()

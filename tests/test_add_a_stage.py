@@ -25,8 +25,8 @@ def test_the_stage_of_the_page_runs(tiny_llama: Path, tmp_path: Path):
     assert (tmp_path / "docs" / "methods" / "shrinking.md").is_file()
     assert ", 0 broken" in run(tmp_path, Path(sys.executable).with_name("lint-imports"), "--no-cache")
     assert "Shrink" in run(tmp_path, sys.executable, "-c", "import burnish; print(burnish.Shrink)")
-    assert "shrinking: every weight" in run(tmp_path, sys.executable, "-m", "burnish.cli", "methods")
-    run(tmp_path, sys.executable, "-m", "burnish.cli", "shrink", tiny_llama, "--factor", "0.5", "-o", "smaller")
+    assert "shrinking: every weight" in run(tmp_path, sys.executable, "-m", "burnish", "methods")
+    run(tmp_path, sys.executable, "-m", "burnish", "shrink", tiny_llama, "--factor", "0.5", "-o", "smaller")
 
     from burnish import load
 

@@ -34,5 +34,5 @@ def test_the_optimizer_of_the_page_trains(tiny_llama: Path, tmp_path: Path):
     run(tmp_path, sys.executable, "-c", CHECK)
     (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times. " * 50)
     settings = ["--data", "text.txt", "--context", "32", "--steps", "2", "--batch", "2", "--optimizer", "signum"]
-    run(tmp_path, sys.executable, "-m", "burnish.cli", "train", tiny_llama, *settings, "-o", "trained")
+    run(tmp_path, sys.executable, "-m", "burnish", "train", tiny_llama, *settings, "-o", "trained")
     assert (tmp_path / "trained" / "model.safetensors").is_file()

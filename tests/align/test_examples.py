@@ -74,7 +74,7 @@ def test_the_command_says_nothing_of_its_libraries(checkpoint, few_pairs, tmp_pa
     options = ["--loss", "r3m-dpo", "--max-steps", "2", "--batch", "4", "--on-bad-pair", "drop", "--max-length", "192"]
     command = ["align", checkpoint, "--data", few_pairs, *options, "-o", "out"]
     done = subprocess.run(
-        [sys.executable, "-m", "burnish.cli", *map(str, command)], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "burnish", *map(str, command)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert [noise for noise in ("[transformers]", "it/s]", "Warning", "trl") if noise in done.stderr] == []

@@ -4,7 +4,8 @@ A mutant is a good file with a few wounds: bytes flipped, cut or doubled, or val
 damaged or hostile file may hold. The child reads it as burnish does; what it must not do is end with anything but a
 `BurnishError`, open a file outside the places it was given, or need more memory than is allowed.
 
-    python tests/border/fuzz.py 17 18       # repeats mutants and shows what happens
+    python tests/border/fuzz.py 17 18                           # repeats mutants and shows what happens
+    python tests/border/fuzz.py 500 10500 benchmarks/results/border_fuzz.json
 """
 
 from __future__ import annotations
@@ -412,4 +413,15 @@ if __name__ == "__main__":
         first, last = int(sys.argv[1]), int(sys.argv[2])
         faults = [fault for seed in range(first, last) if (fault := try_mutant(seed, good)) is not None]
         print("\n".join(faults))
+        found = {
+            "first_seed": first,
+            "mutants": last - first,
+            "faults": len(faults),
+            "tracebacks": sum("Traceback" in fault for fault in faults),
+            "opened_outside": sum("opened /" in fault for fault in faults),
+            "killed": sum(": killed by" in fault for fault in faults),
+            "most_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+        }
+        if len(sys.argv) > 3:
+            Path(sys.argv[3]).write_text(json.dumps(found, indent=2) + "\n")
         print(f"{len(faults)} of {last - first} mutants")

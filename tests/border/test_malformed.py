@@ -135,6 +135,6 @@ def test_a_link_out_of_the_hubs_cache_is_refused(good: Path, tmp_path: Path):
 def test_a_command_says_so_in_one_line(good: Path, name: str):
     spoil, sentence = MALFORMED[name]
     spoil(good)
-    command = [sys.executable, "-P", "-m", "burnish.cli", "evaluate", str(good)]
+    command = [sys.executable, "-P", "-m", "burnish", "evaluate", str(good)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=good.parent)
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -165,7 +165,7 @@ def test_killed_as_a_group_of_real_processes_a_run_ends_with_the_same_bits(
 ):
     """Commands as a shell starts them, killed with their nodes at moments drawn over the time that a run takes."""
     run, moments = tmp_path / "run", random.Random(1)
-    command = [sys.executable, "-m", "burnish.cli", "run", str(recipe), "-o", str(run)]
+    command = [sys.executable, "-m", "burnish", "run", str(recipe), "-o", str(run)]
 
     def begin() -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from burnish.core.runner import process
+from burnish.core.runner.directory import locked
 
 pytestmark = [pytest.mark.real_process, pytest.mark.slow, pytest.mark.timeout(900)]
 
-BURNISH = [sys.executable, "-P", "-m", "burnish.cli"]
+BURNISH = [sys.executable, "-P", "-m", "burnish"]
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 40
 
 
@@ -80,6 +81,11 @@ class Terminal:
             assert time.monotonic() < deadline, self.output.decode(errors="replace")
             self.read()
 
+    def press(self, *keys: bytes) -> None:
+        for key in keys:
+            os.write(self.screen, key)
+            time.sleep(0.05)
+
     def end(self) -> int:
         while True:
             self.read()
@@ -135,3 +141,61 @@ def test_a_terminal_that_is_closed_leaves_no_process_and_loses_nothing(tiny_llam
     again.read_until(b"continuing after step")
     os.kill(again.pid, signal.SIGTERM)
     again.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run makes that nothing stops."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    (directory / "text.txt").write_text(TEXT)
+    return made(directory, tiny_llama)
+
+
+def made(place: Path, model: Path) -> dict[str, bytes]:
+    """Runs to the end, and reads the checkpoint."""
+    command = [*BURNISH, "run", recipe(place, model, steps=STEPS), "-o", "run"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {path.name: path.read_bytes() for path in (place / "run" / "nodes" / "tuned").iterdir()}
+
+
+STEPS = 100
+ENDS = {
+    "Ctrl-C": lambda terminal: terminal.press(b"\x03"),
+    "Ctrl-C twice": lambda terminal: terminal.press(b"\x03", b"\x03"),
+    "SIGTERM": lambda terminal: os.kill(terminal.pid, signal.SIGTERM),
+    "SIGHUP": lambda terminal: os.close(terminal.screen),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_whatever_ends_it_the_same_command_makes_the_same_bits(
+    tiny_llama: Path, tmp_path: Path, undisturbed: dict[str, bytes], how: str
+):
+    (tmp_path / "text.txt").write_text(TEXT)
+    terminal = Terminal([*BURNISH, "run", str(recipe(tmp_path, tiny_llama, steps=STEPS)), "-o", "run"], tmp_path)
+    while not list((tmp_path / "run" / "work" / "tuned" / "states").glob("step-*")):
+        terminal.read()
+    children = psutil.Process(terminal.pid).children(recursive=True)
+    assert children
+    ENDS[how](terminal)
+    assert terminal.end() == (-signal.SIGHUP if how == "SIGHUP" else 130)
+    said = terminal.output.decode(errors="replace")
+    assert "Traceback" not in said, said
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert not (tmp_path / "run" / "nodes" / "tuned").exists()
+    with locked(tmp_path / "run"):
+        pass
+    assert made(tmp_path, tiny_llama) == undisturbed
+
+
+@pytest.mark.parametrize("after", [0.15, 0.4, 1.5])
+def test_ctrl_c_before_anything_has_begun_is_one_sentence(tiny_llama: Path, place: Path, after: float):
+    """While libraries are imported, and while the recipe is planned."""
+    terminal = Terminal([*BURNISH, "run", str(recipe(place, tiny_llama, steps=2000)), "-o", "run"], place)
+    time.sleep(after)
+    terminal.press(b"\x03", b"\x03")
+    assert terminal.end() in (130, -signal.SIGINT)  # the latter where a library was just executing text
+    said = terminal.output.decode(errors="replace")
+    assert "Traceback" not in said and said.count("burnish: interrupted") == 1, said

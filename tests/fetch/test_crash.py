@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fetch(cache: Path, out: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "burnish.cli", "fetch", "someone/small", "-o", str(out)]
+    command = [sys.executable, "-m", "burnish", "fetch", "someone/small", "-o", str(out)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -91,7 +91,7 @@ def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama:
     assert sorted(row["node"] for row in rows) == ["start", "taught", "taught-4bit", "teacher", "untaught"]
     page = (run / "report.html").read_text()
     assert all(name in page for name in ("teacher", "taught", "untaught", "taught-4bit"))
-    again = [sys.executable, "-X", "importtime", "-m", "burnish.cli", "run", str(small), "-o", str(run)]
+    again = [sys.executable, "-X", "importtime", "-m", "burnish", "run", str(small), "-o", str(run)]
     done = subprocess.run(again, capture_output=True, text=True, check=True)
     assert done.stderr.count(": skipped, ") == 4
     assert not any(line.endswith((" torch", " transformers")) for line in done.stderr.splitlines())  # it starts quickly

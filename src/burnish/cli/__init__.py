@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(_mistake(error))
     except KeyboardInterrupt:
-        print("burnish: interrupted; the same command continues where it stopped", file=sys.stderr)
+        print(f"burnish: interrupted{_what_continues(arguments)}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
@@ -156,7 +156,16 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}; what is finished is kept, and the same command continues")
+        _fail(f"{place}{error.strerror or error}{_what_continues(arguments)}")
+
+
+def _what_continues(arguments: list[str]) -> str:
+    """Advice after an end that nothing planned, for commands that keep what they have done."""
+    keeping = {"run", "fetch", "audit"} | {verb.words[0] for verb in VERBS.values()}
+    if arguments[:2] != ["events", "fit"] and not keeping.intersection(arguments[:1]):
+        return ""
+    first = "without --restart the" if "--restart" in arguments else "the"
+    return f"; {first} same command continues where it stopped"
 
 
 def _refuse_empty(arguments: list[str]) -> None:

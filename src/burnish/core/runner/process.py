@@ -118,14 +118,17 @@ def _root(name: str) -> str | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asks a child and what it has started to stop, then makes them; a bar that it had on the terminal is closed."""
+    """Asks a child and what it has started to stop, then makes them, at once where Ctrl-C is pressed again.
+
+    A bar that it had on the terminal is closed.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         try:
             process.wait(timeout=10)
             break
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             continue
     if sys.stderr.isatty():
         from rich.console import Console
