@@ -317,6 +317,13 @@ METHODS: tuple[Method, ...] = (
         page="primal",
         benchmarks=(Benchmark("primal", needs="for pyprimal --peer PYTHON of benchmarks/env/primal.txt"),),
     ),
+    Method(
+        name="Stoc-iALM",
+        does="training under expectation constraints: losses elsewhere stay within bounds, with multipliers",
+        use="burnish.optim.constrained",
+        source="Li, Chen, Liu, Lu, Xu, 2022, arXiv:2212.09513; PStorm, 2020, arXiv:2006.00425",
+        page="stoc-ialm",
+    ),
 )
 
 BESIDE_METHODS = (

@@ -1,0 +1,36 @@
+"""Training under expectation constraints (Stoc-iALM): the best model whose losses elsewhere stay within bounds.
+
+    from burnish.optim.constrained import NeymanPearson, constrained_minimize
+
+    problem = NeymanPearson(level=0.2).problem(score, X, y, batch_size=64)
+    result = constrained_minimize(problem.objective, problem.constraints, model.parameters(), lr=0.05)
+    result.status, result.multipliers, result.rows[-1]["violation"]
+
+The words are those of Cooper (constraint, violation, multiplier, penalty coefficient). Its classes are not used: they
+weigh a constraint's gradient with its violation on the same batch, which is the bias that this method removes.
+"""
+
+from burnish.optim.constrained.constraints import (
+    Constraint,
+    DemographicParity,
+    LossBound,
+    NeymanPearson,
+    Objective,
+    Problem,
+    Sampled,
+)
+from burnish.optim.constrained.minimize import ConstrainedResult, constrained_minimize
+from burnish.optim.constrained.pstorm import PStorm
+
+__all__ = [
+    "ConstrainedResult",
+    "Constraint",
+    "DemographicParity",
+    "LossBound",
+    "NeymanPearson",
+    "Objective",
+    "PStorm",
+    "Problem",
+    "Sampled",
+    "constrained_minimize",
+]
