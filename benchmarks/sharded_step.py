@@ -96,14 +96,14 @@ def one_process(rank: int, num: int, rounds: int, directory: str) -> None:
     peak = memory("VmHWM") - before
 
     matrices = 0
-    orthogonalise = single.orthogonalise
+    orthogonalised = single.orthogonalised
 
     def counted(batch: torch.Tensor, *arguments: Any) -> torch.Tensor:
         nonlocal matrices
         matrices += len(batch) if batch.ndim == 3 else 1
-        return orthogonalise(batch, *arguments)
+        return orthogonalised(batch, *arguments)
 
-    single.orthogonalise = exchange.orthogonalise = counted
+    single.orthogonalised = exchange.orthogonalised = counted
     traces = []
     for _ in range(5):
         matrices = 0

@@ -213,7 +213,7 @@ def counted(rank, world):
         parameter.grad = distribute_tensor(gradient, mesh, parameter.placements, src_data_rank=None)
     optimizer.step()  # the first step compares the processes
     count = {"matrices": 0, "exchanged": 0, "reduced": 0, "held": 0}
-    real = exchange.orthogonalise, dist.all_to_all_single, dist.all_reduce
+    real = exchange.orthogonalised, dist.all_to_all_single, dist.all_reduce
 
     def orthogonalise_counted(batch, *arguments):
         count["matrices"] += len(batch)
@@ -229,7 +229,7 @@ def counted(rank, world):
         return real[2](tensor, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch, CommDebugMode() as collectives:
-        patch.setattr(exchange, "orthogonalise", orthogonalise_counted)
+        patch.setattr(exchange, "orthogonalised", orthogonalise_counted)
         patch.setattr(dist, "all_to_all_single", exchange_counted)
         patch.setattr(dist, "all_reduce", reduce_counted)
         optimizer.step()

@@ -7,10 +7,11 @@ They are ordinary `torch.optim.Optimizer` objects: schedulers, closures, `state_
 """
 
 from burnish.optim.cosmos import COSMOS
+from burnish.optim.foreign import import_state
 from burnish.optim.normuon import Muon, NorMuon
 from burnish.optim.optimizer import AdamW
 from burnish.optim.registry import optimizer_class
 from burnish.optim.routing import Route, explain, route
 from burnish.optim.soap import SOAP
 
-__all__ = ["COSMOS", "SOAP", "AdamW", "Muon", "NorMuon", "Route", "explain", "optimizer_class", "route"]
+__all__ = ["COSMOS", "SOAP", "AdamW", "Muon", "NorMuon", "Route", "explain", "import_state", "optimizer_class", "route"]

@@ -38,10 +38,13 @@ class AdamWRule(UpdateRule):
         }
 
     def update(self, items: list[Item]) -> None:
-        batches: dict[tuple[int, torch.device, torch.dtype], list[Item]] = {}
+        batches: dict[tuple[int, torch.device, torch.dtype, bool], list[Item]] = {}
         for item in items:
-            batches.setdefault((id(item.group), item.parameter.device, item.weight.dtype), []).append(item)
-        for (_, device, dtype), batch in batches.items():
+            # torch's fused kernel goes through storages side by side, so all of one parameter must be laid out alike.
+            alike = item.weight.stride() == item.state["exp_avg"].stride() == item.state["exp_avg_sq"].stride()
+            fused = alike and item.parameter.device.type in ("cpu", "cuda")
+            batches.setdefault((id(item.group), item.parameter.device, item.weight.dtype, fused), []).append(item)
+        for (*_, fused), batch in batches.items():
             group = batch[0].group
             if group["legacy_first_moment"]:
                 for item in batch:
@@ -49,12 +52,12 @@ class AdamWRule(UpdateRule):
             else:
                 adamw(
                     [item.weight for item in batch],
-                    [item.gradient.to(dtype) for item in batch],
+                    [_laid_out_as(item.state["exp_avg"], item.gradient) for item in batch],
                     [item.state["exp_avg"] for item in batch],
                     [item.state["exp_avg_sq"] for item in batch],
                     [],
                     [item.state["step"] for item in batch],
-                    fused=device.type in ("cpu", "cuda"),
+                    fused=fused,
                     amsgrad=False,
                     beta1=group["betas"][0],
                     beta2=group["betas"][1],
@@ -65,6 +68,13 @@ class AdamWRule(UpdateRule):
                 )
             for item in batch:
                 item.commit()
+
+
+def _laid_out_as(state: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the dtype and with the strides of the state, which is dense; mostly it has them."""
+    if gradient.stride() == state.stride():
+        return gradient.to(state.dtype)
+    return torch.empty_like(state).copy_(gradient)
 
 
 def _legacy_step(item: Item) -> None:

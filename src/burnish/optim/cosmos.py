@@ -11,9 +11,14 @@ from torch import Tensor
 from burnish.core.errors import SettingsError
 from burnish.optim.layout import LAYOUT_DEFAULTS, blocks, check_layout
 from burnish.optim.maths import cosmos as maths
-from burnish.optim.maths.orthogonalise import orthogonalise
 from burnish.optim.optimizer import MatrixOptimizer, SharedOptions
-from burnish.optim.orthogonal import check_orthogonalisation, dtype_name, is_whole, orthogonalisation_dtype
+from burnish.optim.orthogonal import (
+    check_orthogonalisation,
+    dtype_name,
+    is_whole,
+    orthogonalisation_dtype,
+    orthogonalised,
+)
 from burnish.optim.rule import Item, UpdateRule
 from burnish.optim.sharded_cosmos import update_sharded
 from burnish.optim.sharding import Sharding, moved, sharding_of, zeros
@@ -108,7 +113,7 @@ def _change(item: Item, number: int, gradient: Tensor, first_moment: Tensor) -> 
     dtype = orthogonalisation_dtype(group["ns_dtype"], momentum)
     rank = basis.shape[-1]
     if rank == 0:  # no leading space: normalised Muon
-        muon = orthogonalise(momentum, group["ns"], group["ns_steps"], dtype).to(momentum.dtype)
+        muon = orthogonalised(momentum, group, dtype).to(momentum.dtype)
         size = (muon.shape[-2] * muon.shape[-1]) ** 0.5
         return muon * (size / (torch.linalg.matrix_norm(muon, keepdim=True) + group["eps"]))
     if step == 1:
@@ -124,9 +129,7 @@ def _change(item: Item, number: int, gradient: Tensor, first_moment: Tensor) -> 
         second_moment / (1 - beta2**step),
         gamma=group["gamma"],
         eps=group["eps"],
-        schedule=group["ns"],
-        steps=group["ns_steps"],
-        dtype=dtype,
+        orthogonalise=lambda remainder: orthogonalised(remainder, group, dtype),
         legacy=group["legacy"],
     )
 
@@ -145,7 +148,7 @@ class COSMOS(MatrixOptimizer):
         gamma: weight of the orthogonalised remainder against the leading space.
         nesterov: look ahead by one gradient.
         legacy: reproduce the trajectory of the published code, faults included; see docs/methods/cosmos.md.
-        ns, ns_steps, ns_dtype: as in `NorMuon`.
+        ns, ns_steps, ns_dtype, ns_eps, ns_clamp: as in `NorMuon`.
         **shared: see `SharedOptions`.
 
     State per m x n matrix: m n + n r + r^2 + m r numbers.
@@ -171,6 +174,8 @@ class COSMOS(MatrixOptimizer):
         ns: str = "quintic",
         ns_steps: int = 5,
         ns_dtype: torch.dtype | str | None = None,
+        ns_eps: float | None = None,
+        ns_clamp: bool = False,
         **shared: Unpack[SharedOptions],
     ) -> None:
         options = {
@@ -186,6 +191,8 @@ class COSMOS(MatrixOptimizer):
             "ns": ns,
             "ns_steps": ns_steps,
             "ns_dtype": dtype_name(ns_dtype),
+            "ns_eps": ns_eps,
+            "ns_clamp": ns_clamp,
         }
         # the published code has one pair of betas for everything
         adamw = {"betas": betas, "legacy_first_moment": True} if legacy else None

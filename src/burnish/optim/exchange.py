@@ -22,9 +22,8 @@ from torch import Tensor
 
 from burnish.optim.layout import num_rows_shape, oriented, out_and_in_dims, row_spans
 from burnish.optim.maths.normuon import nesterov
-from burnish.optim.maths.orthogonalise import orthogonalise
 from burnish.optim.maths.ownership import Round, Spread, cut, received, rounds, sent
-from burnish.optim.orthogonal import BATCH_ELEMENTS
+from burnish.optim.orthogonal import BATCH_ELEMENTS, NS_OPTIONS, orthogonalised
 from burnish.optim.rule import Item
 from burnish.optim.sharding import Sharding
 
@@ -190,14 +189,16 @@ def orthogonalise_owned(mine: list[Unit], wholes: list[Tensor]) -> list[Tensor]:
     same: dict[tuple[Any, ...], list[int]] = {}
     for number, unit in enumerate(mine):
         group = unit.item.group
-        same.setdefault((unit.spread.rows, unit.spread.cols, group["ns"], group["ns_steps"]), []).append(number)
+        options = tuple(group[option] for option in NS_OPTIONS)
+        same.setdefault((unit.spread.rows, unit.spread.cols, *options), []).append(number)
     results = list(wholes)
-    for (rows, cols, schedule, steps), numbers in same.items():
+    for (rows, cols, *_), numbers in same.items():
         device = wholes[numbers[0]].device.type
         each = max(1, BATCH_ELEMENTS.get(device, BATCH_ELEMENTS["cpu"]) // (rows * cols))
         for start in range(0, len(numbers), each):
             batch = numbers[start : start + each]
-            orthogonal = orthogonalise(torch.stack([wholes[number] for number in batch]), schedule, steps)
+            whole = torch.stack([wholes[number] for number in batch])
+            orthogonal = orthogonalised(whole, mine[batch[0]].item.group, whole.dtype)
             for number, result in zip(batch, orthogonal, strict=True):
                 results[number] = result
     return results

@@ -24,7 +24,6 @@ from burnish.optim.layout import (
     unstack,
 )
 from burnish.optim.maths.normuon import SCALES, momentum_, nesterov, row_scales_, step_factor
-from burnish.optim.maths.orthogonalise import orthogonalise
 from burnish.optim.optimizer import MatrixOptimizer, SharedOptions
 from burnish.optim.orthogonal import (
     BATCH_ELEMENTS,
@@ -34,6 +33,7 @@ from burnish.optim.orthogonal import (
     dtype_name,
     is_whole,
     orthogonalisation_dtype,
+    orthogonalised,
 )
 from burnish.optim.rule import Item, UpdateRule
 from burnish.optim.sharded_normuon import update_sharded
@@ -88,8 +88,7 @@ class MuonRule(UpdateRule):
         apart = [item for item in items if not is_whole(item)]
         if apart:
             update_sharded(apart, normalise=self.normalise)
-        whole = [item for item in items if is_whole(item)] if apart else items
-        self._update_whole(whole)
+        self._update_whole([item for item in items if is_whole(item) and item.parameter.numel()])
 
     def _update_whole(self, items: list[Item]) -> None:
         for item in items:
@@ -108,7 +107,7 @@ class MuonRule(UpdateRule):
         rows, cols = views[0].shape[-2:]
         directions = stack([_direction(unit) for unit in batch])
         dtype = orthogonalisation_dtype(group["ns_dtype"], directions)
-        orthogonal = orthogonalise(directions, group["ns"], group["ns_steps"], dtype).to(directions.dtype)
+        orthogonal = orthogonalised(directions, group, dtype).to(directions.dtype)
         if self.normalise:
             states = [row_blocks(unit.item.state["second_moment"], group)[unit.number] for unit in batch]
             second_moment = stack(states)
@@ -184,6 +183,8 @@ class NorMuon(MatrixOptimizer):
         nesterov: look ahead by one gradient.
         ns, ns_steps, ns_dtype: polynomials of the orthogonalisation, their number, and what they are computed in (None:
             bfloat16 on a GPU, otherwise the dtype of the state).
+        ns_eps, ns_clamp: what is added to the norm of a matrix that is orthogonalised (None: as its authors do), or
+            what the norm is not let fall below, as in torch.optim.Muon.
         cautious: decay only weights that the update shrinks too (arXiv:2510.12402).
         eps: as in the authors' code.
         norm_scope: "local" restores the size of the update per shard of a sharded matrix, as published distributed
@@ -209,6 +210,8 @@ class NorMuon(MatrixOptimizer):
         ns: str = "quintic",
         ns_steps: int = 5,
         ns_dtype: torch.dtype | str | None = None,
+        ns_eps: float | None = None,
+        ns_clamp: bool = False,
         cautious: bool = False,
         eps: float = 1e-10,
         norm_scope: str = "global",
@@ -223,6 +226,8 @@ class NorMuon(MatrixOptimizer):
             "ns": ns,
             "ns_steps": ns_steps,
             "ns_dtype": dtype_name(ns_dtype),
+            "ns_eps": ns_eps,
+            "ns_clamp": ns_clamp,
             "cautious": cautious,
             "eps": eps,
             "norm_scope": norm_scope,
@@ -233,7 +238,8 @@ class NorMuon(MatrixOptimizer):
 class Muon(MatrixOptimizer):
     """Momentum, orthogonalised. For arguments see `NorMuon`; there is one beta and no second moment.
 
-    `scale="reference"` is torch.optim.Muon's "original", "rms_moonlight" its "match_rms_adamw".
+    `scale="reference"` is torch.optim.Muon's "original", "rms_moonlight" its "match_rms_adamw"; with
+    `ns_clamp` the two are equal to rounding.
     Source: Muon (Keller Jordan, 2024); Muon is Scalable for LLM Training (2025, arXiv:2502.16982).
     """
 
@@ -252,6 +258,8 @@ class Muon(MatrixOptimizer):
         ns: str = "quintic",
         ns_steps: int = 5,
         ns_dtype: torch.dtype | str | None = None,
+        ns_eps: float | None = None,
+        ns_clamp: bool = False,
         cautious: bool = False,
         norm_scope: str = "global",
         **shared: Unpack[SharedOptions],
@@ -265,6 +273,8 @@ class Muon(MatrixOptimizer):
             "ns": ns,
             "ns_steps": ns_steps,
             "ns_dtype": dtype_name(ns_dtype),
+            "ns_eps": ns_eps,
+            "ns_clamp": ns_clamp,
             "cautious": cautious,
             "norm_scope": norm_scope,
         }

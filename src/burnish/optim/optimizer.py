@@ -11,7 +11,10 @@ is done on the local shards by the very same code; `burnish.optim.exchange` and 
 
 from __future__ import annotations
 
+import copy
 import inspect
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
@@ -20,9 +23,11 @@ from torch import Tensor
 
 from burnish.core.errors import SettingsError
 from burnish.optim.adamw import AdamWRule
+from burnish.optim.gradients import refuse_gradients, without_norm
+from burnish.optim.loading import check_saved, fitted
 from burnish.optim.registry import optimizer_class
 from burnish.optim.routing import param_groups, route
-from burnish.optim.rule import Item, UpdateRule
+from burnish.optim.rule import Item, UpdateRule, with_master
 from burnish.optim.sharding import (
     check_processes_agree,
     describe,
@@ -93,8 +98,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         theirs = AdamW.defaults() | theirs
         self._common = {"low_precision": theirs["low_precision"], "seed": theirs["seed"], "num_steps": 0}
         self._options = {"adamw": theirs, self.rule.name: {**self.rule.group_options, **options}}
-        self._seen: set[int] = set()
-        self._on_mesh = self._agreed = False
+        self._agreed = False
         super().__init__(params, {"lr": options["lr"]})
 
     @classmethod
@@ -124,6 +128,14 @@ class MatrixOptimizer(torch.optim.Optimizer):
         names = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr")]
         return [*names[:-1], *SharedOptions.__annotations__] if names[-1] == "shared" else names
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, to which groups can be added as to the original."""
+        return {**super().__getstate__(), "_common": self._common, "_options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._agreed = False
+
     # -- groups ------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -139,10 +151,17 @@ class MatrixOptimizer(torch.optim.Optimizer):
         first = len(self.param_groups)
         self._check(group, kind, number=first)
         super().add_param_group(group)
-        named = self._named_parameters()
-        refuse_mixture(named, self._name())
-        self._on_mesh, self._agreed = is_dtensor(named[0][1]), False
+        try:
+            refuse_mixture(self._named_parameters(), self._name())
+        except SettingsError:
+            self.param_groups.pop()
+            raise
+        self._agreed = False
         self._make_state(self.param_groups[first], kind.rule)
+
+    def stored_as(self, algorithm: str) -> list[str]:
+        """Options of a group of this algorithm that say what its state means, and cannot change with a loaded state."""
+        return list(self._kind(algorithm).rule.group_options)
 
     def _name(self) -> str:
         return type(self).__name__
@@ -169,8 +188,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if not group["params"]:
             raise SettingsError("has no parameters", where=where)
         _check_types(group, kind.defaults(), where)
-        if not group["lr"] > 0:
-            raise SettingsError(f"lr is {group['lr']}, but must be positive", where=where)
+        if not 0 < group["lr"] < math.inf:
+            raise SettingsError(f"lr is {group['lr']}, but must be positive and finite", where=where)
         if not group["weight_decay"] >= 0:
             raise SettingsError(f"weight_decay is {group['weight_decay']}, but must not be negative", where=where)
         for beta, may_be_one in zip(group["betas"], (False, rule.beta2_may_be_one), strict=False):
@@ -178,13 +197,14 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 raise SettingsError(f"betas are {tuple(group['betas'])}, but must lie in [0, 1)", where=where)
         if group["low_precision"] not in LOW_PRECISION:
             raise SettingsError(f"low_precision is {group['low_precision']!r}, not master or stochastic", where=where)
+        seen = {id(parameter) for other in self.param_groups for parameter in other["params"]}
         for position, entry in enumerate(group["params"]):
             name, parameter = entry if isinstance(entry, tuple) else (f"parameter {position}", entry)
             here = f"{where}, {name} {tuple(parameter.shape)}"
             refuse_unsupported(parameter, here)
-            if id(parameter) in self._seen:
+            if id(parameter) in seen:
                 raise SettingsError("this parameter was given twice", where=here, fix="list it in one group only")
-            self._seen.add(id(parameter))
+            seen.add(id(parameter))
             sharding = sharding_of(parameter)
             # A tensor without storage has the shape of the whole, which is what options must fit.
             rule.check(group, parameter if sharding is None else torch.empty(sharding.shape, device="meta"), here)
@@ -193,12 +213,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _make_state(self, group: dict[str, Any], rule: UpdateRule) -> None:
         for parameter in group["params"]:
-            low = parameter.dtype is torch.bfloat16
-            dtype = torch.float32 if low else parameter.dtype
+            dtype = torch.float32 if parameter.dtype is torch.bfloat16 else parameter.dtype
             state = rule.new_state(parameter.detach(), group, dtype)
-            if low and group["low_precision"] == "master":
-                state["master"] = parameter.detach().float()
-            self.state[parameter] = state
+            self.state[parameter] = with_master(state, parameter, group)
 
     # -- stepping ----------------------------------------------------------------------------------------------------
 
@@ -211,13 +228,17 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
         Returns:
             What the closure returned.
+
+        Raises:
+            NumericalError: a gradient is not finite, or its squares are not; nothing has been changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         work: dict[str, list[Item]] = {}
-        for item in self._items_on_mesh() if self._on_mesh else self._items():
+        on_mesh = is_dtensor(self.param_groups[0]["params"][0])
+        for item in self._items_on_mesh() if on_mesh else self._items():
             work.setdefault(item.group["algorithm"], []).append(item)
         for algorithm, items in work.items():
             self._kind(algorithm).rule.update(items)
@@ -225,74 +246,82 @@ class MatrixOptimizer(torch.optim.Optimizer):
             group["num_steps"] += 1
         return loss
 
-    def _items(self) -> Iterator[Item]:
-        index = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    if parameter.grad.is_sparse:
-                        raise SettingsError("gradients are sparse", where=self._name(), fix="use dense embeddings")
-                    yield Item(parameter, parameter.grad, self.state[parameter], group, index)
-                index += 1
+    def _items(self) -> list[Item]:
+        items = []
+        for index, (group, parameter) in enumerate(_in_groups(self.param_groups)):
+            if parameter.grad is not None:
+                if parameter.grad.is_sparse:
+                    raise SettingsError("gradients are sparse", where=self._name(), fix="use dense embeddings")
+                items.append(Item(parameter, parameter.grad, self.state[parameter], group, index))
+        if large := without_norm([item.gradient for item in items]):
+            refuse_gradients([self._named_parameters()[items[number].index] for number in large], self._name())
+        return items
 
     def _items_on_mesh(self) -> Iterator[Item]:
         """The shards of this process, of all parameters that have a gradient in any process."""
         named = self._named_parameters()
-        if not self._agreed:
-            facts = {name: describe(parameter) for name, parameter in named}
-            for number, group in enumerate(self.param_groups):
-                options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-                facts[f"the options of group {number}"] = str(sorted(options.items()))
-            check_processes_agree(cast("Any", named[0][1]).device_mesh, facts, self._name())
-            self._agreed = True
-        stepped = taking_part([parameter for _, parameter in named])
-        index = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if stepped[index]:
-                    shard = local(parameter)
-                    if parameter.grad is not None and parameter.grad.placements != parameter.placements:
-                        raise SettingsError(
-                            f"the gradient of {named[index][0]} is {describe(parameter.grad)}, but the parameter "
-                            f"{describe(parameter)}",
-                            where=self._name(),
-                            fix="give the gradient the placements of its parameter, as FSDP2 does",
-                        )
-                    gradient = torch.zeros_like(shard) if parameter.grad is None else local(parameter.grad)
-                    state = {key: local(value) for key, value in self.state[parameter].items()}
-                    yield Item(shard, gradient, state, group, index, sharding_of(parameter))
-                index += 1
+        self._check_processes_agree(named)
+        stepped, large = taking_part([parameter for _, parameter in named])
+        if large:
+            refuse_gradients([named[number] for number in large], self._name())
+        for index, (group, parameter) in enumerate(_in_groups(self.param_groups)):
+            if stepped[index]:
+                shard = local(parameter)
+                if parameter.grad is not None and parameter.grad.placements != parameter.placements:
+                    raise SettingsError(
+                        f"the gradient of {named[index][0]} is {describe(parameter.grad)}, but the parameter "
+                        f"{describe(parameter)}",
+                        where=self._name(),
+                        fix="give the gradient the placements of its parameter, as FSDP2 does",
+                    )
+                gradient = torch.zeros_like(shard) if parameter.grad is None else local(parameter.grad)
+                state = {key: local(value) for key, value in self.state[parameter].items()}
+                yield Item(shard, gradient, state, group, index, sharding_of(parameter))
+
+    def _check_processes_agree(self, named: list[tuple[str, Tensor]]) -> None:
+        if self._agreed:
+            return
+        facts = {name: describe(parameter) for name, parameter in named}
+        for number, group in enumerate(self.param_groups):
+            options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            facts[f"the options of group {number}"] = str(sorted(options.items()))
+        check_processes_agree(cast("Any", named[0][1]).device_mesh, facts, self._name())
+        self._agreed = True
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state keeps its dtype: torch would round float32 state of bfloat16 weights to bfloat16.
+        """As in torch, but state keeps its dtype, and what is not of these parameters and algorithms is refused.
+
+        torch would round float32 state of bfloat16 weights to bfloat16, and take any state that has as many groups and
+        parameters. Options of the groups are those of the saved state, as in torch, but for those that say how a
+        parameter is stored: these must be equal.
 
         Raises:
-            SettingsError: the state was sharded in another way, or not at all.
+            SettingsError: the state is of another algorithm, of other parameters or shapes, or was sharded in another
+                way; nothing has been changed.
+            ValueError: as torch, another number of groups or of parameters in a group.
         """
-        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        live = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(saved, live, strict=False):  # torch itself refuses lists of different lengths
-            for key, value in state_dict["state"].get(number, {}).items():
-                here = self.state[parameter].get(key)
-                if isinstance(here, Tensor) and isinstance(value, Tensor) and describe(here) != describe(value):
-                    self._refuse_state(key, value, here)
-        super().load_state_dict(state_dict)
-        for number, parameter in zip(saved, live, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    device = self.state[parameter][key].device
-                    self.state[parameter][key] = value.to(device)
-
-    def _refuse_state(self, key: str, saved: Tensor, here: Tensor) -> None:
-        """Tells state that is of other processes from state that is of other parameters; the latter torch refuses."""
-        if is_dtensor(saved) or is_dtensor(here):
-            raise SettingsError(
-                f"the saved {key} is {describe(saved)}, but here it is {describe(here)}",
-                where=self._name(),
-                fix="save and load with torch.distributed.checkpoint, which cuts state for any number of processes",
-            )
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        saved = check_saved(self, state_dict)
+        own = ("params", "param_names")
+        groups = [
+            {**here, **copy.deepcopy({key: value for key, value in there.items() if key not in own})}
+            for here, there in zip(self.param_groups, state_dict["param_groups"], strict=True)
+        ]
+        state = dict(state_dict["state"])
+        for number in saved:
+            del state[number]
+        state |= {
+            parameter: with_master(fitted(saved[number], self.state[parameter]), parameter, group)
+            for number, group, parameter in zip(saved, *zip(*_in_groups(groups), strict=True), strict=True)
+        }
+        self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
 
 class AdamW(MatrixOptimizer):
@@ -327,36 +356,57 @@ class AdamW(MatrixOptimizer):
         super().__init__(params, options, {"low_precision": low_precision, "seed": seed})
 
 
+def _in_groups(groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """(group, parameter), in order."""
+    return ((group, parameter) for group in groups for parameter in group["params"])
+
+
 def _check_types(group: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
     """Options are of the kind that their defaults are: a number, true or false, a word, or several numbers.
 
     Raises:
-        SettingsError: one is not.
+        SettingsError: one is not, or is not finite, or is an eps below 0.
     """
+    value: Any
     for key, default in defaults.items():
         value, right, kind = group[key], True, ""
         if isinstance(default, bool):
             right, kind = isinstance(value, bool), "true or false"
-        elif isinstance(default, int | float):
-            right, kind = isinstance(value, int | float | Tensor) and not isinstance(value, bool), "a number"
+        elif isinstance(default, int):
+            right, kind = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        elif isinstance(default, float):
+            right, kind = _is_number(value), "a number"
         elif isinstance(default, tuple):
             right = isinstance(value, tuple | list) and len(value) == len(default)
             right = right and all(isinstance(part, int | float) for part in value)
             kind = f"{len(default)} number{'s' if len(default) > 1 else ''}"
         if not right:
             raise SettingsError(f"{key} is {value!r}, but must be {kind}", where=where)
+        if key.endswith("eps") and value is not None and not (_is_number(value) and 0 <= float(value) < math.inf):
+            raise SettingsError(f"{key} is {value!r}, but must be a number from 0 on", where=where)
+        if key != "lr" and isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{key} is {value}, but must be finite", where=where)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def refuse_unsupported(parameter: Tensor, where: str) -> None:
     """Parameters that no rule can step.
 
     Raises:
-        SettingsError: float16 or integer weights, FSDP1's flattened parameters, or a mesh with tensor parallelism.
+        SettingsError: float16 or integer weights, sparse parameters, FSDP1's flattened ones, or a mesh with tensor
+            parallelism.
     """
     if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float64):
         raise SettingsError(
             f"weights are {str(parameter.dtype).removeprefix('torch.')}", where=where, fix="use float32 or bfloat16"
         )
+    if parameter.layout is not torch.strided:
+        raise SettingsError("the parameter is sparse", where=where, fix="use a dense one")
     if hasattr(parameter, "_is_flat_param"):
         raise SettingsError(
             "FSDP1 has flattened the matrices away",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from burnish.core.errors import SettingsError, nearest
 from burnish.optim.layout import out_and_in_dims
-from burnish.optim.maths.orthogonalise import POLYNOMIALS
+from burnish.optim.maths.orthogonalise import POLYNOMIALS, orthogonalise
 from burnish.optim.rule import Item
 
 BATCH_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
@@ -44,13 +44,22 @@ def orthogonalisation_dtype(asked: str | None, direction: Tensor) -> torch.dtype
     return torch.bfloat16 if direction.is_cuda and direction.dtype is torch.float32 else direction.dtype
 
 
+def orthogonalised(matrices: Tensor, group: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """A batch of matrices, orthogonalised as their group says, in `dtype`."""
+    return orthogonalise(matrices, group["ns"], group["ns_steps"], dtype, eps=group["ns_eps"], clamp=group["ns_clamp"])
+
+
+NS_OPTIONS = ("ns", "ns_steps", "ns_eps", "ns_clamp")
+"""The options that the result of `orthogonalised` depends on, beside the dtype."""
+
+
 def dtype_name(dtype: torch.dtype | str | None) -> str | None:
     """Groups hold a dtype by its name, so that they can be saved as text."""
     return str(dtype).removeprefix("torch.") if dtype is not None else None
 
 
 def check_orthogonalisation(group: Mapping[str, Any], where: str) -> None:
-    """The options `ns`, `ns_steps` and `ns_dtype`."""
+    """The options `ns`, `ns_steps` and `ns_dtype`; `ns_eps` is checked as every eps."""
     check_choice("ns", group["ns"], list(POLYNOMIALS), where)
     if group["ns_dtype"] is not None:
         check_choice("ns_dtype", group["ns_dtype"], ["float32", "bfloat16", "float64"], where)

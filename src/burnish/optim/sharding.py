@@ -21,6 +21,7 @@ from torch import Tensor
 
 from burnish._version import __version__
 from burnish.core.errors import SettingsError
+from burnish.optim.gradients import without_norm
 from burnish.optim.maths.ownership import Span, borders
 
 if TYPE_CHECKING:
@@ -188,17 +189,24 @@ def describe(parameter: Tensor) -> str:
 
 
 @torch.no_grad()
-def taking_part(parameters: Sequence[Tensor]) -> list[bool]:
+def taking_part(parameters: Sequence[Tensor]) -> tuple[list[bool], list[int]]:
     """Which parameters have a gradient in at least one process (experts without tokens have none in some).
 
     One small reduction, so that all processes step the same parameters; where the others have a gradient and this
-    process has none, it is zero.
+    process has none, it is zero. The same reduction tells all of gradients that cannot be stepped.
+
+    Returns:
+        For every parameter whether it is stepped; the numbers of those whose gradient is not finite or too large.
     """
     mesh = cast("DTensor", parameters[0]).device_mesh
-    flags = torch.tensor(
-        [parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=parameters[0].device
-    )
+    present = [number for number, parameter in enumerate(parameters) if parameter.grad is not None]
+    flags = torch.zeros(len(parameters), dtype=torch.int32)
+    flags[present] = 1
+    shards = [local(cast("Tensor", parameters[number].grad)) for number in present]
+    flags[[present[place] for place in without_norm(shards)]] = 2
+    flags = flags.to(parameters[0].device)
     for dim in range(mesh.ndim):
         if mesh.size(dim) > 1:
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=mesh.get_group(dim))
-    return flags.bool().tolist()
+    values = flags.tolist()
+    return [value > 0 for value in values], [number for number, value in enumerate(values) if value > 1]

@@ -20,6 +20,8 @@ the first two back, for comparison with published numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -114,9 +116,7 @@ def direction(
     *,
     gamma: float,
     eps: float,
-    schedule: str = "quintic",
-    steps: int = 5,
-    dtype: torch.dtype | None = None,
+    orthogonalise: Callable[[Tensor], Tensor] = orthogonalise,
     legacy: bool = False,
 ) -> Float[Tensor, "*batch rows cols"]:
     """sqrt(m n) C / ||C||: the update in units of `lr * ratio`; its RMS is 1.
@@ -127,12 +127,12 @@ def direction(
         second_moment: V / (1 - beta2^t).
         gamma: weight of the orthogonalised remainder; 0 moves inside the leading space only.
         eps: as in Adam, and of the norms.
-        schedule, steps, dtype: of the orthogonalisation.
+        orthogonalise: of the remainder, in whatever dtype.
         legacy: do not gate a remainder that is rounding noise.
     """
     size = (momentum.shape[-2] * momentum.shape[-1]) ** 0.5
     adam, remainder = parts(momentum, basis, second_moment, eps)
-    muon = orthogonalise(remainder, schedule, steps, dtype).to(momentum.dtype)
+    muon = orthogonalise(remainder).to(momentum.dtype)
     muon = sized(muon, size, _norm(muon), eps)
     if not legacy:
         muon = without_noise(muon, _norm(remainder), _norm(momentum))

@@ -72,6 +72,9 @@ def orthogonalise(
     schedule: str = "quintic",
     steps: int = 5,
     dtype: torch.dtype | None = None,
+    *,
+    eps: float | None = None,
+    clamp: bool = False,
 ) -> Float[Tensor, "*batch rows cols"]:
     """Newton-Schulz iterate of every matrix of a batch; the input is not changed, even where it is a view of state.
 
@@ -80,13 +83,17 @@ def orthogonalise(
         schedule: a name of `POLYNOMIALS`.
         steps: iterations.
         dtype: what to compute in; the cast comes before the normalisation, as in the published code. None: as given.
+        eps: keeps an exact zero zero; None is that of the schedule.
+        clamp: divide by max(norm, eps) as torch.optim.Muon does, not by norm + eps as the published code does.
 
     Returns:
         The result in `dtype`; multiply-adds per matrix with m <= n rows and columns: about steps * (2 m^2 n + m^3).
     """
     plan = POLYNOMIALS[schedule]
     x = matrix if dtype is None else matrix.to(dtype)
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) * plan.norm_factor + plan.eps)
+    norm = torch.linalg.matrix_norm(x, keepdim=True) * plan.norm_factor
+    eps = plan.eps if eps is None else eps
+    x = x / (norm.clamp_min(eps) if clamp else norm + eps)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
