@@ -378,7 +378,7 @@ def test_smash_without_places_is_refused(parts) -> None:
 
 
 def test_models_without_places_refuse_regions(fitted: EventForecaster, hawkes: EventDataset) -> None:
-    with pytest.raises(SettingsError, match="fit the model smash"):
+    with pytest.raises(SettingsError, match="fit the model place-mixture or smash"):
         fitted.next_event(hawkes.sequences[0]).location_region()
 
 

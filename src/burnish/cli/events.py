@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 Levels = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
-ModelName = Literal["smurf-thp", "thp", "structured-thp", "smash", "lognormal-mixture", "exponential-hawkes"]
+ModelName = Literal[
+    "smurf-thp", "place-mixture", "thp", "structured-thp", "smash", "lognormal-mixture", "exponential-hawkes"
+]
 
 
 def fit(
@@ -22,7 +24,7 @@ def fit(
     /,
     *,
     out: Out,
-    model: ModelName = "smurf-thp",
+    model: ModelName | None = None,
     objective: Literal["likelihood", "score", "score+mass"] = "likelihood",
     time_coordinate: Literal["log", "gap"] = "log",
     sequence: str = "sequence_id",
@@ -60,7 +62,8 @@ def fit(
     out:
         Directory of the fitted forecaster.
     model:
-        The first is the best choice for times and types; smash is for places, structured-thp for a graph.
+        The best choice for times and types [default: smurf-thp], with --x and --y for places as well [place-mixture];
+        structured-thp is for a graph, the others are published models and baselines.
     objective:
         Likelihood, or score matching with or without a term for the mass.
     time_coordinate:
@@ -72,9 +75,9 @@ def fit(
     type:
         Column of the types; without the default one all events are of one type.
     x:
-        First column of the place; smash needs it.
+        First column of the place, for the models of places.
     y:
-        Second column of the place; smash needs it.
+        Second column of the place, for the models of places.
     vertex:
         Column of the vertex (0, 1, ...); structured-thp needs it.
     edges:
@@ -119,6 +122,7 @@ def fit(
     from burnish.events.run import Reading, split
     from burnish.events.seen import Seen
 
+    model = model or ("smurf-thp" if x is None and y is None else "place-mixture")
     if out.exists() and not overwrite:
         made = is_forecaster(out)
         raise OutputError(
@@ -336,8 +340,8 @@ def _location(x: str | None, y: str | None, model: str) -> tuple[str, str] | Non
     if (x is None) != (y is None):
         raise SettingsError("a place needs both columns", fix="give --x and --y")
     if x is None or y is None:
-        if model == "smash":
-            raise SettingsError("smash forecasts places, but no columns for them were given", fix="give --x and --y")
+        if model in ("smash", "place-mixture"):
+            raise SettingsError(f"{model} forecasts places, but no columns for them were given", fix="give --x and --y")
         return None
     return x, y
 

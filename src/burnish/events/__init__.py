@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from burnish.events.forecaster import EventForecaster
     from burnish.events.hawkes import HawkesParameters, simulate_hawkes
     from burnish.events.lognormal import LogNormalMixture
+    from burnish.events.place_mixture import PlaceMixture
     from burnish.events.sequence import EventSequence
     from burnish.events.smash import Smash
     from burnish.events.smurf import SmurfTHP
@@ -45,6 +46,7 @@ _PUBLIC = {
     "LogNormalMixture": "lognormal",
     "NextEvent": "distribution",
     "NextEvents": "distribution",
+    "PlaceMixture": "place_mixture",
     "Smash": "smash",
     "SmurfTHP": "smurf",
     "StructuredTHP": "structured",
@@ -67,6 +69,7 @@ __all__ = [
     "LogNormalMixture",
     "NextEvent",
     "NextEvents",
+    "PlaceMixture",
     "Smash",
     "SmurfTHP",
     "StructuredTHP",

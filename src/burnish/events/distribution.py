@@ -27,7 +27,7 @@ from burnish.events.maths.score import log_time_score
 from burnish.events.model import EventModel
 
 if TYPE_CHECKING:
-    from burnish.events.smash import Smash
+    from burnish.events.located import LocatedModel
 
 NUM_PANELS = 128
 FAR = 1000.0
@@ -250,11 +250,11 @@ class NextEvents:
             return drawn.exp() * self.unit
 
     def location_sample(
-        self, gap: Float[Tensor, "S n"], *, generator: torch.Generator, num_levels: int = 40
+        self, gap: Float[Tensor, "S n"], *, generator: torch.Generator, **details: Any
     ) -> Float[Tensor, "S n 2"]:
-        """Places of the next event given its gap, in the data's coordinates (models with a location score)."""
+        """Places of the next event given its gap, in the data's coordinates (models of places)."""
         return self._located().sample_locations(
-            self.condition, gap.to(self.table.edges) / self.unit, generator=generator, num_levels=num_levels
+            self.condition, gap.to(self.table.edges) / self.unit, generator=generator, **details
         )
 
     def location_region(
@@ -267,11 +267,27 @@ class NextEvents:
         places = self.location_sample(gaps, generator=generator).double().cpu().numpy()
         return [highest_density_region(points, q, grid=grid) for points in places]
 
-    def _located(self) -> Smash:
-        from burnish.events.smash import Smash
+    @torch.no_grad()
+    def location_log_density(self, place: Float[Tensor, " S 2"], gap: Float[Tensor, " S"]) -> Tensor | None:
+        """log p(x | s) per data unit squared, of one place and gap a history; None where only a score is known."""
+        from burnish.events.place_mixture import PlaceMixture
 
-        if not isinstance(self.model, Smash):
-            raise SettingsError(f"{self.model.kind} does not forecast locations", fix="fit the model smash")
+        if not isinstance(self.model, PlaceMixture):
+            return None
+        statistics = self.model.statistics
+        mean, scale = torch.tensor(statistics.location_mean), torch.tensor(statistics.location_scale)
+        relative = ((place.double() - mean) / scale).to(self.table.edges).unsqueeze(-2)
+        wait = (gap.double() / self.unit).to(self.table.edges).unsqueeze(-1)
+        value = self.model.location_log_density(self.condition, relative, wait).squeeze(-1)
+        return value - float(scale.double().log().sum())
+
+    def _located(self) -> LocatedModel:
+        from burnish.events.located import LocatedModel
+
+        if not isinstance(self.model, LocatedModel):
+            raise SettingsError(
+                f"{self.model.kind} does not forecast locations", fix="fit the model place-mixture or smash"
+            )
         return self.model
 
     # -- shapes ------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from burnish.events.exponential import ExponentialHawkes
 from burnish.events.fit_state import FitHistory
 from burnish.events.lognormal import LogNormalMixture
 from burnish.events.model import EventModel, Objective, TrainingStatistics
+from burnish.events.place_mixture import PlaceMixture
 from burnish.events.sequence import EventSequence
 from burnish.events.smash import Smash
 from burnish.events.smurf import SmurfTHP
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from burnish.events.stream import EventStream
 
 MODELS: dict[str, type[EventModel]] = {
-    model.kind: model for model in (THP, StructuredTHP, SmurfTHP, Smash, LogNormalMixture, ExponentialHawkes)
+    model.kind: model
+    for model in (THP, StructuredTHP, SmurfTHP, PlaceMixture, Smash, LogNormalMixture, ExponentialHawkes)
 }
 """The models by the name that the command line and config.json use."""
 
@@ -124,6 +126,7 @@ class EventForecaster:
         self.mark_names, self.unit = training.mark_names, training.unit
         self.baselines = Baselines.fit(training)
         reset_parameters(self.model, how.seed)
+        self.model.prepare(training, how.seed)
         packed = self.model.pack(training)
         if packed.num_cut:
             self.notes += (

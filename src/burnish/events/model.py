@@ -171,6 +171,9 @@ class EventModel(nn.Module):
         """exp(-Lam(inf)), or None for a hazard that is bounded below, where it is zero."""
         return None
 
+    def prepare(self, training: EventDataset, seed: int) -> None:
+        """What a model takes from the training data beside its weights, before the first epoch; nothing by default."""
+
     # -- shared ------------------------------------------------------------------------------------------------------
 
     @property

@@ -36,6 +36,7 @@ _SCORES = (
     ("accuracy_given_time", "type accuracy, given the time", _HIGHER),
     ("accuracy_head", "type accuracy of the separate head", _HIGHER),
     ("ece", "type calibration error", _LOWER),
+    ("loglik_location", "log-likelihood of the place given the time, nats per event", _HIGHER),
     ("location_cs", "calibration score of the place, levels 0.5 to 0.9", _LOWER),
     ("energy_score", "energy score of the place", _LOWER),
     ("location_error", "mean distance to the mean place", _LOWER),

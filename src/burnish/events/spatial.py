@@ -41,7 +41,7 @@ def add_location_scores(
     generator = torch.Generator().manual_seed(seed)
     share = min(1.0, num_events / packed.num_scored)
     rng = np.random.default_rng(seed)
-    samples, observed, shown = [], [], None
+    samples, observed, nats, shown = [], [], [], None
     mean, scale = np.array(model.statistics.location_mean), np.array(model.statistics.location_scale)
     with torch.no_grad():
         for batch in packed.batches(32):
@@ -57,6 +57,10 @@ def add_location_scores(
                 gaps, _ = law.sample(num_samples, generator=generator)
                 samples.append(law.location_sample(gaps, generator=generator).numpy())
                 observed.append(places[rows])
+                density = law.location_log_density(
+                    torch.from_numpy(places[rows]), histories.gap[chosen][rows] * law.unit
+                )
+                nats.append(np.zeros(0) if density is None else density.double().numpy())
             if shown is None:
                 middle = len(chosen) // 2
                 row, column = batch.scored.nonzero()[int(chosen[middle])].tolist()
@@ -70,6 +74,9 @@ def add_location_scores(
     result.scores["location_error"] = float(values["location_error"].mean())
     result.scores["energy_score"] = float(values["energy_score"].mean())
     result.scores["num_location_events"] = len(rank)
+    if len(every := np.concatenate(nats)):
+        result.scores["loglik_location"] = float(every.mean())
+        result.errors["loglik_location"] = float(every.std(ddof=1) / np.sqrt(len(every)))
     for name in ("location_error", "energy_score"):
         result.errors[name] = float(values[name].std(ddof=1) / np.sqrt(len(rank)))
     assert shown is not None

@@ -13,6 +13,7 @@ from burnish.core.errors import DataError, SettingsError, nearest
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.model import EncodedModel
 from burnish.events.online import IncrementalEncoder, OnlineHazard, OnlineLaw
+from burnish.events.place_mixture import PlaceMixture
 from burnish.events.smurf import SmurfTHP
 
 if TYPE_CHECKING:
@@ -89,7 +90,22 @@ class EventStream:
         # A first event whose start of observation is unknown has the placeholder gap 1, as in batches.
         wait = 1.0 if gap is None else gap / statistics.mean_gap
         self.hidden = self.encoder.step(self.since, wait, code, place, vertex)
+        if isinstance(self.model, PlaceMixture):
+            self.hidden = self.model.online_state(self.hidden, self._recent_places())
         self._law = None
+
+    def _recent_places(self) -> list[tuple[float, NDArray[Any]]]:
+        """(time, place) of the last events, in the model's units."""
+        statistics, origin = self.model.statistics, self.origin
+        assert origin is not None
+        return [
+            (
+                (time - origin) / statistics.mean_gap,
+                (np.array(location) - statistics.location_mean) / statistics.location_scale,
+            )
+            for time, _, location, _ in self.recent
+            if location is not None and (time - origin) / statistics.mean_gap <= self.since
+        ]
 
     def _restart(self) -> None:
         """Encodes the last `context` events on a clock of their own, as windows of training are."""
@@ -125,6 +141,6 @@ class EventStream:
         if self.hidden is None:
             raise DataError("no event has been observed yet", where="stream", fix="call observe first")
         hidden = torch.from_numpy(self.hidden).unsqueeze(0).to(self.model.device)
-        condition = self.model.condition(hidden, torch.tensor([self.since]).to(hidden))
+        condition = self.model.condition(hidden, torch.tensor([self.since], dtype=torch.float64).to(hidden))
         many = NextEvents(self.model, condition, renormalise=self.forecaster.renormalise)
         return NextEvent(many, self.forecaster.mark_names)
