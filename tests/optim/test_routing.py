@@ -1,5 +1,7 @@
 """Every parameter goes to exactly one rule, and to the right one."""
 
+import warnings
+
 import pytest
 import torch
 import transformers
@@ -161,3 +163,170 @@ def test_explain_merges_layers():
     q = rows["model.layers.*.self_attn.q_proj.weight"]
     assert (q["count"], q["shape"], q["algorithm"], q["decay"]) == (2, "64 x 64", "normuon", "yes")
     assert sum(row["count"] for row in rows.values()) == len(list(make("llama").named_parameters()))
+
+
+# -- modules that do not say what they are made of ---------------------------------------------------------------------
+
+
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.out = torch.nn.Linear(width, width)
+        self.up = torch.nn.Linear(width, 4 * width)
+
+
+class Tower(torch.nn.Module):
+    """A language model of one's own; the head is declared first, and called what it is called."""
+
+    def __init__(self, head, *, tied=False, blocks=torch.nn.ModuleList, vocabulary=64, width=16):
+        super().__init__()
+        setattr(self, head, torch.nn.Linear(width, vocabulary, bias=False))
+        self.table = torch.nn.Embedding(vocabulary, width)
+        self.places = torch.nn.Embedding(width, width)
+        layers = [Block(width), Block(width)]
+        self.blocks = blocks(layers) if blocks is torch.nn.ModuleList else blocks(*layers)
+        if tied:
+            getattr(self, head).weight = self.table.weight
+
+
+HIDDEN = [f"blocks.{number}.{name}.weight" for number in range(2) for name in ("out", "up")]
+
+
+def stepped_as_matrices(model):
+    return [one.name for one in route(model) if one.algorithm == "normuon"]
+
+
+@pytest.mark.parametrize("head", ["out", "head", "prediction", "zzz"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("blocks", [torch.nn.ModuleList, torch.nn.Sequential])
+def test_the_head_of_a_plain_model_is_found_whatever_its_name_and_place(head, tied, blocks):
+    model = Tower(head, tied=tied, blocks=blocks)
+    assert stepped_as_matrices(model) == HIDDEN  # the up-projection has as many rows as the vocabulary here
+    wrapper = torch.nn.ModuleDict({"inner": model})
+    assert stepped_as_matrices(wrapper) == [f"inner.{name}" for name in HIDDEN]
+
+
+def test_the_head_at_the_end_of_a_row_of_layers_is_found():
+    model = torch.nn.Sequential(torch.nn.Embedding(64, 16), Block(16), Block(16), torch.nn.Linear(16, 64))
+    assert stepped_as_matrices(model) == ["1.out.weight", "1.up.weight", "2.out.weight", "2.up.weight"]
+
+
+def test_a_head_without_an_embedding_is_found_by_its_name_at_the_outside_only():
+    model = torch.nn.ModuleDict({"body": Block(16), "out": torch.nn.Linear(16, 3)})
+    assert stepped_as_matrices(model) == ["body.out.weight", "body.up.weight"]
+
+
+def test_what_somebody_added_to_a_known_model_is_routed_by_its_type_and_the_table_says_so():
+    model = make("llama")
+    model.value = torch.nn.Linear(64, 64)
+    model.strange = torch.nn.Parameter(torch.ones(64, 64))
+    found = {one.name: one for one in route(model)}
+    assert (found["value.weight"].algorithm, found["strange"].algorithm) == ("normuon", "adamw")
+    assert "unknown to the table of llama" in found["value.weight"].reason
+    assert "unknown to the table of llama" in found["strange"].reason
+    assert found["model.layers.0.mlp.up_proj.weight"].reason == "up of mlp"
+
+
+def test_a_model_without_its_head_is_routed_by_the_types_of_its_modules():
+    assert {one.algorithm for one in route(make("llama").model)} == {"normuon", "adamw"}
+
+
+# -- wrappers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of one process."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def compiled_layers(model):
+    layers = model.get_decoder().layers
+    for number in range(len(layers)):
+        layers[number] = torch.compile(layers[number], backend="aot_eager")
+    return model
+
+
+def checkpointed_layers(model):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    layers = model.get_decoder().layers
+    for number in range(len(layers)):
+        layers[number] = checkpoint_wrapper(layers[number])
+    return model
+
+
+def sharded(model):
+    return torch.distributed.fsdp.fully_shard(model)
+
+
+WRAPPERS = {
+    "plain": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="aot_eager"),
+    "compiled layers": compiled_layers,
+    "checkpointed layers": checkpointed_layers,
+    "DDP": torch.nn.parallel.DistributedDataParallel,
+    "DDP, compiled": lambda model: torch.compile(torch.nn.parallel.DistributedDataParallel(model), backend="aot_eager"),
+    "FSDP2": sharded,
+}
+
+
+def after_two_steps(model, *, train):
+    """Names and groups of the parameters, and the weights after two steps."""
+    optimizer = NorMuon.for_model(model, lr=0.01)
+    groups = [(group["algorithm"], group["param_names"]) for group in optimizer.param_groups]
+    inputs = torch.arange(24).reshape(2, 12)
+    for _ in range(2 * train):
+        optimizer.zero_grad()
+        model(input_ids=inputs, labels=inputs).loss.backward()
+        optimizer.step()
+    return groups, [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapped_model_is_routed_as_the_model(wrapper, alone):
+    assert (
+        after_two_steps(WRAPPERS[wrapper](make("llama")), train=False)[0]
+        == after_two_steps(make("llama"), train=False)[0]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("wrapper", ["compiled", "DDP", "FSDP2"])
+def test_a_wrapped_model_takes_the_steps_of_the_model(wrapper, name, alone):
+    _, ours = after_two_steps(WRAPPERS[wrapper](make(name).eval()), train=True)
+    _, theirs = after_two_steps(make(name).eval(), train=True)
+    for one, other in zip(ours, theirs, strict=True):
+        one = one.full_tensor() if hasattr(one, "full_tensor") else one
+        # Float32 through graphs that add up in another order; an update has RMS 2e-3.
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_an_adapter_is_trained_and_nothing_else(name, lora):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(make(name), peft.LoraConfig(r=4, target_modules="all-linear"))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    optimizer = NorMuon.for_model(model, lr=0.01, lora=lora)
+    inputs = torch.arange(24).reshape(2, 12)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids=inputs, labels=inputs).loss.backward()
+        optimizer.step()
+    changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed and all(".lora_" in key for key in changed)
+
+
+def test_fsdp1_is_refused_also_where_it_keeps_the_names(alone):
+    with warnings.catch_warnings(action="ignore"):  # one process shards nothing
+        model = torch.distributed.fsdp.FullyShardedDataParallel(
+            make("llama"), use_orig_params=True, device_id=torch.device("cpu")
+        )
+    with pytest.raises(SettingsError, match="FSDP1 has flattened"):
+        NorMuon.for_model(model, lr=1e-3)

@@ -15,6 +15,7 @@ from burnish.arch.capture import Capture, capture, hidden_neurons
 from burnish.arch.describe import Architecture, Experts, describe, known_model_types
 from burnish.arch.stepping import HiddenStates, first_inputs
 from burnish.arch.view import MatrixView, VectorView, by_input, by_parameter, layers, matrices, vectors
+from burnish.arch.wrappers import plain_name, unwrapped
 
 __all__ = [
     "Architecture",
@@ -32,5 +33,7 @@ __all__ = [
     "known_model_types",
     "layers",
     "matrices",
+    "plain_name",
+    "unwrapped",
     "vectors",
 ]

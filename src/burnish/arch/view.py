@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from burnish.arch.describe import Architecture, describe
 from burnish.arch.row import ExpertsPart, MatrixPart, NormPart, Part, VectorPart
+from burnish.arch.wrappers import plain_name
 from burnish.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def layers(module: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """The decoder layers in order, with their paths ("model.layers.0")."""
     architecture = describe(module)
     path = architecture.row.layers
-    modules = dict(module.named_modules())
+    modules = {plain_name(name): part for name, part in module.named_modules()}
     if path not in modules:
         raise CheckpointError(
             f"{type(module).__name__} has no decoder layers at {path}",
@@ -151,13 +152,17 @@ def layers(module: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     return [(f"{path}.{index}", layer) for index, layer in enumerate(modules[path].children())]
 
 
-def matrices(module: PreTrainedModel) -> list[MatrixView]:
+def matrices(module: PreTrainedModel, *, complete: bool = True) -> list[MatrixView]:
     """Every weight matrix, embeddings first, then layer by layer, heads last. Works on the meta device too.
+
+    Args:
+        module: also with layers that are compiled or checkpointed; names are those of the model without.
+        complete: refuse parameters that the row of the model type does not describe; else they are left out.
 
     Raises:
         CheckpointError: the model type is unknown, or a parameter is not described by its row.
     """
-    return _Inventory(module).matrices
+    return _Inventory(module, complete=complete).matrices
 
 
 def vectors(module: PreTrainedModel) -> list[VectorView]:
@@ -184,10 +189,10 @@ def by_parameter(views: Sequence[MatrixView]) -> dict[str, list[MatrixView]]:
 class _Inventory:
     """Walks the row of a model type over a module and checks that nothing is left over."""
 
-    def __init__(self, module: PreTrainedModel) -> None:
+    def __init__(self, module: PreTrainedModel, *, complete: bool = True) -> None:
         self.architecture: Architecture = describe(module)
-        self.modules = dict(module.named_modules())
-        self.state = module.state_dict(keep_vars=True)
+        self.modules = {plain_name(name): part for name, part in module.named_modules()}
+        self.state = {plain_name(name): tensor for name, tensor in module.state_dict(keep_vars=True).items()}
         self.tied = _tied_names(self.state)
         self.matrices: list[MatrixView] = []
         self.vectors: list[VectorView] = []
@@ -212,7 +217,8 @@ class _Inventory:
         for head, role in row.heads.items():
             self._head(head, role)
         self._drop_groups_of_one()
-        self._check_complete()
+        if complete:
+            self._check_complete()
 
     def _has(self, parameter: str) -> bool:
         return parameter in self.state and parameter not in self.tied

@@ -106,7 +106,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """The optimizer of a model, with every parameter routed to the rule that fits it.
 
         Args:
-            model: a transformers model (or any module); parameters that need no gradient are left out.
+            model: a transformers model (or any module), also compiled or in DDP; parameters that need no gradient are
+                left out.
             lr: learning rate.
             split: orthogonalise the parts of fused q, k, v and gate, up matrices on their own.
             lora: give LoRA's A and B the matrix update too; AdamW by default.
@@ -367,7 +368,6 @@ def _check_types(group: Mapping[str, Any], defaults: Mapping[str, Any], where: s
     Raises:
         SettingsError: one is not, or is not finite, or is an eps below 0.
     """
-    value: Any
     for key, default in defaults.items():
         value, right, kind = group[key], True, ""
         if isinstance(default, bool):
@@ -382,10 +382,14 @@ def _check_types(group: Mapping[str, Any], defaults: Mapping[str, Any], where: s
             kind = f"{len(default)} number{'s' if len(default) > 1 else ''}"
         if not right:
             raise SettingsError(f"{key} is {value!r}, but must be {kind}", where=where)
-        if key.endswith("eps") and value is not None and not (_is_number(value) and 0 <= float(value) < math.inf):
+        if key.endswith("eps") and value is not None and not _is_at_least_zero(value):
             raise SettingsError(f"{key} is {value!r}, but must be a number from 0 on", where=where)
         if key != "lr" and isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{key} is {value}, but must be finite", where=where)
+
+
+def _is_at_least_zero(value: Any) -> bool:
+    return _is_number(value) and 0 <= float(value) < math.inf
 
 
 def _is_number(value: Any) -> bool:

@@ -10,21 +10,26 @@ trains badly. So the choice is made here, once, from what the model says about i
 | routers of experts | AdamW: a row is one expert, and few rows get a gradient in a step |
 | matrices with one row or one column; depthwise filters | AdamW: nothing to orthogonalise |
 | norms, biases, scalars | AdamW without decay |
+| what no rule knows | AdamW, and the table says so |
 | LoRA's A and B | AdamW, or matrix when asked for |
 
-Known architectures are read from `burnish.arch`; for others the types of the modules decide, and what is not recognised
-goes to AdamW. `explain` shows the table.
+Known architectures are read from `burnish.arch`; for others, and for modules that somebody added to a known one, the
+types of the modules decide, and what is not recognised goes to AdamW. A head is found by its shape, for modules that do
+not say what theirs is. A model may be compiled or in a wrapper, whole or in parts: names and choices are the same.
+`explain` shows the table.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from burnish import arch
+from burnish.arch import plain_name, unwrapped
 from burnish.core.checkpoint.sizes import num_experts
 from burnish.core.errors import SettingsError
 
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
 
 FROZEN = "frozen"
 _HEAD_NAMES = ("lm_head", "score", "classifier")
+_OUTERMOST_HEAD_NAMES = ("head", "out", "output", "logits", "to_logits", "unembed", "fc_out", "decoder")
+"""Where nothing but a name tells: of a linear layer that is a direct child of the model."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Route:
     """Where one parameter goes.
 
     Attributes:
-        name: as in `model.named_parameters()`.
+        name: as in `model.named_parameters()` of the model without wrappers.
         shape: of the parameter.
         algorithm: of its group, or "frozen" for a parameter that needs no gradient.
         reason: why, in words.
@@ -60,24 +67,28 @@ def route(model: nn.Module, *, split: bool = False, lora: bool = False, algorith
     """Every parameter of a model exactly once, in the order of `named_parameters()`.
 
     Args:
-        model: a transformers model, a PEFT model or any module.
+        model: a transformers model, a PEFT model or any module, also compiled or in DDP.
         split: step the parts of fused matrices (q, k, v; gate, up) on their own.
         lora: give LoRA's A and B the matrix update.
         algorithm: name of the matrix update.
     """
+    model = unwrapped(model)
     known = _by_architecture(model, split=split)
+    plain = _Plain(model)
     routes = []
     for name, parameter, owner in _parameters(model):
         if not parameter.requires_grad:
             decision = _Decision(FROZEN, "needs no gradient")
         elif _is_vector(parameter) or name.endswith("bias"):
             decision = _Decision("adamw", "norm, bias or scalar: no decay", decays=False)
-        elif ".lora_" in name:
+        elif ".lora_" in name and ".lora_embedding_" not in name:
             decision = _Decision("matrix" if lora else "adamw", "LoRA factor")
-        elif known is not None:
+        elif name in known:
             decision = known[name]
         else:
-            decision = _by_module(model, name, parameter, owner)
+            decision = plain.decision(name, parameter, owner)
+            if known:
+                decision = replace(decision, reason=f"{decision.reason}, unknown to the table of {model_type(model)}")
         if decision.algorithm == "matrix" and _is_degenerate(parameter, decision):
             decision = _Decision("adamw", f"{decision.reason}, but with one row or one column only")
         chosen = algorithm if decision.algorithm == "matrix" else decision.algorithm
@@ -93,7 +104,7 @@ def param_groups(model: nn.Module, routes: list[Route]) -> list[dict[str, Any]]:
     Raises:
         SettingsError: no parameter needs a gradient.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {plain_name(name): parameter for name, parameter in unwrapped(model).named_parameters()}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for one in routes:
         if one.algorithm == FROZEN:
@@ -147,7 +158,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
     """(name, parameter, the module that holds it); a tied parameter comes once, under its first name."""
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
-        yield name, parameter, modules[name.rpartition(".")[0]]
+        yield plain_name(name), parameter, modules[name.rpartition(".")[0]]
 
 
 def _is_vector(parameter: Tensor) -> bool:
@@ -165,19 +176,20 @@ def _is_degenerate(parameter: Tensor, decision: _Decision) -> bool:
 # -- known architectures -----------------------------------------------------------------------------------------------
 
 
-def _by_architecture(model: nn.Module, *, split: bool) -> dict[str, _Decision] | None:
-    """Decisions from the architecture table, or None for a model that it does not know."""
-    config: Any = getattr(model, "config", None)
-    if config is None or hasattr(model, "peft_config"):
-        return None
-    from burnish import arch
-
-    if config.model_type not in arch.known_model_types():
-        return None
-    views: dict[str, list[MatrixView]] = {}
-    for view in arch.matrices(model):  # pyright: ignore[reportArgumentType]
-        views.setdefault(view.parameter, []).append(view)
+def _by_architecture(model: nn.Module, *, split: bool) -> dict[str, _Decision]:
+    """Decisions from the architecture table; none for a model that it does not know, or one without its head."""
+    if hasattr(model, "peft_config") or model_type(model) not in arch.known_model_types():
+        return {}
+    path = arch.describe(cast("Any", model)).row.layers
+    if path not in {plain_name(name) for name, _ in model.named_modules()}:
+        return {}
+    views = arch.by_parameter(arch.matrices(cast("Any", model), complete=False))
     return {name: _of_views(same, split=split) for name, same in views.items()}
+
+
+def model_type(model: nn.Module) -> str:
+    """Of a transformers model; "" for any other module, whatever it calls its `config`."""
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def _of_views(views: list[MatrixView], *, split: bool) -> _Decision:
@@ -208,17 +220,61 @@ def _of_views(views: list[MatrixView], *, split: bool) -> _Decision:
 # -- everything else ---------------------------------------------------------------------------------------------------
 
 
-def _by_module(model: nn.Module, name: str, parameter: Tensor, owner: nn.Module) -> _Decision:
-    """The decision from module types; names only where nothing else tells."""
-    if isinstance(owner, nn.Embedding) or _is_weight_of(parameter, model, "get_input_embeddings"):
-        return _Decision("adamw", "embedding")
-    if _is_weight_of(parameter, model, "get_output_embeddings"):
-        return _Decision("adamw", "output head")
-    parts = name.split(".")
-    if any(part in _HEAD_NAMES for part in parts):
-        return _Decision("adamw", "output head, by its name")
-    if parameter.ndim == 2 and parameter.shape[0] == _num_experts(model):
-        return _Decision("adamw", "router of experts: as many rows as experts")
+class _Plain:
+    """Decisions from the types of modules; from shapes and names only where nothing else tells."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        self.looked_up = {id(embedding.weight) for embedding in self.embeddings}
+        self.heads = {id(parameter) for parameter in self._heads_by_shape()}
+
+    def decision(self, name: str, parameter: Tensor, owner: nn.Module) -> _Decision:
+        linear = isinstance(owner, nn.Linear)
+        if id(parameter) in self.looked_up and linear:
+            return _Decision("adamw", "embedding, tied to the output head")
+        if id(parameter) in self.looked_up or _is_weight_of(parameter, self.model, "get_input_embeddings"):
+            return _Decision("adamw", "embedding")
+        if _is_weight_of(parameter, self.model, "get_output_embeddings"):
+            return _Decision("adamw", "output head")
+        parts = name.split(".")
+        if any(part in _HEAD_NAMES for part in parts):
+            return _Decision("adamw", "output head, by its name")
+        if id(parameter) in self.heads:
+            return _Decision("adamw", "output head: as many rows as the embedding")
+        if linear and len(parts) == 2 and parts[0] in _OUTERMOST_HEAD_NAMES:
+            return _Decision("adamw", "output head, by its name")
+        if parameter.ndim == 2 and parameter.shape[0] == _num_experts(self.model):
+            return _Decision("adamw", "router of experts: as many rows as experts")
+        return _of_type(parameter, owner)
+
+    def _heads_by_shape(self) -> list[Tensor]:
+        """Weights with a row for every entry of the largest embedding, outside of repeated layers."""
+        if not self.embeddings:
+            return []
+        rows = max(embedding.num_embeddings for embedding in self.embeddings)
+        found: list[tuple[int, Tensor]] = []
+        repeating: dict[str, nn.Module] = {}
+        inside: set[str] = set()  # of repeated layers, where a matrix may have as many rows by chance
+        for name, module in self.model.named_modules():
+            parent = name.rpartition(".")[0]
+            is_layer = any(True for _ in module.children()) or isinstance(repeating.get(parent), nn.ModuleList)
+            if name and (parent in inside or (parent in repeating and is_layer)):
+                inside.add(name)
+            elif isinstance(module, nn.Linear) and module.weight.shape[0] == rows:
+                found.append((name.count("."), module.weight))
+            if _repeats(module):
+                repeating[name] = module
+        return [weight for depth, weight in found if depth == min(found, key=lambda one: one[0])[0]]
+
+
+def _repeats(module: nn.Module) -> bool:
+    """Whether a module is a row of layers, rather than of steps."""
+    layers = [type(child) for child in module.children() if any(True for _ in child.children())]
+    return isinstance(module, nn.ModuleList) or len(layers) > len(set(layers))
+
+
+def _of_type(parameter: Tensor, owner: nn.Module) -> _Decision:
     kind = type(owner).__name__
     if isinstance(owner, nn.Linear):
         return _Decision("matrix", "weight of a hidden linear layer")
