@@ -148,7 +148,8 @@ def test_unit_scale_makes_every_feature_count_the_same():
 def test_planted_wrong_labels_come_first(audit):
     assert {row["row"] for row in audit.rows[:2]} == {4, 18}
     assert audit.rows[0]["margin"] < 0 and audit.rows[0]["delta"] > 0
-    assert "prefer the answer labelled worse" in audit.rows[0]["reasons"][0]
+    assert audit.rows[0]["wrong"] > 0.5
+    assert "prefer the answer labelled worse" in audit.rows[0]["reasons"][1]
 
 
 def test_every_pair_appears_once_with_finite_scores(audit, pairs):

@@ -1,4 +1,4 @@
-"""The label audit: which preference pairs deserve a second look, and why.
+"""The label audit: whether a model can judge preference pairs at all, which deserve a second look, and why.
 
 A frozen model reads every answer; a linear reward on those features is cross-fitted with three losses, so no pair is
 scored by a reward that has seen its label. A pair is suspicious when the reward contradicts its label:
@@ -7,6 +7,9 @@ scored by a reward that has seen its label. A pair is suspicious when the reward
     margin_r3m    R3M, whose fit a few wrong labels cannot bend far; delta = max(t_lambda - margin, 0)
     margin_aps    APS; tau says how clear the pair is to the reward, so a contradicted pair with a large tau is
                   confidently contradicted
+
+Margins have no unit: R3M's cap lambda is set relative to them, at the weight that a given share of the pairs exceeds,
+and the share is the one under which the cross-fitted labels are likeliest (`reliability`).
 
     audit = audit_pairs(read_pairs("prefs.jsonl"), burnish.load("models/smollm2"))
     audit.write("audit")                         # audit/pairs.jsonl and audit/index.html
@@ -34,6 +37,7 @@ from burnish.align.decisions import pair_key
 from burnish.align.kept_arrays import KeptArrays
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m
+from burnish.align.reliability import Reliability, reliability
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
 from burnish.core.progress import Progress
@@ -46,16 +50,22 @@ if TYPE_CHECKING:
 
 PAIRS_FILE, PAGE_FILE = "pairs.jsonl", "index.html"
 
+CAPPED = (0.05, 0.1, 0.2, 0.3)
+"""Shares of pairs that may reach R3M's cap."""
+
 
 @dataclass
 class Audit:
     """Pairs with their scores, the most suspicious first.
 
     Attributes:
-        rows: one per pair: rank, place, row, prompt, chosen, rejected, margins, delta, tau, loss, weight, reasons.
+        rows: one per pair: rank, place, row, prompt, chosen, rejected, wrong (probability that the label was
+            exchanged; null where the reader cannot judge), margins, delta, tau, loss, weight, reasons.
         source: the name of the preference file.
         settings: how it was made.
         model: the name of the model that read the answers.
+        judged: whether the reader can judge these pairs, and the noise in the labels.
+        lam: R3M's cap, as it was used.
         dropped: rows that were left out when the file was read.
     """
 
@@ -63,6 +73,8 @@ class Audit:
     source: str
     settings: AuditSettings
     model: str
+    judged: Reliability
+    lam: float
     dropped: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -75,8 +87,16 @@ class Audit:
         tail = f"; {left_out:,} unusable rows left out" if left_out else ""
         return (
             f"{len(self.rows):,} pairs read by {self.model}, {self.settings.repeats} x "
-            f"{self.settings.folds}-fold cross-fitted; {self.contradicted:,} labels contradicted{tail}"
+            f"{self.settings.folds}-fold cross-fitted{tail}. {self.verdict}"
         )
+
+    @property
+    def verdict(self) -> str:
+        """What the reader can tell about these labels, which stands before everything it says of single pairs."""
+        said = str(self.judged)
+        if self.judged.can_judge:
+            said += f"; {self.contradicted:,} labels contradicted"
+        return said[0].upper() + said[1:]
 
     def write(self, directory: str | Path) -> Path:
         """Writes pairs.jsonl and index.html, and returns the page.
@@ -142,8 +162,11 @@ def audit_pairs(
         read = KeptArrays(work_dir, key | {name: scoring[name] for name in ("depths", "max_length")})
         fitted = KeptArrays(work_dir, key | scoring | {"groups": digest_of({"groups": groups})})
     differences = answer_differences(model, split, settings, progress, read)
-    margins = fit_margins(differences, groups, settings, progress=progress, kept=fitted)
-    return _assemble(pairs, split, margins, settings, model.name)
+    margins, lam = fit_margins(differences, groups, settings, progress=progress, kept=fitted)
+    deciding = margins[RANKINGS[settings.rank_by][0]].mean(axis=0)
+    judged = reliability(deciding, groups)
+    rows = _assemble(pairs, split, margins, settings, judged, lam)
+    return Audit(rows, pairs.source, settings, model.name, judged, lam, pairs.dropped)
 
 
 def answer_differences(
@@ -183,12 +206,12 @@ def fit_margins(
     *,
     progress: Progress | None = None,
     kept: KeptArrays | None = None,
-) -> dict[str, np.ndarray]:
-    """{loss: cross-fitted margins, [repeats, pairs]}; the three losses see the same folds."""
+) -> tuple[dict[str, np.ndarray], float]:
+    """{loss: cross-fitted margins, [repeats, pairs]}, over the same folds, and R3M's lambda."""
     progress, kept = progress or Progress(enabled=False), kept or KeptArrays()
     differences = rotated(differences)
 
-    def fit(name: str) -> np.ndarray:
+    def fit(name: str, lam: float) -> np.ndarray:
         return cross_fitted_margins(
             differences,
             groups,
@@ -197,18 +220,32 @@ def fit_margins(
             num_folds=settings.folds,
             num_repeats=settings.repeats,
             generator=torch.Generator().manual_seed(settings.seed),
-            lam=settings.lam,
+            lam=lam,
             rho0=settings.rho0,
             tau0=settings.tau0,
             tau_max=settings.tau_max,
         )
 
-    margins = {}
-    with progress.task("cross-fitting", total=len(MARGINS), unit="losses") as task:
-        for name in MARGINS:
-            margins[name] = kept.array(f"margins-{name}", lambda name=name: fit(name))
-            task.advance()
-    return margins
+    def made(name: str, lam: float = 0.5) -> np.ndarray:
+        entry = f"margins-{name}-{lam:.6f}" if name == "r3m" else f"margins-{name}"
+        found = kept.array(entry, lambda: fit(name, lam))
+        task.advance()
+        return found
+
+    num_caps = len(CAPPED) if settings.lam is None else 1
+    with progress.task("cross-fitting", total=2 + num_caps, unit="fits") as task:
+        margins = {"bt": made("bt"), "aps": made("aps")}
+        caps = caps_of(margins["bt"].mean(axis=0)) if settings.lam is None else [settings.lam]
+        tried = {lam: made("r3m", lam) for lam in caps}
+    fit_of = {lam: reliability(values.mean(axis=0), groups).log_likelihood for lam, values in tried.items()}
+    best = max(fit_of, key=fit_of.__getitem__)
+    return {name: {**margins, "r3m": tried[best]}[name] for name in MARGINS}, best
+
+
+def caps_of(margins: np.ndarray) -> list[float]:
+    """The values of R3M's lambda that a share of `CAPPED` of the pairs exceeds, by their weights sigma(-margin)."""
+    weights = 1 / (1 + np.exp(np.clip(margins, -500, 500)))
+    return [float(np.clip(np.quantile(weights, 1 - share), 1e-3, 1 - 1e-3)) for share in CAPPED]
 
 
 def _assemble(
@@ -216,11 +253,12 @@ def _assemble(
     split: Sequence[tuple[str, str, str]],
     margins: dict[str, np.ndarray],
     settings: AuditSettings,
-    model_name: str,
-) -> Audit:
+    judged: Reliability,
+    lam: float,
+) -> list[dict[str, Any]]:
     mean = {name: torch.from_numpy(values.mean(axis=0)) for name, values in margins.items()}
     plain, plain_found = bt(mean["bt"])
-    _, robust = r3m(mean["r3m"], lam=settings.lam)
+    _, robust = r3m(mean["r3m"], lam=lam)
     _, scaled = aps(mean["aps"], rho0=settings.rho0, tau0=settings.tau0, tau_max=settings.tau_max)
     deciding = RANKINGS[settings.rank_by][0]
     # every score falls with its margin; at a bound (delta = 0, tau = tau_max) only the margin tells pairs apart
@@ -236,6 +274,7 @@ def _assemble(
             "key": pair_key(prompt, chosen, rejected, pairs.numbers[index]),
             "row": pairs.numbers[index],
             "place": f"row {pairs.numbers[index]}",
+            "wrong": float(judged.wrong[index]) if judged.can_judge else None,
             "margin": numbers[f"margin_{deciding}"],
             **numbers,
             "loss": float(plain[index]),
@@ -247,28 +286,27 @@ def _assemble(
             "rejected": rejected.strip(),
         }
         row["signed_tau"] = float(np.copysign(row["tau"], -numbers["margin_aps"]))
-        row["reasons"] = _reasons(row, against[:, index], opposite.get(index), rank, len(order))
+        row["reasons"] = _reasons(row, against[:, index], opposite.get(index))
         rows.append(row)
-    return Audit(rows, pairs.source, settings, model_name, pairs.dropped)
+    return rows
 
 
-def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None, rank: int, total: int) -> list[str]:
+def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None) -> list[str]:
     """Why a pair deserves a second look, in words, the strongest reason first."""
     reasons = []
     if opposite is not None:
         reasons.append(f"the same two answers are labelled the other way in row {opposite}")
     votes = int(against.sum())
+    if row["wrong"] is None:
+        return [*reasons, "not judged: this reader agrees with these labels hardly more often than chance"]
+    reasons.append(f"the label is wrong with probability {row['wrong']:.0%}")
     if votes:
         reasons.append(f"{votes} of {len(against)} cross-fitted rewards prefer the answer labelled worse")
-        if row["delta"] > 0 and rank <= max(1, total // 20):
-            reasons.append(f"among the {max(1, round(100 * rank / total))} % most suspicious")
         signs = {row[f"margin_{name}"] < 0 for name in MARGINS}
         if signs == {True}:
             reasons.append("all three losses agree")
-    elif row["delta"] > 0:
-        reasons.append("the label is supported, but weakly")
     else:
-        reasons.append("nothing: the reward agrees with the label")
+        reasons.append("all cross-fitted rewards agree with the label")
     lengths = [len(row[side].split()) for side in ("chosen", "rejected")]
     if votes and min(lengths) > 0 and max(lengths) >= 3 * min(lengths):
         shorter = "chosen" if lengths[0] < lengths[1] else "rejected"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SORTS = {"delta": "margin_r3m", "loss": "margin_bt", "tau": "margin_aps"}
 """Each ranking sorts by the margin it falls with, so that ties at a bound are broken."""
-COLUMNS = ("margin", "delta", "tau", "loss")
+COLUMNS = ("wrong", "margin", "delta", "tau", "loss")
 KEYS = (
     ("j↓", "next pair"),
     ("k↑", "previous pair"),
@@ -51,6 +51,7 @@ def render(audit: Audit) -> str:
         script=resources.files("burnish.align").joinpath("templates/audit.js").read_text(encoding="utf-8"),
         source=audit.source,
         summary=audit.summary(),
+        can_judge=audit.judged.can_judge,
         rankings=rankings,
         keys=KEYS,
         data=Markup(json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")),

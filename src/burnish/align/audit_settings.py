@@ -25,7 +25,12 @@ class AuditSettings(Settings):
     """How pairs are scored; docs/methods/label-audit.md says what has been measured of the defaults."""
 
     rank_by: Ranking = Field(default="delta", description="what decides the order: R3M's delta, BT loss, APS's tau")
-    lam: float = Field(default=0.3, gt=0, lt=1, description="R3M: largest weight of a pair")
+    lam: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="R3M: largest weight of a pair; chosen so that 5 to 30 % of the pairs reach it when not given",
+    )
     rho0: float = Field(default=0.1, gt=0, description="APS: radius of the robust problem, in nats")
     tau0: float = Field(default=0.1, gt=0, description="APS: smallest scale of a pair")
     tau_max: float = Field(default=5.0, gt=0, description="APS: largest scale of a pair")

@@ -42,7 +42,7 @@ function answer(kind, title, text) {
   return make("div", {className: `answer ${kind}`}, make("h3", {}, title), make("div", {className: "text"}, text));
 }
 function card(pair) {
-  const numbers = audit.columns.map(name => `${name} ${pair[name].toFixed(2)}`).join(" · ");
+  const numbers = audit.columns.filter(name => pair[name] !== null).map(name => `${name} ${pair[name].toFixed(2)}`).join(" · ");
   const buttons = CHOICES.map((key, index) =>
     make("button", {type: "button", className: key, "aria-pressed": "false", "data-choice": key,
       onclick: () => decide(pair, key, true)}, `${key[0].toUpperCase()}${key.slice(1)} `, make("kbd", {}, index + 1)));

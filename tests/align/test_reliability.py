@@ -1,0 +1,94 @@
+"""What the audit says of labels as a whole: refusal on noise, next to nothing on clean labels, the rate of flips."""
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.align.audit import CAPPED, caps_of, fit_margins
+from burnish.align.audit_settings import AuditSettings
+from burnish.align.linear_reward import cross_fitted_margins
+from burnish.align.losses import r3m
+from burnish.align.maths.noise import uniform
+from burnish.align.reliability import reliability
+
+
+def labelled(share, seed, num_pairs=2000, width=20):
+    """Cross-fitted margins of pairs whose labels are drawn from a known reward and then flipped, and the flips."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = 3 * torch.randn(width, generator=generator, dtype=torch.float64) / width**0.5
+    x = torch.randn(num_pairs, width, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(num_pairs, generator=generator, dtype=torch.float64)
+    label = torch.where(drawn < torch.sigmoid(x @ truth), 1.0, -1.0)
+    flip = uniform(num_pairs, share, generator)
+    differences = (x * (label * torch.where(flip, -1.0, 1.0))[:, None]).numpy()
+    margins = cross_fitted_margins(
+        differences, range(num_pairs), "bt", l2=1e-3, num_folds=5, num_repeats=1, generator=generator
+    )
+    return margins[0], flip.numpy()
+
+
+def alone(margins):
+    return [str(index) for index in range(len(margins))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clean_labels_are_left_alone(seed):
+    margins, _ = labelled(0.0, seed)
+    found = reliability(margins, alone(margins))
+    assert found.can_judge and found.noise.low == 0 and found.noise.high < 0.03
+    assert (found.wrong > 0.5).mean() < 0.005
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_the_rate_of_flips_and_their_probabilities_are_found(share):
+    found, flips = [], []
+    for seed in range(12):
+        margins, flip = labelled(share, seed)
+        found.append(reliability(margins, alone(margins)))
+        flips.append(flip)
+    # of 12 intervals of 95 % fewer than 9 hold the truth with probability 0.002; single rates have an error of 2 %
+    assert sum(one.noise.low <= share <= one.noise.high for one in found) >= 9
+    assert abs(np.mean([one.noise.value for one in found]) - share) < 0.02
+    wrong, flip = np.concatenate([one.wrong for one in found]), np.concatenate(flips)
+    for tenth in np.array_split(np.argsort(wrong), 10):  # 2,400 pairs each: three standard errors are 3 points at most
+        assert abs(wrong[tenth].mean() - flip[tenth].mean()) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_reader_that_knows_nothing_is_refused(seed):
+    draw = np.random.default_rng(seed)
+    found = reliability(draw.standard_normal(550), alone(range(550)))
+    assert not found.can_judge and "cannot judge" in str(found)
+
+
+def test_many_pairs_of_one_question_are_one_observation():
+    draw = np.random.default_rng(0)
+    one_each = draw.standard_normal(60) + 0.5
+    repeated, groups = np.repeat(one_each, 20), [str(index // 20) for index in range(1200)]
+    once, often = reliability(one_each, alone(one_each)), reliability(repeated, groups)
+    assert often.agreement.low == pytest.approx(once.agreement.low, abs=1e-9)
+    assert often.noise.high - often.noise.low == pytest.approx(once.noise.high - once.noise.low, abs=0.02)
+
+
+def test_auc_is_the_share_of_pairs_of_margins_in_order():
+    margins = np.array([2.0, -1.0, 0.5])
+    wanted = np.mean([[1.0 * (a > -b) + 0.5 * (a == -b) for b in margins] for a in margins])
+    assert reliability(margins, alone(margins)).auc == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_the_cap_of_r3m_follows_the_scale_of_margins(scale):
+    margins = scale * (np.random.default_rng(0).standard_normal(1000) + 1)
+    for lam, share in zip(caps_of(margins), CAPPED, strict=True):
+        if 1e-3 < lam < 1 - 1e-3:
+            capped = (r3m(torch.from_numpy(margins), lam=lam)[1]["delta"] > 0).double().mean()
+            assert capped == pytest.approx(share, abs=0.002)
+
+
+def test_between_a_twentieth_and_a_third_of_the_pairs_are_capped_at_the_shipped_settings():
+    draw = np.random.default_rng(1)
+    x = draw.standard_normal((400, 300)) / 300**0.5  # |d| about 1, as features are scaled
+    x[:, 0] += 0.05
+    margins, lam = fit_margins(x, alone(x), AuditSettings(repeats=1))
+    capped = (r3m(torch.from_numpy(margins["r3m"][0]), lam=lam)[1]["delta"] > 0).double().mean()
+    assert 0.03 < capped < 0.4
