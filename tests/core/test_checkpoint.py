@@ -285,6 +285,17 @@ def test_a_small_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypa
     assert done == ["fsync", "replace"]
 
 
+def test_every_file_of_a_checkpoint_is_on_disk_before_the_checkpoint_has_its_name(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[Path] = []
+    real_fsync = durable.fsync
+    monkeypatch.setattr(durable, "fsync", lambda path: (done.append(path), real_fsync(path)))
+    load(tiny_llama).save(tmp_path / "out")
+    staged = {path.name for path in done if path.parent.name.startswith(".out")}
+    assert staged >= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.parametrize(("field", "value"), [("seed", 7), ("stage", "other"), ("measurements", {"perplexity": {}})])
 def test_a_lineage_that_was_changed_by_hand_is_noticed(tiny_llama: Path, tmp_path: Path, field: str, value: object):
     load(tiny_llama).save(tmp_path / "out")

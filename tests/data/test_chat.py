@@ -4,7 +4,7 @@ import pytest
 
 from burnish.core.errors import DataError
 from burnish.data.chat import chat_tokens
-from burnish.data.packing import documents
+from burnish.data.packing import IGNORED, documents, pack
 from burnish.train.scratch import learn_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 5
@@ -44,6 +44,12 @@ def test_the_first_supervised_token_is_predicted_from_the_opening(tokenizer):
     (document,) = documents(tokenizer, [CHAT[:2]])
     first = document.supervised.argmax()
     assert tokenizer.decode(document.tokens[:first]).endswith("<|im_start|>assistant\n")
+
+
+def test_what_the_user_says_is_no_target(tokenizer):
+    rows = pack(documents(tokenizer, [CHAT]), 512)
+    targets = rows.targets[rows.targets != IGNORED]
+    assert tokenizer.decode(targets) == "The quick brown fox.<|im_end|>The lazy dog.<|im_end|>"
 
 
 def test_a_template_that_rewrites_the_past_is_refused(tokenizer):

@@ -45,6 +45,8 @@ def test_bfloat16_checkpoints_stay_bfloat16(model, ids, tmp_path):
         tmp_path / "out", quantization_config=CompressedTensorsConfig(dequantize=True)
     )
     assert quantized.module.dtype is torch.bfloat16
+    header = read_safetensors_header(tmp_path / "out" / "model.safetensors")
+    assert {entry["dtype"] for name, entry in header.items() if name.endswith("weight_scale")} == {"BF16"}
     for name, parameter in quantized.module.named_parameters():
         assert torch.equal(read.get_parameter(name), parameter), name
 

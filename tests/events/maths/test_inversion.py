@@ -50,6 +50,11 @@ def test_quantile_beyond_the_table_uses_the_tail_hazard() -> None:
     assert float(table.invert(target)) == pytest.approx(5e4, rel=1e-10)
 
 
+def test_compensator_beyond_the_table_goes_on_with_the_tail_hazard() -> None:
+    table = tabulate(lambda gap: torch.full_like(gap, 1e-4).expand(1, -1), EDGES)
+    assert float(table.compensator(torch.tensor([[5e4]], dtype=torch.float64))) == pytest.approx(5.0, rel=1e-10)
+
+
 def test_a_target_that_is_never_reached_is_infinite() -> None:
     table = tabulate(lambda gap: (0.5 * (gap < 1)).to(gap), EDGES)
     assert torch.isinf(table.invert(torch.tensor([[3.0]], dtype=torch.float64))).all()
