@@ -17,31 +17,48 @@ if TYPE_CHECKING:
     from burnish.verify.adapter import Problem, Verifier
     from burnish.verify.answers import Exact, LastInteger, Number
     from burnish.verify.mathematics import Mathematics
+    from burnish.verify.probe import Wall, walls
     from burnish.verify.problems import read_problems
+    from burnish.verify.programs import Code
     from burnish.verify.registry import VERIFIERS, verifier
+    from burnish.verify.sandbox import Check, Limits, Outcome, Sandbox
 
 _PUBLIC = {
+    "Check": "sandbox",
+    "Code": "programs",
     "Exact": "answers",
     "LastInteger": "answers",
+    "Limits": "sandbox",
     "Mathematics": "mathematics",
     "Number": "answers",
+    "Outcome": "sandbox",
     "Problem": "adapter",
+    "Sandbox": "sandbox",
     "VERIFIERS": "registry",
     "Verifier": "adapter",
+    "Wall": "probe",
     "read_problems": "problems",
     "verifier": "registry",
+    "walls": "probe",
 }
 
 __all__ = [
     "VERIFIERS",
+    "Check",
+    "Code",
     "Exact",
     "LastInteger",
+    "Limits",
     "Mathematics",
     "Number",
+    "Outcome",
     "Problem",
+    "Sandbox",
     "Verifier",
+    "Wall",
     "read_problems",
     "verifier",
+    "walls",
 ]
 
 
