@@ -3,11 +3,11 @@
     python benchmarks/fingerprint.py [--only PATTERN] [--check]
 
 Every stage runs on small random models through public names and commands alone, and the sha256 of what comes out goes
-into results/fingerprint.json, a line for each case: weights as a stock loader would find them on disk, measurements and
-forecasts as exact numbers. With --check nothing is written; what differs from the file is printed, and the exit status
-says whether anything does. Sums are done in another order by other instructions, so equality is promised for one
-machine, one set of CPU instructions, the same versions and one thread; elsewhere, write the file at the commit to
-compare with first.
+into results/fingerprint.json, a line for each case: weights as a stock loader would find them on disk, measurements
+and forecasts as exact numbers. With --only the other cases stay as they stand. With --check nothing is written; what
+differs from the file is printed, and the exit status says whether anything does. Sums are done in another order by
+other instructions, so equality is promised for one machine, one set of CPU instructions, the same versions and one
+thread; elsewhere, write the file at the commit to compare with first.
 
 Intervals stand in cases of their own (`... intervals`), because a better rule for them is no change of a stage.
 """
@@ -559,6 +559,12 @@ def compare(found: dict[str, str], kept: dict[str, str], pattern: str) -> list[s
     return lines + [f"gone: {name}" for name in kept if fnmatch.fnmatch(name, pattern) and name not in found]
 
 
+def merged(found: dict[str, str], kept: dict[str, str], pattern: str) -> dict[str, str]:
+    """The cases just measured among the kept ones that the pattern does not name, in the order that they had."""
+    others = {name: value for name, value in kept.items() if name in found or not fnmatch.fnmatch(name, pattern)}
+    return others | found
+
+
 def _in_process(*arguments: str | Path) -> None:
     """A command that starts no process of its own, without the seconds that a new interpreter takes."""
     from contextlib import redirect_stderr, redirect_stdout
@@ -580,24 +586,23 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--file", type=Path, default=RESULTS, help="to write, or to compare with")
     options = parser.parse_args()
-    if not options.check:
-        cases = measure(options.only)
-        record = {"question": __doc__.partition("\n")[0], "date": datetime.date.today().isoformat()} | machine()
-        options.file.write_text(json.dumps(record | {"cases": cases}, indent=1) + "\n", encoding="utf-8")
-        print(f"{len(cases)} cases: {options.file}")
-        return 0
-    kept = json.loads(options.file.read_text(encoding="utf-8"))
     here = machine()
-    if any(here[key] != kept[key] for key in here):
-        print(
-            f"nothing to compare with: {options.file} was written on\n  {kept['machine']}, {kept['versions']}\nthis is"
-        )
+    kept = json.loads(options.file.read_text(encoding="utf-8")) if options.file.is_file() else {}
+    part = options.check or (kept and options.only != "*")
+    if part and any(here[key] != kept.get(key) for key in here):
+        print(f"{options.file} was written on\n  {kept.get('machine')}, {kept.get('versions')}\nthis is")
         print(f"  {here['machine']}, {here['versions']}\nwrite one here, at the commit to compare with, with --file")
         return 2
     found = measure(options.only)
-    lines = compare(found, kept["cases"], options.only)
-    print("\n".join([*lines, f"{len(found)} cases, {len(lines)} differences"]))
-    return 1 if lines else 0
+    if options.check:
+        lines = compare(found, kept["cases"], options.only)
+        print("\n".join([*lines, f"{len(found)} cases, {len(lines)} differences"]))
+        return 1 if lines else 0
+    cases = merged(found, kept.get("cases", {}), options.only)
+    record = {"question": __doc__.partition("\n")[0], "date": datetime.date.today().isoformat()} | here
+    options.file.write_text(json.dumps(record | {"cases": cases}, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(found)} cases measured, {len(cases)} in {options.file}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -74,3 +74,23 @@ def test_a_benchmark_runs_small_and_makes_its_tables(name: str, tmp_path: Path):
     show = f"import json, {name}; print(*{name}.tables(json.load(open({str(out)!r}))).values(), sep='\\n')"
     shown = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True, env=environment)
     assert shown.stdout.count("| --- |") >= 1
+
+
+def test_measuring_some_fingerprints_leaves_the_others():
+    import fingerprint
+
+    kept = {"quantize a": "1", "train a": "2", "train gone": "3"}
+    merged = fingerprint.merged({"train a": "4", "train new": "5"}, kept, "train *")
+    assert merged == {"quantize a": "1", "train a": "4", "train new": "5"}
+
+
+def test_a_part_is_not_written_among_the_fingerprints_of_another_machine(tmp_path: Path, monkeypatch):
+    import fingerprint
+
+    file = tmp_path / "fingerprint.json"
+    file.write_text(json.dumps({"machine": "another", "versions": {}, "cases": {"quantize a": "1"}}))
+    before = file.read_text()
+    monkeypatch.setattr(sys, "argv", ["fingerprint.py", "--only", "train *", "--file", str(file)])
+    monkeypatch.setattr(fingerprint, "measure", lambda pattern: {"train a": "2"})
+    assert fingerprint.main() == 2
+    assert file.read_text() == before
