@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.core.statistics import Interval, Scale, interval, paired_interval
+from burnish.core.statistics import Interval, Scale, exact_share, interval, paired_interval
 
 MEASURED = json.loads((Path(__file__).parent.parent / "reference" / "evaluate" / "windows.json").read_text())
 NUMBERS = (2, 3, 4, 5, 6, 8, 12, 16, 20, 32)
@@ -63,6 +63,31 @@ def test_intervals_of_a_log_normal_hold_its_mean_as_often_as_they_say(num: int):
     found = [interval(row, scale="log") for row in generator.lognormal(sigma=0.5, size=(2 * DRAWS, num))]
     hits = sum(one.low <= math.exp(0.125) <= one.high for one in found)
     assert 0.92 <= hits / len(found) <= 0.98
+
+
+SHARES = [(share, tokens, num) for share in (0.5, 0.99, 0.999) for tokens in (1, 64, 255) for num in NUMBERS]
+
+
+@pytest.mark.parametrize(("share", "tokens", "num"), [case for case in SHARES if case[1] * case[2] >= 20])
+def test_intervals_of_shares_hold_them_at_least_as_often_as_they_say(share: float, tokens: int, num: int):
+    """Near 1 they hold more often: there are few outcomes, and none has a probability of 5 %."""
+    drawn = np.random.default_rng(num).binomial(tokens, share, (600, num)).astype(float)
+    found = [interval(row, np.full(num, float(tokens)), scale="logit") for row in drawn]
+    # 600 draws of a 95 % event have a standard deviation of 0.9 %.
+    assert np.mean([one.low <= share <= one.high for one in found]) >= 0.92
+
+
+@pytest.mark.parametrize(("hits", "num"), [(0, 4), (4, 4), (1, 30), (29, 30), (7, 9)])
+def test_the_exact_share_is_scipys(hits: int, num: int):
+    expected = scipy.stats.binomtest(hits, num).proportion_ci(0.9, method="exact")
+    found = exact_share(hits, num, 0.9)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+
+
+def test_agreement_everywhere_is_no_point():
+    found = interval(np.full(4, 255.0), np.full(4, 255.0), scale="logit")
+    assert found.value == found.high == 1
+    assert found.low == pytest.approx(0.025 ** (1 / 1020))
 
 
 def covered_in_a_row(values: np.ndarray, num: int, scale: Scale) -> float:

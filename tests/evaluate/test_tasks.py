@@ -9,7 +9,7 @@ import torch
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import DataError, MissingExtraError, SettingsError
 from burnish.evaluate import compare
-from burnish.evaluate.tasks import evaluate_tasks, minimal_pairs
+from burnish.evaluate.tasks import _metrics, evaluate_tasks, minimal_pairs
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (pip install 'burnish[eval]')"
@@ -100,3 +100,11 @@ def test_missing_lm_eval_names_the_extra(model: Model, data: Path, tmp_path: Pat
 def test_missing_file_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"nothing\.jsonl: no such file"):
         minimal_pairs(tmp_path / "nothing.jsonl")
+
+
+def test_an_accuracy_has_the_interval_of_its_counts():
+    """Four right of four: lm-eval's standard error is 0, and the interval of Clopper and Pearson ends at 0.4."""
+    row = {"acc,none": 1.0, "acc_stderr,none": 0.0, "score,none": 0.5, "score_stderr,none": 0.1}
+    found = _metrics(row, {"doc": [0.0, 1.0, 2.0, 3.0], "acc": [1.0] * 4, "score": [0.5] * 4})
+    assert (found["acc"]["low"], found["acc"]["high"]) == pytest.approx((0.025**0.25, 1.0))
+    assert found["score"]["high"] - 0.5 == pytest.approx(0.1 * 3.182446305)

@@ -16,6 +16,11 @@ It holds for sequences that are drawn independently. Windows that follow each ot
 A divergence is positive and skewed to the right, and its interval is symmetric in the logarithm: R exp(± t e / R). A
 share is symmetric in its logit and stays between 0 and 1. Both are the delta method: the standard error of f(R) is
 |f'(R)| e (Cochran, Sampling Techniques, 3rd edition 1977, chapters 2 and 6).
+
+A share that is nearly 0 or 1 has too few of the rarer outcome for an error to be estimated: of 99.9 % of 128 tokens
+such an interval holds the truth 12 times in 100, and of 100 % it is a point. With fewer than ten of the rarer outcome
+it reaches at least as far as the interval of Clopper and Pearson (The use of confidence or fiducial limits, Biometrika
+26, 1934), which is that of as many independent tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +32,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+
+FEW = 10
+"""Of the rarer outcome: below, the interval of a share is at least that of as many independent items."""
 
 Scale = Literal["linear", "log", "logit"]
 """On which an interval is symmetric: of a signed figure, of a positive one, of a share."""
@@ -57,11 +65,13 @@ def interval(
     Args:
         values: one sum per sequence (nats, agreeing tokens).
         weights: what it is a sum over (tokens, bytes), one per sequence; without them the figure is a mean.
-        scale: `log` for what is positive, `logit` for what lies between 0 and 1. A figure on the edge of its scale or
-            beyond, as rounding can make a divergence, has the linear interval.
+        scale: `log` for what is positive, `logit` for what lies between 0 and 1, where values and weights, if there are
+            any, are counts. A figure on the edge of its scale or beyond, as rounding can make a divergence, has the
+            linear interval.
         confidence: of the interval.
     """
     values = np.asarray(values, dtype=np.float64)
+    counts = weights is not None
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     ratio, num = float(values.sum() / weights.sum()), len(values)
     if num < 2:
@@ -76,7 +86,23 @@ def interval(
     elif scale == "logit" and 0 < ratio < 1:
         odds, factor = ratio / (1 - ratio), math.exp(min(half / (ratio * (1 - ratio)), 300.0))
         low, high = odds / (odds + factor), odds * factor / (1 + odds * factor)
+    if scale == "logit" and counts and min(values.sum(), (weights - values).sum()) < FEW:
+        exact = exact_share(float(values.sum()), float(weights.sum()), confidence)
+        low, high = min(low, exact.low), max(high, exact.high)
     return Interval(ratio, min(low, ratio), max(high, ratio))  # rounding, where the interval is a point
+
+
+def exact_share(hits: float, num: float, confidence: float = 0.95) -> Interval:
+    """hits / num of independent items, with the interval of Clopper and Pearson, which holds at least as often as said.
+
+    Its ends are the shares p at which as many hits, or more (fewer), have a probability of (1 − confidence) / 2.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - confidence) / 2
+    low = 0.0 if hits <= 0 else float(betaincinv(hits, num - hits + 1, tail))
+    high = 1.0 if hits >= num else float(betaincinv(hits + 1, num - hits, 1 - tail))
+    return Interval(hits / num, low, high)
 
 
 def paired_interval(

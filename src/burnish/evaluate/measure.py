@@ -208,6 +208,8 @@ def quality_metrics(sequences: Sequences, *, own_reference: bool) -> dict[str, M
     kl = interval(columns["kl"], columns["tokens"], scale="log")
     agreement = interval(columns["agreeing"], columns["tokens"], scale="logit")
     note = "it is its own reference" if own_reference else ""
+    if own_reference:  # not measured, but so by definition
+        kl, agreement = Interval(kl.value, kl.value, kl.value), Interval(1.0, 1.0, 1.0)
     return {
         "perplexity": metric(nats.map(math.exp), ""),
         "bits_per_byte": metric(bits, "bit/byte"),

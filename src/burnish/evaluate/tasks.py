@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from burnish.core.checkpoint import Model, compute_dtype, pick_device
 from burnish.core.errors import DataError, MissingExtraError, SettingsError
-from burnish.core.statistics import Interval, student_quantile
+from burnish.core.statistics import Interval, interval, student_quantile
 from burnish.data.read import TEXTS
 from burnish.evaluate.evaluation import Evaluation
 from burnish.evaluate.measure import check_kind, device_name, metric, network
@@ -92,8 +93,9 @@ def evaluate_tasks(
         seed: of whatever lm-eval draws (few-shot examples).
 
     Returns:
-        {task: evaluation}. Metrics have 95 % Student intervals from lm-eval's standard errors; `sequences` has a column
-        `doc` of sample numbers and one column per metric that is scored sample by sample.
+        {task: evaluation}. Metrics have 95 % Student intervals from lm-eval's standard errors, and shares of samples,
+        such as accuracies, those of their counts. `sequences` has a column `doc` of sample numbers and one column per
+        metric that is scored sample by sample.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
@@ -145,8 +147,8 @@ def evaluate_tasks(
     protocol |= {"batch": batch_size, "threads": torch.get_num_threads(), "limit": limit, "seed": seed}
     return {
         task: Evaluation(
-            metrics=_metrics(results["results"][task], len(samples)),
-            sequences=_columns(samples, results["results"][task]),
+            metrics=_metrics(results["results"][task], columns := _columns(samples, results["results"][task])),
+            sequences=columns,
             protocol=protocol
             | {
                 "task": task,
@@ -183,8 +185,9 @@ def _check_known(specs: Sequence[str | dict[str, Any]], manager: TaskManager) ->
             )
 
 
-def _metrics(row: dict[str, Any], num_samples: int) -> dict[str, dict[str, Any]]:
-    """lm-eval's {"acc,none": 0.8, "acc_stderr,none": 0.02} as metrics with intervals."""
+def _metrics(row: dict[str, Any], columns: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """lm-eval's {"acc,none": 0.8, "acc_stderr,none": 0.02} as metrics with intervals: of a share that of its counts."""
+    num_samples = len(columns["doc"])
     metrics, reach = {}, student_quantile(num_samples) if num_samples > 1 else math.nan
     for key, value in row.items():
         name, _, kind = key.partition(",")
@@ -192,8 +195,12 @@ def _metrics(row: dict[str, Any], num_samples: int) -> dict[str, dict[str, Any]]
             continue
         error = row.get(f"{name}_stderr,{kind}")
         half = reach * error if isinstance(error, int | float) else math.nan
+        found = Interval(float(value), value - half, value + half)
+        scores = np.array(columns.get(name, []))
+        if len(scores) and set(scores) <= {0.0, 1.0} and math.isclose(scores.mean(), value):
+            found = interval(scores, np.ones(num_samples), scale="logit")
         label = name if kind == "none" else f"{name} ({kind})"
-        metrics[label] = metric(Interval(float(value), value - half, value + half), "")
+        metrics[label] = metric(found, "")
     return metrics
 
 
