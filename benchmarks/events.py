@@ -273,7 +273,7 @@ def smash(data: Path, dataset_name: str, seeds: list[int], epochs: int, num_even
 PLACES = {
     "crime_atlanta": {"epochs": 12, "batch_size": 8},
     "football_passes": {"epochs": 6, "batch_size": 4},
-    "earthquake_japan": {"epochs": 7, "batch_size": 16},
+    "earthquake_japan": {"epochs": 7, "batch_size": 8},
     "covid19_nj_valtest": {"epochs": 30, "batch_size": 4},
 }
 """Passes and batch of the mixture of places, so that a fit takes about a minute of one core."""

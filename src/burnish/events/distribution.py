@@ -141,7 +141,10 @@ class NextEvents:
         return (found - waited).clamp_min(0.0) * self.unit
 
     def mean(self) -> Float[Tensor, " S"]:
-        """E[gap] = int S(s) ds; inf for a process that may stop."""
+        """E[gap], by its closed form or as int S(s) ds; inf for a process that may stop."""
+        closed = None if self.renormalise else self.model.mean_gap(self.condition)
+        if closed is not None:
+            return closed * self.unit
         edges = self.table.edges
         survival = self.edge_survival
         area = torch.trapezoid(survival, edges.double(), dim=-1)

@@ -80,6 +80,8 @@ def evaluate(
     one_sequence = len(np.unique(events["sequence"])) == 1
     if bootstrap and not one_sequence:
         for name in ("loglik", "loglik_time", "loglik_mark", "crps", "accuracy", "calibration_score_19", "mae"):
+            if not math.isfinite(scores[name]):
+                continue  # nothing is plus or minus around an infinite value
             errors[name] = metrics.bootstrap_error(
                 lambda rows, name=name: _STATISTICS[name](events, rows), events["sequence"], num_draws=bootstrap
             )

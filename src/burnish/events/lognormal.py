@@ -57,6 +57,11 @@ class LogNormalMixture(EncodedModel):
             "mark_log_probs": F.log_softmax(self.mark_proj(hidden), dim=-1),
         }
 
+    def mean_gap(self, condition: Condition) -> Float[Tensor, "*S"]:
+        """sum_j w_j exp(mu_j + sigma_j^2 / 2): most of a heavy tail's mean lies beyond any table."""
+        exponent = condition["log_weight"] + condition["mean"] + 0.5 * torch.exp(2 * condition["log_scale"])
+        return exponent.double().logsumexp(-1).exp()
+
     def _standardised(self, condition: Condition, gap: Tensor) -> tuple[Tensor, Tensor]:
         log_gap = torch.log(gap.clamp_min(1e-12)).unsqueeze(-1)
         z = (log_gap - condition["mean"].unsqueeze(-2)) * torch.exp(-condition["log_scale"]).unsqueeze(-2)

@@ -131,6 +131,8 @@ class EventModel(nn.Module):
     objectives: ClassVar[tuple[str, ...]] = ("likelihood",)
     has_location: ClassVar[bool] = False
     closed_compensator: ClassVar[bool] = False
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Terms of the loss that do not choose the epoch: of heads beside the law that is asked."""
     num_quadrature_nodes: int = 12
 
     def __init__(self, num_marks: int, **settings: Any) -> None:
@@ -169,6 +171,10 @@ class EventModel(nn.Module):
 
     def prob_no_event(self, condition: Condition) -> Float[Tensor, "*S"] | None:
         """exp(-Lam(inf)), or None for a hazard that is bounded below, where it is zero."""
+        return None
+
+    def mean_gap(self, condition: Condition) -> Float[Tensor, "*S"] | None:
+        """E[gap] in mean gaps where it is a closed form, or None."""
         return None
 
     def prepare(self, training: EventDataset, seed: int) -> None:

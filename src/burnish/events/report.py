@@ -201,14 +201,18 @@ def headline(forecaster: EventForecaster, result: ForecastEvaluation, last: Even
             f"Events come {'sooner' if below > 0.5 else 'later'} than forecast: {percent(below)} of the gaps are below "
             "the median that was forecast, more than chance explains."
         )
-    beside = {name: values["crps"] for name, values in result.baselines.items() if "crps" in values}
-    if beside:
-        name = min(beside, key=lambda key: beside[key])
-        gain = 1 - scores["crps"] / beside[name]
+    losing = _losing(result)
+    if losing:
+        said.insert(0, losing)
+    beside = _best(result, "crps")
+    if beside is not None and not losing:
+        name, best = beside
+        gain = 1 - scores["crps"] / best if best > 0 else 0.0
         said.append(
-            f"The error of the forecast time (CRPS) is {percent(abs(gain))} {'smaller' if gain > 0 else 'larger'} than "
-            f"that of the best forecast without a model ({name})."
-            + ("" if gain > 0 else " For times that baseline is the better choice, or the model needs a longer fit.")
+            f"The error of the forecast time (CRPS) is {percent(gain)} smaller than that of the best forecast without "
+            f"a model ({name})."
+            if gain >= 0.0005
+            else f"The error of the forecast time (CRPS) is that of the best forecast without a model ({name})."
         )
     majority = [values["accuracy"] for name, values in result.baselines.items() if "majority" in name]
     if majority and forecaster.model.num_marks > 1:
@@ -217,6 +221,31 @@ def headline(forecaster: EventForecaster, result: ForecastEvaluation, last: Even
             f"frequent one gives {percent(majority[0])}."
         )
     return said if last is None else [*said, _example(forecaster, last)]
+
+
+def _best(result: ForecastEvaluation, measure: str) -> tuple[str, float] | None:
+    """The baseline that is best in a measure of which less is better."""
+    values = {name: scores[measure] for name, scores in result.baselines.items() if measure in scores}
+    return min(values.items(), key=lambda pair: pair[1]) if values else None
+
+
+def _losing(result: ForecastEvaluation) -> str:
+    """What a forecast without a model does better, as the first thing to say; empty where nothing."""
+    scores, lost = result.scores, []
+    best = _best(result, "crps")
+    if best is not None and scores["crps"] > best[1] * 1.0005:
+        lost.append(f"times (CRPS {numbers.significant(scores['crps'])}, {best[0]} {numbers.significant(best[1])})")
+    known = {name: values["loglik"] for name, values in result.baselines.items() if "loglik" in values}
+    if known and scores["loglik"] < max(known.values()):
+        name = max(known, key=lambda key: known[key])
+        lost.append(f"likelihood ({scores['loglik']:.3f} nats per event, {name} {known[name]:.3f})")
+    types = {name: values["accuracy"] for name, values in result.baselines.items() if "accuracy" in values}
+    if types and scores["accuracy"] < max(types.values()) - 0.0005:
+        name = max(types, key=lambda key: types[key])
+        lost.append(f"types ({numbers.percent(scores['accuracy'])} right, {name} {numbers.percent(types[name])})")
+    if not lost:
+        return ""
+    return f"A forecast without a model is better here in {' and '.join(lost)}: use it, or fit longer or on more data."
 
 
 def _example(forecaster: EventForecaster, last: EventSequence) -> str:

@@ -39,6 +39,7 @@ class THP(EncodedModel):
     """
 
     kind: ClassVar[str] = "thp"
+    beside: ClassVar[tuple[str, ...]] = ("type_head", "time_head")
 
     def __init__(
         self,

@@ -164,7 +164,7 @@ def _one_epoch(
 def validation_loss(
     model: EventModel, validation: PackedEvents, objective: Objective, settings: TrainingSettings
 ) -> float:
-    """Mean loss over the validation events, with the same noise every time."""
+    """Mean loss over the validation events, with the same noise every time and without the terms that stand beside."""
     model.eval()
     generator = torch.Generator().manual_seed(settings.seed + 1)
     total, count = 0.0, 0
@@ -172,7 +172,7 @@ def validation_loss(
         scored = int(batch.scored.sum())
         if scored:
             terms = model.loss(batch.to(model.device), objective, generator)
-            total += float(torch.stack(list(terms.values())).sum()) * scored
+            total += sum(float(value) for name, value in terms.items() if name not in model.beside) * scored
             count += scored
     return total / max(count, 1)
 
