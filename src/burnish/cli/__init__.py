@@ -118,6 +118,23 @@ for _name, _help in _EVENTS.items():
     events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
 app.command(events)
 
+data = App(
+    name="data",
+    group=BESIDE,
+    help="Make problems whose every answer can be checked.",
+    help_epilogue="""Examples:
+
+    burnish data chain -n 40000 --steps 1-8 -o train.jsonl
+    burnish data chain -n 800 --steps 4 --seed 1 --distinct --apart-from train.jsonl -o test.jsonl""",
+)
+data.command(
+    "burnish.cli.data:chain",
+    name="chain",
+    help="Write verifiable chains: sums modulo 10 whose steps can be checked, with redundant checks.",
+    help_epilogue="",
+)
+app.command(data)
+
 _FAMILIES = {"convert": "Write a checkpoint in another architecture."}
 for _word, _help in _FAMILIES.items():
     app.command(App(name=_word, group=CHANGE, help=_help, help_epilogue=""))

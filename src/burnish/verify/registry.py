@@ -9,6 +9,7 @@ from burnish.core.errors import SettingsError, nearest
 from burnish.verify.adapter import Verifier
 
 VERIFIERS = {
+    "chain": "chains:Chains",
     "code": "programs:Code",
     "exact": "answers:Exact",
     "last-integer": "answers:LastInteger",

@@ -1,0 +1,94 @@
+"""`burnish data chain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def chain(
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    number: Annotated[int, Parameter(name=["--number", "-n"])] = 1000,
+    seed: int = 0,
+    modulus: int = 10,
+    steps: str = "1-8",
+    operations: str = "+-*",
+    largest: int | None = None,
+    repeat: float = 0.4,
+    again: float = 0.5,
+    most_repeats: int = 3,
+    direct: float = 0.05,
+    slips: float = 0.0,
+    distinct: Annotated[bool, Parameter(negative="")] = False,
+    apart_from: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write verifiable chains, `3a+4b*2` with solutions such as `a3+4=7;b7*2=4;#4`, one JSON row a line.
+
+    A row has `question`, `answer` and `solution` for graders and `messages` for `burnish train`.
+
+    Parameters
+    ----------
+    out:
+        The .jsonl file.
+    number:
+        How many.
+    seed:
+        The same seed and settings write the same bytes.
+    modulus:
+        Of all results.
+    steps:
+        Fewest and most operations: 4, or 1-8.
+    operations:
+        Which are drawn from.
+    largest:
+        Operand [default: modulus - 1].
+    repeat:
+        Chance that a step is repeated as a redundant check.
+    again:
+        Chance that a repeated step is repeated once more.
+    most_repeats:
+        Of one step.
+    direct:
+        Chance of an answer without steps.
+    slips:
+        Chance that a step's first derivation is wrong and its repeat corrects it.
+    distinct:
+        No question twice.
+    apart_from:
+        A file of chains none of whose questions may occur: hold out by question, not by seed.
+    overwrite:
+        Replace the file.
+    """
+    from burnish.core.checkpoint.durable import write_atomically
+    from burnish.core.errors import OutputError, SettingsError
+    from burnish.data.chain import Chains, chain_rows, json_lines, questions_of
+
+    if out.exists() and not overwrite:
+        raise OutputError("exists", where=str(out), fix="give --overwrite, or another name")
+    if number < 1:
+        raise SettingsError(f"is {number}, but at least one chain is needed", where="--number")
+    low, _, high = steps.partition("-")
+    if not (low.isdecimal() and (high or low).isdecimal()):
+        raise SettingsError(f"is {steps!r}", where="--steps", fix="write 4, or 1-8")
+    kinds = Chains(
+        modulus=modulus,
+        steps=(int(low), int(high or low)),
+        operations=operations,
+        largest=largest,
+        repeat=repeat,
+        again=again,
+        most_repeats=most_repeats,
+        direct=direct,
+        slips=slips,
+    )
+    held_out = questions_of(apart_from) if apart_from else set()
+    rows = list(chain_rows(kinds, number, seed=seed, apart_from=held_out, distinct=distinct))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json_lines(iter(rows)))
+    questions = len({row["question"] for row in rows})
+    letters = sum(len(row["solution"]) for row in rows) / number
+    print(f"{out}: {number:,} chains, {questions:,} different questions, {letters:.1f} letters a solution")
