@@ -30,6 +30,7 @@ def imported_by(statement: str, names: tuple[str, ...]) -> list[str]:
             "import burnish.verify; from burnish.verify import *",
             ("torch", "transformers", "pydantic", "numpy", "sympy", "math_verify"),
         ),
+        ("import burnish.reason; from burnish.reason import *", ("torch", "transformers", "openai")),
         ("import burnish.report", ("torch", "transformers")),
         ("import burnish.core.runner", ("torch", "transformers")),
     ],

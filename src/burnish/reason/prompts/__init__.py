@@ -1,0 +1,63 @@
+"""The prompts, one text file each: what follows a task in the same message, so that its own words come first.
+
+A prefix that all calls of one problem share is computed once by servers that keep prefixes. `{candidates}` and
+`{number}` stand for earlier answers and how many there are; a user's own text takes the place of a file by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from burnish.core.errors import SettingsError, nearest
+from burnish.reason.calls import Conversation
+
+
+@cache
+def names() -> tuple[str, ...]:
+    return tuple(
+        sorted(one.name.removesuffix(".txt") for one in files(__name__).iterdir() if one.name.endswith(".txt"))
+    )
+
+
+@cache
+def ours(name: str) -> str:
+    return files(__name__).joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def check(prompts: Mapping[str, str]) -> None:
+    """Refuses texts of unknown names, and those that leave candidates out.
+
+    Raises:
+        SettingsError: naming the prompt.
+    """
+    for name, text in prompts.items():
+        if name not in names():
+            guess = nearest(name, list(names()))
+            fix = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(names())}"
+            raise SettingsError(f"there is no prompt {name!r}", fix=fix)
+        if "{candidates}" in ours(name) and "{candidates}" not in text:
+            raise SettingsError(f"the prompt {name!r} has no {{candidates}}", fix="say where they go")
+
+
+def filled(text: str, candidates: Sequence[str], title: str = "Attempt") -> str:
+    """A prompt with numbered candidates in their order."""
+    shown = "\n\n".join(f"{title} {place}:\n{one.strip()}" for place, one in enumerate(candidates, start=1))
+    return text.replace("{number}", str(len(candidates))).replace("{candidates}", shown)
+
+
+def appended(conversation: Conversation, text: str) -> list[dict[str, Any]]:
+    """The conversation whose last message of the user goes on with a text; pictures and earlier turns stay."""
+    messages = [dict(message) for message in conversation]
+    for message in reversed(messages):
+        if message.get("role") != "user":
+            continue
+        content = message.get("content") or ""
+        if isinstance(content, str):
+            message["content"] = f"{content.rstrip()}\n\n{text}"
+        else:
+            message["content"] = [*content, {"type": "text", "text": f"\n\n{text}"}]
+        return messages
+    raise SettingsError("the conversation has no message of a user", fix="add the task as one")

@@ -1,0 +1,169 @@
+"""Calls: each issued once, whatever the server does; all that left the machine is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from pathlib import Path
+
+import pytest
+
+from burnish.core.errors import OutputError, SettingsError
+from burnish.reason import Budget, Endpoint, Journal, JournalReader, Pool, Price, UpstreamError, Usage
+from burnish.reason.journal import FILE
+from burnish.reason.limits import Limiter
+from exact_server import ExactServer, InProcess
+from reason_runs import Ends, run
+
+STRATEGIES = ["direct", "self-consistency:6", "gsa:4", "rsa(n=4,k=2,loops=3)"]
+
+
+def reader(directory: Path) -> JournalReader:
+    return JournalReader(directory)
+
+
+def test_strategies_share_plain_samples_and_each_is_charged_in_full(tmp_path: Path, server: ExactServer):
+    found = run(tmp_path, STRATEGIES, 2, server=server)
+    paid = reader(tmp_path).paid()["exact"]
+    assert sum(server.asked.values()) == paid.usage.calls == 2 * (6 + 1 + 8)
+    assert paid.usage.prompt == server.tokens["prompt_tokens"]
+    assert paid.usage.completion == server.tokens["completion_tokens"]
+    charged = {name.partition("|")[2]: result.used["exact"].calls for name, result in found.items()}
+    assert list(charged.values()) == [1, 6, 5, 12]
+
+
+FAULTS = [
+    ((0.5, "429"),),
+    ((0.2, "500"), (0.2, "html")),
+    ((0.2, "empty"), (0.2, "null"), (0.2, "break")),
+]
+
+
+@pytest.mark.parametrize("faults", FAULTS, ids=["429", "500 and html", "half answers"])
+def test_faults_and_latencies_change_no_record_and_no_call_is_issued_again_after_success(tmp_path: Path, faults):
+    expected = run(tmp_path / "calm", STRATEGIES, 2)
+    with ExactServer(latency=0.02, faults=faults) as server:
+        found = run(tmp_path / "storm", STRATEGIES, 2, server=server, attempts=40)
+        assert found == expected
+        assert set(server.answered.values()) == {1}
+        paid = reader(tmp_path / "storm").paid()["exact"]
+        assert paid.usage.calls == sum(server.asked.values())
+        assert paid.retried == sum(server.asked.values()) - sum(server.answered.values()) > 0
+    assert reader(tmp_path / "storm").problems() == []
+
+
+def test_a_finished_run_asks_for_nothing(tmp_path: Path):
+    transport = InProcess()
+    first = run(tmp_path, STRATEGIES, 3, transport=transport)
+    asked = len(transport.bodies)
+    assert run(tmp_path, STRATEGIES, 3, transport=transport) == first
+    assert len(transport.bodies) == asked
+
+
+@pytest.mark.parametrize("where", ["key", "address"])
+def test_no_secret_is_in_any_file(tmp_path: Path, where: str):
+    with ExactServer(key="another") as server:
+        url, key = server.url, "sk-canary-1234"
+        if where == "address":
+            url, key = url.replace("http://", "http://user-canary:word-canary@"), ""
+        endpoint = Endpoint(url, "exact", api_key=key)
+        with pytest.raises(UpstreamError, match="401") as caught:
+            run(tmp_path, ["direct"], endpoints=[endpoint], transport="http")
+    assert endpoint.authorization.split()[1] not in caught.value.body
+    for text in (str(caught.value), caught.value.body, endpoint.address):
+        assert "canary" not in text
+    for path in tmp_path.iterdir():
+        assert b"canary" not in path.read_bytes()
+        assert endpoint.authorization.split()[1].encode() not in path.read_bytes()
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+
+
+def test_two_processes_or_runs_do_not_share_a_journal(tmp_path: Path):
+    with Journal(tmp_path, {"data": 1}), pytest.raises(OutputError, match="written by another process"):
+        Journal(tmp_path, {"data": 1})
+    with pytest.raises(OutputError, match="its data differ"):
+        Journal(tmp_path, {"data": 2})
+    Journal(tmp_path, {"data": 1}).close()
+
+
+def test_a_file_that_is_no_journal_is_refused_in_a_sentence(tmp_path: Path):
+    (tmp_path / FILE).write_bytes(b"not a database, but long enough to be looked at as one" * 100)
+    with pytest.raises(OutputError, match="is no journal or is damaged"):
+        Journal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("budget", "calls"), [(Budget(calls=5), 5), (Budget(completion_tokens=0), 0), (Budget(seconds=0), 0)]
+)
+def test_a_budget_ends_a_strategy_with_what_it_has(tmp_path: Path, budget: Budget, calls: int):
+    transport = InProcess()
+    found = run(tmp_path, ["self-consistency:8"], transport=transport, budget=budget)
+    (result,) = found.values()
+    assert result.stopped == "budget"
+    assert len(transport.bodies) == calls
+    assert len(result.loops[0]) == calls if calls else result.text == ""
+
+
+def test_a_budget_of_money_needs_prices(tmp_path: Path):
+    with pytest.raises(SettingsError, match="a price or the server's count of tokens is unknown"):
+        run(tmp_path, ["self-consistency:8"], budget=Budget(cost=1.0))
+
+
+def test_a_price_or_a_usage_that_is_unknown_makes_no_cost_of_zero(tmp_path: Path):
+    price = Price(input=1.0, output=2.0, cached_input=0.5)
+    assert Usage(1, 1_000_000, 500_000, 1_000_000).cost(price) == pytest.approx(0.5 + 0.25 + 2.0)
+    assert Usage(1, 10, 0, 10).cost(None) is None
+    with ExactServer(faults=((1.0, "no usage"),)) as server:
+        (result,) = run(tmp_path, ["direct"], server=server).values()
+    assert result.used["exact"] == Usage(calls=1, unknown=1)
+    assert result.used["exact"].cost(price) is None
+
+
+def test_an_unreachable_server_is_one_sentence(tmp_path: Path):
+    with pytest.raises(UpstreamError, match=r"http://127\.0\.0\.1:1/v1: cannot be reached"):
+        run(tmp_path, ["direct"], endpoints=[Endpoint("http://127.0.0.1:1/v1", "m")], transport="http", attempts=1)
+
+
+def test_who_gives_up_ends_the_request_unless_another_waits(tmp_path: Path):
+    async def go() -> None:
+        started = asyncio.Event()
+        release = asyncio.Event()
+
+        async def slow(endpoint: object, body: object) -> bytes:
+            started.set()
+            await release.wait()
+            return await InProcess()(endpoint, body)
+
+        with Journal(tmp_path) as journal:
+            pool = Pool([Endpoint("http://127.0.0.1:1/v1", "exact")], journal, transport=slow)
+            message = [{"role": "user", "content": "x"}]
+            one, two = (asyncio.create_task(pool.call(None, message, "p/sample/0")) for _ in range(2))
+            await started.wait()
+            one.cancel()
+            await asyncio.sleep(0)
+            release.set()
+            assert (await two).text
+            assert journal.paid()["exact"].usage.calls == 1
+
+    asyncio.run(go())
+
+
+def test_a_limiter_halves_once_for_a_storm_and_grows_after_quiet():
+    now = [0.0]
+
+    async def go() -> None:
+        limiter = Limiter(64, 16, clock=lambda: now[0])
+        entered = [await limiter.enter() for _ in range(16)]
+        now[0] = 1.0
+        for one in entered:
+            limiter.leave(one, trouble=True)
+        assert limiter.places == 8
+        now[0] = 22.0
+        limiter.leave(await limiter.enter(), trouble=False)
+        assert limiter.places == pytest.approx(8 * 1.3)
+
+    asyncio.run(go())
+
+
+def test_extracted_answers_are_compared_not_texts():
+    assert Ends().extract("x Final answer: 3") == "3"
