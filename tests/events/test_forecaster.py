@@ -243,15 +243,16 @@ def test_raw_gap_score_matching_carries_a_warning() -> None:
     assert "biased" in EventForecaster(small(SmurfTHP), objective="score", time_coordinate="gap").notes[0]
 
 
-def test_ties_are_dequantised_with_a_note() -> None:
+@pytest.mark.parametrize(("objective", "note"), [("likelihood", "come at the time of"), ("score", "tied events")])
+def test_ties_have_a_probability_or_are_dequantised_and_either_is_noted(objective: str, note: str) -> None:
     rng = np.random.default_rng(0)
     sequences = [
         EventSequence(np.sort(rng.integers(0, 40, 30)).astype(float), rng.integers(0, 2, 30)) for _ in range(8)
     ]
     dataset = EventDataset(tuple(sequences), ("a", "b"))
-    forecaster = EventForecaster(small(SmurfTHP, num_marks=2))
+    forecaster = EventForecaster(small(SmurfTHP, num_marks=2), objective=objective)
     forecaster.fit(dataset, dataset, epochs=1)
-    assert "tied" in forecaster.notes[0]
+    assert note in forecaster.notes[0]
     assert np.isfinite(forecaster.score(dataset, bootstrap=0).scores["loglik"])
 
 

@@ -79,7 +79,9 @@ class Baselines:
         pit = np.empty(len(gap))
         for kind in np.unique(previous):
             rows = previous == kind
-            pit[rows] = np.searchsorted(self.gaps[kind], gap[rows]) / len(self.gaps[kind])
+            below, up_to = (np.searchsorted(self.gaps[kind], gap[rows], side=side) for side in ("left", "right"))
+            share = np.random.default_rng(0).random(len(below))  # an atom's PIT is anywhere in its range
+            pit[rows] = (below + share * (up_to - below)) / len(self.gaps[kind])
         poisson_pit = -np.expm1(-self.rate * gap)
         poisson_quantiles = np.broadcast_to(-np.log1p(-GRID) / self.rate, (len(gap), len(GRID)))
         quantiles = self.quantiles(previous, GRID)

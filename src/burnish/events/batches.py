@@ -18,6 +18,9 @@ from torch import Tensor
 from burnish.events.data import EventDataset
 from burnish.events.sequence import EventSequence
 
+AT_ONCE = 1e-30
+"""A wait that has lasted no time, but is one: whatever came at the time of the last event has come."""
+
 
 @dataclass(frozen=True)
 class EventBatch:
@@ -229,13 +232,13 @@ def _tail_waited(sequence: EventSequence) -> float:
     """The part of the censored gap before the targets were observed, where there is no target."""
     if sequence.since is None or sequence.context < len(sequence):
         return 0.0
-    return sequence.since - float(sequence.times[-1])
+    return max(sequence.since - float(sequence.times[-1]), AT_ONCE)
 
 
 def _waited(sequence: EventSequence) -> np.ndarray:
     waited = np.zeros(len(sequence))
     if sequence.since is not None and sequence.context < len(sequence):
-        waited[sequence.context] = sequence.since - sequence.times[sequence.context - 1]
+        waited[sequence.context] = max(sequence.since - sequence.times[sequence.context - 1], AT_ONCE)
     return waited
 
 

@@ -4,6 +4,10 @@ Gaps go in and come out in the data's unit; one row a history. Quantiles are exa
 the time already waited if that is given:
 
     F(s | e) = 1 - S(e + s)/S(e)         Q(q | e) = Lam^{-1}(Lam(e) - log(1 - q)) - e
+
+A model of data with ties adds a point mass pi at s = 0, of which nothing is left after any wait:
+
+    F(s) = pi + (1 - pi) F_untied(s)     Q(q) = 0 for q <= pi, else Q_untied((q - pi)/(1 - pi))
 """
 
 from __future__ import annotations
@@ -78,10 +82,26 @@ class NextEvents:
         return -torch.expm1(-self.table.compensator(horizon))
 
     @cached_property
-    def prob_no_event(self) -> Float[Tensor, " S"]:
-        """P(no further event ever)."""
+    def prob_tie(self) -> Float[Tensor, " S"]:
+        """P(the next event comes at the same time); zero where training had no ties."""
+        logit = self.condition.get("tie_logit")
+        return torch.zeros(len(self), dtype=self.table.edges.dtype) if logit is None else torch.sigmoid(logit)
+
+    @cached_property
+    def _never(self) -> Float[Tensor, " S"]:
+        """P(no further event ever | no tie)."""
         value = None if self.renormalise else self.model.prob_no_event(self.condition)
         return torch.zeros(len(self), dtype=self.table.edges.dtype) if value is None else value
+
+    @cached_property
+    def prob_no_event(self) -> Float[Tensor, " S"]:
+        """P(no further event ever)."""
+        return self._never * (1 - self.prob_tie)
+
+    def _untied(self, level: Tensor, waited: Float[Tensor, "S 1"]) -> Tensor:
+        """The level among untied gaps that belongs to a level of all; after a wait all are untied."""
+        tie = torch.where(waited > 0, 0.0, self.prob_tie.unsqueeze(-1))
+        return ((level - tie) / (1 - tie)).clamp_min(0.0)
 
     # -- probabilities -----------------------------------------------------------------------------------------------
 
@@ -91,7 +111,7 @@ class NextEvents:
 
     def _survival(self, compensator: Tensor) -> Tensor:
         if self.mass is None:
-            return torch.exp(-compensator)
+            return torch.exp(-compensator) * (1 - self.prob_tie).unsqueeze(-1)
         return ((self.mass + torch.expm1(-compensator)) / self.mass).clamp(0.0, 1.0)
 
     @cached_property
@@ -104,7 +124,8 @@ class NextEvents:
         waited = self._elapsed(elapsed)
         compensator = self.table.compensator(self._gaps(gap) + waited)
         if self.mass is None:
-            return -torch.expm1(self.table.compensator(waited) - compensator)
+            tie = torch.where(waited > 0, 0.0, self.prob_tie.unsqueeze(-1))
+            return tie - (1 - tie) * torch.expm1(self.table.compensator(waited) - compensator)
         alive = self.mass + torch.expm1(-self.table.compensator(waited))
         later = self.mass + torch.expm1(-compensator)
         return (1 - later / alive).clamp(0.0, 1.0)
@@ -113,6 +134,11 @@ class NextEvents:
     def log_density(self, gap: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
         """log p(s) per data unit, at one gap a history."""
         relative = gap.to(self.table.edges) / self.unit
+        logit = self.condition.get("tie_logit")
+        if logit is not None:
+            tied = relative <= 0
+            density = self.model.log_density(self.condition, torch.where(tied, 1.0, relative)) - math.log(self.unit)
+            return torch.where(tied, F.logsigmoid(logit), density + F.logsigmoid(-logit))
         value = self.model.log_density(self.condition, relative) - math.log(self.unit)
         return value if self.mass is None else value - self.mass.squeeze(-1).log()
 
@@ -128,7 +154,7 @@ class NextEvents:
         waited = self._elapsed(elapsed)
         start = self.table.compensator(waited)
         if self.mass is None:
-            target = start - torch.log1p(-levels)
+            target = start - torch.log1p(-self._untied(levels, waited))
         else:
             passed = -torch.expm1(-start)
             reached = passed + levels * (self.mass - passed)
@@ -136,7 +162,7 @@ class NextEvents:
             target = torch.maximum(target, start)
         found = self.table.invert(target)
         if self.mass is None:
-            ever = -torch.log(self.prob_no_event.to(target)).unsqueeze(-1)
+            ever = -torch.log(self._never.to(target)).unsqueeze(-1)
             found = torch.where(target >= ever, torch.inf, found)
         return (found - waited).clamp_min(0.0) * self.unit
 
@@ -144,12 +170,12 @@ class NextEvents:
         """E[gap], by its closed form or as int S(s) ds; inf for a process that may stop."""
         closed = None if self.renormalise else self.model.mean_gap(self.condition)
         if closed is not None:
-            return closed * self.unit
+            return closed * (1 - self.prob_tie) * self.unit
         edges = self.table.edges
         survival = self.edge_survival
         area = torch.trapezoid(survival, edges.double(), dim=-1)
         if self.mass is None:
-            hazard = self.table.tail_hazard.squeeze(-1).double()
+            hazard = self.table.tail_hazard.squeeze(-1).double()  # the last survival holds the share of untied gaps
             last = survival[:, -1]
             area = area + torch.where(last > 0, last / hazard.clamp_min(1e-300), 0.0)
             area = torch.where(self.prob_no_event > 0, torch.inf, area)
@@ -194,7 +220,12 @@ class NextEvents:
         middle = ((coarse[:-1] + coarse[1:]) / 2).expand(len(self), -1)
         probs = self.model.mark_log_probs(self.condition, middle).exp()
         average = (weight.unsqueeze(-1) * probs).sum(-2)
-        return average / average.sum(-1, keepdim=True).clamp_min(1e-30)
+        average = average / average.sum(-1, keepdim=True).clamp_min(1e-30)
+        if "tie_logit" not in self.condition:
+            return average
+        tie = self.prob_tie.unsqueeze(-1)
+        tied = self.model.mark_log_probs(self.condition, torch.zeros_like(tie)).exp().squeeze(-2)
+        return tie * tied + (1 - tie) * average
 
     def head_mark_probs(self) -> Float[Tensor, "S K"] | None:
         """What a separate type head says (THP), or None."""
@@ -210,7 +241,7 @@ class NextEvents:
         waited = self._elapsed(elapsed)
         start = self.table.compensator(waited)
         if self.mass is None:
-            target = start - torch.log1p(-uniform.to(start))
+            target = start - torch.log1p(-self._untied(uniform.to(start), waited))
         else:
             passed = -torch.expm1(-start)
             target = -torch.log1p(-(passed + uniform.to(start) * (self.mass - passed)))
@@ -339,6 +370,11 @@ class NextEvent:
     @property
     def prob_no_event(self) -> float:
         return float(self.many.prob_no_event[0])
+
+    @property
+    def prob_tie(self) -> float:
+        """P(the next event comes at the same time as the last)."""
+        return float(self.many.prob_tie[0])
 
     def mark_probs(self, gap: float | None = None) -> dict[str, float]:
         """Probability of every mark, given the gap or averaged over it."""

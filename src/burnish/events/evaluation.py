@@ -30,7 +30,9 @@ class ForecastEvaluation:
 
     Attributes:
         events: arrays with one entry a scored event: sequence, index, gap, mark, previous, loglik_time, loglik_mark,
-            pit, crps, median, mean, correct, correct_given_time and central interval widths.
+            pit (drawn from its range for a tie), crps, median, mean, correct, correct_given_time and central interval
+            widths; loglik_tie is the part of loglik_time that says whether the event is tied, where ties have a
+            probability.
         scores: {metric: value}; times in the data's unit, log-likelihoods in nats an event of that unit.
         errors: {metric: bootstrap standard error over sequences}.
         baselines: {baseline: {metric: value}}.
@@ -74,6 +76,9 @@ def evaluate(
     events = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((events["index"], events["sequence"]))
     events = {name: values[order] for name, values in events.items()}
+    tied = (events["gap"] <= 0) & (events["prob_tie"] > 0)
+    # The PIT of an atom is anywhere in its range with equal chance: then it is uniform for the true law.
+    events["pit"] = np.where(tied, np.random.default_rng(0).random(len(tied)) * events["prob_tie"], events["pit"])
     everything = np.arange(len(order))
     scores = summary(events, everything)
     errors = {}
@@ -115,6 +120,8 @@ def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bo
         "mark": mark.numpy(),
         "loglik_time": law.log_density(gap.double() * unit).double().numpy() - _log_survival(law, waited),
         "loglik_mark": torch.gather(given, -1, mark.unsqueeze(-1)).squeeze(-1).double().numpy(),
+        "loglik_tie": _log_tie(law, gap),
+        "prob_tie": law.prob_tie.double().numpy(),
         "pit": law.cdf((gap - waited).double().unsqueeze(-1) * unit, waited.double() * unit)
         .squeeze(-1)
         .double()
@@ -136,6 +143,16 @@ def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bo
     return result
 
 
+def _log_tie(law: NextEvents, gap: torch.Tensor) -> NDArray[np.float64]:
+    """log P(tie or not, as it came); zero where ties have no probability."""
+    tie = law.prob_tie.double()
+    return (
+        torch.where(gap <= 0, tie.log(), torch.log1p(-tie)).numpy()
+        if "tie_logit" in law.condition
+        else np.zeros(len(gap))
+    )
+
+
 def _log_survival(law: NextEvents, waited: torch.Tensor) -> NDArray[np.float64]:
     """log P(no event within what had passed already), one a history; zero where nothing had."""
     return law.survival((waited.double() * law.unit).unsqueeze(-1)).squeeze(-1).double().log().numpy()
@@ -153,6 +170,11 @@ def summary(events: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> dict[st
         width = events[f"width_{name}"][rows]
         scores[f"width_{name}"] = float(width.mean()) if np.isfinite(width).all() else math.inf
         scores[f"central_coverage_{name}"] = metrics.central_coverage(events["pit"][rows], level)
+    if events["prob_tie"][rows].any():
+        scores["share_tied"] = float((events["gap"][rows] <= 0).mean())
+        scores["prob_tie"] = float(events["prob_tie"][rows].mean())
+        scores["loglik_tie"] = float(events["loglik_tie"][rows].mean())
+        scores["loglik_untied"] = scores["loglik_time"] - scores["loglik_tie"]
     scores["share_infinite_mean"] = float(np.isinf(events["mean"][rows]).mean())
     scores["num_events"] = len(rows)
     return scores

@@ -121,8 +121,15 @@ class EventForecaster:
         """
         how = TrainingSettings(**settings)
         self._check_data(training, validation)
-        training, validation, resolution = self._without_ties(training, validation, how.seed)
+        resolution = 0.0
+        if not (self.model.has_tie_head and self.objective.name == "likelihood"):
+            training, validation, resolution = self._without_ties(training, validation, how.seed)
         self.model.statistics = TrainingStatistics.of(training, clock_resolution=resolution)
+        if self.model.statistics.tie_share > 0:
+            self.notes += (
+                f"{100 * self.model.statistics.tie_share:.3g} % of the events come at the time of the one before: the "
+                "probability of that is a part of the forecast",
+            )
         self.mark_names, self.unit = training.mark_names, training.unit
         self.baselines = Baselines.fit(training)
         reset_parameters(self.model, how.seed)
@@ -220,7 +227,7 @@ class EventForecaster:
                 raise DataError(f"sequence {sequence.name!r} has no event to forecast from", fix="leave it out")
             begin = window_begin(n, model.window, model.context)
             batch = packed.gather([Window(index, begin, n, n)])
-            parts.append(model.condition(model.states(batch)[:, n - begin], batch.times[:, n - begin - 1]))
+            parts.append(model.condition_with_ties(model.states(batch)[:, n - begin], batch.times[:, n - begin - 1]))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def stream(self, *, start: float | None = None) -> EventStream:
@@ -235,7 +242,7 @@ class EventForecaster:
         """Metrics on events 2..N of every sequence, with bootstrap errors, baselines beside."""
         notes: tuple[str, ...] = ()
         resolution = self.model.statistics.clock_resolution
-        if test.num_ties or resolution:
+        if (test.num_ties or resolution) and self.model.statistics.tie_share == 0:
             test = test.dequantise(resolution or None, seed=2)
             notes = (test.notes[-1],)
         result = evaluate(

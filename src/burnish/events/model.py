@@ -4,6 +4,11 @@
 
 summed over the scored events, minus Lam(tail) for a censored last gap. Everything inside a model is in mean gaps;
 log-likelihoods in the data's unit are smaller by log(mean gap) per event.
+
+Where training events share their times, a gap of exactly zero has a probability of its own and the above is the law of
+the other gaps:
+
+    P(s = 0 | history) = pi,    p(s, k | history) = (1 - pi) lam(s) exp(-Lam(s)) p(k | s)  for s > 0
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.events.batches import EventBatch, PackedEvents
@@ -68,6 +74,7 @@ class TrainingStatistics:
         horizons: gaps (in mean gaps) at which a mass term asks "before or after?".
         location_mean, location_scale: to standardise places.
         clock_resolution: step that ties were dequantised with, 0 if there were none.
+        tie_share: share of gaps that are zero, where the model gives them a probability; else 0.
     """
 
     mean_gap: float = 1.0
@@ -77,6 +84,7 @@ class TrainingStatistics:
     location_mean: tuple[float, float] = (0.0, 0.0)
     location_scale: tuple[float, float] = (1.0, 1.0)
     clock_resolution: float = 0.0
+    tie_share: float = 0.0
 
     @classmethod
     def of(cls, train: EventDataset, *, clock_resolution: float = 0.0) -> TrainingStatistics:
@@ -101,6 +109,7 @@ class TrainingStatistics:
             location_mean=(float(mean[0]), float(mean[1])),
             location_scale=(float(scale[0]), float(scale[1])),
             clock_resolution=clock_resolution,
+            tie_share=float((gaps <= 0).mean()),
         )
 
 
@@ -131,6 +140,7 @@ class EventModel(nn.Module):
     objectives: ClassVar[tuple[str, ...]] = ("likelihood",)
     has_location: ClassVar[bool] = False
     closed_compensator: ClassVar[bool] = False
+    has_tie_head: ClassVar[bool] = False
     beside: ClassVar[tuple[str, ...]] = ()
     """Terms of the loss that do not choose the epoch: of heads beside the law that is asked."""
     num_quadrature_nodes: int = 12
@@ -178,9 +188,21 @@ class EventModel(nn.Module):
         return None
 
     def prepare(self, training: EventDataset, seed: int) -> None:
-        """What a model takes from the training data beside its weights, before the first epoch; nothing by default."""
+        """What a model takes from the training data beside its weights, before the first epoch."""
+
+    def tie_logit(self, hidden: Float[Tensor, "*S M"]) -> Float[Tensor, "*S"] | None:
+        """log pi - log(1 - pi) after a history, or None for a model whose gaps are never zero."""
+        return None
 
     # -- shared ------------------------------------------------------------------------------------------------------
+
+    def condition_with_ties(self, hidden: Float[Tensor, "*S M"], last_time: Float[Tensor, "*S"]) -> Condition:
+        """`condition`, with the log-odds of a tie where training had ties."""
+        condition = self.condition(hidden, last_time)
+        if self.statistics.tie_share == 0:
+            return condition
+        logit = self.tie_logit(hidden)
+        return condition if logit is None else condition | {"tie_logit": logit}
 
     @property
     def num_parameters(self) -> int:
@@ -232,7 +254,7 @@ class EventModel(nn.Module):
         waited = batch.waited[batch.scored]
         last = torch.cat([torch.zeros_like(batch.times[:, :1]), batch.times[:, :-1]], dim=1)[batch.scored]
         return Histories(
-            condition=self.condition(hidden, last),
+            condition=self.condition_with_ties(hidden, last),
             gap=batch.gaps[batch.scored],
             mark=batch.marks[batch.scored],
             location=None if batch.locations is None else batch.locations[batch.scored],
@@ -249,7 +271,7 @@ class EventModel(nn.Module):
         last = batch.present.sum(1)[known]
         hidden = states[known, last]
         last_time = batch.times[known, (last - 1).clamp_min(0)]
-        return self.condition(hidden, last_time), batch.tail[known], batch.tail_waited[known]
+        return self.condition_with_ties(hidden, last_time), batch.tail[known], batch.tail_waited[known]
 
     def compensator(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
         """Lam(s) by Gauss-Legendre nodes that are even in the clock z, as hazards vary most at short gaps."""
@@ -271,12 +293,20 @@ class EventModel(nn.Module):
         return torch.gather(log_probs, -1, mark.unsqueeze(-1)).squeeze(-1)
 
     def negative_log_likelihood(self, histories: Histories) -> dict[str, Tensor]:
-        """Time, mark, truncated and censored-gap parts, each divided by the number of scored events."""
+        """Time, tie, mark, truncated and censored-gap parts, each divided by the number of scored events."""
         count = max(len(histories.gap), 1)
+        logit, tied = histories.condition.get("tie_logit"), histories.gap <= 0
+        gap = histories.gap if logit is None else torch.where(tied, 1.0, histories.gap)  # of a tie there is no density
+        density = self.log_density(histories.condition, gap)
         parts = {
-            "time": -self.log_density(histories.condition, histories.gap).sum() / count,
+            "time": -(density if logit is None else density.masked_fill(tied, 0.0)).sum() / count,
             "mark": -self.mark_log_prob(histories.condition, histories.gap, histories.mark).sum() / count,
         }
+        if logit is not None:
+            log_prob = F.logsigmoid(torch.where(tied, logit, -logit))
+            if histories.waited is not None:  # it was known already that there was no tie
+                log_prob = log_prob.masked_fill(histories.waited > 0, 0.0)
+            parts["tie"] = -log_prob.sum() / count
         return parts | self.tail_loss(histories)
 
     def tail_loss(self, histories: Histories) -> dict[str, Tensor]:
@@ -292,6 +322,9 @@ class EventModel(nn.Module):
             condition, gap, waited = histories.tail
             both = self.compensator(condition, torch.stack([gap, waited], dim=-1))
             terms["tail"] = (both[:, 0] - both[:, 1]).sum() / count
+            if "tie_logit" in condition:
+                log_untied = F.logsigmoid(-condition["tie_logit"]).masked_fill(waited > 0, 0.0)
+                terms["tail"] = terms["tail"] - log_untied.sum() / count
         return terms
 
 
@@ -304,6 +337,8 @@ class EncodedModel(EventModel):
         **settings: the model's own; `num_vertices` where its events happen on a graph.
     """
 
+    has_tie_head: ClassVar[bool] = True
+
     def __init__(self, num_marks: int, encoder: Mapping[str, Any], **settings: Any) -> None:
         sizes = EncoderSettings(**encoder)
         super().__init__(num_marks, **asdict(sizes), **settings)
@@ -314,6 +349,17 @@ class EncodedModel(EventModel):
             num_location_features=2 if self.has_location else 0,
             num_vertices=settings.get("num_vertices", 0),
         )
+        self.tie_weight, self.tie_bias = nn.Parameter(torch.zeros(self.hidden_size)), nn.Parameter(torch.zeros(()))
+
+    def prepare(self, training: EventDataset, seed: int) -> None:
+        """The probability of a tie begins at its share in training."""
+        share = self.statistics.tie_share
+        if share > 0:
+            with torch.no_grad():
+                self.tie_bias.fill_(math.log(share / (1 - share)))
+
+    def tie_logit(self, hidden: Float[Tensor, "*S M"]) -> Float[Tensor, "*S"]:
+        return hidden[..., : self.hidden_size] @ self.tie_weight + self.tie_bias
 
     def states(self, batch: EventBatch) -> Float[Tensor, "B L+1 M"]:
         return self.encoder(batch)

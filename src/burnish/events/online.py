@@ -170,6 +170,7 @@ class OnlineLaw:
     owner: OnlineHazard
     scale: Array
     shift: Array
+    prob_tie: float = 0.0
 
     def __post_init__(self) -> None:
         values = self.owner.hazard(self.scale, self.shift, self.owner.node_z, self.owner.node_clock)
@@ -219,6 +220,8 @@ class OnlineLaw:
         """Residual wait not exceeded with probability q, given the elapsed time."""
         unit = self.owner.unit
         waited = elapsed / unit
+        if not waited and self.prob_tie:
+            q = max(q - self.prob_tie, 0.0) / (1 - self.prob_tie)
         start = self.compensator(waited) if waited else 0.0
         return max(self.invert(start - math.log1p(-q)) - waited, 0.0) * unit
 
@@ -226,7 +229,8 @@ class OnlineLaw:
         """P(the event comes within the next `gap`), given the elapsed time."""
         unit = self.owner.unit
         start = self.compensator(elapsed / unit) if elapsed else 0.0
-        return -math.expm1(start - self.compensator((gap + elapsed) / unit))
+        tie = 0.0 if elapsed else self.prob_tie
+        return tie - (1 - tie) * math.expm1(start - self.compensator((gap + elapsed) / unit))
 
 
 class OnlineHazard:
@@ -235,6 +239,8 @@ class OnlineHazard:
     def __init__(self, model: SmurfTHP) -> None:
         statistics = model.statistics
         self.unit, self.knee = statistics.mean_gap, statistics.knee
+        self.has_ties = statistics.tie_share > 0
+        self.tie_weight, self.tie_bias = _array(model.tie_weight), float(model.tie_bias)
         head = model.time_head
         self.scale, self.shift, self.out = (
             _linear(head.scale_proj), _linear(head.shift_proj), _linear(head.out_proj)
@@ -253,7 +259,10 @@ class OnlineHazard:
     def law(self, hidden: Array) -> OnlineLaw:
         """The law of the next gap for a hidden state."""
         scale = np.tanh(self.scale[0] @ hidden + self.scale[1])
-        return OnlineLaw(self, scale, self.shift[0] @ hidden + self.shift[1])
+        tie = 0.0
+        if self.has_ties:
+            tie = 1 / (1 + math.exp(-float(self.tie_weight @ hidden + self.tie_bias)))
+        return OnlineLaw(self, scale, self.shift[0] @ hidden + self.shift[1], tie)
 
     def hazard(self, scale: Array, shift: Array, z: Array, clock: Array) -> Array:
         """lam at points given by their z and z'."""

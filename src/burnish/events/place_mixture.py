@@ -87,6 +87,7 @@ class PlaceMixture(LocatedModel):
 
     def prepare(self, training: EventDataset, seed: int) -> None:
         """Puts the centres where the training places are."""
+        super().prepare(training, seed)
         mean, scale = np.array(self.statistics.location_mean), np.array(self.statistics.location_scale)
         places = np.concatenate([s.locations for s in training.sequences if s.locations is not None])
         places = (places - mean) / scale

@@ -23,6 +23,8 @@ _HIGHER, _LOWER, _LEVEL = "higher", "lower", "near level"
 _SCORES = (
     ("loglik", "log-likelihood, nats per event", _HIGHER),
     ("loglik_time", "of which time", _HIGHER),
+    ("loglik_tie", "of the time's, whether tied with the event before", _HIGHER),
+    ("loglik_untied", "of the time's, untied gaps", _HIGHER),
     ("loglik_mark", "of which type, given the time", _HIGHER),
     ("crps", "CRPS of the time", _LOWER),
     ("calibration_score_19", "calibration score, 19 levels", _LOWER),
@@ -219,6 +221,11 @@ def headline(forecaster: EventForecaster, result: ForecastEvaluation, last: Even
         said.append(
             f"The most likely type was right in {percent(scores['accuracy'])} of the cases; always saying the most "
             f"frequent one gives {percent(majority[0])}."
+        )
+    if "share_tied" in scores:
+        said.append(
+            f"{percent(scores['share_tied'])} of the events came at the time of the one before; the forecast "
+            f"probability of that is {percent(scores['prob_tie'])} on average."
         )
     return said if last is None else [*said, _example(forecaster, last)]
 

@@ -141,6 +141,6 @@ class EventStream:
         if self.hidden is None:
             raise DataError("no event has been observed yet", where="stream", fix="call observe first")
         hidden = torch.from_numpy(self.hidden).unsqueeze(0).to(self.model.device)
-        condition = self.model.condition(hidden, torch.tensor([self.since], dtype=torch.float64).to(hidden))
+        condition = self.model.condition_with_ties(hidden, torch.tensor([self.since], dtype=torch.float64).to(hidden))
         many = NextEvents(self.model, condition, renormalise=self.forecaster.renormalise)
         return NextEvent(many, self.forecaster.mark_names)

@@ -44,6 +44,7 @@ class StructuredTHP(EncodedModel):
     """
 
     kind: ClassVar[str] = "structured-thp"
+    has_tie_head: ClassVar[bool] = False
     adjacency: Tensor
 
     def __init__(

@@ -24,7 +24,7 @@ from burnish.core.errors import SettingsError
 from burnish.events.batches import EventBatch
 from burnish.events.heads import Condition, LinearHazard
 from burnish.events.maths.quadrature import gauss_legendre, softplus_integral
-from burnish.events.model import EncodedModel, Objective
+from burnish.events.model import EncodedModel, Histories, Objective
 
 
 class THP(EncodedModel):
@@ -92,16 +92,22 @@ class THP(EncodedModel):
 
     def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)
+        if "tie_logit" in histories.condition:
+            return self.negative_log_likelihood(histories) | self._head_losses(histories)
         # The event term and its integral need the hazards of all marks at once: one evaluation serves both parts.
         gap = histories.gap.unsqueeze(-1)
         log_hazards = self.intensity.log_mark_hazards(histories.condition, gap).squeeze(-2)
         count = max(len(gap), 1)
         happened = torch.gather(log_hazards, -1, histories.mark.unsqueeze(-1))
         terms = {"nll": (self.compensator(histories.condition, gap) - happened).sum() / count}
-        terms |= self.tail_loss(histories)
-        if self.heads != "none":
-            hidden = histories.hidden.detach() if self.heads == "detached" else histories.hidden
-            terms["type_head"] = F.cross_entropy(self.type_head(hidden), histories.mark)
-            error = self.time_head(hidden).squeeze(-1) - histories.gap
-            terms["time_head"] = 0.01 * error.square().mean()
-        return terms
+        return terms | self.tail_loss(histories) | self._head_losses(histories)
+
+    def _head_losses(self, histories: Histories) -> dict[str, Tensor]:
+        if self.heads == "none":
+            return {}
+        hidden = histories.hidden.detach() if self.heads == "detached" else histories.hidden
+        error = self.time_head(hidden).squeeze(-1) - histories.gap
+        return {
+            "type_head": F.cross_entropy(self.type_head(hidden), histories.mark),
+            "time_head": 0.01 * error.square().mean(),
+        }
