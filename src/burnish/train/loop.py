@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from burnish.core.checkpoint import text_digest
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.store import Key
-from burnish.train.losses import Batch, LossFn, detached
+from burnish.train.bound import Bound, Bounded, verdict
+from burnish.train.losses import Batch, LossFn, causal_lm_loss, detached
 from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
 from burnish.train.saved import States
@@ -128,6 +129,7 @@ def fit(
     validation: Rows | None = None,
     world: World = ALONE,
     key: Key | None = None,
+    bounded: Bounded | None = None,
 ) -> Fit:
     """Trains `model` in place and adds the table `loss` to the ledger.
 
@@ -143,6 +145,8 @@ def fit(
         key: everything beside the data that the trained weights depend on, by named parts; a state is continued only
             where it is the same, but for the parts in `ctx.may_change`. Not given, it is a digest of the model as it is
             now, the optimizer and `loop`; a loss with settings of its own needs them named.
+        bounded: other data whose loss stays below a level, in one process; adds the tables `constraints`, over steps,
+            and `bound`, what held-out rows of it say.
 
     Raises:
         SettingsError: impossible settings, or fewer steps than the state to continue from has done.
@@ -151,7 +155,7 @@ def fit(
         OutputError: a state could not be written.
     """
     _check(data, loop, world)
-    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world, key).run()
+    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world, key, bounded).run()
 
 
 def evaluate(
@@ -221,6 +225,7 @@ class _Training:
         validation: Rows | None,
         world: World,
         key: Key | None,
+        bounded: Bounded | None,
     ) -> None:
         self.model, self.data, self.loss_fn, self.optimizer = model, data, loss_fn, optimizer
         self.ctx, self.loop, self.validation, self.world = ctx, loop, validation, world
@@ -231,6 +236,10 @@ class _Training:
         self.log_every = loop.log_every or math.ceil(loop.steps / 400)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
         parts = self._default_key() if key is None else dict(key)
+        if bounded is not None:
+            parts["bound"] = bounded.key
+        self.bound = None if bounded is None else Bound(bounded)
+        self.bound_before: float | None = None
         self.states = States(ctx.work_dir, parts | {"data": data.hash}, ctx.may_change)
         self.rows: list[dict[str, Any]] = []
         self.window = _Window()
@@ -255,6 +264,8 @@ class _Training:
         self.world.prepare(self.model, self.states.key)
         first = self._resume()
         loop = self.loop
+        if self.bound is not None and self.bound_before is None:
+            self.bound_before = self._bound_loss(self.bound)
         self.model.train()
         validation: dict[str, float] = {}
         length = self.data.take([0])["input_ids"].shape[1]
@@ -284,6 +295,8 @@ class _Training:
             for name, rows in (("skipped steps", self.skipped), ("changes on the way", self.changes)):
                 if rows:
                     self.ctx.ledger.table(name, rows)
+            if self.bound is not None:
+                self._report_bound(self.bound)
         return Fit(loop.steps, first, self.skipped, self.changes, self.tokens, self.rows, validation)
 
     def _step(self, step: int) -> None:
@@ -295,6 +308,14 @@ class _Training:
         total, weight, *metrics, tokens = self.world.sum_(sums).tolist()
         self.tokens += int(tokens)
         self.window.tokens += int(tokens)
+        if self.bound is not None and weight > 0:
+            self.bound.add_gradient(
+                step,
+                weight,
+                self.forward,
+                lambda batch: _to(batch, self.device),
+                lambda: _autocast(self.device, self.loop.precision),
+            )
         norm = self._divide_and_clip(step, weight)
         if norm is not None:
             self.optimizer.step()
@@ -380,6 +401,22 @@ class _Training:
             world=self.world,
         )
 
+    def _bound_loss(self, bound: Bound) -> float:
+        """On the held-out rows of the bounded data."""
+        micro = bound.bounded.micro_batch_size or bound.bounded.batch_size
+        held_out, precision = bound.bounded.held_out, self.loop.precision
+        return evaluate(self.model, held_out, causal_lm_loss, micro_batch_size=micro, precision=precision)["loss"]
+
+    def _report_bound(self, bound: Bound) -> None:
+        assert self.bound_before is not None, "measured before the first step"
+        found = verdict(self.bound_before, self._bound_loss(bound), bound.bounded.level, bound)
+        self.ctx.ledger.table("constraints", bound.table)
+        self.ctx.ledger.table("bound", [found])
+        self.ctx.progress.log(
+            f"the bound {found['level']:.4g} is {found['status']}: {found['held_out_after']:.4g} nats on held-out "
+            f"rows, {found['held_out_before']:.4g} before, multiplier {found['multiplier']:.3g}"
+        )
+
     def _log(self, step: int, validation: dict[str, float]) -> float:
         row = {"step": step, **self.window.means(), **{f"validation_{k}": v for k, v in validation.items()}}
         row |= {
@@ -405,6 +442,8 @@ class _Training:
     def _save(self, step: int) -> None:
         extra = {"rows": self.rows, "window": asdict(self.window), "skipped": self.skipped, "changes": self.changes}
         extra |= {"tokens": self.tokens, "next_place": self.sampler.place(step)}
+        if self.bound is not None:
+            extra |= {"bound": self.bound.state(), "bound_before": self.bound_before}
         wait = not self.loop.save_async
         self.world.save(self.states, step, self.model, self.optimizer, extra=extra, wait=wait)
 
@@ -421,6 +460,9 @@ class _Training:
             )
         self.rows, self.window = extra["rows"], _Window(**extra["window"])
         self.skipped, self.tokens = extra["skipped"], extra["tokens"]
+        if self.bound is not None:
+            self.bound.go_on(extra["bound"])
+            self.bound_before = extra["bound_before"]
         self.changes = extra["changes"] + [{"after_step": step, "change": text} for text in resumed.changes.values()]
         self.sampler.go_on(step, extra["next_place"])
         if self.world.is_main:  # what was logged after the state was saved will be logged again

@@ -19,6 +19,7 @@ from burnish.core.store import Key
 from burnish.data import check_disjoint, read_rows
 from burnish.data.packing import PackedRows, documents, pack
 from burnish.optim import optimizer_class
+from burnish.train.bound import Bounded
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import merged, with_adapters
 from burnish.train.losses import LossFn, WithParameters, balanced_loss, causal_lm_loss
@@ -82,12 +83,17 @@ def _run(
             "parameters of the loss itself (projections between hidden states) are trained by one process only",
             fix="leave `launch` out of this node",
         )
+    if ctx.inputs.get("bound_data") is not None and world.size > 1:
+        raise SettingsError("a bound is kept by one process only", where="bound_data", fix="leave `launch` out")
     rows, held_out = training_rows(settings, model.tokenizer, ctx)
+    bounded = bounded_rows(settings, model.tokenizer, ctx)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out, "validation")
     module: Any = copy.deepcopy(model.module)
     dtype = module.dtype
     check_vocabulary(module, rows)
+    if bounded is not None:
+        check_vocabulary(module, bounded.rows)
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
     loss_fn = loss_fn or loss_of(settings, module)
@@ -106,7 +112,18 @@ def _run(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
     whole_key = settings.canonical() | stage | dict(key)
-    fitted = fit(trained, batches, loss_fn, optimizer, ctx, loop, validation=validation, world=world, key=whole_key)
+    fitted = fit(
+        trained,
+        batches,
+        loss_fn,
+        optimizer,
+        ctx,
+        loop,
+        validation=validation,
+        world=world,
+        key=whole_key,
+        bounded=bounded,
+    )
     whole = world.whole(trained)
     if whole is None:  # another process has the result
         return model
@@ -143,6 +160,41 @@ def training_rows(
             fix="use more data or another share",
         )
     return rows.split(count)
+
+
+def bounded_rows(settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Context) -> Bounded | None:
+    """The rows whose loss is bounded, where there are any; the last ones are held out.
+
+    Raises:
+        SettingsError: there is no level, or no data.
+        DataError: too few rows, or texts that are trained on as well.
+    """
+    data, level = ctx.inputs.get("bound_data"), settings.bound_level
+    if data is None and level is None:
+        return None
+    if data is None or level is None:
+        missing = "bound_data" if data is None else "bound_level"
+        raise SettingsError(f"a bound needs {missing}", where=missing, fix=f"give {missing}")
+    check_disjoint(ctx.inputs["data"], data)
+    rows = packed(settings, tokenizer, data, where="bound_data")
+    count = max(1, round(settings.bound_holdout * len(rows)))
+    if count >= len(rows):
+        raise DataError(
+            f"bound_holdout {settings.bound_holdout:g} of {len(rows)} rows leaves none to train on",
+            where="bound_data",
+            fix="use more data",
+        )
+    kept, held_out = rows.split(count)
+    return Bounded(
+        kept,
+        held_out,
+        level,
+        settings.bound_penalty,
+        settings.batch,
+        settings.micro_batch,
+        settings.bound_every,
+        settings.seed,
+    )
 
 
 def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, *, where: str) -> PackedRows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,6 +39,15 @@ class Train(Stage):
     data: DataRef | None = Field(default=None, description="texts or chats to train on")
     validation: DataRef | None = Field(default=None, description="texts or chats to measure on during training")
     holdout: float = Field(default=0.0, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
+    bound_data: DataRef | None = Field(
+        default=None, description="other texts or chats whose loss must stay at or below bound_level"
+    )
+    bound_level: float | None = Field(default=None, gt=0, description="the largest loss on bound_data, nats a token")
+    bound_penalty: float = Field(default=10.0, gt=0, description="how hard a broken bound pulls, per nat")
+    bound_every: int = Field(default=10, ge=1, description="steps between two changes of the bound's multiplier")
+    bound_holdout: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the rows of bound_data kept for measuring, the last ones"
+    )
     context: int = Field(default=512, ge=2, description="tokens of a row")
     overlong: Literal["auto", "split", "truncate", "drop", "refuse"] = Field(
         default="auto", description="documents longer than the context; auto splits texts and refuses chats"
@@ -110,6 +119,10 @@ class Train(Stage):
         json_schema_extra=VOLATILE,
     )
 
+    @classmethod
+    def parse(cls, settings: dict[str, Any], *, where: str) -> Self:
+        return super().parse(_with_bound(settings, where), where=where)
+
     @field_validator("optimizer_options")
     @classmethod
     def _typed(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +135,8 @@ class Train(Stage):
             raise ValueError(f"batch is {self.batch}, which micro_batch {self.micro_batch} does not divide")
         if self.validation is not None and self.holdout:
             raise ValueError("validation and holdout are two ways of the same thing: give one of them")
+        if self.bound_data is not None and self.bound_level is None:
+            raise ValueError("bound_data needs a bound_level, the largest loss on it")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
             raise ValueError("lora_init and lora_matrix need a lora_rank")
         return self
@@ -189,7 +204,7 @@ class Train(Stage):
     def preflight(self, start: Model, before: Plan) -> None:
         from burnish.data.attempt import try_rows
 
-        for name in ("data", "validation"):
+        for name in ("data", "validation", "bound_data"):
             if (data := getattr(self, name)) is not None:
                 try_rows(start.tokenizer, data, before.config, where=name)
         if self.lora_rank:
@@ -202,6 +217,34 @@ class Train(Stage):
         from burnish.train.run import run
 
         return run(self, model, ctx)
+
+
+def _with_bound(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """`constraints: [{loss_bound: {data: ..., level: ...}}]` of a recipe as `bound_data`, `bound_level` ...
+
+    Raises:
+        SettingsError: another constraint, more than one, or keys that a loss bound does not have.
+    """
+    if "constraints" not in settings:
+        return settings
+    found = settings["constraints"]
+    form = "constraints: [{loss_bound: {data: FILE, level: NATS}}]"
+    one = found[0] if isinstance(found, list) and len(found) == 1 else None
+    if not isinstance(one, dict) or list(one) != ["loss_bound"]:
+        raise SettingsError(f"constraints is {found!r}, but must be one loss bound", where=where, fix=f"write {form}")
+    content = one["loss_bound"]
+    known = ("data", "level", "penalty", "every", "holdout")
+    if not isinstance(content, dict) or not {"data", "level"} <= set(content) <= set(known):
+        raise SettingsError(
+            f"loss_bound is {content!r}, but needs data and level, and may have {', '.join(known[2:])}",
+            where=where,
+            fix=f"write {form}",
+        )
+    rest = {name: value for name, value in settings.items() if name != "constraints"}
+    lifted = {f"bound_{name}": value for name, value in content.items()}
+    if twice := sorted(set(rest) & set(lifted)):
+        raise SettingsError(f"{twice[0]} and constraints say the same thing twice", where=where, fix="leave one out")
+    return rest | lifted
 
 
 def _literal(text: str) -> Any:
