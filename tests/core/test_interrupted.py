@@ -170,3 +170,12 @@ def test_the_options_that_the_sentences_name_are_there(command: str, capsys: pyt
     main([command, "--help"])
     said = capsys.readouterr().out
     assert "--continue-with-changes" in said and "--restart" in said
+
+
+def test_what_a_node_measured_on_the_way_is_kept_when_it_ends(tmp_path):
+    work = Work(tmp_path / "work" / "tuned", None)
+    (work.directory / "states").mkdir(parents=True)
+    (work.directory / "metrics.jsonl").write_text('{"step": 1}\n')
+    work.finish(tmp_path / "logs")
+    assert (tmp_path / "logs" / "tuned.metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert not work.directory.exists()

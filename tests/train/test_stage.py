@@ -13,7 +13,9 @@ import warm
 from burnish.cli import main
 from burnish.core.checkpoint import model_card, plan_config
 from burnish.core.errors import CheckpointError, DataError, SettingsError
-from burnish.core.ledger import read_rows
+from burnish.core.ledger import Ledger, read_rows
+from burnish.core.progress import Progress
+from burnish.core.stage import Context, seeded_generator
 from burnish.train.loop import Loop
 from burnish.train.run import loop_of
 from burnish.train.scratch import initialise
@@ -291,3 +293,23 @@ def test_explain_shows_the_adapters_of_lora(tiny_llama, capsys, monkeypatch):
     ((_, factor),) = [pair for pair in below.items() if "q_proj.lora_A" in pair[0]]
     assert "normuon" in factor and "LoRA factor" in factor
     assert any("q_proj.base_layer" in name and "needs no gradient" in why for name, why in below.items())
+
+
+def test_bad_rows_are_refused_or_left_out_and_counted(tiny, tmp_path, capsys):
+    rows = [{"text": PROSE}] * 40
+    rows[7] = {"messages": [{"role": "user", "content": "no answer"}]}
+    rows[9] = {"id": 9}
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data": str(lines), "context": 48, "batch": 2, "steps": 2, "overlong": "split"}
+    with pytest.raises(DataError, match=r"rows.jsonl:10: has neither"):
+        Train(**settings)(tiny, data=str(lines), work_dir=tmp_path / "a")
+    ledger = Ledger(None)
+    ctx = Context({"data": str(lines)}, tmp_path / "b", "cpu", seeded_generator(0), Progress(), ledger)
+    Train(**settings, bad_rows="skip").run(tiny, ctx)
+    (table,) = [row for row in ledger.rows if row.get("name") == "rows left out of data"]
+    places = [row["row"].split(": ")[0].rpartition(":")[2] for row in table["rows"]]
+    assert places == ["10", "8"]
+    said = capsys.readouterr().err
+    assert "2 rows are left out, the first" in said
+    assert "after 2 steps and 192 tokens the loss is" in said

@@ -18,7 +18,9 @@ CHARS_PER_TOKEN = 8
 """More than any tokenizer puts into one on the average; a longer text need not be tokenised whole."""
 
 
-def try_rows(tokenizer: PreTrainedTokenizerBase, data: Data, config: Any, *, where: str) -> None:
+def try_rows(
+    tokenizer: PreTrainedTokenizerBase, data: Data, config: Any, *, where: str, skip_bad: bool = False
+) -> None:
     """Tokenises the first rows, chats through the template.
 
     Args:
@@ -26,12 +28,16 @@ def try_rows(tokenizer: PreTrainedTokenizerBase, data: Data, config: Any, *, whe
         data: of a stage.
         config: of the model, whose embeddings must have a row for every token.
         where: what messages call the data.
+        skip_bad: rows that cannot be used are left out, as long as one can be.
 
     Raises:
         DataError: as `documents`, or a token that the model does not have.
     """
     name = data if isinstance(data, str) else where
-    found = documents(tokenizer, read_rows(data)[:ROWS], where=name)
+    skipped: list[str] | None = [] if skip_bad else None
+    found = documents(tokenizer, read_rows(data, skipped=skipped)[:ROWS], where=name, skipped=skipped)
+    if not found:
+        raise DataError(f"none of the first rows can be used; the first: {skipped[0] if skipped else ''}", where=name)
     check_ids((int(token) for document in found for token in document.tokens), config)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from burnish.core.errors import DataError
 from burnish.core.outside import answered_for
+from burnish.data.forms import Chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,9 @@ def chat_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, where: str = "chat"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of a conversation and whether each is said by the assistant, its end-of-turn token included.
+
+    Of a `burnish.data.forms.Chat` the tools are written out, and what the assistant says before its `first` message
+    does not count.
 
     Raises:
         DataError: no chat template, no fast tokenizer, no assistant message, or a template that rewrites the past.
@@ -61,7 +65,12 @@ def written_out(
     fix = "check the roles and their order, or give the tokenizer another chat template"
     with answered_for("the tokenizer's chat template cannot write it out", where=where, fix=fix, error=DataError):
         return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+            tokenizer.apply_chat_template(
+                list(messages),
+                tools=(messages.tools or None) if isinstance(messages, Chat) else None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
         )
 
 
@@ -70,11 +79,12 @@ def assistant_spans(
 ) -> list[tuple[int, int]]:
     """First and last + 1 character of everything that the assistant says in the written-out conversation."""
     spans = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+    chat = messages if isinstance(messages, Chat) else Chat(list(messages))
+    for number, message in enumerate(chat):
+        if message["role"] != "assistant" or number < chat.first:
             continue
-        before = written_out(tokenizer, messages[:number], where=where, add_generation_prompt=True)
-        through = written_out(tokenizer, messages[: number + 1], where=where)
+        before = written_out(tokenizer, Chat(chat[:number], chat.tools), where=where, add_generation_prompt=True)
+        through = written_out(tokenizer, Chat(chat[: number + 1], chat.tools), where=where)
         if not text.startswith(through) or not through.startswith(before):
             raise DataError(
                 f"the chat template writes message {number + 1} differently than it would when the assistant answers",

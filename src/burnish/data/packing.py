@@ -23,7 +23,7 @@ from torch import Tensor
 
 from burnish.core.errors import DataError
 from burnish.data.chat import chat_tokens
-from burnish.data.read import Row
+from burnish.data.forms import Chat, Completion, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,10 +107,18 @@ class PackedRows:
         return PackedRows(*(part[:cut] for part in parts)), PackedRows(*(part[cut:] for part in parts))
 
 
-def documents(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row], *, where: str = "data") -> list[Document]:
+def documents(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row], *, where: str = "data", skipped: list[str] | None = None
+) -> list[Document]:
     """Texts and chats as tokens: of a text every token counts, of a chat what the assistant says.
 
     A text is given the tokens that the tokenizer puts in front by itself (often none) and its end-of-sequence token.
+
+    Args:
+        tokenizer: of the model.
+        rows: from `burnish.data.read_rows`.
+        where: what error messages call the data.
+        skipped: leave out chats that cannot be used, and put here what is wrong with each; None refuses them.
 
     Raises:
         DataError: a chat that the tokenizer's template cannot write out, or that has nothing to learn from.
@@ -121,12 +129,37 @@ def documents(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row], *, where:
     prefix = [token for token in prefix if token != end]
     for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
-            ids = tokenizer(row, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            tokens = np.array([*prefix, *ids, *([end] if isinstance(end, int) else [])])
-            found.append(Document(tokens, np.ones(len(tokens), dtype=bool)))
-        else:
-            found.append(Document(*chat_tokens(tokenizer, row, where=f"{where}, chat {number}")))
+            ids, counts = _text_tokens(tokenizer, row, where=f"{where}, text {number}")
+            after = [end] if isinstance(end, int) else []
+            tokens = np.array([*prefix, *ids, *after])
+            found.append(Document(tokens, np.array([*[counts.all()] * len(prefix), *counts, *[True] * len(after)])))
+            continue
+        try:
+            place = row.where if isinstance(row, Chat) else ""
+            found.append(Document(*chat_tokens(tokenizer, row, where=place or f"{where}, chat {number}")))
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
     return found
+
+
+def _text_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, where: str) -> tuple[list[int], np.ndarray]:
+    """Token ids, and which of them count: all, or those that begin in the completion."""
+    start = text.start if isinstance(text, Completion) else 0
+    if start and not tokenizer.is_fast:
+        raise DataError("needs a fast tokenizer to find where the completion begins", where=where)
+    encoded = tokenizer(
+        str(text),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=bool(start),
+        verbose=False,
+    )
+    ids: list[int] = encoded["input_ids"]
+    if not start:
+        return ids, np.ones(len(ids), dtype=bool)
+    return ids, np.array(encoded["offset_mapping"]).reshape(-1, 2)[:, 0] >= start
 
 
 def pack(

@@ -3,25 +3,29 @@
 A reference to data is one of
 
 * the name of a shipped text: `wikitext2-valid`, `wikitext2-test`;
-* a `.txt` file (one text), a `.jsonl` file (one row a line, with `text` or `messages`), either compressed as `.gz`;
-* a `.parquet` file with a column `text` or `messages`;
+* a `.txt` file (one text), a `.jsonl` file (one row a line), a `.json` file (a list of rows, or one a line), each
+  perhaps compressed as `.gz`;
+* a `.parquet` file with the columns of a row;
 * a directory of such files, read in the order of their names;
 * a list of strings, from Python.
 
-`messages` rows are chats in the form that chat templates take; they become text through the tokenizer's template.
+What a row may be stands in `burnish.data.forms`. Chats become text through the tokenizer's template. A row that is
+none stops the reading, or is left out and named where that is asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import DataError, nearest
 from burnish.core.outside import local_path, parquet_rows, parse_json, read_bytes
 from burnish.data.chat import written_out
+from burnish.data.forms import COLUMNS, Chat, Completion, Row, as_row
 from burnish.data.wikitext import detokenise
 
 if TYPE_CHECKING:
@@ -31,10 +35,9 @@ TEXTS = Path(__file__).parent / "texts"
 SHIPPED = {"wikitext2-valid": "wikitext2_valid.txt.gz", "wikitext2-test": "wikitext2_test.txt.gz"}
 """Texts inside the package (CC BY-SA 3.0, see texts/LICENSE.md), detokenised when read."""
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 Data = str | Path | Sequence[str]
-Row = str | list[dict[str, Any]]
 
 
 def read_texts(data: Data, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
@@ -62,17 +65,25 @@ def read_texts(data: Data, *, tokenizer: PreTrainedTokenizerBase | None = None) 
     return texts
 
 
-def read_rows(data: Data) -> list[Row]:
-    """The rows behind a reference as they are: a string for a text, a list of messages for a chat."""
+def read_rows(data: Data, *, skipped: list[str] | None = None) -> list[Row]:
+    """The rows behind a reference: a string for a text, a list of messages for a chat.
+
+    Args:
+        data: a shipped name, a file, a directory, or the rows themselves.
+        skipped: leave out rows that cannot be read, and put here what is wrong with each and where; None refuses them.
+
+    Raises:
+        DataError: missing, empty, not text, or a row that cannot be read, with its number.
+    """
     if not isinstance(data, str | Path):
-        rows: list[Row] = [_row({"text": row, "messages": row}, where=f"text {n}") for n, row in enumerate(data, 1)]
+        rows: list[Row] = list(_as_rows(_numbered(data), skipped))
     elif not str(data).strip():
         raise DataError("an empty name is no data", fix="name a file, a directory or a text that ships with burnish")
     elif str(data) in SHIPPED and not Path(data).exists():
         packed = TEXTS / SHIPPED[str(data)]
         rows = [detokenise(_decode(read_bytes(packed), packed))]
     else:
-        rows = _read_path(local_path(str(data)), str(data))
+        rows = _read_path(local_path(str(data)), str(data), skipped)
     rows = [row for row in rows if (row.strip() if isinstance(row, str) else row)]
     if not rows:
         raise DataError("holds no text", where=_name(data))
@@ -80,16 +91,25 @@ def read_rows(data: Data) -> list[Row]:
 
 
 def data_hash(data: Data) -> str:
-    """sha256 over the rows, so that the same text under another name or in another format has the same hash."""
+    """sha256 over the rows, so that the same text under another name or in another format has the same hash.
+
+    Rows that cannot be read do not count: whether they may be left out is for those to say who work with the others.
+    """
     digest = hashlib.sha256()
-    for row in read_rows(data):
+    for row in read_rows(data, skipped=[]):
         digest.update(row_hash(row).encode())
     return digest.hexdigest()
 
 
 def row_hash(row: Row) -> str:
-    """sha256 of one text or chat."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+    """sha256 of one text or chat, and of what comes with it."""
+    beside: list[Any] = []
+    if isinstance(row, Chat) and (row.tools or row.first):
+        beside = [row.tools, row.first]
+    elif isinstance(row, Completion):
+        beside = [row.start]
+    content = [row, *beside] if beside else row
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_disjoint(calibration: Data, evaluation: Data) -> None:
@@ -98,8 +118,8 @@ def check_disjoint(calibration: Data, evaluation: Data) -> None:
     Raises:
         DataError: the two references hold the same text, or share documents.
     """
-    seen = {row_hash(row) for row in read_rows(calibration)}
-    shared = sum(row_hash(row) in seen for row in read_rows(evaluation))
+    seen = {row_hash(row) for row in read_rows(calibration, skipped=[])}
+    shared = sum(row_hash(row) in seen for row in read_rows(evaluation, skipped=[]))
     if shared:
         raise DataError(
             f"shares {shared} of its texts with {_name(calibration)}, which the model is made with, so what it "
@@ -113,7 +133,27 @@ def _name(data: Data) -> str:
     return str(data) if isinstance(data, str | Path) else "the given texts"
 
 
-def _read_path(path: Path | None, name: str) -> list[Row]:
+def _numbered(rows: Sequence[Any]) -> Iterator[tuple[Any, str]]:
+    """What a Python caller gave, with names for it; a list is the messages of a chat."""
+    for number, row in enumerate(rows, start=1):
+        yield (
+            {"text": row} if isinstance(row, str) else {"messages": row} if isinstance(row, list) else row,
+            f"text {number}",
+        )
+
+
+def _as_rows(found: Iterable[tuple[Any, str]], skipped: list[str] | None) -> Iterator[Row]:
+    """(row, where) as texts and chats. A row may also be a function that gives it, and raises where it cannot."""
+    for row, where in found:
+        try:
+            yield as_row(row() if callable(row) else row, where=where)
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+
+
+def _read_path(path: Path | None, name: str, skipped: list[str] | None) -> list[Row]:
     if path is None or not path.exists():
         guess = nearest(name, list(SHIPPED))
         advice = f"did you mean {guess!r}?" if guess else f"texts that ship with burnish are {', '.join(SHIPPED)}"
@@ -122,15 +162,16 @@ def _read_path(path: Path | None, name: str) -> list[Row]:
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
         if not files:
             raise DataError(f"has no files of the kinds {', '.join(SUFFIXES)}", where=str(path))
-        return [row for file in files for row in _read_path(file, str(file))]
+        return [row for file in files for row in _read_path(file, str(file), skipped)]
     if not path.name.endswith(SUFFIXES):
         raise DataError("is of no kind that can be read", where=str(path), fix=f"use {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
-        return _read_parquet(path)
+        rows = enumerate(parquet_rows(path, COLUMNS), start=1)
+        return list(_as_rows(((row, f"{path}, row {number}") for number, row in rows), skipped))
     text = _decode(read_bytes(path), path)
-    if ".jsonl" in path.name:
-        return _read_json_lines(text, path)
-    return [text]
+    if not path.name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
+        return [text]
+    return list(_as_rows(_json_rows(text, path), skipped))
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -143,37 +184,13 @@ def _decode(content: bytes, path: Path) -> str:
     return text
 
 
-def _read_json_lines(text: str, path: Path) -> list[Row]:
-    rows: list[Row] = []
+def _json_rows(text: str, path: Path) -> Iterator[tuple[Any, str]]:
+    """The rows of a list, or one a line."""
+    if ".jsonl" not in path.name and text.lstrip().startswith("["):
+        for number, row in enumerate(parse_json(text, where=str(path), error=DataError), start=1):
+            yield row, f"{path}, row {number}"
+        return
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        rows.append(_row(parse_json(line, where=where, error=DataError), where=where))
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    rows = parquet_rows(path, ("text", "messages"))
-    return [_row(row, where=f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _row(row: Any, *, where: str) -> Row:
-    """Checks one row: a string under `text`, or a list of {role, content} under `messages`."""
-    if isinstance(row, dict) and isinstance(row.get("text"), str):
-        return row["text"]
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if isinstance(messages, list) and all(_is_message(part) for part in messages):
-        return messages
-    raise DataError("has neither `text` (a string) nor `messages` (a list of {role, content})", where=where)
-
-
-def _is_message(part: Any) -> bool:
-    """Whether it is {role, content, ...} in the types of JSON."""
-    if not isinstance(part, dict) or not isinstance(part.get("role"), str) or "content" not in part:
-        return False
-    try:
-        json.dumps(part)
-    except (TypeError, ValueError):
-        return False  # a date or bytes, out of a parquet file
-    return True
+        if line.strip():
+            where = f"{path}:{number}"
+            yield partial(parse_json, line, where=where, error=DataError), where

@@ -291,6 +291,7 @@ class _Training:
                         self._save(done)
         self.world.finish()
         if self.world.is_main:
+            self.ctx.progress.log(self._result(validation))
             self.ctx.ledger.table("loss", self.rows)
             for name, rows in (("skipped steps", self.skipped), ("changes on the way", self.changes)):
                 if rows:
@@ -298,6 +299,13 @@ class _Training:
             if self.bound is not None:
                 self._report_bound(self.bound)
         return Fit(loop.steps, first, self.skipped, self.changes, self.tokens, self.rows, validation)
+
+    def _result(self, validation: dict[str, float]) -> str:
+        """One line for logs, where no progress bar has shown it."""
+        last = self.rows[-1] if self.rows else {}
+        held_out = f", on held-out rows {validation['loss']:.4g}" if validation else ""
+        loss = f"{last['loss']:.4g}" if "loss" in last else "unknown, for the last steps had no gradient"
+        return f"after {self.loop.steps:,} steps and {self.tokens:,} tokens the loss is {loss}{held_out}"
 
     def _step(self, step: int) -> None:
         started = time.monotonic()

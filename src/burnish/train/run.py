@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from burnish.train.stage import Train
 
 
+MOST_NAMED = 1000
+"""Rows left out that the ledger names; the log says how many there are."""
+
+
 def run(
     settings: Train,
     model: Model,
@@ -144,11 +148,11 @@ def training_rows(
     data = ctx.inputs.get("data")
     if data is None:
         raise DataError("there is no data to train on", where="data", fix="give data: FILE, or --data FILE")
-    rows = packed(settings, tokenizer, data, where="data")
+    rows = packed(settings, tokenizer, data, ctx, where="data")
     validation = ctx.inputs.get("validation")
     if validation is not None:
         check_disjoint(data, validation)
-        return rows, packed(settings, tokenizer, validation, where="validation")
+        return rows, packed(settings, tokenizer, validation, ctx, where="validation")
     if not settings.holdout:
         return rows, None
     count = round(settings.holdout * len(rows))
@@ -176,7 +180,7 @@ def bounded_rows(settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Conte
         missing = "bound_data" if data is None else "bound_level"
         raise SettingsError(f"a bound needs {missing}", where=missing, fix=f"give {missing}")
     check_disjoint(ctx.inputs["data"], data)
-    rows = packed(settings, tokenizer, data, where="bound_data")
+    rows = packed(settings, tokenizer, data, ctx, where="bound_data")
     count = max(1, round(settings.bound_holdout * len(rows)))
     if count >= len(rows):
         raise DataError(
@@ -197,14 +201,22 @@ def bounded_rows(settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Conte
     )
 
 
-def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, *, where: str) -> PackedRows:
-    """The rows behind a data reference, or behind texts and chats that a Python caller gave."""
+def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, ctx: Context, *, where: str) -> PackedRows:
+    """The rows behind a data reference, or behind texts and chats that a Python caller gave.
+
+    Where rows may be left out, the ledger says which and why, and the log how many.
+    """
     name = data if isinstance(data, str) else where
-    rows = read_rows(data)
+    skipped: list[str] | None = [] if settings.bad_rows == "skip" else None
+    rows = read_rows(data, skipped=skipped)
     overlong: Any = settings.overlong
     if overlong == "auto":
         overlong = "split" if all(isinstance(row, str) for row in rows) else "refuse"
-    return pack(documents(tokenizer, rows, where=name), settings.context, overlong=overlong, where=name)
+    found = documents(tokenizer, rows, where=name, skipped=skipped)
+    if skipped:
+        ctx.progress.log(f"{name}: {len(skipped):,} rows are left out, the first: {skipped[0]}")
+        ctx.ledger.table(f"rows left out of {where}", [{"row": text} for text in skipped[:MOST_NAMED]])
+    return pack(found, settings.context, overlong=overlong, where=name)
 
 
 def check_vocabulary(module: Any, rows: PackedRows) -> None:

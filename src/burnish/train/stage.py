@@ -52,6 +52,9 @@ class Train(Stage):
     overlong: Literal["auto", "split", "truncate", "drop", "refuse"] = Field(
         default="auto", description="documents longer than the context; auto splits texts and refuses chats"
     )
+    bad_rows: Literal["refuse", "skip"] = Field(
+        default="refuse", description="rows that are no text or chat; skip leaves them out and names them"
+    )
 
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; when not given, from epochs")
     epochs: float = Field(default=1.0, gt=0, description="passes over the data")
@@ -206,7 +209,7 @@ class Train(Stage):
 
         for name in ("data", "validation", "bound_data"):
             if (data := getattr(self, name)) is not None:
-                try_rows(start.tokenizer, data, before.config, where=name)
+                try_rows(start.tokenizer, data, before.config, where=name, skip_bad=self.bad_rows == "skip")
         if self.lora_rank:
             from burnish.core.checkpoint import without_memory
             from burnish.train.lora import check_adapters

@@ -164,7 +164,7 @@ class Run(Planner):
             processes=node.processes,
             memory_settings=stage.memory_settings,
         )
-        work.clear()
+        work.finish(self.directory / "logs")
 
     def _measure(self, name: str) -> None:
         """Measures a checkpoint unless the ledger has it under this very request."""

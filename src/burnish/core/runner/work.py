@@ -84,6 +84,13 @@ class Work:
         write_atomically(self.directory / NODE_FILE, json.dumps({"parts": parts, "changed": changed}, indent=2))
         return frozenset(changed)
 
+    def finish(self, logs: Path) -> None:
+        """Deletes everything but what people read (`*.jsonl`), which goes to `logs` under the name of the node."""
+        for file in sorted(self.directory.glob("*.jsonl")):
+            logs.mkdir(parents=True, exist_ok=True)
+            file.replace(logs / f"{self.directory.name}.{file.name}")
+        self.clear()
+
     def clear(self) -> None:
         """Deletes everything; the node starts again."""
         shutil.rmtree(self.directory, ignore_errors=True)
