@@ -122,3 +122,31 @@ def test_an_empty_word_is_refused_and_not_read_as_the_working_directory(
     (place / "text.txt").write_text("what nobody named")
     assert f"error: {where}: is empty; give a value, or leave it out" in refused(capsys, *command)
     assert sorted(path.name for path in place.iterdir()) == ["text.txt"]
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999"])
+@pytest.mark.parametrize(
+    "command", ["quantize tiny -o q", "audit pairs.jsonl --model tiny -o a", "events simulate --out e.csv", "run"]
+)
+def test_a_seed_that_no_generator_takes_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, place: Path, command: str, seed: str
+):
+    (place / "tiny").symlink_to(tiny_llama)
+    (place / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    if command == "run":
+        said = plan(capsys, tiny_llama, f"{{stage: quantize, method: rtn, group_size: 32, seed: {seed}}}")
+    else:
+        said = refused(capsys, *command.split(), "--seed", seed)
+    assert "seed" in said
+    assert not list(place.glob("[qae]*"))
+
+
+@pytest.mark.parametrize("out", ["a file", "a file/below"])
+def test_a_place_for_measurements_is_opened_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, place: Path, out: str
+):
+    (place / "a file").write_text("mine")
+    monkeypatch.setattr("burnish.core.checkpoint.load", lambda *_: pytest.fail("a model was loaded"))
+    said = refused(capsys, "evaluate", tiny_llama, "-o", out)
+    assert f"{out}: cannot be written to" in said and "choose another place with -o" in said
+    assert (place / "a file").read_text() == "mine"

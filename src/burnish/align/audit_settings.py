@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from burnish.core.settings import Settings
+from burnish.core.settings import MAX_SEED, Settings
 
 Ranking = Literal["delta", "loss", "tau"]
 
@@ -42,7 +42,7 @@ class AuditSettings(Settings):
         default=(0.5, 0.8), min_length=1, description="layers read, as shares of the model's depth"
     )
     max_length: int = Field(default=512, ge=64, description="tokens of prompt and answer that the model reads")
-    seed: int = Field(default=0, ge=0, description="seed of the folds")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="seed of the folds")
 
     @model_validator(mode="after")
     def _fits_together(self) -> AuditSettings:

@@ -41,8 +41,11 @@ def evaluate(
 
     from burnish.core.checkpoint import load
     from burnish.core.ledger import Ledger
+    from burnish.core.runner.directory import check_run_directory
     from burnish.report import ledger_table, run_of
 
+    if out is not None:
+        check_run_directory(out)
     opened = load(model)
     reference = load(settings.reference) if settings.reference else None
     ledger = Ledger(out, node=opened.path.name if opened.path else model)

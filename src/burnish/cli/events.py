@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from burnish.core.settings import MAX_SEED
 
 if TYPE_CHECKING:
     from burnish.core.page import Table
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))]
 Levels = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
 ModelName = Literal[
     "smurf-thp", "place-mixture", "thp", "structured-thp", "smash", "lognormal-mixture", "exponential-hawkes"
@@ -47,7 +51,7 @@ def fit(
     split_by: Literal["auto", "sequence", "time"] = "auto",
     split_column: str | None = None,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
 ) -> None:
     """Fit a forecaster to a table of events: one row an event, with a time and, where there are, a sequence and a type.
@@ -287,7 +291,7 @@ def simulate(
     preset: Literal["hawkes3", "hawkes2"] = "hawkes3",
     num_sequences: int = 1000,
     num_events: int = 60,
-    seed: int = 0,
+    seed: Seed = 0,
     truth: bool = True,
 ) -> None:
     """Write an exactly simulated Hawkes process with, for every event, what an ideal forecaster would have said.

@@ -29,7 +29,7 @@ from pydantic import Field
 from burnish.core.errors import RecipeError, SettingsError
 from burnish.core.kinds import Kind, Plan, Weights
 from burnish.core.progress import Progress
-from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
+from burnish.core.settings import MAX_SEED, VOLATILE, CheckpointRef, DataRef, Device, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ class Stage(Settings):
     memory_settings: ClassVar[str] = ""
     changeable: ClassVar[frozenset[str] | None] = None
 
-    seed: int = Field(default=0, ge=0, description="seed of every random draw")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="seed of every random draw")
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
 
     # -- to override -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,24 @@ class _State(BaseModel):
     tree: list[_Entry] = []
     name: str = ""
     start: str = ""
+
+
+def check_run_directory(directory: Path) -> None:
+    """Opens a place for a ledger, before hours of measuring.
+
+    Raises:
+        OutputError: no directory, and none can be made, or one that cannot be written to.
+    """
+    try:
+        made = not directory.exists()
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        if made:
+            directory.rmdir()
+    except OSError as error:
+        said, advice = error.strerror or str(error), "choose another place with -o"
+        raise OutputError(f"cannot be written to ({said})", where=str(directory), fix=advice) from None
 
 
 def _may_begin(directory: Path) -> bool:
