@@ -19,6 +19,7 @@ STRATEGIES = {
     "best-of-n": "best_of_n:BestOfN",
     "direct": "direct:Direct",
     "gsa": "gsa:GSA",
+    "routed-rsa": "routed_rsa:RoutedRSA",
     "rsa": "rsa:RSA",
     "self-consistency": "self_consistency:SelfConsistency",
     "self-refine": "self_refine:SelfRefine",
