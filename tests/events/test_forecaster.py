@@ -323,6 +323,15 @@ def test_stream_longer_than_its_window_restarts_from_recent_events(fitted: Event
         model.window, model.context = before
 
 
+def test_hazard_is_the_slope_of_minus_log_survival(fitted: EventForecaster, hawkes: EventDataset) -> None:
+    law = fitted.next_event(hawkes.sequences[0])
+    step = 1e-4
+    slope = (np.log(law.survival(0.7 - step)) - np.log(law.survival(0.7 + step))) / (2 * step)
+    assert law.hazard(0.7) == pytest.approx(slope, rel=1e-5)
+    with pytest.raises(SettingsError, match="positive wait"):
+        law.hazard(0.0)
+
+
 def test_unknown_marks_are_refused_when_forecasting(fitted: EventForecaster) -> None:
     with pytest.raises(DataError, match="knows 3 marks"):
         fitted.next_event(EventSequence([0.0], [7]))

@@ -364,6 +364,18 @@ class NextEvent:
         values = self.many.cdf(np.atleast_1d(np.asarray(gap, np.float64)), elapsed)[0].double().cpu().numpy()
         return float(values[0]) if np.ndim(gap) == 0 else values
 
+    def survival(self, gap: float, elapsed: float = 0.0) -> float:
+        """P(the event does not come within the next `gap`)."""
+        return 1 - self.cdf(gap, elapsed)
+
+    def hazard(self, gap: float) -> float:
+        """Rate of the event at a wait of `gap`, given that it has not come before, per data unit."""
+        many = self.many
+        if gap <= 0 or many.mass is not None:
+            raise SettingsError("the rate is that of a positive wait, of a model fitted by likelihood or with its mass")
+        density = many.log_density(torch.tensor([gap], dtype=torch.float64))
+        return float((density.double() - many.survival([gap]).double().log().squeeze(-1)).exp()[0])
+
     def mean(self) -> float:
         return float(self.many.mean()[0])
 
