@@ -325,6 +325,27 @@ METHODS: tuple[Method, ...] = (
         page="stoc-ialm",
         benchmarks=(Benchmark("stoc_ialm"),),
     ),
+    Method(
+        name="GSA",
+        does="one more call reads n samples and writes a better answer; votes, best-of-n and refinement beside it",
+        use="burnish reason run",
+        source="LLMs Can Generate a Better Answer by Aggregating Their Own Responses, 2025, arXiv:2503.04104",
+        page="gsa",
+    ),
+    Method(
+        name="RSA",
+        does="a population of answers, each rewritten from k others, loop after loop",
+        use="burnish reason run",
+        source="Recursive Self-Aggregation Unlocks Deep Thinking in Large Language Models, 2025, arXiv:2509.26626",
+        page="rsa",
+    ),
+    Method(
+        name="routed RSA",
+        does="RSA whose groups go to a cheap or a strong model by how hard they look",
+        use="burnish.reason",
+        source="Squeeze Evolve, 2026, arXiv:2604.07725",
+        page="routed-rsa",
+    ),
 )
 
 BESIDE_METHODS = (

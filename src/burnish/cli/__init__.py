@@ -118,6 +118,25 @@ for _name, _help in _EVENTS.items():
     events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
 app.command(events)
 
+reason = App(
+    name="reason",
+    group=BESIDE,
+    help="Better answers from any OpenAI-like server, with every token accounted for.",
+    help_epilogue="""Examples:
+
+    burnish reason run problems.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen --strategy gsa:4 -o runs/a
+    burnish reason report runs/a
+    burnish reason journal runs/a --out calls.jsonl""",
+)
+_REASON = {
+    "run": "Ask a server for answers by several strategies, grade them, and say what each used.",
+    "report": "Print accuracy and tokens of every strategy of a run, and what was paid.",
+    "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
+}
+for _name, _help in _REASON.items():
+    reason.command(f"burnish.cli.reason:{_name}", name=_name, help=_help, help_epilogue="")
+app.command(reason)
+
 data = App(
     name="data",
     group=BESIDE,

@@ -1,0 +1,149 @@
+"""`burnish reason`: strategies over a server, and the journal of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from burnish.reason.harness import Outcome
+    from burnish.reason.journal import Paid
+
+Out = Annotated[Path, Parameter(name=["--out", "-o"])]
+OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
+
+
+def run(
+    data: Path,
+    /,
+    *,
+    base_url: str,
+    model: str,
+    strategy: list[str],
+    out: Out,
+    verifier: str = "math",
+    limit: int | None = None,
+    temperature: float = 1.0,
+    max_tokens: int = 2048,
+    top_logprobs: int = 0,
+    seed: int = 0,
+    concurrency: int = 64,
+    max_calls: int | None = None,
+) -> None:
+    """Ask a server for answers by several strategies, grade them, and say what each used.
+
+    Strategies share their plain samples, which are paid once. A run that is ended, or killed, goes on where it stopped
+    when the same command is given again. The key is read from OPENAI_API_KEY.
+
+    Parameters
+    ----------
+    data:
+        A .jsonl file of problems, such as {"id": "1", "question": "...", "answer": "42"}.
+    base_url:
+        Address of an OpenAI-like server, up to /v1.
+    model:
+        As the server calls it.
+    strategy:
+        direct, self-consistency:8, gsa:4, "rsa(n=8,k=4,loops=3)" and so on; give it several times to compare.
+    out:
+        Directory of the run.
+    verifier:
+        What grades: math, number, exact, last-integer and others.
+    limit:
+        Take so many problems only.
+    temperature:
+        Of the samples.
+    max_tokens:
+        Of one answer, at most.
+    top_logprobs:
+        Ask for log-probabilities with so many alternatives; best-of-n and routed-rsa need 2 or more.
+    seed:
+        Of the run.
+    concurrency:
+        Calls at a time, at most.
+    max_calls:
+        Stop after so many requests; strategies then answer with what they have.
+    """
+    from burnish.reason import Budget, Endpoint
+    from burnish.reason.harness import run as run_all
+    from burnish.verify import read_problems
+    from burnish.verify import verifier as named
+
+    sampling: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
+    if top_logprobs:
+        sampling |= {"logprobs": True, "top_logprobs": top_logprobs}
+    with named(verifier) as grader:
+        problems = read_problems(data, grader, limit=limit)
+        endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
+        run_all(problems, grader, strategy, [endpoint], out, seed=seed, budget=Budget(calls=max_calls))
+    report(out)
+
+
+def report(run: Path, /) -> None:
+    """Print accuracy and tokens of every strategy of a run, and what was paid.
+
+    Parameters
+    ----------
+    run:
+        Directory from `burnish reason run`.
+    """
+    from burnish.reason.harness import read
+
+    for line in _lines(*read(run)):
+        print(line)
+
+
+def journal(run: Path, /, *, out: OptionalOut = None) -> None:
+    """Check the journal of a run, say what was paid, and export its calls as JSON Lines.
+
+    Parameters
+    ----------
+    run:
+        Directory of a run.
+    out:
+        A file for one line per finished call.
+    """
+    import json
+
+    from burnish.core.checkpoint import write_atomically
+    from burnish.core.errors import DataError
+    from burnish.reason import JournalReader
+
+    reader = JournalReader(run)
+    if problems := reader.problems():
+        raise DataError(f"is damaged ({problems[0]})", where=str(reader.path), fix="start the run anew")
+    for line in _paid(reader.paid()):
+        print(line)
+    if out is not None:
+        lines = [json.dumps(call, ensure_ascii=False) for call in reader.calls()]
+        write_atomically(out, "".join(f"{line}\n" for line in lines))
+        print(f"calls: {out} ({len(lines):,})")
+
+
+def _lines(found: list[Outcome], paid: dict[str, Paid]) -> list[str]:
+    from burnish.core.page.numbers import decimal, ends
+    from burnish.reason import Usage
+
+    lines = []
+    for one in found:
+        used = sum(one.used.values(), Usage())
+        low, high = ends(one.accuracy.low, one.accuracy.high)
+        said = f"{one.strategy}: {decimal(one.accuracy.value, 3)} ({low} to {high}) of {one.num} problems"
+        if one.against_first:
+            low, high = ends(one.against_first.low, one.against_first.high)
+            said += f", {decimal(one.against_first.value, 3)} ({low} to {high}) against {found[0].strategy}"
+        said += f"; {used.calls:,} calls, {used.prompt:,} tokens read, {used.completion:,} written"
+        unknown = f", {used.unknown:,} calls of unknown size" if used.unknown else ""
+        unfinished = f", {one.unfinished} problems unfinished" if one.unfinished else ""
+        lines.append(said + unknown + unfinished)
+    return lines + _paid(paid)
+
+
+def _paid(paid: dict[str, Paid]) -> list[str]:
+    return [
+        f"paid to {name}: {one.usage.calls:,} requests, {one.usage.prompt:,} tokens read, "
+        f"{one.usage.completion:,} written; {one.retried:,} retried, {one.lost:,} lost"
+        for name, one in paid.items()
+    ]

@@ -1,0 +1,59 @@
+"""`burnish reason`: run, report, journal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from burnish.cli import main
+from exact_server import ExactServer
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    rows = [{"id": str(i), "question": f"What is {i} - {i} + 1?", "answer": "1"} for i in range(10)]
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(problems: Path, server: ExactServer, out: Path, *more: str) -> list[str]:
+    place = [str(problems), "--base-url", server.url, "--model", "exact", "-o", str(out)]
+    return ["reason", "run", *place, "--verifier", "number", "--strategy", "self-consistency:3", *more]
+
+
+def test_a_run_is_graded_reported_and_exported(
+    tmp_path: Path, problems: Path, server: ExactServer, capsys: pytest.CaptureFixture[str]
+):
+    main(command(problems, server, tmp_path / "run", "--strategy", "rsa(n=3,k=2,loops=2)"))
+    said = capsys.readouterr().out
+    assert "10 problems" in said
+    assert "against self-consistency" in said
+    assert "paid to exact: 60 requests" in said
+    main(["reason", "report", str(tmp_path / "run")])
+    assert capsys.readouterr().out == said
+    main(["reason", "journal", str(tmp_path / "run"), "--out", str(tmp_path / "calls.jsonl")])
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert len(calls) == 60
+    assert {call["path"].split("/")[1] for call in calls} == {"sample", "rsa(n=3,k=2,loops=2,answer=majority)"}
+
+
+def test_a_run_goes_on_where_a_budget_ended_it(
+    tmp_path: Path, problems: Path, server: ExactServer, capsys: pytest.CaptureFixture[str]
+):
+    main(command(problems, server, tmp_path / "run", "--max-calls", "7"))
+    assert "problems unfinished" in capsys.readouterr().out
+    main(command(problems, server, tmp_path / "run"))
+    assert "unfinished" not in capsys.readouterr().out
+    assert sum(server.asked.values()) == 30
+
+
+def test_another_run_in_the_same_place_is_refused(
+    tmp_path: Path, problems: Path, server: ExactServer, capsys: pytest.CaptureFixture[str]
+):
+    main(command(problems, server, tmp_path / "run"))
+    with pytest.raises(SystemExit):
+        main(command(problems, server, tmp_path / "run", "--seed", "1"))
+    assert "belongs to another run (its seed differ)" in capsys.readouterr().err
