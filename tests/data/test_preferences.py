@@ -50,12 +50,17 @@ def test_a_directory_is_read_file_by_file(tmp_path):
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, r"prefs.jsonl:2: .* identical"),
         ({"prompt": "p", "chosen": "", "rejected": "a"}, r"prefs.jsonl:2: the chosen answer is empty"),
         ({"prompt": "p", "chosen": "a", "rejected": 3}, r"'rejected' is of type int"),
+        (GOOD | {"margin": "0.5"}, r"prefs.jsonl:2: the margin is '0.5', but it must be a finite number"),
+        (GOOD | {"prompt": None}, r"prefs.jsonl:2: the prompt is missing, but other pairs have one"),
         ([1], r"prefs.jsonl:2: is not a JSON object"),
         ({"prompt": 5, "chosen": "a", "rejected": "b"}, r"prefs.jsonl:2: 'prompt' is of type int"),
         ({"prompt": "p", "chosen": SAID, "rejected": SAID}, r"identical"),
         ({"prompt": "p", "chosen": SAID, "rejected": "b"}, r"one answer is text and the other a list"),
-        ({"prompt": "p", "chosen": SAID, "rejected": OTHER}, r"of prompt and answers, one is text"),
-        ({"chosen": SAID, "rejected": OTHER}, r"prefs.jsonl:2: is a conversation, but the first pair is plain text"),
+        ({"prompt": SAID, "chosen": "a", "rejected": "b"}, r"of prompt and answers, one is text"),
+        (
+            GOOD | {"prompt": "p", "chosen": SAID, "rejected": OTHER},
+            r"prefs.jsonl:2: is a conversation, but the first pair is plain text",
+        ),
         ({"chosen": SAID, "rejected": [{"role": "assistant", "content": " "}]}, r"the rejected answer is empty"),
         ({"chosen": SAID, "rejected": [{"role": "assistant"}]}, r"'rejected' holds a message without content"),
         ({"chosen": [{"content": "a"}], "rejected": OTHER}, r"'chosen' holds a message without a role"),
@@ -63,7 +68,7 @@ def test_a_directory_is_read_file_by_file(tmp_path):
 )
 def test_bad_rows_are_refused_with_file_and_line(tmp_path, row, message):
     with pytest.raises(DataError, match=message):
-        read_pairs(write(tmp_path / "prefs.jsonl", [GOOD, row]))
+        read_pairs(write(tmp_path / "prefs.jsonl", [GOOD, row, GOOD, GOOD]))
 
 
 def test_bad_rows_can_be_dropped_and_are_counted(tmp_path):
@@ -123,3 +128,13 @@ def test_preference_files_are_told_from_texts(tmp_path):
     write(tmp_path / "texts.jsonl", [{"text": "a text"}])
     found = [holds_pairs(name) for name in (tmp_path / "pairs.jsonl", tmp_path / "texts.jsonl", "wikitext2-test")]
     assert found == [True, False, False]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    file = write(tmp_path / "a.jsonl", [GOOD])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_pairs(file).rows == [GOOD] and holds_pairs(file)
+
+
+def test_half_of_a_surrogate_pair_is_named():
+    assert "surrogate" in fault_of(GOOD | {"chosen": "a \ud800"})

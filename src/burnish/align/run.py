@@ -19,7 +19,7 @@ from burnish.core.errors import CheckpointError, DataError, MissingExtraError
 from burnish.core.kinds import Kind
 from burnish.core.stage import Context
 from burnish.core.store import Store
-from burnish.data.preferences import Pairs, check_pairs, import_datasets, read_pairs, rows_digest
+from burnish.data.preferences import Pairs, check_pairs, import_datasets, pairs_of, read_pairs, rows_digest
 from burnish.data.prompts import question_groups
 from burnish.optim import optimizer_class
 
@@ -91,6 +91,8 @@ def run(settings: Align, model: Model, ctx: Context) -> Model:
     train, held_out = hold_out(pairs, settings.holdout, ctx.generator)
     trainer = _trainer(settings, model, reference, _arguments(settings, ctx, states), train, held_out, ctx)
     read = DataReport(len(pairs) + sum(pairs.dropped.values()), len(pairs), dropped=Counter(pairs.dropped))
+    if pairs.unread:
+        ctx.progress.log(f"not read, though the pairs have no prompt: {', '.join(pairs.unread)}; see columns")
     reports = {"as read": read} | trainer.data_reports
     for name, report in reports.items():
         ctx.progress.log(f"{name} data: {report}")
@@ -189,9 +191,10 @@ def _pairs(given: Any, settings: Align) -> Pairs:
     if isinstance(given, Pairs):
         return check_pairs(given, on_bad_pair=settings.on_bad_pair)
     if isinstance(given, str | Path):
-        return read_pairs(given, on_bad_pair=settings.on_bad_pair)
+        return read_pairs(given, on_bad_pair=settings.on_bad_pair, columns=settings.columns)
     rows = [dict(row) for row in given]
-    return check_pairs(Pairs(rows, list(range(len(rows))), "data"), on_bad_pair=settings.on_bad_pair)
+    pairs = Pairs(rows, list(range(len(rows))), "data")
+    return pairs_of(pairs, on_bad_pair=settings.on_bad_pair, columns=settings.columns)
 
 
 def _numbered(pairs: Pairs) -> Dataset:

@@ -36,7 +36,7 @@ class Align(Stage):
     """Train on preference pairs with a loss that adapts to each pair."""
 
     name: ClassVar[str] = "align"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "preference training with DPO or a reward model; APS and R3M for weak and wrong labels"
     changeable: ClassVar[frozenset[str] | None] = frozenset()
     memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"
@@ -77,6 +77,9 @@ class Align(Stage):
     )
     holdout: float = Field(
         default=0.05, ge=0, lt=1, description="share of the pairs kept for measuring, not trained on"
+    )
+    columns: str | None = Field(
+        default=None, description="names of the file's columns, as prompt=THEIRS,chosen=THEIRS,rejected=THEIRS"
     )
     on_bad_pair: Literal["refuse", "drop"] = Field(
         default="refuse", description="empty or identical pairs: refuse or drop"
@@ -129,7 +132,7 @@ class Align(Stage):
         if file.suffix and file.is_file():
             from burnish.data.preferences import read_pairs
 
-            read_pairs(file, on_bad_pair=self.on_bad_pair)
+            read_pairs(file, on_bad_pair=self.on_bad_pair, columns=self.columns)
         default = type(self).model_fields["max_length"].default
         check_length(self.max_length, default, before.config, name="max_length")
         after = before
@@ -149,7 +152,7 @@ class Align(Stage):
         from burnish.data.preferences import try_pairs
 
         if self.data is not None and Path(self.data).expanduser().exists():
-            try_pairs(self.data, start.tokenizer, on_bad_pair=self.on_bad_pair)
+            try_pairs(self.data, start.tokenizer, on_bad_pair=self.on_bad_pair, columns=self.columns)
         if self.lora_rank:
             from burnish.core.checkpoint import without_memory
             from burnish.train.lora import check_adapters

@@ -23,6 +23,7 @@ def audit(
     settings: Options[AuditSettings] = _DEFAULTS,
     on_bad_pair: Literal["refuse", "drop"] = "refuse",
     limit: int | None = None,
+    columns: str | None = None,
     device: str = "auto",
 ) -> None:
     """Rank preference pairs by how much a model doubts their labels, on a page where a person decides.
@@ -44,13 +45,17 @@ def audit(
         What to do with empty or identical pairs.
     limit:
         Audit this many pairs only.
+    columns:
+        Names of the file's columns, as prompt=THEIRS,chosen=THEIRS,rejected=THEIRS.
     device:
         auto, cpu, cuda or cuda:N.
     """
     from burnish.core.errors import SettingsError
     from burnish.data.preferences import read_pairs, write_pairs
 
-    pairs = read_pairs(preferences, on_bad_pair=on_bad_pair, limit=limit)
+    pairs = read_pairs(preferences, on_bad_pair=on_bad_pair, limit=limit, columns=columns)
+    if pairs.unread:
+        print(f"not read, though the pairs have no prompt: {', '.join(pairs.unread)}; --columns prompt=NAME names it")
     if decisions is not None:
         from burnish.align.decisions import apply_decisions
 

@@ -69,7 +69,7 @@ def parse_json(
 
     try:
         if isinstance(text, bytes):
-            text = text.decode("utf-8")
+            text = text.decode("utf-8-sig")  # editors of one system begin every file with a mark
         value = json.loads(text, parse_int=integer)
     except UnicodeDecodeError as cause:
         raise error(f"is not UTF-8 text (byte {cause.start:,} cannot be read)", where=where, fix=fix) from None

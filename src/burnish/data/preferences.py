@@ -2,8 +2,8 @@
 
 A pair is a row with `chosen` and `rejected`, and usually `prompt`; each is a string, or a list of chat messages
 {role, content} as TRL's conversational format has it. A row without `prompt` must hold the prompt at the start of both
-answers. Other columns are kept. Files are JSON lines (also .gz), JSON arrays or parquet; anything else is a hub id,
-`owner/name` or `owner/name:split`.
+answers. Other columns are kept, and the shapes of well-known data sets are read as they are (`preference_shapes`).
+Files are JSON lines (also .gz), JSON arrays or parquet; anything else is a hub id, `owner/name` or `owner/name:split`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from burnish.core.checkpoint import LINEAGE_FILE, write_atomically
 from burnish.core.errors import DataError, MissingExtraError, OutputError, SettingsError
-from burnish.core.outside import parquet_rows, parse_json, read_bytes
+from burnish.core.outside import is_text, parquet_rows, parse_json, read_bytes
+from burnish.data.preference_shapes import is_shape, parse_columns, shaped
 from burnish.data.prompts import text_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Pair = dict[str, Any]
 OnBadPair = Literal["refuse", "drop"]
 
+BOM = b"\xef\xbb\xbf"
 JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 KEPT_COLUMNS = ("prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs")
 """What the trainers read; everything else stays behind."""
@@ -41,12 +44,14 @@ class Pairs:
         numbers: of each row: its line in a JSON lines file, else its index from 0.
         source: the name of the file in messages.
         dropped: {reason: count} of rows that were left out.
+        unread: columns of text that nobody reads, of pairs that have no prompt beside their answers.
     """
 
     rows: list[Pair]
     numbers: list[int]
     source: str
     dropped: dict[str, int] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,13 +66,16 @@ class Pairs:
         return datasets.Dataset.from_list([{column: row.get(column) for column in present} for row in self.rows])
 
 
-def read_pairs(source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: int | None = None) -> Pairs:
+def read_pairs(
+    source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: int | None = None, columns: str | None = None
+) -> Pairs:
     """Reads and checks a preference file.
 
     Args:
         source: a file, a directory of files, or a hub id with an optional `:split` (default train).
         on_bad_pair: what to do with a pair that is missing, empty or identical on both sides.
         limit: reads this many pairs at most.
+        columns: "prompt=THEIRS,chosen=THEIRS", where a file names them otherwise.
 
     Raises:
         DataError: no such file, malformed rows (with file and line), no pair left, or a bad pair under "refuse".
@@ -75,10 +83,16 @@ def read_pairs(source: str | Path, *, on_bad_pair: OnBadPair = "refuse", limit: 
     """
     if limit is not None and limit < 1:
         raise SettingsError(f"at least one pair must be read, not {limit}", where="limit")
-    pairs = _read(source)
-    if limit is not None:
-        pairs = Pairs(pairs.rows[:limit], pairs.numbers[:limit], pairs.source)
-    return check_pairs(pairs, on_bad_pair=on_bad_pair)
+    return pairs_of(_read(source), on_bad_pair=on_bad_pair, limit=limit, columns=columns)
+
+
+def pairs_of(
+    pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse", limit: int | None = None, columns: str | None = None
+) -> Pairs:
+    """Rows in any of the shapes as checked pairs; arguments and errors as in `read_pairs`."""
+    found = shaped(pairs.rows, pairs.numbers, pairs.source, parse_columns(columns))
+    read = Pairs(found.rows[:limit], found.numbers[:limit], pairs.source, found.dropped, found.unread)
+    return check_pairs(read, on_bad_pair=on_bad_pair)
 
 
 def write_pairs(pairs: Pairs, path: str | Path) -> Path:
@@ -111,7 +125,13 @@ def rows_digest(rows: Iterable[Pair]) -> str:
     return digest.hexdigest()
 
 
-def try_pairs(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, on_bad_pair: OnBadPair = "refuse") -> None:
+def try_pairs(
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    on_bad_pair: OnBadPair = "refuse",
+    columns: str | None = None,
+) -> None:
     """Writes out and tokenises the first pairs of a file.
 
     Raises:
@@ -119,7 +139,7 @@ def try_pairs(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, on_bad_
     """
     from burnish.data.chat import written_out
 
-    pairs = read_pairs(source, on_bad_pair=on_bad_pair, limit=8)
+    pairs = read_pairs(source, on_bad_pair=on_bad_pair, limit=8, columns=columns)
     for index, row in enumerate(pairs.rows):
         if not isinstance(row["chosen"], list):
             tokenizer(row["chosen"])
@@ -144,8 +164,10 @@ def holds_pairs(source: str | Path) -> bool:
         return _hub_name(str(source)) is not None
     form = _format(path)
     if form == "lines":
-        return b'"chosen"' in read_bytes(path).partition(b"\n")[0]
-    return form is not None and any("chosen" in row for row in _read_file(path).rows[:1])
+        first = read_bytes(path).lstrip().partition(b"\n")[0]
+        row = parse_json(first, where=str(path), error=DataError) if first.startswith((b"{", BOM)) else None
+        return isinstance(row, dict) and is_shape(row)
+    return form is not None and any(is_shape(row) for row in _read_file(path).rows[:1])
 
 
 def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
@@ -155,9 +177,12 @@ def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
         DataError: as in `read_pairs`; also where some pairs are plain text and others conversations.
     """
     kept: list[int] = []
-    dropped: dict[str, int] = {}
+    dropped = dict(pairs.dropped)
+    prompted = sum(row.get("prompt") is not None for row in pairs.rows)
     for index, row in enumerate(pairs.rows):
         fault = fault_of(row)
+        if fault is None and row.get("prompt") is None and prompted > len(pairs.rows) / 2:
+            fault = "the prompt is missing, but other pairs have one"
         if fault is None:
             kept.append(index)
         elif on_bad_pair == "refuse" or fault.startswith("has no column"):
@@ -175,7 +200,7 @@ def check_pairs(pairs: Pairs, *, on_bad_pair: OnBadPair = "refuse") -> Pairs:
                 where=pairs.where(index),
                 fix="write all pairs in one form",
             )
-    return Pairs([pairs.rows[i] for i in kept], [pairs.numbers[i] for i in kept], pairs.source, dropped)
+    return Pairs([pairs.rows[i] for i in kept], [pairs.numbers[i] for i in kept], pairs.source, dropped, pairs.unread)
 
 
 def fault_of(row: Pair) -> str | None:
@@ -190,6 +215,11 @@ def fault_of(row: Pair) -> str | None:
     for column in ("chosen", "rejected"):
         if _is_empty(row[column]):
             return f"the {column} answer is empty"
+    if any(not _is_written(row.get(column)) for column in ("prompt", "chosen", "rejected")):
+        return "it holds half of a surrogate pair, which is no character"
+    margin = row.get("margin")
+    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not isfinite(margin)):
+        return f"the margin is {margin!r}, but it must be a finite number"
     if row["chosen"] == row["rejected"]:
         return "the chosen and the rejected answer are identical"
     if isinstance(row["chosen"], list) != isinstance(row["rejected"], list):
@@ -210,6 +240,11 @@ def _form_fault(column: str, value: Any) -> str | None:
         if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
             return f"{column!r} holds a message without content"
     return None
+
+
+def _is_written(value: Any) -> bool:
+    """Whether all text in a prompt or an answer can be written out."""
+    return is_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _is_empty(value: str | list[dict[str, Any]]) -> bool:
@@ -309,5 +344,5 @@ def _hub_name(name: str) -> tuple[str, str] | None:
 
 def _advice(fault: str) -> str:
     if fault.startswith("has no column"):
-        return "name the two answers 'chosen' and 'rejected'"
+        return "name the two answers 'chosen' and 'rejected', or pass --columns chosen=THEIRS,rejected=THEIRS"
     return "remove that row, or pass --on-bad-pair drop"
