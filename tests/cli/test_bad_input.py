@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -150,3 +152,17 @@ def test_a_place_for_measurements_is_opened_before_anything_is_measured(
     said = refused(capsys, "evaluate", tiny_llama, "-o", out)
     assert f"{out}: cannot be written to" in said and "choose another place with -o" in said
     assert (place / "a file").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_half_of_a_simulated_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Path
+):
+    def full(table: object, path: str) -> None:
+        Path(path).write_text("sequence_id,ti")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pyarrow.csv.write_csv", full)
+    (place / "e.csv").write_text("what was there")
+    assert "No space left on device" in refused(capsys, "events", "simulate", "--out", "e.csv", "--num-sequences", "2")
+    assert [path.name for path in place.iterdir()] == ["e.csv"]
+    assert (place / "e.csv").read_text() == "what was there"

@@ -314,6 +314,7 @@ def simulate(
     import pyarrow as pa
     from pyarrow import csv, parquet
 
+    from burnish.core.checkpoint.durable import replacing
     from burnish.core.errors import OutputError
     from burnish.events.hawkes import PRESETS, simulate_hawkes, truth_table
 
@@ -325,7 +326,8 @@ def simulate(
         table = table.select(["sequence_id", "time", "mark"])
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = csv.write_csv if out.suffix == ".csv" else parquet.write_table
-    writer(table, str(out))
+    with replacing(out) as temporary:  # a full disk leaves no half of a table, and what was there
+        writer(table, str(temporary))
     print(f"events: {out} ({num_sequences:,} sequences of {num_events})")
 
 
