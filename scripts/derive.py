@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     OF_STAGES,
     ("distill",),
     ("train",),
-    ("calibrate", "evaluate", "optim", "reason"),
+    ("calibrate", "evaluate", "generate", "optim", "reason"),
     ("arch", "data", "events", "fetch", "linear_model", "verify"),
     ("core",),
     ("_version", "methods"),
