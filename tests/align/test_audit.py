@@ -12,7 +12,7 @@ from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_page import render
 from burnish.align.audit_settings import AuditSettings
-from burnish.align.decisions import apply_decisions
+from burnish.align.decisions import apply_decisions, flipped
 from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import clearest
 from burnish.core.checkpoint import load
@@ -275,3 +275,17 @@ def test_labels_that_nothing_can_predict_are_agreed_with_by_half(column):
         right, total = right + (1 + np.sign(margins)).sum() / 2, total + margins.size
     # pairs of a question are right or wrong together: 240 questions, of which each is right by chance
     assert abs(right / total - 0.5) < 3 * 0.5 / 240**0.5
+
+
+def test_a_flip_exchanges_everything_that_is_said_of_one_answer():
+    row = {"prompt": "?", "chosen": "a", "rejected": "b", "chosen-rating": 5, "rejected-rating": 2, "margin": 3}
+    row |= {"score_chosen": 1, "score_rejected": 0, "chosen_model": "x", "rejected_model": "y", "id": 7}
+    wanted = {"prompt": "?", "chosen": "b", "rejected": "a", "chosen-rating": 2, "rejected-rating": 5, "margin": -3}
+    assert flipped(row) == wanted | {
+        "score_chosen": 0,
+        "score_rejected": 1,
+        "chosen_model": "y",
+        "rejected_model": "x",
+        "id": 7,
+    }
+    assert flipped(flipped(row)) == row

@@ -399,12 +399,21 @@ def test_trl_parser_reads_the_settings(tmp_path):
         ({"pair_loss": "r3m", "lam": 1.5}, "lam is 1.5"),
         ({"pair_loss": "aps", "rho0": 0}, "rho0 is 0"),
         ({"pair_loss": "aps", "tau0": 2.0, "tau_max": 1.0}, "tau0 is 2"),
+        ({"pair_loss": "aps", "tau_max": float("nan")}, "tau_max is nan"),
+        ({"pair_loss": "r3m", "lam": "0.5"}, "lam is '0.5'"),
+        ({"pair_loss": "aps", "aps_solver": "secant"}, "'secant'"),
+        ({"label_smoothing": 0.7}, "label_smoothing is 0.7, which trains towards the rejected answer"),
+        ({"beta": 0.0}, "beta is 0"),
         ({"loss_type": ["ipo"]}, "loss_type is"),
     ],
 )
 def test_impossible_configurations_are_refused(settings, message, small):
     with pytest.raises(SettingsError, match=message):
         PairDPOConfig(**small | settings)
+
+
+def test_the_name_of_the_loss_may_be_a_string(small):
+    assert list(PairDPOConfig(**small | {"loss_type": "sigmoid"}).loss_type) == ["sigmoid"]
 
 
 def test_a_model_in_memory_without_reference_is_refused(checkpoint, dataset, tokenizer, small):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from trl import DPOConfig, RewardConfig
 
-from burnish.align.losses import check_settings
+from burnish.align.losses import check_number, check_settings
 from burnish.core.errors import SettingsError
 
 PairLoss = Literal["bt", "aps", "aps_quadratic", "r3m", "aps_r3m"]
@@ -21,6 +21,7 @@ class PairLossArguments:
     """What the pair losses read; mixed into TRL's configurations, so `TrlParser` and YAML know these fields."""
 
     pair_loss: PairLoss = field(default="bt", metadata={"help": "Loss of a pair's margin."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Probability that a label is wrong, in [0, 0.5)."})
     rho0: float = field(default=0.1, metadata={"help": "APS: radius of the robust problem, in nats; 0.05 to 0.5."})
     tau0: float = field(default=0.1, metadata={"help": "APS: smallest scale of a pair."})
     tau_max: float = field(default=5.0, metadata={"help": "APS: largest scale of a pair (not used by aps_quadratic)."})
@@ -37,6 +38,17 @@ class PairLossArguments:
     def check_pair_loss(self) -> None:
         """Refuses impossible settings before a model is loaded."""
         check_settings(self.pair_loss, rho0=self.rho0, tau0=self.tau0, tau_max=self.tau_max, lam=self.lam)
+        if self.aps_solver not in ("exact", "newton"):
+            raise SettingsError(f"it is {self.aps_solver!r}, but it is 'exact' or 'newton'", where="aps_solver")
+        if self.on_bad_pair not in ("refuse", "drop"):
+            raise SettingsError(f"it is {self.on_bad_pair!r}, but it is 'refuse' or 'drop'", where="on_bad_pair")
+        check_number("label_smoothing", self.label_smoothing, where="label_smoothing")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise SettingsError(
+                f"label_smoothing is {self.label_smoothing:g}, which trains towards the rejected answer",
+                where="label_smoothing",
+                fix="give a probability below 0.5",
+            )
 
     def loss_settings(self) -> dict[str, Any]:
         return {
@@ -55,6 +67,11 @@ class PairDPOConfig(PairLossArguments, DPOConfig):
 
     def __post_init__(self) -> None:
         self.check_pair_loss()
+        check_number("beta", self.beta, where="beta")
+        if self.beta <= 0:
+            raise SettingsError(f"beta is {self.beta:g}, but it must be above 0", where="beta", fix="0.1 is usual")
+        if isinstance(self.loss_type, str):  # TRL takes one name for a list of it
+            self.loss_type = [self.loss_type]
         if list(self.loss_type) != ["sigmoid"] or self.loss_weights not in (None, [1.0]):
             raise SettingsError(
                 f"loss_type is {self.loss_type}, but pair_loss {self.pair_loss!r} takes its place",
@@ -81,8 +98,6 @@ class RobustDPOConfig(PairDPOConfig):
 @dataclass
 class PairRewardConfig(PairLossArguments, RewardConfig):
     """RewardConfig with a pair loss and label smoothing."""
-
-    label_smoothing: float = field(default=0.0, metadata={"help": "Probability that a label is wrong, in [0, 0.5)."})
 
     def __post_init__(self) -> None:
         self.check_pair_loss()

@@ -52,9 +52,7 @@ def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[st
             where=str(path),
             fix="use the file that was audited, unchanged",
         )
-    change: dict[str | None, Callable[[Pair], Pair]] = {
-        "flip": lambda row: row | {"chosen": row["rejected"], "rejected": row["chosen"]}
-    }
+    change: dict[str | None, Callable[[Pair], Pair]] = {"flip": flipped}
     rows, numbers, counts = [], [], {"keep": 0, "flip": 0, "drop": 0}
     for row, number, key in zip(pairs.rows, pairs.numbers, keys, strict=True):
         decision = chosen.get(key, (None, 0))[0]
@@ -64,6 +62,27 @@ def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[st
             rows.append(change.get(decision, lambda row: row)(row))
             numbers.append(number)
     return Pairs(rows, numbers, pairs.source, pairs.dropped), counts
+
+
+def flipped(row: Pair) -> Pair:
+    """The pair with its answers exchanged, and with them all columns that speak of one answer; the margin is negated.
+
+    Columns of an answer have its name at the start or end: `chosen-rating` and `rejected-rating`, `score_chosen`.
+    """
+    exchanged = {}
+    for name, value in row.items():
+        exchanged[_of_other_answer(name, row)] = value
+    margin = row.get("margin")
+    return exchanged | ({"margin": -margin} if isinstance(margin, int | float) else {})
+
+
+def _of_other_answer(name: str, row: Pair) -> str:
+    """The column that says of the other answer what this one says of its own, where the row has both."""
+    for ours, theirs in (("chosen", "rejected"), ("rejected", "chosen")):
+        other = theirs + name[len(ours) :] if name.startswith(ours) else name[: -len(ours)] + theirs
+        if (name.startswith(ours) or name.endswith(ours)) and other in row:
+            return other
+    return name
 
 
 def _is_decision(entry: Any) -> bool:

@@ -178,7 +178,19 @@ def smoothed_pair_loss(
 # -- settings and borders ------------------------------------------------------------------------------------------
 
 
+def check_number(name: str, value: object, *, where: str) -> None:
+    """Refuses text, true and false, and NaN; comparisons would let NaN through.
+
+    Raises:
+        SettingsError: `value` is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise SettingsError(f"{name} is {value!r}, but it must be a number", where=where)
+
+
 def check_aps(*, rho0: float, tau0: float, tau_max: float) -> None:
+    for name, value in (("rho0", rho0), ("tau0", tau0), ("tau_max", tau_max)):
+        check_number(name, value, where="aps")
     if not rho0 > 0:
         raise SettingsError(f"rho0 is {rho0:g}, but it must be above 0", where="aps", fix="0.05 to 0.5 is usual")
     if not tau0 > 0:
@@ -188,6 +200,7 @@ def check_aps(*, rho0: float, tau0: float, tau_max: float) -> None:
 
 
 def check_r3m(*, lam: float) -> None:
+    check_number("lam", lam, where="r3m")
     if not 0 < lam < 1:
         raise SettingsError(
             f"lam is {lam:g}, but it must lie strictly between 0 and 1", where="r3m", fix="0.75 is usual for text"
