@@ -86,7 +86,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "upcycle": (_upcycle, set()),
     "audit": (
         _audit,
-        {"states-N-N/array.npy", "margins-aps-N/array.npy", "margins-bt-N/array.npy", "margins-rNm-N/array.npy"},
+        {"states-N-N/array.npy", "margins-aps-N/array.npy", "margins-bt-N/array.npy", "margins-rNm-N.N-N/array.npy"},
     ),
     "events": (_events, {"fit/state.safetensors"}),
 }
