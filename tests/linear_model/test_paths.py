@@ -15,7 +15,7 @@ from burnish.linear_model.maths import problems
 from burnish.linear_model.maths.operators import Matrix
 from burnish.linear_model.maths.problems import Problem
 from burnish.linear_model.path import SolutionPath
-from burnish.linear_model.solve import Limits, solve
+from burnish.linear_model.solve import PathLimits, solve
 
 HIGHS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
@@ -104,7 +104,7 @@ def largest_violation(name: str, X: np.ndarray, y: np.ndarray, lmbda: float, pat
 @pytest.mark.parametrize("name", ["dantzig", "compressed sensing", "clime", "quantile", "svm"])
 def test_breakpoints_and_midpoints_are_what_highs_finds(name: str, kind: str) -> None:
     X, y = data(kind)
-    path = solve(problem(name, X, y), X.shape[1], Limits())
+    path = solve(problem(name, X, y), X.shape[1], PathLimits())
     assert path.is_whole
     lambdas = np.concatenate([path.lambdas, (path.lambdas[1:] + path.lambdas[:-1]) / 2])
     compared = 0
@@ -122,7 +122,7 @@ def test_breakpoints_and_midpoints_are_what_highs_finds(name: str, kind: str) ->
 @pytest.mark.parametrize("name", ["dantzig", "compressed sensing", "clime", "quantile", "svm"])
 def test_a_path_carries_its_certificates(name: str) -> None:
     X, y = data("wide", seed=3)
-    path = solve(problem(name, X, y), X.shape[1], Limits())
+    path = solve(problem(name, X, y), X.shape[1], PathLimits())
     assert path.gaps.max() <= 1e-8
     assert path.violations.max() <= 1e-9
     assert (np.diff(path.lambdas) < 0).all()
@@ -132,7 +132,7 @@ def test_a_path_carries_its_certificates(name: str) -> None:
 
 def test_the_dual_of_the_dantzig_selector_proves_its_optimality() -> None:
     X, y = data("wide", seed=1)
-    path = solve(problems.dantzig(X, y), X.shape[1], Limits())
+    path = solve(problems.dantzig(X, y), X.shape[1], PathLimits())
     for number, lmbda in enumerate(path.lambdas):
         mu = path.duals[[number]].toarray()[0]
         assert np.abs(X.T @ (X @ mu)).max() <= 1 + 1e-9  # feasible
@@ -187,7 +187,7 @@ def check_small_problem(seed: int, num_samples: int, num_features: int, integers
         problems.quantile(X, y, 0.3, weights, intercept=True),
         problems.support_vectors(X, signs, weights),
     ):
-        path = solve(each, num_features, Limits(max_iter=1000))
+        path = solve(each, num_features, PathLimits(max_iter=1000))
         assert path.stopped_by in ("complete", "infeasible"), path.stopped_by
         assert path.gaps.max(initial=0) <= 1e-8
         assert path.violations.max(initial=0) <= 1e-8
@@ -198,7 +198,7 @@ def test_with_orthonormal_columns_the_dantzig_selector_is_soft_thresholding() ->
     X, _ = np.linalg.qr(rng.normal(size=(20, 6)))
     y = rng.normal(size=20)
     correlation = X.T @ y
-    path = solve(problems.dantzig(X, y), 6, Limits())
+    path = solve(problems.dantzig(X, y), 6, PathLimits())
     assert path.lambdas[0] == pytest.approx(np.abs(correlation).max())
     for lmbda in np.linspace(0, path.lambdas[0] * 1.1, 40):
         expected = np.sign(correlation) * np.maximum(np.abs(correlation) - lmbda, 0)
@@ -216,14 +216,14 @@ def test_with_orthonormal_columns_the_dantzig_selector_is_soft_thresholding() ->
 )
 def test_the_first_breakpoint_has_a_closed_form(name: str, first: object) -> None:
     X, y = data("wide", seed=2)
-    path = solve(problem(name, X, y), X.shape[1], Limits())
+    path = solve(problem(name, X, y), X.shape[1], PathLimits())
     assert path.lambdas[0] == pytest.approx(first(X, y), rel=1e-12)  # type: ignore[operator]
     assert path.df[0] == 0
 
 
 def test_the_path_of_the_support_vector_machine_begins_without_features() -> None:
     X, y = data("wide", seed=2)
-    path = solve(problem("svm", X, y), X.shape[1], Limits())
+    path = solve(problem("svm", X, y), X.shape[1], PathLimits())
     assert path.lambdas[-1] == 0
     assert path.df[-1] == 0
     assert path.values[-1] == pytest.approx(2 * min((y > np.median(y)).sum(), (y <= np.median(y)).sum()))
@@ -231,13 +231,13 @@ def test_the_path_of_the_support_vector_machine_begins_without_features() -> Non
 
 def test_at_zero_the_dantzig_selector_is_least_squares() -> None:
     X, y = data("tall")
-    path = solve(problems.dantzig(X, y), X.shape[1], Limits())
+    path = solve(problems.dantzig(X, y), X.shape[1], PathLimits())
     np.testing.assert_allclose(path.at(0)[0], np.linalg.lstsq(X, y)[0], atol=1e-9)
 
 
 def test_the_median_of_a_constant_column() -> None:
     y = np.array([3.0, -1.0, 10.0, 4.0, 0.5])
-    path = solve(problems.quantile(np.ones((5, 1)), y, 0.5, np.ones(5), intercept=False), 1, Limits())
+    path = solve(problems.quantile(np.ones((5, 1)), y, 0.5, np.ones(5), intercept=False), 1, PathLimits())
     assert path.at(0)[0][0] == pytest.approx(np.median(y))
 
 
@@ -245,10 +245,10 @@ def test_the_median_of_a_constant_column() -> None:
 def test_a_flipped_target_flips_the_coefficients(name: str) -> None:
     X, y = data("wide", seed=4)
     if name == "quantile":
-        ours = solve(problems.quantile(X, y, 0.3, np.ones(len(y)), intercept=False), X.shape[1], Limits())
-        other = solve(problems.quantile(X, -y, 0.7, np.ones(len(y)), intercept=False), X.shape[1], Limits())
+        ours = solve(problems.quantile(X, y, 0.3, np.ones(len(y)), intercept=False), X.shape[1], PathLimits())
+        other = solve(problems.quantile(X, -y, 0.7, np.ones(len(y)), intercept=False), X.shape[1], PathLimits())
     else:
-        ours, other = (solve(problem(name, X, sign * y), X.shape[1], Limits()) for sign in (1, -1))
+        ours, other = (solve(problem(name, X, sign * y), X.shape[1], PathLimits()) for sign in (1, -1))
     np.testing.assert_allclose(ours.lambdas, other.lambdas, rtol=1e-9)
     np.testing.assert_allclose(ours.coefs.toarray(), -other.coefs.toarray(), atol=1e-9)
 
@@ -256,8 +256,8 @@ def test_a_flipped_target_flips_the_coefficients(name: str) -> None:
 @pytest.mark.parametrize("name", ["dantzig", "compressed sensing", "quantile", "svm"])
 def test_sparse_and_dense_designs_give_the_same_path(name: str) -> None:
     X, y = data("integers", seed=6)
-    dense = solve(problem(name, X, y), X.shape[1], Limits())
-    sparse = solve(problem(name, sp.csr_array(X), y), X.shape[1], Limits())  # type: ignore[arg-type]
+    dense = solve(problem(name, X, y), X.shape[1], PathLimits())
+    sparse = solve(problem(name, sp.csr_array(X), y), X.shape[1], PathLimits())  # type: ignore[arg-type]
     np.testing.assert_allclose(sparse.lambdas, dense.lambdas, rtol=1e-10)
     np.testing.assert_allclose(sparse.values, dense.values, rtol=1e-9, atol=1e-9)
 
@@ -268,7 +268,7 @@ def test_a_long_path_with_many_updates_of_the_factors_stays_exact() -> None:
     y = X[:, :20].sum(axis=1) + rng.normal(size=120)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = solve(problems.dantzig(X, y), 400, Limits())
+        path = solve(problems.dantzig(X, y), 400, PathLimits())
     assert path.num_pivots > 500
     assert path.df.max() >= 100  # blocks that are updated, not factored anew
     assert path.gaps.max() <= 1e-8
@@ -277,15 +277,15 @@ def test_a_long_path_with_many_updates_of_the_factors_stays_exact() -> None:
 
 def test_limits_end_a_path_where_they_say() -> None:
     X, y = data("wide")
-    whole = solve(problems.dantzig(X, y), X.shape[1], Limits())
+    whole = solve(problems.dantzig(X, y), X.shape[1], PathLimits())
     middle = (whole.lambdas[3] + whole.lambdas[4]) / 2
-    asked = solve(problems.dantzig(X, y), X.shape[1], Limits(lambda_min=middle))
+    asked = solve(problems.dantzig(X, y), X.shape[1], PathLimits(lambda_min=middle))
     assert (asked.stopped_by, asked.lambdas[-1]) == ("lambda_min", middle)
     np.testing.assert_allclose(asked.at(middle)[0], whole.at(middle)[0], atol=1e-12)
-    few = solve(problems.dantzig(X, y), X.shape[1], Limits(max_nonzeros=3))
+    few = solve(problems.dantzig(X, y), X.shape[1], PathLimits(max_nonzeros=3))
     assert few.stopped_by == "max_nonzeros"
     assert few.df.max() in (3, 4)
-    short = solve(problems.dantzig(X, y), X.shape[1], Limits(max_iter=2))
+    short = solve(problems.dantzig(X, y), X.shape[1], PathLimits(max_iter=2))
     assert (short.stopped_by, short.num_pivots, short.is_whole) == ("max_iter", 2, False)
 
 
@@ -296,7 +296,7 @@ def test_memory_does_not_grow_with_the_square_of_the_features() -> None:
     X = rng.normal(size=(50, 4000))
     y = X[:, :5].sum(axis=1)
     tracemalloc.start()
-    solve(problems.dantzig(X, y), 4000, Limits(max_nonzeros=20))
+    solve(problems.dantzig(X, y), 4000, PathLimits(max_nonzeros=20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.5 * 4000 * 4000 * 8  # X^T X alone would be twice that

@@ -8,7 +8,7 @@ from burnish.core.page.frame import environment
 from burnish.report.figures import best_for_size
 from burnish.report.layers import split_name, view
 from burnish.report.page import MAX_NODES
-from burnish.report.run import Node
+from burnish.report.run import NodeRecord
 from burnish.report.tree import Branch, tree
 
 
@@ -51,12 +51,12 @@ def shape(branches: list[Branch]) -> dict:
 
 def test_the_tree_has_every_node_below_what_it_was_made_from():
     parents = [("a", "start"), ("b", "start"), ("c", "a"), ("d", "c"), ("e", "gone")]
-    nodes = [Node(name, "s", parent, "finished", {}, "", "") for name, parent in parents]
+    nodes = [NodeRecord(name, "s", parent, "finished", {}, "", "") for name, parent in parents]
     assert shape(tree(nodes, "m")) == {"start": {"a": {"c": {"d": {}}}, "b": {}}, "e": {}}
 
 
 def test_the_longest_recipe_that_is_shown_is_drawn_to_its_end():
-    nodes = [Node(f"n{i}", "s", f"n{i - 1}" if i else "start", "finished", {}, "", "") for i in range(MAX_NODES)]
+    nodes = [NodeRecord(f"n{i}", "s", f"n{i - 1}" if i else "start", "finished", {}, "", "") for i in range(MAX_NODES)]
     template = environment("burnish.report").from_string(
         '{% import "run.html.j2" as run %}{{ run.branches(tree, "tree") }}'
     )
@@ -64,6 +64,8 @@ def test_the_longest_recipe_that_is_shown_is_drawn_to_its_end():
 
 
 def test_a_node_is_told_by_the_settings_that_its_siblings_do_not_share():
-    nodes = [Node(f"n{bits}", "s", "start", "finished", {"bits": bits, "group_size": 64}, "", "") for bits in (3, 4)]
+    nodes = [
+        NodeRecord(f"n{bits}", "s", "start", "finished", {"bits": bits, "group_size": 64}, "", "") for bits in (3, 4)
+    ]
     (start,) = tree(nodes, "m")
     assert [start.facts, *(one.facts for one in start.children)] == ["m", "s: bits 3", "s: bits 4"]

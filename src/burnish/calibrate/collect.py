@@ -83,13 +83,7 @@ def collected(
     if text is None:
         yield from ((stop.views, None) for stop in walk.stops(None))
         return
-    if len(text.tokens) < text.num_folds:
-        raise DataError(
-            f"has {len(text.tokens)} windows of {text.tokens.shape[1]} tokens, but at least {text.num_folds} are "
-            "needed, one for each fold",
-            where="calibration text",
-            fix="use a longer text, more --tokens, or a shorter --length",
-        )
+    _check_length(text)
     full_key = key | {
         "calibration text": text.hash,
         "folds": list(text.bounds),
@@ -116,6 +110,17 @@ def collected(
             passed = []
     if not walk.resumable:
         statistics.clear()
+
+
+def _check_length(text: Calibration) -> None:
+    """Refuses a text with fewer windows than folds."""
+    if len(text.tokens) < text.num_folds:
+        raise DataError(
+            f"has {len(text.tokens)} windows of {text.tokens.shape[1]} tokens, but at least {text.num_folds} are "
+            "needed, one for each fold",
+            where="calibration text",
+            fix="use a longer text, more --tokens, or a shorter --length",
+        )
 
 
 def collect_fold(

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.calibrate.windows import Batch
+from burnish.calibrate.windows import WindowBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def drawn_label_loss(module: PreTrainedModel, batch: Batch, seed: int) -> Float[Tensor, ""]:
+def drawn_label_loss(module: PreTrainedModel, batch: WindowBatch, seed: int) -> Float[Tensor, ""]:
     """The cross-entropy to drawn labels, summed over tokens.
 
     The sum, not the mean: a scale drops out of every factor, and small gradients would underflow.

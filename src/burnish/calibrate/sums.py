@@ -16,7 +16,7 @@ from torch import Tensor
 
 from burnish.arch import MatrixView, by_input
 from burnish.calibrate.maths.kronecker import by_sequence, covariance_sum, pack_triangle, sketch_a_sums, sketch_b_sums
-from burnish.calibrate.windows import Batch, world_size
+from burnish.calibrate.windows import WindowBatch, world_size
 from burnish.core.errors import CheckpointError, NumericalError
 
 Sketch = Literal["a", "b"]
@@ -38,7 +38,7 @@ class Accumulator:
     def __post_init__(self) -> None:
         self.leaders = {group[0].name: name for name, group in by_input(self.views).items()}
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: WindowBatch) -> None:
         """What comes next is of these windows."""
         self.num_sequences, self.length = batch.tokens.shape
         self.mask = None if batch.mask is None else batch.mask.flatten()

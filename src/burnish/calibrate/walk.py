@@ -25,14 +25,14 @@ from torch import Tensor
 
 from burnish.arch import HiddenStates, MatrixView, capture, first_inputs, layers, matrices
 from burnish.calibrate.sums import Sketch, layer_groups
-from burnish.calibrate.windows import BATCH_TOKENS, Batch, Calibration
+from burnish.calibrate.windows import BATCH_TOKENS, Calibration, WindowBatch
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import NumericalError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Loss = Callable[["PreTrainedModel", Batch], Tensor]
+Loss = Callable[["PreTrainedModel", WindowBatch], Tensor]
 
 PIECE_WEIGHTS = 4_000_000
 """Weights from disk that are handed out at a time, if one matrix does not hold more: rounding needs several times their
@@ -42,7 +42,7 @@ memory."""
 class Observer(Protocol):
     """What sees the text go by: told which windows come, then called as a callback of `arch.capture`."""
 
-    def begin(self, batch: Batch) -> None: ...
+    def begin(self, batch: WindowBatch) -> None: ...
 
     def __call__(self, view: MatrixView, inputs: Tensor, gradients: Tensor | None, token_index: Tensor, /) -> None: ...
 
@@ -193,7 +193,7 @@ class LayerByLayer(Walk):
     def check_weights(self) -> None:
         check_finite(self.views)
 
-    def first_hidden_states(self, text: Calibration) -> list[list[tuple[Batch, HiddenStates]]]:
+    def first_hidden_states(self, text: Calibration) -> list[list[tuple[WindowBatch, HiddenStates]]]:
         """Inputs of the first layer, fold by fold, with each layer's other arguments (masks, positions)."""
         device = self.module.device
         return [
@@ -242,7 +242,7 @@ class FromDisk(LayerByLayer):
         """They are checked when they are handed out."""
         give_back_freed_memory()
 
-    def first_hidden_states(self, text: Calibration) -> list[list[tuple[Batch, HiddenStates]]]:
+    def first_hidden_states(self, text: Calibration) -> list[list[tuple[WindowBatch, HiddenStates]]]:
         embeddings = [v.parameter for v in matrices(self.module) if v.part == "embedding" and v.layer is None]
         with ExitStack() as stack:
             for name in embeddings:

@@ -15,7 +15,7 @@ BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """A few windows on the device.
 
     Attributes:
@@ -57,14 +57,14 @@ class Calibration:
         """Window numbers of one fold."""
         return range(self.bounds[number], self.bounds[number + 1])
 
-    def batches(self, fold: int, device: torch.device, batch_tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
+    def batches(self, fold: int, device: torch.device, batch_tokens: int = BATCH_TOKENS) -> Iterator[WindowBatch]:
         """The windows of a fold that are this process's, as many at a time as fit."""
         own = list(self.fold(fold))[rank() :: world_size()]
         size = max(batch_tokens // self.tokens.shape[1], 1)
         for start in range(0, len(own), size):
             some = own[start : start + size]
             mask = None if self.mask is None else self.mask[some].to(device)
-            yield Batch(tuple(some), self.tokens[some].to(device), mask)
+            yield WindowBatch(tuple(some), self.tokens[some].to(device), mask)
 
     @property
     def hash(self) -> str:

@@ -102,47 +102,10 @@ def evaluate_tasks(
         SettingsError: lm-eval does not know a task.
         DataError: a task's data cannot be read, or fetched.
     """
-    try:
-        from datasets.exceptions import DatasetsError
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "lm-eval", "eval", "running tasks") from None
-
-    check_kind(model)
+    specs = [str(task) if isinstance(task, Path) else task for task in tasks]
     place = pick_device(device)
     dtype = compute_dtype(place)
-    specs = [str(task) if isinstance(task, Path) else task for task in tasks]
-    stock = any(isinstance(spec, str) and not spec.endswith((".yaml", ".yml")) for spec in specs)
-    manager = TaskManager(include_defaults=stock)  # indexing lm-eval's own tasks takes seconds
-    _check_known(specs, manager)
-    # lm-eval's decorators hide the signatures of both from type checkers.
-    make_engine: Any = HFLM
-    run_tasks: Any = simple_evaluate
-    engine = make_engine(
-        pretrained=network(model, dtype=dtype, device=place), tokenizer=model.tokenizer, batch_size=batch_size
-    )
-    try:
-        results: Any = run_tasks(
-            model=engine,
-            tasks=specs,
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            log_samples=True,
-            bootstrap_iters=1000,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
-    except (OSError, ValueError, DatasetsError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"lm-eval could not read the data of {', '.join(map(_name, specs))} ({first})",
-            fix="check the file; lm-eval's own tasks need the network or the hub's cache",
-        ) from error
+    results = _results(model, specs, dtype, place, batch_size, seed, num_fewshot=num_fewshot, limit=limit)
     protocol = {"engine": _engine(), "dtype": str(dtype).removeprefix("torch."), "device": device_name(place)}
     protocol |= {"batch": batch_size, "threads": torch.get_num_threads(), "limit": limit, "seed": seed}
     return {
@@ -160,6 +123,47 @@ def evaluate_tasks(
         )
         for task, samples in results["samples"].items()
     }
+
+
+def _results(
+    model: Model,
+    specs: list[str | dict[str, Any]],
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+    **settings: int | None,
+) -> dict[str, Any]:
+    """What lm-eval returns: scores and samples by task."""
+    try:
+        from datasets.exceptions import DatasetsError
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "lm-eval", "eval", "running tasks") from None
+
+    check_kind(model)
+    stock = any(isinstance(spec, str) and not spec.endswith((".yaml", ".yml")) for spec in specs)
+    manager = TaskManager(include_defaults=stock)  # indexing lm-eval's own tasks takes seconds
+    _check_known(specs, manager)
+    # lm-eval's decorators hide the signatures of both from type checkers.
+    make_engine: Any = HFLM
+    run_tasks: Any = simple_evaluate
+    engine = make_engine(
+        pretrained=network(model, dtype=dtype, device=device), tokenizer=model.tokenizer, batch_size=batch_size
+    )
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
+    try:
+        return run_tasks(
+            model=engine, tasks=specs, task_manager=manager, log_samples=True, bootstrap_iters=1000, **seeds, **settings
+        )
+    except (OSError, ValueError, DatasetsError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"lm-eval could not read the data of {', '.join(map(_name, specs))} ({first})",
+            fix="check the file; lm-eval's own tasks need the network or the hub's cache",
+        ) from error
 
 
 def _name(spec: str | dict[str, Any]) -> str:

@@ -59,22 +59,12 @@ def from_table(
     """See `EventDataset.from_table`."""
     if table.num_rows == 0:
         raise DataError("has no events", where=where)
-    notes: list[str] = []
-    if sequence == SEQUENCE and _absent(table, SEQUENCE):
-        notes.append(f"no column {sequence!r}: all rows are one sequence")
-        sequence = None
-    if mark == MARK and _absent(table, MARK):
-        notes.append(f"no column {mark!r}: all events are of one type")
-        mark = None
+    sequence, mark, notes = _without_absent(table, sequence, mark)
     ticks = _ticks(_column(table, time, "time", where), time, where)
-    if mark is None:
-        marks, names = _one_type(table.num_rows, mark_names, where)
-    else:
-        marks, names = _codes(_column(table, mark, "type", where), mark_names, mark, where)
+    marks, names = _marks(table, mark, mark_names, where)
     ids, labels = _sequences(table, sequence, where)
-    places = None
-    if location is not None:
-        places = np.stack([_numbers(_column(table, c, "location", where), c, where) for c in location], axis=1)
+    columns = [_numbers(_column(table, c, "location", where), c, where) for c in location or ()]
+    places = np.stack(columns, axis=1) if columns else None
     vertices = None
     if vertex is not None:
         vertices = _vertices(_column(table, vertex, "vertex", where), vertex, where)
@@ -229,6 +219,20 @@ def _in_order(times: NDArray[np.float64], ticks: Ticks, epoch: int, where: str) 
 # -- ids, types, places ----------------------------------------------------------------------------------------------
 
 
+def _without_absent(
+    table: pa.Table, sequence: str | None, mark: str | None
+) -> tuple[str | None, str | None, list[str]]:
+    """The two columns, None for a default one that the table does not have, and notes of what that means."""
+    notes: list[str] = []
+    if sequence == SEQUENCE and _absent(table, SEQUENCE):
+        notes.append(f"no column {sequence!r}: all rows are one sequence")
+        sequence = None
+    if mark == MARK and _absent(table, MARK):
+        notes.append(f"no column {mark!r}: all events are of one type")
+        mark = None
+    return sequence, mark, notes
+
+
 def _absent(table: pa.Table, default: str) -> bool:
     """Whether a table has neither a default column nor one whose name is so near that it may be meant."""
     return default not in table.column_names and nearest(default, table.column_names) is None
@@ -266,6 +270,15 @@ def _vertices(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.int6
     if (values != np.floor(values)).any() or values.min() < 0:
         raise DataError(f"column {name!r} does not number vertices from 0", where=where, fix="number them 0, 1, ...")
     return values.astype(np.int64)
+
+
+def _marks(
+    table: pa.Table, name: str | None, vocabulary: tuple[str, ...] | None, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The type of every row as a code, and the types' names."""
+    if name is None:
+        return _one_type(table.num_rows, vocabulary, where)
+    return _codes(_column(table, name, "type", where), vocabulary, name, where)
 
 
 def _one_type(count: int, vocabulary: tuple[str, ...] | None, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:

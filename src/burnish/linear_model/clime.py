@@ -22,7 +22,7 @@ from burnish.linear_model.maths import problems
 from burnish.linear_model.maths.operators import Array, Matrix
 from burnish.linear_model.path import SolutionPath
 from burnish.linear_model.settings import check_count, check_number
-from burnish.linear_model.solve import Limits, solve
+from burnish.linear_model.solve import PathLimits, solve
 
 NUM_CANDIDATES = 30
 
@@ -76,7 +76,7 @@ class CLIME(EmpiricalCovariance):
             smallest = float(self.lmbda)
         else:
             smallest = 0.01
-        limits = Limits(lambda_min=smallest, max_iter=self.max_iter)
+        limits = PathLimits(lambda_min=smallest, max_iter=self.max_iter)
         self.location_ = np.zeros(X.shape[1]) if self.assume_centered else X.mean(axis=0)
         self.covariance_ = covariance
         self.path_ = self._columns(covariance, limits)
@@ -87,12 +87,12 @@ class CLIME(EmpiricalCovariance):
         self.precision_ = self.precision_at(self.lambda_)
         return self
 
-    def _columns(self, covariance: Array, limits: Limits) -> list[SolutionPath]:
+    def _columns(self, covariance: Array, limits: PathLimits) -> list[SolutionPath]:
         size = len(covariance)
         paths: Any = Parallel(n_jobs=self.n_jobs)(delayed(_column)(covariance, j, limits) for j in range(size))
         return list(paths)
 
-    def _choose(self, X: Array, limits: Limits) -> None:
+    def _choose(self, X: Array, limits: PathLimits) -> None:
         lowest = max(limits.lambda_min, max(float(path.lambdas[-1]) for path in self.path_))
         candidates = np.geomspace(1.0, max(lowest, 1e-3), NUM_CANDIDATES)
         losses = np.zeros(NUM_CANDIDATES)
@@ -128,7 +128,7 @@ class CLIME(EmpiricalCovariance):
         return self.precision_
 
 
-def _column(covariance: Array, column: int, limits: Limits) -> SolutionPath:
+def _column(covariance: Array, column: int, limits: PathLimits) -> SolutionPath:
     return solve(problems.clime_column(Matrix(covariance), column), len(covariance), limits)
 
 

@@ -23,7 +23,7 @@ from burnish.linear_model.maths import problems
 from burnish.linear_model.maths.operators import Array
 from burnish.linear_model.path import SolutionPath
 from burnish.linear_model.settings import ParameterError, check_count, check_number, refuse_weights
-from burnish.linear_model.solve import Limits, solve
+from burnish.linear_model.solve import PathLimits, solve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,14 +46,14 @@ class _PathEstimator(BaseEstimator):
     lambda_grows_with_samples: ClassVar[bool]
     """Whether the problem's sums make lambda proportional to the number of samples."""
 
-    def _follow(self, X: Any, y: Array, weights: Array, limits: Limits, progress: Progress | None) -> SolutionPath:
+    def _follow(self, X: Any, y: Array, weights: Array, limits: PathLimits, progress: Progress | None) -> SolutionPath:
         raise NotImplementedError
 
     def _losses(self, scores: Array, y: Array) -> Array:
         """The loss of every sample that cross-validation averages."""
         raise NotImplementedError
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> PathLimits:
         """Where the path may end; refuses impossible parameters."""
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class _PathEstimator(BaseEstimator):
         """Whether X and y are centred before the path is followed."""
         return False
 
-    def _choose(self, X: Any, y: Array, weights: Array, limits: Limits, path: SolutionPath) -> None:
+    def _choose(self, X: Any, y: Array, weights: Array, limits: PathLimits, path: SolutionPath) -> None:
         """lambda with the smallest mean loss over samples that a fold's path did not see."""
         largest, smallest = float(path.lambdas.max()), float(path.lambdas.min())
         smallest = max(smallest, SMALLEST_CANDIDATE * largest)
@@ -130,7 +130,7 @@ class _PathEstimator(BaseEstimator):
 class _Regressor(RegressorMixin, _PathEstimator):
     lambda_min: float | None
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> PathLimits:
         check_number("lmbda", self.lmbda)
         check_number("lambda_min", self.lambda_min)
         check_count("max_iter", self.max_iter)
@@ -141,7 +141,7 @@ class _Regressor(RegressorMixin, _PathEstimator):
                 fix="lower lambda_min or leave it out",
             )
         smallest = self.lambda_min if self.lambda_min is not None else 0.0
-        return Limits(lambda_min=float(smallest), max_iter=self.max_iter, max_nonzeros=self.max_nonzeros)
+        return PathLimits(lambda_min=float(smallest), max_iter=self.max_iter, max_nonzeros=self.max_nonzeros)
 
     def predict(self, X: Any) -> Array:
         """X b + intercept, shape (num_samples,)."""
@@ -211,7 +211,7 @@ class DantzigSelector(_Regressor):
         X, y = self._checked(X, y)
         return self._fit(X, y, np.ones(len(y)))
 
-    def _follow(self, X: Any, y: Array, weights: Array, limits: Limits, progress: Progress | None) -> SolutionPath:
+    def _follow(self, X: Any, y: Array, weights: Array, limits: PathLimits, progress: Progress | None) -> SolutionPath:
         return solve(self._problem(X, y), X.shape[1], limits, progress=progress)
 
     def _centres(self) -> bool:
@@ -287,7 +287,7 @@ class L1QuantileRegressor(_Regressor):
         X, y = self._checked(X, y)
         return self._fit(X, y, _positive_weights(sample_weight, X))
 
-    def _follow(self, X: Any, y: Array, weights: Array, limits: Limits, progress: Progress | None) -> SolutionPath:
+    def _follow(self, X: Any, y: Array, weights: Array, limits: PathLimits, progress: Progress | None) -> SolutionPath:
         problem = problems.quantile(X, y, self.tau, weights, intercept=bool(self.fit_intercept))
         return solve(problem, X.shape[1], limits, progress=progress)
 
@@ -353,7 +353,7 @@ class SparseSVC(ClassifierMixin, _PathEstimator):
         signs = np.where(y == self.classes_[1], 1.0, -1.0)
         return self._fit(X, signs, _positive_weights(sample_weight, X))
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> PathLimits:
         check_number("lmbda", self.lmbda)
         check_number("lambda_max", self.lambda_max)
         check_count("max_iter", self.max_iter)
@@ -364,9 +364,9 @@ class SparseSVC(ClassifierMixin, _PathEstimator):
                 fix="raise lambda_max or leave it out",
             )
         largest = np.inf if self.lambda_max is None else float(self.lambda_max)
-        return Limits(lambda_max=largest, max_iter=self.max_iter, max_nonzeros=self.max_nonzeros)
+        return PathLimits(lambda_max=largest, max_iter=self.max_iter, max_nonzeros=self.max_nonzeros)
 
-    def _follow(self, X: Any, y: Array, weights: Array, limits: Limits, progress: Progress | None) -> SolutionPath:
+    def _follow(self, X: Any, y: Array, weights: Array, limits: PathLimits, progress: Progress | None) -> SolutionPath:
         return solve(problems.support_vectors(X, y, weights), X.shape[1], limits, progress=progress)
 
     def _losses(self, scores: Array, y: Array) -> Array:

@@ -15,7 +15,7 @@ from burnish.linear_model.path import SolutionPath
 
 
 @dataclass(frozen=True)
-class Limits:
+class PathLimits:
     """Where a path may end before it is complete.
 
     Attributes:
@@ -31,7 +31,7 @@ class Limits:
     max_nonzeros: int | None = None
 
 
-def solve(problem: Problem, num_features: int, limits: Limits, *, progress: Progress | None = None) -> SolutionPath:
+def solve(problem: Problem, num_features: int, limits: PathLimits, *, progress: Progress | None = None) -> SolutionPath:
     """The path of one problem of `maths.problems`.
 
     Args:

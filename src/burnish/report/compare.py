@@ -15,7 +15,7 @@ from burnish.core.ledger import Ledger
 from burnish.core.recipe import START
 from burnish.report.metrics import in_order, metric
 from burnish.report.protocols import describe_differences, listing
-from burnish.report.run import Measurement, Run, Value
+from burnish.report.run import Measurement, RunRecord, Value
 
 _MAX_SIBLING_PAIRS = 4
 
@@ -58,7 +58,7 @@ class Checkpoint:
         return self.value(name, protocols[0]) if protocols else None
 
 
-def checkpoints(runs: Sequence[Run]) -> list[Checkpoint]:
+def checkpoints(runs: Sequence[RunRecord]) -> list[Checkpoint]:
     """What the page compares: each start, then nodes in the order of their recipe; only those that were measured.
 
     Runs that begin with the same checkpoint share one entry for it.
@@ -91,7 +91,7 @@ def checkpoints(runs: Sequence[Run]) -> list[Checkpoint]:
     return found
 
 
-def start_of(column: Checkpoint, columns: Sequence[Checkpoint], runs: Sequence[Run]) -> Checkpoint | None:
+def start_of(column: Checkpoint, columns: Sequence[Checkpoint], runs: Sequence[RunRecord]) -> Checkpoint | None:
     """The start that a checkpoint came from."""
     digest = runs[column.run].checkpoints.get(START)
     return next((c for c in columns if c.is_start and c.digest == digest), None)
@@ -128,7 +128,7 @@ def refusals(columns: Sequence[Checkpoint]) -> list[str]:
     ]
 
 
-def comparisons(columns: Sequence[Checkpoint], runs: Sequence[Run]) -> list[tuple[Checkpoint, Checkpoint]]:
+def comparisons(columns: Sequence[Checkpoint], runs: Sequence[RunRecord]) -> list[tuple[Checkpoint, Checkpoint]]:
     """Who is set against whom: every node against its start, siblings against each other, leaves across runs.
 
     Siblings are paired all with all up to four of them, beyond that all with the first; the choice does not look at

@@ -12,7 +12,7 @@ from burnish.core.page.numbers import number_bytes, number_count, tick_bytes, ti
 from burnish.report.compare import Checkpoint, protocols
 from burnish.report.metrics import KL, PERPLEXITY, SIZE, Metric, metric
 from burnish.report.protocols import describe_protocol, listing
-from burnish.report.run import LedgerTable, Run
+from burnish.report.run import LedgerTable, RunRecord
 
 _MAX_FRONTIERS = 4
 LOG_FROM_RATIO = {KL: 20.0, PERPLEXITY: 3.0}
@@ -30,7 +30,7 @@ def is_number(value: object) -> bool:
 # -- quality against size ----------------------------------------------------------------------------------------------
 
 
-def frontiers(columns: Sequence[Checkpoint], runs: Sequence[Run]) -> list[Figure]:
+def frontiers(columns: Sequence[Checkpoint], runs: Sequence[RunRecord]) -> list[Figure]:
     """Quality against size on disk, one plot per protocol and quality metric with at least two checkpoints."""
     found = []
     known = protocols(columns)
@@ -103,7 +103,7 @@ def _staircase(best: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 # -- curves of a table -------------------------------------------------------------------------------------------------
 
 
-def curve_tables(run: Run) -> list[str]:
+def curve_tables(run: RunRecord) -> list[str]:
     """Names of the tables that are drawn over steps: those whose rows have a step and something measured at it."""
     names = {}
     for table in run.tables:
@@ -113,7 +113,7 @@ def curve_tables(run: Run) -> list[str]:
     return list(names)
 
 
-def curves(run: Run) -> list[Figure]:
+def curves(run: RunRecord) -> list[Figure]:
     """What a stage logged over its steps: losses in one picture, one series per node and column; others below."""
     losses: list[Series] = []
     others: dict[str, list[Series]] = {}
@@ -164,7 +164,7 @@ def _step_name(rows: Sequence[dict[str, Any]]) -> str | None:
     return next((name for name in _STEP_NAMES if rows and name in rows[0]), None)
 
 
-def calibration_figures(run: Run) -> list[Figure]:
+def calibration_figures(run: RunRecord) -> list[Figure]:
     """Divergence against the number of calibration tokens, one series per method."""
     groups: dict[str, list[Datum]] = {}
     for node, rows in _merged(run, "calibration").items():
@@ -193,7 +193,7 @@ def calibration_figures(run: Run) -> list[Figure]:
     ]
 
 
-def _merged(run: Run, name: str) -> dict[str, list[dict[str, Any]]]:
+def _merged(run: RunRecord, name: str) -> dict[str, list[dict[str, Any]]]:
     """{node: rows} of every table of this name, in the order of the ledger."""
     merged: dict[str, list[dict[str, Any]]] = {}
     for table in run.tables:
@@ -207,6 +207,6 @@ def _numeric(rows: Sequence[dict[str, Any]], *, skip: set[str]) -> list[str]:
     return [name for name in names if name not in skip]
 
 
-def newest_tables(run: Run, name: str) -> list[LedgerTable]:
+def newest_tables(run: RunRecord, name: str) -> list[LedgerTable]:
     """The newest table of this name of each node."""
     return list({table.node: table for table in run.tables if table.name == name}.values())

@@ -12,7 +12,7 @@ from burnish.report.compare import Checkpoint, apart, start_of
 from burnish.report.metrics import DECODE, KL, PERPLEXITY, SIZE, metric
 from burnish.report.paired import Pairing, within_noise
 from burnish.report.protocols import base_name
-from burnish.report.run import Run, Value
+from burnish.report.run import RunRecord, Value
 from burnish.report.table import OVERLAP, write_change, write_paired
 
 MAX_HEADLINES = 8
@@ -37,7 +37,7 @@ class Headline:
     verdict: str = ""
 
 
-def headlines(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing) -> list[Headline]:
+def headlines(columns: Sequence[Checkpoint], runs: Sequence[RunRecord], pairing: Pairing) -> list[Headline]:
     """One for every leaf of every recipe that was measured; the best first where one is, else in the recipes' order."""
     leaves = {column.label: column for column in columns if column.is_leaf}
     starts = {name: start_of(column, columns, runs) for name, column in leaves.items()}
@@ -64,7 +64,7 @@ def _beats(one: Checkpoint, other: Checkpoint, pairing: Pairing) -> bool:
     return size is not None and size <= 1 + _SAME_SIZE and loss is not None and loss[1].high < 0
 
 
-def _headline(column: Checkpoint, start: Checkpoint | None, run: Run, pairing: Pairing) -> Headline:
+def _headline(column: Checkpoint, start: Checkpoint | None, run: RunRecord, pairing: Pairing) -> Headline:
     bits, made_by = _made(column, run)
     if start is None:
         return Headline(column.label, f"{bits or 'made'} ({made_by})", "the start was not measured")
@@ -75,7 +75,7 @@ def _headline(column: Checkpoint, start: Checkpoint | None, run: Run, pairing: P
     return Headline(column.label, f"{told} ({made_by})", details)
 
 
-def _made(column: Checkpoint, run: Run) -> tuple[str, str]:
+def _made(column: Checkpoint, run: RunRecord) -> tuple[str, str]:
     """("4 bits", "GPTQ, then distill"): the width of the last stage that chose one, and the way from the start."""
     by_name = {node.name: node for node in run.nodes}
     chain = []

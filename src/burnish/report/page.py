@@ -17,7 +17,7 @@ from burnish.report import figures, forest, headline, layers, table, tree
 from burnish.report.compare import checkpoints, comparisons, protocols, refusals
 from burnish.report.paired import Pairing
 from burnish.report.protocols import base_name, flatten, protocol_differences, show
-from burnish.report.run import Node, Run, read_run
+from burnish.report.run import NodeRecord, RunRecord, read_run
 
 REPORT_FILE = "report.html"
 _KNOWN_TABLES = ("layers", "calibration")
@@ -78,7 +78,7 @@ def write(*runs: Path, out: Path | None = None) -> Path:
     return page.write(Path(out) if out is not None else directories[0] / REPORT_FILE, text)
 
 
-def _run_view(run: Run) -> dict[str, Any]:
+def _run_view(run: RunRecord) -> dict[str, Any]:
     """One run's own part of the page."""
     nodes = run.nodes[:MAX_NODES]
     layer_views = [
@@ -102,7 +102,7 @@ def _run_view(run: Run) -> dict[str, Any]:
     }
 
 
-def _costs(nodes: Sequence[Node], run: Run) -> dict[str, Any]:
+def _costs(nodes: Sequence[NodeRecord], run: RunRecord) -> dict[str, Any]:
     """Time and memory of every node that ran, with bars on a common scale."""
     known = [(node, run.costs[node.name]) for node in nodes if node.name in run.costs]
     seconds = [cost.seconds or 0.0 for _, cost in known]
@@ -120,7 +120,7 @@ def _costs(nodes: Sequence[Node], run: Run) -> dict[str, Any]:
     }
 
 
-def _other_tables(run: Run) -> list[dict[str, Any]]:
+def _other_tables(run: RunRecord) -> list[dict[str, Any]]:
     """Tables that have no picture, as they are."""
     drawn = {*_KNOWN_TABLES, *figures.curve_tables(run)}
     newest = {(one.node, one.name): one for one in run.tables if one.name not in drawn and one.rows}
@@ -143,12 +143,12 @@ def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, show(value)[:500]) for name, value in flatten(content).items() if name != "hash"]
 
 
-def _recipe_text(run: Run) -> str:
+def _recipe_text(run: RunRecord) -> str:
     path = run.directory / "recipe.yaml"
     return path.read_text(encoding="utf-8", errors="replace")[:_MAX_TEXT] if path.is_file() else ""
 
 
-def _provenance(run: Run) -> list[tuple[str, str]]:
+def _provenance(run: RunRecord) -> list[tuple[str, str]]:
     """Where everything came from: the ledger, versions of libraries, hashes and keys of checkpoints."""
     rows = f"{len(run.ledger.rows):,} rows" + (f", from {run.times[0]} to {run.times[-1]}" if run.times else "")
     if run.num_unknown_rows:

@@ -53,7 +53,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeRecord:
     """One step of the recipe as it ended; `checkpoint` is the hash of what it holds now, empty where it holds none."""
 
     name: str
@@ -83,7 +83,7 @@ class LedgerTable:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """Everything the report knows about one run, as the recipe stands now.
 
     Attributes:
@@ -94,7 +94,7 @@ class Run:
     ledger: Ledger
     name: str
     start: str
-    nodes: list[Node]
+    nodes: list[NodeRecord]
     measurements: list[Measurement]
     checkpoints: dict[str, str]
     costs: dict[str, Cost]
@@ -116,7 +116,7 @@ class Run:
         return sum(row["row"] not in FIELDS for row in self.ledger.rows)
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> RunRecord:
     """Reads a run directory.
 
     Raises:
@@ -135,7 +135,7 @@ def read_run(directory: Path) -> Run:
     return run_of(Ledger(directory), read_run_file(directory) if (directory / RUN_FILE).is_file() else None)
 
 
-def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> Run:
+def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> RunRecord:
     """The run that a ledger tells of; `state` is the content of its `run.json`.
 
     Raises:
@@ -151,7 +151,7 @@ def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> Run:
     checkpoints = _checkpoints(nodes, measurements, set(made))
     shown = {node.name for node in nodes} | set(checkpoints)
     start = next((m.path for m in reversed(measurements) if m.node == START), "")
-    return Run(
+    return RunRecord(
         ledger=ledger,
         name=str(state.get("name") or (directory.resolve().name if directory else "")),
         start=str(state.get("start") or start or START),
@@ -173,9 +173,9 @@ def _measurement(row: dict[str, Any]) -> Measurement:
     return Measurement(row["node"], row["checkpoint"], row.get("path", ""), row["protocol"], metrics)
 
 
-def _node(entry: dict[str, Any]) -> Node:
+def _node(entry: dict[str, Any]) -> NodeRecord:
     """Of the tree in `run.json`."""
-    return Node(
+    return NodeRecord(
         name=entry["name"],
         stage=entry["stage"],
         parent=entry.get("from") or START,
@@ -186,7 +186,7 @@ def _node(entry: dict[str, Any]) -> Node:
     )
 
 
-def _nodes_of_rows(made: dict[str, dict[str, Any]]) -> list[Node]:
+def _nodes_of_rows(made: dict[str, dict[str, Any]]) -> list[NodeRecord]:
     """The tree as the hashes of parents tell it."""
     owner = {row["checkpoint"]: name for name, row in made.items()}
     return [
@@ -199,7 +199,7 @@ def _nodes_of_rows(made: dict[str, dict[str, Any]]) -> list[Node]:
     ]
 
 
-def _checkpoints(nodes: list[Node], measurements: list[Measurement], once_nodes: set[str]) -> dict[str, str]:
+def _checkpoints(nodes: list[NodeRecord], measurements: list[Measurement], once_nodes: set[str]) -> dict[str, str]:
     """Which checkpoint a node holds now.
 
     Older ones of the same name, and nodes that the recipe no longer has, are history and are not shown. What was

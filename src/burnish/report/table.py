@@ -17,7 +17,7 @@ from burnish.report.compare import Checkpoint, protocols, start_of
 from burnish.report.metrics import AGREEMENT, BITS, DECODE, KL, PERPLEXITY, SIZE, Change, Form, Metric, in_order, metric
 from burnish.report.paired import Pairing, Quantity, within_noise
 from burnish.report.protocols import describe_protocol
-from burnish.report.run import Run, Value
+from burnish.report.run import RunRecord, Value
 
 FIRST = (SIZE, PERPLEXITY, KL, AGREEMENT, DECODE)
 MAX_ROWS = 60
@@ -26,7 +26,9 @@ NOISE, OVERLAP, BETTER, WORSE = "within noise", "intervals overlap", "better", "
 TONES = {BETTER: GOOD, WORSE: BAD, NOISE: SOFT, OVERLAP: SOFT, "": INK}
 
 
-def first_table(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing, *, brief: bool = False) -> Table:
+def first_table(
+    columns: Sequence[Checkpoint], runs: Sequence[RunRecord], pairing: Pairing, *, brief: bool = False
+) -> Table:
     """Size, quality, speed and time of every checkpoint, measured or at least made.
 
     Args:
@@ -35,7 +37,7 @@ def first_table(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pai
     return _Builder(FIRST, columns, runs, pairing, brief=brief, timed=True).table()
 
 
-def further_tables(columns: Sequence[Checkpoint], runs: Sequence[Run], pairing: Pairing) -> list[Table]:
+def further_tables(columns: Sequence[Checkpoint], runs: Sequence[RunRecord], pairing: Pairing) -> list[Table]:
     """Every other metric, a few at a time."""
     names = in_order({name for c in columns for row, _ in c.measured.values() for name in row.metrics} - set(FIRST))
     parts = [names[begin : begin + _MAX_COLUMNS] for begin in range(0, len(names), _MAX_COLUMNS)]
@@ -48,7 +50,7 @@ class _Builder:
 
     names: Sequence[str]
     columns: Sequence[Checkpoint]
-    runs: Sequence[Run]
+    runs: Sequence[RunRecord]
     pairing: Pairing
     brief: bool = False
     timed: bool = False
@@ -98,7 +100,7 @@ class _Builder:
         ]
 
     @staticmethod
-    def time(run: Run, node: str) -> str:
+    def time(run: RunRecord, node: str) -> str:
         cost = run.costs.get(node)
         return numbers.number_seconds(cost.seconds) if cost and cost.seconds is not None else ""
 

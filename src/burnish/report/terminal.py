@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from burnish.core.page.console import console_table
 from burnish.report.compare import checkpoints
 from burnish.report.paired import Pairing
-from burnish.report.run import Run
+from burnish.report.run import RunRecord
 from burnish.report.table import first_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def ledger_table(run: Run) -> Table:
+def ledger_table(run: RunRecord) -> Table:
     """Size, quality and speed of every checkpoint of a run, and the time that its stage took.
 
     Values of different protocols are not comparable and stand in sections of their own.

@@ -8,7 +8,7 @@ from typing import Any
 
 from burnish.core.recipe import START
 from burnish.report.protocols import show
-from burnish.report.run import Node
+from burnish.report.run import NodeRecord
 
 _UNINTERESTING = {"seed", "device", "workers", "progress"}
 _MAX_FACTS = 4
@@ -33,24 +33,24 @@ class Branch:
     children: list[Branch]
 
 
-def tree(nodes: Sequence[Node], start: str) -> list[Branch]:
+def tree(nodes: Sequence[NodeRecord], start: str) -> list[Branch]:
     """The start with everything that came from it, and nodes whose parent is not in the recipe any more."""
     names = {START} | {node.name for node in nodes}
     lost = [_branch(node, nodes) for node in nodes if node.parent not in names]
     return [Branch(START, start, "start", "", _children(START, nodes)), *lost]
 
 
-def _children(name: str, nodes: Sequence[Node]) -> list[Branch]:
+def _children(name: str, nodes: Sequence[NodeRecord]) -> list[Branch]:
     return [_branch(node, nodes) for node in nodes if node.parent == name]
 
 
-def _branch(node: Node, nodes: Sequence[Node]) -> Branch:
+def _branch(node: NodeRecord, nodes: Sequence[NodeRecord]) -> Branch:
     state, status = _STATES.get(node.status, ("open", node.status))
     facts = ": ".join(filter(None, (node.stage, _facts(node, nodes))))
     return Branch(node.name, facts, state, status, _children(node.name, nodes))
 
 
-def _facts(node: Node, nodes: Sequence[Node]) -> str:
+def _facts(node: NodeRecord, nodes: Sequence[NodeRecord]) -> str:
     """The settings that tell this node from others of its stage; for a stage that stands alone, its first ones."""
     peers = [other for other in nodes if other.stage == node.stage]
     plain = {name: value for name, value in node.settings.items() if name not in _UNINTERESTING and _is_plain(value)}

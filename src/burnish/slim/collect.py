@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from burnish.arch import MatrixView, describe, matrices
 from burnish.calibrate.walk import WholeModel
-from burnish.calibrate.windows import Batch, Calibration
+from burnish.calibrate.windows import Calibration, WindowBatch
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.progress import Progress
 from burnish.slim.maths.experts import reap_terms
@@ -128,7 +128,7 @@ class _Observer:
             self.sums.reap[layer] = torch.zeros(experts.num_experts, dtype=torch.float64)
             self.sums.neurons[layer] = torch.zeros(experts.num_experts, experts.intermediate_size, dtype=torch.float64)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: WindowBatch) -> None:
         """Sums over tokens do not ask which windows they are of."""
 
     def __call__(self, view: MatrixView, inputs: Tensor, gradients: Tensor | None, index: Tensor, /) -> None:
@@ -206,7 +206,7 @@ class _Loss:
     def __init__(self, labels: Labels, teacher: PreTrainedModel | None, generator: torch.Generator) -> None:
         self.labels, self.teacher, self.generator, self.total = labels, teacher, generator, 0.0
 
-    def __call__(self, module: PreTrainedModel, batch: Batch) -> Tensor:
+    def __call__(self, module: PreTrainedModel, batch: WindowBatch) -> Tensor:
         loss = self.of(module(input_ids=batch.tokens, use_cache=False).logits.float(), batch.tokens)
         self.total += float(loss.detach())
         return loss

@@ -47,7 +47,7 @@ def read_run_file(directory: Path) -> dict[str, Any]:
             fix="upgrade burnish",
         )
     try:
-        _State.model_validate(state)
+        _RunFile.model_validate(state)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise OutputError(f"is damaged (at {place})", where=str(path), fix=advice) from None
@@ -81,7 +81,7 @@ class _Entry(BaseModel):
     settings: dict[str, Any] = {}
 
 
-class _State(BaseModel):
+class _RunFile(BaseModel):
     """What run.json must be: it may have been edited by hand."""
 
     format: int

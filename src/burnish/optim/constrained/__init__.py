@@ -11,18 +11,19 @@ weigh a constraint's gradient with its violation on the same batch, which is the
 """
 
 from burnish.optim.constrained.constraints import (
+    ConstrainedProblem,
     Constraint,
     DemographicParity,
     LossBound,
     NeymanPearson,
     Objective,
-    Problem,
     Sampled,
 )
 from burnish.optim.constrained.minimize import ConstrainedResult, constrained_minimize
 from burnish.optim.constrained.pstorm import PStorm
 
 __all__ = [
+    "ConstrainedProblem",
     "ConstrainedResult",
     "Constraint",
     "DemographicParity",
@@ -30,7 +31,6 @@ __all__ = [
     "NeymanPearson",
     "Objective",
     "PStorm",
-    "Problem",
     "Sampled",
     "constrained_minimize",
 ]

@@ -84,7 +84,7 @@ class Constraint:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConstrainedProblem:
     """What `constrained_minimize` is given."""
 
     objective: Objective
@@ -105,7 +105,9 @@ class NeymanPearson:
         if not 0 < self.level < math.inf:
             raise SettingsError(f"level is {self.level}, but a mean loss is above 0")
 
-    def problem(self, score: Score, features: Tensor, labels: Tensor, *, batch_size: int | None = None) -> Problem:
+    def problem(
+        self, score: Score, features: Tensor, labels: Tensor, *, batch_size: int | None = None
+    ) -> ConstrainedProblem:
         """Minimises the mean logistic loss of positives (labels above 0) under the bound on negatives.
 
         Raises:
@@ -115,7 +117,7 @@ class NeymanPearson:
         for name, chosen in (("positives", positive), ("negatives", ~positive)):
             if not chosen.any():
                 raise DataError(f"there are no {name} among {len(labels)} samples, so there is nothing to weigh")
-        return Problem(
+        return ConstrainedProblem(
             Objective(lambda rows: F.softplus(-score(rows)).mean(), Sampled(features[positive], batch_size=batch_size)),
             (
                 Constraint(

@@ -53,7 +53,7 @@ FLAT = 0.05
 
 
 @dataclass(frozen=True)
-class Settings:
+class MinimizeSettings:
     """How `constrained_minimize` goes about it; see there."""
 
     lr: float | None = None
@@ -158,19 +158,19 @@ def constrained_minimize(
     )
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    known = list(Settings.__dataclass_fields__)
+def _settings(given: dict[str, Any]) -> MinimizeSettings:
+    known = list(MinimizeSettings.__dataclass_fields__)
     for name in given:
         if name not in known:
             raise SettingsError(f"there is no setting {name!r}", fix=f"the settings are {', '.join(known)}")
-    return Settings(**given)
+    return MinimizeSettings(**given)
 
 
 class _Run:
     """The state between rounds."""
 
     def __init__(
-        self, objective: Objective, constraints: list[Constraint], params: list[Tensor], settings: Settings
+        self, objective: Objective, constraints: list[Constraint], params: list[Tensor], settings: MinimizeSettings
     ) -> None:
         self.settings = settings
         self.problem = Lagrangian(objective, constraints, params, settings.proximal)

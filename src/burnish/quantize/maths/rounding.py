@@ -258,24 +258,18 @@ def _sweep_tiles(problem: _Problem, tile: int, *, elementwise: bool) -> Float[Te
     # With element feedback the block L of the tiles' diagonal is the element-wise one, of which a part lies inside.
     block = 1 if elementwise else tile
 
-    def tiled(matrix: Tensor, fill: float = 0.0) -> Tensor:
-        """(Z, rows, columns) -> (tiles of rows, Z, tile, columns), padded to whole tiles."""
-        padding = (0, -matrix.shape[2] % tile, 0, -matrix.shape[1] % tile)
-        padded = torch.nn.functional.pad(matrix, padding, value=fill)
-        return padded.unflatten(1, (-1, tile)).transpose(0, 1).contiguous()
-
-    weight_MZRI = tiled(problem.weight)
-    parameters_MZRI = [tiled(p, fill=1.0) for p in problem.parameters]
+    weight_MZRI = _tiled(problem.weight, tile)
+    parameters_MZRI = [_tiled(p, tile, fill=1.0) for p in problem.parameters]
     lower, upper = problem.lower(block), problem.upper(block)
     error_MZRI = torch.zeros_like(weight_MZRI)
     rounded_MZRI = torch.zeros_like(weight_MZRI)
     lower_MZRO = lower_diagonal = upper_NZCI = upper_diagonal = None
     moved_NZCO = weight_MZRI.new_zeros((num_n, batch, tile, num_m * tile))  # (E + a)^T
     if lower is not None:
-        lower_MZRO = tiled(lower.mT)
+        lower_MZRO = _tiled(lower.mT, tile)
         lower_diagonal = _diagonal_tiles(lower_MZRO).mT.contiguous()
     if upper is not None:
-        upper_NZCI = tiled(upper.mT)
+        upper_NZCI = _tiled(upper.mT, tile)
         upper_diagonal = _diagonal_tiles(upper_NZCI).mT.contiguous()
 
     round_tiles = _RecordedTiles(min(num_m, num_n)) if problem.weight.is_cuda else _round_tile
@@ -310,6 +304,13 @@ def _sweep_tiles(problem: _Problem, tile: int, *, elementwise: bool) -> Float[Te
         _diagonal_view(error_MZRI, first_m, first_n, count).copy_(error)
         _diagonal_view(moved_NZCO, first_n, first_m, count).copy_((error + along).mT)
     return rounded_MZRI.transpose(0, 1).reshape(batch, num_m * tile, num_n * tile)[:, :out_features, :in_features]
+
+
+def _tiled(matrix: Float[Tensor, "batch rows columns"], tile: int, fill: float = 0.0) -> Tensor:
+    """(Z, rows, columns) -> (tiles of rows, Z, tile, columns), padded to whole tiles."""
+    padding = (0, -matrix.shape[2] % tile, 0, -matrix.shape[1] % tile)
+    padded = torch.nn.functional.pad(matrix, padding, value=fill)
+    return padded.unflatten(1, (-1, tile)).transpose(0, 1).contiguous()
 
 
 def _round_tile(

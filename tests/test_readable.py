@@ -1,0 +1,51 @@
+"""The source reads as a person would want: functions that fit a screen, and one meaning for the name of a class."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "burnish"
+LONGEST = 60
+
+LONG_FUNCTIONS = {
+    "cli/events.py:fit": "its arguments and docstring are the options and the help of a command; its body is short",
+}
+SHARED_NAMES = {
+    "Objective": "public in `events` and in `optim.constrained`, which never import each other",
+}
+
+
+def read() -> list[tuple[str, ast.AST]]:
+    files = sorted(SOURCE.rglob("*.py"))
+    return [
+        (path.relative_to(SOURCE).as_posix(), node) for path in files for node in ast.walk(ast.parse(path.read_text()))
+    ]
+
+
+def long_functions(nodes: list[tuple[str, ast.AST]]) -> set[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [(place, node) for place, node in nodes if isinstance(node, kinds)]
+    return {f"{place}:{f.name}" for place, f in functions if (f.end_lineno or 0) - f.lineno >= LONGEST}
+
+
+def shared_names(nodes: list[tuple[str, ast.AST]]) -> set[str]:
+    names = Counter(node.name for _, node in nodes if isinstance(node, ast.ClassDef))
+    return {name for name, count in names.items() if count > 1}
+
+
+def test_what_is_too_long_or_named_twice_is_found():
+    function = "def short():\n" + "    pass\n" * 59 + "def long():\n" + "    pass\n" * 60
+    tree = ast.parse(function + "class Twice: ...\nclass Once: ...\nclass Twice: ...")
+    nodes = [("a.py", node) for node in ast.walk(tree)]
+    assert long_functions(nodes) == {"a.py:long"}
+    assert shared_names(nodes) == {"Twice"}
+
+
+def test_a_function_is_at_most_sixty_lines_or_has_a_reason():
+    assert long_functions(read()) == set(LONG_FUNCTIONS)
+
+
+def test_the_name_of_a_class_has_one_meaning():
+    assert shared_names(read()) == set(SHARED_NAMES)
