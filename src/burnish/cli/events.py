@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from burnish.core.settings import MAX_SEED
+from burnish.events.models import MODELS
 
 if TYPE_CHECKING:
     from burnish.core.page import Table
     from burnish.events.data import EventDataset
+    from burnish.events.model import EventModel
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))]
 Levels = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
-ModelName = Literal[
-    "smurf-thp", "place-mixture", "thp", "structured-thp", "smash", "lognormal-mixture", "exponential-hawkes"
-]
+if TYPE_CHECKING:
+    ModelName = str
+else:  # the choices are the rows of the table
+    ModelName = Literal[tuple(MODELS)]
 
 
 def fit(
@@ -119,36 +122,25 @@ def fit(
     """
     from dataclasses import asdict
 
-    from burnish.core.errors import OutputError
     from burnish.core.progress import Progress
     from burnish.core.store import Store
-    from burnish.events.forecaster import MODELS, EventForecaster, is_forecaster
+    from burnish.events.forecaster import EventForecaster
+    from burnish.events.models import model_class
     from burnish.events.run import Reading, split
     from burnish.events.seen import Seen
 
-    model = model or ("smurf-thp" if x is None and y is None else "place-mixture")
-    if out.exists() and not overwrite:
-        made = is_forecaster(out)
-        raise OutputError(
-            "exists already" if made else "exists and is not an event forecaster",
-            where=str(out),
-            fix="choose another place with -o, or pass --overwrite" if made else "choose another place with -o",
-        )
-    reading = Reading(
-        sequence, time, type, _location(x, y, model), vertex, split_column, start, end, sort=sort, unit=unit
-    )
+    _check_free(out, overwrite)
+    kind = model_class(model or ("smurf-thp" if x is None and y is None else "place-mixture"))
+    place = _location(x, y, kind)
+    reading = Reading(sequence, time, type, place, vertex, split_column, start, end, sort=sort, unit=unit)
     dataset = reading.read(data)
     for note in dataset.notes:
         _say(note)
     training, validation, _ = split(dataset, split_by, fractions, seed, split_column)
-    sizes: dict[str, Any] = {"hidden_size": hidden_size, "num_layers": num_layers}
-    if model == "exponential-hawkes":
-        sizes = {}
-    if model == "structured-thp":
-        sizes |= {"num_vertices": dataset.num_vertices, "edges": _edges(edges, vertex)}
-    forecaster = EventForecaster(
-        MODELS[model](dataset.num_marks, **sizes), objective=objective, time_coordinate=time_coordinate
-    )
+    graph = {"num_vertices": dataset.num_vertices, "edges": _edges(edges, vertex, kind.kind)} if kind.has_graph else {}
+    sizes = {"hidden_size": hidden_size, "num_layers": num_layers} if kind.has_encoder else {}
+    network = kind(dataset.num_marks, **sizes, **graph)
+    forecaster = EventForecaster(network, objective=objective, time_coordinate=time_coordinate)
     _say(
         f"{len(dataset):,} sequences, {dataset.num_events:,} events, {dataset.num_marks} types; training on "
         f"{len(training):,} sequences, validating on {len(validation):,}"
@@ -340,26 +332,40 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _location(x: str | None, y: str | None, model: str) -> tuple[str, str] | None:
+def _check_free(out: Path, overwrite: bool) -> None:
+    from burnish.core.errors import OutputError
+    from burnish.events.forecaster import is_forecaster
+
+    if out.exists() and not overwrite:
+        made = is_forecaster(out)
+        raise OutputError(
+            "exists already" if made else "exists and is not an event forecaster",
+            where=str(out),
+            fix="choose another place with -o, or pass --overwrite" if made else "choose another place with -o",
+        )
+
+
+def _location(x: str | None, y: str | None, kind: type[EventModel]) -> tuple[str, str] | None:
     from burnish.core.errors import SettingsError
 
     if (x is None) != (y is None):
         raise SettingsError("a place needs both columns", fix="give --x and --y")
     if x is None or y is None:
-        if model in ("smash", "place-mixture"):
-            raise SettingsError(f"{model} forecasts places, but no columns for them were given", fix="give --x and --y")
+        if kind.has_location:
+            what = f"{kind.kind} forecasts places, but no columns for them were given"
+            raise SettingsError(what, fix="give --x and --y")
         return None
     return x, y
 
 
-def _edges(path: Path | None, vertex: str | None) -> list[list[int]]:
+def _edges(path: Path | None, vertex: str | None, model: str) -> list[list[int]]:
     import pyarrow as pa
 
     from burnish.core.errors import DataError, SettingsError
     from burnish.events.reading import read_any
 
     if path is None or vertex is None:
-        raise SettingsError("structured-thp needs a graph", fix="give --vertex and --edges")
+        raise SettingsError(f"{model} needs a graph", fix="give --vertex and --edges")
     table = read_any(path)
     if table.num_columns < 2 or not all(pa.types.is_integer(column.type) for column in table.columns[:2]):
         raise DataError("its first two columns are not vertex numbers", where=str(path), fix="write from,to per edge")

@@ -14,24 +14,29 @@ Public names are resolved when first used; nothing here imports transformers.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from burnish.events.models import MODELS
+
 if TYPE_CHECKING:
-    from burnish.events import metrics
-    from burnish.events.baselines import Baselines
-    from burnish.events.conformal import AdaptiveConformal
-    from burnish.events.data import EventDataset
-    from burnish.events.distribution import NextEvent, NextEvents
-    from burnish.events.evaluation import ForecastEvaluation, evaluate
-    from burnish.events.exponential import ExponentialHawkes
-    from burnish.events.forecaster import EventForecaster
-    from burnish.events.hawkes import HawkesParameters, simulate_hawkes
-    from burnish.events.lognormal import LogNormalMixture
-    from burnish.events.place_mixture import PlaceMixture
-    from burnish.events.sequence import EventSequence
-    from burnish.events.smash import Smash
-    from burnish.events.smurf import SmurfTHP
-    from burnish.events.stream import EventStream
-    from burnish.events.structured import StructuredTHP
-    from burnish.events.thp import THP
+    from burnish.events import metrics as metrics
+    from burnish.events.baselines import Baselines as Baselines
+    from burnish.events.conformal import AdaptiveConformal as AdaptiveConformal
+    from burnish.events.data import EventDataset as EventDataset
+    from burnish.events.distribution import NextEvent as NextEvent
+    from burnish.events.distribution import NextEvents as NextEvents
+    from burnish.events.evaluation import ForecastEvaluation as ForecastEvaluation
+    from burnish.events.evaluation import evaluate as evaluate
+    from burnish.events.exponential import ExponentialHawkes as ExponentialHawkes
+    from burnish.events.forecaster import EventForecaster as EventForecaster
+    from burnish.events.hawkes import HawkesParameters as HawkesParameters
+    from burnish.events.hawkes import simulate_hawkes as simulate_hawkes
+    from burnish.events.lognormal import LogNormalMixture as LogNormalMixture
+    from burnish.events.place_mixture import PlaceMixture as PlaceMixture
+    from burnish.events.sequence import EventSequence as EventSequence
+    from burnish.events.smash import Smash as Smash
+    from burnish.events.smurf import SmurfTHP as SmurfTHP
+    from burnish.events.stream import EventStream as EventStream
+    from burnish.events.structured import StructuredTHP as StructuredTHP
+    from burnish.events.thp import THP as THP
 
 _PUBLIC = {
     "AdaptiveConformal": "conformal",
@@ -41,42 +46,14 @@ _PUBLIC = {
     "EventSequence": "sequence",
     "EventStream": "stream",
     "ForecastEvaluation": "evaluation",
-    "ExponentialHawkes": "exponential",
     "HawkesParameters": "hawkes",
-    "LogNormalMixture": "lognormal",
     "NextEvent": "distribution",
     "NextEvents": "distribution",
-    "PlaceMixture": "place_mixture",
-    "Smash": "smash",
-    "SmurfTHP": "smurf",
-    "StructuredTHP": "structured",
-    "THP": "thp",
     "evaluate": "evaluation",
     "simulate_hawkes": "hawkes",
-}
+} | {class_name: file for file, class_name in MODELS.values()}
 
-__all__ = [
-    "THP",
-    "AdaptiveConformal",
-    "Baselines",
-    "EventDataset",
-    "EventForecaster",
-    "EventSequence",
-    "EventStream",
-    "ExponentialHawkes",
-    "ForecastEvaluation",
-    "HawkesParameters",
-    "LogNormalMixture",
-    "NextEvent",
-    "NextEvents",
-    "PlaceMixture",
-    "Smash",
-    "SmurfTHP",
-    "StructuredTHP",
-    "evaluate",
-    "metrics",
-    "simulate_hawkes",
-]
+__all__ = sorted([*_PUBLIC, "metrics"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

@@ -31,26 +31,14 @@ from burnish.events.batches import Window, window_begin
 from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.evaluation import ForecastEvaluation, evaluate
-from burnish.events.exponential import ExponentialHawkes
 from burnish.events.fit_state import FitHistory
-from burnish.events.lognormal import LogNormalMixture
 from burnish.events.model import EventModel, Objective, TrainingStatistics
-from burnish.events.place_mixture import PlaceMixture
+from burnish.events.models import MODELS, model_class
 from burnish.events.sequence import EventSequence
-from burnish.events.smash import Smash
-from burnish.events.smurf import SmurfTHP
-from burnish.events.structured import StructuredTHP
-from burnish.events.thp import THP
 from burnish.events.training import TrainingSettings, train
 
 if TYPE_CHECKING:
     from burnish.events.stream import EventStream
-
-MODELS: dict[str, type[EventModel]] = {
-    model.kind: model
-    for model in (THP, StructuredTHP, SmurfTHP, PlaceMixture, Smash, LogNormalMixture, ExponentialHawkes)
-}
-"""The models by the name that the command line and config.json use."""
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "burnish-events"
@@ -61,7 +49,7 @@ class EventForecaster:
     """Fits a model, answers questions about the next event, and measures the answers.
 
     Args:
-        model: THP, SmurfTHP, Smash, LogNormalMixture, ExponentialHawkes or StructuredTHP.
+        model: one of the table in `burnish.events.models`.
         objective: "likelihood", "score" or "score+mass"; the last two for models with a score head.
         time_coordinate: "log" or "gap", for the score objectives.
         **details: other fields of `Objective`.
@@ -125,11 +113,7 @@ class EventForecaster:
         if not (self.model.has_tie_head and self.objective.name == "likelihood"):
             training, validation, resolution = self._without_ties(training, validation, how.seed)
         self.model.statistics = TrainingStatistics.of(training, clock_resolution=resolution)
-        if self.model.statistics.tie_share > 0:
-            self.notes += (
-                f"{100 * self.model.statistics.tie_share:.3g} % of the events come at the time of the one before: the "
-                "probability of that is a part of the forecast",
-            )
+        self._note_ties()
         self.mark_names, self.unit = training.mark_names, training.unit
         self.baselines = Baselines.fit(training)
         reset_parameters(self.model, how.seed)
@@ -159,6 +143,13 @@ class EventForecaster:
         }
         self.model.eval()
         return history
+
+    def _note_ties(self) -> None:
+        if self.model.statistics.tie_share > 0:
+            self.notes += (
+                f"{100 * self.model.statistics.tie_share:.3g} % of the events come at the time of the one before: the "
+                "probability of that is a part of the forecast",
+            )
 
     def _check_data(self, training: EventDataset, validation: EventDataset) -> None:
         if training.num_marks != self.model.num_marks:
@@ -324,7 +315,7 @@ class EventForecaster:
         if config["model"] not in MODELS:
             guess = nearest(config["model"], kinds)
             raise CheckpointError(f"holds an unknown model {config['model']!r} (nearest: {guess})", where=str(path))
-        model = MODELS[config["model"]](**config["settings"])
+        model = model_class(config["model"])(**config["settings"])
         statistics: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in config["statistics"].items()
         }

@@ -139,6 +139,8 @@ class EventModel(nn.Module):
     kind: ClassVar[str]
     objectives: ClassVar[tuple[str, ...]] = ("likelihood",)
     has_location: ClassVar[bool] = False
+    has_graph: ClassVar[bool] = False
+    has_encoder: ClassVar[bool] = False
     closed_compensator: ClassVar[bool] = False
     has_tie_head: ClassVar[bool] = False
     beside: ClassVar[tuple[str, ...]] = ()
@@ -338,6 +340,7 @@ class EncodedModel(EventModel):
     """
 
     has_tie_head: ClassVar[bool] = True
+    has_encoder: ClassVar[bool] = True
 
     def __init__(self, num_marks: int, encoder: Mapping[str, Any], **settings: Any) -> None:
         sizes = EncoderSettings(**encoder)

@@ -45,6 +45,7 @@ class StructuredTHP(EncodedModel):
 
     kind: ClassVar[str] = "structured-thp"
     has_tie_head: ClassVar[bool] = False
+    has_graph: ClassVar[bool] = True
     adjacency: Tensor
 
     def __init__(
