@@ -129,7 +129,7 @@ def _results(
     model: Model,
     specs: list[str | dict[str, Any]],
     dtype: torch.dtype,
-    device: torch.device,
+    device: str,
     batch_size: int,
     seed: int,
     **settings: int | None,
