@@ -105,7 +105,10 @@ DOOMED: dict[str, tuple[str, str] | tuple[str, str, Spoil]] = {
     "data of an unknown kind": (behind("{stage: train, data: table.csv}"), "is of no kind that can be read"),
     "an empty text": (behind("{stage: train, data: empty.txt}"), "holds no text"),
     "a text that is binary": (behind("{stage: train, data: binary.txt}"), "is a binary file"),
-    "lines that are not JSON": (behind("{stage: train, data: broken.jsonl}"), "broken.jsonl:2: is not valid JSON"),
+    "lines that are not JSON": (
+        behind("{stage: train, data: broken.jsonl, context: 64}"),
+        "broken.jsonl:2: is not valid JSON",
+    ),
     "calibration that is too short": (
         behind("{stage: quantize, method: gptq, group_size: 32, calibration: short.txt, length: 64}"),
         "use a longer text",

@@ -29,9 +29,9 @@ CHAT = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", 
         ("a.jsonl", b'{"text": "a"}\n{"text": ' + b"9" * 5000 + b"}", "a.jsonl:2: holds a number of 5,000 digits"),
         ("a.jsonl", b'{"text": "\\udc00"}', "a.jsonl:1: holds half of a surrogate pair"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: has neither `text` (a string) nor `messages`"),
-        ("a.jsonl", b"null", "a.jsonl:1: has neither `text` (a string) nor `messages`"),
-        ("a.jsonl", b'{"messages": [{"role": 3, "content": "x"}]}', "a.jsonl:1: has neither"),
-        ("a.jsonl", b'{"messages": ["x"]}', "a.jsonl:1: has neither"),
+        ("a.jsonl", b"null", "a.jsonl:1: is not an object but null"),
+        ("a.jsonl", b'{"messages": [{"role": 3, "content": "x"}]}', "a.jsonl:1, message 1: has no role"),
+        ("a.jsonl", b'{"messages": ["x"]}', "a.jsonl:1, message 1: is not {role, content}"),
         ("a.jsonl", b"\xff\xfe{", "is not UTF-8 text"),
         ("a.txt", b"a\0b", "is a binary file, not text"),
         ("a.txt", b" \n", "holds no text"),
@@ -94,7 +94,7 @@ def test_messages_that_hold_dates(tmp_path: Path):
     pyarrow.parquet.write_table(
         pyarrow.table({"messages": [[{"role": "user", "content": day}]]}), tmp_path / "a.parquet"
     )
-    with pytest.raises(DataError, match="has neither `text`"):
+    with pytest.raises(DataError, match="message 1: has content that is date, not text"):
         read_rows(tmp_path / "a.parquet")
 
 

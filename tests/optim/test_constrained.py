@@ -310,7 +310,7 @@ def test_the_state_of_another_problem_is_refused(tmp_path):
     x, objective, constraint = noisy()
     constrained_minimize(objective, [constraint], [x], rounds=1, work_dir=tmp_path)
     x, objective, constraint = noisy(seed=1)
-    with pytest.raises(CheckpointError, match="another data"):
+    with pytest.raises(CheckpointError, match="data: not the same"):
         constrained_minimize(objective, [constraint], [x], rounds=1, work_dir=tmp_path)
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import burnish.verify.probe as probe
 from burnish.core.errors import EngineError
-from burnish.verify import Check, Code, Limits, Sandbox, Wall, walls
+from burnish.verify import Check, Code, Limits, Sandbox, Wall, sandbox, walls
 
 LIMITS = Limits(
     seconds=8.0,

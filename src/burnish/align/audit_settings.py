@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from burnish.core.settings import MAX_SEED, Settings
+from burnish.core.outside import MAX_SEED
+from burnish.core.settings import Settings
 
 Ranking = Literal["delta", "loss", "tau"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from burnish.core.settings import MAX_SEED
+from burnish.core.outside import MAX_SEED
 from burnish.events.models import MODELS
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def fit(
     out:
         Directory of the fitted forecaster.
     model:
-        The best choice for times and types [default: smurf-thp], with --x and --y for places as well [place-mixture];
-        structured-thp is for a graph, the others are published models and baselines.
+        By default smurf-thp, with --x and --y place-mixture; structured-thp is for a graph.
     objective:
         Likelihood, or score matching with or without a term for the mass.
     time_coordinate:

@@ -24,6 +24,9 @@ MAX_DEPTH = 64
 MAX_DIGITS = 40
 """Of an integer; tokenizers write 10^30 where there is no limit."""
 
+MAX_SEED = 2**32 - 1
+"""What every generator takes: of torch, of numpy, of Python."""
+
 PARQUET_ROWS = 256
 """Read at a time."""
 

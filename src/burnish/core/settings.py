@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from burnish.core.kinds import Plan
 
 
-MAX_SEED = 2**32 - 1
-"""What every generator takes: of torch, of numpy, of Python."""
-
-
 @dataclass(frozen=True)
 class _Reference:
     """Marks a setting that names something by path, hub id or recipe node."""

@@ -28,8 +28,9 @@ from pydantic import Field
 
 from burnish.core.errors import RecipeError, SettingsError
 from burnish.core.kinds import Kind, Plan, Weights
+from burnish.core.outside import MAX_SEED
 from burnish.core.progress import Progress
-from burnish.core.settings import MAX_SEED, VOLATILE, CheckpointRef, DataRef, Device, Settings
+from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
 
 if TYPE_CHECKING:
     import torch

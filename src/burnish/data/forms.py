@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from burnish.core.errors import DataError
-from burnish.core.outside import parse_json
+from burnish.core.outside import kind_of_json, parse_json
 
 COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "tools", "system")
 SHAREGPT = {
@@ -78,7 +78,7 @@ def as_row(row: Any, *, where: str) -> Row:
         DataError: it is in none of them; the message says what is wrong.
     """
     if not isinstance(row, dict):
-        raise DataError(f"is not an object but {type(row).__name__}", where=where)
+        raise DataError(f"is not an object but {kind_of_json(row)}", where=where)
     if isinstance(row.get("text"), str):
         return row["text"]
     prompt, completion = row.get("prompt"), row.get("completion")

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.core.checkpoint import LINEAGE_FILE
 from burnish.core.errors import DataError, nearest
 from burnish.core.outside import local_path, parquet_rows, parse_json, read_bytes
 from burnish.data.chat import written_out
@@ -159,7 +160,8 @@ def _read_path(path: Path | None, name: str, skipped: list[str] | None) -> list[
         advice = f"did you mean {guess!r}?" if guess else f"texts that ship with burnish are {', '.join(SHIPPED)}"
         raise DataError("no such file or text", where=name, fix=advice)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+        found = (file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+        files = sorted(file for file in found if file.name != LINEAGE_FILE)  # beside rows that a stage has made
         if not files:
             raise DataError(f"has no files of the kinds {', '.join(SUFFIXES)}", where=str(path))
         return [row for file in files for row in _read_path(file, str(file), skipped)]
