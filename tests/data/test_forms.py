@@ -149,7 +149,7 @@ def test_rows_survive_a_pickle_with_what_comes_with_them(row):
         ),
         ({"messages": [{"role": "user", "content": "x"}], "tools": 3}, "`tools` is not a list"),
         ({"prompt": "x"}, "has neither"),
-        ([1], "is not an object but list"),
+        ([1], "is not an object but a list"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_said(row, words):
