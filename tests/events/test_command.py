@@ -10,8 +10,10 @@ import pytest
 
 import warm
 from browser import CHROMIUM, WIDTHS, check_layout
-from burnish.cli import events as app
+from burnish import cli
 from burnish.core.errors import BurnishError
+
+app = cli.app["events"]
 
 SMALL = ["--hidden-size", "16", "--num-layers", "1", "--epochs", "2", "--batch-size", "16"]
 

@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 
 import burnish.events
+from burnish.cli.events import ModelName
 from burnish.events.models import MODELS, model_class
 
 
@@ -17,7 +18,6 @@ def test_a_row_is_the_model_that_calls_itself_so(name: str) -> None:
 
 
 def test_the_command_offers_every_row() -> None:
-    from burnish.cli.events import ModelName  # this file would otherwise hide the command `events` from others
 
     assert get_args(ModelName) == tuple(MODELS)
 

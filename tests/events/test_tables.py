@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from burnish.cli import events as app
+from burnish import cli
 from burnish.core.errors import BurnishError
 from burnish.events import EventDataset, EventForecaster
 from burnish.events.run import Fitted
+
+app = cli.app["events"]
 
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--epochs", "1"]
 

@@ -97,62 +97,51 @@ for _group, _commands in _COMMANDS.items():
         app.command(f"burnish.cli.{_path}", name=_name, help=_help, group=_group, help_epilogue=_examples(_shown))
 app["--help"].group = app["--version"].group = Group("Options")
 
-events = App(
-    name="events",
-    group=BESIDE,
-    help="When does the next event come, of what type, where, and how sure is that?",
-    help_epilogue="""Examples:
-
-    burnish events simulate --out hawkes.csv
-    burnish events fit hawkes.csv --out forecaster
-    burnish events evaluate forecaster hawkes.csv
-    burnish events forecast forecaster hawkes.csv --out next.csv""",
-)
-_EVENTS = {
-    "fit": "Fit a forecaster to a table of events: one row an event, with a sequence, a time and a type.",
-    "evaluate": "Measure a forecaster on events it has not seen and write an HTML report with calibration plots.",
-    "forecast": "For every sequence of a table, when the next event comes and of which type, as CSV.",
-    "simulate": "Write an exactly simulated Hawkes process with what an ideal forecaster would have said.",
+_TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
+    "events": (
+        "When does the next event come, of what type, where, and how sure is that?",
+        {
+            "fit": "Fit a forecaster to a table of events: one row an event, with a sequence, a time and a type.",
+            "evaluate": "Measure a forecaster on events it has not seen "
+            "and write an HTML report with calibration plots.",
+            "forecast": "For every sequence of a table, when the next event comes and of which type, as CSV.",
+            "simulate": "Write an exactly simulated Hawkes process with what an ideal forecaster would have said.",
+        },
+        (
+            "burnish events simulate --out hawkes.csv",
+            "burnish events fit hawkes.csv --out forecaster",
+            "burnish events evaluate forecaster hawkes.csv",
+            "burnish events forecast forecaster hawkes.csv --out next.csv",
+        ),
+    ),
+    "reason": (
+        "Better answers from any OpenAI-like server, with every token accounted for.",
+        {
+            "run": "Ask a server for answers by several strategies, grade them, and say what each used.",
+            "report": "Print accuracy and tokens of every strategy of a run, and what was paid.",
+            "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
+        },
+        (
+            "burnish reason run problems.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen "
+            "--strategy gsa:4 -o runs/a",
+            "burnish reason report runs/a",
+            "burnish reason journal runs/a --out calls.jsonl",
+        ),
+    ),
+    "data": (
+        "Make problems whose every answer can be checked.",
+        {"chain": "Write verifiable chains: sums modulo 10 whose steps can be checked, with redundant checks."},
+        (
+            "burnish data chain -n 40000 --steps 1-8 -o train.jsonl",
+            "burnish data chain -n 800 --steps 4 --seed 1 --distinct --apart-from train.jsonl -o test.jsonl",
+        ),
+    ),
 }
-for _name, _help in _EVENTS.items():
-    events.command(f"burnish.cli.events:{_name}", name=_name, help=_help, help_epilogue="")
-app.command(events)
-
-reason = App(
-    name="reason",
-    group=BESIDE,
-    help="Better answers from any OpenAI-like server, with every token accounted for.",
-    help_epilogue="""Examples:
-
-    burnish reason run problems.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen --strategy gsa:4 -o runs/a
-    burnish reason report runs/a
-    burnish reason journal runs/a --out calls.jsonl""",
-)
-_REASON = {
-    "run": "Ask a server for answers by several strategies, grade them, and say what each used.",
-    "report": "Print accuracy and tokens of every strategy of a run, and what was paid.",
-    "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
-}
-for _name, _help in _REASON.items():
-    reason.command(f"burnish.cli.reason:{_name}", name=_name, help=_help, help_epilogue="")
-app.command(reason)
-
-data = App(
-    name="data",
-    group=BESIDE,
-    help="Make problems whose every answer can be checked.",
-    help_epilogue="""Examples:
-
-    burnish data chain -n 40000 --steps 1-8 -o train.jsonl
-    burnish data chain -n 800 --steps 4 --seed 1 --distinct --apart-from train.jsonl -o test.jsonl""",
-)
-data.command(
-    "burnish.cli.data:chain",
-    name="chain",
-    help="Write verifiable chains: sums modulo 10 whose steps can be checked, with redundant checks.",
-    help_epilogue="",
-)
-app.command(data)
+"""{word: (what it is for, its commands, examples)}"""
+for _word, (_help, _parts, _shown) in _TOPICS.items():
+    app.command(_topic := App(name=_word, group=BESIDE, help=_help, help_epilogue=_examples(_shown)))
+    for _name, _help in _parts.items():
+        _topic.command(f"burnish.cli.{_word}:{_name}", name=_name, help=_help, help_epilogue="")
 
 _FAMILIES = {"convert": "Write a checkpoint in another architecture."}
 for _word, _help in _FAMILIES.items():
