@@ -58,7 +58,8 @@ def load(directory):
 
 
 def paths_to_a_reference(checkpoint, reference_checkpoint):
-    """name -> (model, keyword arguments of the trainer, arguments of the configuration)"""
+    """name -> (model, keyword arguments of the trainer, arguments of the configuration), the same at every call"""
+    torch.manual_seed(3)  # PEFT draws the first matrix of an adapter from the global generator
     adapter = get_peft_model(load(checkpoint), LoraConfig(**LORA))
     with torch.no_grad():  # an adapter that already does something, so that its frozen copy is the reference
         for name, parameter in adapter.named_parameters():
