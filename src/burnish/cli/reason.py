@@ -24,6 +24,7 @@ def run(
     strategy: list[str],
     out: Out,
     verifier: str = "math",
+    unsafe_code: Annotated[bool, Parameter(negative="")] = False,
     limit: int | None = None,
     temperature: float = 1.0,
     max_tokens: int = 2048,
@@ -50,7 +51,10 @@ def run(
     out:
         Directory of the run.
     verifier:
-        What grades: math, number, exact, last-integer and others.
+        What grades: math, number, exact, last-integer, code and others; code takes files in the shape of HumanEval and
+        LiveCodeBench.
+    unsafe_code:
+        Run programs of --verifier code even where this machine cannot isolate them.
     limit:
         Take so many problems only.
     temperature:
@@ -66,15 +70,18 @@ def run(
     max_calls:
         Stop after so many requests; strategies then answer with what they have.
     """
+    from burnish.core.errors import SettingsError
     from burnish.reason import Budget, Endpoint
     from burnish.reason.harness import run as run_all
     from burnish.verify import read_problems
     from burnish.verify import verifier as named
 
+    if unsafe_code and verifier != "code":
+        raise SettingsError(f"is of no use to the verifier {verifier!r}", where="--unsafe-code", fix="leave it out")
     sampling: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
     if top_logprobs:
         sampling |= {"logprobs": True, "top_logprobs": top_logprobs}
-    with named(verifier) as grader:
+    with named(verifier, **({"unsafe": True} if unsafe_code else {})) as grader:
         problems = read_problems(data, grader, limit=limit)
         endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
         run_all(problems, grader, strategy, [endpoint], out, seed=seed, budget=Budget(calls=max_calls))
