@@ -15,13 +15,9 @@ LONG_FUNCTIONS = {
     "cli/data.py:chain": OPTIONS,
     "cli/events.py:fit": OPTIONS,
     "cli/reason.py:run": OPTIONS,
-    "generate/sampler.py:generate": "by one line; still to be split",
-    "train/run.py:_run": "one training run from start to end; still to be split",
 }
 SHARED_NAMES = {
-    "Chains": "what to make in `data`, what to check in `verify`; still to be told apart",
     "Objective": "public in `events` and in `optim.constrained`, which never import each other",
-    "Outcome": "of a question in `reason`, of a program in `verify`; still to be told apart",
     "_State": "private to two files that have nothing to do with each other",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,22 +95,26 @@ def generate(
         _Row(place, random.Random(f"{seeds[place // n]} {place % n}"), [], []) for place in range(len(ids) * n)
     ]  # prompt-major
     samples: list[Sample | None] = [None] * len(rows)
+    loop = _Loop(model, tokenizer, sampling, ends, tuple(stop), max_new_tokens)
+    for together, first, several in _batches(ids, n, batch_size):
+        running = [rows[index * n + first + sample] for index in together for sample in range(several)]
+        for row, sample in loop.run([ids[index] for index in together], several, running):
+            samples[row.place] = sample
+    return [sample for sample in samples if sample is not None]
+
+
+def _batches(ids: list[list[int]], n: int, batch_size: int) -> Iterator[tuple[list[int], int, int]]:
+    """Which prompts share a batch, and which of the n continuations of each: the first, and how many."""
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # little padding
     share = max(1, batch_size // n)
     for start in range(0, len(order), share):
-        together = order[start : start + share]
         for first in range(0, n, batch_size):
-            several = min(batch_size, n - first)
-            running = [rows[index * n + first + sample] for index in together for sample in range(several)]
-            loop = _Loop(model, tokenizer, sampling, ends, tuple(stop), max_new_tokens)
-            for row, sample in loop.run([ids[index] for index in together], several, running):
-                samples[row.place] = sample
-    return [sample for sample in samples if sample is not None]
+            yield order[start : start + share], first, min(batch_size, n - first)
 
 
 @dataclass
 class _Loop:
-    """One batch from its prompts to its end."""
+    """What carries batches from their prompts to their ends."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

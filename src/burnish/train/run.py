@@ -81,30 +81,18 @@ def _run(
     world: World,
 ) -> Model:
     settings.check(model.config)
-    stage = {"stage": f"{settings.name} {settings.version}", "model": model.identity}
-    if beside is not None and world.size > 1:
-        raise SettingsError(
-            "parameters of the loss itself (projections between hidden states) are trained by one process only",
-            fix="leave `launch` out of this node",
-        )
-    if ctx.inputs.get("bound_data") is not None and world.size > 1:
-        raise SettingsError("a bound is kept by one process only", where="bound_data", fix="leave `launch` out")
+    check_processes(ctx, beside, world)
     rows, held_out = training_rows(settings, model.tokenizer, ctx)
     bounded = bounded_rows(settings, model.tokenizer, ctx)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out, "validation")
     module: Any = copy.deepcopy(model.module)
-    dtype = module.dtype
-    check_vocabulary(module, rows)
-    if bounded is not None:
-        check_vocabulary(module, bounded.rows)
+    for read in [rows] if bounded is None else [rows, bounded.rows]:
+        check_vocabulary(module, read)
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
     loss_fn = loss_fn or loss_of(settings, module)
-    if settings.lora_rank:
-        module = with_adapters(module, settings, rows)
-    if settings.activation_checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = prepared(settings, module, rows)
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
     trained = module if beside is None else WithParameters(module, beside.to(torch.device(ctx.device)))
     trained = world.shard(trained, loop.precision)
@@ -115,7 +103,7 @@ def _run(
     ctx.progress.log(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
-    whole_key = settings.canonical() | stage | dict(key)
+    stage = {"stage": f"{settings.name} {settings.version}", "model": model.identity}
     fitted = fit(
         trained,
         batches,
@@ -125,20 +113,45 @@ def _run(
         loop,
         validation=validation,
         world=world,
-        key=whole_key,
+        key=settings.canonical() | stage | dict(key),
         bounded=bounded,
     )
     whole = world.whole(trained)
     if whole is None:  # another process has the result
         return model
-    module = whole.model if isinstance(whole, WithParameters) else whole
-    if settings.activation_checkpointing:
-        module.gradient_checkpointing_disable()
-    if settings.lora_rank:
-        module = merged(module)
-    result = model.derive(module=cast(module, dtype).eval())
+    result = model.derive(module=cast(finished(settings, whole), model.module.dtype).eval())
     result.lineage.continued = fitted.changes
     return result
+
+
+def check_processes(ctx: Context, beside: nn.ParameterList | None, world: World) -> None:
+    """Refuses what one process alone can do where there are several."""
+    if world.size == 1:
+        return
+    if beside is not None:
+        raise SettingsError(
+            "parameters of the loss itself (projections between hidden states) are trained by one process only",
+            fix="leave `launch` out of this node",
+        )
+    if ctx.inputs.get("bound_data") is not None:
+        raise SettingsError("a bound is kept by one process only", where="bound_data", fix="leave `launch` out")
+
+
+def prepared(settings: Train, module: Any, rows: PackedRows) -> Any:
+    """The model as it is trained: with adapters, and with activations computed again, where the settings say so."""
+    if settings.lora_rank:
+        module = with_adapters(module, settings, rows)
+    if settings.activation_checkpointing:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return module
+
+
+def finished(settings: Train, whole: Any) -> Any:
+    """The model alone, as it was before `prepared`, with what it has learned."""
+    module: Any = whole.model if isinstance(whole, WithParameters) else whole
+    if settings.activation_checkpointing:
+        module.gradient_checkpointing_disable()
+    return merged(module) if settings.lora_rank else module
 
 
 def training_rows(

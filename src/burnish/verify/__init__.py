@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from burnish.verify.programs import Code
     from burnish.verify.registry import VERIFIERS, verifier
     from burnish.verify.sandbox import Sandbox
-    from burnish.verify.walled import Check, Limits, Outcome
+    from burnish.verify.walled import Check, Execution, Limits
 
 _PUBLIC = {
     "Check": "walled",
@@ -32,7 +32,7 @@ _PUBLIC = {
     "Limits": "walled",
     "Mathematics": "mathematics",
     "Number": "answers",
-    "Outcome": "walled",
+    "Execution": "walled",
     "Problem": "adapter",
     "Sandbox": "sandbox",
     "VERIFIERS": "registry",
@@ -48,11 +48,11 @@ __all__ = [
     "Check",
     "Code",
     "Exact",
+    "Execution",
     "LastInteger",
     "Limits",
     "Mathematics",
     "Number",
-    "Outcome",
     "Problem",
     "Sandbox",
     "Verifier",

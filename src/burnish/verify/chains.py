@@ -29,7 +29,7 @@ class Steps:
     rest: str
 
 
-class Chains(Verifier):
+class ChainAnswer(Verifier):
     """The number after the last `#`, at the end of the text; the steps may be anything.
 
     Args:

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
-from burnish.verify.walled import Check, Limits, Outcome, run
+from burnish.verify.walled import Check, Execution, Limits, run
 
 SMALL = Limits(
     seconds=30.0,
@@ -62,7 +62,7 @@ def walls() -> tuple[Wall, ...]:
     return tuple(found)
 
 
-def _ending(outcome: Outcome) -> str:
+def _ending(outcome: Execution) -> str:
     return f"{outcome.end}, exit status {outcome.code}"
 
 

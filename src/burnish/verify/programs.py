@@ -21,7 +21,7 @@ from burnish.core.errors import DataError
 from burnish.core.outside import parse_json
 from burnish.verify.adapter import Problem, Verifier, visible
 from burnish.verify.sandbox import Sandbox
-from burnish.verify.walled import Check, Limits, Outcome
+from burnish.verify.walled import Check, Execution, Limits
 
 MAX_TESTS_BYTES = 256 << 20
 """Of the packed tests of one problem, expanded."""
@@ -112,7 +112,7 @@ class Code(Verifier):
                 return f"wrong: test {number} of {len(tests)}: {_ended(outcome)}"
         return "right"
 
-    def _humaneval(self, answer: str, problem: Problem) -> Outcome:
+    def _humaneval(self, answer: str, problem: Problem) -> Execution:
         """The prompt is a function without body; the answer is a body, or defines the function again."""
         name, prompt = str(problem["entry_point"]), str(problem["prompt"])
         before = prompt if _parsed(prompt) is not None else f"{prompt.rstrip()}\n    pass\n"
@@ -132,11 +132,11 @@ def _parsed(text: str) -> str | None:
         return None
 
 
-def _said(outcome: Outcome) -> str:
+def _said(outcome: Execution) -> str:
     return outcome.verdict or f"wrong: {_ended(outcome)}"
 
 
-def _ended(outcome: Outcome) -> str:
+def _ended(outcome: Execution) -> str:
     limits = {"time": "out of time", "output": "too much output"}
     if outcome.end != "done":
         return limits[outcome.end]

@@ -9,7 +9,7 @@ from burnish.core.errors import SettingsError, nearest
 from burnish.verify.adapter import Verifier
 
 VERIFIERS = {
-    "chain": "chains:Chains",
+    "chain": "chains:ChainAnswer",
     "code": "programs:Code",
     "exact": "answers:Exact",
     "last-integer": "answers:LastInteger",

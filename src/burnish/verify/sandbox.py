@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from burnish.core.errors import EngineError
 from burnish.verify.probe import walls
-from burnish.verify.walled import Check, Limits, Outcome, run
+from burnish.verify.walled import Check, Execution, Limits, run
 
 
 class Sandbox:
@@ -34,6 +34,6 @@ class Sandbox:
                 )
             self.isolated = False
 
-    def run(self, program: str, *, stdin: str = "", check: Check | None = None) -> Outcome:
+    def run(self, program: str, *, stdin: str = "", check: Check | None = None) -> Execution:
         """Runs a program as a script, or, with a check, asks one of its functions."""
         return run(self.limits, program, stdin=stdin, check=check, isolated=self.isolated)

@@ -70,7 +70,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Execution:
     """How a program ended.
 
     Attributes:
@@ -88,7 +88,7 @@ class Outcome:
     verdict: str
 
 
-def run(limits: Limits, program: str, *, stdin: str = "", check: Check | None = None, isolated: bool) -> Outcome:
+def run(limits: Limits, program: str, *, stdin: str = "", check: Check | None = None, isolated: bool) -> Execution:
     """Runs a program without asking whether the walls hold; see `Sandbox`, which does."""
     place = tempfile.mkdtemp(prefix=f"burnish-jail-{os.getpid()}-")
     reading, verdict = os.pipe()
@@ -124,7 +124,7 @@ def run(limits: Limits, program: str, *, stdin: str = "", check: Check | None = 
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _watched(process: subprocess.Popen[bytes], job: bytes, verdict: int, limits: Limits) -> Outcome:
+def _watched(process: subprocess.Popen[bytes], job: bytes, verdict: int, limits: Limits) -> Execution:
     """Feeds the job, reads what comes until all is closed, and stops the group at a limit."""
     assert process.stdin and process.stdout and process.stderr
     deadline = time.monotonic() + limits.seconds
@@ -160,7 +160,7 @@ def _watched(process: subprocess.Popen[bytes], job: bytes, verdict: int, limits:
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
     output, errors, spoken = (bytes(part[: limits.output_bytes]).decode(errors="replace") for part in said.values())
-    return Outcome(end, code if end == "done" else None, output, errors, spoken if end == "done" else "")
+    return Execution(end, code if end == "done" else None, output, errors, spoken if end == "done" else "")
 
 
 def _written(pipe: int, job: bytes) -> bytes:
