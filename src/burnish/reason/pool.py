@@ -230,15 +230,13 @@ class OpenAITransport:
     async def close(self) -> None:
         await asyncio.gather(*(client.close() for client in self._clients.values()))
 
-    async def __call__(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
+    async def __call__(self, endpoint: Endpoint, body: Mapping[str, Any], route: str = "/chat/completions") -> bytes:
         import httpx2
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         try:
-            response = await self._clients[endpoint.called].post(
-                "/chat/completions", cast_to=httpx2.Response, body=dict(body)
-            )
-            return response.content
+            client = self._clients[endpoint.called]
+            return (await client.post(route, cast_to=httpx2.Response, body=dict(body))).content
         except APITimeoutError as error:
             if isinstance(error.__cause__, httpx2.ConnectTimeout):  # what this transport calls a refused connection
                 raise unreachable(endpoint, "no connection") from None
