@@ -176,7 +176,9 @@ class Pool:
         flight = await self.journal.depart(key, path, name)
         began = time.monotonic()
         try:
-            reply = read(await self._transport(endpoint, body), endpoint, key)
+            content = await self._transport(endpoint, body)
+            continues = body["messages"][-1].get("role") == "assistant"
+            reply = read(content, endpoint, key, may_be_empty=continues)
         except UpstreamError as error:
             status = str(error.status or "no answer")
             await self.journal.fail(flight, time.monotonic() - began, status, f"{error.what} {error.body}".strip())
