@@ -9,18 +9,20 @@
 Public names are resolved when first used, so that importing the package costs nothing.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from burnish._version import __version__ as __version__
-from burnish.core.lazy import lazy
 from burnish.methods import VERBS
 
 if TYPE_CHECKING:  # written by scripts/derive.py
+    from burnish.aggregate.stage import Aggregate as Aggregate
     from burnish.align.stage import Align as Align
     from burnish.convert.stage import Upcycle as Upcycle
     from burnish.core.checkpoint import Model as Model
     from burnish.core.checkpoint import load as load
     from burnish.core.errors import BurnishError as BurnishError
+    from burnish.data.stage import DrawChains as DrawChains
     from burnish.distill.stage import Distill as Distill
     from burnish.evaluate.stage import Evaluate as Evaluate
     from burnish.quantize.stage import Quantize as Quantize
@@ -36,4 +38,12 @@ _PUBLIC = {
 
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
-__getattr__, __dir__ = lazy(__name__, _PUBLIC)
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

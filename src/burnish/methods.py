@@ -347,11 +347,37 @@ METHODS: tuple[Method, ...] = (
         page="routed-rsa",
     ),
     Method(
-        name="budget forcing",
-        does="thinking ends after so many tokens, is sent on, or ends as soon as the answer stays the same",
-        use="burnish reason run",
-        source="s1: Simple test-time scaling, 2025, arXiv:2501.19393",
-        page="budget-forcing",
+        name="aggregation-aware training",
+        does="training rows of which a share shows the model its own answers, in the words of GSA and RSA",
+        use="burnish data aggregate",
+        source="Recursive Self-Aggregation Unlocks Deep Thinking in Large Language Models, 2025, arXiv:2509.26626",
+        page="aggregation-training",
+        verb=Verb(
+            name="aggregate",
+            settings="burnish.aggregate.stage:Aggregate",
+            help="Put a model's own answers before a share of the problems, for training it to aggregate.",
+            examples=("burnish data aggregate models/mine --data problems.jsonl -o rows",),
+            command="data aggregate",
+            makes="directory of rows",
+        ),
+    ),
+    Method(
+        name="verifiable chains",
+        does="sums modulo m whose every step can be checked, the task on which tiny models learn to reason",
+        use="burnish data chain",
+        source="ours; the form of the steps follows no paper",
+        page="chains",
+        verb=Verb(
+            name="chain",
+            settings="burnish.data.stage:DrawChains",
+            help="Write verifiable chains: sums modulo 10 whose steps can be checked, with redundant checks.",
+            examples=(
+                "burnish data chain -n 40000 --steps 1-8 -o train.jsonl",
+                "burnish data chain -n 800 --steps 4 --seed 1 --distinct --apart-from train.jsonl -o test.jsonl",
+            ),
+            command="data chain",
+            function="data:chain",
+        ),
     ),
 )
 

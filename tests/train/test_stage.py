@@ -313,3 +313,30 @@ def test_bad_rows_are_refused_or_left_out_and_counted(tiny, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "2 rows are left out, the first" in said
     assert "after 2 steps and 192 tokens the loss is" in said
+
+
+def test_a_start_is_made_by_a_command_with_tokenizer_and_chat_template(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "text.txt").write_text(PROSE * 4)
+    template = tmp_path / "chat.jinja"
+    command = ["init", str(tmp_path / "config.json"), "--tokenizer", "bpe:280", "--data", str(tmp_path / "text.txt")]
+    command += ["--chat-template", str(template), "--seed", "3", "-o", str(tmp_path / "start")]
+    for content, message in (
+        ("{% for m in messages %}", "chat template cannot write it out"),
+        ("{{ messages | length }}", "writes message 2 differently"),
+    ):
+        template.write_text(content)
+        with pytest.raises(SystemExit):
+            main(command)
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "start").exists()
+    template.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}\n")
+    main(command)
+    made = burnish.load(tmp_path / "start")
+    expected = initialise(CONFIG, tokenizer="bpe:280", texts=[PROSE * 4], seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(state(made).values(), state(expected).values(), strict=True))
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert made.tokenizer.apply_chat_template(chat, tokenize=False) == "a<|endoftext|>b<|endoftext|>"
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "exists" in capsys.readouterr().err

@@ -43,6 +43,11 @@ Every command takes --debug, which shows the traceback of an error.""",
 
 _COMMANDS = {
     RECIPES: {
+        "init": (
+            "train:init",
+            "Make a checkpoint with random weights, for recipes that start from nothing.",
+            "burnish init examples/llama_1m.json --tokenizer bpe:1024 --data text.txt -o models/mine",
+        ),
         "run": (
             "run:run",
             "Run a recipe: make every checkpoint it names, measure it, write the report.",
@@ -119,25 +124,16 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
         {
             "run": "Ask a server for answers by several strategies, grade them, and say what each used.",
             "report": "Print accuracy and tokens of every strategy of a run, and what was paid.",
-            "probe": "Ask a server some thirty short questions and print what it really does.",
             "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
         },
         (
             "burnish reason run problems.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen "
             "--strategy gsa:4 -o runs/a",
-            "burnish reason probe http://127.0.0.1:8000/v1 --model qwen -o probe.json",
             "burnish reason report runs/a",
             "burnish reason journal runs/a --out calls.jsonl",
         ),
     ),
-    "data": (
-        "Make problems whose every answer can be checked.",
-        {"chain": "Write verifiable chains: sums modulo 10 whose steps can be checked, with redundant checks."},
-        (
-            "burnish data chain -n 40000 --steps 1-8 -o train.jsonl",
-            "burnish data chain -n 800 --steps 4 --seed 1 --distinct --apart-from train.jsonl -o test.jsonl",
-        ),
-    ),
+    "data": ("Make problems whose every answer can be checked, and rows to learn them from.", {}, ()),
 }
 """{word: (what it is for, its commands, examples)}"""
 for _word, (_help, _parts, _shown) in _TOPICS.items():
@@ -188,8 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _what_continues(arguments: list[str]) -> str:
     """Advice after an end that nothing planned, for commands that keep what they have done."""
-    keeping = {"run", "fetch", "audit"} | {verb.words[0] for verb in VERBS.values()}
-    if arguments[:2] != ["events", "fit"] and not keeping.intersection(arguments[:1]):
+    keeping = {("run",), ("fetch",), ("audit",), ("events", "fit")} | {verb.words for verb in VERBS.values()}
+    if not any(arguments[: len(words)] == [*words] for words in keeping - {("data", "chain")}):
         return ""
     first = "without --restart the" if "--restart" in arguments else "the"
     return f"; {first} same command continues where it stopped"

@@ -1,4 +1,4 @@
-"""`burnish train`: a checkpoint trained further, or a configuration trained from scratch."""
+"""`burnish train` trains a checkpoint on, or a configuration from scratch; `burnish init` makes such a start."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from burnish.cli.entries import print_entry
 from burnish.cli.options import Options
 from burnish.cli.run import Flag, run_single
 from burnish.core.errors import SettingsError
+from burnish.core.outside import MAX_SEED
 from burnish.train.stage import Train
 
 _DEFAULTS = Train.parse({}, where="defaults")
@@ -65,6 +67,55 @@ def train(
         )
     how = {"overwrite": overwrite, "with_changes": continue_with_changes, "restart": restart}
     run_single(settings, model, out, evaluate=evaluate, **how)
+
+
+def init(
+    config: Path,
+    /,
+    *,
+    tokenizer: str,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    data: str | None = None,
+    chat_template: Path | None = None,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = 0,
+    overwrite: Flag = False,
+) -> None:
+    """Make a checkpoint with random weights, for recipes that start from nothing.
+
+    Parameters
+    ----------
+    config:
+        A config.json, or a directory that has one; weights beside it are not read.
+    tokenizer:
+        bpe:N learns a BPE of N tokens from the data; a checkpoint lends its own.
+    out:
+        Where the checkpoint goes.
+    data:
+        What a BPE is learned from: texts, or a directory of them.
+    chat_template:
+        A Jinja file that writes out chats.
+    seed:
+        Of the weights.
+    overwrite:
+        Replace a checkpoint that burnish made there earlier.
+    """
+    from burnish.core.checkpoint.lineage import check_target
+    from burnish.core.outside import read_bytes
+    from burnish.data import read_texts
+    from burnish.data.chat import chat_tokens
+    from burnish.train.scratch import initialise
+
+    check_target(out, overwrite=overwrite)
+    template = None
+    if chat_template is not None:
+        template = read_bytes(chat_template, error=SettingsError).decode(errors="replace").removesuffix("\n")
+    texts = read_texts(data) if data is not None else []
+    start = initialise(config, tokenizer=tokenizer, texts=texts, chat_template=template, seed=seed)
+    if template is not None:
+        chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        chat_tokens(start.tokenizer, chat, where=str(chat_template))
+    start.save(out, overwrite=overwrite)
+    print(f"checkpoint: {out}, {start.plan().num_parameters:,} parameters")
 
 
 def _start(config: Path, tokenizer: str, settings: Train, place: Path) -> Path:

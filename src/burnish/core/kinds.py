@@ -5,10 +5,8 @@ Below checkpoints and stages alike, so that neither needs the other to say what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import prod
 from typing import Any
 
 
@@ -49,7 +47,7 @@ class Plan:
     Attributes:
         config: the transformers configuration (None for kinds that have none).
         kind, weights: as in the lineage file.
-        shapes: of its parameters by name; which of them one token uses, `burnish.arch` knows.
+        num_parameters, num_active_parameters: total, and used per token (they differ for mixtures of experts).
         num_bytes: bytes of the weights on disk.
         peak_memory_bytes: the estimate for the stage that makes it.
         seconds: the estimated time of that stage on this machine, None where nothing is known.
@@ -60,20 +58,18 @@ class Plan:
     config: Any
     kind: Kind
     weights: Weights
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    num_parameters: int
+    num_active_parameters: int
     num_bytes: int
     peak_memory_bytes: int = 0
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(map(prod, self.shapes.values()))
-
     def with_(self, **changes: Any) -> Plan:
         return replace(self, **changes)
 
     def of_data(self) -> Plan:
         """The plan of a stage that reads this checkpoint and makes data."""
-        return self.with_(config=None, kind=Kind.DATA, weights=Weights.DENSE, shapes={}, num_bytes=0)
+        nothing = {"num_parameters": 0, "num_active_parameters": 0, "num_bytes": 0}
+        return self.with_(config=None, kind=Kind.DATA, weights=Weights.DENSE, **nothing)

@@ -15,11 +15,8 @@ from burnish.reason.calls import Endpoint, Reply, UpstreamError, Usage
 _CLOSE, _OPEN = "</think>", "<think>"
 
 
-def read(content: bytes, endpoint: Endpoint, key: str, *, may_be_empty: bool = False) -> Reply:
+def read(content: bytes, endpoint: Endpoint, key: str) -> Reply:
     """The reply of a chat completion with one choice.
-
-    Args:
-        may_be_empty: an empty text is an answer, as to a turn that was already at its end.
 
     Raises:
         UpstreamError: what came is no chat completion; such an answer is asked for again.
@@ -40,8 +37,7 @@ def read(content: bytes, endpoint: Endpoint, key: str, *, may_be_empty: bool = F
         raise UpstreamError("answered without a message", where=where)
     text, reasoning = split(message)
     finish = str(choices[0].get("finish_reason") or "")
-    empty = not text and not reasoning and not may_be_empty
-    if empty and finish != "length" and not message.get("tool_calls"):
+    if not text and not reasoning and finish != "length" and not message.get("tool_calls"):
         raise UpstreamError("answered with an empty text", where=where)
     return Reply(key, endpoint.called, text, reasoning, finish, usage(body.get("usage")), logprobs(choices[0]))
 

@@ -27,7 +27,12 @@ SMALLEST_VOCABULARY = 257
 
 
 def initialise(
-    config: str | Path | dict[str, Any], *, tokenizer: str | Path, texts: Sequence[str] = (), seed: int = 0
+    config: str | Path | dict[str, Any],
+    *,
+    tokenizer: str | Path,
+    texts: Sequence[str] = (),
+    chat_template: str | None = None,
+    seed: int = 0,
 ) -> Model:
     """A checkpoint with random weights, in float32.
 
@@ -35,6 +40,7 @@ def initialise(
         config: a config.json, a directory that has one, or its content; its weights, if there are any, are not read.
         tokenizer: a checkpoint to take it from, or `bpe:N` to learn a byte-level BPE of N tokens from the texts.
         texts: what a new tokenizer is learned from.
+        chat_template: Jinja, for models that learn chats; None leaves the tokenizer as it is.
         seed: of the weights.
 
     Raises:
@@ -45,6 +51,8 @@ def initialise(
     content = config if isinstance(config, dict) else read_config_file(Path(config))
     learned = learn_tokenizer(texts, _vocabulary(str(tokenizer))) if str(tokenizer).startswith("bpe:") else None
     words = learned if learned is not None else load(tokenizer).tokenizer
+    if chat_template is not None:
+        words.chat_template = chat_template
     module_config = _make_config(content, words)
     with torch.random.fork_rng(devices=[]):  # initialisation can only draw from the global generator
         torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from pydantic import Field
 from burnish.reason.calls import Conversation, Reply
 from burnish.reason.confidence import SCORES
 from burnish.reason.session import Result, Session, until_spent
-from burnish.reason.strategies.base import Strategy, several
+from burnish.reason.strategies.base import Strategy
 
 
 class BestOfN(Strategy):
@@ -34,8 +34,7 @@ class BestOfN(Strategy):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        scores = {"logprob": ("logprobs",), "confidence": ("logprobs", "alternatives")}[self.score]
-        return several(self.n) + (() if self.function else scores)
+        return () if self.function else ("logprobs",)
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         replies, spent = await until_spent([session.sample(conversation, slot) for slot in range(self.n)])
