@@ -36,45 +36,20 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARAL
 os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
 RESULTS = Path(__file__).resolve().parent / "results" / "fingerprint.json"
 PROSE = (ROOT / "LICENSE").read_text(encoding="utf-8")
-SHAPE = {
-    "vocab_size": 384,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-DEEPSEEK = {
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
-    "first_k_dense_replace": 1,
-    "n_shared_experts": 2,
-    "n_group": 2,
-    "topk_group": 1,
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 32,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "q_lora_rank": None,
-}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
     "phi3": {},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32},
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "mixtral": {"num_local_experts": 4},
-    "phimoe": {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 24},
-    "deepseek_v3": DEEPSEEK,
+    "gpt2": {},
+    "mixtral": {},
+    "phimoe": {},
+    "qwen3_moe": {"head_dim": 24},
+    "deepseek_v3": {"n_routed_experts": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
 }
+"""What the models of the cases have beside what `tests/small_models.py` gives their kind."""
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -145,18 +120,21 @@ class Bench:
         import torch
         import transformers
 
+        from small_models import small_config, small_tokenizer
+
         made = self.place / f"{kind}-{seed}"
         if made.is_dir():
             return made
         torch.manual_seed(seed)
-        shape = {k: v for k, v in SHAPE.items() if kind != "gpt2" or k.endswith("_id") or k == "vocab_size"}
-        config = transformers.AutoConfig.for_model(kind, **shape | MODELS[kind])
+        config = small_config(kind, **MODELS[kind])
         module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():
             for parameter in module.parameters():  # norms and biases as well
                 parameter.add_(0.1 * torch.randn(parameter.shape))
         module.save_pretrained(made)
-        _tokenizer().save_pretrained(made)
+        tokenizer = small_tokenizer(special=("<|endoftext|>", "<|user|>", "<|assistant|>"))
+        tokenizer.chat_template = CHAT
+        tokenizer.save_pretrained(made)
         return made
 
     def load(self, kind: str, seed: int = 0, *, in_memory: bool = False) -> Any:
@@ -182,27 +160,6 @@ class Bench:
         done = subprocess.run(command, cwd=self.place, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"burnish {' '.join(map(str, arguments))}\n{done.stderr}"
         return done.stdout
-
-
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=384,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator([PROSE], trainer)
-    end = special[0]
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=end, bos_token=end, pad_token=end)
-    made.chat_template = CHAT
-    return made
 
 
 # -- the cases -------------------------------------------------------------------------------------------------------

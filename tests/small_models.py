@@ -13,21 +13,20 @@ PROSE = Path(__file__).resolve().parent.parent / "LICENSE"
 """Some 11 kB of English that every clone has."""
 
 
-def small_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the licence text."""
+def small_tokenizer(vocab_size: int = 384, special: tuple[str, ...] = ("<|endoftext|>",)) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the licence text; the first of its special tokens begins, ends and pads."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator([PROSE.read_text()], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    end = special[0]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=end)
 
 
 SHAPE: dict[str, Any] = {

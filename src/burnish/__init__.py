@@ -9,10 +9,10 @@
 Public names are resolved when first used, so that importing the package costs nothing.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from burnish._version import __version__ as __version__
+from burnish.core.lazy import lazy
 from burnish.methods import VERBS
 
 if TYPE_CHECKING:  # written by scripts/derive.py
@@ -38,12 +38,4 @@ _PUBLIC = {
 
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'burnish' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+__getattr__, __dir__ = lazy(__name__, _PUBLIC)

@@ -379,6 +379,13 @@ METHODS: tuple[Method, ...] = (
             function="data:chain",
         ),
     ),
+    Method(
+        name="budget forcing",
+        does="thinking ends after so many tokens, is sent on, or ends as soon as the answer stays the same",
+        use="burnish reason run",
+        source="s1: Simple test-time scaling, 2025, arXiv:2501.19393",
+        page="budget-forcing",
+    ),
 )
 
 BESIDE_METHODS = (

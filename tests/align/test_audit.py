@@ -17,6 +17,7 @@ from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward,
 from burnish.align.maths.noise import clearest
 from burnish.core.checkpoint import load
 from burnish.core.errors import DataError, OutputError
+from burnish.core.ledger import read_rows
 from burnish.core.progress import Progress
 from burnish.data.preferences import Pairs, read_pairs, write_pairs
 from burnish.data.prompts import question_groups
@@ -212,6 +213,19 @@ def test_written_files_agree(audit, tmp_path):
     audit.write(tmp_path / "audit")  # again, over its own files
 
 
+def test_the_verdict_stands_in_the_ledger_and_its_report(audit, tmp_path):
+    from burnish.report import page
+
+    audit.write(tmp_path / "audit")
+    (table,) = read_rows(tmp_path / "audit" / "ledger.jsonl")
+    found = {row["measure"]: row for row in table["rows"]}
+    assert found["verdict"]["value"] == ("can judge" if audit.judged.can_judge else "cannot judge these pairs")
+    assert found["agreement with the labels"]["low"] == audit.judged.agreement.low
+    page.write(tmp_path / "audit")
+    assert "agreement with the labels" in (tmp_path / "audit" / "report.html").read_text()
+    audit.write(tmp_path / "audit")  # its own files are no reason to refuse the place
+
+
 def test_a_directory_of_other_files_is_not_written_into(audit, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(OutputError, match="holds other files"):
@@ -243,6 +257,14 @@ def test_decisions_about_another_file_are_refused(pairs, tmp_path):
     file = tmp_path / "decisions.json"
     file.write_text(json.dumps({"decisions": [{"key": "0" * 12, "row": 7, "decision": "drop"}]}))
     with pytest.raises(DataError, match="decides about row 7"):
+        apply_decisions(pairs, file)
+
+
+@pytest.mark.parametrize("verb", ["swap", 2, ["flip"]])
+def test_an_unknown_decision_is_refused(verb, pairs, tmp_path):
+    file = tmp_path / "decisions.json"
+    file.write_text(json.dumps({"decisions": [{"key": "0" * 12, "row": 7, "decision": verb}]}))
+    with pytest.raises(DataError, match="is not an export of the audit page"):
         apply_decisions(pairs, file)
 
 

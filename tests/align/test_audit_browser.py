@@ -223,3 +223,19 @@ def test_a_person_can_filter_mark_and_export(audited, browser, tmp_path):
     assert [entry["rank"] for entry in entries] == [1, 2, 3]
     assert entries[2]["note"] == "1 of 2"
     assert browser.mistakes() == []
+
+
+def test_two_tabs_do_not_overwrite_each_others_decisions(audited, browser):
+    *_, page = audited
+    browser.open(page.as_uri())
+    first = browser.call("GET", f"{browser.session}/window")
+    second = browser.call("POST", f"{browser.session}/window/new", {"type": "tab"})["handle"]
+    browser.call("POST", f"{browser.session}/window", {"handle": second})
+    browser.open(page.as_uri())
+    browser.click("article:nth-of-type(1) button.flip")
+    browser.call("POST", f"{browser.session}/window", {"handle": first})
+    wait(lambda: browser.texts("#tally") == ["1 decided: 0 kept, 1 flipped, 0 dropped"])
+    browser.click("article:nth-of-type(2) button.keep")
+    assert browser.texts("#tally") == ["2 decided: 1 kept, 1 flipped, 0 dropped"]
+    stored = browser.run("return Object.values(JSON.parse(localStorage.getItem(Object.keys(localStorage)[0])))")
+    assert sorted(entry["decision"] for entry in stored) == ["flip", "keep"]

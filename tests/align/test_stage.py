@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from burnish.align import run as method
 from burnish.align.run import hold_out, run
@@ -61,6 +61,56 @@ def test_reward_stage_saves_the_ordinary_sequence_classifier(checkpoint, rows, t
     result.save(tmp_path / "reward")
     assert load(tmp_path / "reward").lineage.kind is Kind.SEQUENCE_CLASSIFIER
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").config.num_labels == 1
+
+
+def test_a_saved_reward_model_scores_a_batch_of_answers(checkpoint, rows, tmp_path):
+    start = load(checkpoint)
+    start.tokenizer.pad_token = None
+    start.module.config.pad_token_id = None
+    Align(**SHORT | {"loss": "reward", "max_steps": 1})(start, data=rows).save(tmp_path / "reward")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    texts = [row["prompt"] + row["chosen"] for row in rows[:3]]
+    batch = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(batch, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"), [("aps-r3m-dpo", ["DPO", "APS", "R3M"]), ("r3m-reward", ["a reward model", "R3M"])]
+)
+def test_the_model_card_names_the_losses(loss, names, checkpoint, rows, tmp_path):
+    Align(**SHORT | {"loss": loss, "max_steps": 1})(load(checkpoint), data=rows).save(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    said = [line.removeprefix("- ") for line in card.splitlines() if line.startswith("- ")]
+    assert [line.split(":")[0].partition(" of")[0] for line in said] == names
+    assert "arXiv:2406.15568" in card
+
+
+def test_a_prompt_whose_end_merges_with_the_answer_is_said_in_every_run(checkpoint, rows, tmp_path):
+    from tokenizers import models
+
+    start = load(checkpoint)
+    vocabulary = start.tokenizer.get_vocab()
+    vocabulary["\u0120r"] = vocabulary.pop("~")  # " r", in the place of a letter that no text has
+    start.tokenizer.backend_tokenizer.model = models.BPE(vocab=vocabulary, merges=[("\u0120", "r")])
+
+    class Heard(Progress):
+        def log(self, text):
+            said.append(text)
+
+    for number in range(2):
+        said = []
+        ctx = Context(
+            inputs={"data": rows},
+            work_dir=tmp_path / str(number),
+            device="cpu",
+            generator=torch.Generator().manual_seed(0),
+            progress=Heard(enabled=False),
+            ledger=Ledger(None),
+        )
+        run(Align(**SHORT | {"max_steps": 1, "holdout": 0.0}), start, ctx)
+        assert any("TRL: The tokenized prompt is not a prefix" in text for text in said)
 
 
 def test_plan_of_a_reward_model_counts_its_head_instead_of_the_language_head(checkpoint, rows):

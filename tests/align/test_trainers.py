@@ -1,5 +1,6 @@
 """The TRL trainers: equal to the stock ones where they must be, and to the pure losses everywhere."""
 
+import copy
 import math
 
 import pytest
@@ -405,6 +406,9 @@ def test_trl_parser_reads_the_settings(tmp_path):
         ({"pair_loss": "aps", "aps_solver": "secant"}, "'secant'"),
         ({"label_smoothing": 0.7}, "label_smoothing is 0.7, which trains towards the rejected answer"),
         ({"beta": 0.0}, "beta is 0"),
+        ({"beta": float("inf")}, "beta is inf"),
+        ({"newton_steps": 0}, "at least one is needed"),
+        ({"pair_loss": "aps", "tau0": float("inf"), "tau_max": float("inf")}, "tau0 is inf"),
         ({"loss_type": ["ipo"]}, "loss_type is"),
     ],
 )
@@ -431,6 +435,63 @@ def test_a_reference_with_another_vocabulary_is_refused(checkpoint, dataset, tok
         PairDPOTrainer(
             load(checkpoint), other, PairDPOConfig(**small), train_dataset=dataset, processing_class=tokenizer
         )
+
+
+def test_a_reference_of_another_vocabulary_than_a_path_is_refused(checkpoint, dataset, tokenizer, small):
+    other = load(checkpoint)
+    other.resize_token_embeddings(300)
+    with pytest.raises(CheckpointError, match="a vocabulary of 300 tokens"):
+        PairDPOTrainer(
+            str(checkpoint), other, PairDPOConfig(**small), train_dataset=dataset, processing_class=tokenizer
+        )
+
+
+def test_bad_pairs_of_a_stream_are_dropped_or_refused(checkpoint, rows, tokenizer, small):
+    bad = {"prompt": "p", "chosen": "a", "rejected": "a"}
+
+    def trainer(on_bad_pair):
+        stream = Dataset.from_list([rows[0], bad, *rows[1:4]]).to_iterable_dataset()
+        args = PairRewardConfig(**small, on_bad_pair=on_bad_pair)
+        return PairRewardTrainer(str(checkpoint), args, train_dataset=stream, processing_class=tokenizer)
+
+    assert len(list(trainer("drop").train_dataset)) == 4
+    with pytest.raises(DataError, match="train data, row 1: the chosen and the rejected answer are identical"):
+        list(trainer("refuse").train_dataset)
+
+
+def with_bos(tokenizer):
+    """The tokenizer with a token that it puts before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    changed = copy.deepcopy(tokenizer)
+    changed.bos_token = "<|user|>"
+    core = changed.backend_tokenizer
+    core.post_processor = TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", changed.bos_token_id)])
+    return changed
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_text_that_begins_with_the_tokenizers_mark_does_not_get_it_twice(inside, checkpoint, rows, tokenizer, small):
+    marked = [row | {"prompt": "<|user|>" + row["prompt"]} for row in rows]
+    if inside:
+        marked = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in marked]
+    trainer = PairDPOTrainer(
+        str(checkpoint),
+        args=PairDPOConfig(**small),
+        train_dataset=Dataset.from_list(marked),
+        processing_class=with_bos(tokenizer),
+    )
+    ids = trainer.train_dataset[0]["prompt_ids"] + trainer.train_dataset[0]["chosen_ids"]
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|user|>")) == 1
+
+
+def test_a_policy_that_is_its_reference_is_right_as_often_as_chance(checkpoint, dataset, tokenizer, small):
+    args = PairDPOConfig(**small)
+    trainer = PairDPOTrainer(
+        str(checkpoint), args=args, train_dataset=dataset, eval_dataset=dataset, processing_class=tokenizer
+    )
+    found = trainer.evaluate()
+    assert (found["eval_rewards/accuracies"], found["eval_pairs/accuracy"]) == (0.0, 0.5)
 
 
 def test_pairs_that_truncation_makes_equal_are_refused_by_row(checkpoint, rows, tokenizer, small):

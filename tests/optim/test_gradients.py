@@ -31,6 +31,41 @@ def test_a_bad_gradient_is_refused_before_anything_is_changed(kind, bad, dtype):
     assert optimizer.state_dict()["param_groups"] == before[1]["param_groups"]
 
 
+def test_a_norm_that_is_known_saves_reading_the_gradients_and_one_that_is_too_large_does_not(monkeypatch):
+    import burnish.optim.optimizer as module
+
+    read = []
+    monkeypatch.setattr(module, "without_norm", lambda gradients: read.append(len(gradients)) or [])
+    parameter = torch.nn.Parameter(torch.ones(4, 3))
+    parameter.grad = torch.ones(4, 3)
+    optimizer = NorMuon([parameter])
+    for norm in (3.5, 0.0, 1e30, float("inf"), float("nan"), None):
+        optimizer.step(gradient_norm=norm)
+    assert read == [1] * 4
+    with pytest.raises(SettingsError, match="closure"):
+        optimizer.step(lambda: None, gradient_norm=1.0)
+
+
+def test_adamw_in_stretches_takes_the_steps_of_the_whole(monkeypatch):
+    import burnish.optim.adamw as module
+
+    def trained():
+        generator = torch.Generator().manual_seed(2)
+        shapes = [(37, 29), (3,), (), (64, 64), (0,), (130,)]
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator).bfloat16()) for shape in shapes]
+        optimizer = optimizer_class("adamw")(parameters, lr=0.01)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator).bfloat16()
+            optimizer.step()
+        return [*parameters, *(tensor for state in optimizer.state.values() for tensor in state.values())]
+
+    whole = trained()
+    monkeypatch.setattr(module, "SLICE_ELEMENTS", {"cpu": 256})
+    for ours, theirs in zip(trained(), whole, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("size", [1e-12, 1e12])
 def test_gradients_of_any_other_size_are_stepped(kind, size):

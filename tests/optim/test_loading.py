@@ -100,7 +100,7 @@ def moved(parameter, before):
     return (parameter.detach().float() - before.float()).abs().max().item()
 
 
-@pytest.mark.parametrize("write", ["load", "data", "mask"])
+@pytest.mark.parametrize("write", ["load", "data", "mask", "one number", "numpy", "rows", "columns", "other memory"])
 def test_weights_that_somebody_else_changed_are_stepped_from_where_they_are(write):
     parameter, optimizer = pair()
     other = torch.randn(8, 6, generator=torch.Generator().manual_seed(9)).bfloat16()
@@ -112,10 +112,48 @@ def test_weights_that_somebody_else_changed_are_stepped_from_where_they_are(writ
                 parameter.data.clamp_(-0.1, 0.1)
             case "mask":
                 parameter.mul_(other > 0)
+            case "one number":
+                parameter.data[3, 2] = 0.25
+            case "numpy":
+                parameter.detach().view(torch.int16).numpy()[2] += 40
+            case "rows":
+                parameter.data.copy_(parameter.data.roll(1, 0))
+            case "columns":
+                parameter.data.copy_(parameter.data.roll(1, 1))
+            case "other memory":
+                parameter.data = other
     before = parameter.detach().clone()
     run(optimizer, 1, first=2)
     # An update has RMS 2e-4, and bfloat16 rounds a weight of 3 by up to 8e-3.
     assert moved(parameter, before) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 6), (3, 4, 8), (7,), (), (5, 0), (1, 4)])
+def test_one_changed_number_changes_the_sums_of_the_bits_in_any_layout(shape):
+    from burnish.optim.masters import bit_sums
+
+    whole = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    turned = whole[1].mT if len(shape) > 1 else whole[1]
+    for weight in (whole[1], turned, whole.flatten()[1:]):
+        kept = bit_sums(weight)
+        for place in range(weight.numel()):
+            changed = weight.clone(memory_format=torch.contiguous_format)
+            changed.view(-1)[place] *= 1.01
+            assert torch.equal(changed, weight) or not torch.equal(bit_sums(changed), kept)
+        assert torch.equal(bit_sums(weight), kept)
+
+
+def test_an_untouched_weight_is_not_compared_with_its_copy_again(monkeypatch):
+    import burnish.optim.masters as masters
+
+    _, optimizer = pair()
+    compared = []
+    monkeypatch.setattr(masters, "_take_over", lambda weight, copy: compared.append(weight))
+    run(optimizer, 1, first=2)
+    assert not compared
+    optimizer.load_state_dict(optimizer.state_dict())
+    run(optimizer, 1, first=3)
+    assert len(compared) == 1
 
 
 def test_only_what_was_changed_loses_its_float32_digits():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from burnish.cli import main
+from burnish.reason.probe import WORDS
 from exact_server import ExactServer
 
 
@@ -57,3 +58,22 @@ def test_another_run_in_the_same_place_is_refused(
     with pytest.raises(SystemExit):
         main(command(problems, server, tmp_path / "run", "--seed", "1"))
     assert "belongs to another run (its seed differ)" in capsys.readouterr().err
+
+
+def test_a_probe_is_printed_kept_and_refuses_what_the_server_does_not_do(
+    tmp_path: Path, problems: Path, server: ExactServer, capsys: pytest.CaptureFixture[str]
+):
+    server.num_tops = 0
+    kept = tmp_path / "run" / "probe.json"
+    main(["reason", "probe", server.url, "--model", "exact", "-o", str(kept)])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said[:-1]] == list(WORDS)
+    assert next(line for line in said if line.startswith("alternatives")).split()[1] == "no"
+    with pytest.raises(SystemExit):
+        main(command(problems, server, tmp_path / "run", "--strategy", "best-of-n(n=3,score=confidence)"))
+    assert f"needs {WORDS['alternatives']}" in capsys.readouterr().err
+    main(command(problems, server, tmp_path / "run", "--strategy", "direct"))
+    elsewhere = ["--base-url", "http://127.0.0.1:1/v1", "--model", "exact", "-o", str(tmp_path / "other")]
+    with pytest.raises(SystemExit):
+        main(["reason", "run", str(problems), *elsewhere, "--strategy", "direct", "--probe", str(kept)])
+    assert "which the run does not ask" in capsys.readouterr().err

@@ -303,6 +303,22 @@ def test_the_advice_after_a_gradient_that_is_not_finite_is_true(model_of, rows, 
     assert result.resumed_from == 4 and [row["step"] for row in result.skipped] == [5]
 
 
+def test_a_step_reads_the_gradients_for_their_norm_once(model_of, rows, context, monkeypatch):
+    import burnish.optim.optimizer as module
+
+    read = []
+    monkeypatch.setattr(module, "without_norm", lambda gradients: read.append(len(gradients)) or [])
+    train(model_of(), rows, context("ours"), steps=2)
+    assert not read
+    model = model_of()
+    optimizer = NorMuon.for_model(model, lr=0.01)
+    beside = torch.nn.Parameter(torch.ones(3, 3))  # of which the loop does not know
+    beside.grad = torch.ones(3, 3)
+    optimizer.add_param_group({"params": [("beside", beside)]})
+    fit(model, rows, causal_lm_loss, optimizer, context("beside"), Loop(steps=2, batch_size=4, save_every=0))
+    assert len(read) == 2
+
+
 def test_bfloat16_products_keep_float32_weights_and_state(model_of, rows, context):
     exact, low = model_of(), model_of()
     optimizer = NorMuon.for_model(low, lr=0.01)

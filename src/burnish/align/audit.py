@@ -40,6 +40,7 @@ from burnish.align.losses import aps, bt, r3m
 from burnish.align.reliability import Reliability, reliability
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
+from burnish.core.ledger import LEDGER_FILE, Ledger
 from burnish.core.progress import Progress
 from burnish.core.store import digest_of
 from burnish.data.preferences import Pairs
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
 
 PAIRS_FILE, PAGE_FILE = "pairs.jsonl", "index.html"
+REPORT_FILE = "report.html"
+"""What `burnish report` makes of the ledger."""
 
 CAPPED = (0.05, 0.1, 0.2, 0.3)
 """Shares of pairs that may reach R3M's cap."""
@@ -98,8 +101,23 @@ class Audit:
             said += f"; {self.contradicted:,} labels contradicted"
         return said[0].upper() + said[1:]
 
+    def record(self, ledger: Ledger) -> None:
+        """What the reader can tell about these labels, as a table of a ledger, which a report draws."""
+        judged = self.judged
+        measured = {"agreement with the labels": judged.agreement, "labels exchanged": judged.noise}
+        rows: list[dict[str, Any]] = [
+            {"measure": "verdict", "value": "can judge" if judged.can_judge else "cannot judge these pairs"},
+            *({"measure": name, "value": i.value, "low": i.low, "high": i.high} for name, i in measured.items()),
+            {"measure": "AUC", "value": judged.auc},
+            {"measure": "pairs", "value": len(self.rows)},
+            {"measure": "labels contradicted", "value": self.contradicted},
+            {"measure": "reader", "value": self.model},
+            {"measure": "data", "value": self.source},
+        ]
+        ledger.table("label_audit", rows)
+
     def write(self, directory: str | Path) -> Path:
-        """Writes pairs.jsonl and index.html, and returns the page.
+        """Writes pairs.jsonl, index.html and a row of ledger.jsonl, and returns the page.
 
         Raises:
             OutputError: the directory holds something else, or cannot be written.
@@ -113,6 +131,7 @@ class Audit:
             target.mkdir(parents=True, exist_ok=True)
             write_atomically(target / PAIRS_FILE, lines)
             write_atomically(target / PAGE_FILE, render(self))
+            self.record(Ledger(target, node="audit"))
         except OSError as error:
             raise OutputError(f"could not be written ({error.strerror})", where=str(target)) from None
         return target / PAGE_FILE
@@ -126,7 +145,7 @@ def check_place(target: Path) -> None:
     """
     if target.exists() and not target.is_dir():
         raise OutputError("is a file", where=str(target), fix="name a directory with -o")
-    if target.is_dir() and {path.name for path in target.iterdir()} - {PAIRS_FILE, PAGE_FILE}:
+    if target.is_dir() and {path.name for path in target.iterdir()} - {PAIRS_FILE, PAGE_FILE, LEDGER_FILE, REPORT_FILE}:
         raise OutputError("exists and holds other files", where=str(target), fix="choose another place with -o")
 
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trl import DPOConfig, RewardConfig
 
-from burnish.align.losses import check_number, check_settings
+from burnish.align.losses import check_label_smoothing, check_number, check_settings
 from burnish.core.errors import SettingsError
 
 PairLoss = Literal["bt", "aps", "aps_quadratic", "r3m", "aps_r3m"]
@@ -42,13 +43,9 @@ class PairLossArguments:
             raise SettingsError(f"it is {self.aps_solver!r}, but it is 'exact' or 'newton'", where="aps_solver")
         if self.on_bad_pair not in ("refuse", "drop"):
             raise SettingsError(f"it is {self.on_bad_pair!r}, but it is 'refuse' or 'drop'", where="on_bad_pair")
-        check_number("label_smoothing", self.label_smoothing, where="label_smoothing")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise SettingsError(
-                f"label_smoothing is {self.label_smoothing:g}, which trains towards the rejected answer",
-                where="label_smoothing",
-                fix="give a probability below 0.5",
-            )
+        if type(self.newton_steps) is not int or self.newton_steps < 1:
+            raise SettingsError(f"it is {self.newton_steps!r}, but at least one is needed", where="newton_steps")
+        check_label_smoothing(self.label_smoothing)
 
     def loss_settings(self) -> dict[str, Any]:
         return {
@@ -68,8 +65,10 @@ class PairDPOConfig(PairLossArguments, DPOConfig):
     def __post_init__(self) -> None:
         self.check_pair_loss()
         check_number("beta", self.beta, where="beta")
-        if self.beta <= 0:
-            raise SettingsError(f"beta is {self.beta:g}, but it must be above 0", where="beta", fix="0.1 is usual")
+        if not 0 < self.beta < math.inf:
+            raise SettingsError(
+                f"beta is {self.beta:g}, but it must be finite and above 0", where="beta", fix="0.1 is usual"
+            )
         if isinstance(self.loss_type, str):  # TRL takes one name for a list of it
             self.loss_type = [self.loss_type]
         if list(self.loss_type) != ["sigmoid"] or self.loss_weights not in (None, [1.0]):

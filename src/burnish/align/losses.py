@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -165,7 +166,11 @@ def smoothed_pair_loss(
     """(1 - e) f(m) + e f(-m): the expected loss when a label is wrong with probability e (cDPO for f = bt).
 
     Diagnostics are those of f(m), except `weight`, which stays -d/dm of the sum.
+
+    Raises:
+        SettingsError: a probability outside [0, 0.5), which would train towards the rejected answer.
     """
+    check_label_smoothing(label_smoothing)
     loss, diagnostics = pair_loss(name, margin, **settings)
     if label_smoothing == 0:
         return loss, diagnostics
@@ -184,8 +189,18 @@ def check_number(name: str, value: object, *, where: str) -> None:
     Raises:
         SettingsError: `value` is no number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise SettingsError(f"{name} is {value!r}, but it must be a number", where=where)
+
+
+def check_label_smoothing(value: object) -> None:
+    check_number("label_smoothing", value, where="label_smoothing")
+    if not 0 <= value < 0.5:  # type: ignore[operator]  # it is a number
+        raise SettingsError(
+            f"label_smoothing is {value:g}, which trains towards the rejected answer",
+            where="label_smoothing",
+            fix="give a probability below 0.5",
+        )
 
 
 def check_aps(*, rho0: float, tau0: float, tau_max: float) -> None:
@@ -193,8 +208,8 @@ def check_aps(*, rho0: float, tau0: float, tau_max: float) -> None:
         check_number(name, value, where="aps")
     if not rho0 > 0:
         raise SettingsError(f"rho0 is {rho0:g}, but it must be above 0", where="aps", fix="0.05 to 0.5 is usual")
-    if not tau0 > 0:
-        raise SettingsError(f"tau0 is {tau0:g}, but a scale must be above 0", where="aps", fix="0.1 is usual")
+    if not 0 < tau0 < math.inf:
+        raise SettingsError(f"tau0 is {tau0:g}, but it must be finite and above 0", where="aps", fix="0.1 is usual")
     if tau0 > tau_max:
         raise SettingsError(f"tau0 is {tau0:g}, above tau_max {tau_max:g}", where="aps", fix="exchange them")
 

@@ -72,13 +72,15 @@ class PairChecks(Trainer):
     ) -> AnyDataset:
         pair_args = cast("PairArguments", args)
         checked = self._number_and_check(dataset, pair_args, dataset_name)
+        checked = without_second_bos(checked, processing_class)
         prepared = super()._prepare_dataset(checked, processing_class, args, dataset_name)  # type: ignore[misc]
         return self._check_truncated(prepared, pair_args, dataset_name)
 
     def _number_and_check(self, dataset: AnyDataset, args: PairArguments, name: str) -> AnyDataset:
         """Raw rows: numbers them unless they are, refuses missing columns and empty or identical answers."""
         if isinstance(dataset, IterableDataset):
-            return dataset.map(_refuse_bad_pair, with_indices=True, fn_kwargs={"name": name})
+            kept = {"name": name, "drops": args.on_bad_pair == "drop"}
+            return dataset.filter(_is_usable, with_indices=True, fn_kwargs=kept)
         numbered = dataset if ROW in dataset.column_names else dataset.add_column(ROW, list(range(len(dataset))))
         report = self.data_reports[name] = DataReport(len(dataset), len(dataset))
         if "chosen_ids" in dataset.column_names:
@@ -178,8 +180,31 @@ def _without(dataset: Dataset, faults: Sequence[str | None], report: DataReport)
     return dataset.select(usable) if len(usable) < len(dataset) else dataset
 
 
-def _refuse_bad_pair(example: Example, row: int, name: str) -> Example:
+def _is_usable(example: Example, row: int, name: str, drops: bool) -> bool:
+    """Of a row of a stream; a bad one is an error unless bad ones are dropped."""
     fault = fault_of(example)
-    if fault is not None:
-        raise DataError(fault, where=f"{name} data, row {row}", fix="remove that row")
-    return example
+    if fault is None:
+        return True
+    if drops and not fault.startswith("has no column"):
+        return False
+    raise DataError(fault, where=f"{name} data, row {row}", fix="remove that row, or set on_bad_pair to 'drop'")
+
+
+def without_second_bos(dataset: AnyDataset, processing_class: Processing) -> AnyDataset:
+    """Texts that begin with the token that the tokenizer puts before every text lose it: it would stand there twice.
+
+    Only what opens the sequence is looked at: the prompt, or answers that hold their prompt.
+    """
+    tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)  # of a processor, its tokenizer
+    mark = tokenizer.bos_token
+    first = next(iter(dataset), {})
+    if not mark or not isinstance(first.get("chosen"), str):
+        return dataset
+    if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return dataset
+    columns = ("prompt",) if first.get("prompt") is not None else ("chosen", "rejected")
+    if not isinstance(dataset, IterableDataset) and not any(
+        example[column].startswith(mark) for example in _examples(dataset) for column in columns
+    ):
+        return dataset
+    return dataset.map(lambda example: {column: example[column].removeprefix(mark) for column in columns})

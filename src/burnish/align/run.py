@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from burnish.data.prompts import question_groups
 from burnish.optim import optimizer_class
 
 try:
+    from accelerate.logging import MultiProcessAdapter
     from accelerate.utils import is_peft_model
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
@@ -40,17 +41,31 @@ if TYPE_CHECKING:
     from burnish.align.stage import Align
     from burnish.core.progress import Task
 
-LOGGED = ("loss", "rewards/margins", "rewards/accuracies", "margin", "accuracy", "pairs/tau", "pairs/delta")
+LOGGED = ("loss", "rewards/margins", "margin", "pairs/accuracy", "pairs/tau", "pairs/delta")
+
+
+class _Passed(logging.Handler):
+    """Hands warnings on as lines of the stage's own."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(f"TRL: {record.getMessage().removeprefix('[RANK 0] ')}")
 
 
 @contextlib.contextmanager
-def _libraries_silent() -> Iterator[None]:
-    """The stage has a bar and messages of its own; those of TRL, datasets and transformers stay out of them."""
+def _libraries_quiet(say: Callable[[str], None]) -> Iterator[None]:
+    """The stage has a bar and messages of its own: those of datasets and transformers stay out of them.
+
+    What TRL warns of is about the user's data (a prompt whose last tokens merge with the answer's), so it is said.
+    """
     from transformers.utils import logging as transformers_logging
 
     datasets = import_datasets()
-    trl = logging.getLogger("trl")
-    level, verbosity, inherited = trl.level, transformers_logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
+    trl, passed = logging.getLogger("trl"), _Passed(say)
+    before, verbosity, inherited = trl.propagate, transformers_logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
     bars = [
         enable
         for enable, is_shown in (
@@ -62,7 +77,9 @@ def _libraries_silent() -> Iterator[None]:
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    trl.setLevel(logging.ERROR)
+    trl.addHandler(passed)
+    trl.propagate = False
+    MultiProcessAdapter.warning_once.cache_clear()  # once a process otherwise, and silent for every later data set
     os.environ["TQDM_DISABLE"] = "1"
     try:
         yield
@@ -70,14 +87,14 @@ def _libraries_silent() -> Iterator[None]:
         for enable in bars:
             enable()
         transformers_logging.set_verbosity(verbosity)
-        trl.setLevel(level)
+        trl.removeHandler(passed)
+        trl.propagate = before
         if inherited is None:
             del os.environ["TQDM_DISABLE"]
         else:
             os.environ["TQDM_DISABLE"] = inherited
 
 
-@_libraries_silent()
 def run(settings: Align, model: Model, ctx: Context) -> Model:
     """Trains `model` on the pairs of `ctx.inputs["data"]` and returns the aligned model or the reward model.
 
@@ -85,6 +102,11 @@ def run(settings: Align, model: Model, ctx: Context) -> Model:
         DataError: no pairs, or unusable ones (see `read_pairs` and the trainers).
         CheckpointError: the reference reads other tokens, or the state in the work directory is of another training.
     """
+    with _libraries_quiet(ctx.progress.log):
+        return _train(settings, model, ctx)
+
+
+def _train(settings: Align, model: Model, ctx: Context) -> Model:
     pairs = _pairs(ctx.inputs.get("data"), settings)
     reference = _reference(ctx.inputs.get("reference"), model)
     states = _states(settings, model, pairs, reference, ctx)
@@ -104,8 +126,12 @@ def run(settings: Align, model: Model, ctx: Context) -> Model:
     after = trainer.evaluate() if held_out is not None else {}
     _record(trainer, before, after, ctx)
     kind = Kind.SEQUENCE_CLASSIFIER if settings.makes_reward else Kind.CAUSAL_LM
-    lineage = Lineage(kind=kind, base_model=model.name, licence=model.lineage.licence)
-    return model.derive(module=cast(_trained(trainer), model.module.dtype).eval(), lineage=lineage)
+    lineage = Lineage(kind=kind, base_model=model.name, licence=model.lineage.licence, methods=settings.methods)
+    tokenizer = model.tokenizer
+    if settings.makes_reward and tokenizer.pad_token is None:  # a batch of answers could not be scored
+        tokenizer = trainer.processing_class
+    module = cast(_trained(trainer), model.module.dtype).eval()
+    return model.derive(module=module, lineage=lineage, tokenizer=tokenizer)
 
 
 def _states(settings: Align, model: Model, pairs: Pairs, reference: Model | None, ctx: Context) -> Path:
@@ -304,7 +330,7 @@ def _record(trainer: Trainer, before: dict[str, float], after: dict[str, float],
         if values:
             rows.append({"step": entry["step"]} | values)
     ctx.ledger.table("preference_training", rows)
-    names = {"eval_rewards/accuracies": "accuracy", "eval_accuracy": "accuracy", "eval_rewards/margins": "margin"}
+    names = {"eval_pairs/accuracy": "accuracy", "eval_rewards/margins": "margin"}
     names |= {"eval_margin": "margin", "eval_loss": "loss"}
     held = [
         {"measure": name, "before": before[key], "after": after[key]} for key, name in names.items() if key in after

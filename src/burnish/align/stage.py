@@ -28,6 +28,14 @@ Loss = Literal[
     "aps-r3m-reward",
 ]
 
+SOURCES = {
+    "dpo": "DPO: Direct Preference Optimization, 2023, arXiv:2305.18290",
+    "reward": "a reward model of the Bradley-Terry kind: Rank Analysis of Incomplete Block Designs, 1952",
+    "aps": "APS: Adaptive Preference Scaling for RLHF, 2024, arXiv:2406.02764",
+    "r3m": "R3M: Robust Reinforcement Learning from Corrupted Human Feedback, 2024, arXiv:2406.15568",
+}
+"""Parts of a loss's name: what they are called and where they are from, for model cards."""
+
 ADAM_BYTES = 16
 """Bytes per trained parameter: float32 weight, gradient and AdamW's two moments."""
 
@@ -36,7 +44,7 @@ class Align(Stage):
     """Train on preference pairs with a loss that adapts to each pair."""
 
     name: ClassVar[str] = "align"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "preference training with DPO or a reward model; APS and R3M for weak and wrong labels"
     changeable: ClassVar[frozenset[str] | None] = frozenset()
     memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"
@@ -110,6 +118,11 @@ class Align(Stage):
         """The name in `burnish.align.losses`: "aps-quadratic-dpo" -> "aps_quadratic", "dpo" -> "bt"."""
         head, _, _ = self.loss.rpartition("-")
         return head.replace("-", "_") or "bt"
+
+    @property
+    def methods(self) -> list[str]:
+        """What is trained and by which loss, with sources, as a model card says it."""
+        return [source for part, source in SOURCES.items() if part in self.loss.split("-")]
 
     @property
     def learning_rate(self) -> float:

@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import AutoConfig, PreTrainedModel, Trainer
 from trl import DPOTrainer, RewardTrainer
 
 from burnish.align.configs import (
@@ -88,16 +88,21 @@ class _PairLoss(PairChecks):
 
     _metrics: dict[str, dict[str, list[float]]]
 
-    def _pair_losses(self, margin: Tensor) -> Tensor:
-        """The loss of every pair; its diagnostics are logged."""
+    def _pair_losses(self, margin: Tensor, gap: Tensor | None = None) -> Tensor:
+        """The loss of every pair; its diagnostics are logged, and whether the reward gap has the label's sign.
+
+        A tie counts half: an untrained policy, which is its own reference, has a gap of zero everywhere, and is right
+        as often as chance; the stock accuracy says never.
+        """
         args = _pair_arguments(self)
         with self._naming_rows():
             losses, found = smoothed_pair_loss(args.pair_loss, margin, args.label_smoothing, **args.loss_settings())
-        self._log_pairs(found)
+        right = (1 + (margin if gap is None else gap).detach().sign()) / 2
+        self._log_pairs(found | {"accuracy": right})
         return losses
 
     def _log_pairs(self, found: Diagnostics) -> None:
-        """`pairs/tau`, `pairs/delta`, `pairs/weight`, beside the stock metrics."""
+        """`pairs/accuracy`, `pairs/tau`, `pairs/delta`, `pairs/weight`, beside the stock metrics."""
         names = list(found)
         values = torch.stack([found[name].mean() for name in names])
         gathered = cast("Tensor", self.accelerator.gather_for_metrics(values[None])).mean(dim=0).tolist()
@@ -297,7 +302,8 @@ class PairRewardTrainer(_PairLoss, RewardTrainer):
         stock = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         _, outputs = cast("tuple[Tensor, ScoreOutputs]", stock)
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
-        loss = self._pair_losses(chosen - rejected - inputs.get("margin", 0.0)).mean()
+        gap = chosen - rejected
+        loss = self._pair_losses(gap - inputs.get("margin", 0.0), gap).mean()
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
         return (loss, outputs) if return_outputs else loss
@@ -335,10 +341,9 @@ def _check_reference(
     args: PairDPOConfig,
     peft_config: PeftConfig | None,
 ) -> None:
-    if isinstance(model, str):
-        return
     if ref_model is not None:
-        ours, theirs = model.config.get_text_config().vocab_size, ref_model.config.get_text_config().vocab_size
+        config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+        ours, theirs = config.get_text_config().vocab_size, ref_model.config.get_text_config().vocab_size
         if ours != theirs:
             raise CheckpointError(
                 f"the reference has a vocabulary of {theirs:,} tokens, but the model has {ours:,}",
@@ -346,7 +351,7 @@ def _check_reference(
                 fix="use the checkpoint that the model was trained from",
             )
         return
-    if is_peft_model(model) or peft_config is not None or args.precompute_ref_log_probs:
+    if isinstance(model, str) or is_peft_model(model) or peft_config is not None or args.precompute_ref_log_probs:
         return
     if not getattr(model.config, "_name_or_path", ""):
         raise CheckpointError(

@@ -124,11 +124,13 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
         {
             "run": "Ask a server for answers by several strategies, grade them, and say what each used.",
             "report": "Print accuracy and tokens of every strategy of a run, and what was paid.",
+            "probe": "Ask a server some thirty short questions and print what it really does.",
             "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
         },
         (
             "burnish reason run problems.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen "
             "--strategy gsa:4 -o runs/a",
+            "burnish reason probe http://127.0.0.1:8000/v1 --model qwen -o probe.json",
             "burnish reason report runs/a",
             "burnish reason journal runs/a --out calls.jsonl",
         ),

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from burnish.reason import Endpoint
     from burnish.reason.harness import Outcome
     from burnish.reason.journal import Paid
+    from burnish.reason.probe import Probe
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
@@ -32,6 +34,7 @@ def run(
     seed: int = 0,
     concurrency: int = 64,
     max_calls: int | None = None,
+    probe: list[Path] | None = None,
 ) -> None:
     """Ask a server for answers by several strategies, grade them, and say what each used.
 
@@ -69,6 +72,9 @@ def run(
         Calls at a time, at most.
     max_calls:
         Stop after so many requests; strategies then answer with what they have.
+    probe:
+        A file from `burnish reason probe`: strategies that need what the server does not do are refused. A file
+        probe.json in the directory of the run is read as well.
     """
     from burnish.core.errors import SettingsError
     from burnish.reason import Budget, Endpoint
@@ -84,8 +90,58 @@ def run(
     with named(verifier, **({"unsafe": True} if unsafe_code else {})) as grader:
         problems = read_problems(data, grader, limit=limit)
         endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
-        run_all(problems, grader, strategy, [endpoint], out, seed=seed, budget=Budget(calls=max_calls))
+        found = _probes(probe or [], out, [endpoint])
+        budget = Budget(calls=max_calls)
+        run_all(problems, grader, strategy, [endpoint], out, seed=seed, budget=budget, probes=found)
     report(out)
+
+
+def probe(base_url: str, /, *, model: str, out: OptionalOut = None, key_variable: str = "OPENAI_API_KEY") -> None:
+    """Ask a server some thirty short questions and print what it really does.
+
+    Parameters
+    ----------
+    base_url:
+        Address of an OpenAI-like server, up to /v1.
+    model:
+        As the server calls it.
+    out:
+        A file to keep it in; `burnish reason run` refuses by it what the server cannot do.
+    key_variable:
+        The variable of the environment that holds the key.
+    """
+    import asyncio
+
+    from burnish.core.page.frame import write
+    from burnish.reason import Endpoint
+    from burnish.reason.probe import WORDS
+    from burnish.reason.probe import probe as asked
+
+    found = asyncio.run(asked(Endpoint(base_url, model, key_variable=key_variable)))
+    said = {True: "yes", False: "no", None: "unclear"}
+    for name, finding in found.findings.items():
+        print(f"{name:13} {said[finding.does]:8} {WORDS[name]}: {finding.seen}")
+    if out is not None:
+        print(f"probe: {write(out, found.text())}")
+
+
+def _probes(files: list[Path], run: Path, endpoints: list[Endpoint]) -> list[Probe]:
+    """Those that are named, each of which must be of a model of the run, and the one beside the run."""
+    from burnish.core.errors import DataError
+    from burnish.core.outside import read_bytes
+    from burnish.reason.probe import read_probe
+
+    beside = [run / "probe.json"] if (run / "probe.json").is_file() else []
+    found = []
+    for file in [*files, *beside]:
+        if not file.is_file():
+            raise DataError("no such file", where=str(file), fix="write one with burnish reason probe URL -o FILE")
+        one = read_probe(read_bytes(file).decode("utf-8", "replace"), where=str(file))
+        if file in files and not any(one.fits(endpoint) for endpoint in endpoints):
+            what = f"is the probe of {one.model!r} at {one.address}, which the run does not ask"
+            raise DataError(what, where=str(file), fix="leave it out")
+        found.append(one)
+    return found
 
 
 def report(run: Path, /) -> None:

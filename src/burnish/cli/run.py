@@ -143,8 +143,10 @@ def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from burnish.arch import num_active_parameters
+
     plans = [first, *(decision.plan for decision in decisions if decision.plan)]
-    sparse = any(plan.num_active_parameters != plan.num_parameters for plan in plans)
+    sparse = any(num_active_parameters(plan) != plan.num_parameters for plan in plans)
     table = Table(title=f"{recipe.name}: {len(decisions)} nodes from {recipe.start}", box=box.SIMPLE_HEAD)
     table.add_column("node", overflow="fold", min_width=12)
     table.add_column("stage", no_wrap=True)
@@ -169,13 +171,15 @@ def _print_plan(recipe: Recipe, first: Plan, decisions: list[Decision]) -> None:
 
 
 def _plan_cells(plan: Plan) -> list[str]:
+    from burnish.arch import num_active_parameters
     from burnish.core.page.numbers import number_count
 
     if plan.kind is Kind.DATA:
         return ["data", "", "", f"~ {duration(plan.seconds)}" if plan.seconds is not None else ""]
     parameters = number_count(plan.num_parameters)
-    if plan.num_active_parameters != plan.num_parameters:
-        parameters += f" ({number_count(plan.num_active_parameters)})"
+    active = num_active_parameters(plan)
+    if active != plan.num_parameters:
+        parameters += f" ({number_count(active)})"
     return [
         parameters,
         byte_count(plan.num_bytes),

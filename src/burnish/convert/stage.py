@@ -49,8 +49,7 @@ class Upcycle(Stage):
         note = "all experts are equal until the model is trained" if not self.noise else "noise changes the function"
         return before.with_(
             config=config,
-            num_parameters=after.num_parameters,
-            num_active_parameters=after.num_active_parameters,
+            shapes=after.shapes,
             num_bytes=num_bytes,
             peak_memory_bytes=before.num_bytes + num_bytes + 500_000_000,
             notes=(*before.notes, note),

@@ -5,8 +5,10 @@ Below checkpoints and stages alike, so that neither needs the other to say what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import prod
 from typing import Any
 
 
@@ -47,7 +49,7 @@ class Plan:
     Attributes:
         config: the transformers configuration (None for kinds that have none).
         kind, weights: as in the lineage file.
-        num_parameters, num_active_parameters: total, and used per token (they differ for mixtures of experts).
+        shapes: of its parameters by name; which of them one token uses, `burnish.arch` knows.
         num_bytes: bytes of the weights on disk.
         peak_memory_bytes: the estimate for the stage that makes it.
         seconds: the estimated time of that stage on this machine, None where nothing is known.
@@ -58,18 +60,20 @@ class Plan:
     config: Any
     kind: Kind
     weights: Weights
-    num_parameters: int
-    num_active_parameters: int
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     num_bytes: int
     peak_memory_bytes: int = 0
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
 
+    @property
+    def num_parameters(self) -> int:
+        return sum(map(prod, self.shapes.values()))
+
     def with_(self, **changes: Any) -> Plan:
         return replace(self, **changes)
 
     def of_data(self) -> Plan:
         """The plan of a stage that reads this checkpoint and makes data."""
-        nothing = {"num_parameters": 0, "num_active_parameters": 0, "num_bytes": 0}
-        return self.with_(config=None, kind=Kind.DATA, weights=Weights.DENSE, **nothing)
+        return self.with_(config=None, kind=Kind.DATA, weights=Weights.DENSE, shapes={}, num_bytes=0)

@@ -98,6 +98,7 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
         base_model=model.name,
         licence=model.lineage.licence,
         continued=result.lineage.continued,
+        methods=result.lineage.methods,
     )
     result.save(spec["target"], overwrite=spec["replace"])
     ledger.append(

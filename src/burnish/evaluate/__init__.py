@@ -3,8 +3,9 @@
 Names are resolved when first used: settings are read by commands that never measure anything.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from burnish.evaluate.evaluation import Evaluation
@@ -12,15 +13,11 @@ if TYPE_CHECKING:
     from burnish.evaluate.stage import Evaluate
 
 _PUBLIC = {
-    "Evaluate": "burnish.evaluate.stage",
-    "Evaluation": "burnish.evaluate.evaluation",
-    "compare": "burnish.evaluate.paired",
+    "Evaluate": ".stage",
+    "Evaluation": ".evaluation",
+    "compare": ".paired",
 }
 
 __all__ = ["Evaluate", "Evaluation", "compare"]
 
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'burnish.evaluate' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _PUBLIC)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from burnish.arch import is_routed, num_active_parameters, share_used
 from burnish.core.checkpoint import Model, read_safetensors_header, weight_files
-from burnish.core.checkpoint.sizes import expert_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,17 +37,17 @@ def measure_sizes(model: Model, module: PreTrainedModel) -> Sizes:
     stored = stored_bytes(model)
     plan = model.plan()
     on_disk = sum(path.stat().st_size for path in weight_files(model.path)) if model.path else sum(stored.values())
-    share = expert_share(module.config)
+    share = share_used(module.config)
     embedding = _untied_embedding(module)
     per_token = 0.0
     for name, num_bytes in stored.items():
         if embedding and name.startswith(embedding):
             per_token += num_bytes / module.config.get_text_config().vocab_size
-        elif ".experts." in name:
+        elif is_routed(name):
             per_token += num_bytes * share
         else:
             per_token += num_bytes
-    return Sizes(on_disk, round(per_token), plan.num_parameters, plan.num_active_parameters)
+    return Sizes(on_disk, round(per_token), plan.num_parameters, num_active_parameters(plan))
 
 
 def stored_bytes(model: Model) -> dict[str, int]:

@@ -11,9 +11,9 @@
 Public names are resolved when first used; nothing here imports transformers.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from burnish.core.lazy import lazy
 from burnish.events.models import MODELS
 
 if TYPE_CHECKING:
@@ -39,30 +39,20 @@ if TYPE_CHECKING:
     from burnish.events.thp import THP as THP
 
 _PUBLIC = {
-    "AdaptiveConformal": "conformal",
-    "Baselines": "baselines",
-    "EventDataset": "data",
-    "EventForecaster": "forecaster",
-    "EventSequence": "sequence",
-    "EventStream": "stream",
-    "ForecastEvaluation": "evaluation",
-    "HawkesParameters": "hawkes",
-    "NextEvent": "distribution",
-    "NextEvents": "distribution",
-    "evaluate": "evaluation",
-    "simulate_hawkes": "hawkes",
-} | {class_name: file for file, class_name in MODELS.values()}
+    "AdaptiveConformal": ".conformal",
+    "Baselines": ".baselines",
+    "EventDataset": ".data",
+    "EventForecaster": ".forecaster",
+    "EventSequence": ".sequence",
+    "EventStream": ".stream",
+    "ForecastEvaluation": ".evaluation",
+    "HawkesParameters": ".hawkes",
+    "NextEvent": ".distribution",
+    "NextEvents": ".distribution",
+    "evaluate": ".evaluation",
+    "simulate_hawkes": ".hawkes",
+} | {class_name: f".{file}" for file, class_name in MODELS.values()}
 
 __all__ = sorted([*_PUBLIC, "metrics"])  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(import_module(f"burnish.events.{_PUBLIC[name]}"), name)
-    if name == "metrics":
-        return import_module("burnish.events.metrics")
-    raise AttributeError(f"module 'burnish.events' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC, "metrics"})
+__getattr__, __dir__ = lazy(__name__, _PUBLIC, modules=("metrics",))

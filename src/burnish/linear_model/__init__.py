@@ -10,8 +10,9 @@
 numpy, scipy and scikit-learn only; torch is never imported.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from burnish.linear_model.clime import CLIME
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from burnish.linear_model.path import SolutionPath
 
 _PUBLIC = {
-    "CLIME": "clime",
-    "CompressedSensing": "estimators",
-    "DantzigSelector": "estimators",
-    "L1QuantileRegressor": "estimators",
-    "SolutionPath": "path",
-    "SparseSVC": "estimators",
-    "parametric_simplex": "general",
+    "CLIME": ".clime",
+    "CompressedSensing": ".estimators",
+    "DantzigSelector": ".estimators",
+    "L1QuantileRegressor": ".estimators",
+    "SolutionPath": ".path",
+    "SparseSVC": ".estimators",
+    "parametric_simplex": ".general",
 }
 
 __all__ = [
@@ -39,8 +40,4 @@ __all__ = [
     "parametric_simplex",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(import_module(f"burnish.linear_model.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'burnish.linear_model' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _PUBLIC)

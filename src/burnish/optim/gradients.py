@@ -2,7 +2,8 @@
 
 A NaN would fill a whole matrix with NaN (every entry of an orthogonalised matrix depends on every other) or end in an
 error of the linear algebra, and a gradient whose squares overflow gives an update of zero. The norm of every gradient
-says both, in one reading of the gradients: it is finite where all is well. Who wants to leave such a step out catches
+says both, in one reading of the gradients: it is finite where all is well. Who has clipped the gradients knows their
+norm already, and `step(gradient_norm=...)` saves the reading. Who wants to leave such a step out catches
 `NumericalError` and goes on with the next batch.
 """
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from burnish.core.errors import NumericalError
+
+LARGEST_NORM = 1e19
+"""Up to this norm of all gradients no sum of squares leaves the range of float32."""
 
 
 def without_norm(gradients: Sequence[Tensor]) -> list[int]:

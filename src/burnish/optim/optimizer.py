@@ -23,11 +23,12 @@ from torch import Tensor
 
 from burnish.core.errors import SettingsError
 from burnish.optim.adamw import AdamWRule
-from burnish.optim.gradients import refuse_gradients, without_norm
+from burnish.optim.gradients import LARGEST_NORM, refuse_gradients, without_norm
 from burnish.optim.loading import check_saved, fitted
+from burnish.optim.masters import Mark, has_master, refresh, with_master
 from burnish.optim.registry import optimizer_class
 from burnish.optim.routing import param_groups, route
-from burnish.optim.rule import Item, UpdateRule, with_master
+from burnish.optim.rule import Item, UpdateRule
 from burnish.optim.sharding import (
     check_processes_agree,
     describe,
@@ -99,6 +100,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self._common = {"low_precision": theirs["low_precision"], "seed": theirs["seed"], "num_steps": 0}
         self._options = {"adamw": theirs, self.rule.name: {**self.rule.group_options, **options}}
         self._agreed = False
+        self._marks: dict[int, Mark] = {}
         super().__init__(params, {"lr": options["lr"]})
 
     @classmethod
@@ -136,6 +138,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._agreed = False
+        self._marks = {}
 
     # -- groups ------------------------------------------------------------------------------------------------------
 
@@ -221,11 +224,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
     # -- stepping ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, gradient_norm: float | None = None) -> Any:
         """One step. Parameters without a gradient are left alone, decay included.
 
         Args:
             closure: evaluates the model again and returns the loss, as in every torch optimizer.
+            gradient_norm: the norm of the gradients as they are now, or anything larger, of who knows it because it
+                has clipped them: a finite one saves the step reading them once more to see that they are finite.
 
         Returns:
             What the closure returned.
@@ -235,34 +240,41 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """
         loss = None
         if closure is not None:
+            if gradient_norm is not None:
+                raise SettingsError("gradient_norm is not that of the gradients of a closure", where=self._name())
             with torch.enable_grad():
                 loss = closure()
-        work: dict[str, list[Item]] = {}
+        unread = gradient_norm is None or not gradient_norm <= LARGEST_NORM
         on_mesh = is_dtensor(self.param_groups[0]["params"][0])
-        for item in self._items_on_mesh() if on_mesh else self._items():
+        items = list(self._items_on_mesh(read=unread)) if on_mesh else self._items(read=unread)
+        masters = [item for item in items if has_master(item.parameter, item.group)]
+        refresh({item.index: (item.parameter, item.state["master"]) for item in masters}, self._marks)
+        work: dict[str, list[Item]] = {}
+        for item in items:
             work.setdefault(item.group["algorithm"], []).append(item)
-        for algorithm, items in work.items():
-            self._kind(algorithm).rule.update(items)
+        for algorithm, some in work.items():
+            self._kind(algorithm).rule.update(some)
+        self._marks |= {item.index: Mark.of(item.parameter) for item in masters}
         for group in self.param_groups:
             group["num_steps"] += 1
         return loss
 
-    def _items(self) -> list[Item]:
+    def _items(self, *, read: bool) -> list[Item]:
         items = []
         for index, (group, parameter) in enumerate(_in_groups(self.param_groups)):
             if parameter.grad is not None:
                 if parameter.grad.is_sparse:
                     raise SettingsError("gradients are sparse", where=self._name(), fix="use dense embeddings")
                 items.append(Item(parameter, parameter.grad, self.state[parameter], group, index))
-        if large := without_norm([item.gradient for item in items]):
+        if read and (large := without_norm([item.gradient for item in items])):
             refuse_gradients([self._named_parameters()[items[number].index] for number in large], self._name())
         return items
 
-    def _items_on_mesh(self) -> Iterator[Item]:
+    def _items_on_mesh(self, *, read: bool) -> Iterator[Item]:
         """The shards of this process, of all parameters that have a gradient in any process."""
         named = self._named_parameters()
         self._check_processes_agree(named)
-        stepped, large = taking_part([parameter for _, parameter in named])
+        stepped, large = taking_part([parameter for _, parameter in named], read=read)
         if large:
             refuse_gradients([named[number] for number in large], self._name())
         for index, (group, parameter) in enumerate(_in_groups(self.param_groups)):

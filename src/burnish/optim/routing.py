@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from burnish import arch
 from burnish.arch import plain_name, unwrapped
-from burnish.core.checkpoint.sizes import num_experts
 from burnish.core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -302,4 +301,4 @@ def _is_weight_of(parameter: Tensor, model: nn.Module, getter: str) -> bool:
 def _num_experts(model: nn.Module) -> int | None:
     """Experts of a layer of a transformers model; any other module has none that could be known."""
     config: Any = getattr(model, "config", None)
-    return num_experts(config) if hasattr(config, "get_text_config") else None
+    return arch.num_experts(config) if hasattr(config, "get_text_config") else None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from burnish.core.errors import SettingsError
+from burnish.optim.masters import has_master
 from burnish.optim.maths.rounding import stochastic_bfloat16
 from burnish.optim.sharding import Sharding
 
@@ -45,27 +46,16 @@ class Item:
         if self._weight is None:
             if self.parameter.dtype is not torch.bfloat16:
                 self._weight = self.parameter
-            elif self.group["low_precision"] == "master":
-                self._weight = self._fresh_master()
+            elif has_master(self.parameter, self.group):
+                self._weight = self.state["master"]
             else:
                 self._weight = self.parameter.float()
         return self._weight
 
-    def _fresh_master(self) -> Tensor:
-        """The float32 copy, with what somebody else wrote into the parameter (a late load, a clamp, a mask) taken over.
-
-        The copy rounds to the parameter where nobody did, and is kept there.
-        """
-        master = self.state["master"]
-        rounded = master.to(torch.bfloat16)
-        if self.parameter.is_cuda or not torch.equal(rounded, self.parameter):  # a GPU would have to be waited for
-            master.copy_(torch.where(rounded == self.parameter, master, self.parameter.float()))
-        return master
-
     def commit(self) -> None:
         """Brings the updated weight back into a bfloat16 parameter."""
         if self.parameter.dtype is torch.bfloat16:
-            if self.group["low_precision"] == "master":
+            if has_master(self.parameter, self.group):
                 self.parameter.copy_(self.weight)
             else:
                 # A generator keyed by step and parameter, so that a resumed run draws the same numbers.
@@ -116,10 +106,3 @@ class UpdateRule:
     def update(self, items: list[Item]) -> None:
         """One step of all parameters of this algorithm."""
         raise NotImplementedError
-
-
-def with_master(state: dict[str, Any], parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """State with the float32 copy of a bfloat16 parameter, where the group keeps one, and without it elsewhere."""
-    if parameter.dtype is not torch.bfloat16 or group["low_precision"] != "master":
-        return {key: value for key, value in state.items() if key != "master"}
-    return state if "master" in state else {**state, "master": parameter.detach().float()}

@@ -189,11 +189,15 @@ def describe(parameter: Tensor) -> str:
 
 
 @torch.no_grad()
-def taking_part(parameters: Sequence[Tensor]) -> tuple[list[bool], list[int]]:
+def taking_part(parameters: Sequence[Tensor], *, read: bool) -> tuple[list[bool], list[int]]:
     """Which parameters have a gradient in at least one process (experts without tokens have none in some).
 
     One small reduction, so that all processes step the same parameters; where the others have a gradient and this
     process has none, it is zero. The same reduction tells all of gradients that cannot be stepped.
+
+    Args:
+        parameters: on one mesh.
+        read: whether to look for gradients that cannot be stepped; may differ between processes.
 
     Returns:
         For every parameter whether it is stepped; the numbers of those whose gradient is not finite or too large.
@@ -202,8 +206,9 @@ def taking_part(parameters: Sequence[Tensor]) -> tuple[list[bool], list[int]]:
     present = [number for number, parameter in enumerate(parameters) if parameter.grad is not None]
     flags = torch.zeros(len(parameters), dtype=torch.int32)
     flags[present] = 1
-    shards = [local(cast("Tensor", parameters[number].grad)) for number in present]
-    flags[[present[place] for place in without_norm(shards)]] = 2
+    if read:
+        shards = [local(cast("Tensor", parameters[number].grad)) for number in present]
+        flags[[present[place] for place in without_norm(shards)]] = 2
     flags = flags.to(parameters[0].device)
     for dim in range(mesh.ndim):
         if mesh.size(dim) > 1:

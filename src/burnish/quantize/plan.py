@@ -113,6 +113,7 @@ def text_cost(
     settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool
 ) -> tuple[float, int, str]:
     """Operations from calibration text to rounded matrices, bytes of the sums held at once, and a note on both."""
+    from burnish.arch import num_active_parameters
     from burnish.calibrate.sums import layer_groups, sums_bytes
     from burnish.quantize.tuning import WINDOWS
 
@@ -122,12 +123,13 @@ def text_cost(
     num_passes = 1 if streams else len(groups)
     passes = f"{num_passes} pass{'es' if num_passes > 1 else ''}"
     disk = byte_count(settings.folds * (held if streams else sums_bytes(views, sketches)) / 2)
-    model_flops = (4 if sketches or settings.propagate else 2) * before.num_active_parameters * num_passes
+    active = num_active_parameters(before)
+    model_flops = (4 if sketches or settings.propagate else 2) * active * num_passes
     # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
     products = sums_bytes(views, sketches) / 4
     flops = settings.num_tokens * (model_flops + 1.3 * products) + sum(rule.flops(*view.shape) for view in views)
     if settings.damping is None:
-        flops += len(rule.compared) * WINDOWS * settings.length * 3 * before.num_active_parameters
+        flops += len(rule.compared) * WINDOWS * settings.length * 3 * active
     return flops, held, f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs"
 
 

@@ -70,6 +70,7 @@ class Endpoint:
         token_field: what the server calls the limit, `max_tokens` or `max_completion_tokens`.
         seeds: whether a seed, derived from the path, is sent.
         timeout: seconds for one reply.
+        continuing: fields that make the server continue an assistant turn.
     """
 
     base_url: str
@@ -83,6 +84,9 @@ class Endpoint:
     token_field: str = "max_tokens"
     seeds: bool = True
     timeout: float = 600.0
+    continuing: Mapping[str, Any] = field(
+        default_factory=lambda: {"continue_final_message": True, "add_generation_prompt": False}
+    )
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)

@@ -21,6 +21,7 @@ from burnish.reason.calls import Endpoint, UpstreamError, Usage, canonical
 from burnish.reason.journal import Journal, JournalReader, Paid
 from burnish.reason.limits import Budget
 from burnish.reason.pool import Pool, Transport
+from burnish.reason.probe import Probe
 from burnish.reason.session import Session
 from burnish.reason.strategies import strategy
 from burnish.reason.strategies.base import Strategy
@@ -38,19 +39,22 @@ def run(
     *,
     seed: int = 0,
     budget: Budget | None = None,
+    probes: Sequence[Probe] = (),
     transport: Transport | None = None,
     **pool: Any,
 ) -> dict[str, dict[str, Any]]:
     """Runs, or goes on with, a run in a directory; returns its records by "problem|strategy".
 
+    Args:
+        probes: of the endpoints; those of other servers are left aside.
+
     Raises:
-        SettingsError: no strategy, or one twice.
+        SettingsError: no strategy, or one twice; a strategy needs a model that is not there, or what its probe denies.
         OutputError: the directory holds another run.
         UpstreamError: the server cannot be used at all; that one problem failed is in its record.
     """
-    made = [strategy(spec) for spec in strategies]
-    if not made or len({one.label for one in made}) < len(made):
-        raise SettingsError("a run needs strategies, each of them once", fix="name them with --strategy")
+    made = _made(strategies, endpoints, probes)
+    endpoints = [_applied(one, probes) for one in endpoints]
     secrets = [secret for endpoint in endpoints for secret in endpoint.secrets]
     facts = {
         "problems": [dict(problem) for problem in problems],
@@ -71,6 +75,27 @@ def run(
                 return {f"{record['problem']}|{record['strategy']}": record for record in records}
 
     return asyncio.run(go())
+
+
+def _made(specs: Sequence[str], endpoints: Sequence[Endpoint], probes: Sequence[Probe]) -> list[Strategy]:
+    """The strategies, each of which can be run."""
+    made = [strategy(spec) for spec in specs]
+    if not made or len({one.label for one in made}) < len(made):
+        raise SettingsError("a run needs strategies, each of them once", fix="name them with --strategy")
+    named = {one.called: one for one in endpoints}
+    for one in made:
+        for model in one.asks or list(named)[:1]:
+            if model not in named:
+                fix = f"the run has {', '.join(named)}; add models with --endpoint NAME=URL,MODEL"
+                raise SettingsError(f"asks a model {model!r} that the run does not have", where=one.label, fix=fix)
+            for found in probes:
+                if found.fits(named[model]):
+                    found.refuse(one)
+    return made
+
+
+def _applied(endpoint: Endpoint, probes: Sequence[Probe]) -> Endpoint:
+    return next((found.applied(endpoint) for found in probes if found.fits(endpoint)), endpoint)
 
 
 async def _one(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy) -> dict[str, Any]:

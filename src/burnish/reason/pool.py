@@ -176,7 +176,9 @@ class Pool:
         flight = await self.journal.depart(key, path, name)
         began = time.monotonic()
         try:
-            reply = read(await self._transport(endpoint, body), endpoint, key)
+            content = await self._transport(endpoint, body)
+            continues = body["messages"][-1].get("role") == "assistant"
+            reply = read(content, endpoint, key, may_be_empty=continues)
         except UpstreamError as error:
             status = str(error.status or "no answer")
             await self.journal.fail(flight, time.monotonic() - began, status, f"{error.what} {error.body}".strip())
@@ -230,15 +232,13 @@ class OpenAITransport:
     async def close(self) -> None:
         await asyncio.gather(*(client.close() for client in self._clients.values()))
 
-    async def __call__(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
+    async def __call__(self, endpoint: Endpoint, body: Mapping[str, Any], route: str = "/chat/completions") -> bytes:
         import httpx2
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         try:
-            response = await self._clients[endpoint.called].post(
-                "/chat/completions", cast_to=httpx2.Response, body=dict(body)
-            )
-            return response.content
+            client = self._clients[endpoint.called]
+            return (await client.post(route, cast_to=httpx2.Response, body=dict(body))).content
         except APITimeoutError as error:
             if isinstance(error.__cause__, httpx2.ConnectTimeout):  # what this transport calls a refused connection
                 raise unreachable(endpoint, "no connection") from None

@@ -15,8 +15,11 @@ from burnish.reason.calls import Endpoint, Reply, UpstreamError, Usage
 _CLOSE, _OPEN = "</think>", "<think>"
 
 
-def read(content: bytes, endpoint: Endpoint, key: str) -> Reply:
+def read(content: bytes, endpoint: Endpoint, key: str, *, may_be_empty: bool = False) -> Reply:
     """The reply of a chat completion with one choice.
+
+    Args:
+        may_be_empty: an empty text is an answer, as to a turn that was already at its end.
 
     Raises:
         UpstreamError: what came is no chat completion; such an answer is asked for again.
@@ -37,7 +40,8 @@ def read(content: bytes, endpoint: Endpoint, key: str) -> Reply:
         raise UpstreamError("answered without a message", where=where)
     text, reasoning = split(message)
     finish = str(choices[0].get("finish_reason") or "")
-    if not text and not reasoning and finish != "length" and not message.get("tool_calls"):
+    empty = not text and not reasoning and not may_be_empty
+    if empty and finish != "length" and not message.get("tool_calls"):
         raise UpstreamError("answered with an empty text", where=where)
     return Reply(key, endpoint.called, text, reasoning, finish, usage(body.get("usage")), logprobs(choices[0]))
 

@@ -150,6 +150,8 @@ def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> RunRecord:
     nodes = [_node(entry) for entry in state["tree"]] if "tree" in state else _nodes_of_rows(made)
     checkpoints = _checkpoints(nodes, measurements, set(made))
     shown = {node.name for node in nodes} | set(checkpoints)
+    if "tree" not in state:  # nothing was a stage: an audit, or a measurement of pairs
+        shown |= {row["node"] for row in rows if row["row"] == "table"}
     start = next((m.path for m in reversed(measurements) if m.node == START), "")
     return RunRecord(
         ledger=ledger,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from burnish.arch import describe
+from burnish.arch import describe, num_active_parameters
 from burnish.core.checkpoint import plan_config
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError
@@ -74,7 +74,7 @@ def plan(settings: Slim, before: Plan) -> Plan:
     if now.intermediate_size % 64:
         notes.append(f"{now.intermediate_size} is no multiple of 64, the tile of fused expert kernels")
     gradients = settings.method == "narrow" and settings.score_name in ("fisher", "taylor", "taylor_total")
-    flops = (6 if gradients else 2) * before.num_active_parameters * settings.tokens
+    flops = (6 if gradients else 2) * num_active_parameters(before) * settings.tokens
     reads_text = settings.refit or settings.score_name not in ("random", "magnitude")
     if settings.score_name in ("random", "magnitude"):
         flops = 0
@@ -82,13 +82,12 @@ def plan(settings: Slim, before: Plan) -> Plan:
     memory = 4 * before.num_parameters if reads_text else 0
     if settings.refit:
         hidden = before.config.get_text_config().hidden_size
-        flops += 3 * before.num_active_parameters * settings.tokens
+        flops += 3 * num_active_parameters(before) * settings.tokens
         # Hidden states before and after a layer; and refitted matrices.
         memory += 8 * was.intermediate_size**2 + 8 * settings.tokens * hidden + after.num_bytes // 3
     return before.with_(
         config=config,
-        num_parameters=after.num_parameters,
-        num_active_parameters=after.num_active_parameters,
+        shapes=after.shapes,
         num_bytes=round(per_parameter * after.num_parameters),
         peak_memory_bytes=memory + 1_000_000_000,
         seconds=seconds_for(flops),

@@ -5,26 +5,27 @@
 Names are resolved when first used, so that reading the stage's settings imports no torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from burnish.train.loop import Fit, Loop, evaluate, fit
     from burnish.train.losses import Loss, LossFn, balanced_loss, causal_lm_loss, model_inputs, next_token_loss
     from burnish.train.maths.schedule import Schedule
 
-_HOME = {
-    "Fit": "loop",
-    "Loop": "loop",
-    "Loss": "losses",
-    "LossFn": "losses",
-    "Schedule": "maths.schedule",
-    "balanced_loss": "losses",
-    "causal_lm_loss": "losses",
-    "evaluate": "loop",
-    "fit": "loop",
-    "model_inputs": "losses",
-    "next_token_loss": "losses",
+_PUBLIC = {
+    "Fit": ".loop",
+    "Loop": ".loop",
+    "Loss": ".losses",
+    "LossFn": ".losses",
+    "Schedule": ".maths.schedule",
+    "balanced_loss": ".losses",
+    "causal_lm_loss": ".losses",
+    "evaluate": ".loop",
+    "fit": ".loop",
+    "model_inputs": ".losses",
+    "next_token_loss": ".losses",
 }
 
 __all__ = [
@@ -41,8 +42,4 @@ __all__ = [
     "next_token_loss",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(f"burnish.train.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'burnish.train' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _PUBLIC)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from burnish.core.checkpoint import text_digest
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.store import Key
+from burnish.optim.optimizer import MatrixOptimizer
 from burnish.train.bound import Bound, Bounded, verdict
 from burnish.train.losses import Batch, LossFn, causal_lm_loss, detached
 from burnish.train.maths.schedule import Schedule
@@ -326,11 +327,20 @@ class _Training:
             )
         norm = self._divide_and_clip(step, weight)
         if norm is not None:
-            self.optimizer.step()
+            self._update(norm)
             self.window.norm = norm
         if weight > 0 and math.isfinite(total):
             self.window.add(total, weight, dict(zip(names, metrics, strict=True)))
         self.window.seconds += time.monotonic() - started
+
+    def _update(self, norm: float) -> None:
+        """Steps the optimizer; one of ours needs not read all gradients once more to see that they are finite."""
+        if isinstance(self.optimizer, MatrixOptimizer):
+            ours = {id(parameter) for _, parameter in self.named}
+            if all(id(parameter) in ours for group in self.optimizer.param_groups for parameter in group["params"]):
+                self.optimizer.step(gradient_norm=norm)
+                return
+        self.optimizer.step()
 
     def _gradients(self, step: int) -> tuple[Tensor, list[str]]:
         """Adds up the gradient of the sum over the tokens of this process's rows of the step.

@@ -154,6 +154,8 @@ class Train(Stage):
         Time is known where the number of steps is: 6 operations a weight and token, 4 where most weights stay as they
         are, 2 more where activations are computed twice.
         """
+        from burnish.arch import num_active_parameters
+
         if self.data is None:
             raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
         self.check(before.config)
@@ -164,7 +166,7 @@ class Train(Stage):
         tokens = (self.steps or 0) * self.batch * self.context
         return before.with_(
             peak_memory_bytes=each * before.num_parameters,
-            seconds=seconds_for(operations * before.num_active_parameters * tokens),
+            seconds=seconds_for(operations * num_active_parameters(before) * tokens),
         )
 
     def check(self, config: Any) -> None:

@@ -10,8 +10,9 @@
 Stands on core alone; neither torch nor transformers is imported.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from burnish.verify.adapter import Problem, Verifier
@@ -25,22 +26,22 @@ if TYPE_CHECKING:
     from burnish.verify.walled import Check, Execution, Limits
 
 _PUBLIC = {
-    "Check": "walled",
-    "Code": "programs",
-    "Exact": "answers",
-    "LastInteger": "answers",
-    "Limits": "walled",
-    "Mathematics": "mathematics",
-    "Number": "answers",
-    "Execution": "walled",
-    "Problem": "adapter",
-    "Sandbox": "sandbox",
-    "VERIFIERS": "registry",
-    "Verifier": "adapter",
-    "Wall": "probe",
-    "read_problems": "problems",
-    "verifier": "registry",
-    "walls": "probe",
+    "Check": ".walled",
+    "Code": ".programs",
+    "Exact": ".answers",
+    "Execution": ".walled",
+    "LastInteger": ".answers",
+    "Limits": ".walled",
+    "Mathematics": ".mathematics",
+    "Number": ".answers",
+    "Problem": ".adapter",
+    "Sandbox": ".sandbox",
+    "VERIFIERS": ".registry",
+    "Verifier": ".adapter",
+    "Wall": ".probe",
+    "read_problems": ".problems",
+    "verifier": ".registry",
+    "walls": ".probe",
 }
 
 __all__ = [
@@ -62,8 +63,4 @@ __all__ = [
     "walls",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(import_module(f"burnish.verify.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'burnish.verify' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _PUBLIC)

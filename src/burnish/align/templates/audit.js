@@ -5,7 +5,20 @@ const element = id => document.getElementById(id);
 const say = text => { element("count").textContent = text; };
 const madeOf = pair => decisions[pair.key] || {};
 let decisions = {}, visible = [], shown = PAGE, current = null;
-try { decisions = JSON.parse(localStorage.getItem(storeKey) || "{}"); } catch (error) { decisions = {}; }
+recall();
+
+// Another tab may have decided since: what is stored is read before it is changed, and again when it changes.
+function recall() {
+  try { decisions = JSON.parse(localStorage.getItem(storeKey) || "null") || decisions; }
+  catch (error) { decisions = {...decisions}; }
+}
+window.addEventListener("storage", event => {
+  if (event.key !== storeKey && event.key !== null) return;
+  decisions = {};
+  recall();
+  for (const pair of visible.slice(0, shown)) { const node = element(`pair-${pair.key}`); if (node) paint(node, pair); }
+  count();
+});
 
 function remember() {
   try { localStorage.setItem(storeKey, JSON.stringify(decisions)); }
@@ -64,7 +77,7 @@ function paint(node, pair) {
   node.dataset.decision = made.decision || "";
   for (const button of node.querySelectorAll("[data-choice]"))
     button.setAttribute("aria-pressed", String(made.decision === button.dataset.choice));
-  if (made.note && note.value !== made.note) note.value = made.note;
+  if (note !== document.activeElement && note.value !== (made.note || "")) note.value = made.note || "";
 }
 function decide(pair, decision, toggle) {
   const made = {...madeOf(pair)};
@@ -73,6 +86,7 @@ function decide(pair, decision, toggle) {
   if (made.decision && element("advance").checked) { current = pair.key; move(1); }
 }
 function settle(pair, {decision, note}) {
+  recall();
   if (decision || note) decisions[pair.key] = {...(decision && {decision}), ...(note && {note})};
   else delete decisions[pair.key];
   remember();

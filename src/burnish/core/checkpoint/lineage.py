@@ -36,6 +36,7 @@ class Lineage:
         measurements: {metric: {value, low, high, unit, protocol}} once measured.
         continued: settings that were changed when an interrupted stage went on, as {after_step, change}; such a
             checkpoint is not what an uninterrupted run makes of its settings.
+        methods: what the stage did by the names of the field, with sources, for the model card.
     """
 
     kind: Kind = Kind.CAUSAL_LM
@@ -52,6 +53,7 @@ class Lineage:
     versions: dict[str, str] = field(default_factory=dict)
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
     continued: list[dict[str, Any]] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
 
     @property
     def hash(self) -> str:
@@ -174,6 +176,8 @@ def model_card(lineage: Lineage) -> str:
     lines.append(f"Made by burnish {lineage.versions.get('burnish', '')} with the stage `{lineage.stage}`. ")
     lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
     lines.append(f"Licence: {lineage.licence or 'that of the base model, which its files do not state'}.")
+    if lineage.methods:
+        lines += ["", "## Method", "", *(f"- {method}" for method in lineage.methods)]
     if lineage.settings:
         lines += ["", "## Settings", "", "| setting | value |", "| --- | --- |"]
         lines += [f"| {key} | {value} |" for key, value in sorted(lineage.settings.items())]

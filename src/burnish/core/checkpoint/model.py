@@ -42,7 +42,7 @@ from burnish.core.checkpoint.reading import (
     weights_of,
 )
 from burnish.core.checkpoint.shards import shards_of, write_config, write_index
-from burnish.core.checkpoint.sizes import idle_expert_parameters, module_shapes, plan_checkpoint
+from burnish.core.checkpoint.sizes import module_shapes, plan_checkpoint
 from burnish.core.checkpoint.tokenizer import has_tokenizer, read_tokenizer
 from burnish.core.errors import CheckpointError, CheckpointWarning
 from burnish.core.kinds import STOCK_LOADER, Plan, Weights
@@ -281,10 +281,8 @@ class Model:
         """What is known from the configuration and the file headers."""
         if self.path is not None:
             return plan_checkpoint(self.path)
-        total = sum(parameter.numel() for parameter in self.module.parameters())
-        active = total - idle_expert_parameters(self.config, dict(module_shapes(self.module)))
         num_bytes = sum(p.numel() * p.element_size() for p in self.module.parameters())
-        return Plan(self.config, self.lineage.kind, self.lineage.weights, total, active, num_bytes)
+        return Plan(self.config, self.lineage.kind, self.lineage.weights, module_shapes(self.module), num_bytes)
 
     def derive(self, **changes: Any) -> Model:
         """A new in-memory model that keeps this one's tokenizer and lineage unless they are given."""

@@ -34,11 +34,7 @@ def plan_checkpoint(directory: Path) -> Plan:
         shapes |= {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(path).items()}
     config = load_config(directory)
     if weights is Weights.PACKED:
-        sizes = dict(module_shapes(without_memory(config, lineage.kind if lineage else kind_of(raw))))
-    else:
-        sizes = shapes
-    total = sum(_numel(shape) for shape in sizes.values())
-    active = total - idle_expert_parameters(config, sizes)
+        shapes = module_shapes(without_memory(config, lineage.kind if lineage else kind_of(raw)))
     carried, left = ignored_tensors(directory)
     notes = [
         f"{len(names):,} tensors that stock loading passes over are {fate} ({min(names)}, ...)"
@@ -46,43 +42,14 @@ def plan_checkpoint(directory: Path) -> Plan:
         if names
     ]
     kind = lineage.kind if lineage else kind_of(raw)
-    return Plan(config, kind, weights, total, active, num_bytes, notes=tuple(notes), carried=tuple(carried))
+    return Plan(config, kind, weights, shapes, num_bytes, notes=tuple(notes), carried=tuple(carried))
 
 
 def plan_config(config: PretrainedConfig, *, kind: Kind = Kind.CAUSAL_LM, bytes_per_parameter: int = 2) -> Plan:
     """Sizes of a dense model from its configuration alone, on the meta device."""
-    shapes = dict(module_shapes(without_memory(config, kind)))
-    total = sum(_numel(shape) for shape in shapes.values())
-    return Plan(
-        config, kind, Weights.DENSE, total, total - idle_expert_parameters(config, shapes), total * bytes_per_parameter
-    )
+    plan = Plan(config, kind, Weights.DENSE, module_shapes(without_memory(config, kind)), num_bytes=0)
+    return plan.with_(num_bytes=plan.num_parameters * bytes_per_parameter)
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
-
-
-def module_shapes(module: PreTrainedModel) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
-
-
-def idle_expert_parameters(config: PretrainedConfig, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Parameters of routed experts that one token does not use."""
-    routed = sum(_numel(shape) for name, shape in shapes.items() if ".experts." in name)
-    return round(routed * (1 - expert_share(config)))
-
-
-def expert_share(config: PretrainedConfig) -> float:
-    """Routed experts that a token uses over those of a layer; 1 for a network without experts."""
-    used, count = getattr(config.get_text_config(), "num_experts_per_tok", None), num_experts(config)
-    return used / count if used and count else 1.0
-
-
-def num_experts(config: PretrainedConfig) -> int | None:
-    """Routed experts of a layer, None where there are none; also of architectures that `arch` has no row for."""
-    text = config.get_text_config()
-    counts = (getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
-    return next((count for count in counts if count), None)
+def module_shapes(module: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}

@@ -17,12 +17,14 @@ from burnish.reason.strategies.base import Strategy
 
 STRATEGIES = {
     "best-of-n": "best_of_n:BestOfN",
+    "budget-forcing": "budget_forcing:BudgetForcing",
     "direct": "direct:Direct",
     "gsa": "gsa:GSA",
     "routed-rsa": "routed_rsa:RoutedRSA",
     "rsa": "rsa:RSA",
     "self-consistency": "self_consistency:SelfConsistency",
     "self-refine": "self_refine:SelfRefine",
+    "stability": "stability:Stability",
     "universal-self-consistency": "universal:UniversalSelfConsistency",
 }
 """Name -> module and class, imported when asked for."""

@@ -25,7 +25,12 @@ class Strategy(BaseModel, ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What `burnish reason probe` must have found: `logprobs`, `prefill`."""
+        """What the server must do, by the names of `burnish.reason.probe.WORDS`."""
+        return ()
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The models that it asks; none where it asks the one of the session."""
         return ()
 
     @property
@@ -42,6 +47,11 @@ class Strategy(BaseModel, ABC):
 
 def _joined(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def several(num: int) -> tuple[str, ...]:
+    """Of samples that must differ."""
+    return ("samples",) if num > 1 else ()
 
 
 async def aggregated(
@@ -78,4 +88,4 @@ def shortened(text: str, limit: int | None) -> str:
     return f"{text[:half]} ... {text[len(text) - half :]}"
 
 
-__all__ = ["BudgetSpent", "Strategy", "aggregated", "shortened"]
+__all__ = ["BudgetSpent", "Strategy", "aggregated", "several", "shortened"]

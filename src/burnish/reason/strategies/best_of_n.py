@@ -15,7 +15,7 @@ from pydantic import Field
 from burnish.reason.calls import Conversation, Reply
 from burnish.reason.confidence import SCORES
 from burnish.reason.session import Result, Session, until_spent
-from burnish.reason.strategies.base import Strategy
+from burnish.reason.strategies.base import Strategy, several
 
 
 class BestOfN(Strategy):
@@ -34,7 +34,8 @@ class BestOfN(Strategy):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return () if self.function else ("logprobs",)
+        scores = {"logprob": ("logprobs",), "confidence": ("logprobs", "alternatives")}[self.score]
+        return several(self.n) + (() if self.function else scores)
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         replies, spent = await until_spent([session.sample(conversation, slot) for slot in range(self.n)])

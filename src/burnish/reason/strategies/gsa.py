@@ -15,7 +15,7 @@ from pydantic import Field
 
 from burnish.reason.calls import BudgetSpent, Conversation
 from burnish.reason.session import Result, Session, until_spent
-from burnish.reason.strategies.base import Strategy, aggregated
+from burnish.reason.strategies.base import Strategy, aggregated, several
 
 
 class GSA(Strategy):
@@ -33,6 +33,10 @@ class GSA(Strategy):
     shortcut: Literal["", "consensus"] = ""
     temperature: float | None = Field(0.7, ge=0)
     max_candidate_chars: int | None = Field(None, ge=16)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return several(self.n)
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         replies, spent = await until_spent([session.sample(conversation, slot) for slot in range(max(self.n, 1))])

@@ -23,7 +23,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from burnish.reason.calls import Conversation, Reply
 from burnish.reason.confidence import SCORES
 from burnish.reason.session import Result, Session, clusters, until_spent
-from burnish.reason.strategies.base import Strategy
+from burnish.reason.strategies.base import Strategy, several
 from burnish.reason.strategies.rsa import Group, answered, drawn_groups, recombined
 
 
@@ -67,7 +67,12 @@ class RoutedRSA(Strategy):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return () if self.fitness == "diversity" else ("logprobs",)
+        scores = {"diversity": (), "logprob": ("logprobs",), "confidence": ("logprobs", "alternatives")}
+        return several(self.n) + scores[self.fitness]
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        return tuple(self.models)
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         strongest = self.models[-1]

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from burnish.reason.calls import Conversation, Reply
 from burnish.reason.session import Result, Session, until_spent
-from burnish.reason.strategies.base import Strategy, aggregated
+from burnish.reason.strategies.base import Strategy, aggregated, several
 
 Group = tuple[int, ...]
 
@@ -44,6 +44,10 @@ class RSA(Strategy):
         if self.k > self.n:
             raise ValueError(f"k is {self.k}, but a population has only n = {self.n} members")
         return self
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return several(self.n)
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         population, spent = await until_spent([session.sample(conversation, slot) for slot in range(self.n)])

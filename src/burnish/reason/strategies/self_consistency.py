@@ -13,7 +13,7 @@ from pydantic import Field
 
 from burnish.reason.calls import Conversation, Reply
 from burnish.reason.session import Result, Session, until_spent
-from burnish.reason.strategies.base import Strategy
+from burnish.reason.strategies.base import Strategy, several
 
 
 class SelfConsistency(Strategy):
@@ -27,6 +27,10 @@ class SelfConsistency(Strategy):
     name: ClassVar[str] = "self-consistency"
     n: int = Field(16, ge=1)
     early: int = Field(0, ge=0)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return several(self.n)
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         replies: list[Reply] = []

@@ -14,7 +14,7 @@ from pydantic import Field
 from burnish.reason import prompts
 from burnish.reason.calls import BudgetSpent, Conversation
 from burnish.reason.session import Result, Session, until_spent
-from burnish.reason.strategies.base import Strategy
+from burnish.reason.strategies.base import Strategy, several
 
 
 class UniversalSelfConsistency(Strategy):
@@ -26,6 +26,10 @@ class UniversalSelfConsistency(Strategy):
 
     name: ClassVar[str] = "universal-self-consistency"
     n: int = Field(8, ge=1)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return several(self.n)
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         replies, spent = await until_spent([session.sample(conversation, slot) for slot in range(self.n)])
