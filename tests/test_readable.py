@@ -14,6 +14,7 @@ LONG_FUNCTIONS = {
     "cli/audit.py:audit": OPTIONS,
     "cli/data.py:chain": OPTIONS,
     "cli/events.py:fit": OPTIONS,
+    "cli/reason.py:evolve": OPTIONS,
     "cli/reason.py:run": OPTIONS,
 }
 SHARED_NAMES = {

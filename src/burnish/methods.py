@@ -386,6 +386,13 @@ METHODS: tuple[Method, ...] = (
         source="s1: Simple test-time scaling, 2025, arXiv:2501.19393",
         page="budget-forcing",
     ),
+    Method(
+        name="population",
+        does="members with skills evolve on problems to learn from, and unseen problems decide who is best",
+        use="burnish reason evolve",
+        source="response thresholds: Bonabeau, Theraulaz, Deneubourg, 1996; trails: Stuetzle, Hoos, 2000; form ours",
+        page="population",
+    ),
 )
 
 BESIDE_METHODS = (

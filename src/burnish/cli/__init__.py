@@ -123,6 +123,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
         "Better answers from any OpenAI-like server, with every token accounted for.",
         {
             "run": "Ask a server for answers by several strategies, grade them, and say what each used.",
+            "evolve": "Evolve a population with skills on some problems, and let unseen ones say who of it is best.",
             "report": "Print accuracy and tokens of every strategy of a run, and what was paid.",
             "probe": "Ask a server some thirty short questions and print what it really does.",
             "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",

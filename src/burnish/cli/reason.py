@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.options import Options
+from burnish.reason.strategies.population_generations import Evolution
+
 if TYPE_CHECKING:
     from burnish.reason import Endpoint
     from burnish.reason.harness import Outcome
     from burnish.reason.journal import Paid
     from burnish.reason.probe import Probe
+    from burnish.verify import Verifier
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
+DEFAULTS = Evolution()
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 
 
@@ -76,18 +81,14 @@ def run(
         A file from `burnish reason probe`: strategies that need what the server does not do are refused. A file
         probe.json in the directory of the run is read as well.
     """
-    from burnish.core.errors import SettingsError
     from burnish.reason import Budget, Endpoint
     from burnish.reason.harness import run as run_all
     from burnish.verify import read_problems
-    from burnish.verify import verifier as named
 
-    if unsafe_code and verifier != "code":
-        raise SettingsError(f"is of no use to the verifier {verifier!r}", where="--unsafe-code", fix="leave it out")
     sampling: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
     if top_logprobs:
         sampling |= {"logprobs": True, "top_logprobs": top_logprobs}
-    with named(verifier, **({"unsafe": True} if unsafe_code else {})) as grader:
+    with _grader(verifier, unsafe_code=unsafe_code) as grader:
         problems = read_problems(data, grader, limit=limit)
         endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
         found = _probes(probe or [], out, [endpoint])
@@ -142,6 +143,88 @@ def _probes(files: list[Path], run: Path, endpoints: list[Endpoint]) -> list[Pro
             raise DataError(what, where=str(file), fix="leave it out")
         found.append(one)
     return found
+
+
+def evolve(
+    learn: Path,
+    /,
+    *,
+    unseen: Path,
+    base_url: str,
+    model: str,
+    out: Out,
+    settings: Options[Evolution] = DEFAULTS,
+    verifier: str = "math",
+    unsafe_code: Annotated[bool, Parameter(negative="")] = False,
+    limit: int | None = None,
+    temperature: float = 1.0,
+    max_tokens: int = 2048,
+    seed: int = 0,
+    concurrency: int = 64,
+    max_calls: int | None = None,
+) -> None:
+    """Evolve a population with skills on some problems, and let unseen ones say who of it is best.
+
+    What is found answers further problems as the strategy "population(run=OUT)" of `burnish reason run`. A run that is
+    ended, or killed, goes on where it stopped when the same command is given again.
+
+    Parameters
+    ----------
+    learn:
+        A .jsonl file of problems whose rewards the population sees.
+    unseen:
+        A .jsonl file of other problems, which decide who is best and nothing else.
+    base_url:
+        Address of an OpenAI-like server, up to /v1.
+    model:
+        As the server calls it.
+    out:
+        Directory of the run.
+    verifier:
+        What grades, as in `burnish reason run`.
+    unsafe_code:
+        Run programs of --verifier code even where this machine cannot isolate them.
+    limit:
+        Take so many problems of each file only.
+    temperature:
+        Of the answers.
+    max_tokens:
+        Of one answer, at most.
+    seed:
+        Of the run.
+    concurrency:
+        Calls at a time, at most.
+    max_calls:
+        Of the whole run; evolution leaves enough of them to decide.
+    """
+    from burnish.reason import Budget, Endpoint
+    from burnish.reason.evolve import evolve as run_all
+    from burnish.verify import read_problems
+
+    sampling = {"temperature": temperature, "max_tokens": max_tokens}
+    with _grader(verifier, unsafe_code=unsafe_code) as grader:
+        first, second = (read_problems(path, grader, limit=limit) for path in (learn, unseen))
+        endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
+        budget = Budget(calls=max_calls)
+        found = run_all(first, second, grader, settings, [endpoint], out, seed=seed, budget=budget)
+    for row in found.history:
+        told = f"best {row['best']:.3f}, mean {row['mean']:.3f}, {row['bits']:.2f} bits of division of labour"
+        print(f"generation {row['generation']}: {told}")
+    if found.shortened:
+        print("the budget ended the evolution early; the same command with more continues it")
+    print(f"unseen problems chose {found.team.name} ({found.scores[found.team.name]:.3f}; see below for the others)")
+    for skill in dict.fromkeys(skill for one in found.team.specialists.values() for skill in one.skills):
+        print(f"    {' '.join(skill.trigger.split())}: {' '.join(skill.text.split())}")
+    report(out)
+
+
+def _grader(name: str, *, unsafe_code: bool) -> Verifier:
+    from burnish.core.errors import SettingsError
+    from burnish.verify import verifier
+
+    if unsafe_code and name != "code":
+        raise SettingsError(f"is of no use to the verifier {name!r}", where="--unsafe-code", fix="leave it out")
+    return verifier(name, **({"unsafe": True} if unsafe_code else {}))
 
 
 def report(run: Path, /) -> None:

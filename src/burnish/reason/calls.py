@@ -209,6 +209,11 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def digest(value: Any) -> str:
+    """Names JSON data by its content."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+
+
 def derived_number(*parts: object) -> int:
     """31 bits that follow from the parts: a seed that no order of events can change."""
     return int.from_bytes(hashlib.sha256(canonical([str(part) for part in parts]).encode()).digest()[:4]) >> 1

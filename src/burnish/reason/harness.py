@@ -17,7 +17,7 @@ import numpy as np
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.statistics import Interval, interval, paired_interval
-from burnish.reason.calls import Endpoint, UpstreamError, Usage, canonical
+from burnish.reason.calls import Endpoint, UpstreamError, Usage, digest
 from burnish.reason.journal import Journal, JournalReader, Paid
 from burnish.reason.limits import Budget
 from burnish.reason.pool import Pool, Transport
@@ -65,9 +65,9 @@ def run(
     }
 
     async def go() -> dict[str, dict[str, Any]]:
-        with Journal(directory, {name: _digest(fact) for name, fact in facts.items()}, secrets=secrets) as journal:
+        with Journal(directory, {name: digest(fact) for name, fact in facts.items()}, secrets=secrets) as journal:
             async with Pool(endpoints, journal, budget=budget, seed=seed, transport=transport, **pool) as client:
-                tasks = [_one(client, verifier, problem, each) for problem in problems for each in made]
+                tasks = [answered(client, verifier, problem, each) for problem in problems for each in made]
                 records = await asyncio.gather(*tasks)
                 failures = [record for record in records if record["error"]]
                 if failures and len(failures) == len(records):
@@ -98,7 +98,8 @@ def _applied(endpoint: Endpoint, probes: Sequence[Probe]) -> Endpoint:
     return next((found.applied(endpoint) for found in probes if found.fits(endpoint)), endpoint)
 
 
-async def _one(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy) -> dict[str, Any]:
+async def answered(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy) -> dict[str, Any]:
+    """The record of one strategy on one problem, graded and kept."""
     name = str(problem["id"])
     session = Session(pool, name, made.label, answers=verifier)
     error = ""
@@ -119,12 +120,6 @@ async def _one(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy)
     }
     await pool.journal.record(f"{name}|{made.label}", record)
     return record
-
-
-def _digest(fact: Any) -> str:
-    import hashlib
-
-    return hashlib.sha256(canonical(fact).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -150,6 +145,8 @@ def outcomes(records: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
     """Of every strategy, in the order of their tokens written."""
     by_strategy: dict[str, dict[str, Mapping[str, Any]]] = {}
     for record in records.values():
+        if "strategy" not in record:
+            continue  # of an evolution: what it learned, beside how its candidates did
         by_strategy.setdefault(record["strategy"], {})[record["problem"]] = record
     if not by_strategy:
         raise DataError("holds no finished problem", where="run", fix="give the command of the run again")

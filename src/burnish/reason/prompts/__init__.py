@@ -1,7 +1,8 @@
 """The prompts, one text file each: what follows a task in the same message, so that its own words come first.
 
 A prefix that all calls of one problem share is computed once by servers that keep prefixes. `{candidates}` and
-`{number}` stand for earlier answers and how many there are; a user's own text takes the place of a file by its name.
+`{number}` stand for earlier answers and how many there are, `{skills}` for instructions of a population; a user's own
+text takes the place of a file by its name.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def check(prompts: Mapping[str, str]) -> None:
             guess = nearest(name, list(names()))
             fix = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(names())}"
             raise SettingsError(f"there is no prompt {name!r}", fix=fix)
-        if "{candidates}" in ours(name) and "{candidates}" not in text:
-            raise SettingsError(f"the prompt {name!r} has no {{candidates}}", fix="say where they go")
+        for place in ("{candidates}", "{skills}"):
+            if place in ours(name) and place not in text:
+                raise SettingsError(f"the prompt {name!r} has no {place}", fix="say where they go")
 
 
 def filled(text: str, candidates: Sequence[str], title: str = "Attempt") -> str:

@@ -20,6 +20,7 @@ STRATEGIES = {
     "budget-forcing": "budget_forcing:BudgetForcing",
     "direct": "direct:Direct",
     "gsa": "gsa:GSA",
+    "population": "population:Population",
     "routed-rsa": "routed_rsa:RoutedRSA",
     "rsa": "rsa:RSA",
     "self-consistency": "self_consistency:SelfConsistency",
