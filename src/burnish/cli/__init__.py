@@ -69,9 +69,10 @@ _COMMANDS = {
         ),
         "evaluate": (
             "evaluate:evaluate",
-            "Measure quality, size and speed of a checkpoint.",
+            "Measure quality, size and speed of a checkpoint, or a reward model on preference pairs.",
             "burnish evaluate models/smollm2",
             "burnish evaluate smollm2-3bit --against models/smollm2",
+            "burnish evaluate reward --pairs prefs.jsonl --against other-reward",
         ),
         "report": (
             "report:report",

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from pydantic import Field
 
 from burnish.cli.options import Options
+from burnish.evaluate.pair_settings import PairMeasurement
 from burnish.evaluate.stage import Evaluate
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+    from burnish.core.ledger import Ledger
+    from burnish.evaluate.pairs import PairEvaluation
 
 
 class _Settings(Evaluate):
     reference: Annotated[str | None, Parameter(name="--against")] = Field(
-        default=None, description="checkpoint to measure the divergence from"
+        default=None,
+        description="checkpoint to measure the divergence from; with --pairs, the one to compare accuracies with",
     )
 
 
 _DEFAULTS = _Settings.parse({}, where="defaults")
+_PAIR_DEFAULTS = PairMeasurement.parse({}, where="defaults")
 
 
 def evaluate(
@@ -26,35 +34,131 @@ def evaluate(
     /,
     *,
     settings: Options[_Settings] = _DEFAULTS,
+    pairs: str | None = None,
+    on_pairs: Options[PairMeasurement] = _PAIR_DEFAULTS,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
 ) -> None:
     """Measure quality, size and speed of a checkpoint: every value with its interval, under a named protocol.
+
+    With --pairs, measure a reward model instead, or a policy as the reward model that it implies: accuracy,
+    calibration, margins and the pull of length, on preference pairs.
 
     Parameters
     ----------
     model:
         A checkpoint directory or hub id.
+    pairs:
+        Preference pairs (RewardBench's form too): .jsonl, .jsonl.gz, .json, .parquet, or a hub id.
     out:
-        A run directory whose ledger the measurement is added to; what it already holds is not measured again.
+        A run directory whose ledger the measurement is added to; on text, what it already holds is not measured again.
     """
-    from rich.console import Console
-
     from burnish.core.checkpoint import load
     from burnish.core.ledger import Ledger
     from burnish.core.runner.directory import check_run_directory
-    from burnish.report import ledger_table, run_of
 
     if out is not None:
         check_run_directory(out)
     opened = load(model)
-    reference = load(settings.reference) if settings.reference else None
     ledger = Ledger(out, node=opened.path.name if opened.path else model)
+    if pairs is not None:
+        _on_pairs(opened, model, pairs, on_pairs, settings, ledger)
+        return
+    if on_pairs != _PAIR_DEFAULTS:
+        from burnish.core.errors import SettingsError
+
+        changed = next(
+            name for name in type(on_pairs).model_fields if getattr(on_pairs, name) != getattr(_PAIR_DEFAULTS, name)
+        )
+        raise SettingsError("is for preference pairs, and none are named", where=changed, fix="add --pairs FILE")
+    _on_text(opened, model, settings, ledger)
+
+
+def _on_text(opened: Model, name: str, settings: _Settings, ledger: Ledger) -> None:
+    from rich.console import Console
+
+    from burnish.core.checkpoint import load
+    from burnish.report import ledger_table, run_of
+
+    reference = load(settings.reference) if settings.reference else None
     evaluation = settings(opened, reference, ledger=ledger, progress=True)
     if ledger.measured(opened.identity, evaluation.protocol) is None:
-        evaluation.record(ledger, opened.identity, model)
+        evaluation.record(ledger, opened.identity, name)
     Console().print(ledger_table(run_of(ledger)))
-    note = (
+    print(
         f"{evaluation.protocol['text']}, {evaluation.protocol['num_windows']} windows of "
         f"{evaluation.protocol['context']} tokens, {evaluation.protocol['dtype']}, {evaluation.protocol['engine']}"
     )
-    print(note)
+
+
+def _on_pairs(
+    opened: Model, name: str, source: str, on_pairs: PairMeasurement, settings: _Settings, ledger: Ledger
+) -> None:
+    from burnish.core.checkpoint import load
+    from burnish.core.ledger import Ledger
+    from burnish.core.progress import Progress
+    from burnish.data.preferences import read_pairs
+    from burnish.evaluate.pairs import check_reader, difference, measure_pairs
+
+    read = read_pairs(source, on_bad_pair=on_pairs.on_bad_pair, limit=on_pairs.limit, columns=on_pairs.columns)
+    reference = load(on_pairs.reference) if on_pairs.reference else None
+    other = load(settings.reference) if settings.reference else None
+    readers = [(opened, name)] if other is None else [(opened, name), (other, str(settings.reference))]
+    for reader, _ in readers:
+        check_reader(reader, _reference_of(reader, reference, len(readers)))
+    found = []
+    for reader, called in readers:
+        against = _reference_of(reader, reference, len(readers))
+        measured = measure_pairs(
+            on_pairs,
+            reader,
+            read,
+            reference=against,
+            dtype=settings.dtype,
+            device=settings.device,
+            progress=Progress(),
+        )
+        found.append(measured)
+        node = Ledger(ledger.directory, node=reader.path.name if reader.path else called)
+        if node.measured(reader.identity, measured.evaluation.protocol) is None:
+            measured.record(node, reader.identity, called)
+        print(_said(called, measured))
+    if other is not None:
+        gap = difference(*found)
+        verdict = "within noise" if gap.low <= 0 <= gap.high else "a difference"
+        print(f"{name} - {settings.reference}: {gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%}, paired), {verdict}")
+        row = {
+            "first": name,
+            "second": str(settings.reference),
+            "difference": gap.value,
+            "low": gap.low,
+            "high": gap.high,
+        }
+        ledger.table("pair_comparison", [row | {"verdict": verdict}])
+
+
+def _reference_of(reader: Model, reference: Model | None, num_readers: int) -> Model | None:
+    """The reference for a policy; of two readers a reward model has none, alone it is refused with one."""
+    from burnish.core.kinds import Kind
+
+    return None if num_readers > 1 and reader.lineage.kind is Kind.SEQUENCE_CLASSIFIER else reference
+
+
+def _said(name: str, found: PairEvaluation) -> str:
+    """Figures and subsets as lines."""
+    from burnish.report.metrics import metric
+    from burnish.report.run import Value
+
+    protocol = found.evaluation.protocol
+    lines = [f"{name} on {protocol['num_pairs']:,} pairs of {protocol['pairs']} ({protocol['reward']})"]
+    if found.left_out:
+        lines.append(f"  {found.left_out:,} pairs of more than {protocol['max_length']:,} tokens left out")
+    for key, one in found.evaluation.metrics.items():
+        if one["value"] is None:
+            continue
+        value = Value(one["value"], one["low"], one["high"], one["unit"])
+        ends = metric(key).write_interval(value)
+        lines.append(f"  {metric(key).label:<34} {metric(key).write(value)}" + (f" ({ends})" if ends else ""))
+    for row in found.tables.get("pair_subsets", []) + found.tables.get("pair_sections", []):
+        label = row.get("subset") or row.get("section")
+        lines.append(f"  {label:<34} {row['accuracy']:.1%}" + (f" of {row['pairs']:,}" if "pairs" in row else ""))
+    return "\n".join(lines)

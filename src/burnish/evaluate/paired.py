@@ -9,7 +9,7 @@ import numpy as np
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.statistics import Interval, paired_interval
 
-IDENTIFYING = ("tokens", "bytes", "doc")
+IDENTIFYING = ("tokens", "bytes", "doc", "pairs")
 """Columns that say what was measured; they must be equal for a comparison, and are never compared themselves."""
 
 
@@ -22,13 +22,14 @@ def compare(
 ) -> Interval:
     """Mean of `first` minus mean of `second`, with a paired interval over sequences.
 
-    Per token where the sequences are windows of text, per sample where they are a task's. An interval that contains
+    Per token where the sequences are windows of text, per pair where they are questions, per sample where they are a
+    task's. An interval that contains
     zero means: within noise. For perplexity, the ratio is exp(nats difference).
 
     Args:
         first, second: `Evaluation.sequences` of two checkpoints under one protocol.
-        column: `nats` (cross-entropy), `kl` (divergence from the reference), `agreeing` (same top tokens), or a
-            task's metric, such as `acc`.
+        column: `nats` (cross-entropy), `kl` (divergence from the reference), `agreeing` (same top tokens), `right` (of
+            preference pairs), or a task's metric, such as `acc`.
         confidence: of the interval.
 
     Raises:
@@ -47,5 +48,6 @@ def compare(
                 "the two were not measured on the same sequences", fix="evaluate both with the same settings"
             )
     ours, theirs = np.asarray(first[column]), np.asarray(second[column])
-    weights = np.asarray(first["tokens"]) if "tokens" in first else np.ones(len(ours))
+    counted = next((name for name in ("tokens", "pairs") if name in first), None)
+    weights = np.ones(len(ours)) if counted is None else np.asarray(first[counted])
     return paired_interval(ours, theirs, weights, confidence=confidence)

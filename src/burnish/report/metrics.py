@@ -113,6 +113,15 @@ _TABLE = (
     Metric("prefill_speed", "Prefill speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
     Metric("decode_speed", "Decode speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
     Metric("peak_memory", "Peak memory", Form.BYTES, change=Change.RATIO, better="low"),
+    Metric("pair_accuracy", "Pairs ranked right", Form.FRACTION, change=Change.DIFFERENCE, better="high"),
+    Metric("pair_log_loss", "Log loss of pairs", unit="nats", change=Change.DIFFERENCE, better="low"),
+    Metric("overconfidence", "Confidence above accuracy"),
+    Metric("calibration_error", "Calibration error", better="low"),
+    Metric("reward_prefers_longer", "Prefers the longer answer", Form.FRACTION),
+    Metric("labels_prefer_longer", "Labels prefer the longer", Form.FRACTION),
+    Metric("accuracy_longer_chosen", "Right where the longer is better", Form.FRACTION, better="high"),
+    Metric("accuracy_shorter_chosen", "Right where the shorter is better", Form.FRACTION, better="high"),
+    Metric("mean_margin", "Mean margin"),
 )
 METRICS = {metric.name: metric for metric in _TABLE}
 ORDER = {metric.name: index for index, metric in enumerate(_TABLE)}

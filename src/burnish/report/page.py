@@ -13,14 +13,14 @@ from burnish.core import page
 from burnish.core.checkpoint import Lineage
 from burnish.core.errors import DataError
 from burnish.core.page import Cell, Column, Row, Section, Table, numbers
-from burnish.report import figures, forest, headline, layers, table, tree
+from burnish.report import figures, forest, headline, layers, pair_figures, table, tree
 from burnish.report.compare import checkpoints, comparisons, protocols, refusals
 from burnish.report.paired import Pairing
 from burnish.report.protocols import base_name, flatten, protocol_differences, show
 from burnish.report.run import NodeRecord, RunRecord, read_run
 
 REPORT_FILE = "report.html"
-_KNOWN_TABLES = ("layers", "calibration")
+_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN)
 _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
 _MAX_OTHER_COLUMNS = 8
@@ -94,7 +94,7 @@ def _run_view(run: RunRecord) -> dict[str, Any]:
         "layers": shown,
         "layers_left_out": len(layer_views) - len(shown),
         "weight_error": any(one.value_name == layers.WEIGHT_ERROR for one in shown),
-        "curves": [*figures.curves(run), *figures.calibration_figures(run)],
+        "curves": [*figures.curves(run), *figures.calibration_figures(run), *pair_figures.figures(run)],
         "other_tables": _other_tables(run),
         "settings": [(node.name, node.stage, _settings(node.settings)) for node in nodes if node.settings],
         "recipe": _recipe_text(run),

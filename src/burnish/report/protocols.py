@@ -41,6 +41,9 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
 
 _DESCRIBED = (
     ("text", "{}"),
+    ("pairs", "{}"),
+    ("num_pairs", "{} pairs"),
+    ("reward", "reward: {}"),
     ("tokens", "{} tokens"),
     ("num_tokens", "{} tokens"),
     ("context", "context {}"),
