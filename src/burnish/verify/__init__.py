@@ -17,11 +17,13 @@ from burnish.core.lazy import lazy
 if TYPE_CHECKING:
     from burnish.verify.adapter import Problem, Verifier
     from burnish.verify.answers import Exact, LastInteger, Number
+    from burnish.verify.gym import ReasoningGym
     from burnish.verify.mathematics import Mathematics
     from burnish.verify.probe import Wall, walls
     from burnish.verify.problems import read_problems
     from burnish.verify.programs import Code
     from burnish.verify.registry import VERIFIERS, verifier
+    from burnish.verify.ruler import Ruler, RulerQuestions
     from burnish.verify.sandbox import Sandbox
     from burnish.verify.walled import Check, Execution, Limits
 
@@ -35,6 +37,9 @@ _PUBLIC = {
     "Mathematics": ".mathematics",
     "Number": ".answers",
     "Problem": ".adapter",
+    "ReasoningGym": ".gym",
+    "Ruler": ".ruler",
+    "RulerQuestions": ".ruler",
     "Sandbox": ".sandbox",
     "VERIFIERS": ".registry",
     "Verifier": ".adapter",
@@ -55,6 +60,9 @@ __all__ = [
     "Mathematics",
     "Number",
     "Problem",
+    "ReasoningGym",
+    "Ruler",
+    "RulerQuestions",
     "Sandbox",
     "Verifier",
     "Wall",

@@ -107,14 +107,14 @@ def final_answer(text: str) -> str | None:
     if seen is None:
         return None
     found = boxed(seen)
-    if found is None and (tags := _TAG.findall(seen)):
+    if found is None and (tags := TAGGED.findall(seen)):
         found = tags[-1].strip()
     if found is None and (lines := _LINE.findall(seen)):
         found = lines[-1].strip().strip("*").strip()
     return found or None
 
 
-_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _LINE = re.compile(
     r"^[ \t]*(?:[*_#]*[ \t]*(?:the[ \t]+)?final[ \t]+answer[ \t]*(?:is)?[*_]*[ \t]*:|####)(.+)$", re.M | re.I
 )

@@ -15,6 +15,9 @@ VERIFIERS = {
     "last-integer": "answers:LastInteger",
     "math": "mathematics:Mathematics",
     "number": "answers:Number",
+    "reasoning-gym": "gym:ReasoningGym",
+    "ruler": "ruler:Ruler",
+    "ruler-qa": "ruler:RulerQuestions",
 }
 """Name -> module and class, imported when asked for."""
 
