@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from burnish.cli.options import Options
+from burnish.cli.reason_serve import serve
 from burnish.reason.strategies.population_generations import Evolution
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from burnish.reason.journal import Paid
     from burnish.reason.probe import Probe
     from burnish.verify import Verifier
+
+__all__ = ["evolve", "journal", "probe", "report", "run", "serve"]
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 DEFAULTS = Evolution()

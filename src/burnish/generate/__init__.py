@@ -6,7 +6,9 @@ for sample in generate(model, tokenizer, ["3a+4b*2"], n=16, max_new_tokens=64, s
     sample.text, sample.tokens, sample.logprobs, sample.finish_reason
 """
 
-from burnish.generate.sampler import Sample, generate
+from burnish.generate.batch import Sample
+from burnish.generate.engine import Engine
+from burnish.generate.sampler import generate
 from burnish.generate.warp import Sampling
 
-__all__ = ["Sample", "Sampling", "generate"]
+__all__ = ["Engine", "Sample", "Sampling", "generate"]

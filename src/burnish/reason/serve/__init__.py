@@ -1,0 +1,7 @@
+"""`burnish reason serve`: an OpenAI-like server in front of another one, or of a checkpoint in this process."""
+
+from burnish.reason.serve.frame import Backend, application, listening, serve
+from burnish.reason.serve.guard import Guard
+from burnish.reason.serve.local import Local, Writer
+
+__all__ = ["Backend", "Guard", "Local", "Writer", "application", "listening", "serve"]

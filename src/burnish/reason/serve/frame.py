@@ -1,0 +1,133 @@
+"""The server around a backend: routes, who may ask, errors in OpenAI's form, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from burnish.core.errors import BurnishError, OutputError
+from burnish.reason.calls import Endpoint
+from burnish.reason.pool import Transport
+from burnish.reason.serve.guard import Guard
+from burnish.reason.serve.shapes import Refusal, error_object, error_of
+
+LARGEST = 256 * 2**20
+"""Bytes of a request; pictures are in it."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Backend(Protocol):
+    """Where plain requests and the calls of strategies go: a server or a model in this process."""
+
+    @property
+    def called(self) -> str: ...
+    @property
+    def identity(self) -> dict[str, str]: ...
+    @property
+    def transport(self) -> Transport: ...
+    def endpoint(self, model: str) -> Endpoint: ...
+    async def models(self, request: web.Request) -> web.StreamResponse: ...
+    async def plain(self, request: web.Request, raw: bytes, body: dict[str, Any]) -> web.StreamResponse: ...
+    async def close(self) -> None: ...
+
+
+def application(backend: Backend, guard: Guard) -> web.Application:
+    """The routes."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        return await backend.plain(request, raw, read_body(raw))
+
+    async def health(request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            guard.check(request.headers)
+            return await handler(request)
+        except web.HTTPException as error:
+            body = error_object(f"{request.method} {request.path}: {error.reason}", error.status)
+            return web.json_response(body, status=error.status)
+        except BurnishError as error:
+            status, body = error_of(error)
+        except Exception as error:  # noqa: BLE001 - one request's fault is told to its client and ends no other
+            traceback.print_exc(file=sys.stderr)
+            status, body = error_of(error)
+        return web.json_response(body, status=status)
+
+    app = web.Application(client_max_size=LARGEST, middlewares=[guarded])
+    app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_post("/v1/completions", answer)
+    app.router.add_get("/v1/models", backend.models)
+    app.router.add_get("/health", health)
+    return app
+
+
+def read_body(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise Refusal(f"the body is no JSON ({error})") from None
+    if not isinstance(body, dict):
+        raise Refusal("the body must be an object")
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise Refusal("the name of a model is missing", param="model")
+    return body
+
+
+async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Args:
+        backend: closed at the end.
+        guard: whom it serves, and where it listens.
+        port: 0 takes a free one.
+        said: is told the address, up to and with /v1.
+
+    Raises:
+        OutputError: the place to listen at is taken or not ours.
+    """
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for one in signals:
+        loop.add_signal_handler(one, ended.set)
+    try:
+        async with listening(backend, guard, port) as address:
+            said(address)
+            await ended.wait()
+    finally:
+        for one in signals:
+            loop.remove_signal_handler(one)
+
+
+@asynccontextmanager
+async def listening(backend: Backend, guard: Guard, port: int = 0) -> AsyncIterator[str]:
+    """The server at its address; at the end who still waits is cut off and the backend closed.
+
+    Raises:
+        OutputError: the place to listen at is taken or not ours.
+    """
+    app = application(backend, guard)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    try:
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, guard.host, port).start()
+        except OSError as error:
+            place = f"{guard.host}:{port}"
+            raise OutputError(f"cannot be listened at ({error.strerror})", where=place, fix="try --port 0") from None
+        host = f"[{guard.host}]" if ":" in guard.host else guard.host
+        yield f"http://{host}:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+        await backend.close()

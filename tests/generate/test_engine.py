@@ -1,0 +1,153 @@
+"""Requests that share forward passes have the texts that each has alone."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from burnish.core.errors import SettingsError
+from burnish.generate import Engine, generate
+from burnish.generate.speech import Speech
+from small_models import make, small_llama, small_tokenizer
+
+PROMPTS = ["The licence", "A", "You may reproduce and distribute copies of the Work", "or", "each Contributor"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return small_llama(initializer_range=0.4).double()
+
+
+@pytest.fixture
+def engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
+    one = Engine(model, tokenizer, rows=6)
+    yield one
+    one.close()
+
+
+class Heard:
+    """Pieces of a drawing."""
+
+    def __init__(self) -> None:
+        self.pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def texts(self, n: int) -> list[str]:
+        found, running = [""] * n, n
+        while running:
+            piece = self.next()
+            found[piece.place] += piece.text
+            running -= bool(piece.finish)
+        return found
+
+    def next(self) -> Any:
+        piece = self.pieces.get(timeout=60)
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+
+def ask(engine: Engine, prompt: str, **how: Any) -> tuple[Heard, Any]:
+    heard = Heard()
+    return heard, engine.draw(engine.encode(prompt), heard.pieces.put, **{"max_new_tokens": 16, **how})
+
+
+@pytest.mark.parametrize("gradual", [False, True])
+def test_who_joins_a_running_batch_has_the_text_of_one_who_is_alone(
+    engine: Engine, model: Any, tokenizer: Any, gradual: bool
+):
+    wanted: list[dict[str, Any]] = [
+        {"n": 1 + i % 3, "seed": i, "temperature": 0.5 * i, "top_p": 1 - 0.1 * i, "max_new_tokens": 8 + 9 * i}
+        for i in range(5)
+    ]
+    long = ask(engine, PROMPTS[0], seed=99, max_new_tokens=60, gradual=True)[0]
+    first = [long.next() for _ in range(3)]  # it is under way when the others come, and longer than they
+    heard = [ask(engine, prompt, gradual=gradual, **how)[0] for prompt, how in zip(PROMPTS, wanted, strict=True)]
+    for prompt, how, one in zip(PROMPTS, wanted, heard, strict=True):
+        alone = generate(model, tokenizer, [prompt], **how | {"seed": [how["seed"]]})
+        assert one.texts(how["n"]) == [sample.text for sample in alone]
+    (whole,) = generate(model, tokenizer, [PROMPTS[0]], max_new_tokens=60, seed=[99])
+    assert "".join(piece.text for piece in first) + long.texts(1)[0] == whole.text
+
+
+def test_rows_join_where_layers_see_a_window_only(tokenizer: Any):
+    model = make("mistral", initializer_range=0.4, sliding_window=8).double()
+    engine = Engine(model, tokenizer)
+    long = ask(engine, PROMPTS[2], seed=1, max_new_tokens=60, gradual=True)[0]
+    first = [long.next() for _ in range(20)]
+    other = ask(engine, PROMPTS[4], seed=2, max_new_tokens=30)[0]
+    (alone,) = generate(model, tokenizer, [PROMPTS[4]], max_new_tokens=30, seed=[2])
+    assert other.texts(1) == [alone.text]
+    (whole,) = generate(model, tokenizer, [PROMPTS[2]], max_new_tokens=60, seed=[1])
+    assert "".join(piece.text for piece in first) + long.texts(1)[0] == whole.text
+    engine.close()
+
+
+def test_noted_logprobs_are_the_models_own(engine: Engine, model: Any):
+    heard, _ = ask(engine, PROMPTS[0], temperature=0.3, top_p=0.5, seed=3, num_tops=2)
+    piece = heard.next()
+    ids = engine.encode(PROMPTS[0])
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([ids + piece.tokens])).logits[0, len(ids) - 1 : -1].float().log_softmax(-1)
+    own = logprobs.gather(-1, torch.tensor(piece.tokens)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor([one.logprob for one in piece.noted]), own, atol=1e-5, rtol=0)
+    tops = logprobs.topk(2).values
+    torch.testing.assert_close(
+        torch.tensor([[value for _, value in one.tops] for one in piece.noted]), tops, atol=1e-5, rtol=0
+    )
+
+
+def test_who_cancels_frees_the_place_of_one_who_waits(engine: Engine):
+    first, drawing = ask(engine, PROMPTS[1], n=6, max_new_tokens=200, gradual=True, stop=["\x00"])
+    second, _ = ask(engine, PROMPTS[3], max_new_tokens=3, temperature=0)
+    first.next()
+    drawing.cancel()
+    assert len(second.texts(1)) == 1
+
+
+def test_a_fault_is_told_to_all_who_wait_and_the_next_is_served(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    def broken(**_: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(engine._batch, "model", broken)
+    with pytest.raises(AttributeError):  # `broken` has no device
+        ask(engine, PROMPTS[1])[0].next()
+    monkeypatch.undo()
+    assert len(ask(engine, PROMPTS[1])[0].texts(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"max_new_tokens": 0}, "max_tokens: is 0"),
+        ({"max_new_tokens": 1000}, "passes the maximum context of 256"),
+        ({"temperature": -1.0}, "temperature: is -1"),
+        ({"stop": [""]}, "stop: is no list"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_it_joins(engine: Engine, how: dict[str, Any], said: str):
+    with pytest.raises(SettingsError, match=said):
+        ask(engine, PROMPTS[0], **how)
+
+
+def test_speech_takes_nothing_back():
+    letters = "an <end> é 🙂 <stop>".encode()
+    tokens = list(letters)
+
+    def decode(some: list[int]) -> str:
+        return bytes(some).decode(errors="replace")
+
+    speech = Speech(decode, ["<stop>"])
+    told = [speech.add([token]) for token in tokens]
+    assert "".join(told) == "an <end> é 🙂 "
+    assert not any("\ufffd" in text for text in told)
+    unstopped = Speech(decode, ["<stop>"])
+    assert "".join(unstopped.add([token], last=token == tokens[6]) for token in tokens[:7]) == "an <end"
