@@ -31,7 +31,9 @@ def test_a_run_is_graded_reported_and_exported(
     main(command(problems, server, tmp_path / "run", "--strategy", "rsa(n=3,k=2,loops=2)"))
     said = capsys.readouterr().out
     assert "10 problems" in said
-    assert "against self-consistency" in said
+    assert "no vote of equal cost (needs" in said
+    assert "prices unknown" in said
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in said
     assert "paid to exact: 60 requests" in said
     main(["reason", "report", str(tmp_path / "run")])
     assert capsys.readouterr().out == said
@@ -77,3 +79,45 @@ def test_a_probe_is_printed_kept_and_refuses_what_the_server_does_not_do(
     with pytest.raises(SystemExit):
         main(["reason", "run", str(problems), *elsewhere, "--strategy", "direct", "--probe", str(kept)])
     assert "which the run does not ask" in capsys.readouterr().err
+
+
+def test_two_models_with_prices_are_routed_from_the_command_line(
+    tmp_path: Path, problems: Path, server: ExactServer, capsys: pytest.CaptureFixture[str]
+):
+    models = tmp_path / "models.toml"
+    models.write_text(f'[strong]\nurl = "{server.url}"\nprice_in = 2.0\nprice_out = 8.0\n')
+    named = ["--endpoint", f"cheap={server.url},small", "--price-in", "0.2", "--price-out", "0.8"]
+    spec = "routed-rsa(models=cheap+strong,n=3,k=2,loops=2,fitness=diversity)"
+    place = ["--verifier", "number", "--seeds", "2", "-o", str(tmp_path / "run")]
+    main(["reason", "run", str(problems), "--endpoints", str(models), *named, "--strategy", spec, *place])
+    said = capsys.readouterr().out
+    assert "of money for a problem" in said
+    assert "paid to strong: " in said
+    assert "paid to cheap: " in said
+    main(["reason", "report", str(tmp_path / "run"), "--prices", str(models)])
+    again = capsys.readouterr().out
+    assert again == said
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ([], "no model is named"),
+        (["--base-url", "http://127.0.0.1:1/v1"], "give both --base-url and --model"),
+        (["--endpoint", "a"], "write NAME=URL,MODEL"),
+        (["--endpoints", "none.toml"], "none.toml"),
+        (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--price-in", "1"], "one of two prices is missing"),
+        (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--endpoint", "a=http://127.0.0.1:1/v1,m"], "a name of its own"),
+        (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--max-cost", "1"], "a price or the server's count of tokens"),
+        (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--probe", "none.json"], "none.json: no such file"),
+    ],
+)
+def test_a_command_that_cannot_run_says_why_in_a_sentence(
+    tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
+):
+    given = ["--verifier", "number", "--strategy", "direct", "-o", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main(["reason", "run", str(problems), *given, *more])
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1

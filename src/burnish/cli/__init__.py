@@ -125,7 +125,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
         {
             "run": "Ask a server for answers by several strategies, grade them, and say what each used.",
             "evolve": "Evolve a population with skills on some problems, and let unseen ones say who of it is best.",
-            "report": "Print accuracy and tokens of every strategy of a run, and what was paid.",
+            "report": "Print accuracy and cost of every strategy of a run, and what was paid, and write its page.",
             "probe": "Ask a server some thirty short questions and print what it really does.",
             "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
             "serve": "Serve a checkpoint to any OpenAI client, by transformers in this process.",

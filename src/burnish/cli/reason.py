@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,9 @@ from burnish.reason.strategies.population_generations import Evolution
 
 if TYPE_CHECKING:
     from burnish.reason import Endpoint
-    from burnish.reason.harness import Outcome
     from burnish.reason.journal import Paid
     from burnish.reason.probe import Probe
+    from burnish.reason.tally import Found
     from burnish.verify import Verifier
 
 __all__ = ["evolve", "journal", "probe", "report", "run", "serve"]
@@ -29,43 +30,52 @@ def run(
     data: Path,
     /,
     *,
-    base_url: str,
-    model: str,
     strategy: list[str],
     out: Out,
+    base_url: str | None = None,
+    model: str | None = None,
+    endpoint: list[str] | None = None,
+    endpoints: Path | None = None,
     verifier: str = "math",
-    unsafe_code: Annotated[bool, Parameter(negative="")] = False,
     limit: int | None = None,
     temperature: float = 1.0,
     max_tokens: int = 2048,
     top_logprobs: int = 0,
     seed: int = 0,
+    seeds: int = 1,
     concurrency: int = 64,
     max_calls: int | None = None,
+    max_cost: float | None = None,
+    price_in: float | None = None,
+    price_out: float | None = None,
     probe: list[Path] | None = None,
+    curves: bool = True,
+    unsafe_code: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Ask a server for answers by several strategies, grade them, and say what each used.
 
     Strategies share their plain samples, which are paid once. A run that is ended, or killed, goes on where it stopped
-    when the same command is given again. The key is read from OPENAI_API_KEY.
+    when the same command is given again; strategies and seeds may be added. The key is read from OPENAI_API_KEY.
 
     Parameters
     ----------
     data:
         A .jsonl file of problems, such as {"id": "1", "question": "...", "answer": "42"}.
-    base_url:
-        Address of an OpenAI-like server, up to /v1.
-    model:
-        As the server calls it.
     strategy:
         direct, self-consistency:8, gsa:4, "rsa(n=8,k=4,loops=3)" and so on; give it several times to compare.
     out:
         Directory of the run.
+    base_url:
+        Address of an OpenAI-like server, up to /v1.
+    model:
+        As the server calls it.
+    endpoint:
+        A further model as NAME=URL,MODEL; strategies call it by its name. The first model is that of plain samples.
+    endpoints:
+        A .toml file of models, a table for each with url, model, price_in, price_out and others.
     verifier:
         What grades: math, number, exact, last-integer, code and others; code takes files in the shape of HumanEval and
         LiveCodeBench.
-    unsafe_code:
-        Run programs of --verifier code even where this machine cannot isolate them.
     limit:
         Take so many problems only.
     temperature:
@@ -76,28 +86,86 @@ def run(
         Ask for log-probabilities with so many alternatives; best-of-n and routed-rsa need 2 or more.
     seed:
         Of the run.
+    seeds:
+        Times that every problem is repeated, each with a seed of its own.
     concurrency:
         Calls at a time, at most.
     max_calls:
         Stop after so many requests; strategies then answer with what they have.
+    max_cost:
+        Stop when so much money is spent; needs the prices of all models.
+    price_in:
+        Money for a million tokens read, of every model that has no price of its own.
+    price_out:
+        Money for a million tokens written.
     probe:
         A file from `burnish reason probe`: strategies that need what the server does not do are refused. A file
         probe.json in the directory of the run is read as well.
+    curves:
+        Grade every sample and every member of a population, for the curves of the report.
+    unsafe_code:
+        Run programs of --verifier code even where this machine cannot isolate them.
     """
-    from burnish.reason import Budget, Endpoint
+    from burnish.core.progress import Progress
+    from burnish.reason import Budget
+    from burnish.reason.endpoints import price, priced
     from burnish.reason.harness import run as run_all
     from burnish.verify import read_problems
 
     sampling: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
     if top_logprobs:
         sampling |= {"logprobs": True, "top_logprobs": top_logprobs}
+    models = priced(
+        _models(base_url, model, endpoint or [], endpoints, sampling, concurrency), price(price_in, price_out)
+    )
     with _grader(verifier, unsafe_code=unsafe_code) as grader:
         problems = read_problems(data, grader, limit=limit)
-        endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
-        found = _probes(probe or [], out, [endpoint])
-        budget = Budget(calls=max_calls)
-        run_all(problems, grader, strategy, [endpoint], out, seed=seed, budget=budget, probes=found)
+        found = _probes(probe or [], out, models)
+        budget = Budget(calls=max_calls, cost=max_cost)
+        with Progress().task("asking", total=len(problems) * max(seeds, 1) * len(strategy), unit="answers") as task:
+            run_all(
+                problems,
+                grader,
+                strategy,
+                models,
+                out,
+                seed=seed,
+                seeds=seeds,
+                budget=budget,
+                probes=found,
+                curves=curves,
+                progress=task.advance,
+            )
     report(out)
+
+
+def _models(
+    base_url: str | None,
+    model: str | None,
+    named: list[str],
+    file: Path | None,
+    sampling: dict[str, object],
+    concurrency: int,
+) -> list[Endpoint]:
+    """That of --base-url, those of --endpoint, those of the file."""
+    from burnish.core.errors import SettingsError
+    from burnish.core.outside import read_bytes
+    from burnish.reason import Endpoint
+    from burnish.reason.endpoints import named as made
+    from burnish.reason.endpoints import read_endpoints
+
+    if (base_url is None) != (model is None):
+        raise SettingsError("an address and a model belong together", fix="give both --base-url and --model")
+    models = []
+    if base_url is not None and model is not None:
+        models.append(Endpoint(base_url, model, concurrency=concurrency, sampling=sampling))
+    models += [made(one, sampling, concurrency=concurrency) for one in named]
+    if file is not None:
+        text = read_bytes(file, error=SettingsError).decode("utf-8", "replace")
+        models += read_endpoints(text, sampling, where=str(file))
+    if not models:
+        raise SettingsError("no model is named", fix="give --base-url URL --model NAME, or --endpoint NAME=URL,MODEL")
+    return models
 
 
 def probe(base_url: str, /, *, model: str, out: OptionalOut = None, key_variable: str = "OPENAI_API_KEY") -> None:
@@ -230,18 +298,30 @@ def _grader(name: str, *, unsafe_code: bool) -> Verifier:
     return verifier(name, **({"unsafe": True} if unsafe_code else {}))
 
 
-def report(run: Path, /) -> None:
-    """Print accuracy and tokens of every strategy of a run, and what was paid.
+def report(run: Path, /, *, prices: Path | None = None) -> None:
+    """Print accuracy and cost of every strategy of a run, and what was paid; write RUN/report.html.
 
     Parameters
     ----------
     run:
         Directory from `burnish reason run`.
+    prices:
+        A .toml file of models as for `burnish reason run --endpoints`, whose prices take the place of the run's.
     """
-    from burnish.reason.harness import read
+    from burnish.core.errors import SettingsError
+    from burnish.core.outside import read_bytes
+    from burnish.reason.endpoints import read_endpoints
+    from burnish.reason.page import write_page
+    from burnish.reason.tally import read
 
-    for line in _lines(*read(run)):
+    given = []
+    if prices is not None:
+        text = read_bytes(prices, error=SettingsError).decode("utf-8", "replace")
+        given = read_endpoints(text, {}, where=str(prices))
+    found = read(run, {one.called: one.price for one in given})
+    for line in _lines(found):
         print(line)
+    print(f"report: {write_page(run, found)}")
 
 
 def journal(run: Path, /, *, out: OptionalOut = None) -> None:
@@ -271,26 +351,30 @@ def journal(run: Path, /, *, out: OptionalOut = None) -> None:
         print(f"calls: {out} ({len(lines):,})")
 
 
-def _lines(found: list[Outcome], paid: dict[str, Paid]) -> list[str]:
-    from burnish.core.page.numbers import decimal, ends
+def _lines(found: Found) -> list[str]:
+    from burnish.core.page.numbers import decimal, ends, significant
     from burnish.reason import Usage
 
     lines = []
-    for one in found:
+    for one in found.tallies:
         used = sum(one.used.values(), Usage())
         low, high = ends(one.accuracy.low, one.accuracy.high)
         said = f"{one.strategy}: {decimal(one.accuracy.value, 3)} ({low} to {high}) of {one.num} problems"
-        if one.against_first:
-            low, high = ends(one.against_first.low, one.against_first.high)
-            said += f", {decimal(one.against_first.value, 3)} ({low} to {high}) against {found[0].strategy}"
+        if one.against and one.against.difference:
+            low, high = ends(one.against.difference.low, one.against.difference.high)
+            said += f", {decimal(one.against.difference.value, 3)} ({low} to {high}) against a vote of equal cost"
+        elif one.against:
+            said += f", no vote of equal cost ({one.against.why})"
         said += f"; {used.calls:,} calls, {used.prompt:,} tokens read, {used.completion:,} written"
+        cost = "an unknown amount" if one.cost is None else significant(one.cost)
+        said += f", {cost} of money for a problem" if found.unit == "money" else ", prices unknown"
         unknown = f", {used.unknown:,} calls of unknown size" if used.unknown else ""
         unfinished = f", {one.unfinished} problems unfinished" if one.unfinished else ""
         lines.append(said + unknown + unfinished)
-    return lines + _paid(paid)
+    return lines + _paid(found.paid)
 
 
-def _paid(paid: dict[str, Paid]) -> list[str]:
+def _paid(paid: Mapping[str, Paid]) -> list[str]:
     return [
         f"paid to {name}: {one.usage.calls:,} requests, {one.usage.prompt:,} tokens read, "
         f"{one.usage.completion:,} written; {one.retried:,} retried, {one.lost:,} lost"

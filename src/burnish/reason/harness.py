@@ -2,32 +2,32 @@
 
 All problems advance on their own; no strategy waits for another problem. The right answers are read only after a
 strategy has answered. A record is kept in the journal when its strategy has ended, and made again from the journal's
-calls where it has not: a run that is killed and started again has the records of one that was not.
+calls where it was ended by a budget or an error: a run that is killed and started again has the records of one that was
+not, and one that is finished asks for nothing. Strategies and repetitions may be added to a run; its problems, models,
+sampling and seed are what it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from burnish.core.errors import DataError, SettingsError
-from burnish.core.statistics import Interval, interval, paired_interval
-from burnish.reason.calls import Endpoint, UpstreamError, Usage, digest
-from burnish.reason.journal import Journal, JournalReader, Paid
+from burnish.core.errors import SettingsError
+from burnish.reason.calls import Endpoint, Reply, UpstreamError, Usage, digest
+from burnish.reason.journal import Journal
 from burnish.reason.limits import Budget
 from burnish.reason.pool import Pool, Transport
 from burnish.reason.probe import Probe
-from burnish.reason.session import Session
+from burnish.reason.session import Result, Session, clusters
 from burnish.reason.strategies import strategy
 from burnish.reason.strategies.base import Strategy
 from burnish.verify import Verifier
 
 Problem = Mapping[str, Any]
+Record = dict[str, Any]
 
 
 def run(
@@ -38,15 +38,21 @@ def run(
     directory: str | Path,
     *,
     seed: int = 0,
+    seeds: int = 1,
     budget: Budget | None = None,
     probes: Sequence[Probe] = (),
+    curves: bool = True,
+    progress: Callable[[], None] = lambda: None,
     transport: Transport | None = None,
     **pool: Any,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Record]:
     """Runs, or goes on with, a run in a directory; returns its records by "problem|strategy".
 
     Args:
+        seeds: repetitions, each with a seed of its own; those after the first have "~2", "~3" behind their problem.
         probes: of the endpoints; those of other servers are left aside.
+        curves: grade every sample and every member of a population, for the curves of the report.
+        progress: called for every record that is there.
 
     Raises:
         SettingsError: no strategy, or one twice; a strategy needs a model that is not there, or what its probe denies.
@@ -59,20 +65,29 @@ def run(
     facts = {
         "problems": [dict(problem) for problem in problems],
         "verifier": verifier.name,
-        "strategies": [one.label for one in made],
         "models": [{"name": one.called, "model": one.model, "sampling": dict(one.sampling)} for one in endpoints],
         "seed": seed,
     }
+    parts = [(problem, repetition) for problem in problems for repetition in range(max(seeds, 1))]
 
-    async def go() -> dict[str, dict[str, Any]]:
+    async def go() -> dict[str, Record]:
         with Journal(directory, {name: digest(fact) for name, fact in facts.items()}, secrets=secrets) as journal:
+            journal.note("about", _about(problems, verifier, endpoints, seed))
+            finished = {name: record for name, record in journal.records().items() if _ended(record, curves=curves)}
             async with Pool(endpoints, journal, budget=budget, seed=seed, transport=transport, **pool) as client:
-                tasks = [answered(client, verifier, problem, each) for problem in problems for each in made]
-                records = await asyncio.gather(*tasks)
-                failures = [record for record in records if record["error"]]
+                records: dict[str, Record] = {}
+
+                async def problem_part(problem: Problem, repetition: int) -> None:
+                    graded = Graded(verifier, problem)
+                    for name, record in await _of_problem(client, graded, made, repetition, finished, curves=curves):
+                        records[name] = record
+                        progress()
+
+                await asyncio.gather(*(problem_part(*part) for part in parts))
+                failures = [record for record in records.values() if record["error"]]
                 if failures and len(failures) == len(records):
                     raise UpstreamError(f"no problem was answered: {failures[0]['error']}", where=str(directory))
-                return {f"{record['problem']}|{record['strategy']}": record for record in records}
+                return {name: records[name] for name in sorted(records)}
 
     return asyncio.run(go())
 
@@ -98,19 +113,76 @@ def _applied(endpoint: Endpoint, probes: Sequence[Probe]) -> Endpoint:
     return next((found.applied(endpoint) for found in probes if found.fits(endpoint)), endpoint)
 
 
-async def answered(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy) -> dict[str, Any]:
+class Graded:
+    """A problem's answers, each of which is compared and graded once, however many strategies give it."""
+
+    def __init__(self, verifier: Verifier, problem: Problem) -> None:
+        self.verifier, self.problem = verifier, problem
+        self._equal: dict[tuple[str, str], bool] = {}
+        self._scores: dict[str, float] = {}
+
+    def extract(self, text: str) -> str | None:
+        return self.verifier.extract(text)
+
+    def equivalent(self, first: str, second: str) -> bool:
+        pair = (first, second)
+        if pair not in self._equal:
+            self._equal[pair] = self.verifier.equivalent(first, second)
+        return self._equal[pair]
+
+    def grade(self, answer: str | None) -> float:
+        """Only after a strategy has answered."""
+        if answer is None:
+            return 0.0
+        if answer not in self._scores:
+            self._scores[answer] = self.verifier.grade(answer, self.problem)
+        return self._scores[answer]
+
+
+async def _of_problem(
+    pool: Pool,
+    graded: Graded,
+    made: Sequence[Strategy],
+    repetition: int,
+    finished: Mapping[str, Record],
+    *,
+    curves: bool,
+) -> list[tuple[str, Record]]:
+    """One problem, all strategies at once; those that have ended before are not asked again."""
+
+    async def one(each: Strategy) -> tuple[str, Record]:
+        name = f"{_part(graded.problem, repetition)}|{each.label}"
+        if name in finished:
+            return name, finished[name]
+        return name, await _record(pool, graded, each, repetition=repetition, curves=curves)
+
+    return list(await asyncio.gather(*(one(each) for each in made)))
+
+
+async def answered(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy) -> Record:
     """The record of one strategy on one problem, graded and kept."""
-    name = str(problem["id"])
-    session = Session(pool, name, made.label, answers=verifier)
+    return await _record(pool, Graded(verifier, problem), made, curves=False)
+
+
+def _part(problem: Problem, repetition: int) -> str:
+    """The first part of the paths of a problem's calls."""
+    return str(problem["id"]) + (f"~{repetition + 1}" if repetition else "")
+
+
+async def _record(pool: Pool, graded: Graded, made: Strategy, *, repetition: int = 0, curves: bool) -> Record:
+    part = _part(graded.problem, repetition)
+    session = Session(pool, part, made.label, answers=graded)
     error = ""
     try:
-        result = await made([{"role": "user", "content": verifier.prompt(problem)}], session)
+        conversation = [{"role": "user", "content": graded.verifier.prompt(graded.problem)}]
+        result = await made(conversation, session)
     except UpstreamError as failure:
         result, error = session.result(None), str(failure)
-    record = {
-        "problem": name,
+    record: Record = {
+        "problem": str(graded.problem["id"]),
+        "repetition": repetition,
         "strategy": made.label,
-        "score": await asyncio.to_thread(verifier.grade, result.answer, problem),
+        "score": await asyncio.to_thread(graded.grade, result.answer),
         "answer": result.answer,
         "text": result.text,
         "used": {model: asdict(used) for model, used in result.used.items()},
@@ -118,66 +190,49 @@ async def answered(pool: Pool, verifier: Verifier, problem: Problem, made: Strat
         "notes": list(result.notes),
         "error": error,
     }
-    await pool.journal.record(f"{name}|{made.label}", record)
+    if curves:
+        record["curves"] = await asyncio.to_thread(_judged, graded, result, session.plain)
+    await pool.journal.record(f"{part}|{made.label}", record)
     return record
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One strategy over all problems.
-
-    Attributes:
-        accuracy: mean score, over problems.
-        against_first: paired difference from the first strategy; None for the first.
-        used: by model, all problems together.
-        unfinished: problems that a budget or an error ended.
-    """
-
-    strategy: str
-    num: int
-    accuracy: Interval
-    against_first: Interval | None
-    used: dict[str, Usage]
-    unfinished: int
-
-
-def outcomes(records: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
-    """Of every strategy, in the order of their tokens written."""
-    by_strategy: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for record in records.values():
-        if "strategy" not in record:
-            continue  # of an evolution: what it learned, beside how its candidates did
-        by_strategy.setdefault(record["strategy"], {})[record["problem"]] = record
-    if not by_strategy:
-        raise DataError("holds no finished problem", where="run", fix="give the command of the run again")
-    sums = {name: _sum(of.values()) for name, of in by_strategy.items()}
-    order = sorted(by_strategy, key=lambda name: (sum(one.completion for one in sums[name].values()), name))
-    common = sorted(set.intersection(*(set(of) for of in by_strategy.values())))
-    first = np.array([by_strategy[order[0]][problem]["score"] for problem in common])
-    found = []
-    for name in order:
-        mine = by_strategy[name]
-        paired = None
-        if name != order[0] and common:
-            paired = paired_interval(np.array([mine[problem]["score"] for problem in common]), first)
-        scores = np.array([record["score"] for record in mine.values()])
-        unfinished = sum(bool(record["stopped"] or record["error"]) for record in mine.values())
-        found.append(Outcome(name, len(mine), interval(scores, scale="logit"), paired, sums[name], unfinished))
-    return found
+def _judged(graded: Graded, result: Result, plain: Mapping[str, Mapping[int, Reply]]) -> Record:
+    """Every member of every population and every plain sample: whose answer it gives, and what each answer is worth."""
+    samples = {model: [by_slot[slot] for slot in sorted(by_slot)] for model, by_slot in plain.items()}
+    replies = [one for population in (*result.populations, *samples.values()) for one in population]
+    found = {one.key: graded.extract(one.text) if one.text else None for one in replies}
+    keys = list(found)
+    groups = sorted(clusters(graded, [found[key] for key in keys]), key=min)
+    cluster = {keys[place]: number for number, group in enumerate(groups) for place in group}
+    return {
+        "scores": [graded.grade(found[keys[group[0]]]) for group in groups],
+        "loops": [[cluster.get(one.key) for one in population] for population in result.populations],
+        "cut": [sum(one.cut for one in population) for population in result.populations],
+        "letters": [sum(len(one.text) for one in population) for population in result.populations],
+        "samples": {
+            model: {
+                "answers": [cluster.get(one.key) for one in ones],
+                "used": asdict(sum((one.usage for one in ones), Usage())),
+            }
+            for model, ones in samples.items()
+        },
+    }
 
 
-def _sum(records: Any) -> dict[str, Usage]:
-    used: dict[str, Usage] = {}
-    for record in records:
-        for model, counts in record["used"].items():
-            used[model] = used.get(model, Usage()) + Usage(**counts)
-    return used
+def _ended(record: Record, *, curves: bool) -> bool:
+    """Whether a record is a strategy's, and as good as one made now."""
+    return "strategy" in record and not record["stopped"] and not record["error"] and ("curves" in record or not curves)
 
 
-def read(directory: str | Path) -> tuple[list[Outcome], dict[str, Paid]]:
-    """What a run found and what was paid for it."""
-    reader = JournalReader(directory)
-    try:
-        return outcomes(reader.records()), reader.paid()
-    finally:
-        reader.close()
+def _about(problems: Sequence[Problem], verifier: Verifier, endpoints: Sequence[Endpoint], seed: int) -> Record:
+    """What a reader of the run wants to know, and what it is not: prices may change."""
+    models = {
+        one.called: {
+            "model": one.model,
+            "address": one.address,
+            "sampling": dict(one.sampling),
+            "price": asdict(one.price) if one.price else None,
+        }
+        for one in endpoints
+    }
+    return {"problems": len(problems), "verifier": verifier.name, "seed": seed, "models": models}

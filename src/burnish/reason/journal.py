@@ -129,6 +129,16 @@ class Journal:
         row = (name, self._clean(json.dumps(record, sort_keys=True, ensure_ascii=False)))
         await self._durable(("INSERT OR REPLACE INTO records VALUES (?, ?)", row))
 
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The results that were kept."""
+        return records(self._reading)
+
+    def note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keeps what a reader wants to know and the run does not depend on, such as prices; before any call."""
+        text = self._clean(json.dumps(value, sort_keys=True, ensure_ascii=False))
+        with self._database:
+            self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
+
     def paid(self) -> dict[str, Paid]:
         """By endpoint, all that left the machine."""
         return paid(self._reading)
@@ -229,12 +239,12 @@ class JournalReader:
             raise DataError(f"was written by another version (schema {self.meta.get('schema')})", where=str(self.path))
 
     @property
-    def run(self) -> dict[str, Any]:
-        return json.loads(self.meta.get("run", "{}"))
+    def about(self) -> dict[str, Any]:
+        """What the run noted of itself; empty where nothing."""
+        return json.loads(self.meta.get("about", "{}"))
 
     def records(self) -> dict[str, dict[str, Any]]:
-        rows = self._database.execute("SELECT name, record FROM records ORDER BY name")
-        return {name: json.loads(record) for name, record in rows}
+        return records(self._database)
 
     def calls(self) -> Iterator[dict[str, Any]]:
         """Every finished call in the order of its flight."""
@@ -272,6 +282,11 @@ class JournalReader:
 
     def close(self) -> None:
         self._database.close()
+
+
+def records(database: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    rows = database.execute("SELECT name, record FROM records ORDER BY name")
+    return {name: json.loads(record) for name, record in rows}
 
 
 def paid(database: sqlite3.Connection) -> dict[str, Paid]:

@@ -45,6 +45,7 @@ class Result:
         loops: texts of each population, in order.
         stopped: "budget" where it ended early, else empty.
         notes: what a reader should know, such as a candidate that was dropped.
+        populations: the replies of which `loops` has the texts.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Result:
     loops: tuple[tuple[str, ...], ...] = ()
     stopped: str = ""
     notes: tuple[str, ...] = ()
+    populations: tuple[tuple[Reply, ...], ...] = field(default=(), repr=False)
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Session:
         model: of plain samples and of all where nothing is said; the pool's first where None.
         fields: sampling fields of every call.
         prompts: texts in place of ours, by name.
+        plain: the plain samples that were had, by model and slot.
     """
 
     pool: Pool
@@ -77,11 +80,14 @@ class Session:
     fields: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    plain: dict[str, dict[int, Reply]] = field(default_factory=dict)
     _used: dict[str, Reply] = field(default_factory=dict)
 
     async def sample(self, conversation: Conversation, slot: int, *, model: str | None = None, **fields: Any) -> Reply:
         """The plain sample of a slot, shared by all strategies."""
-        return await self._call(f"{self.problem}/sample/{slot}", conversation, model, fields)
+        reply = await self._call(f"{self.problem}/sample/{slot}", conversation, model, fields)
+        self.plain.setdefault(reply.endpoint, {})[slot] = reply
+        return reply
 
     async def samples(
         self, conversation: Conversation, num: int, *, model: str | None = None, **fields: Any
@@ -113,7 +119,8 @@ class Session:
             used[one.endpoint] = used.get(one.endpoint, Usage()) + one.usage
         texts = tuple(tuple(one.text for one in population) for population in loops)
         text, answer = (reply.text, self.extract(reply)) if reply else ("", None)
-        return Result(text, answer, used, texts, stopped, tuple(dict.fromkeys(self.notes)))
+        populations = tuple(tuple(population) for population in loops)
+        return Result(text, answer, used, texts, stopped, tuple(dict.fromkeys(self.notes)), populations)
 
     async def _call(self, path: str, conversation: Conversation, model: str | None, fields: Mapping[str, Any]) -> Reply:
         reply = await self.pool.call(model or self.model, conversation, path, {**self.fields, **fields})
