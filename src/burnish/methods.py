@@ -257,7 +257,7 @@ METHODS: tuple[Method, ...] = (
         verb=Verb(
             name="align",
             settings="burnish.align.stage:Align",
-            help="Train on preference pairs: DPO, APS and R3M, or a reward model.",
+            help="Train on preference pairs: DPO, APS and R3M, their usual baselines, or a reward model.",
             examples=("burnish align models/smollm2 --loss r3m-dpo --data prefs.jsonl -o aligned",),
         ),
     ),

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from burnish.align import run as method
 from burnish.align.run import hold_out, run
-from burnish.align.stage import Align
+from burnish.align.stage import SMOOTHED, Align
 from burnish.core.checkpoint import load
 from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.kinds import Kind
@@ -25,13 +25,15 @@ SHORT = {"data": "prefs", "max_steps": 4, "batch": 4, "micro_batch": 2, "lr": 1e
 def test_loss_names_say_what_is_trained_and_with_what():
     named = {
         loss: (Align(loss=loss).pair_loss, Align(loss=loss).makes_reward)
-        for loss in ("dpo", "aps-quadratic-dpo", "r3m-reward", "reward")
+        for loss in ("dpo", "aps-quadratic-dpo", "r3m-reward", "reward", "ipo", "sft-mix")
     }
     assert named == {
         "dpo": ("bt", False),
         "aps-quadratic-dpo": ("aps_quadratic", False),
         "r3m-reward": ("r3m", True),
         "reward": ("bt", True),
+        "ipo": ("bt", False),
+        "sft-mix": ("bt", False),
     }
 
 
@@ -85,6 +87,34 @@ def test_the_model_card_names_the_losses(loss, names, checkpoint, rows, tmp_path
     said = [line.removeprefix("- ") for line in card.splitlines() if line.startswith("- ")]
     assert [line.split(":")[0].partition(" of")[0] for line in said] == names
     assert "arXiv:2406.15568" in card
+
+
+@pytest.mark.parametrize("loss", ["cdpo", "robust", "ipo", "hinge", "sigmoid_norm", "sft-mix", "kto"])
+def test_the_usual_baselines_train_in_the_same_stage(loss, checkpoint, rows):
+    smoothed = {"label_smoothing": 0.1} if loss in SMOOTHED else {}
+    start = load(checkpoint)
+    result = Align(**SHORT | smoothed | {"loss": loss, "max_steps": 2})(start, data=rows)
+    assert result.lineage.kind is Kind.CAUSAL_LM
+    assert not torch.equal(result.module.lm_head.weight, start.module.lm_head.weight)
+    assert len(result.lineage.methods) == 1 and "20" in result.lineage.methods[0]
+
+
+def test_what_a_baseline_needs_and_does_not_read_is_said():
+    for loss in SMOOTHED:
+        with pytest.raises(ValidationError, match="told how likely a label is wrong"):
+            Align(loss=loss)
+    for loss in ("ipo", "kto", "hinge"):
+        with pytest.raises(ValidationError, match="does not read label_smoothing"):
+            Align(loss=loss, label_smoothing=0.1)
+
+
+def test_answers_for_kto_are_mixed_and_keep_their_labels(rows):
+    pairs = Pairs(rows, list(range(len(rows))), "prefs")
+    answers = method._answers(pairs, torch.Generator().manual_seed(0))
+    by_text = {(row["prompt"], row["completion"]): row["label"] for row in answers}
+    assert by_text == {(row["prompt"], row[side]): side == "chosen" for row in rows for side in ("chosen", "rejected")}
+    labels = list(answers["label"])
+    assert 0 < sum(labels[: len(rows)]) < len(rows)
 
 
 def test_a_prompt_whose_end_merges_with_the_answer_is_said_in_every_run(checkpoint, rows, tmp_path):

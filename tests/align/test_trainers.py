@@ -24,6 +24,8 @@ from burnish.align.trainers import (
     RobustDPOConfig,
     RobustDPOTrainer,
     RobustRewardTrainer,
+    StockDPOConfig,
+    StockDPOTrainer,
 )
 from burnish.core.errors import CheckpointError, DataError, NumericalError, SettingsError
 from burnish.optim import COSMOS, NorMuon
@@ -379,6 +381,18 @@ def test_robust_reward_loss_is_the_pure_function_of_the_rewards(checkpoint, data
     chosen, rejected = logits.squeeze(-1).chunk(2)
     expected = smoothed_pair_loss("r3m", chosen - rejected, 0.2, lam=0.3)[0].mean()
     torch.testing.assert_close(loss, expected, rtol=rounding(HIDDEN), atol=rounding(HIDDEN))
+
+
+@pytest.mark.parametrize("loss_type", [["ipo"], ["robust"], ["hinge"], ["sigmoid_norm"], ["sigmoid", "sft"]])
+def test_stock_losses_are_trls(loss_type, checkpoint, dataset, tokenizer, small):
+    results = []
+    for trainer_class, config in ((DPOTrainer, DPOConfig), (StockDPOTrainer, StockDPOConfig)):
+        args = config(**small, loss_type=loss_type, label_smoothing=0.1)
+        trainer = trainer_class(str(checkpoint), args=args, train_dataset=dataset, processing_class=tokenizer)
+        disturb(trainer)
+        results.append(loss_and_gradient(trainer, first_batch(trainer)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(results[0][1][name], results[1][1][name]) for name in results[0][1])
 
 
 # -- configuration and bad input ---------------------------------------------------------------------------------------

@@ -81,6 +81,15 @@ class PairDPOConfig(PairLossArguments, DPOConfig):
 
 
 @dataclass
+class StockDPOConfig(PairLossArguments, DPOConfig):
+    """DPOConfig as it is, with the checks of pairs: `loss_type` decides."""
+
+    def __post_init__(self) -> None:
+        self.check_pair_loss()
+        super().__post_init__()
+
+
+@dataclass
 class AdaptiveDPOConfig(PairDPOConfig):
     """Settings of `AdaptiveDPOTrainer`: Ada-DPO, pair_loss aps by default."""
 

@@ -36,6 +36,7 @@ class DataReport:
 
     Attributes:
         rows, kept: how many pairs it had, and has.
+        unit: what a row is.
         shortened: how many truncation cut.
         dropped: {reason: count}.
     """
@@ -44,10 +45,11 @@ class DataReport:
     kept: int
     shortened: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    unit: str = "pairs"
 
     def __str__(self) -> str:
         left_out = [f"{count} left out ({reason})" for reason, count in self.dropped.items()]
-        return ", ".join([f"{self.kept} of {self.rows} pairs kept", f"{self.shortened} shortened", *left_out])
+        return ", ".join([f"{self.kept} of {self.rows} {self.unit} kept", f"{self.shortened} shortened", *left_out])
 
 
 class PairChecks(Trainer):
@@ -198,7 +200,7 @@ def without_second_bos(dataset: AnyDataset, processing_class: Processing) -> Any
     tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)  # of a processor, its tokenizer
     mark = tokenizer.bos_token
     first = next(iter(dataset), {})
-    if not mark or not isinstance(first.get("chosen"), str):
+    if not mark or not isinstance(first.get("chosen", first.get("completion")), str):
         return dataset
     if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
         return dataset

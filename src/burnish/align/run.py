@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -27,9 +28,19 @@ try:
     from accelerate.logging import MultiProcessAdapter
     from accelerate.utils import is_peft_model
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
+    from trl import KTOConfig, extract_prompt
 
     from burnish.align.pair_checks import ROW, DataReport
-    from burnish.align.trainers import PairDPOConfig, PairDPOTrainer, PairRewardConfig, PairRewardTrainer
+    from burnish.align.stage import STOCK_LOSSES
+    from burnish.align.trainers import (
+        PairDPOConfig,
+        PairDPOTrainer,
+        PairRewardConfig,
+        PairRewardTrainer,
+        StockDPOConfig,
+        StockDPOTrainer,
+        StockKTOTrainer,
+    )
 except ImportError as error:
     raise MissingExtraError(error.name or "trl", "align", "preference training") from None
 
@@ -40,6 +51,8 @@ if TYPE_CHECKING:
 
     from burnish.align.stage import Align
     from burnish.core.progress import Task
+
+AnyTrainer: TypeAlias = "PairDPOTrainer | PairRewardTrainer | StockKTOTrainer"
 
 LOGGED = ("loss", "rewards/margins", "margin", "pairs/accuracy", "pairs/tau", "pairs/delta")
 
@@ -153,25 +166,33 @@ def _trainer(
     train: Pairs,
     held_out: Pairs | None,
     ctx: Context,
-) -> PairDPOTrainer | PairRewardTrainer:
+) -> AnyTrainer:
     """The trainer of the loss, with its optimizer, on a copy of the model."""
+    made = _answers if settings.loss == "kto" else _numbered
     # float32 weights: at these learning rates bfloat16 would round updates away
     module = _on_device(_reward_module(model, settings.seed) if settings.makes_reward else model.module, ctx)
     common: dict[str, Any] = {
-        "train_dataset": _numbered(train),
-        "eval_dataset": _numbered(held_out) if held_out is not None else None,
+        "train_dataset": made(train, ctx.generator),
+        "eval_dataset": made(held_out, ctx.generator) if held_out is not None else None,
         "processing_class": copy.deepcopy(model.tokenizer),
         "peft_config": _lora(settings),
     }
-    trainer: PairDPOTrainer | PairRewardTrainer
+    trainer: AnyTrainer
     if settings.makes_reward:
         trainer = PairRewardTrainer(module, PairRewardConfig(**arguments), **common)
     else:
         # without a second model the policy is its own reference: log-probabilities are taken before the first step
         own = reference is None and not settings.lora_rank
-        config = PairDPOConfig(**arguments, beta=settings.beta, precompute_ref_log_probs=own)
+        arguments |= {"beta": settings.beta, "precompute_ref_log_probs": own}
         second = None if reference is None else _on_device(reference.module, ctx)
-        trainer = PairDPOTrainer(module, second, config, **common)
+        if settings.loss == "kto":
+            trainer = StockKTOTrainer(module, second, _kto_config(arguments), **common)
+        elif settings.loss in STOCK_LOSSES:
+            weights = [1.0, settings.sft_weight] if settings.loss == "sft-mix" else None
+            stock = {"loss_type": STOCK_LOSSES[settings.loss], "loss_weights": weights}
+            trainer = StockDPOTrainer(module, second, StockDPOConfig(**arguments, **stock), **common)  # type: ignore[arg-type]
+        else:
+            trainer = PairDPOTrainer(module, second, PairDPOConfig(**arguments), **common)
     trainer.remove_callback(PrinterCallback)
     policy = trainer.model
     assert policy is not None, "TRL's trainers have a model from the start"
@@ -185,7 +206,7 @@ def _on_device(module: PreTrainedModel, ctx: Context) -> PreTrainedModel:
     return copy.deepcopy(module).float().to(torch.device(ctx.device))  # type: ignore[arg-type]  # their stubs
 
 
-def _trained(trainer: PairDPOTrainer | PairRewardTrainer) -> PreTrainedModel:
+def _trained(trainer: AnyTrainer) -> PreTrainedModel:
     """What the trainer trained, adapters merged, as an ordinary model."""
     result: Any = trainer.accelerator.unwrap_model(trainer.model)
     if is_peft_model(result):
@@ -223,7 +244,28 @@ def _pairs(given: Any, settings: Align) -> Pairs:
     return pairs_of(pairs, on_bad_pair=settings.on_bad_pair, columns=settings.columns)
 
 
-def _numbered(pairs: Pairs) -> Dataset:
+def _answers(pairs: Pairs, generator: torch.Generator) -> Dataset:
+    """Every answer by itself with its label, in a drawn order: TRL reads them as they stand, good ones first of all."""
+    answers = []
+    for row in pairs.rows:
+        whole = row if row.get("prompt") is not None else extract_prompt(row)
+        answers += [
+            {"prompt": whole["prompt"], "completion": whole[side], "label": side == "chosen"}
+            for side in ("chosen", "rejected")
+        ]
+    order = torch.randperm(len(answers), generator=generator).tolist()
+    return import_datasets().Dataset.from_list([answers[place] for place in order])
+
+
+def _kto_config(arguments: dict[str, Any]) -> KTOConfig:
+    """A pair is two answers, so a step sees as many pairs as with the other losses."""
+    known = {field.name for field in dataclasses.fields(KTOConfig)}
+    sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")
+    doubled = {name: 2 * arguments[name] for name in sizes}
+    return KTOConfig(**{name: value for name, value in (arguments | doubled).items() if name in known})
+
+
+def _numbered(pairs: Pairs, generator: torch.Generator) -> Dataset:
     """For the trainers, with the rows' numbers in the file, which their messages name."""
     return pairs.dataset().add_column(ROW, pairs.numbers)  # type: ignore[call-arg]  # a fingerprint is optional
 
@@ -305,7 +347,7 @@ def _reward_module(model: Model, seed: int) -> PreTrainedModel:
 def _counts(name: str, report: DataReport) -> dict[str, str | int]:
     """What truncation and the checks did to a data set, as a row of the ledger."""
     why = "; ".join(f"{count} {reason}" for reason, count in report.dropped.items())
-    numbers = {"pairs": report.rows, "kept": report.kept, "shortened": report.shortened}
+    numbers = {report.unit: report.rows, "kept": report.kept, "shortened": report.shortened}
     return {"data": name} | numbers | {"left out": why or "none"}
 
 

@@ -26,9 +26,34 @@ Loss = Literal[
     "aps-quadratic-reward",
     "r3m-reward",
     "aps-r3m-reward",
+    "cdpo",
+    "robust",
+    "ipo",
+    "hinge",
+    "sigmoid_norm",
+    "sft-mix",
+    "kto",
 ]
 
+STOCK_LOSSES: dict[str, list[str]] = {
+    "robust": ["robust"],
+    "ipo": ["ipo"],
+    "hinge": ["hinge"],
+    "sigmoid_norm": ["sigmoid_norm"],
+    "sft-mix": ["sigmoid", "sft"],
+}
+"""Losses of the margin that are TRL's own, by its names; they are here to be compared with."""
+SMOOTHED = ("cdpo", "robust")
+"""Losses that are nothing without a probability that a label is wrong."""
+
 SOURCES = {
+    "cdpo": "cDPO: DPO with smoothed labels, A note on DPO with noisy preferences, 2023",
+    "robust": "rDPO: Provably Robust DPO, 2024, arXiv:2403.00409",
+    "ipo": "IPO: A General Theoretical Paradigm to Understand Learning from Human Preferences, 2023, arXiv:2310.12036",
+    "hinge": "SLiC: Sequence Likelihood Calibration with Human Feedback, 2023, arXiv:2305.10425",
+    "sigmoid_norm": "DPO with log-ratios per token: Tulu 3, 2024, arXiv:2411.15124",
+    "sft-mix": "DPO with a likelihood term: Iterative Reasoning Preference Optimization, 2024, arXiv:2404.19733",
+    "kto": "KTO: Model Alignment as Prospect Theoretic Optimization, 2024, arXiv:2402.01306",
     "dpo": "DPO: Direct Preference Optimization, 2023, arXiv:2305.18290",
     "reward": "a reward model of the Bradley-Terry kind: Rank Analysis of Incomplete Block Designs, 1952",
     "aps": "APS: Adaptive Preference Scaling for RLHF, 2024, arXiv:2406.02764",
@@ -50,7 +75,8 @@ class Align(Stage):
     memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"
 
     loss: Loss = Field(
-        default="aps-dpo", description="what is trained (dpo: the policy; reward: a reward model) and how"
+        default="aps-dpo",
+        description="what is trained (reward: a reward model; others: the policy) and how; from cdpo on, baselines",
     )
     data: DataRef | None = Field(
         default=None, description="preference pairs: .jsonl, .jsonl.gz, .json, .parquet or a hub id"
@@ -64,7 +90,12 @@ class Align(Stage):
     tau0: float = Field(default=0.1, gt=0, description="APS: smallest scale of a pair")
     tau_max: float = Field(default=5.0, gt=0, description="APS: largest scale of a pair")
     lam: float = Field(default=0.75, gt=0, lt=1, description="R3M: largest weight of a pair")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="probability that a label is wrong")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="probability that a label is wrong; cdpo and robust need it"
+    )
+    sft_weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="sft-mix: of the chosen answer's cross-entropy, per token"
+    )
 
     lr: float | None = Field(
         default=None,
@@ -107,6 +138,10 @@ class Align(Stage):
             raise ValueError(f"tau0 is {self.tau0:g}, above tau_max {self.tau_max:g}")
         if self.reference is not None and self.makes_reward:
             raise ValueError(f"loss {self.loss!r} trains a reward model, which has no reference")
+        if self.loss in SMOOTHED and not self.label_smoothing:
+            raise ValueError(f"loss {self.loss!r} is told how likely a label is wrong by label_smoothing, which is 0")
+        if self.label_smoothing and self.loss not in SMOOTHED and (self.loss in STOCK_LOSSES or self.loss == "kto"):
+            raise ValueError(f"loss {self.loss!r} does not read label_smoothing; cdpo and robust do")
         return self
 
     @property
@@ -115,14 +150,16 @@ class Align(Stage):
 
     @property
     def pair_loss(self) -> str:
-        """The name in `burnish.align.losses`: "aps-quadratic-dpo" -> "aps_quadratic", "dpo" -> "bt"."""
-        head, _, _ = self.loss.rpartition("-")
+        """The name in `burnish.align.losses`: "aps-quadratic-dpo" -> "aps_quadratic", "dpo" and "cdpo" -> "bt"."""
+        head, _, last = self.loss.rpartition("-")
+        if last not in ("dpo", "reward"):
+            return "bt"
         return head.replace("-", "_") or "bt"
 
     @property
     def methods(self) -> list[str]:
         """What is trained and by which loss, with sources, as a model card says it."""
-        return [source for part, source in SOURCES.items() if part in self.loss.split("-")]
+        return [source for part, source in SOURCES.items() if part in (self.loss, *self.loss.split("-"))]
 
     @property
     def learning_rate(self) -> float:

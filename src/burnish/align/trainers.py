@@ -22,7 +22,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, Trainer
-from trl import DPOTrainer, RewardTrainer
+from trl import DPOTrainer, KTOConfig, KTOTrainer, RewardTrainer
 
 from burnish.align.configs import (
     AdaptiveDPOConfig,
@@ -31,10 +31,11 @@ from burnish.align.configs import (
     PairRewardConfig,
     RobustDPOConfig,
     RobustRewardConfig,
+    StockDPOConfig,
 )
 from burnish.align.losses import Diagnostics, smoothed_pair_loss
 from burnish.align.maths.direct import direct_margin, sequence_log_prob
-from burnish.align.pair_checks import ROW, PairChecks
+from burnish.align.pair_checks import ROW, DataReport, PairChecks, without_second_bos
 from burnish.align.trainer_seam import (
     Example,
     PairArguments,
@@ -63,6 +64,9 @@ __all__ = [
     "RobustDPOTrainer",
     "RobustRewardConfig",
     "RobustRewardTrainer",
+    "StockDPOConfig",
+    "StockDPOTrainer",
+    "StockKTOTrainer",
 ]
 
 PAIRS_IN_BATCH = "pairs in batch"
@@ -185,6 +189,17 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
     def _compute_loss(
         self, model: Policy, inputs: PairBatch, return_outputs: bool
     ) -> Tensor | tuple[Tensor, PolicyOutputs]:
+        stock, outputs, margin = self._stock_loss(model, inputs, return_outputs)
+        losses = self._pair_losses(margin)
+        if self.use_weighting:
+            losses = losses * self._wpo_weight(outputs, inputs)
+        loss = losses.mean()
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        return (loss, stock[1]) if return_outputs else loss
+
+    def _stock_loss(self, model: Policy, inputs: PairBatch, return_outputs: bool) -> tuple[Any, PolicyOutputs, Tensor]:
+        """What TRL's method returns, the outputs of the forward pass that it made, and the margins of these."""
         inputs = self._with_reference(inputs)
         listener = _Listener(model)
         precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
@@ -194,13 +209,7 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
             self.precompute_ref_logps = precomputed
         outputs = listener.first
         assert outputs is not None, "the stock loss calls the model"
-        losses = self._pair_losses(self._margin(outputs, inputs))
-        if self.use_weighting:
-            losses = losses * self._wpo_weight(outputs, inputs)
-        loss = losses.mean()
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        return (loss, stock[1]) if return_outputs else loss
+        return stock, outputs, self._margin(outputs, inputs)
 
     def _with_reference(self, inputs: PairBatch) -> PairBatch:
         """The batch with the reference's log-probabilities in it, as if they had been precomputed."""
@@ -259,6 +268,46 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
             return self._margin(outputs, batch)
 
         return self._report(dataset, margins_of)
+
+
+class StockDPOTrainer(PairDPOTrainer):
+    """DPOTrainer with the loss that its `loss_type` names, and the checks, logs and messages of the pair losses."""
+
+    args: StockDPOConfig  # type: ignore[assignment]  # reads the same fields, and lets TRL's loss_type stand
+    default_config = StockDPOConfig  # type: ignore[assignment]
+
+    def _compute_loss(
+        self, model: Policy, inputs: PairBatch, return_outputs: bool
+    ) -> Tensor | tuple[Tensor, PolicyOutputs]:
+        stock, _, margin = self._stock_loss(model, inputs, return_outputs)
+        self._log_pairs({"accuracy": (1 + margin.detach().sign()) / 2})
+        return stock
+
+
+class StockKTOTrainer(KTOTrainer):
+    """KTOTrainer on answers that are each marked good or bad, with a report of what truncation did.
+
+    Its data has `prompt`, `completion` and `label`, in the order in which it is trained on: TRL takes it as it comes.
+
+    Attributes:
+        data_reports: of each data set, by its name; in answers.
+    """
+
+    data_reports: dict[str, DataReport]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.data_reports = {}
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Processing, args: KTOConfig, dataset_name: str) -> Any:
+        once = without_second_bos(dataset, processing_class)
+        prepared: Any = super()._prepare_dataset(once, processing_class, args, dataset_name)
+        report = self.data_reports[dataset_name] = DataReport(len(dataset), len(prepared), unit="answers")
+        if len(prepared) < len(dataset):
+            report.dropped["longer than max_length"] = len(dataset) - len(prepared)
+        sizes = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in prepared]
+        report.shortened = sum(args.max_length is not None and size > args.max_length for size in sizes)
+        return prepared
 
 
 class AdaptiveDPOTrainer(PairDPOTrainer):
