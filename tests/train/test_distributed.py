@@ -5,13 +5,16 @@ import signal
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 
+from burnish.arch import head_of
 from burnish.core.errors import NumericalError, OutputError, SettingsError, StageError
 from burnish.data.packing import documents, pack
 from burnish.optim import COSMOS, Muon, NorMuon
 from burnish.train import Loop, Loss, fit, model_inputs
 from burnish.train.distributed import Processes, world
+from burnish.train.losses import HeadLoss
 from burnish.train.world import ALONE
 from processes import together
 
@@ -104,6 +107,33 @@ def test_any_mesh_trains_as_one_process_does(model_of, rows, context, all_float6
             same_table(losses, table, 1e-10)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_loss_without_all_logits_trains_as_the_plain_one_on_one_process(
+    model_of, rows, context, all_float64, tied, adapters
+):
+    def make():
+        model = model_of(dtype=torch.float64, tie_word_embeddings=tied)
+        loss = HeadLoss(head_of(model))
+        if adapters:
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                model = get_peft_model(model, LoraConfig(r=3, target_modules=["q_proj", "down_proj"])).double()
+        return model, loss
+
+    weights, table, _ = run(ALONE, make()[0], rows, context("alone"))
+
+    def work(world):
+        model, loss = make()
+        return run(world, model, rows, context(f"rank{world.rank}"), loss_fn=loss)
+
+    for number in (1, 2):
+        found = [work(ALONE)] if number == 1 else together(number, one_of_many, (number,), work)
+        same(found[0][0], weights, 1e-10)
+        for _, losses, _ in found:
+            same_table(losses, table, 1e-10)
+
+
 def test_float32_losses_agree_within_rounding(model_of, rows, context):
     _, table, _ = run(ALONE, model_of(), rows, context("alone"), Muon)
     found = together(3, one_of_many, (3,), lambda world: run(world, model_of(), rows, context("three"), Muon))
@@ -118,8 +148,6 @@ def test_bfloat16_products_agree_within_their_rounding(model_of, rows, context):
 
 
 def test_adapters_train_as_on_one_process(model_of, rows, context, all_float64):
-    from peft import LoraConfig, get_peft_model
-
     def make():
         model = model_of(dtype=torch.float64)
         with torch.random.fork_rng():

@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from burnish.arch import Head
 from burnish.data.packing import IGNORED
+from burnish.train.maths.linear_cross_entropy import linear_cross_entropy
 
 Batch = Mapping[str, Tensor]
 
@@ -73,6 +75,36 @@ def next_token_loss(logits: Float[Tensor, "batch length vocab"], targets: Tensor
     return Loss(total, (targets != IGNORED).sum().to(total.dtype))
 
 
+@dataclass(frozen=True)
+class HeadLoss:
+    """`causal_lm_loss` to rounding, or `balanced_loss`, but the logits of all tokens are never in memory at once.
+
+    Attributes:
+        head: of the model that it is called with.
+        balance: coefficient of the model's own load-balancing loss; 0 for a model without experts.
+    """
+
+    head: Head
+    balance: float = 0.0
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        """The sum over the tokens whose target is not -100, the only ones that the head is computed for."""
+        routers = {"output_router_logits": True} if self.balance else {}
+        output, hidden = self.head.last_hidden(model, **model_inputs(batch), **routers)
+        counts = batch["targets"] != IGNORED
+        linear = self.head.linear
+        total = linear_cross_entropy(
+            hidden[counts],
+            linear.weight,
+            batch["targets"][counts],
+            linear.bias,
+            scale=self.head.scale,
+            cap=self.head.cap,
+        )
+        loss = Loss(total, counts.sum().to(total.dtype))
+        return _balanced(loss, output, self.balance) if self.balance else loss
+
+
 def balanced_loss(coefficient: float) -> LossFn:
     """`causal_lm_loss` plus the load-balancing loss of a mixture of experts, times `coefficient`.
 
@@ -83,11 +115,14 @@ def balanced_loss(coefficient: float) -> LossFn:
 
     def loss_fn(model: nn.Module, batch: Batch) -> Loss:
         outputs = model(**model_inputs(batch), output_router_logits=True)
-        loss = next_token_loss(outputs.logits, batch["targets"])
-        balance = outputs.aux_loss.to(loss.total.device) * loss.weight
-        return Loss(loss.total + coefficient * balance, loss.weight, {"balance": balance.detach()})
+        return _balanced(next_token_loss(outputs.logits, batch["targets"]), outputs, coefficient)
 
     return loss_fn
+
+
+def _balanced(loss: Loss, outputs: Any, coefficient: float) -> Loss:
+    balance = outputs.aux_loss.to(loss.total.device) * loss.weight
+    return Loss(loss.total + coefficient * balance, loss.weight, {"balance": balance.detach()})
 
 
 @torch.no_grad()

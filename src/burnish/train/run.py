@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from burnish.arch import head_of
 from burnish.core.checkpoint import Model, cast
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
@@ -22,7 +23,7 @@ from burnish.optim import optimizer_class
 from burnish.train.bound import Bounded
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import merged, with_adapters
-from burnish.train.losses import LossFn, WithParameters, balanced_loss, causal_lm_loss
+from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
 from burnish.train.world import World
 
@@ -244,13 +245,17 @@ def check_vocabulary(module: Any, rows: PackedRows) -> None:
 
 
 def loss_of(settings: Train, module: Any) -> LossFn:
-    """Next-token loss, with the load-balancing loss of the model's experts where it has one."""
+    """Next-token loss, with the load-balancing loss of the model's experts where it has one.
+
+    All logits are in memory only where the model's head is of a kind that is not known, and under torch.compile.
+    """
     own = getattr(module.config.get_text_config(), "router_aux_loss_coef", None)
-    if own is None:
-        if settings.balance:
-            raise SettingsError("the model has no load-balancing loss", where="balance", fix="leave balance out")
-        return causal_lm_loss
-    coefficient = own if settings.balance is None else settings.balance
+    if own is None and settings.balance:
+        raise SettingsError("the model has no load-balancing loss", where="balance", fix="leave balance out")
+    coefficient = (own if settings.balance is None else settings.balance) or 0.0
+    head = None if settings.compile else head_of(module)
+    if head is not None:
+        return HeadLoss(head, coefficient)
     return balanced_loss(coefficient) if coefficient else causal_lm_loss
 
 

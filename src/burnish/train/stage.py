@@ -28,7 +28,7 @@ class Train(Stage):
     """Train a model on texts (every token counts) or chats (what the assistant says counts)."""
 
     name: ClassVar[str] = "train"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "training on texts or chats with NorMuon, Muon, COSMOS, SOAP or AdamW; packed, resumable"
     memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
     changeable: ClassVar[frozenset[str] | None] = frozenset(
