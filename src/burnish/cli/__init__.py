@@ -139,7 +139,11 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "burnish reason serve --local models/smollm2 --port 0",
         ),
     ),
-    "data": ("Make problems whose every answer can be checked, and rows to learn them from.", {}, ()),
+    "data": (
+        "Make problems whose every answer can be checked, and rows to learn them from.",
+        {"gym": "Write fresh problems of reasoning-gym, of which it has a hundred kinds."},
+        ("burnish data gym --task countdown --task maze -n 200 -o problems.jsonl",),
+    ),
 }
 """{word: (what it is for, its commands, examples)}"""
 for _word, (_help, _parts, _shown) in _TOPICS.items():

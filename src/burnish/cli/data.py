@@ -1,9 +1,9 @@
-"""`burnish data chain`."""
+"""`burnish data`: problems whose every answer can be checked."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -63,14 +63,10 @@ def chain(
     overwrite:
         Replace the file.
     """
-    from burnish.core.checkpoint.durable import write_atomically
-    from burnish.core.errors import OutputError, SettingsError
-    from burnish.data.chain import Chains, chain_rows, json_lines, questions_of
+    from burnish.core.errors import SettingsError
+    from burnish.data.chain import Chains, chain_rows, questions_of
 
-    if out.exists() and not overwrite:
-        raise OutputError("exists", where=str(out), fix="give --overwrite, or another name")
-    if number < 1:
-        raise SettingsError(f"is {number}, but at least one chain is needed", where="--number")
+    _may_write(out, number, overwrite=overwrite)
     low, _, high = steps.partition("-")
     if not (low.isdecimal() and (high or low).isdecimal()):
         raise SettingsError(f"is {steps!r}", where="--steps", fix="write 4, or 1-8")
@@ -87,8 +83,60 @@ def chain(
     )
     held_out = questions_of(apart_from) if apart_from else set()
     rows = list(chain_rows(kinds, number, seed=seed, apart_from=held_out, distinct=distinct))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json_lines(iter(rows)))
+    _write(out, rows)
     questions = len({row["question"] for row in rows})
     letters = sum(len(row["solution"]) for row in rows) / number
     print(f"{out}: {number:,} chains, {questions:,} different questions, {letters:.1f} letters a solution")
+
+
+def gym(
+    *,
+    task: list[str],
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    number: Annotated[int, Parameter(name=["--number", "-n"])] = 200,
+    seed: int = 0,
+    apart_from: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write fresh problems of reasoning-gym, which `--verifier reasoning-gym` grades, one JSON row a line.
+
+    Parameters
+    ----------
+    task:
+        Kind of problem, such as countdown; give it several times for several, which take turns.
+    out:
+        The .jsonl file.
+    number:
+        How many, all different.
+    seed:
+        The same seed and tasks write the same problems.
+    apart_from:
+        A file none of whose questions may occur: hold out by question, not by seed.
+    overwrite:
+        Replace the file.
+    """
+    from burnish.data.chain import questions_of
+    from burnish.data.gym import gym_rows
+
+    _may_write(out, number, overwrite=overwrite)
+    held_out = questions_of(apart_from) if apart_from else set()
+    rows = list(gym_rows(task, number, seed=seed, apart_from=held_out))
+    _write(out, rows)
+    print(f"{out}: {number:,} problems of {', '.join(task)}")
+
+
+def _may_write(out: Path, number: int, *, overwrite: bool) -> None:
+    from burnish.core.errors import OutputError, SettingsError
+
+    if out.exists() and not overwrite:
+        raise OutputError("exists", where=str(out), fix="give --overwrite, or another name")
+    if number < 1:
+        raise SettingsError(f"is {number}, but at least one problem is needed", where="--number")
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    from burnish.core.checkpoint.durable import write_atomically
+    from burnish.data.chain import json_lines
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json_lines(iter(rows)))
