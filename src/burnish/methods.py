@@ -362,11 +362,28 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="sampling",
+        does="n continuations of every prompt in batches that finished rows leave, with every token's log-probability",
+        use="burnish.generate",
+        source="top-p: The Curious Case of Neural Text Degeneration, 2019, arXiv:1904.09751",
+        page="sampling",
+        benchmarks=(Benchmark("sampling"),),
+    ),
+    Method(
+        name="grading",
+        does="is this answer right: mathematics, numbers, exact words, chains, and programs behind walls",
+        use="burnish reason run --verifier math",
+        source="math-verify, 2024; HumanEval, 2021, arXiv:2107.03374; LiveCodeBench, 2024, arXiv:2403.07974",
+        page="grading",
+        benchmarks=(Benchmark("grading"),),
+    ),
+    Method(
         name="verifiable chains",
         does="sums modulo m whose every step can be checked, the task on which tiny models learn to reason",
         use="burnish data chain",
         source="ours; the form of the steps follows no paper",
         page="chains",
+        benchmarks=(Benchmark("chains"),),
         verb=Verb(
             name="chain",
             settings="burnish.data.stage:DrawChains",

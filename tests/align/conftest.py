@@ -1,5 +1,6 @@
 """A two-layer Llama, a byte tokenizer with a chat template, and small preference data."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -7,6 +8,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch
+
+from small_models import small_config
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
@@ -32,61 +35,37 @@ def tokenizer():
 
 
 def tiny_config(tokenizer, **changes):
-    from transformers import LlamaConfig
-
-    settings = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-        "tie_word_embeddings": True,
-    }
-    return LlamaConfig(**settings | changes)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    return small_config(**{"vocab_size": len(tokenizer), "tie_word_embeddings": True} | special | changes)
 
 
 @pytest.fixture(scope="session")
 def other_vocabulary(tokenizer, tmp_path_factory):
     """A checkpoint whose tokenizer knows one more token."""
-    import copy
-
-    from transformers import LlamaForCausalLM
-
-    directory = tmp_path_factory.mktemp("other")
     larger = copy.deepcopy(tokenizer)
     larger.add_tokens(["<|extra|>"])
-    LlamaForCausalLM(tiny_config(larger)).save_pretrained(directory)
-    larger.save_pretrained(directory)
+    return written(larger, tmp_path_factory.mktemp("other"), seed=0)
+
+
+def written(tokenizer, directory, seed):
+    """A directory with the tiny model of a seed and its tokenizer."""
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer, tmp_path_factory):
-    """A directory with the tiny model and its tokenizer."""
-    from transformers import LlamaForCausalLM
-
-    directory = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return written(tokenizer, tmp_path_factory.mktemp("tiny"), seed=0)
 
 
 @pytest.fixture(scope="session")
 def reference_checkpoint(tokenizer, tmp_path_factory):
     """The same architecture with other weights."""
-    from transformers import LlamaForCausalLM
-
-    directory = tmp_path_factory.mktemp("reference")
-    torch.manual_seed(1)
-    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return written(tokenizer, tmp_path_factory.mktemp("reference"), seed=1)
 
 
 COLOURS = ["red", "green", "blue", "white", "black", "brown"]

@@ -442,21 +442,13 @@ def test_a_model_in_memory_without_reference_is_refused(checkpoint, dataset, tok
         PairDPOTrainer(model, args=PairDPOConfig(**small), train_dataset=dataset, processing_class=tokenizer)
 
 
-def test_a_reference_with_another_vocabulary_is_refused(checkpoint, dataset, tokenizer, small):
+@pytest.mark.parametrize("policy", [load, str], ids=["of a model", "of a path"])
+def test_a_reference_with_another_vocabulary_is_refused(policy, checkpoint, dataset, tokenizer, small):
     other = load(checkpoint)
     other.resize_token_embeddings(300)
     with pytest.raises(CheckpointError, match="a vocabulary of 300 tokens"):
         PairDPOTrainer(
-            load(checkpoint), other, PairDPOConfig(**small), train_dataset=dataset, processing_class=tokenizer
-        )
-
-
-def test_a_reference_of_another_vocabulary_than_a_path_is_refused(checkpoint, dataset, tokenizer, small):
-    other = load(checkpoint)
-    other.resize_token_embeddings(300)
-    with pytest.raises(CheckpointError, match="a vocabulary of 300 tokens"):
-        PairDPOTrainer(
-            str(checkpoint), other, PairDPOConfig(**small), train_dataset=dataset, processing_class=tokenizer
+            policy(checkpoint), other, PairDPOConfig(**small), train_dataset=dataset, processing_class=tokenizer
         )
 
 

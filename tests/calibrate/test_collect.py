@@ -47,22 +47,12 @@ def weight_gradients(module, tokens, seed):
     return found
 
 
-def test_sketch_b_is_the_second_moment_of_weight_gradients(llama, tokens, tmp_path):
-    views = in_layers(llama)
-    statistics = collect(llama, views, Calibration(tokens, seed=3, num_folds=2), tmp_path, key={}, sketches=("b",))
-    gradients = weight_gradients(llama, tokens, 3)
-    for view in views:
-        of_view = [view.of(window[view.parameter]) for window in gradients]
-        sums = statistics.read(view, [0, 1])
-        input_side, output_side = sums.sketches["b"]
-        torch.testing.assert_close(input_side, sum(g.T @ g for g in of_view), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(output_side, sum(g @ g.T for g in of_view), rtol=1e-9, atol=1e-12)
-
-
-def test_expert_sketches_are_the_second_moment_of_weight_gradients(mixtral, tokens, tmp_path):
-    views = in_layers(mixtral)
-    statistics = collect(mixtral, views, Calibration(tokens, seed=3, num_folds=2), tmp_path, key={}, sketches=("b",))
-    gradients = weight_gradients(mixtral, tokens, 3)
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_sketch_b_is_the_second_moment_of_weight_gradients(kind, tokens, tmp_path, request):
+    module = request.getfixturevalue(kind)
+    views = in_layers(module)
+    statistics = collect(module, views, Calibration(tokens, seed=3, num_folds=2), tmp_path, key={}, sketches=("b",))
+    gradients = weight_gradients(module, tokens, 3)
     for view in views:
         of_view = [view.of(window[view.parameter]) for window in gradients]
         sums = statistics.read(view, [0, 1])

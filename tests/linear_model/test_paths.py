@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,33 +141,26 @@ def test_the_dual_of_the_dantzig_selector_proves_its_optimality() -> None:
         assert path.values[number] - bound <= 1e-8
 
 
-@given(
+SMALL_PROBLEMS = given(
     seed=st.integers(0, 2**31),
     num_samples=st.integers(2, 8),
     num_features=st.integers(1, 8),
     integers=st.booleans(),
     duplicate=st.booleans(),
 )
+
+
+@SMALL_PROBLEMS
 @settings(max_examples=60, deadline=None)
-def test_no_small_problem_cycles_or_ends_at_a_wrong_basis(
-    seed: int, num_samples: int, num_features: int, integers: bool, duplicate: bool
-) -> None:
-    check_small_problem(seed, num_samples, num_features, integers, duplicate)
+def test_no_small_problem_cycles_or_ends_at_a_wrong_basis(**drawn: Any) -> None:
+    check_small_problem(**drawn)
 
 
 @pytest.mark.slow
-@given(
-    seed=st.integers(0, 2**31),
-    num_samples=st.integers(2, 8),
-    num_features=st.integers(1, 8),
-    integers=st.booleans(),
-    duplicate=st.booleans(),
-)
+@SMALL_PROBLEMS
 @settings(max_examples=2000, deadline=None)
-def test_no_small_problem_of_2000_cycles(
-    seed: int, num_samples: int, num_features: int, integers: bool, duplicate: bool
-) -> None:
-    check_small_problem(seed, num_samples, num_features, integers, duplicate)
+def test_no_small_problem_of_2000_cycles(**drawn: Any) -> None:
+    check_small_problem(**drawn)
 
 
 def check_small_problem(seed: int, num_samples: int, num_features: int, integers: bool, duplicate: bool) -> None:
