@@ -10,7 +10,7 @@ import torch
 
 from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit import audit_pairs
-from burnish.align.audit_page import render
+from burnish.align.audit_page import render, sampling_order
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.decisions import apply_decisions, flipped
 from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, rotated, unit_scale
@@ -197,13 +197,21 @@ def test_page_holds_everything_itself(audit):
     assert "default-src &#39;none&#39;" in page and "script-src &#39;sha256-" in page and "onsubmit" not in page
 
 
+def test_every_beginning_of_the_sample_is_spread_over_all_ranks():
+    order = sampling_order(1000)
+    assert sorted(order) == list(range(1000))
+    for size in (16, 100):
+        ranks = np.flatnonzero(np.array(order) < size)
+        assert np.histogram(ranks, bins=4, range=(0, 1000))[0].min() >= size // 4 - 2
+
+
 def test_texts_cannot_break_out_of_the_page(pairs, checkpoint):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     rows = [row | {"chosen": row["chosen"] + evil} if index == 0 else row for index, row in enumerate(pairs.rows)]
     page = render(audit_pairs(Pairs(rows, pairs.numbers, "<b>prefs</b>"), load(checkpoint), AuditSettings(repeats=1)))
     assert evil not in page and "<img" not in page and "<b>prefs" not in page
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1)
-    assert any(evil in row["chosen"] for row in json.loads(data)["pairs"])
+    assert any(evil in text for text in json.loads(data)["texts"])
 
 
 def test_written_files_agree(audit, tmp_path):

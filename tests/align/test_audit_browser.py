@@ -239,3 +239,56 @@ def test_two_tabs_do_not_overwrite_each_others_decisions(audited, browser):
     assert browser.texts("#tally") == ["2 decided: 1 kept, 1 flipped, 0 dropped"]
     stored = browser.run("return Object.values(JSON.parse(localStorage.getItem(Object.keys(localStorage)[0])))")
     assert sorted(entry["decision"] for entry in stored) == ["flip", "keep"]
+
+
+def test_a_person_sees_what_differs_and_what_was_decided(checkpoint, browser, tmp_path):
+    fence = "```python\ndef add(a, b):\n    return a {sign} b\n```"
+    rows = [{"prompt": f"Write {i}.", "chosen": f"Certainly, {i}.", "rejected": f"Never, {i}."} for i in range(45)]
+    rows[0] |= {"chosen": fence.format(sign="+"), "rejected": fence.format(sign="-"), "prompt": "<i>add</i> **both**"}
+    rows[1] |= {"chosen": "the year was 1848 they say", "rejected": "the year was 1849 they say", "prompt": "שלום?"}
+    rows[2] |= {"chosen": "alpha beta gamma", "rejected": "one two three four"}
+    audit = audit_pairs(Pairs(rows, list(range(1, 46)), "prefs.jsonl"), load(checkpoint), AuditSettings(repeats=1))
+    page = audit.write(tmp_path / "audit")
+    key = {row["row"]: row["key"] for row in audit.rows}
+    browser.open(page.as_uri())
+    browser.run("const sort = document.getElementById('sort'); sort.value = 'row'; sort.onchange()")
+    article = {row: f"#pair-{key[row]}" for row in (1, 2, 3)}
+
+    # the one word in which two answers differ is marked, in code too; texts without common words are left alone
+    assert browser.texts(f"{article[1]} pre mark") == ["+", "-"]
+    assert browser.texts(f"{article[1]} strong") == ["both"] and browser.texts(f"{article[1]} i") == []
+    assert browser.texts(f"{article[2]} mark") == ["1848", "1849"]
+    assert browser.texts(f"{article[3]} mark") == [] and len(browser.texts(f"{article[3]} .few")) == 1
+    browser.click("#diff")
+    browser.click("#format")
+    assert browser.texts("mark") == [] and browser.texts(f"{article[1]} pre") == []
+    assert browser.texts(f"{article[1]} .chosen .text") == [fence.format(sign="+")]  # as it was written
+    assert browser.run("return [...document.querySelectorAll('.text')].every(node => node.dir === 'auto')")
+    assert browser.texts(f"{article[1]} svg text") == ["Bradley-Terry", "R3M", "APS"]
+
+    # several pairs are on one screen, and a flip says which answer is better now
+    assert browser.run("return document.querySelector('article:nth-of-type(5)').offsetHeight < innerHeight / 3")
+    browser.click(f"{article[2]} button.flip")
+    assert browser.texts(f"{article[2]} h3") == ["now worse (was labelled better)", "now better (was labelled worse)"]
+    browser.click(f"{article[2]} button.flip")
+    assert browser.texts(f"{article[2]} h3") == ["labelled better", "labelled worse"]
+
+    # "Show more" is there as long as there is more; a search starts at its first hit, Esc takes it back
+    assert browser.run("return document.getElementById('more').offsetHeight") > 0
+    browser.click("#more")
+    assert browser.run("return document.getElementById('more').offsetHeight") == 0
+    browser.run("window.scrollTo(0, document.body.scrollHeight)")
+    browser.write("#search", "certainly")
+    first = "return document.querySelector('article').getBoundingClientRect()"
+    bottom = browser.run("return document.getElementById('panel').getBoundingClientRect().bottom")
+    assert bottom - 2 <= browser.run(f"{first}.top") < bottom + 60
+    assert len(browser.texts("article")) == 40
+    browser.write("#search", " nowhere")
+    assert browser.texts("article") == [] and "No pair matches" in browser.texts(".empty")[0]
+    browser.press("\ue00c")
+    assert browser.texts("#count") == ["45 of 45 pairs shown"]
+    assert browser.run("return document.getElementById('search').value") == ""
+    browser.write("#search", "nowhere")
+    browser.click(".empty button")
+    assert browser.texts("#count") == ["45 of 45 pairs shown"]
+    assert browser.mistakes() == []
