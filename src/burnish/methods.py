@@ -390,7 +390,7 @@ METHODS: tuple[Method, ...] = (
             help="Write verifiable chains: sums modulo 10 whose steps can be checked, with redundant checks.",
             examples=(
                 "burnish data chain -n 40000 --steps 1-8 -o train.jsonl",
-                "burnish data chain -n 800 --steps 4 --seed 1 --distinct --apart-from train.jsonl -o test.jsonl",
+                "burnish data chain -n 800 --distinct --apart-from train.jsonl -o test.jsonl",
             ),
             command="data chain",
             function="data:chain",
