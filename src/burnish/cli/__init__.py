@@ -128,7 +128,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "report": "Print accuracy and cost of every strategy of a run, and what was paid, and write its page.",
             "probe": "Ask a server some thirty short questions and print what it really does.",
             "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
-            "serve": "Serve a checkpoint to any OpenAI client, by transformers in this process.",
+            "serve": "Serve strategies to any OpenAI client, before another server or a checkpoint in this process.",
         },
         (
             "burnish reason run problems.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen "
@@ -136,6 +136,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "burnish reason probe http://127.0.0.1:8000/v1 --model qwen -o probe.json",
             "burnish reason report runs/a",
             "burnish reason journal runs/a --out calls.jsonl",
+            "burnish reason serve --upstream http://127.0.0.1:8000/v1",
             "burnish reason serve --local models/smollm2 --port 0",
         ),
     ),

@@ -3,59 +3,104 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from burnish.reason.serve import Backend
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def serve(
     *,
-    local: Path,
-    name: str | None = None,
+    upstream: str | None = None,
+    local: Path | None = None,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    verifier: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8321,
     allow_host: list[str] | None = None,
+    timeout: float = 600.0,
+    concurrency: int = 256,
+    name: str | None = None,
     rows: int = 64,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     device: str = "cpu",
 ) -> None:
-    """Serve a checkpoint to any OpenAI client, by transformers in this process.
+    """Serve strategies to any OpenAI client, in front of another server or of a checkpoint in this process.
 
-    Another address than the loopback needs a key. It is read from BURNISH_SERVE_KEY, and asked for wherever it is set.
+    A request for "rsa(n=8,k=4,loops=3)@MODEL" is answered by the strategy, one for MODEL passes as it is. The key of
+    the server behind is read from OPENAI_API_KEY. Another address than the loopback needs a key of its own, which is
+    read from BURNISH_SERVE_KEY and asked for wherever it is set.
 
     Parameters
     ----------
+    upstream:
+        Address of an OpenAI-like server, up to /v1.
     local:
-        A checkpoint directory.
-    name:
-        By which clients call the model; the directory's where nothing is said.
+        A checkpoint directory, served by transformers in this process.
+    out:
+        A directory in which the calls of strategies are kept: a request with a seed goes on there after a crash.
+    verifier:
+        How strategies find and compare answers (math, number and others); without it they compare whole texts.
     host:
         Address to listen at.
     port:
         0 takes a free one, which is printed.
     allow_host:
         Further names by which clients call this server; requests that name others are refused.
+    timeout:
+        Seconds without a byte from the server behind, after which a request is given up.
+    concurrency:
+        Calls of strategies at a time, for each model.
+    name:
+        By which clients call the local model; its directory's where nothing is said.
     rows:
-        Continuations that share a forward pass, at most.
+        Continuations of the local model that share a forward pass, at most.
     dtype:
-        Of the weights; in the shorter two, texts depend on what else is asked for at the time.
+        Of the local model; in the shorter two, texts depend on what else is asked for at the time.
     device:
-        Where the model is.
+        Where the local model is.
     """
     import asyncio
     import os
+    from contextlib import nullcontext
 
+    from burnish.core.errors import SettingsError
+    from burnish.reason.serve import Guard, Upstream
+    from burnish.reason.serve import serve as run
+    from burnish.reason.serve.upstream import checked
+    from burnish.verify import verifier as named
+
+    if (upstream is None) == (local is None):
+        raise SettingsError(
+            "one server behind is needed", where="burnish reason serve", fix="give --upstream or --local"
+        )
+    guard = Guard(host, os.environ.get("BURNISH_SERVE_KEY", ""), tuple(allow_host or ()))
+    backend: Backend
+    if upstream is not None:
+        keys = not guard.key  # else what clients send is the key of this server
+        backend = Upstream(checked(upstream), forwards_key=keys, timeout=timeout, concurrency=concurrency)
+    else:
+        assert local is not None
+        backend = _local(local, name, rows, dtype, device)
+
+    def said(address: str) -> None:
+        print(f"serving {backend.called} at {address}", flush=True)
+
+    with named(verifier) if verifier else nullcontext() as answers:
+        asyncio.run(run(backend, guard, port=port, said=said, out=out, answers=answers))
+
+
+def _local(directory: Path, name: str | None, rows: int, dtype: Dtype, device: str) -> Backend:
     import torch
 
     from burnish.core.checkpoint import load
     from burnish.generate import Engine
-    from burnish.reason.serve import Guard, Local
-    from burnish.reason.serve import serve as run
+    from burnish.reason.serve import Local
 
-    guard = Guard(host, os.environ.get("BURNISH_SERVE_KEY", ""), tuple(allow_host or ()))
-    model = load(local, dtype=getattr(torch, dtype), device=device)
-    called = name or local.resolve().name
-    engine = Engine(model.module.eval(), model.tokenizer, name=called, identity=model.identity, rows=rows)
-
-    def said(address: str) -> None:
-        print(f"serving {called} at {address}", flush=True)
-
-    asyncio.run(run(Local(engine), guard, port=port, said=said))
+    model = load(directory, dtype=getattr(torch, dtype), device=device)
+    called = name or directory.resolve().name
+    return Local(Engine(model.module.eval(), model.tokenizer, name=called, identity=model.identity, rows=rows))

@@ -87,6 +87,7 @@ class Pool:
             raise SettingsError("there must be one model or more", fix="give every model a name of its own")
         self.journal, self.seed, self._budget = journal, seed, budget or Budget()
         self._attempts, self._first_wait = attempts, first_wait
+        self._start = start
         self._limiters = {name: Limiter(one.concurrency, start) for name, one in self.endpoints.items()}
         self._all = asyncio.Semaphore(concurrency)
         self._transport = transport or OpenAITransport(self.endpoints.values())
@@ -110,6 +111,12 @@ class Pool:
         await asyncio.gather(*tasks, return_exceptions=True)
         if isinstance(self._transport, OpenAITransport):
             await self._transport.close()
+
+    def add(self, endpoint: Endpoint) -> None:
+        """One more endpoint, for a pool with a transport that reaches it."""
+        self.endpoints[endpoint.called] = endpoint
+        self._limiters[endpoint.called] = Limiter(endpoint.concurrency, self._start)
+        self._used[endpoint.called] = Usage()
 
     def endpoint(self, name: str | None = None) -> Endpoint:
         if name is None:

@@ -3,5 +3,6 @@
 from burnish.reason.serve.frame import Backend, application, listening, serve
 from burnish.reason.serve.guard import Guard
 from burnish.reason.serve.local import Local, Writer
+from burnish.reason.serve.upstream import Upstream
 
-__all__ = ["Backend", "Guard", "Local", "Writer", "application", "listening", "serve"]
+__all__ = ["Backend", "Guard", "Local", "Upstream", "Writer", "application", "listening", "serve"]

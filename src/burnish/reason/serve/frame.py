@@ -7,17 +7,23 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from burnish.core.errors import BurnishError, OutputError
 from burnish.reason.calls import Endpoint
+from burnish.reason.journal import Journal
 from burnish.reason.pool import Transport
 from burnish.reason.serve.guard import Guard
 from burnish.reason.serve.shapes import Refusal, error_object, error_of
+from burnish.reason.serve.solving import Solver
+from burnish.reason.serve.wanted import wanted
+from burnish.reason.session import Answers
 
 LARGEST = 256 * 2**20
 """Bytes of a request; pictures are in it."""
@@ -33,19 +39,30 @@ class Backend(Protocol):
     @property
     def identity(self) -> dict[str, str]: ...
     @property
+    def secrets(self) -> Sequence[str]: ...
+    @property
     def transport(self) -> Transport: ...
+    def asked_by(self, headers: Mapping[str, str], /) -> AbstractContextManager[None]: ...
     def endpoint(self, model: str) -> Endpoint: ...
     async def models(self, request: web.Request) -> web.StreamResponse: ...
     async def plain(self, request: web.Request, raw: bytes, body: dict[str, Any]) -> web.StreamResponse: ...
     async def close(self) -> None: ...
 
 
-def application(backend: Backend, guard: Guard) -> web.Application:
+def application(backend: Backend, guard: Guard, solver: Solver) -> web.Application:
     """The routes."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         raw = await request.read()
-        return await backend.plain(request, raw, read_body(raw))
+        body = read_body(raw)
+        found = wanted(body, request.headers)
+        if found.strategy is not None and not body.get("tools") and not body.get("functions"):
+            with backend.asked_by(request.headers):
+                return await solver.answer(request, found, body)
+        if found.strategy is not None:  # a call of tools is the client's own turn: its model alone is put right
+            body = {name: value for name, value in body.items() if name != "burnish"} | {"model": found.model}
+            raw = json.dumps(body, ensure_ascii=False).encode()
+        return await backend.plain(request, raw, body)
 
     async def health(request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -69,6 +86,7 @@ def application(backend: Backend, guard: Guard) -> web.Application:
     app.router.add_post("/v1/chat/completions", answer)
     app.router.add_post("/v1/completions", answer)
     app.router.add_get("/v1/models", backend.models)
+    app.router.add_get("/v1/models/{name:.+}", backend.models)
     app.router.add_get("/health", health)
     return app
 
@@ -85,7 +103,7 @@ def read_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[str], None]) -> None:
+async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[str], None], **kept: Any) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Args:
@@ -93,6 +111,7 @@ async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[st
         guard: whom it serves, and where it listens.
         port: 0 takes a free one.
         said: is told the address, up to and with /v1.
+        kept: `out` and `answers` of `listening`.
 
     Raises:
         OutputError: the place to listen at is taken or not ours.
@@ -102,7 +121,7 @@ async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[st
     for one in signals:
         loop.add_signal_handler(one, ended.set)
     try:
-        async with listening(backend, guard, port) as address:
+        async with listening(backend, guard, port, **kept) as address:
             said(address)
             await ended.wait()
     finally:
@@ -111,23 +130,34 @@ async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[st
 
 
 @asynccontextmanager
-async def listening(backend: Backend, guard: Guard, port: int = 0) -> AsyncIterator[str]:
+async def listening(
+    backend: Backend, guard: Guard, port: int = 0, *, out: Path | None = None, answers: Answers | None = None
+) -> AsyncIterator[str]:
     """The server at its address; at the end who still waits is cut off and the backend closed.
 
+    Args:
+        backend: where requests go.
+        guard: whom it serves, and where it listens.
+        port: 0 takes a free one.
+        out: where calls of strategies are kept; a directory that goes with the server where nothing is said.
+        answers: how strategies find and compare answers.
+
     Raises:
-        OutputError: the place to listen at is taken or not ours.
+        OutputError: the place to listen at is taken or not ours, or the directory holds something else.
     """
-    app = application(backend, guard)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(backend.close)
+        place = out or Path(stack.enter_context(TemporaryDirectory(prefix="burnish-serve-")))
+        solver = Solver(backend, Journal(place, backend.identity, secrets=backend.secrets), answers)
+        stack.push_async_callback(solver.close)
+        app = application(backend, guard, solver)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        stack.push_async_callback(runner.cleanup)
         await runner.setup()
         try:
             await web.TCPSite(runner, guard.host, port).start()
         except OSError as error:
-            place = f"{guard.host}:{port}"
-            raise OutputError(f"cannot be listened at ({error.strerror})", where=place, fix="try --port 0") from None
+            where = f"{guard.host}:{port}"
+            raise OutputError(f"cannot be listened at ({error.strerror})", where=where, fix="try --port 0") from None
         host = f"[{guard.host}]" if ":" in guard.host else guard.host
         yield f"http://{host}:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
-        await backend.close()

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from burnish.core.errors import BurnishError
 from burnish.core.settings import first_mistake
 from burnish.reason.calls import Endpoint, Usage
 from burnish.reason.pool import refused
@@ -170,12 +171,23 @@ class Local:
     def identity(self) -> dict[str, str]:
         return {"local": self.engine.identity}
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return ()
+
+    def asked_by(self, headers: Mapping[str, str], /) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def endpoint(self, model: str) -> Endpoint:
         self._check_name(model)
         return Endpoint("http://in-this-process/v1", model, key_variable="")
 
     async def models(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(model_list({self.engine.name: {"max_model_len": self.engine.context}}))
+        listed = model_list({self.engine.name: {"max_model_len": self.engine.context}})
+        if name := request.match_info.get("name"):
+            self._check_name(name)
+            return web.json_response(listed["data"][0])
+        return web.json_response(listed)
 
     async def plain(self, request: web.Request, raw: bytes, body: dict[str, Any]) -> web.StreamResponse:
         order = await self._order(body, chat=request.path.endswith("/chat/completions"))
@@ -189,7 +201,7 @@ class Local:
         try:
             order = await self._order({**body, "stream": False}, chat=True)
             return json.dumps(await self._answer(order, "call")).encode()
-        except Refusal as error:
+        except BurnishError as error:
             status, said = error_of(error)
             raise refused(endpoint, status, json.dumps(said), {}) from None
 
