@@ -146,6 +146,14 @@ def test_routed_rsa_that_sends_nothing_to_the_strong_model_begins_with_it(tmp_pa
     assert {name: used.calls for name, used in result.used.items()} == {"strong": 4, "cheap": 8}
 
 
+def test_routing_at_random_has_the_shares_and_knows_nothing_of_the_answers(tmp_path: Path):
+    transport = InProcess(lambda model, messages, draw: f"Final answer: {draw.randrange(3)}")
+    spec = "routed-rsa(models=cheap+strong,percentiles=25,n=8,k=2,loops=3,fitness=random)"
+    results = run(tmp_path, [spec], 3, transport=transport, endpoints=two())
+    for result in results.values():
+        assert {name: used.calls for name, used in result.used.items()} == {"strong": 8 + 2 * 2, "cheap": 2 * 6}
+
+
 def test_groups_are_routed_by_numpy_percentiles():
     fitness = [random.Random(7).random() + i for i in range(16)]
     tiers = routed(fitness, [10, 50])

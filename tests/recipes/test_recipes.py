@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import warm
+from burnish.cli import main
 from burnish.core.checkpoint import load
 from burnish.core.ledger import LEDGER_FILE, read_rows
 from burnish.core.recipe import read_recipe
@@ -125,3 +127,35 @@ def test_a_recipe_parses_and_its_settings_are_known(path: Path):
     for node in recipe.nodes:
         stage = ROOMS.stage_class(node.stage, where=node.where).parse(node.settings, where=node.where)
         assert stage.name == node.stage
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_reasoner_is_made_from_a_configuration_and_reads_its_own_answers(tmp_path: Path):
+    """Two steps of each training on two dozen chains; what is learned is for the benchmark to say."""
+    words = ["--tokenizer", "bpe:400", "--data", ROOT / "src" / "burnish" / "reason" / "prompts"]
+    words += ["--chat-template", ROOT / "examples" / "reasoner.jinja", "-o", tmp_path / "start"]
+    main(list(map(str, ["init", ROOT / "examples" / "reasoner_small.json", *words])))
+    smaller = {"chain": {"number": 24}, "train": {"steps": 2, "holdout": 0.2}}
+    smaller["aggregate"] = {"k": 2, "max_new_tokens": 8}
+
+    def run_of(name: str) -> Run:
+        text = (ROOT / "recipes" / f"{name}.yaml").read_text().replace("runs/reasoner", str(tmp_path / "tiny_reasoner"))
+        content = yaml.safe_load(text) | {"start": str(tmp_path / "start")}
+        content["nodes"] = [node | smaller[node["stage"]] for node in content["nodes"]]
+        small = tmp_path / f"{name}.yaml"
+        small.write_text(yaml.safe_dump(content))
+        return Run(read_recipe(small), tmp_path / name, ROOMS)
+
+    run = run_of("tiny_reasoner")
+    run.execute()
+    partner = run_of("tiny_reasoner_small")  # which reads what the other has made
+    partner.execute()
+    chats = [json.loads(line)["messages"] for line in (run.target("mixed") / "rows.jsonl").read_text().splitlines()]
+    plain = [json.loads(line)["messages"] for line in (run.target("second") / "rows.jsonl").read_text().splitlines()]
+    shown = [chat for chat, given in zip(chats, plain, strict=True) if chat != given]
+    assert 0 < len(shown) < len(chats)
+    assert all("Attempt 2:\n" in chat[0]["content"] for chat in shown)
+    for target in (run.target("aggregating"), run.target("plain"), partner.target("aggregating")):
+        assert load(target).tokenizer.chat_template
+    assert {decision.action for decision in run_of("tiny_reasoner").execute()} == {"skip"}

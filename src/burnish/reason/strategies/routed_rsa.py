@@ -38,7 +38,8 @@ class RoutedRSA(Strategy):
         models: from cheap to strong.
         percentiles: one fewer than models, rising: the share of groups for each tier from the strong end. 0 and below
             sends nothing to the tier, 100 and above everything.
-        fitness: `confidence` or `logprob` of the members, or `diversity` of their answers.
+        fitness: `confidence` or `logprob` of the members, or `diversity` of their answers; `random` is the control that
+            knows nothing, against which the others must show what they are worth.
         lite: `consensus` keeps a member of a cheap group whose answers are all equal, without a call.
         update: `replace` the population, or `accumulate` all members.
         n, k, loops, answer: as in RSA.
@@ -50,7 +51,7 @@ class RoutedRSA(Strategy):
     n: int = Field(16, ge=1)
     k: int = Field(4, ge=1)
     loops: int = Field(10, ge=1)
-    fitness: Literal["confidence", "logprob", "diversity"] = "confidence"
+    fitness: Literal["confidence", "logprob", "diversity", "random"] = "confidence"
     lite: Literal["", "consensus"] = ""
     update: Literal["replace", "accumulate"] = "replace"
     answer: Literal["majority", "uniform"] = "majority"
@@ -67,8 +68,8 @@ class RoutedRSA(Strategy):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        scores = {"diversity": (), "logprob": ("logprobs",), "confidence": ("logprobs", "alternatives")}
-        return several(self.n) + scores[self.fitness]
+        scores = {"logprob": ("logprobs",), "confidence": ("logprobs", "alternatives")}
+        return several(self.n) + scores.get(self.fitness, ())
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ class RoutedRSA(Strategy):
     ) -> tuple[list[Reply], bool]:
         groups = drawn_groups(session, loop, self.n, self.k, len(population))
         found = [session.extract(one) for one in population]
-        fitness = self._fitness(session, population, found, groups)
+        fitness = self._fitness(session, population, found, groups, loop)
         if len(self.models) > 1 and len(set(fitness)) == 1:
             session.notes.append("all groups of a loop were equally hard, so that all went to one model")
         tiers = routed(fitness, self.percentiles if len(self.models) > 1 else [])
@@ -108,8 +109,15 @@ class RoutedRSA(Strategy):
         return await until_spent(calls)
 
     def _fitness(
-        self, session: Session, population: Sequence[Reply], found: Sequence[str | None], groups: Sequence[Group]
+        self,
+        session: Session,
+        population: Sequence[Reply],
+        found: Sequence[str | None],
+        groups: Sequence[Group],
+        loop: int,
     ) -> list[float]:
+        if self.fitness == "random":
+            return [session.random(f"loop{loop}", slot, "fitness").random() for slot in range(len(groups))]
         if self.fitness == "diversity":
             return [-float(_distinct(session, [found[place] for place in group])) for group in groups]
         scores = [SCORES[self.fitness](one) for one in population]
