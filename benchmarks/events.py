@@ -1,15 +1,10 @@
 """Event forecasting: log-likelihood, calibration and speed of THP, SMURF-THP and SMASH beside their baselines.
 
-    python benchmarks/events.py hawkes
-    python benchmarks/events.py stackoverflow --data DIR --seeds 0 1 2
-    python benchmarks/events.py financial --data DIR
-    python benchmarks/events.py smash --data DIR --dataset crime_atlanta
-    python benchmarks/events.py places --data DIR --dataset crime_atlanta --seeds 0 1 2
-    python benchmarks/events.py online
-    python benchmarks/events.py langevin
-    python benchmarks/events.py drift
-    python benchmarks/events.py epoch --side burnish        (and --side easytpp in that package's own environment)
-    python benchmarks/check.py --write                      (writes the tables of docs/methods from the JSON)
+    python benchmarks/events.py hawkes3 hawkes2 [--only likelihood score mass gap thp lognormal hawkes] [--seeds 0 1 2]
+    python benchmarks/events.py stackoverflow financial --data DIR
+    python benchmarks/events.py crime_atlanta --data DIR --only smash places
+    python benchmarks/events.py online langevin drift
+    python benchmarks/events.py epoch --data FILE --side burnish     (--side easytpp in that package's own environment)
 
 Every experiment adds its entry to benchmarks/results/events.json. The epoch of a model is chosen on validation
 sequences; the test part is read once, at the end. DIR holds parquet files with columns sequence_id, time, mark and
@@ -18,9 +13,12 @@ split or fold (see docs/methods/smurf-thp.md); they are not part of this reposit
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import statistics
 import time
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -36,11 +34,9 @@ SCORES = (
 )  # fmt: skip
 
 
-OUT = experiment.RESULTS / "events.json"
-"""The results file (--out)."""
-
-
-def record(name: str, entry: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> None:
+def record(
+    out: Path, name: str, question: str, entry: dict[str, Any], rows: list[dict[str, Any]] | None = None
+) -> None:
     """Adds or replaces one experiment in the results file.
 
     With `rows` the entry is completed: a row of the same model, settings, objective and training is replaced.
@@ -49,7 +45,8 @@ def record(name: str, entry: dict[str, Any], rows: list[dict[str, Any]] | None =
     def key(row: dict[str, Any]) -> str:
         return json.dumps([row["model"], row["settings"], row["objective"], row["training"]], sort_keys=True)
 
-    with experiment.results(OUT, {"experiments": {}}) as everything:
+    entry = {"question": question} | entry
+    with experiment.results(out, {"experiments": {}}) as everything:
         if rows is not None:
             before = everything["experiments"].get(name, {})
             kept = {key(row): row for row in before.get("rows", [])} | {key(row): row for row in rows}
@@ -57,66 +54,118 @@ def record(name: str, entry: dict[str, Any], rows: list[dict[str, Any]] | None =
             entry = before | entry | {"seeds": seeds, "rows": list(kept.values())}
         everything["experiments"][name] = {**entry, "date": date.today().isoformat()}
     note = "one thread a process; CPU seconds of the process, since the machine was shared"
-    experiment.record(OUT, __doc__, {}, note=note, libraries=["easy-tpp"])
-    print(f"{name}: written to {OUT.name}")
+    experiment.record(out, __doc__, {}, note=note, libraries=["easy-tpp"])
+    print(f"{name}: written to {out.name}")
 
 
-def chosen(scores: dict[str, float]) -> dict[str, float]:
-    return {name: round(float(scores[name]), 6) for name in SCORES if name in scores}
+def rounded(scores: dict[str, Any], names: tuple[str, ...] | None = None) -> dict[str, float]:
+    return {name: round(float(scores[name]), 6) for name in names or scores if name in scores}
 
 
-# -- one fit ---------------------------------------------------------------------------------------------------------
+# -- data sets: what is learned from, and what tests -----------------------------------------------------------------
 
 
-STATES: Path | None = None
-"""Where the states of unfinished fits go (--state); a run that was cut off goes on from them."""
+@dataclass(frozen=True)
+class Set:
+    """A data set, by the way it is divided.
 
+    Attributes:
+        file: in DIR; empty for a simulated process.
+        group: column of the parts that were published: `fold` (1 tests, 2 to 5 teach) or `split`.
+        most: sequences to learn from and to test on, drawn with seed 0; None for all.
+        dequantise: gaps are whole ticks of a clock, and a density needs a continuous one.
+        training: passes and batch, by model where they are not the model's own.
+        places: test events whose place is scored.
+        tuned_on: what settings were chosen on.
+    """
 
-def run(model: Any, objective: dict[str, Any], parts: Any, training: dict[str, Any], bootstrap: int = 100) -> Any:
-    """Fits, scores on the test part once, and returns the row and the forecaster."""
-    from burnish.core.progress import Progress
-    from burnish.events import EventForecaster
+    file: str = ""
+    group: str = ""
+    most: tuple[int | None, int | None] = (None, None)
+    dequantise: bool = False
+    hidden_size: int = 32
+    training: dict[str, dict[str, int]] = field(default_factory=dict)
+    places: int = 0
+    tuned_on: str = "nothing"
 
-    train, validation, test = parts
-    forecaster = EventForecaster(model, **objective)
-    started = time.process_time()
-    state = None if STATES is None else STATES / f"{model.kind}-{train.num_events}-{training['seed']}"
-    history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
-    seconds = time.process_time() - started
-    result = forecaster.score(test, bootstrap=bootstrap, progress=Progress())
-    row = {
-        "model": model.kind,
-        "settings": model.settings,
-        "objective": objective,
-        "training": training,
-        "num_parameters": model.num_parameters,
-        "epochs_run": len(history.train),
-        "best_epoch": history.best_epoch + 1,
-        "validation_loss": round(history.validation[history.best_epoch], 5),
-        "fit_cpu_seconds": round(seconds, 1),
-        "scores": chosen(result.scores),
-        "errors": {name: round(value, 6) for name, value in result.errors.items()},
-        "notes": [*forecaster.notes, *result.notes],
-    }
-    print(model.kind, objective, training.get("seed"), json.dumps(row["scores"]), f"{seconds:.0f} CPU s", flush=True)
-    return row, forecaster, result
-
-
-# -- simulated processes with known truth ----------------------------------------------------------------------------
 
 TUNED = (
     "by hand on the validation part of hawkes3; its test part was also printed while the code was written, "
     "and no setting was changed on it"
 )
-SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "recurrent_size": 32}
+ONE_SETTING = "nothing: one setting, taken from the simulated process"
+PLACES_TUNED = "nothing; passes and batches of some sets were changed after test scores were seen"
 
 
-def simulated(preset: str) -> tuple[Any, ...]:
+def located(name: str, epochs: int, batch_size: int) -> Set:
+    training = {"places": {"epochs": epochs, "batch_size": batch_size, "patience": 4}}
+    return Set(
+        f"{name}.parquet", "split", training=training, places=20 if experiment.SMOKE else 600, tuned_on=PLACES_TUNED
+    )
+
+
+SETS = {
+    "hawkes3": Set(tuned_on=TUNED),
+    "hawkes2": Set(),
+    "stackoverflow": Set(
+        "stackoverflow_badges.parquet", "fold", (1778, None), hidden_size=48, tuned_on=ONE_SETTING,
+        training={"": {"epochs": 24, "batch_size": 32, "patience": 3}},
+    ),
+    "financial": Set(
+        "financial_book_order.parquet", "fold", (200, 100), dequantise=True, tuned_on=ONE_SETTING,
+        training={"": {"epochs": 10, "batch_size": 4, "patience": 3}},
+    ),
+    "crime_atlanta": located("crime_atlanta", 12, 8),
+    "football_passes": located("football_passes", 6, 4),
+    "earthquake_japan": located("earthquake_japan", 7, 8),
+    "covid19_nj_valtest": located("covid19_nj_valtest", 30, 4),
+}  # fmt: skip
+"""The mixture of places has passes and batches with which a fit takes about a minute of one core."""
+ORDER = ("train", "dev", "val", "validation", "test")
+
+
+def simulated(preset: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     from burnish.events.hawkes import PRESETS, simulate_hawkes
 
-    data = simulate_hawkes(PRESETS[preset], 1500, num_events=60, seed=0)
-    bounds = ((0, 1000), (1000, 1200), (1200, 1500))
-    return tuple(data.with_sequences(data.sequences[a:b]) for a, b in bounds)
+    ends = (20, 25, 30) if experiment.SMOKE else (1000, 1200, 1500)
+    data = simulate_hawkes(PRESETS[preset], ends[-1], num_events=60, seed=0)
+    parts = tuple(data.with_sequences(data.sequences[a:b]) for a, b in zip((0, *ends), ends, strict=False))
+    sizes = "/".join(str(len(part)) for part in parts)
+    facts = {"data": f"preset {preset}, {sizes} sequences of 60 events, seed 0; scored: events 2..60"}
+    return parts, facts | {"truth": ideal(preset, parts[2])}
+
+
+def published(directory: Path, one: Set) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Training, validation and test part of a file, and how they came about."""
+    from burnish.events import EventDataset
+
+    location = ("x", "y") if one.places else None
+    dataset = EventDataset.from_parquet(directory / one.file, group=one.group, location=location)
+    if one.group == "split":
+        parts = tuple(dataset.group(part) for part in sorted({s.group for s in dataset.sequences}, key=ORDER.index))
+        said = "train/val/test as published; the epoch is chosen on val"
+        if len(parts) == 2:  # the training part is not public
+            parts = (*parts[0].split((0.8, 0.2), seed=0), parts[1])
+            said = "the public val part trains (a fifth of it chooses the epoch), test as published"
+        return parts, {"data": f"{one.file.removesuffix('.parquet')}: {said}"}
+    if one.dequantise:
+        dataset = dataset.dequantise(seed=7)
+    most = (40, 20) if experiment.SMOKE else one.most
+    rest, test = some(dataset.group("2", "3", "4", "5"), most[0]), some(dataset.group("1"), most[1])
+    train, validation = rest.split((0.9, 0.1), seed=0)
+    sizes = f"{len(train):,} sequences train, {len(validation):,} choose the epoch, {len(test):,} of fold 1 test"
+    drawn = "drawn by sequence, seed 0, from folds 2 to 5 and from fold 1"
+    return (train, validation, test), {"data": f"{sizes} (read once); {drawn}", "notes": list(dataset.notes)}
+
+
+def some(dataset: Any, count: int | None) -> Any:
+    """So many sequences, drawn with seed 0."""
+    import numpy as np
+
+    if count is None or count >= len(dataset):
+        return dataset
+    drawn = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
+    return dataset.with_sequences(dataset.sequences[i] for i in drawn)
 
 
 def ideal(preset: str, test: Any) -> dict[str, float]:
@@ -145,251 +194,168 @@ def ideal(preset: str, test: Any) -> dict[str, float]:
     }
 
 
-def hawkes(seeds: list[int], presets: list[str], only: list[str]) -> None:
-    from burnish.events import THP, ExponentialHawkes, LogNormalMixture, SmurfTHP
+# -- fits ------------------------------------------------------------------------------------------------------------
 
-    table: dict[str, tuple[Any, dict[str, Any]]] = {
-        "hawkes": (ExponentialHawkes, {"objective": "likelihood"}),
-        "likelihood": (SmurfTHP, {"objective": "likelihood"}),
-        "score": (SmurfTHP, {"objective": "score"}),
-        "mass": (SmurfTHP, {"objective": "score+mass"}),
-        "gap": (SmurfTHP, {"objective": "score", "time_coordinate": "gap"}),
-        "thp": (THP, {"objective": "likelihood"}),
-        "lognormal": (LogNormalMixture, {"objective": "likelihood"}),
-    }
-    for preset in presets:
-        parts = simulated(preset)
-        k = parts[0].num_marks
-        facts = {
-            "question": "How close to the truth do the models come on a simulated process, and do both objectives?",
-            "data": f"preset {preset}, 1000/200/300 sequences of 60 events, seed 0; scored: events 2..60",
-            "tuned_on": TUNED if preset == "hawkes3" else "nothing",
-            "truth": ideal(preset, parts[2]),
-        }
-        for seed in seeds:
-            for name in only:
-                kind, objective = table[name]
-                model = kind(k) if kind is ExponentialHawkes else kind(k, **SMALL)
-                training = {"epochs": 15, "batch_size": 50, "lr": 3e-3, "seed": seed}
-                row, _, result = run(model, objective, parts, training)
-                beside = {b: {n: round(v, 6) for n, v in scores.items()} for b, scores in result.baselines.items()}
-                record(preset, facts | {"baselines": beside}, [row])
-
-
-# -- real data -------------------------------------------------------------------------------------------------------
-
-
-def real(
-    data: Path,
-    name: str,
-    seeds: list[int],
-    training: dict[str, Any],
-    size: dict[str, Any],
-    only: list[str],
-    part: tuple[int | None, int | None],
-) -> None:
-    """Fold 1 tests; `part` bounds the number of sequences to learn from and to test on (None: all)."""
-    from burnish.events import THP, EventDataset, LogNormalMixture, SmurfTHP
-
-    file, jitter = {
-        "stackoverflow": ("stackoverflow_badges.parquet", False),
-        "financial": ("financial_book_order.parquet", True),
-    }[name]
-    dataset = EventDataset.from_parquet(data / file, group="fold")
-    if jitter:  # gaps are whole ticks of a millisecond clock; a density needs a continuous one
-        dataset = dataset.dequantise(seed=7)
-    rest, test = _some(dataset.group("2", "3", "4", "5"), part[0]), _some(dataset.group("1"), part[1])
-    train, validation = rest.split((0.9, 0.1), seed=0)
-    sizes = f"{len(train):,} sequences train, {len(validation):,} choose the epoch, {len(test):,} of fold 1 test"
-    parts = (train, validation, test)
-    for seed in seeds:
-        for kind in only:
-            model = {"likelihood": SmurfTHP, "thp": THP, "lognormal": LogNormalMixture}[kind](dataset.num_marks, **size)
-            row, _, result = run(model, {"objective": "likelihood"}, parts, training | {"seed": seed})
-            record(
-                name,
-                {
-                    "question": "Likelihood, accuracy and calibration on real sequences, beside baselines.",
-                    "data": f"{sizes} (read once); drawn by sequence, seed 0, from folds 2 to 5 and from fold 1",
-                    "notes": list(dataset.notes),
-                    "tuned_on": "nothing: one setting, taken from the simulated process",
-                    "baselines": {
-                        b: {n: round(v, 6) for n, v in scores.items()} for b, scores in result.baselines.items()
-                    },
-                },
-                [row],
-            )
-
-
-def _some(dataset: Any, count: int | None) -> Any:
-    """So many sequences, drawn with seed 0."""
-    import numpy as np
-
-    if count is None or count >= len(dataset):
-        return dataset
-    drawn = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
-    return dataset.with_sequences(dataset.sequences[i] for i in drawn)
-
-
-def smash(data: Path, dataset_name: str, seeds: list[int], epochs: int, num_events: int) -> None:
-    import numpy as np
-
-    from burnish.events import EventDataset, Smash
-    from burnish.events.spatial import add_location_scores, baseline_location_scores
-
-    dataset = EventDataset.from_parquet(data / f"{dataset_name}.parquet", group="split", location=("x", "y"))
-    parts = tuple(dataset.group(part) for part in sorted({s.group for s in dataset.sequences}, key=_order))
-    rows = []
-    for seed in seeds:
-        model = Smash(dataset.num_marks, hidden_size=48, num_layers=2, intermediate_size=96, recurrent_size=48)
-        training = {"epochs": epochs, "batch_size": 16, "lr": 3e-3, "patience": 8, "seed": seed}
-        row, forecaster, result = run(model, {"objective": "likelihood"}, parts, training)
-        add_location_scores(forecaster, parts[2], result, num_events=num_events)
-        row["scores"] = chosen(result.scores)
-        row["errors"] = {name: round(value, 6) for name, value in result.errors.items()}
-        rows.append(row)
-        print(json.dumps(row["scores"]), flush=True)
-    kde = baseline_location_scores(parts[0], parts[1], parts[2], num_events=num_events)
-    print(kde, flush=True)
-    record(
-        f"smash_{dataset_name}",
-        {
-            "question": "Time, mark and place on real data, beside a kernel density with decaying copies of events.",
-            "data": f"{dataset_name}: train/val/test as published; the epoch is chosen on val",
-            "seeds": seeds,
-            "location_events": f"{num_events} test events, 300 sampled places each",
-            "baselines": {
-                **{b: {k: round(v, 6) for k, v in s.items()} for b, s in result.baselines.items()},
-                "kernel density of train and recent events": {k: round(float(v), 6) for k, v in kde.items()},
-            },
-            "majority_accuracy": float(
-                np.mean(np.concatenate([s.marks[1:] for s in parts[2].sequences]) == _top(parts[0]))
-            ),
-            "rows": rows,
-        },
-    )
-
-
-PLACES = {
-    "crime_atlanta": {"epochs": 12, "batch_size": 8},
-    "football_passes": {"epochs": 6, "batch_size": 4},
-    "earthquake_japan": {"epochs": 7, "batch_size": 8},
-    "covid19_nj_valtest": {"epochs": 30, "batch_size": 4},
+MODELS: dict[str, tuple[str, dict[str, str]]] = {
+    "hawkes": ("ExponentialHawkes", {"objective": "likelihood"}),
+    "likelihood": ("SmurfTHP", {"objective": "likelihood"}),
+    "score": ("SmurfTHP", {"objective": "score"}),
+    "mass": ("SmurfTHP", {"objective": "score+mass"}),
+    "gap": ("SmurfTHP", {"objective": "score", "time_coordinate": "gap"}),
+    "thp": ("THP", {"objective": "likelihood"}),
+    "lognormal": ("LogNormalMixture", {"objective": "likelihood"}),
+    "smash": ("Smash", {"objective": "likelihood"}),
+    "places": ("PlaceMixture", {"objective": "likelihood"}),
 }
-"""Passes and batch of the mixture of places, so that a fit takes about a minute of one core."""
+TRAINING = {"epochs": 15, "batch_size": 50, "lr": 3e-3}
+FEW = {"epochs": 1} if experiment.SMOKE else {}
+OF_MODEL: dict[str, dict[str, int]] = {"smash": {"epochs": 40, "batch_size": 16, "patience": 8}}
+"""Where it is another for a model on all data sets."""
 
 
-def places(data: Path, dataset_name: str, seeds: list[int], num_events: int) -> None:
-    """The mixture of places by likelihood, in rows beside those of SMASH and the kernel density."""
-    from burnish.events import EventDataset, PlaceMixture
-    from burnish.events.spatial import add_location_scores, baseline_location_scores
+def size_of(name: str, hidden: int) -> dict[str, int]:
+    layers = 1 if name == "places" else 2
+    hidden = 48 if name == "smash" else hidden
+    return {"hidden_size": hidden, "num_layers": layers, "intermediate_size": 2 * hidden, "recurrent_size": hidden}
 
-    dataset = EventDataset.from_parquet(data / f"{dataset_name}.parquet", group="split", location=("x", "y"))
-    parts = tuple(dataset.group(part) for part in sorted({s.group for s in dataset.sequences}, key=_order))
-    if len(parts) == 2:  # the training part is not public: validation trains, and a fifth of it chooses the epoch
-        parts = (*parts[0].split((0.8, 0.2), seed=0), parts[1])
-    rows = []
-    for seed in seeds:
-        model = PlaceMixture(dataset.num_marks, hidden_size=32, num_layers=1, intermediate_size=64, recurrent_size=32)
-        training = {**PLACES[dataset_name], "lr": 3e-3, "patience": 4, "seed": seed}
-        row, forecaster, result = run(model, {"objective": "likelihood"}, parts, training)
-        add_location_scores(forecaster, parts[2], result, num_events=num_events)
-        row["scores"] = chosen(result.scores)
-        row["errors"] = {name: round(value, 6) for name, value in result.errors.items()}
-        rows.append(row)
-        print(json.dumps(row["scores"]), flush=True)
-    entry: dict[str, Any] = {
-        "place_mixture_tuned_on": "nothing; passes and batches of some sets were changed after test scores were seen"
+
+def fits(name: str, arguments: argparse.Namespace) -> None:
+    """Fits every model with every seed, scores each on the test part once, and records the row."""
+    import burnish.events
+
+    one = SETS[name]
+    parts, facts = published(arguments.data, one) if one.file else simulated(name)
+    kinds = arguments.only or (["smash"] if one.places else ["likelihood"])
+    if one.file and not one.places:
+        question = "Likelihood, accuracy and calibration on real sequences, beside baselines."
+    elif one.places:
+        question = "Time, mark and place on real data, beside a kernel density with decaying copies of events."
+        facts["location_events"] = f"{one.places} test events, 300 sampled places each"
+    else:
+        question = "How close to the truth do the models come on a simulated process, and do both objectives?"
+    facts["place_mixture_tuned_on" if one.places else "tuned_on"] = one.tuned_on
+    density = {}
+    if one.places:
+        from burnish.events.spatial import baseline_location_scores
+
+        found = baseline_location_scores(*parts, num_events=one.places)
+        density = {"kernel density of train and recent events": rounded(found)}
+    for seed in arguments.seeds:
+        for key in kinds:
+            class_name, objective = MODELS[key]
+            kind = getattr(burnish.events, class_name)
+            model = kind(parts[0].num_marks, **(size_of(key, one.hidden_size) if kind.has_encoder else {}))
+            own = one.training.get(key) or one.training.get("") or {}
+            training = TRAINING | OF_MODEL.get(key, {}) | own | FEW | {"seed": seed}
+            row, baselines = fitted(model, objective, parts, training, one.places, arguments.state)
+            entry = facts | {"baselines": baselines | density}
+            record(arguments.out, f"smash_{name}" if one.places else name, question, entry, [row])
+
+
+def fitted(
+    model: Any, objective: dict[str, str], parts: Any, training: dict[str, Any], places: int, states: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of one fit, and the scores of the baselines beside it."""
+    from burnish.core.progress import Progress
+    from burnish.events import EventForecaster
+    from burnish.events.spatial import add_location_scores
+
+    train, validation, test = parts
+    forecaster = EventForecaster(model, **objective)
+    started = time.process_time()
+    state = None if states is None else states / f"{model.kind}-{train.num_events}-{training['seed']}"
+    history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
+    seconds = time.process_time() - started
+    result = forecaster.score(test, bootstrap=100, progress=Progress())
+    if places:
+        add_location_scores(forecaster, test, result, num_events=places)
+    row = {
+        "model": model.kind,
+        "settings": model.settings,
+        "objective": objective,
+        "training": training,
+        "num_parameters": model.num_parameters,
+        "epochs_run": len(history.train),
+        "best_epoch": history.best_epoch + 1,
+        "validation_loss": round(history.validation[history.best_epoch], 5),
+        "fit_cpu_seconds": round(seconds, 1),
+        "scores": rounded(result.scores, SCORES),
+        "errors": rounded(result.errors),
+        "notes": [*forecaster.notes, *result.notes],
     }
-    if dataset_name == "covid19_nj_valtest":
-        kde = baseline_location_scores(*parts, num_events=num_events)
-        entry |= {
-            "question": "Time and place on real data, beside a kernel density with decaying copies of events.",
-            "data": f"{dataset_name}: the public val part trains (a fifth of it chooses the epoch), test as published",
-            "location_events": f"{num_events} test events, 300 sampled places each",
-            "baselines": {
-                **{b: {k: round(v, 6) for k, v in s.items()} for b, s in result.baselines.items()},
-                "kernel density of train and recent events": {k: round(float(v), 6) for k, v in kde.items()},
-            },
-        }
-    record(f"smash_{dataset_name}", entry, rows)
+    print(model.kind, objective, training["seed"], json.dumps(row["scores"]), f"{seconds:.0f} CPU s", flush=True)
+    return row, {name: rounded(scores) for name, scores in result.baselines.items()}
 
 
-def _order(part: str) -> int:
-    return ("train", "dev", "val", "validation", "test").index(part)
-
-
-def _top(train: Any) -> int:
-    import numpy as np
-
-    return int(np.bincount(np.concatenate([s.marks for s in train.sequences])).argmax())
-
-
-def drift(num_sequences: int) -> None:
-    """Coverage of quantiles on a stream of 20,000 events that slows down, without and with adaptive levels."""
-    import numpy as np
+def on_hawkes3(bounds: tuple[int, ...], **objective: str) -> tuple[Any, tuple[Any, ...]]:
+    """A small SMURF-THP fitted in a minute on the simulated process, and the parts of its data."""
     import torch
 
-    from burnish.events import AdaptiveConformal, EventForecaster, SmurfTHP
-    from burnish.events.data import EventDataset
+    from burnish.events import EventForecaster, SmurfTHP
     from burnish.events.hawkes import PRESETS, simulate_hawkes
-    from burnish.events.sequence import EventSequence
 
     torch.set_num_threads(1)
-    data = simulate_hawkes(PRESETS["hawkes3"], num_sequences + 50, num_events=60, seed=0)
-    train = data.with_sequences(data.sequences[:num_sequences])
-    validation = data.with_sequences(data.sequences[num_sequences:])
-    forecaster = EventForecaster(SmurfTHP(3, **SMALL))
-    forecaster.fit(train, validation, epochs=8, batch_size=16, lr=3e-3, seed=0)
-    [stream] = simulate_hawkes(PRESETS["hawkes3"], 1, num_events=20_000, seed=99).sequences
+    data = simulate_hawkes(PRESETS["hawkes3"], bounds[-1], num_events=60, seed=0)
+    parts = tuple(data.with_sequences(data.sequences[a:b]) for a, b in zip((0, *bounds), bounds, strict=False))
+    forecaster = EventForecaster(SmurfTHP(3, **size_of("likelihood", 32)), **objective)
+    forecaster.fit(parts[0], parts[1], epochs=1 if experiment.SMOKE else 8, batch_size=16, lr=3e-3, seed=0)
+    return forecaster, parts
+
+
+# -- single questions --------------------------------------------------------------------------------------------------
+
+
+def drift(arguments: argparse.Namespace) -> None:
+    """Coverage of quantiles on a stream of 20,000 events that slows down, without and with adaptive levels."""
+    import numpy as np
+
+    from burnish.events import AdaptiveConformal, EventDataset, EventSequence
+    from burnish.events.hawkes import PRESETS, simulate_hawkes
+
+    forecaster, parts = on_hawkes3((250, 300))
+    length = 2000 if experiment.SMOKE else 20_000
+    [stream] = simulate_hawkes(PRESETS["hawkes3"], 1, num_events=length, seed=99).sequences
     factor = 1 + np.clip(np.arange(len(stream)) / len(stream) * 2 - 0.5, 0, 1)  # the clock slows to half its speed
     times = np.cumsum(stream.gaps * factor)
-    test = EventDataset((EventSequence(times, stream.marks, start=0.0, name="stream"),), train.mark_names)
+    test = EventDataset((EventSequence(times, stream.marks, start=0.0, name="stream"),), parts[0].mark_names)
     started = time.process_time()
     result = forecaster.score(test, bootstrap=0)
     seconds = time.process_time() - started
-    pit = result.events["pit"]
-    targets = (0.5, 0.9)
+    pit, targets, window = result.events["pit"], (0.5, 0.9), 1000
     conformal = AdaptiveConformal(targets, gamma=0.01)
     covered = {target: np.empty(len(pit), bool) for target in targets}
     for i, value in enumerate(pit):
         for target in targets:
             covered[target][i] = value <= conformal.level(target)
         conformal.update(float(value))
-    window = 1000
 
-    def worst(inside: Any, target: float) -> float:
+    def side(inside: Any, target: float) -> dict[str, float]:
         shares = [inside[a : a + window].mean() for a in range(0, len(inside) - window + 1, window)]
-        return float(max(shares, key=lambda share: abs(share - target)))
+        worst = float(max(shares, key=lambda share: abs(share - target)))
+        return {"coverage": round(float(inside.mean()), 4), "worst_window": round(worst, 4)}
 
     sides = {
         f"{target:g}": {
-            name: {"coverage": round(float(inside.mean()), 4), "worst_window": round(worst(inside, target), 4)}
-            for name, inside in (("fixed", pit <= target), ("adaptive", covered[target]))
+            "fixed": side(pit <= target, target),
+            "adaptive": side(covered[target], target),
+            "bound": round(conformal.bound(target), 4),
         }
-        | {"bound": round(conformal.bound(target), 4)}
         for target in targets
     }
-    print(json.dumps(sides, indent=1), result.notes)
-    record(
-        "drift",
-        {
-            "question": "Does coverage hold on a stream that slows down, with fixed and with adaptive levels?",
-            "data": "one hawkes3 sequence of 20,000 events that slows to half its speed between a quarter and three "
-            f"quarters of it; fitted on {num_sequences} sequences of 60 events without drift",
-            "gamma": 0.01,
-            "window": window,
-            "levels": sides,
-            "evaluation_cpu_seconds": round(seconds, 1),
-            "notes": list(result.notes),
-        },
-    )
+    entry = {
+        "data": f"one hawkes3 sequence of {length:,} events that slows to half its speed between a quarter and three "
+        f"quarters of it; fitted on {len(parts[0])} sequences of 60 events without drift",
+        "gamma": 0.01,
+        "window": window,
+        "levels": sides,
+        "evaluation_cpu_seconds": round(seconds, 1),
+        "notes": list(result.notes),
+    }
+    question = "Does coverage hold on a stream that slows down, with fixed and with adaptive levels?"
+    record(arguments.out, "drift", question, entry)
 
 
-# -- speed -----------------------------------------------------------------------------------------------------------
-
-
-def online(repeats: int) -> None:
+def online(arguments: argparse.Namespace) -> None:
     """One forecast after one new event: history 200, 4 layers, width 64, batch 1, one thread."""
     import numpy as np
     import torch
@@ -400,58 +366,48 @@ def online(repeats: int) -> None:
     forecaster = EventForecaster(SmurfTHP(20, hidden_size=64, num_layers=4, intermediate_size=128, recurrent_size=64))
     forecaster.model.statistics = TrainingStatistics()
     forecaster.model.eval()
-    rng = np.random.default_rng(0)
-    timings: dict[str, list[float]] = {"observe": [], "quantile": [], "whole": []}
+    rng, repeats = np.random.default_rng(0), 4 if experiment.SMOKE else 400
+    clocks: list[tuple[int, int, int]] = []
     torch.set_num_threads(1)
-    stream, now = None, 0.0
+    stream, now = forecaster.stream(), 0.0
     for i in range(repeats):
         if i % 40 == 0:
             stream, now = forecaster.stream(), 0.0
             for _ in range(200):
                 now += float(rng.exponential(1.0))
                 stream.observe(now, int(rng.integers(20)))
-        assert stream is not None
         now += float(rng.exponential(1.0))
-        mark = int(rng.integers(20))
-        started = time.process_time_ns()
+        mark, started = int(rng.integers(20)), time.process_time_ns()
         stream.observe(now, mark)
         middle = time.process_time_ns()
         stream.quantile(0.9, elapsed=0.5)
-        ended = time.process_time_ns()
-        for name, value in (("observe", middle - started), ("quantile", ended - middle), ("whole", ended - started)):
-            timings[name].append(value / 1e6)
+        clocks.append((started, middle, time.process_time_ns()))
+    started, middle, ended = np.array(clocks).T / 1e6
+    spent = {"observe": middle - started, "quantile": ended - middle, "whole": ended - started}
     summary = {
         name: {"median_ms": round(float(np.median(v)), 4), "p90_ms": round(float(np.quantile(v, 0.9)), 4)}
-        for name, v in timings.items()
+        for name, v in spent.items()
     }
-    print(summary)
-    record(
-        "online",
-        {
-            "question": "What does one more event and one conditional 90 % quantile cost online?",
-            "settings": "SmurfTHP, 20 marks, 4 layers, width 64, GRU 64, history 200 to 240, batch 1, float32",
-            "tables": "keys and values of the history stand ready; the hazard table is built anew",
-            "repeats": repeats,
-            "cpu_milliseconds": summary,
-        },
-    )
+    entry = {
+        "settings": "SmurfTHP, 20 marks, 4 layers, width 64, GRU 64, history 200 to 240, batch 1, float32",
+        "tables": "keys and values of the history stand ready; the hazard table is built anew",
+        "repeats": repeats,
+        "cpu_milliseconds": summary,
+    }
+    record(arguments.out, "online", "What does one more event and one conditional 90 % quantile cost online?", entry)
 
 
-def langevin(num_sequences: int) -> None:
+def langevin(arguments: argparse.Namespace) -> None:
     """Exact quantiles against the published sampler on the same score-trained model."""
     import numpy as np
     import torch
 
-    from burnish.events import EventForecaster, SmurfTHP, metrics
+    from burnish.events import metrics
     from burnish.events.distribution import NUM_PANELS, NextEvents
-    from burnish.events.hawkes import PRESETS, simulate_hawkes
     from burnish.events.maths.inversion import NODES_PER_PANEL
 
-    torch.set_num_threads(1)
-    data = simulate_hawkes(PRESETS["hawkes3"], 300, num_events=60, seed=0)
-    parts = tuple(data.with_sequences(data.sequences[a:b]) for a, b in ((0, 250), (250, 290), (290, 300)))
-    forecaster = EventForecaster(SmurfTHP(3, **SMALL), objective="score")
-    forecaster.fit(parts[0], parts[1], epochs=8, batch_size=16, lr=3e-3, seed=0)
+    forecaster, parts = on_hawkes3((250, 290, 300), objective="score")
+    num_sequences = 2
 
     def law_of(part: Any) -> tuple[NextEvents, Any]:
         packed = forecaster.model.pack(part.with_sequences(part.sequences[:num_sequences]), score_first=False)
@@ -460,86 +416,89 @@ def langevin(num_sequences: int) -> None:
         law = NextEvents(forecaster.model, histories.condition, renormalise=True)
         return law, histories.gap.double().numpy() * law.unit
 
-    tried = []
+    def drawn(law: NextEvents, step: float, num_steps: int, generator: torch.Generator) -> tuple[Any, float]:
+        """A hundred draws of the sampler, and its CPU seconds."""
+        started = time.process_time()
+        draws = law.langevin_sample(100, step=step, num_steps=num_steps, sigma=0.1, generator=generator)
+        return draws.double().numpy(), time.process_time() - started
+
+    def crps(draws: Any, gaps: Any) -> Any:
+        return metrics.crps_from_samples(draws, gaps, estimator="fair")
+
+    search, steps = (5, 20) if experiment.SMOKE else (500, 2000)
     law, gaps = law_of(parts[1])
+    tried = []
     for step in (1e-3, 5e-3, 2e-2):
-        drawn = law.langevin_sample(
-            100, step=step, num_steps=500, sigma=0.1, generator=torch.Generator().manual_seed(0)
-        )
-        crps = float(metrics.crps_from_samples(drawn.double().numpy(), gaps, estimator="fair").mean())
-        tried.append({"step": step, "num_steps": 500, "validation_crps": round(crps, 5)})
+        found = crps(drawn(law, step, search, torch.Generator().manual_seed(0))[0], gaps).mean()
+        tried.append({"step": step, "num_steps": search, "validation_crps": round(float(found), 5)})
     best = min(tried, key=lambda row: row["validation_crps"])["step"]
     law, gaps = law_of(parts[2])
     generator = torch.Generator().manual_seed(1)
-    started = time.process_time()
-    drawn = law.langevin_sample(100, step=best, num_steps=2000, sigma=0.1, generator=generator).double().numpy()
-    chain_seconds = time.process_time() - started
+    chain, chain_seconds = drawn(law, best, steps, generator)
     started = time.process_time()
     fresh = NextEvents(forecaster.model, law.condition, renormalise=True)
     exact = fresh.sample(100, generator=generator)[0].double().numpy()
     exact_seconds = time.process_time() - started
-    chain_crps = metrics.crps_from_samples(drawn, gaps, estimator="fair")
-    exact_crps = metrics.crps_from_samples(exact, gaps, estimator="fair")
     levels = np.array(metrics.LEVELS_19)
-    chain_cover = np.array([(gaps < np.quantile(drawn, q, axis=1)).mean() for q in levels])
-    difference = chain_crps - exact_crps
+    chain_cover = np.array([(gaps < np.quantile(chain, q, axis=1)).mean() for q in levels])
+    difference = crps(chain, gaps) - crps(exact, gaps)
     groups = np.repeat(np.arange(num_sequences), len(gaps) // num_sequences)
     error = metrics.bootstrap_error(lambda rows: float(difference[rows].mean()), groups)
+    seen = torch.from_numpy(gaps)
     # A table of 512 nodes and its end; inversion adds up to six Newton steps of 4 + 1 evaluations for each quantile.
     exact_evaluations = NUM_PANELS * NODES_PER_PANEL + 1 + 6 * (NODES_PER_PANEL + 1) * 19
     entry = {
-        "question": "Do exact quantiles need 100 times fewer head evaluations than Langevin, at no worse CRPS?",
         "data": f"hawkes3 (250 sequences train, 40 validate), {num_sequences} test sequences ({len(gaps)} events); "
             "step chosen on validation",
         "settings_tried": tried,
         "langevin": {
-            "steps": 2000, "samples": 100, "step": best, "head_evaluations_per_event": 200_000,
-            "crps": round(float(chain_crps.mean()), 5), "cpu_seconds": round(chain_seconds, 2),
+            "steps": steps, "samples": 100, "step": best, "head_evaluations_per_event": 100 * steps,
+            "crps": round(float(crps(chain, gaps).mean()), 5), "cpu_seconds": round(chain_seconds, 2),
             "calibration_score_19": round(float(np.sqrt(np.mean((chain_cover - levels) ** 2))), 5),
         },
         "exact": {
             "head_evaluations_per_event": exact_evaluations, "for": "19 quantiles",
-            "crps_of_100_samples": round(float(exact_crps.mean()), 5), "cpu_seconds": round(exact_seconds, 2),
-            "crps": round(float(law.crps(torch.from_numpy(gaps)).mean()), 5),
+            "crps_of_100_samples": round(float(crps(exact, gaps).mean()), 5), "cpu_seconds": round(exact_seconds, 2),
+            "crps": round(float(law.crps(seen).mean()), 5),
             "calibration_score_19": round(
-                metrics.calibration_score(law.cdf(torch.from_numpy(gaps)[:, None]).squeeze(-1).double().numpy()), 5
+                metrics.calibration_score(law.cdf(seen[:, None]).squeeze(-1).double().numpy()), 5
             ),
         },
         "crps_difference_langevin_minus_exact": {"mean": round(float(difference.mean()), 5), "error": round(error, 5)},
     }  # fmt: skip
-    print(json.dumps(entry, indent=1))
-    record("langevin", entry)
+    question = "Do exact quantiles need 100 times fewer head evaluations than Langevin, at no worse CRPS?"
+    record(arguments.out, "langevin", question, entry)
 
 
 EPOCH = {"sequences": 1000, "events": 60, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "batch_size": 50}
 
 
-def epoch(side: str, source: Path, repeats: int) -> None:
+def epoch(arguments: argparse.Namespace) -> None:
     """CPU seconds of a training epoch of THP on the same sequences at the same size, here and in EasyTPP 0.3.0."""
-    import statistics
+    side, source, repeats = arguments.side, arguments.data, 5
+    if side == "burnish":
+        seconds = our_epochs(source, repeats)
+    else:
+        import easytpp_epoch
 
-    seconds = _our_epochs(source, repeats) if side == "burnish" else _easytpp_epochs(source, repeats)
+        seconds = easytpp_epoch.epochs(source, repeats, EPOCH)
+    name = f"epoch_{source.stem}"
     entry = {"seconds": [round(s, 3) for s in seconds[1:]], "median": round(statistics.median(seconds[1:]), 3)}
-    print(side, entry)
-    with experiment.results(OUT, {"experiments": {}}) as everything:
-        before = everything["experiments"].get(f"epoch_{source.stem}", {}).get("sides", {})
+    with experiment.results(arguments.out, {"experiments": {}}) as everything:
+        before = everything["experiments"].get(name, {}).get("sides", {})
     sides = before | {side: entry | {"versions": experiment.versions("easy-tpp")}}
-    ratio = None
-    if {"burnish", "easytpp"} <= sides.keys():
-        ratio = round(sides["easytpp"]["median"] / sides["burnish"]["median"], 2)
-    record(
-        f"epoch_{source.stem}",
-        {
-            "question": "How much faster is a training epoch of THP than in EasyTPP, same data, size, thread count?",
-            "settings": EPOCH | {"note": "no recurrent layer, no extra heads; forward, backward and Adam step; "
-                                 "burnish integrates with 12 nodes, EasyTPP with its default 20"},
-            "sides": sides,
-            "ratio_of_medians": ratio,
-        },
-    )  # fmt: skip
+    both = {"burnish", "easytpp"} <= sides.keys()
+    found = {
+        "settings": EPOCH | {"note": "no recurrent layer, no extra heads; forward, backward and Adam step; "
+                             "burnish integrates with 12 nodes, EasyTPP with its default 20"},
+        "sides": sides,
+        "ratio_of_medians": round(sides["easytpp"]["median"] / sides["burnish"]["median"], 2) if both else None,
+    }  # fmt: skip
+    question = "How much faster is a training epoch of THP than in EasyTPP, same data, size, thread count?"
+    record(arguments.out, name, question, found)
 
 
-def _our_epochs(source: Path, repeats: int) -> list[float]:
+def our_epochs(source: Path, repeats: int) -> list[float]:
     import torch
 
     from burnish.events import THP, EventDataset
@@ -548,7 +507,7 @@ def _our_epochs(source: Path, repeats: int) -> list[float]:
 
     torch.set_num_threads(1)
     dataset = EventDataset.from_parquet(source)
-    size = {"hidden_size": EPOCH["hidden_size"], "num_layers": EPOCH["num_layers"], "num_heads": EPOCH["num_heads"]}
+    size = {name: EPOCH[name] for name in ("hidden_size", "num_layers", "num_heads")}
     model = THP(dataset.num_marks, **size, intermediate_size=2 * EPOCH["hidden_size"], recurrent_size=0, heads="none")
     model.statistics = TrainingStatistics.of(dataset)
     packed = model.pack(dataset)
@@ -559,14 +518,7 @@ def _our_epochs(source: Path, repeats: int) -> list[float]:
         started = time.process_time()
         _one_epoch(model, packed, Objective(), settings, optimizer, index)
         seconds.append(time.process_time() - started)
-    print("burnish parameters", model.num_parameters)
     return seconds
-
-
-def _easytpp_epochs(source: Path, repeats: int) -> list[float]:
-    import easytpp_epoch
-
-    return easytpp_epoch.epochs(source, repeats, EPOCH)
 
 
 # -- tables of the docs ----------------------------------------------------------------------------------------------
@@ -613,16 +565,19 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         gap = entry["crps_difference_langevin_minus_exact"]
         speed.append(["CRPS, Langevin minus exact, paired", f"{gap['mean']:.4f} ± {gap['error']:.4f}"])
     if "drift" in experiments:
-        entry = experiments["drift"]
-        lines = []
-        for level, sides in entry["levels"].items():
-            for side in ("fixed", "adaptive"):
-                value = sides[side]
-                bound = f"{float(level):g} ± {sides['bound']:.4f}" if side == "adaptive" else ""
-                lines.append([level, side, f"{value['coverage']:.3f}", f"{value['worst_window']:.3f}", bound])
-        made["drift"] = experiment.table("level | quantiles | coverage | worst of the windows | bound", lines)
+        made["drift"] = drift_table(experiments["drift"]["levels"])
     made["speed"] = experiment.table("question | result", speed)
     return made
+
+
+def drift_table(levels: dict[str, Any]) -> str:
+    lines = []
+    for level, sides in levels.items():
+        for side in ("fixed", "adaptive"):
+            bound = f"{float(level):g} ± {sides['bound']:.4f}" if side == "adaptive" else ""
+            found = [f"{sides[side][key]:.3f}" for key in ("coverage", "worst_window")]
+            lines.append([level, side, *found, bound])
+    return experiment.table("level | quantiles | coverage | worst of the windows | bound", lines)
 
 
 def _score_table(entry: dict[str, Any], names: list[str]) -> str:
@@ -662,54 +617,23 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
     return experiment.table(titles, lines)
 
 
+QUESTIONS = {"online": online, "langevin": langevin, "drift": drift, "epoch": epoch}
+
+
 def main() -> None:
     parser = experiment.Command(__file__, __doc__)
-    parser.add_argument("experiment", nargs="?")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--dataset", default="crime_atlanta")
+    parser.add_argument("experiments", nargs="+", choices=[*SETS, *QUESTIONS], metavar="EXPERIMENT")
+    parser.add_argument("--data", type=Path, help="directory of the data sets; for epoch a parquet file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--presets", nargs="+", default=["hawkes3", "hawkes2"])
-    parser.add_argument("--only", nargs="+", default=["likelihood"], help="which models (see the script)")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--hidden-size", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=400)
-    parser.add_argument("--num-events", type=int, default=600)
-    parser.add_argument("--train-sequences", type=int, help="learn from so many sequences [default: all]")
-    parser.add_argument("--test-sequences", type=int, help="test on so many sequences [default: all]")
+    parser.add_argument("--only", nargs="+", choices=list(MODELS), help="which models")
     parser.add_argument("--state", type=Path, help="directory for the states of fits; a run that was cut off goes on")
-    parser.add_argument("--side", choices=["burnish", "easytpp"])
-    a = parser.read()
-    global OUT, STATES
-    OUT, STATES = a.out, a.state
-    if a.experiment == "hawkes":
-        hawkes(a.seeds, a.presets, a.only)
-    elif a.experiment in ("stackoverflow", "financial"):
-        size = {"hidden_size": a.hidden_size, "num_layers": 2, "intermediate_size": 2 * a.hidden_size,
-                "recurrent_size": a.hidden_size}  # fmt: skip
-        batch = 32 if a.experiment == "stackoverflow" else 4
-        real(
-            a.data,
-            a.experiment,
-            a.seeds,
-            {"epochs": a.epochs, "batch_size": batch, "lr": 3e-3, "patience": 3},
-            size,
-            a.only,
-            (a.train_sequences, a.test_sequences),
-        )
-    elif a.experiment == "smash":
-        smash(a.data, a.dataset, a.seeds, a.epochs, a.num_events)
-    elif a.experiment == "places":
-        places(a.data, a.dataset, a.seeds, a.num_events)
-    elif a.experiment == "online":
-        online(a.repeats)
-    elif a.experiment == "drift":
-        drift(250)
-    elif a.experiment == "langevin":
-        langevin(2)
-    elif a.experiment == "epoch":
-        epoch(a.side, a.data, 5)
-    else:
-        parser.error("name an experiment")
+    parser.add_argument("--side", choices=["burnish", "easytpp"], default="burnish")
+    arguments = parser.read()
+    for name in arguments.experiments:
+        if name in QUESTIONS:
+            QUESTIONS[name](arguments)
+        else:
+            fits(name, arguments)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Method:
     optimizer: str = ""
 
 
-EVENTS = Benchmark("events", ("hawkes",), needs="for the real data sets --data DIR, see the script")
+EVENTS = Benchmark("events", ("hawkes3", "hawkes2"), needs="for the real data sets --data DIR, see the script")
 OPTIMIZERS = Benchmark("optimizers", needs="--data DIR with the speeches and Shakespeare, --work DIR")
 OPTIMIZER_STEP = Benchmark("optimizer_step")
 QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with llm-compressor, --work DIR")
