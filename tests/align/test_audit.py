@@ -12,7 +12,7 @@ from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_page import render, sampling_order
 from burnish.align.audit_settings import AuditSettings
-from burnish.align.decisions import apply_decisions, flipped
+from burnish.align.decisions import apply_decisions, decisions_of, flipped, labels_known
 from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import clearest
 from burnish.core.checkpoint import load
@@ -259,6 +259,20 @@ def test_decisions_are_carried_out(audit, pairs, tmp_path, form):
     assert cleaned.rows[where]["id"] == pairs.rows[place]["id"]
     write_pairs(cleaned, tmp_path / "cleaned.jsonl")
     assert read_pairs(tmp_path / "cleaned.jsonl").rows == cleaned.rows
+
+
+def test_decided_pairs_are_read_from_an_export_and_correct_the_probabilities(audit, pairs, checkpoint, tmp_path):
+    file = tmp_path / "decisions.json"
+    choice = {3: "flip", 17: "flip", 5: "drop"}
+    made = [
+        {"key": row["key"], "row": row["row"], "decision": choice.get(row["row"] - 1, "keep")} for row in audit.rows
+    ]
+    file.write_text(json.dumps({"decisions": made}))
+    decided = labels_known(decisions_of(pairs, file))
+    assert len(decided) == 39 and {place for place, wrong in decided.items() if wrong} == {3, 17}
+    again = audit_pairs(pairs, load(checkpoint), AuditSettings(repeats=2), decided=decided)
+    assert again.judged.decided == 39
+    assert [row["key"] for row in again.rows] == [row["key"] for row in audit.rows]
 
 
 def test_decisions_about_another_file_are_refused(pairs, tmp_path):

@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 from burnish.align.audit import CAPPED, caps_of, fit_margins
+from burnish.align.audit_page import sampling_order
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.linear_reward import cross_fitted_margins
 from burnish.align.losses import r3m
 from burnish.align.maths.noise import uniform
+from burnish.align.recalibration import recalibrated
 from burnish.align.reliability import reliability
+from burnish.core.errors import DataError
 
 
 def labelled(share, seed, num_pairs=2000, width=20):
@@ -52,6 +56,45 @@ def test_the_rate_of_flips_and_their_probabilities_are_found(share):
     wrong, flip = np.concatenate([one.wrong for one in found]), np.concatenate(flips)
     for tenth in np.array_split(np.argsort(wrong), 10):  # 2,400 pairs each: three standard errors are 3 points at most
         assert abs(wrong[tenth].mean() - flip[tenth].mean()) < 0.05
+
+
+def sample(margins, flip, count):
+    """A person decides `count` pairs from all ranks."""
+    rank, turn = np.argsort(margins, kind="stable"), np.argsort(sampling_order(len(margins)))
+    return {int(place): bool(flip[place]) for place in rank[turn[:count]]}
+
+
+def test_decided_pairs_correct_what_the_noise_model_cannot_see():
+    """Labels are exchanged where answers are close, which margins alone take for close calls."""
+    shipped, corrected, held = [], [], 0
+    for seed in range(12):
+        draw = np.random.default_rng(seed)
+        reward = draw.normal(0, 2, 2000)
+        label = np.where(draw.random(2000) < expit(reward + draw.normal(0, 1, 2000)), 1, -1)
+        flip = draw.random(2000) < 0.25 * np.exp(-np.abs(reward))
+        margins = reward * np.where(flip, -label, label)
+        judged = reliability(margins, alone(margins))
+        better = recalibrated(judged, margins, sample(margins, flip, 200))
+        shipped.append(judged.noise.value - flip.mean())
+        corrected.append(better.noise.value - flip.mean())
+        held += better.noise.low <= flip.mean() <= better.noise.high
+    assert np.mean(shipped) < -0.08
+    assert abs(np.mean(corrected)) < 0.03
+    assert held >= 9  # of 12 intervals of 95 %, as above
+
+
+def test_decided_pairs_leave_true_probabilities_about_as_they_were():
+    margins, flip = labelled(0.2, seed=1)
+    judged = reliability(margins, alone(margins))
+    better = recalibrated(judged, margins, sample(margins, flip, 400))
+    assert np.abs(better.wrong - judged.wrong).mean() < 0.05
+    assert better.decided == 400 and "by 400 decided pairs" in str(better)
+
+
+def test_too_few_decided_pairs_are_refused():
+    margins, flip = labelled(0.1, seed=0, num_pairs=200)
+    with pytest.raises(DataError, match="19 pairs are kept or flipped"):
+        recalibrated(reliability(margins, alone(margins)), margins, sample(margins, flip, 19))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -22,7 +22,7 @@ idea for classes; the losses are those of arXiv 2406.15568 and arXiv 2406.02764.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from burnish.align.decisions import pair_key
 from burnish.align.kept_arrays import KeptArrays
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m
+from burnish.align.recalibration import recalibrated
 from burnish.align.reliability import Reliability, reliability
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
@@ -110,6 +111,7 @@ class Audit:
             *({"measure": name, "value": i.value, "low": i.low, "high": i.high} for name, i in measured.items()),
             {"measure": "AUC", "value": judged.auc},
             {"measure": "pairs", "value": len(self.rows)},
+            {"measure": "pairs decided by a person", "value": judged.decided},
             {"measure": "labels contradicted", "value": self.contradicted},
             {"measure": "reader", "value": self.model},
             {"measure": "data", "value": self.source},
@@ -156,6 +158,7 @@ def audit_pairs(
     *,
     progress: Progress | None = None,
     work_dir: Path | None = None,
+    decided: Mapping[int, bool] | None = None,
 ) -> Audit:
     """Scores every pair by rewards that have not seen its label, and ranks them.
 
@@ -166,9 +169,11 @@ def audit_pairs(
         progress: for the bars.
         work_dir: of a store of what is finished, so that an interrupted audit of the same pairs, model and settings
             continues and ends bit-equal. The caller clears it afterwards.
+        decided: {place of a pair: whether its label is wrong}, by a person; corrects the probabilities
+            (`recalibration`).
 
     Raises:
-        DataError: fewer prompts than folds.
+        DataError: fewer prompts than folds, or fewer decided pairs than a correction needs.
     """
     settings, progress = settings or AuditSettings(), progress or Progress(enabled=False)
     split = [split_prompt(row) for row in pairs.rows]
@@ -184,6 +189,8 @@ def audit_pairs(
     margins, lam = fit_margins(differences, groups, settings, progress=progress, kept=fitted)
     deciding = margins[RANKINGS[settings.rank_by][0]].mean(axis=0)
     judged = reliability(deciding, groups)
+    if decided is not None:
+        judged = recalibrated(judged, deciding, decided)
     rows = _assemble(pairs, split, margins, settings, judged, lam)
     return Audit(rows, pairs.source, settings, model.name, judged, lam, pairs.dropped)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,21 @@ def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[st
     Raises:
         DataError: the file is not an export, or it decides about a pair that `pairs` does not hold.
     """
+    made = decisions_of(pairs, decisions)
+    change: dict[str | None, Callable[[Pair], Pair]] = {"flip": flipped}
+    rows, numbers, counts = [], [], {"keep": 0, "flip": 0, "drop": 0}
+    for place, (row, number) in enumerate(zip(pairs.rows, pairs.numbers, strict=True)):
+        decision = made.get(place)
+        if decision is not None:
+            counts[decision] += 1
+        if decision != "drop":
+            rows.append(change.get(decision, lambda row: row)(row))
+            numbers.append(number)
+    return Pairs(rows, numbers, pairs.source, pairs.dropped), counts
+
+
+def decisions_of(pairs: Pairs, decisions: str | Path) -> dict[int, str]:
+    """{place of a pair: keep, flip or drop} of an export; errors as in `apply_decisions`."""
     path = Path(decisions)
     content = read_bytes(path)
     if path.suffix == ".jsonl":
@@ -43,25 +58,24 @@ def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[st
         entries = entries.get("decisions") if isinstance(entries, dict) else None
     if not isinstance(entries, list) or not all(map(_is_decision, entries)):
         raise DataError("is not an export of the audit page", where=str(path))
-    chosen = {entry["key"]: (entry["decision"], entry["row"]) for entry in entries if entry["decision"]}
-    keys = [pair_key(*split_prompt(row), number) for row, number in zip(pairs.rows, pairs.numbers, strict=True)]
-    unknown = [row for key, (_, row) in chosen.items() if key not in set(keys)]
-    if unknown:
-        raise DataError(
-            f"decides about row {unknown[0]}, whose texts are not those of {pairs.source}",
-            where=str(path),
-            fix="use the file that was audited, unchanged",
-        )
-    change: dict[str | None, Callable[[Pair], Pair]] = {"flip": flipped}
-    rows, numbers, counts = [], [], {"keep": 0, "flip": 0, "drop": 0}
-    for row, number, key in zip(pairs.rows, pairs.numbers, keys, strict=True):
-        decision = chosen.get(key, (None, 0))[0]
-        if decision is not None:
-            counts[decision] += 1
-        if decision != "drop":
-            rows.append(change.get(decision, lambda row: row)(row))
-            numbers.append(number)
-    return Pairs(rows, numbers, pairs.source, pairs.dropped), counts
+    numbered = enumerate(zip(pairs.rows, pairs.numbers, strict=True))
+    places = {pair_key(*split_prompt(row), number): place for place, (row, number) in numbered}
+    made: dict[int, str] = {}
+    for entry in entries:
+        if entry["key"] not in places and entry["decision"]:
+            raise DataError(
+                f"decides about row {entry['row']}, whose texts are not those of {pairs.source}",
+                where=str(path),
+                fix="use the file that was audited, unchanged",
+            )
+        if entry["decision"]:
+            made[places[entry["key"]]] = entry["decision"]
+    return made
+
+
+def labels_known(made: Mapping[int, str]) -> dict[int, bool]:
+    """{place of a pair: whether its label is wrong} of the pairs that were kept or flipped."""
+    return {place: decision == "flip" for place, decision in made.items() if decision != "drop"}
 
 
 def flipped(row: Pair) -> Pair:

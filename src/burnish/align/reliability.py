@@ -54,6 +54,7 @@ class Reliability:
         slope: a, which turns margins into log-odds.
         log_likelihood: per pair, of the labels under the noise model.
         wrong: probability per pair that its label was exchanged, averaged over rates by their likelihood.
+        decided: how many decided pairs these and the noise were corrected by (`recalibration`).
     """
 
     agreement: Interval
@@ -62,6 +63,7 @@ class Reliability:
     slope: float
     log_likelihood: float
     wrong: np.ndarray
+    decided: int = 0
 
     @property
     def can_judge(self) -> bool:
@@ -75,7 +77,8 @@ class Reliability:
         )
         if not self.can_judge:
             return f"this reader cannot judge these pairs: {seen}, where chance is 50 %"
-        return f"{seen}; about {noise.value:.1%} of the labels look exchanged ({noise.low:.1%} to {noise.high:.1%})"
+        by = f"by {self.decided:,} decided pairs, " if self.decided else ""
+        return f"{seen}; {by}about {noise.value:.1%} of the labels look exchanged ({noise.low:.1%} to {noise.high:.1%})"
 
 
 def reliability(margins: np.ndarray, groups: Sequence[str]) -> Reliability:

@@ -20,6 +20,7 @@ def audit(
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
     model: str | None = None,
     decisions: Path | None = None,
+    known: Path | None = None,
     settings: Options[AuditSettings] = _DEFAULTS,
     on_bad_pair: Literal["refuse", "drop"] = "refuse",
     limit: int | None = None,
@@ -41,6 +42,8 @@ def audit(
         The checkpoint that reads the answers.
     decisions:
         An export of the page, to be carried out instead of auditing.
+    known:
+        An export of the page whose kept and flipped pairs correct the probabilities of all others; at least 20.
     on_bad_pair:
         What to do with empty or identical pairs.
     limit:
@@ -65,15 +68,17 @@ def audit(
     if model is None:
         raise SettingsError("no model is named", where="--model", fix="burnish audit PREFS --model DIRECTORY -o OUT")
     from burnish.align.audit import audit_pairs, check_place
+    from burnish.align.decisions import decisions_of, labels_known
     from burnish.core.checkpoint import compute_dtype, load, pick_device
     from burnish.core.progress import Progress
     from burnish.core.store import Store
 
     check_place(out)
+    decided = None if known is None else labels_known(decisions_of(pairs, known))
     work_dir = out.with_name(f"{out.name}.work")
     place = pick_device(device)
     reader = load(model, dtype=compute_dtype(place), device=place)
-    found = audit_pairs(pairs, reader, settings, progress=Progress(), work_dir=work_dir)
+    found = audit_pairs(pairs, reader, settings, progress=Progress(), work_dir=work_dir, decided=decided)
     page = found.write(out)
     Store(work_dir).clear()
     print(found.summary())
