@@ -5,7 +5,7 @@ damaged or hostile file may hold. The child reads it as burnish does; what it mu
 `BurnishError`, open a file outside the places it was given, or need more memory than is allowed.
 
     python tests/border/fuzz.py 17 18                           # repeats mutants and shows what happens
-    python tests/border/fuzz.py 500 2500 tests/border/fuzzed.json   # the newest long run
+    python tests/border/fuzz.py 500 10500 tests/border/fuzzed.json   # the newest long run
 """
 
 from __future__ import annotations
