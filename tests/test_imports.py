@@ -18,7 +18,7 @@ def imported_by(statement: str, names: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
-        ("import burnish", ("torch", "transformers", "pydantic", "numpy")),
+        ("import burnish", ("torch", "transformers", "pydantic", "numpy", "typing", "dataclasses")),
         (
             "import burnish; burnish.Quantize; burnish.Evaluate; burnish.Align; burnish.Train",
             ("torch", "transformers", "trl"),

@@ -9,12 +9,9 @@
 Public names are resolved when first used, so that importing the package costs nothing.
 """
 
-from typing import TYPE_CHECKING
-
 from burnish._version import __version__ as __version__
-from burnish.core.lazy import lazy
-from burnish.methods import VERBS
 
+TYPE_CHECKING = False  # that of `typing`, which takes longer to import than all of this
 if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.aggregate.stage import Aggregate as Aggregate
     from burnish.align.stage import Align as Align
@@ -34,8 +31,25 @@ _PUBLIC = {
     "Evaluate": "burnish.evaluate.stage",
     "Model": "burnish.core.checkpoint",
     "load": "burnish.core.checkpoint",
-} | {verb.class_name: verb.module for verb in VERBS.values()}
+}
+"""{name: module}; the stages are added from their rows when a name is first looked for."""
 
-__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
-__getattr__, __dir__ = lazy(__name__, _PUBLIC)
+def _public() -> dict[str, str]:
+    from burnish.methods import VERBS
+
+    return _PUBLIC | {verb.class_name: verb.module for verb in VERBS.values()}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return sorted(_public())
+    if not name.startswith("_") and name in (public := _public()):
+        from importlib import import_module
+
+        return getattr(import_module(public[name]), name)
+    raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_public()])

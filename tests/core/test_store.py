@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from burnish.core.checkpoint import durable
-from burnish.core.errors import CheckpointError
+from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.store import KEY_FILE, Store, differences, digest_of
 
 KEY = {"model": "a" * 64, "text": "b" * 64, "seed": 0}
@@ -186,7 +188,7 @@ def test_where_the_new_cannot_take_the_name_the_old_has_it_again(
     real = Path.rename
 
     def fails(path: Path, to: Path) -> Path:
-        if path == staging:
+        if path == staging and not to.exists():
             raise OSError(5, "Input/output error")
         return real(path, to)
 
@@ -197,11 +199,21 @@ def test_where_the_new_cannot_take_the_name_the_old_has_it_again(
     assert (target / "content").read_text() == "old"
 
 
+def test_what_another_process_has_made_in_the_meantime_is_not_replaced(old_and_new: tuple[Path, Path]):
+    staging, target = old_and_new
+    with pytest.raises(OutputError, match="made by another process in the meantime"):
+        durable.publish(staging, target, replace=False)
+    assert (target / "content").read_text() == "old"
+    (target / "content").unlink()
+    durable.publish(staging, target, replace=False)  # an empty directory is nobody's
+    assert (target / "content").read_text() == "new"
+
+
 def _be_killed_between_the_renames(staging: Path, target: Path) -> None:
     real = Path.rename
 
     def killed(path: Path, to: Path) -> Path:
-        if path == staging:
+        if path == staging and not to.exists():
             os.kill(os.getpid(), signal.SIGKILL)
         return real(path, to)
 
@@ -233,3 +245,36 @@ def test_the_exchange_is_one_step_where_the_disk_can(old_and_new: tuple[Path, Pa
 def test_a_key_file_is_plain_json(store: Store):
     put(store, "one", "content")
     assert json.loads((store.directory / "one" / KEY_FILE).read_text()) == KEY
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (OSError(28, "No space left on device", "a file"), "No space left on device"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "No space left on device (os error 28)",
+        ),
+        (OSError("Error writing bytes to file. Detail: [errno 28] No space left"), "Error writing bytes to file."),
+    ],
+)
+def test_a_disk_that_is_full_is_said_whatever_library_notices(tmp_path: Path, error: Exception, cause: str):
+    saving = durable.saving(tmp_path / "directory", replace=False)
+    with pytest.raises(OutputError, match=re.escape(f"could not be written ({cause}")), saving:
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_names_the_file_that_could_not_be_written_and_leaves_the_old(tmp_path: Path):
+    (tmp_path / "place").write_text("old")
+    replacing = durable.replacing(tmp_path / "place")
+    with pytest.raises(OutputError, match=r"place: could not be written \(No space left on device"), replacing as file:
+        file.write_text("a half")
+        raise OSError(28, "No space left on device", str(file))
+    assert (tmp_path / "place").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_an_error_of_safetensors_that_is_not_of_the_disk_is_none_of_it(tmp_path: Path):
+    with pytest.raises(SafetensorError, match="header"), durable.saving(tmp_path / "directory", replace=False):
+        raise SafetensorError("Error while serializing: invalid header")

@@ -131,11 +131,11 @@ class Audit:
         lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self.rows)
         try:
             target.mkdir(parents=True, exist_ok=True)
-            write_atomically(target / PAIRS_FILE, lines)
-            write_atomically(target / PAGE_FILE, render(self))
-            self.record(Ledger(target, node="audit"))
         except OSError as error:
             raise OutputError(f"could not be written ({error.strerror})", where=str(target)) from None
+        write_atomically(target / PAIRS_FILE, lines)
+        write_atomically(target / PAGE_FILE, render(self))
+        self.record(Ledger(target, node="audit"))
         return target / PAGE_FILE
 
 

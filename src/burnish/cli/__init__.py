@@ -7,13 +7,17 @@ status 1; `--debug` shows the traceback.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from cyclopts import App, CycloptsError, Group
 
 from burnish._version import __version__
-from burnish.core.errors import BurnishError, SettingsError
+from burnish.core.errors import BurnishError, OutputError, SettingsError
 from burnish.methods import VERBS
 
 RECIPES = Group.create_ordered("Recipes")
@@ -170,8 +174,11 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        _refuse_empty(arguments)
+        _check_working_directory()
+        _check_words(arguments)
         app(arguments, exit_on_error=False, print_error=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BurnishError as error:
         if debug:
             raise
@@ -183,14 +190,52 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"burnish: interrupted{_what_continues(arguments)}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich ends so
+            _end_unread()
+        raise
     except OSError as error:  # a disk that is full or broken, where nothing knows better what it means
+        if isinstance(error, BrokenPipeError) and (_is_unread(sys.stdout) or _is_unread(sys.stderr)):
+            _end_unread()
         if debug:
             raise
         place = f"{error.filename}: " if error.filename else ""
+        _flush_or_drop(sys.stdout)
         _fail(f"{place}{error.strerror or error}{_what_continues(arguments)}")
+
+
+def _is_unread(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe whose reader has left, as that of `burnish methods | head -1`."""
+    import select
+
+    if stream is None:
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(happened & select.POLLERR for _, happened in poll.poll(0))
+
+
+def _end_unread() -> NoReturn:
+    """Ends as the tools of a Unix pipe do when nobody reads any more: without a word."""
+    for stream in (sys.stdout, sys.stderr):
+        _drop(stream)
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _flush_or_drop(stream: TextIO | None) -> None:
+    """Writes what a stream still holds; where that cannot be, Python shall not try again at its end, and complain."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        _drop(stream)
+
+
+def _drop(stream: TextIO | None) -> None:
+    """Whatever a stream still holds, and all that comes, goes nowhere."""
+    if stream is not None:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
 
 
 def _what_continues(arguments: list[str]) -> str:
@@ -202,9 +247,26 @@ def _what_continues(arguments: list[str]) -> str:
     return f"; {first} same command continues where it stopped"
 
 
-def _refuse_empty(arguments: list[str]) -> None:
+def _check_working_directory() -> None:
+    """Nothing that is called by a relative name can be found, or made, where the directory itself is gone."""
+    try:
+        _check_utf8(str(Path.cwd()))
+    except FileNotFoundError:
+        where = os.environ.get("PWD", "the working directory")
+        raise OutputError("has been deleted while a shell was in it", where=where, fix="cd to another") from None
+
+
+def _check_utf8(word: str) -> None:
+    """Files with names in another encoding can be opened, but not be written down in a recipe or a ledger."""
+    if any("\udc80" <= letter <= "\udcff" for letter in word):
+        where = os.fsencode(word).decode(errors="replace")
+        raise SettingsError("is not in UTF-8", where=where, fix="give the file or the directory another name")
+
+
+def _check_words(arguments: list[str]) -> None:
     """An empty word is a variable that was not set in a script; as a path it would be the working directory."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
+        _check_utf8(argument)
         option, equals, value = argument.partition("=")
         if not argument:
             where = before if before.startswith("-") else "an argument"

@@ -126,12 +126,14 @@ def gym(
 
 
 def _may_write(out: Path, number: int, *, overwrite: bool) -> None:
+    from burnish.core.checkpoint.durable import check_place
     from burnish.core.errors import OutputError, SettingsError
 
     if out.exists() and not overwrite:
         raise OutputError("exists", where=str(out), fix="give --overwrite, or another name")
     if number < 1:
         raise SettingsError(f"is {number}, but at least one problem is needed", where="--number")
+    check_place(out)
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -305,12 +305,14 @@ def simulate(
     import pyarrow as pa
     from pyarrow import csv, parquet
 
+    from burnish.core.checkpoint import check_place
     from burnish.core.checkpoint.durable import replacing
     from burnish.core.errors import OutputError
     from burnish.events.hawkes import PRESETS, simulate_hawkes, truth_table
 
     if out.suffix not in (".csv", ".parquet"):
         raise OutputError("is neither .csv nor .parquet", where=str(out))
+    check_place(out)
     dataset = simulate_hawkes(PRESETS[preset], num_sequences, num_events=num_events, seed=seed)
     table = pa.table(truth_table(PRESETS[preset], dataset))
     if not truth:

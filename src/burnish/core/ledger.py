@@ -62,7 +62,8 @@ class Ledger:
                 line = b"\n" + line  # an earlier process died in the middle of its line; keep ours apart from it
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                os.write(descriptor, line)
+                while line:  # a disk that is nearly full takes a part, and the next time says so
+                    line = line[os.write(descriptor, line) :]
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -46,7 +46,7 @@ class Data:
         """
         target = Path(directory)
         check_target(target, overwrite=overwrite)
-        with saving(target) as staging:
+        with saving(target, replace=overwrite) as staging:
             with (staging / ROWS_FILE).open("w", encoding="utf-8") as file:
                 count = 0
                 for row in self.rows:

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from burnish.core.checkpoint import write_atomically
+from burnish.core.checkpoint import cause_of, write_atomically
 from burnish.core.errors import BurnishError, CheckpointWarning, OutputError, StageError
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.recipe import START
@@ -49,9 +49,7 @@ def main(spec_file: str) -> int:
         report(spec, _out_of_memory(spec))
         return NODE_ERROR_STATUS
     except SafetensorError as error:
-        if "os error" not in str(error):
-            raise
-        report(spec, OutputError(f"could not be written ({str(error).split('I/O error: ')[-1]})", fix=ROOM))
+        report(spec, OutputError(f"could not be written ({cause_of(error)})", fix=ROOM))
         return NODE_ERROR_STATUS
     except OSError as error:
         traceback.print_exc(file=sys.stdout)  # into the node's log

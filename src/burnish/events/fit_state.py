@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from burnish.core.checkpoint import cause_of
 from burnish.core.errors import OutputError
 from burnish.core.store import Key, Store
 from burnish.events.model import EventModel
@@ -57,6 +58,7 @@ class FitState:
             CheckpointError: the state there is of another fit.
             OutputError: no room or no permission.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -72,8 +74,10 @@ class FitState:
         try:
             with Store(directory).writing(ENTRY, key) as path:
                 save_file(contiguous, path / STATE_FILE, {"facts": facts})
-        except OSError as error:
-            raise OutputError(f"could not be written ({error.strerror or error})", where=str(directory)) from None
+        except (OSError, SafetensorError) as error:
+            what = f"could not be written ({cause_of(error)})"
+            advice = "free some space; the same command continues"
+            raise OutputError(what, where=str(directory), fix=advice) from None
 
     def read(self, directory: Path, key: Key) -> bool:
         """Takes up the state in the store of a directory; False where there is none.

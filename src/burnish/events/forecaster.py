@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +22,8 @@ import torch
 from torch import Tensor
 
 from burnish._version import __version__
-from burnish.core.checkpoint import publish, staging_directory, weight_files
+from burnish.core.checkpoint import weight_files
+from burnish.core.checkpoint.durable import saving
 from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError, nearest
 from burnish.core.progress import Progress
 from burnish.events.baselines import Baselines
@@ -286,18 +286,10 @@ class EventForecaster:
             "baselines": baselines,
             "extra": extra,
         }
-        staging = staging_directory(target)
-        try:
+        with saving(target, replace=overwrite) as staging:
             (staging / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
             state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
             save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-            publish(staging, target)
-        except OSError as error:
-            raise OutputError(
-                f"could not be written ({error.strerror or error})", where=str(target), fix="free some space"
-            ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return target
 
     @classmethod

@@ -15,6 +15,7 @@ from pathlib import Path
 from burnish.core.checkpoint import (
     CARD_FILE,
     Lineage,
+    check_place,
     check_target,
     content_files,
     download,
@@ -22,13 +23,12 @@ from burnish.core.checkpoint import (
     kind_of,
     library_versions,
     model_card,
-    publish,
     read_config,
-    staging_directory,
+    saving,
     weight_files,
     weights_of,
 )
-from burnish.core.errors import CheckpointError, OutputError, SettingsError, nearest
+from burnish.core.errors import CheckpointError, SettingsError, nearest
 from burnish.core.progress import Progress
 from burnish.fetch import smollm2
 
@@ -66,6 +66,7 @@ def fetch(
         SettingsError: `dtype` is unknown, or given for a hub checkpoint.
     """
     target = Path(out)
+    check_place(target)
     check_target(target, overwrite=overwrite)
     with Progress(enabled=progress).task(f"fetching {name}") as task:
         if name in EMBEDDED:
@@ -83,16 +84,19 @@ def fetch(
         guess = nearest(name, list(EMBEDDED))
         if guess and "/" not in name:
             raise CheckpointError("is no model that burnish knows", where=name, fix=f"did you mean {guess!r}?")
-        return _copy_from_hub(name, target, revision=revision)
+        return _copy_from_hub(name, target, revision=revision, overwrite=overwrite)
 
 
-def _copy_from_hub(hub_id: str, target: Path, *, revision: str | None) -> Path:
+def _copy_from_hub(hub_id: str, target: Path, *, revision: str | None, overwrite: bool) -> Path:
     """The hub's snapshot, copied out of its cache with hashes and lineage beside it."""
     snapshot = download(hub_id, revision=revision)
-    return copy_checkpoint(snapshot, target, base_model=hub_id, settings={"name": hub_id, "revision": revision})
+    settings = {"name": hub_id, "revision": revision}
+    return copy_checkpoint(snapshot, target, base_model=hub_id, settings=settings, overwrite=overwrite)
 
 
-def copy_checkpoint(source: Path, target: Path, *, base_model: str, settings: dict[str, str | None]) -> Path:
+def copy_checkpoint(
+    source: Path, target: Path, *, base_model: str, settings: dict[str, str | None], overwrite: bool = False
+) -> Path:
     """Copies the files that make up a checkpoint, hashes them, and publishes them with their lineage, atomically."""
     config = read_config(source)
     weight_files(source)
@@ -107,8 +111,7 @@ def copy_checkpoint(source: Path, target: Path, *, base_model: str, settings: di
         licence=licence_of(card),
         versions=library_versions(),
     )
-    staging = staging_directory(target)
-    try:
+    with saving(target, replace=overwrite) as staging:
         for path in content_files(source):
             shutil.copyfile(path, staging / path.name)
         lineage.files = hash_directory(staging)
@@ -117,15 +120,6 @@ def copy_checkpoint(source: Path, target: Path, *, base_model: str, settings: di
             shutil.copyfile(card, staging / CARD_FILE)
         else:
             (staging / CARD_FILE).write_text(model_card(lineage), encoding="utf-8")
-        publish(staging, target)
-    except OSError as error:
-        raise OutputError(
-            f"could not be written ({error.strerror or error})",
-            where=str(target),
-            fix="free some space or choose another place; nothing was left behind",
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return target
 
 

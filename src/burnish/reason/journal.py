@@ -190,7 +190,10 @@ class Journal:
                 return
 
     def _prepare(self, run: Mapping[str, Any] | None) -> None:
-        self._database.executescript(_TABLES)
+        try:
+            self._database.executescript(_TABLES)
+        except sqlite3.OperationalError as error:
+            raise _unwritten(self.path, error) from None
         wanted = {"schema": str(SCHEMA)} | ({"run": json.dumps(run, sort_keys=True)} if run is not None else {})
         kept = dict(self._database.execute("SELECT name, value FROM meta").fetchall())
         if kept.get("schema", str(SCHEMA)) != str(SCHEMA):

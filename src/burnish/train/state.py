@@ -8,7 +8,6 @@ the optimizer's options. An older state is removed only when the newer one is wh
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from burnish.core.checkpoint import cause_of
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.optim.sharding import is_dtensor
 from burnish.train import sharded_state
@@ -64,14 +64,10 @@ def save(
             save_file(contiguous, path / STATE_FILE, metadata={"burnish": json.dumps(header)})
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"the training state of step {step} could not be written ({_cause(error)})",
+            f"the training state of step {step} could not be written ({cause_of(error)})",
             where=str(states.work_dir),
             fix="free some space and run the same command again; it continues from the state before",
         ) from None
-
-
-def _cause(error: OSError | SafetensorError) -> str:
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 def load(states: States, model: nn.Module, optimizer: torch.optim.Optimizer) -> Resumed | None:

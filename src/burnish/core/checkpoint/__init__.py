@@ -10,10 +10,13 @@ renamed, so a killed process never leaves a directory that looks finished.
 
 from burnish.core.checkpoint.deferred import DeferredModel
 from burnish.core.checkpoint.durable import (
+    cause_of,
+    check_place,
     fsync,
     publish,
     remove_leftovers,
     remove_leftovers_inside,
+    saving,
     staging_directory,
     write_atomically,
 )
@@ -62,7 +65,9 @@ __all__ = [
     "Lineage",
     "Model",
     "cast",
+    "cause_of",
     "check_fits",
+    "check_place",
     "check_target",
     "compute_dtype",
     "config_from",
@@ -89,6 +94,7 @@ __all__ = [
     "remove_leftovers",
     "remove_leftovers_inside",
     "resolve",
+    "saving",
     "shards_of",
     "staging_directory",
     "tensor_digest",

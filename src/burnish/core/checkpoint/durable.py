@@ -12,7 +12,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from burnish.core.errors import OutputError
@@ -74,11 +74,14 @@ def _is_alive(process: int) -> bool:
         return False
 
 
-def publish(staging: Path, target: Path) -> None:
-    """Makes a finished temporary directory appear under its name, durably, replacing an older one of ours.
+def publish(staging: Path, target: Path, *, replace: bool = True) -> None:
+    """Makes a finished temporary directory appear under its name, durably, in the place of an older one of ours.
 
     Whatever fails or is killed on the way, the name stands for the old directory or the new one, or the next writer's
     sweep makes it stand for the old one again.
+
+    Raises:
+        OutputError: without `replace`, another process has put something there in the meantime.
     """
     for path in staging.rglob("*"):
         if path.is_file():
@@ -87,6 +90,12 @@ def publish(staging: Path, target: Path) -> None:
     fsync(staging)
     if _took_free_name(staging, target):
         pass
+    elif not replace:
+        raise OutputError(
+            "was made by another process in the meantime, and stays as that made it",
+            where=str(target),
+            fix="choose another place with -o, or pass --overwrite",
+        )
     elif _exchanged(staging, target):
         shutil.rmtree(staging)
     else:
@@ -102,24 +111,21 @@ def publish(staging: Path, target: Path) -> None:
 
 
 @contextmanager
-def saving(target: Path) -> Iterator[Path]:
+def saving(target: Path, *, replace: bool) -> Iterator[Path]:
     """A directory to write into, which takes the place of `target` at the end; an error leaves what was there.
 
     Raises:
-        OutputError: no room, or no permission.
+        OutputError: no room, or no permission; or, without `replace`, another process was faster.
     """
     from safetensors import SafetensorError
 
     staging = staging_directory(target)
     try:
         yield staging
-        publish(staging, target)
+        publish(staging, target, replace=replace)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, SafetensorError) and "os error" not in str(error):
-            raise
-        cause = error.strerror if isinstance(error, OSError) else str(error).split("I/O error: ")[-1]
         raise OutputError(
-            f"could not be written ({cause or error})",
+            f"could not be written ({cause_of(error)})",
             where=str(target),
             fix="free some space or choose another place; nothing was left behind",
         ) from error
@@ -127,16 +133,43 @@ def saving(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _took_free_name(staging: Path, target: Path) -> bool:
-    """Whether the name was free, and is the new directory's now; another process may have been faster."""
+def cause_of(error: Exception) -> str:
+    """What a disk has to say, out of an error of Python, of pyarrow or of safetensors; others are raised again."""
+    if not isinstance(error, OSError) and "os error" not in str(error):
+        raise error
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).split("I/O error: ")[-1].removeprefix("Error while serializing: ")
+
+
+def check_place(target: Path) -> None:
+    """Opens the place of a checkpoint for writing.
+
+    Raises:
+        OutputError: a link, a name that no file can have, or a directory that cannot be written to.
+    """
+    if target.is_symlink():
+        raise OutputError(f"is a link, to {target.readlink()}", where=str(target), fix="name the place itself with -o")
     try:
-        if not target.exists():
-            staging.rename(target)
-            return True
+        parent = next(path for path in target.absolute().parents if path.exists())
+        probe = parent / f".{target.name}.{os.getpid()}{SET_ASIDE}.tmp"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"cannot be created ({error.strerror})", where=str(target), fix="choose another place with -o"
+        ) from None
+
+
+def _took_free_name(staging: Path, target: Path) -> bool:
+    """Whether the name was free, or an empty directory's, and is the new one's now."""
+    try:
+        staging.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    return False
+        return False
+    return True
 
 
 def _exchanged(one: Path, other: Path) -> bool:
@@ -170,11 +203,19 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place whole at the end; an error leaves what was there."""
+    """A file beside `path` to write to, which takes its place whole at the end; an error leaves what was there.
+
+    Raises:
+        OutputError: no room, or no permission.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         fsync(temporary)
         temporary.replace(path)
+    except OSError as error:
+        advice = "free some space or choose another place"
+        raise OutputError(f"could not be written ({cause_of(error)})", where=str(path), fix=advice) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -305,7 +305,7 @@ class Model:
         """
         target = Path(directory)
         check_target(target, overwrite=overwrite)
-        with saving(target) as staging:
+        with saving(target, replace=overwrite) as staging:
             self._write(staging)
         self.path, self._known = target, None
         self._as_read = {"files": self._stamps()}

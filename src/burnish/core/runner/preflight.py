@@ -9,7 +9,6 @@ that will be there, on the first rows of its data.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from burnish.core.checkpoint import Model, check_fits, load, resolve, without_memory, write_config
 from burnish.core.checkpoint.dialect import check_same, in_words_of
 from burnish.core.checkpoint.generation import read_generation_config
-from burnish.core.errors import BurnishError, CheckpointWarning, OutputError, located
+from burnish.core.errors import BurnishError, CheckpointWarning, located
 from burnish.core.outside import answered_for
 from burnish.core.recipe import START
 
@@ -84,22 +83,3 @@ def dry_save(model: Model) -> None:
             tokenizer = model.tokenizer
             with answered_for("the tokenizer can be read, but not be written again", where=str(model.path)):
                 tokenizer.save_pretrained(directory)
-
-
-def check_place(target: Path) -> None:
-    """Opens the place of a checkpoint for writing.
-
-    Raises:
-        OutputError: a link, a name that no file can have, or a directory that cannot be written to.
-    """
-    if target.is_symlink():
-        raise OutputError(f"is a link, to {target.readlink()}", where=str(target), fix="name the place itself with -o")
-    try:
-        parent = next(path for path in target.absolute().parents if path.exists())
-        probe = parent / f".{target.name}.{os.getpid()}.old.tmp"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise OutputError(
-            f"cannot be created ({error.strerror})", where=str(target), fix="choose another place with -o"
-        ) from None

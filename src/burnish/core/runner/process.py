@@ -101,11 +101,14 @@ def killed_by(number: int) -> str:
 
 
 def _environment(stage: str) -> dict[str, str]:
-    """Of a node's process: nothing is imported from the working directory; burnish and the stage are found."""
+    """Of a node's process: nothing is imported from the working directory; burnish and the stage are found; names of
+    files are UTF-8, whatever the locale.
+    """
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     installed = sysconfig.get_paths().values()
     roots = [root for name in ("burnish", stage) if (root := _root(name)) and root not in installed]
-    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys([*given, *roots]))}
+    paths = os.pathsep.join(dict.fromkeys([*given, *roots]))
+    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONPATH": paths}
 
 
 def _root(name: str) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from burnish.core.checkpoint import (
     LINEAGE_FILE,
     Lineage,
+    check_place,
     check_target,
     pick_device,
     remove_leftovers,
@@ -24,7 +25,7 @@ from burnish.core.ledger import SEQUENCES_DIRECTORY, Ledger
 from burnish.core.recipe import START, Node
 from burnish.core.runner.directory import RECIPE_FILE, RUN_FILE, locked
 from burnish.core.runner.plan import Decision, Planner, kind_on_disk
-from burnish.core.runner.preflight import check_place, preflight
+from burnish.core.runner.preflight import preflight
 from burnish.core.runner.process import spawn, terminated_like_interrupted
 
 
@@ -152,7 +153,7 @@ class Run(Planner):
                 "model_hash": self.hashes[node.parent],
                 "inputs": inputs,
                 "target": str(target),
-                "replace": target.exists(),
+                "replace": self._may_replace(node),
                 "work": str(work.directory),
                 "may_change": sorted(may_change),
                 "run": str(self.directory),
