@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
+import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from burnish.reason.strategies.population_generations import Evolution, read_ski
 from burnish.reason.strategies.population_rules import Bounds, Labour, bits, drawn, likeness, takes, trail, wilson
 from burnish.verify import Exact
 from exact_server import ExactServer, InProcess, text_of
+from warm import CONTEXT
 
 KINDS = ("alpha", "beta", "gamma", "delta")
 WIDE = Bounds(0.0, math.inf)
@@ -55,13 +59,14 @@ def problems(num: int, kinds: int = 2, first: int = 0) -> list[dict[str, Any]]:
 
 def evolved(directory: Path, world: Any = None, *, kinds: int = 2, seed: int = 0, **settings: Any) -> Evolved:
     given = {"members": 4, "children": 4, "generations": 3, "batch": 8, "skills": 2, "shown": 2} | settings
-    more = {name: given.pop(name) for name in ("budget", "transport", "prompts") if name in given}
+    more = {name: given.pop(name) for name in ("budget", "transport", "prompts", "first_wait") if name in given}
+    url = given.pop("url", "http://127.0.0.1:1/v1")
     return evolve(
         problems(24, kinds),
         problems(8, kinds, first=100),
         Exact(),
         Evolution(**given),
-        [Endpoint("http://127.0.0.1:1/v1", "exact")],
+        [Endpoint(url, "exact")],
         directory,
         seed=seed,
         **{"transport": InProcess(world or World()), **more},
@@ -208,6 +213,34 @@ def test_a_budget_that_grows_continues_to_the_same_lineage(tmp_path: Path):
     paid = JournalReader(tmp_path / "part").paid()["exact"].usage.calls
     assert len(transport.bodies) < paid
     assert JournalReader(tmp_path / "part").problems() == []
+
+
+def start(directory: Path, url: str) -> None:
+    evolved(directory, url=url, transport=None, first_wait=0.01)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_has_the_lineage_of_one_that_was_not(tmp_path: Path):
+    expected = evolved(tmp_path / "whole", World(luck=0.3))
+    draw, deaths = random.Random(0), 0
+    with ExactServer(rule=World(luck=0.3), latency=0.02, faults=((0.05, "429"),)) as server:
+        for _ in range(5):
+            process = CONTEXT.Process(target=start, args=(tmp_path / "killed", server.url))
+            process.start()
+            stop = sum(server.asked.values()) + draw.randint(1, 60)
+            while sum(server.asked.values()) < stop and process.is_alive():
+                time.sleep(0.002)
+            assert process.pid is not None
+            deaths += process.is_alive()
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        again = evolved(tmp_path / "killed", url=server.url, transport=None, first_wait=0.01)
+    assert deaths > 1
+    assert again == expected
+    reader = JournalReader(tmp_path / "killed")
+    assert reader.problems() == []
+    paid = reader.paid()["exact"]
+    assert paid.usage.calls == len(list(reader.calls())) + paid.retried + paid.lost
 
 
 def test_members_answer_the_same_problems_with_the_same_seeds(tmp_path: Path):

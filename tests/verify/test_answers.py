@@ -105,3 +105,26 @@ def test_no_answer_earns_nothing():
 def test_a_verifier_that_does_not_exist_is_refused_with_the_nearest():
     with pytest.raises(SettingsError, match="did you mean 'number'"):
         verifier("numbr")
+
+
+REPEATS = {
+    "box": "\\boxed{",
+    "spaces": "\n" + " " * 60,
+    "words": "final answer ",
+    "groups": "111,",
+    "tags": "<answer>",
+    "stars": "* ",
+}
+
+
+@pytest.mark.parametrize("name", REPEATS)
+@pytest.mark.parametrize("kind", ["exact", "last-integer", "chain"])
+def test_a_text_that_repeats_itself_is_read_in_one_pass(name: str, kind: str):
+    """Models that loop write such texts; going back in them would take hours."""
+    verifier(kind).extract(REPEATS[name] * 30_000)
+    verifier(kind).extract("\n" + " " * 100_000 + REPEATS[name] + " " * 100_000)
+
+
+def test_a_box_after_many_that_never_close_is_found():
+    assert boxed("\\boxed{" * 30_000 + "\\boxed{7} }") == "7"
+    assert boxed("\\\\boxed{8}") == "8"

@@ -111,9 +111,31 @@ def test_tests_that_cannot_be_read_are_refused_and_nothing_is_unpickled(code: Co
     assert capsys.readouterr().out == ""
 
 
-def test_a_row_without_tests_is_refused(code: Code):
-    with pytest.raises(DataError, match="neither `entry_point`"):
-        code.check({"question": "?"}, where="f:1")
+CALL = {"public_test_cases": [{"input": "1", "output": "2"}], "metadata": {"func_name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({}, "neither `entry_point`"),
+        ({"entry_point": "f"}, "neither `entry_point`"),
+        ({"entry_point": "f", "test": "def check(c): pass"}, "no text `prompt`"),
+        ({"entry_point": "f", "test": "assert f(1) == 2", "prompt": "def f(x):\n"}, r"defines check\(candidate\)"),
+        ({"entry_point": "f", "test": "def check(c:", "prompt": "def f(x):\n"}, r"defines check\(candidate\)"),
+        ({"public_test_cases": 7}, "f:1, public_test_cases: is no list"),
+        ({**CALL, "public_test_cases": [{"input": "one", "output": "2"}]}, "f:1, a test of f: is not valid JSON"),
+        ({**CALL, "metadata": "{"}, "f:1, metadata: is not valid JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_refused_before_anything_is_run(code: Code, row: Any, sentence: str):
+    with pytest.raises(DataError, match=sentence):
+        code.check({"question": "?", **row}, where="f:1")
+
+
+def test_tests_in_both_shapes_are_those_of_humaneval_only_where_they_are_whole(code: Code):
+    row = {"question": "?", "entry_point": "f", **CALL}
+    code.check(row)
+    assert code.grade("def f(x): return x + 1", row) == 1.0
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def gym(
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
     number: Annotated[int, Parameter(name=["--number", "-n"])] = 200,
     seed: int = 0,
-    apart_from: Path | None = None,
+    apart_from: list[Path] | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Write fresh problems of reasoning-gym, which `--verifier reasoning-gym` grades, one JSON row a line.
@@ -111,7 +111,7 @@ def gym(
     seed:
         The same seed and tasks write the same problems.
     apart_from:
-        A file none of whose questions may occur: hold out by question, not by seed.
+        A file none of whose questions may occur; give it several times for several.
     overwrite:
         Replace the file.
     """
@@ -119,7 +119,7 @@ def gym(
     from burnish.data.gym import gym_rows
 
     _may_write(out, number, overwrite=overwrite)
-    held_out = questions_of(apart_from) if apart_from else set()
+    held_out = {question for path in apart_from or () for question in questions_of(path)}
     rows = list(gym_rows(task, number, seed=seed, apart_from=held_out))
     _write(out, rows)
     print(f"{out}: {number:,} problems of {', '.join(task)}")

@@ -115,20 +115,22 @@ def final_answer(text: str) -> str | None:
 
 
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
-_LINE = re.compile(
-    r"^[ \t]*(?:[*_#]*[ \t]*(?:the[ \t]+)?final[ \t]+answer[ \t]*(?:is)?[*_]*[ \t]*:|####)(.+)$", re.M | re.I
+_LINE = re.compile(  # nothing here goes back: a line of 50,000 spaces is a reply too
+    r"^[ \t]*+(?:[*_#]*+[ \t]*+(?:the[ \t]++)?final[ \t]++answer[ \t]*+(?:is)?[*_]*+[ \t]*+:|####)(.+)$", re.M | re.I
 )
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BRACES = re.compile(r"(\\f?boxed\s*\{)|\\(?!\\f?boxed\s*\{).|[{}]", re.DOTALL)
+"""A box that opens, a character that is printed (`\\{`), a brace."""
 
 
 def boxed(text: str) -> str | None:
     """What the last `\\boxed{...}` with balanced braces holds."""
-    for start in reversed([match.end() for match in _BOX.finditer(text)]):
-        depth, place = 1, start
-        while place < len(text) and depth:
-            step = text[place]
-            place += 2 if step == "\\" else 1  # \{ and \} are braces that are printed
-            depth += (step == "{") - (step == "}")
-        if depth == 0:
-            return text[start : place - 1].strip()
-    return None
+    open_braces: list[tuple[int, bool]] = []
+    last: tuple[int, int] | None = None
+    for found in _BRACES.finditer(text):
+        if found[0] == "}" and open_braces:
+            start, is_box = open_braces.pop()
+            if is_box and (last is None or start > last[0]):
+                last = start, found.start()
+        elif found[0] == "{" or found[1]:
+            open_braces.append((found.end(), bool(found[1])))
+    return None if last is None else text[last[0] : last[1]].strip()

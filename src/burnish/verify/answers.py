@@ -56,7 +56,7 @@ class LastInteger(Verifier):
 
     name = "last-integer"
     _integer = re.compile(
-        r"(?<![\d.])[-\u2212]?\d{1,3}(?:,\d{3})+(?![\d,])(?!\.\d)|(?<![\d.])[-\u2212]?\d+(?!\d)(?!\.\d)"
+        r"(?<![\d.])[-\u2212]?\d{1,3}(?:,\d{3}){1,66}+(?![\d,])(?!\.\d)|(?<![\d.])[-\u2212]?\d+(?!\d)(?!\.\d)"
     )
 
     def extract(self, text: str) -> str | None:

@@ -10,7 +10,6 @@ import ast
 import base64
 import binascii
 import io
-import json
 import pickle
 import re
 import zlib
@@ -63,7 +62,13 @@ class Code(Verifier):
 
     def check(self, problem: Problem, *, where: str = "problem") -> None:
         super().check(problem, where=where)
-        if "entry_point" in problem and "test" in problem:
+        if _asks_a_function(problem):
+            if not isinstance(problem.get("prompt"), str) or not _has_check(problem["test"]):
+                raise DataError(
+                    "has `entry_point`, but no text `prompt` with a `test` that defines check(candidate)",
+                    where=where,
+                    fix="use a file in the shape of HumanEval",
+                )
             return
         if not any(problem.get(name) for name in ("public_test_cases", "private_test_cases")):
             raise DataError(
@@ -71,7 +76,10 @@ class Code(Verifier):
                 where=where,
                 fix="use a file in the shape of HumanEval or LiveCodeBench",
             )
-        cases(problem, where=where)
+        if _function(problem, where=where):
+            _data(problem, where=where)
+        else:
+            cases(problem, where=where)
 
     def prompt(self, problem: Problem) -> str:
         starter = problem.get("starter_code")
@@ -100,12 +108,11 @@ class Code(Verifier):
 
     def explain(self, answer: str, problem: Problem) -> str:
         """ "right", or in a few words why not: what the judge said, or the limit that was met."""
-        if "entry_point" in problem:
+        if _asks_a_function(problem):
             return _said(self._humaneval(answer, problem))
-        tests, name = cases(problem), _function(problem)
-        if name:
-            data = [[[json.loads(line) for line in given.splitlines()], json.loads(wanted)] for given, wanted in tests]
-            return _said(self._sandbox.run(answer, check=Check(name, EQUAL_TO_DATA, data=data)))
+        if name := _function(problem):
+            return _said(self._sandbox.run(answer, check=Check(name, EQUAL_TO_DATA, data=_data(problem))))
+        tests = cases(problem)
         for number, (given, wanted) in enumerate(tests, start=1):
             outcome = self._sandbox.run(answer, stdin=given)
             if outcome.end != "done" or outcome.code != 0 or not same_output(outcome.output, wanted):
@@ -204,8 +211,28 @@ class _OnlyPlain(pickle.Unpickler):
         raise pickle.UnpicklingError(f"names {module_name}.{global_name}")
 
 
-def _function(problem: Problem) -> str | None:
+def _asks_a_function(problem: Problem) -> bool:
+    """Whether a row is in the shape of HumanEval."""
+    return bool(problem.get("entry_point")) and bool(problem.get("test"))
+
+
+def _has_check(test: object) -> bool:
+    return isinstance(test, str) and _parsed(test) is not None and re.search(r"^def check\(", test, re.M) is not None
+
+
+def _data(problem: Problem, *, where: str = "problem") -> list[list[Any]]:
+    """Arguments, one JSON value a line, and result of every test that calls a function."""
+
+    def read(text: str) -> Any:
+        return parse_json(text, where=f"{where}, a test of {_function(problem)}", error=DataError)
+
+    return [
+        [[read(line) for line in given.splitlines()], read(wanted)] for given, wanted in cases(problem, where=where)
+    ]
+
+
+def _function(problem: Problem, *, where: str = "problem") -> str | None:
     """The name of the function that the tests call, or None where they are inputs and outputs of a script."""
     facts = problem.get("metadata") or {}
-    facts = parse_json(facts, where="metadata", error=DataError) if isinstance(facts, str) else facts
+    facts = parse_json(facts, where=f"{where}, metadata", error=DataError) if isinstance(facts, str) else facts
     return facts.get("func_name") if isinstance(facts, dict) else None

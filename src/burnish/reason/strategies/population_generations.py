@@ -374,8 +374,8 @@ def kind_of(problem: Problem, field: str) -> str:
     return next((str(problem[name]) for name in names if problem.get(name) not in (None, "")), "all")
 
 
-_WHEN = re.compile(r"^[\s*_#-]*when[\s*_]*:[\s*_]*(.+)$", re.IGNORECASE | re.MULTILINE)
-_DO = re.compile(r"^[\s*_#-]*do[\s*_]*:[\s*_]*(.+)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
+_WHEN = re.compile(r"^[ \t*_#-]*+when[ \t*_]*+:[ \t*_]*+(.+)$", re.IGNORECASE | re.MULTILINE)
+_DO = re.compile(r"^[ \t*_#-]*+do[ \t*_]*+:[ \t*_]*+(.+)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
 
 
 def read_skill(name: str, text: str, kind: str) -> Skill | None:
