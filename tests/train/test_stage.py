@@ -105,6 +105,30 @@ def test_lora_is_trained_and_merged(tiny, start):
     assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
 
 
+def test_kept_adapters_on_the_start_are_the_trained_model(tiny, tiny_llama, tmp_path):
+    from peft import PeftModel
+
+    stage = Train(**SMALL, lora_rank=2, keep_adapter=True)
+    trained = stage(tiny, data=[PROSE * 8], work_dir=tmp_path)
+    start = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    ids = torch.arange(20)[None]
+    before = start(input_ids=ids).logits
+    with_adapter = PeftModel.from_pretrained(start, tmp_path / "adapter").eval()
+    found, expected = with_adapter(input_ids=ids).logits, trained.module(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+    assert not list((tmp_path / "adapter").glob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [({}, "needs a lora_rank"), ({"lora_rank": 2, "lora_init": "pissa"}, "does not go with lora_init pissa")],
+)
+def test_adapters_that_would_fit_no_other_copy_are_not_kept(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Train(**SMALL, keep_adapter=True, **settings)
+
+
 def test_lora_targets_that_do_not_exist_are_refused(tiny):
     pytest.importorskip("peft")
     with pytest.raises(SettingsError, match="the model has no modules named nonsense"):

@@ -33,6 +33,8 @@ from burnish.train.losses import Batch, LossFn, causal_lm_loss, detached
 from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
 from burnish.train.saved import States
+from burnish.train.speed import Throughput
+from burnish.train.trackers import Trackers
 from burnish.train.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -106,7 +108,8 @@ class Fit:
         skipped: steps without an update because a gradient was not finite, as {step, parameter}.
         changes: what was set otherwise than before when the training was continued, as {after_step, change}.
         tokens: input tokens of all steps.
-        rows: the loss table {step, loss, validation_loss, lr, gradient_norm, tokens_per_second, tokens}.
+        rows: the loss table {step, loss, validation_loss, lr, gradient_norm, tokens_per_second, tokens}, and
+            {flops_per_second, mfu} of one device where they are known.
         validation: metrics on the held-out rows after the last step, empty without any.
     """
 
@@ -131,6 +134,8 @@ def fit(
     world: World = ALONE,
     key: Key | None = None,
     bounded: Bounded | None = None,
+    speed: Throughput | None = None,
+    trackers: Trackers | None = None,
 ) -> Fit:
     """Trains `model` in place and adds the table `loss` to the ledger.
 
@@ -148,6 +153,8 @@ def fit(
             now, the optimizer and `loop`; a loss with settings of its own needs them named.
         bounded: other data whose loss stays below a level, in one process; adds the tables `constraints`, over steps,
             and `bound`, what held-out rows of it say.
+        speed: what a token costs, for the loss table.
+        trackers: where the rows of the loss table go too, from the main process.
 
     Raises:
         SettingsError: impossible settings, or fewer steps than the state to continue from has done.
@@ -156,7 +163,7 @@ def fit(
         OutputError: a state could not be written.
     """
     _check(data, loop, world)
-    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world, key, bounded).run()
+    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world, key, bounded, speed, trackers).run()
 
 
 def evaluate(
@@ -227,9 +234,13 @@ class _Training:
         world: World,
         key: Key | None,
         bounded: Bounded | None,
+        speed: Throughput | None,
+        trackers: Trackers | None,
     ) -> None:
         self.model, self.data, self.loss_fn, self.optimizer = model, data, loss_fn, optimizer
         self.ctx, self.loop, self.validation, self.world = ctx, loop, validation, world
+        self.speed = speed
+        self.trackers = trackers if world.is_main else None
         self.forward: Any = torch.compile(model) if loop.compile else model
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.device = self.named[0][1].device
@@ -262,9 +273,18 @@ class _Training:
     # -- from the first step to the last -----------------------------------------------------------------------------
 
     def run(self) -> Fit:
+        try:
+            return self._run()
+        finally:
+            if self.trackers is not None:
+                self.trackers.close()
+
+    def _run(self) -> Fit:
         self.world.prepare(self.model, self.states.key)
         first = self._resume()
         loop = self.loop
+        if self.trackers is not None:
+            self.trackers.start(first)
         if self.bound is not None and self.bound_before is None:
             self.bound_before = self._bound_loss(self.bound)
         self.model.train()
@@ -306,7 +326,9 @@ class _Training:
         last = self.rows[-1] if self.rows else {}
         held_out = f", on held-out rows {validation['loss']:.4g}" if validation else ""
         loss = f"{last['loss']:.4g}" if "loss" in last else "unknown, for the last steps had no gradient"
-        return f"after {self.loop.steps:,} steps and {self.tokens:,} tokens the loss is {loss}{held_out}"
+        each = last.get("tokens_per_second", 0.0) / self.world.size
+        speed = f"; {self.speed.words(each)}" if self.speed is not None and each else ""
+        return f"after {self.loop.steps:,} steps and {self.tokens:,} tokens the loss is {loss}{held_out}{speed}"
 
     def _step(self, step: int) -> None:
         started = time.monotonic()
@@ -443,7 +465,11 @@ class _Training:
             "tokens_per_second": self.window.tokens / max(self.window.seconds, 1e-9),
             "tokens": self.tokens,
         }
+        if self.speed is not None:
+            row |= self.speed.row(row["tokens_per_second"] / self.world.size)
         self.rows.append(row)
+        if self.trackers is not None:
+            self.trackers.log({key: value for key, value in row.items() if key != "step"}, step)
         self.window = _Window(norm=self.window.norm)
         if self.world.is_main:
             self._metrics_file.parent.mkdir(parents=True, exist_ok=True)

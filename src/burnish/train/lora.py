@@ -6,17 +6,22 @@ Source: LoRA (2021, arXiv:2106.09685); starts: PiSSA (2024, arXiv:2404.02948), O
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from burnish.core.errors import MissingExtraError, SettingsError
+from burnish.core.errors import MissingExtraError, OutputError, SettingsError
 from burnish.train.losses import model_inputs
 
 if TYPE_CHECKING:
     from burnish.data.packing import PackedRows
     from burnish.train.stage import Train
+
+ADAPTER_DIRECTORY = "adapter"
+"""In the work directory of a node; the run keeps it beside the losses."""
 
 CORDA_ROWS = 32
 """Rows that CorDA takes its input covariances from."""
@@ -116,3 +121,23 @@ def _linear_names(module: Any) -> list[str]:
 def merged(module: Any) -> nn.Module:
     """The model with the adapters added to its weights."""
     return module.merge_and_unload()
+
+
+def keep_adapter(module: Any, directory: Path, base: str) -> None:
+    """Writes the adapters alone, as peft reads them: `PeftModel.from_pretrained(model, directory)`.
+
+    Args:
+        module: with its adapters.
+        directory: replaced where it is there.
+        base: what the model is called that the adapters were trained for.
+
+    Raises:
+        OutputError: no room or no permission.
+    """
+    for config in module.peft_config.values():
+        config.base_model_name_or_path = base
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+        module.save_pretrained(str(directory), save_embedding_layers=False)
+    except OSError as error:
+        raise OutputError(f"the adapters could not be written ({error})", where=str(directory)) from None

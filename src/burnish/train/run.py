@@ -22,9 +22,11 @@ from burnish.data.packing import PackedRows, documents, pack
 from burnish.optim import optimizer_class
 from burnish.train.bound import Bounded
 from burnish.train.loop import Loop, Rows, fit
-from burnish.train.lora import merged, with_adapters
+from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
+from burnish.train.speed import speed_of
+from burnish.train.trackers import DIRECTORY, Trackers, tracker_names
 from burnish.train.world import World
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ def _run(
     module = prepared(settings, module, rows)
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
     trained = module if beside is None else WithParameters(module, beside.to(torch.device(ctx.device)))
+    speed = speed_of(module, settings.context, device=ctx.device, precision=loop.precision)
     trained = world.shard(trained, loop.precision)
     optimizer = make_optimizer(settings, module)
     if beside is not None:
@@ -116,10 +119,15 @@ def _run(
         world=world,
         key=settings.canonical() | stage | dict(key),
         bounded=bounded,
+        speed=speed,
+        trackers=trackers_of(settings, ctx),
     )
     whole = world.whole(trained)
     if whole is None:  # another process has the result
         return model
+    if settings.keep_adapter:
+        kept = whole.model if isinstance(whole, WithParameters) else whole
+        keep_adapter(kept, ctx.work_dir / ADAPTER_DIRECTORY, model.name)
     result = model.derive(module=cast(finished(settings, whole), model.module.dtype).eval())
     result.lineage.continued = fitted.changes
     return result
@@ -242,6 +250,17 @@ def check_vocabulary(module: Any, rows: PackedRows) -> None:
             f"the tokenizer makes token id {largest:,}, but the model has {known:,} embeddings",
             fix="use the tokenizer that the model was trained with",
         )
+
+
+def trackers_of(settings: Train, ctx: Context) -> Trackers:
+    """Where the loss table goes beside the ledger."""
+    return Trackers(
+        tracker_names(settings.report_to),
+        ctx.work_dir / DIRECTORY,
+        f"{settings.name} {ctx.work_dir.name}",
+        settings.canonical(),
+        ctx.progress,
+    )
 
 
 def loss_of(settings: Train, module: Any) -> LossFn:

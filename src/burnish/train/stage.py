@@ -33,7 +33,7 @@ class Train(Stage):
     memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
     changeable: ClassVar[frozenset[str] | None] = frozenset(
         {"steps", "epochs", "batch", "micro_batch", "lr", "adamw_lr", "schedule", "warmup", "decay", "final_lr"}
-        | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation"}
+        | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation", "keep_adapter"}
     )
 
     data: DataRef | None = Field(default=None, description="texts or chats to train on")
@@ -98,6 +98,7 @@ class Train(Stage):
         default="default", description="how the adapters start; corda looks at the data"
     )
     lora_matrix: bool = Field(default=False, description="give the adapters the matrix update instead of AdamW")
+    keep_adapter: bool = Field(default=False, description="write the adapters alone too, beside the logs of the run")
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the products; weights and state are float32. auto is bfloat16 on a GPU"
@@ -122,6 +123,12 @@ class Train(Stage):
         json_schema_extra=VOLATILE,
     )
 
+    report_to: str = Field(
+        default="",
+        description="programs that get the loss table too, separated by commas: tensorboard, wandb, mlflow, trackio",
+        json_schema_extra=VOLATILE,
+    )
+
     @classmethod
     def parse(cls, settings: dict[str, Any], *, where: str) -> Self:
         return super().parse(_with_bound(settings, where), where=where)
@@ -142,6 +149,13 @@ class Train(Stage):
             raise ValueError("bound_data needs a bound_level, the largest loss on it")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
             raise ValueError("lora_init and lora_matrix need a lora_rank")
+        if self.keep_adapter and self.lora_rank == 0:
+            raise ValueError("keep_adapter needs a lora_rank")
+        if self.keep_adapter and self.lora_init not in ("default", "gaussian"):
+            raise ValueError(
+                f"keep_adapter does not go with lora_init {self.lora_init}: it changes the weights below the adapters, "
+                "which then fit no other copy of the model"
+            )
         return self
 
     def num_steps(self, num_rows: int) -> int:
@@ -173,10 +187,13 @@ class Train(Stage):
         """Refuses what does not fit the model, before anything is loaded.
 
         Raises:
-            SettingsError: a context beyond the model's, or an optimizer option that does not exist.
+            SettingsError: a context beyond the model's, or an optimizer option or a tracker that does not exist.
+        MissingExtraError: the package of a tracker is not installed.
         """
         from burnish.optim import optimizer_class
+        from burnish.train.trackers import tracker_names
 
+        tracker_names(self.report_to)
         longest = getattr(config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and self.context > longest:
             raise SettingsError(

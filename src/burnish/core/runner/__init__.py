@@ -9,6 +9,7 @@ A run directory holds everything that a run made:
     RUN/work/<name>/        what an unfinished stage may continue from; nothing there is deleted unless a person says so
     RUN/logs/<name>.log     what the stage's process printed when it was not a terminal
     RUN/logs/<name>.*.jsonl what it measured on the way, such as the losses of a training (metrics.jsonl)
+    RUN/logs/<name>.tracking/ and .adapter/: files of other programs that a training told, and its adapters alone
 
 A node is skipped when its checkpoint exists and carries the same key (stage, version, settings, content hashes of
 everything it reads). Because each stage reads its input from disk in a fresh process, a resumed run equals an

@@ -22,6 +22,8 @@ from burnish.core.outside import read_object
 from burnish.core.store import KEY_FILE, differences
 
 NODE_FILE = "node.json"
+KEPT_DIRECTORIES = ("adapter", "tracking")
+"""What a training writes for people and for other programs, beside its losses."""
 RESTART = "to start again and lose that pass --restart"
 
 
@@ -85,10 +87,17 @@ class Work:
         return frozenset(changed)
 
     def finish(self, logs: Path) -> None:
-        """Deletes everything but what people read (`*.jsonl`), which goes to `logs` under the name of the node."""
-        for file in sorted(self.directory.glob("*.jsonl")):
+        """Deletes everything but what people read, which goes to `logs` under the name of the node.
+
+        That is `*.jsonl`, and the directories in `KEPT_DIRECTORIES`.
+        """
+        directories = [self.directory / name for name in KEPT_DIRECTORIES if (self.directory / name).is_dir()]
+        for kept in sorted([*self.directory.glob("*.jsonl"), *directories]):
             logs.mkdir(parents=True, exist_ok=True)
-            file.replace(logs / f"{self.directory.name}.{file.name}")
+            place = logs / f"{self.directory.name}.{kept.name}"
+            if place.is_dir():  # of an earlier run of the node
+                shutil.rmtree(place)
+            kept.replace(place)
         self.clear()
 
     def clear(self) -> None:
