@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +14,105 @@ import numpy as np
 import pytest
 
 from burnish.core.errors import SettingsError
-from burnish.reason import Endpoint, Result, strategy
+from burnish.reason import Endpoint, Journal, JournalReader, Pool, Price, Result, Session, strategy
 from burnish.reason.calls import Reply, Usage
 from burnish.reason.confidence import peakedness
 from burnish.reason.strategies.routed_rsa import routed
-from exact_server import Chain, ExactServer, InProcess, candidates, majority
-from reason_runs import run
+from exact_server import Chain, ExactServer, InProcess, Rule, candidates, completion, majority
+from reason_runs import Ends, run
 
 NOWHERE = "http://127.0.0.1:1/v1"
+TIERS = ("cheap", "strong")
 
 
 def answers(found: dict[str, Result]) -> list[str | None]:
     return [result.answer for result in found.values()]
 
 
-def chain_means(n: int, k: int, loops: int, rule: Chain) -> list[float]:
-    """Mean accuracy of each population: the count of right members is a Markov chain with binomial steps."""
+def chain(n: int, loops: int, first: float, right: list[float]) -> list[np.ndarray]:
+    """The law of the number of right members of each population: a Markov chain with binomial steps.
+
+    Args:
+        right: probability that an aggregate is right, by the number of right members of the population before.
+    """
 
     def step(law: np.ndarray, right: list[float]) -> np.ndarray:
         pmf = [[math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)] for p in right]
         return law @ np.array(pmf)
 
-    law = step(np.ones(1), [rule.first])
-    hit = [1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)]
-    right = [rule.any_right * h + rule.none * (1 - h) for h in hit]
-    means = [float(law @ np.arange(n + 1)) / n]
+    laws = [step(np.ones(1), [first])]
     for _ in range(loops - 1):
-        law = step(law, right)
-        means.append(float(law @ np.arange(n + 1)) / n)
-    return means
+        laws.append(step(laws[-1], right))
+    return laws
+
+
+def drawn(n: int, k: int, right: Callable[[int], float]) -> list[float]:
+    """Probability that an aggregate of k of n members is right, by how many of the n are.
+
+    Args:
+        right: that probability by how many of the k are.
+    """
+    return [
+        sum(math.comb(c, seen) * math.comb(n - c, k - seen) * right(seen) for seen in range(k + 1)) / math.comb(n, k)
+        for c in range(n + 1)
+    ]
+
+
+def any_right(rule: Chain) -> Callable[[int], float]:
+    return lambda seen: rule.any_right if seen else rule.none
 
 
 def test_the_chain_of_the_reference_values():
-    expected = [0.3, 0.6959, 0.8780, 0.8974, 0.8991, 0.8996]
-    assert chain_means(16, 4, 6, Chain()) == pytest.approx(expected, abs=2e-4)
+    laws = chain(16, 6, 0.3, drawn(16, 4, any_right(Chain())))
+    means = [float(law @ np.arange(17)) / 16 for law in laws]
+    assert means == pytest.approx([0.3, 0.6959, 0.8780, 0.8974, 0.8991, 0.8996], abs=2e-4)
 
 
-def rsa_means(directory: Path, n: int, k: int, loops: int, num: int) -> np.ndarray:
-    found = run(directory, [f"rsa(n={n},k={k},loops={loops})"], num, concurrency=512)
-    right = [[[text.endswith(" 1") for text in loop] for loop in one.loops] for one in found.values()]
-    return np.array(right, dtype=np.float64).mean(2)
+def follows(directory: Path, n: int, k: int, laws: list[np.ndarray], rule: Rule, num: int = 400) -> None:
+    """The mean and the share of populations with a right member lie within three standard errors of the chain's."""
+    spec = f"rsa(n={n},k={k},loops={len(laws)})"
+    found = run(directory, [spec], num, concurrency=512, transport=InProcess(rule))
+    right = np.array([[[text.endswith(" 1") for text in loop] for loop in one.loops] for one in found.values()])
+    shares = np.arange(n + 1) / n
+    for loop, law in enumerate(laws):
+        mean = float(law @ shares)
+        error = math.sqrt((float(law @ shares**2) - mean**2) / num)
+        assert abs(right[:, loop].mean() - mean) <= 3 * error
+        some = float(1 - law[0])
+        assert abs(right[:, loop].any(1).mean() - some) <= 3 * math.sqrt(some * (1 - some) / num) + 1e-12
 
 
 @pytest.mark.slow
-def test_rsa_follows_the_markov_chain(tmp_path: Path):
-    means = rsa_means(tmp_path, 6, 2, 4, 400)
-    error = means.std(0, ddof=1) / math.sqrt(len(means))
-    assert np.all(np.abs(means.mean(0) - chain_means(6, 2, 4, Chain())) < 3 * error)
+def test_rsa_of_an_aggregator_that_needs_one_right_candidate_follows_the_markov_chain(tmp_path: Path):
+    follows(tmp_path, 6, 2, chain(6, 4, 0.3, drawn(6, 2, any_right(Chain()))), Chain())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "k"), [(5, 3), (6, 4)])
+def test_rsa_of_an_aggregator_that_returns_the_majority_follows_the_markov_chain(tmp_path: Path, n: int, k: int):
+    def rule(model: str, messages: list[dict[str, Any]], draw: random.Random) -> str:
+        seen = candidates(messages)
+        share = sum(one == "1" for one in seen) / len(seen) if seen else 0.0
+        right = draw.random() < (0.55 if not seen else 0.5 if share == 0.5 else float(share > 0.5))
+        return f"Final answer: {1 if right else draw.randint(2, 9)}"
+
+    laws = chain(n, 3, 0.55, drawn(n, k, lambda seen: 0.5 if 2 * seen == k else float(2 * seen > k)))
+    follows(tmp_path, n, k, laws, rule)
+
+
+@pytest.mark.slow
+def test_rsa_of_single_candidates_that_are_copied_is_flat(tmp_path: Path):
+    laws = chain(6, 4, 0.4, drawn(6, 1, lambda seen: float(seen)))
+    means = [float(law @ np.arange(7)) / 6 for law in laws]
+    assert means == pytest.approx([0.4] * 4)
+    assert 1 - laws[-1][0] < 1 - laws[0][0]  # though fewer populations have a right member
+    follows(tmp_path, 6, 1, laws, Chain(first=0.4, any_right=1.0, none=0.0))
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_rsa_of_the_reference_size_follows_the_markov_chain(tmp_path: Path):
-    means = rsa_means(tmp_path, 16, 4, 6, 400)
-    error = means.std(0, ddof=1) / math.sqrt(len(means))
-    assert np.all(np.abs(means.mean(0) - chain_means(16, 4, 6, Chain())) < 3 * error)
+    follows(tmp_path, 16, 4, chain(16, 6, 0.3, drawn(16, 4, any_right(Chain()))), Chain())
 
 
 @pytest.mark.parametrize(
@@ -129,7 +176,7 @@ def test_a_self_refinement_is_rsa_of_one_member(tmp_path: Path):
 
 
 def two(**sampling: Any) -> list[Endpoint]:
-    return [Endpoint(NOWHERE, name, sampling=sampling) for name in ("cheap", "strong")]
+    return [Endpoint(NOWHERE, name, sampling=sampling) for name in TIERS]
 
 
 def test_routed_rsa_that_sends_all_to_the_strong_model_asks_it_alone(tmp_path: Path):
@@ -152,6 +199,111 @@ def test_routing_at_random_has_the_shares_and_knows_nothing_of_the_answers(tmp_p
     results = run(tmp_path, [spec], 3, transport=transport, endpoints=two())
     for result in results.values():
         assert {name: used.calls for name, used in result.used.items()} == {"strong": 8 + 2 * 2, "cheap": 2 * 6}
+
+
+def routed_and_plain(directory: Path, percentile: int, rule: Rule) -> tuple[Result, Result]:
+    """Routed RSA and RSA of its strong model, as one node of a tree, so that they draw the same groups."""
+    endpoints = [Endpoint(NOWHERE, "same", name, sampling={"logprobs": True, "top_logprobs": 3}) for name in TIERS]
+
+    async def go(name: str, spec: str) -> Result:
+        with Journal(directory / name) as journal:
+            async with Pool(endpoints, journal, transport=InProcess(rule)) as pool:
+                session = Session(pool, "p", "node", answers=Ends(), model="strong")
+                return await strategy(spec)([{"role": "user", "content": "x"}], session)
+
+    routed = f"routed-rsa(models=cheap+strong,percentiles={percentile},n=6,k=3,loops=4)"
+    return asyncio.run(go("routed", routed)), asyncio.run(go("plain", "rsa(n=6,k=3,loops=4)"))
+
+
+def test_routed_rsa_whose_groups_all_go_to_the_strong_model_is_rsa_of_it_call_by_call(tmp_path: Path):
+    routed, plain = routed_and_plain(tmp_path, 100, Chain())
+    assert routed == plain
+    assert [one.key for loop in routed.populations for one in loop] == [
+        one.key for loop in plain.populations for one in loop
+    ]
+
+
+def test_routed_rsa_of_two_equal_models_is_rsa_where_nothing_goes_to_the_strong_one(tmp_path: Path):
+    """Seeds differ by the model's name, so that this one's aggregates follow from the prompt alone."""
+
+    def rule(model: str, messages: list[dict[str, Any]], draw: random.Random) -> str:
+        return Chain()(model, messages, random.Random(str(messages)) if candidates(messages) else draw)
+
+    routed, plain = routed_and_plain(tmp_path, 0, rule)
+    assert routed.loops == plain.loops
+    assert routed.answer == plain.answer
+    assert {name: used.calls for name, used in routed.used.items()} == {"strong": 6, "cheap": 18}
+
+
+@pytest.mark.parametrize("percentiles", [[10], [25], [50], [90], [10, 60]])
+def test_the_number_of_groups_of_a_tier_is_its_percentage_rounded(percentiles: list[float]):
+    for num in (7, 16, 33):
+        tiers = routed([random.Random(num).random() + i for i in range(num)], percentiles)
+        for place, percentile in enumerate(percentiles):
+            within = sum(tier <= place for tier in tiers)
+            assert math.floor(num * percentile / 100) <= within <= math.ceil(num * percentile / 100)
+
+
+def test_what_routed_rsa_costs_is_the_sum_over_its_tiers(tmp_path: Path):
+    spec = "routed-rsa(models=cheap+strong,percentiles=40,n=6,k=2,loops=3)"
+    (result,) = run(tmp_path, [spec], endpoints=two(logprobs=True, top_logprobs=3)).values()
+    paid = JournalReader(tmp_path).paid()
+    assert {name: one.usage for name, one in paid.items()} == result.used
+    assert sum(one.usage.calls for one in paid.values()) == 18
+
+
+class Sure(InProcess):
+    """A cheap model that aggregates well where half of its group is right, a strong one that needs a single right one.
+
+    With `knows` the probability of a token says whether the answer is right, with noise; else it is noise alone.
+    """
+
+    def __init__(self, first: float, *, knows: bool) -> None:
+        super().__init__(self.write)
+        self.first, self.knows = first, knows
+
+    def write(self, model: str, messages: list[dict[str, Any]], draw: random.Random) -> str:
+        seen = candidates(messages)
+        share = sum(one == "1" for one in seen) / len(seen) if seen else 0.0
+        right = draw.random() < self.first if not seen else share > 0 if model == "strong" else share >= 0.5
+        return f"Final answer: {1 if right else draw.randint(2, 9)}"
+
+    async def __call__(self, endpoint: object, body: Any) -> bytes:
+        reply = completion(self.write, dict(body))
+        text = reply["choices"][0]["message"]["content"]
+        noise = random.Random(text + str(body)).gauss(0, 0.1)
+        score = noise + (float(text.endswith(" 1")) if self.knows else 0.0)
+        reply["choices"][0]["logprobs"] = {"content": [{"token": "x", "logprob": score - 3, "top_logprobs": []}]}
+        return json.dumps(reply).encode()
+
+
+def asked(directory: Path, model: Sure, num: int, *, loops: int, routed: bool = True) -> tuple[float, float]:
+    """Mean accuracy of the last population, and cost, by routed RSA or by RSA of the strong model alone."""
+    prices = {"cheap": Price(0.1, 0.1), "strong": Price(1.0, 1.0)}
+    settings = f"n=8,k=4,loops={loops},answer=uniform)"
+    spec = f"routed-rsa(models=cheap+strong,percentiles=30,fitness=logprob,{settings}" if routed else f"rsa({settings}"
+    endpoints = two(logprobs=True)[0 if routed else 1 :]
+    found = run(directory, [spec], num, transport=model, endpoints=endpoints, concurrency=512)
+    right = [text.endswith(" 1") for one in found.values() for text in one.loops[-1]]
+    costs = [used.cost(prices[name]) or 0.0 for one in found.values() for name, used in one.used.items()]
+    return sum(right) / len(right), sum(costs)
+
+
+@pytest.mark.slow
+def test_confidence_that_knows_is_as_right_as_the_strong_model_at_sixty_percent_of_its_cost(tmp_path: Path):
+    model = Sure(0.7, knows=True)
+    dear, all_strong = asked(tmp_path / "strong", model, 80, loops=4, routed=False)
+    right, cost = asked(tmp_path / "routed", model, 80, loops=4)
+    assert right >= dear - 0.01
+    assert cost <= 0.6 * all_strong
+
+
+@pytest.mark.slow
+def test_confidence_that_is_noise_loses_what_knowing_gains(tmp_path: Path):
+    """Simulated without calls, the means after one aggregation are 0.855 and 0.792; the latter is routing by chance."""
+    sure, _ = asked(tmp_path / "knows", Sure(0.5, knows=True), 250, loops=2)
+    noise, _ = asked(tmp_path / "noise", Sure(0.5, knows=False), 250, loops=2)
+    assert sure - noise > 0.03
 
 
 def test_groups_are_routed_by_numpy_percentiles():
