@@ -27,7 +27,7 @@ from burnish.core.page.numbers import DASH, decimal, ends, interval_digits, numb
 from burnish.core.statistics import Interval
 from burnish.reason.calls import Usage
 from burnish.reason.journal import Paid
-from burnish.reason.tally import Found, Loop, Tally, total
+from burnish.reason.tally import Found, PopulationScore, Tally, total
 
 FILE = "report.html"
 
@@ -311,7 +311,7 @@ def _calls(one: Tally) -> str:
 
 
 def _populations(looped: Sequence[Tally]) -> Table:
-    def row(place: int, loop: Loop) -> Row:
+    def row(place: int, loop: PopulationScore) -> Row:
         shares = [loop.mean, loop.majority, loop.best]
         cells = [Cell(decimal(one.value, 3), [Small(" to ".join(ends(*_ends(one))))]) for one in shares]
         rest = [significant(loop.distinct), number_count(round(loop.letters)), percent(loop.cut)]

@@ -50,7 +50,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Loop:
+class PopulationScore:
     """One population, over all problems: what a drawn member, the majority and the best member earn."""
 
     mean: Interval
@@ -83,7 +83,7 @@ class Tally:
     used: Mapping[str, Usage]
     cost: float | None
     against: Against | None
-    loops: tuple[Loop, ...]
+    loops: tuple[PopulationScore, ...]
     unfinished: int
     notes: Mapping[str, int]
 
@@ -298,7 +298,7 @@ def _against(records: Mapping[Place, Record], cost: float | None, curves: Sequen
 # -- populations -----------------------------------------------------------------------------------------------------
 
 
-def _loops(records: Mapping[Place, Record]) -> list[Loop]:
+def _loops(records: Mapping[Place, Record]) -> list[PopulationScore]:
     """Of the populations that all problems have; what has a single member is no population."""
     with_loops = {place: record["curves"] for place, record in records.items() if record.get("curves", {}).get("loops")}
     num = min((len(one["loops"]) for one in with_loops.values()), default=0)
@@ -325,7 +325,7 @@ def _member_facts(curves: Record, at: int) -> tuple[float, ...]:
     )
 
 
-def _loop(facts: Mapping[Place, tuple[float, ...]]) -> Loop:
+def _loop(facts: Mapping[Place, tuple[float, ...]]) -> PopulationScore:
     mean, majority, high = (_over_problems({place: one[at] for place, one in facts.items()}) for at in range(3))
     sums = np.sum(list(facts.values()), axis=0)
-    return Loop(mean, majority, high, sums[3] / len(facts), sums[4] / sums[6], sums[5] / sums[6])
+    return PopulationScore(mean, majority, high, sums[3] / len(facts), sums[4] / sums[6], sums[5] / sums[6])
