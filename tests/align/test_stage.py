@@ -117,6 +117,11 @@ def test_answers_for_kto_are_mixed_and_keep_their_labels(rows):
     assert 0 < sum(labels[: len(rows)]) < len(rows)
 
 
+def test_prompts_that_fill_the_length_leave_no_answers_for_kto(checkpoint, rows):
+    with pytest.raises(DataError, match="so no answer is left; raise max_length"):
+        Align(**SHORT | {"loss": "kto", "max_length": 8})(load(checkpoint), data=rows)
+
+
 def test_a_prompt_whose_end_merges_with_the_answer_is_said_in_every_run(checkpoint, rows, tmp_path):
     from tokenizers import models
 

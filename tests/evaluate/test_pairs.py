@@ -211,6 +211,20 @@ def test_the_command_ranks_two_rewards_and_the_report_draws_them(reward, other_r
     assert [row["row"] for row in Ledger(run).rows].count("measurement") == 2  # as measured before
 
 
+def test_one_question_ranks_nothing(reward, other_reward, rows, tmp_path, capsys):
+    from burnish.cli.evaluate import _DEFAULTS, evaluate
+
+    file = tmp_path / "prefs.jsonl"
+    file.write_text(json.dumps(rows[0]) + "\n")
+    settings = _DEFAULTS.model_copy(update={"reference": str(other_reward)})
+    evaluate(str(reward), settings=settings, pairs=str(file), out=tmp_path / "run")
+    assert "one question gives no interval" in capsys.readouterr().out
+    (compared,) = (
+        row["rows"][0] for row in read_rows(tmp_path / "run" / "ledger.jsonl") if row.get("name") == "pair_comparison"
+    )
+    assert compared["verdict"] == "not known"
+
+
 def test_settings_of_pairs_without_pairs_are_refused(reward):
     from burnish.cli.evaluate import evaluate
 

@@ -46,7 +46,7 @@ from burnish.align.trainer_seam import (
     ScoreOutputs,
     Scorer,
 )
-from burnish.core.errors import CheckpointError, SettingsError
+from burnish.core.errors import CheckpointError, DataError, SettingsError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -305,6 +305,12 @@ class StockKTOTrainer(KTOTrainer):
         report = self.data_reports[dataset_name] = DataReport(len(dataset), len(prepared), unit="answers")
         if len(prepared) < len(dataset):
             report.dropped["longer than max_length"] = len(dataset) - len(prepared)
+        if not len(prepared):
+            raise DataError(
+                "every prompt fills max_length by itself, so no answer is left",
+                where=f"{dataset_name} data",
+                fix="raise max_length",
+            )
         sizes = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in prepared]
         report.shortened = sum(args.max_length is not None and size > args.max_length for size in sizes)
         return prepared

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from pydantic import Field
@@ -15,6 +16,7 @@ from burnish.evaluate.stage import Evaluate
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.core.ledger import Ledger
+    from burnish.core.statistics import Interval
     from burnish.evaluate.pairs import PairEvaluation
 
 
@@ -123,17 +125,21 @@ def _on_pairs(
             measured.record(node, reader.identity, called)
         print(_said(called, measured))
     if other is not None:
-        gap = difference(*found)
-        verdict = "within noise" if gap.low <= 0 <= gap.high else "a difference"
-        print(f"{name} - {settings.reference}: {gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%}, paired), {verdict}")
-        row = {
-            "first": name,
-            "second": str(settings.reference),
-            "difference": gap.value,
-            "low": gap.low,
-            "high": gap.high,
-        }
-        ledger.table("pair_comparison", [row | {"verdict": verdict}])
+        _compare(name, str(settings.reference), difference(*found), ledger)
+
+
+def _compare(first: str, second: str, gap: Interval, ledger: Ledger) -> None:
+    """Says which of two rewards ranks more pairs right, and adds it to the ledger."""
+    row: dict[str, Any] = {"first": first, "second": second, "difference": gap.value}
+    if math.isnan(gap.low):
+        print(f"{first} - {second}: {gap.value:+.1%}; one question gives no interval")
+        row["verdict"] = "not known"
+    else:
+        row |= {"low": gap.low, "high": gap.high}
+        row["verdict"] = "within noise" if gap.low <= 0 <= gap.high else "a difference"
+        said = f"{first} - {second}: {gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%}, paired)"
+        print(f"{said}, {row['verdict']}")
+    ledger.table("pair_comparison", [row])
 
 
 def _reference_of(reader: Model, reference: Model | None, num_readers: int) -> Model | None:
