@@ -21,7 +21,6 @@ they are made by `--read hh --pairs 1000` or `--read qa`, and kept. HH with hidd
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ class Slice:
 
 
 def digest(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+    return experiment.digest(prompt)[:16]
 
 
 def signed(differences: Any, flip: np.ndarray) -> Any:

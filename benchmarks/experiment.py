@@ -84,20 +84,26 @@ class Kept:
     def read(self, name: str) -> dict[str, Any]:
         return json.loads(self.file(name).read_text())
 
+    def has(self, name: str) -> bool:
+        return self.file(name).is_file()
+
     def keep(self, name: str, content: dict[str, Any]) -> None:
-        self.file(name).write_text(json.dumps(content))
+        part = self.file(name).with_suffix(f".{os.getpid()}.partial")  # several processes may share the work
+        part.write_text(json.dumps(content))
+        part.replace(self.file(name))
 
     def run(
         self, names: Callable[[], Iterable[str]], measure: Callable[[str], dict[str, Any]], minutes: float = 1e9
     ) -> bool:
         """Measures what is not there yet, asking `names` anew each time; whether all of it is there at the end."""
         end = time.monotonic() + 60 * minutes
-        while name := next((name for name in names() if not self.file(name).is_file()), ""):
+        while name := next((name for name in names() if not self.has(name)), ""):
             if time.monotonic() > end:
                 print(f"stopped before {name}", file=sys.stderr)
                 return False
             started = time.process_time()
-            self.keep(name, measure(name) | {"cpu_seconds": round(time.process_time() - started, 1)})
+            found = measure(name)  # which may say itself what its seconds are
+            self.keep(name, {"cpu_seconds": round(time.process_time() - started, 1)} | found)
             print(f"{name}: {self.read(name)['cpu_seconds']} s", file=sys.stderr, flush=True)
         return True
 
@@ -170,13 +176,16 @@ def table(header: str | Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 # -- the record ----------------------------------------------------------------------------------------------------
 
 
-def machine(note: str = "") -> str:
-    """What computes, as a person would name it."""
+def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return ", ".join([processor, platform.system(), f"{os.cpu_count()} cores", *([note] if note else [])])
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine(note: str = "") -> str:
+    """What computes, as a person would name it."""
+    return ", ".join([processor(), platform.system(), f"{os.cpu_count()} cores", *([note] if note else [])])
 
 
 def versions(*others: str) -> dict[str, str]:

@@ -21,7 +21,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -34,6 +33,8 @@ from typing import Any
 # Before torch is imported: one thread here and in the commands.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+
+import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -467,24 +468,13 @@ ROOMS = (quantize, slim, convert, train, distill, align, audit, evaluate, events
 
 def machine() -> dict[str, Any]:
     """What bit-equality is promised for."""
-    import numpy as np
     import torch
-    import transformers
 
-    names = [line.partition(":")[2].strip() for line in _lines_of("/proc/cpuinfo") if line.startswith("model name")]
+    known = experiment.versions()
     return {
-        "machine": f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": np.__version__,
-        },
+        "machine": f"{experiment.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "versions": {name: known[name] for name in ("python", "torch", "transformers", "numpy")},
     }
-
-
-def _lines_of(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 
 def measure(pattern: str) -> dict[str, str]:

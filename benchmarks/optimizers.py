@@ -1,14 +1,14 @@
 """Do matrix optimizers reach AdamW's loss in fewer steps on a small language model?
 
-    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...] [--cells 4] [--longer]
+    python benchmarks/optimizers.py --data DIR --work DIR [--only normuon ...] [--minutes 9] [--longer]
 
 DIR holds `us_speeches.jsonl.gz` (tuning) and `tinyshakespeare.txt.gz` (reporting). A Llama of 0.86 M parameters with
 a byte-level BPE of 1,024 tokens is trained from scratch for 200 steps of 16 x 128 tokens. Non-matrix parameters take
 AdamW at 3e-3 in every run. The learning rate of the matrices is searched by factors of two on the speeches with seed
 100, until the best rate has a worse neighbour on both sides; the best is then used on Shakespeare with seeds 0, 1, 2.
 Every optimizer, AdamW too, gets the same search. Each run is one file in the work directory, so the script continues
-where it was stopped (`--cells` stops it after so many runs), and several processes may share the work by `--only`. The
-results file says of every optimizer which rates were tried, and takes its runs where they are all there.
+where it was stopped, and several processes may share the work by `--only`. The results file says of every optimizer
+which rates were tried, and takes its runs where they are all there.
 
 `--longer` asks the question of Muon and NorMuon once more: 300 steps on movie reviews (`movie_reviews.jsonl.gz`), which
 are enough text for no row to come twice, at the rates that the search found.
@@ -16,9 +16,7 @@ are enough text for no row to come twice, at the rates that the search found.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import time
 from pathlib import Path
@@ -127,57 +125,56 @@ def slices(data: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-class CellsDone(Exception):
-    """As many runs were made as were asked for."""
+def name_of(part: str, algorithm: str, lr: float, seed: int) -> str:
+    return f"{part}, {algorithm}, {lr:g}, {seed}"
 
 
-class Runs:
-    """Training runs, each made once and kept as a file.
+class Runs(experiment.Kept):
+    """Training runs, each made once; their names are `name_of` them."""
 
-    Args:
-        work: directory of the files.
-        texts: {part: (text to train on, text to measure on)}.
-        cells: runs to make before stopping; None makes all.
-    """
+    def names(self, algorithms: list[str], parts: list[str]) -> list[str]:
+        """The runs that are wanted: those of the search, and where it has ended those at its best rate."""
+        found = []
+        for algorithm in algorithms:
+            found += [name_of("tuning", algorithm, rate, TUNING_SEED) for rate in self.rates(algorithm)]
+            if best := self.best(algorithm):
+                found += [name_of(part, algorithm, best, seed) for part in wanted(algorithm, parts) for seed in SEEDS]
+        return found
 
-    def __init__(self, work: Path, texts: dict[str, tuple[str, str]], cells: int | None) -> None:
-        self.work, self.texts, self.cells = work, texts, cells
+    def rates(self, algorithm: str) -> list[float]:
+        """Those of the search as far as it is known: two, and more until the best has a neighbour on both sides."""
+        tried = sorted((FIRST_RATE[algorithm], 2 * FIRST_RATE[algorithm]))
+        while all(self.has(name_of("tuning", algorithm, rate, TUNING_SEED)) for rate in tried):
+            best = min(tried, key=lambda rate: self.score(algorithm, rate))
+            if tried[0] < best < tried[-1]:
+                break
+            tried = [tried[0] / 2, *tried] if best == tried[0] else [*tried, tried[-1] * 2]
+        return tried
 
-    def __call__(self, part: str, algorithm: str, lr: float, seed: int) -> dict[str, Any]:
-        path = self.work / f"{part}-{algorithm}-{lr:g}-{seed}.json"
-        if not path.is_file():
-            if self.cells is not None:
-                if not self.cells:
-                    raise CellsDone
-                self.cells -= 1
-            result = train(self.texts[part], algorithm, lr, seed, STEPS[part])
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(result))
-            temporary.replace(path)
-            took = f"{result['cpu_seconds']:.0f} s"
-            print(f"{part} {algorithm} lr {lr:g} seed {seed}: {result['final']:.4f} ({took})", flush=True)
-        return json.loads(path.read_text())
+    def best(self, algorithm: str) -> float | None:
+        """The best rate, None while the search goes on."""
+        rates = self.rates(algorithm)
+        if not all(self.has(name_of("tuning", algorithm, rate, TUNING_SEED)) for rate in rates):
+            return None
+        return min(rates, key=lambda rate: self.score(algorithm, rate))
 
-    def made(self, part: str, algorithm: str) -> list[dict[str, Any]]:
-        """All runs that are there, by learning rate."""
-        runs = [json.loads(path.read_text()) for path in self.work.glob(f"{part}-{algorithm}-*.json")]
-        return sorted(runs, key=lambda run: (run["lr"], run["seed"]))
+    def score(self, algorithm: str, rate: float) -> float:
+        return _score(self.read(name_of("tuning", algorithm, rate, TUNING_SEED)))
+
+    def outcome(self, algorithm: str, part: str) -> dict[str, Any]:
+        """The search, and the runs of a part at its best rate where they are all there."""
+        tried = [name_of("tuning", algorithm, rate, TUNING_SEED) for rate in self.rates(algorithm)]
+        best = self.best(algorithm)
+        runs = [] if best is None else [name_of(part, algorithm, best, seed) for seed in SEEDS]
+        there = bool(runs) and all(map(self.has, runs))
+        if not there:
+            print(f"the {part} runs of {algorithm} are not all there")
+        found = {"lr": best if there else None, "runs": list(map(self.read, runs)) if there else []}
+        return found | {"tried": [self.read(name) for name in tried if self.has(name)]}
 
 
-def tune(run: Runs, algorithm: str) -> float:
-    """The best rate of a grid that is extended until the best is not at an edge."""
-    first = FIRST_RATE[algorithm]
-    tried = {rate: run("tuning", algorithm, rate, TUNING_SEED) for rate in (first, first * 2)}
-    while True:
-        rates = sorted(tried)
-        best = min(rates, key=lambda rate: _score(tried[rate]))
-        if best == rates[0]:
-            more = rates[0] / 2
-        elif best == rates[-1]:
-            more = rates[-1] * 2
-        else:
-            return best
-        tried[more] = run("tuning", algorithm, more, TUNING_SEED)
+def wanted(algorithm: str, parts: list[str]) -> list[str]:
+    return [part for part in parts if part != "longer" or algorithm in LONGER]
 
 
 def _score(run: dict) -> float:
@@ -201,58 +198,27 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
-    parser.add_argument("--cells", type=int)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
     parser.add_argument("--longer", action="store_true", help="the longer runs as well")
     arguments = parser.read()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    texts = slices(arguments.data)
-    run = Runs(arguments.work, texts, arguments.cells)
-    try:
-        for algorithm in arguments.only:
-            outcome(run, algorithm)
-            if arguments.longer and algorithm in LONGER:
-                longer(run, algorithm)
-    except CellsDone:
-        print("more runs are to be made")
-    write(arguments.work, texts, arguments.out)
+    texts, runs = slices(arguments.data), Runs(arguments.work)
+    parts = ["reporting", *(["longer"] if arguments.longer else [])]
 
+    def measure(name: str) -> dict[str, Any]:
+        part, algorithm, lr, seed = name.split(", ")
+        return train(texts[part], algorithm, float(lr), int(seed), STEPS[part])
 
-def outcome(run: Runs, algorithm: str) -> dict[str, Any]:
-    """The search, and the runs at its best rate."""
-    best = tune(run, algorithm)
-    runs = [run("reporting", algorithm, best, seed) for seed in SEEDS]
-    return {"lr": best, "tried": run.made("tuning", algorithm), "runs": runs}
-
-
-def longer(run: Runs, algorithm: str) -> dict[str, Any]:
-    """The runs of more steps at the best rate of the search."""
-    best = tune(run, algorithm)
-    return {"lr": best, "runs": [run("longer", algorithm, best, seed) for seed in SEEDS]}
-
-
-def write(work: Path, texts: dict[str, tuple[str, str]], out: Path) -> None:
-    """The results file, from the runs that are there."""
-    optimizers: dict[str, Any] = {}
-    more: dict[str, Any] = {}
-    run = Runs(work, texts, 0)
-    for algorithm in NAMES:
-        try:
-            optimizers[algorithm] = outcome(run, algorithm)
-        except CellsDone:
-            print(f"the runs of {algorithm} are not all there")
-            optimizers[algorithm] = {"lr": None, "tried": run.made("tuning", algorithm), "runs": []}
-            continue
-        try:
-            more |= {algorithm: longer(run, algorithm)} if algorithm in LONGER else {}
-        except CellsDone:
-            print(f"the longer runs of {algorithm} are not all there")
-
+    runs.run(lambda: runs.names(arguments.only, parts), measure, arguments.minutes)
+    more = {name: runs.outcome(name, "longer") for name in LONGER}
     setting = {"config": CONFIG, "steps": STEPS, "batch": BATCH, "context": CONTEXT, "other_lr": OTHER_LR}
-    setting |= {"options": OPTIONS, "tuning_seed": TUNING_SEED, "seeds": SEEDS}
-    slices = {part: [experiment.digest(text) for text in texts[part]] for part in texts}
-    content = {"slices": slices, "setting": setting, "optimizers": optimizers, "longer": more}
+    content = {
+        "slices": {part: [experiment.digest(text) for text in texts[part]] for part in texts},
+        "setting": setting | {"options": OPTIONS, "tuning_seed": TUNING_SEED, "seeds": SEEDS},
+        "optimizers": {name: runs.outcome(name, "reporting") for name in NAMES},
+        "longer": {name: {"lr": found["lr"], "runs": found["runs"]} for name, found in more.items() if found["runs"]},
+    }
     note = "one thread, float32; CPU seconds of one process, shared with other work; steps are exact"
-    experiment.record(out, __doc__, content, note=note)
+    experiment.record(arguments.out, __doc__, content, note=note)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -15,18 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import experiment
+from optimizers import CONFIG
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 344,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-    "vocab_size": 1024,
-}
 BATCH, CONTEXT, ROWS = 16, 128, 400
 
 
@@ -48,8 +38,7 @@ def loops(steps: int) -> dict[str, Any]:
 
     def model() -> Any:
         torch.manual_seed(0)
-        content = dict(CONFIG)
-        config = transformers.AutoConfig.for_model(content.pop("model_type"), **content)
+        config = transformers.AutoConfig.for_model(**CONFIG, vocab_size=1024)
         return transformers.AutoModelForCausalLM.from_config(config).train()
 
     def bare() -> None:
@@ -81,7 +70,7 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=10)
     arguments = command.read()
     steps, rounds = (1, 2) if arguments.smoke else (arguments.steps, arguments.rounds)
-    setting = {"config": CONFIG, "steps": steps, "batch": BATCH, "context": CONTEXT}
+    setting = {"config": CONFIG | {"vocab_size": 1024}, "steps": steps, "batch": BATCH, "context": CONTEXT}
     content = {"setting": setting, "seconds": experiment.turns(loops(steps), rounds)}
     note = "one thread, float32; CPU seconds, building the model included on both sides; shared with other work"
     experiment.record(arguments.out, __doc__, content, note=note)

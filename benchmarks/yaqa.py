@@ -15,7 +15,7 @@ used for nothing else. `order` asks, on the tuning slice, in which order rows an
 parts of the calibration text: the first ones alone give a smaller budget.
 Other label seeds take the rule that was found with seed 0. `time` is the rounding of the whole model, `large` that of
 one layer of 4,096 x 4,096 and, on a GPU, collecting from a million tokens for a network of a billion random weights.
-Results of several processes go to files of their own (`--results`), which `join` adds to the committed one.
+Several processes may add to one file.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 def main() -> None:
     parser = experiment.Command(__file__, __doc__)
     tasks = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}
-    parser.add_argument("task", choices=[*tasks, "large", "join"])
+    parser.add_argument("task", choices=[*tasks, "large"])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--work", type=Path, help="where factors are kept (8 GB per seed)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn labels")
@@ -87,15 +87,9 @@ def main() -> None:
     parser.add_argument("--sketches", nargs="*", default=["a", "b"], help="what collect collects")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--results", type=Path, nargs="*", default=[], help="for join: the files to add to --out")
     arguments = parser.read()
     torch.set_num_threads(arguments.threads)
-    if arguments.task == "join":
-        for file in arguments.results:
-            results = json.loads(file.read_text())
-            for row in results["rows"]:
-                append(row, arguments.out, results["slices"])
-    elif arguments.task == "large":
+    if arguments.task == "large":
         time_large(arguments)
     else:
         model = load(arguments.model, dtype=torch.float32, device=arguments.device)
@@ -358,22 +352,18 @@ def facts(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
 
 
 def record(row: dict[str, Any], arguments: argparse.Namespace, slices: dict[str, torch.Tensor] | None = None) -> None:
-    hashes = {name: [experiment.digest(tokens.numpy())] for name, tokens in (slices or {}).items()}
-    append(row, arguments.out, hashes)
-
-
-def append(row: dict[str, Any], file: Path, slices: dict[str, list[str]]) -> None:
-    """Adds a row to a results file; rows of the same question replace older ones."""
+    """Adds a row to the results file; rows of the same question replace older ones."""
     identity = ("task", "model", "device", "fold", "what", "threads", "sketches")
     if row["task"] in ("tune", "measure", "order"):  # these do not depend on where they were computed
         identity = ("task", "model", "method", "bits", "label_seed", "calibration_tokens")
         identity += {"tune": ("rule",), "order": ("rule", "order"), "measure": ()}[row["task"]]
-    with experiment.results(file, {"rows": []}) as known:
+    hashes = {name: [experiment.digest(tokens.numpy())] for name, tokens in (slices or {}).items()}
+    with experiment.results(arguments.out, {"rows": []}) as known:
         kept = select_rows(known["rows"], invert=True, **{part: row.get(part) for part in identity})
         known["rows"] = [*kept, row]
-        known["slices"] = slices or known.get("slices", {})
+        known["slices"] = hashes or known.get("slices", {})
     note = "CPU seconds of one thread on a shared machine; wall seconds were measured alone on it"
-    experiment.record(file, __doc__, {}, note=note)
+    experiment.record(arguments.out, __doc__, {}, note=note)
 
 
 def select_rows(rows: list[dict[str, Any]], *, invert: bool = False, **facts: Any) -> list[dict[str, Any]]:
