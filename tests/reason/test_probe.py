@@ -189,6 +189,20 @@ def test_one_sample_needs_no_variety():
         only.refuse(strategy(spec))
 
 
+def test_passing_trouble_is_no_denial(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("burnish.reason.probe._WAITS", (0.0, 0.0))
+    made, asked = Made(), 0
+
+    async def busy(endpoint: Endpoint, body: Any, /, route: str = "/chat/completions") -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked % 3:
+            raise UpstreamError("refused with status 429", where="x", status=429)
+        return await made(endpoint, body, route=route)
+
+    assert denied(asyncio.run(probe(ENDPOINT, transport=busy))) <= {"steady"}  # whose requests come at a time
+
+
 def test_a_key_that_is_refused_ends_a_probe():
     async def refuses(endpoint: object, body: object, /, route: str = "") -> bytes:
         raise UpstreamError("refused with status 401", where="x", status=401)

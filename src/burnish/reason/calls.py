@@ -94,6 +94,8 @@ class Endpoint:
             raise SettingsError("is no address of a server", where=self.address, fix="write http://HOST:PORT/v1")
         if parts.username is not None and self.api_key:
             raise SettingsError("has credentials in its address and a key", where=self.address, fix="give one of them")
+        if ours := sorted({"n", "stream", "messages", "model"} & set(self.sampling)):
+            raise SettingsError(f"{ours[0]!r} is no sampling field", where=self.called, fix="leave it to the strategy")
         if self.concurrency < 1:
             raise SettingsError(f"concurrency is {self.concurrency}, but at least one call must be possible")
 

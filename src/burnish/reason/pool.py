@@ -166,7 +166,7 @@ class Pool:
                     return await self._fly(endpoint, body, path, key)
             except UpstreamError as error:
                 trouble = error.status is None or error.status == 429 or error.status >= 500
-                if not _worth_another(error) or attempt + 1 == self._attempts:
+                if not worth_another(error) or attempt + 1 == self._attempts:
                     raise
                 wait = self._wait(error, attempt)
             finally:
@@ -290,7 +290,7 @@ def refused(endpoint: Endpoint, status: int, body: str, headers: Mapping[str, st
     return error
 
 
-def _worth_another(error: UpstreamError) -> bool:
+def worth_another(error: UpstreamError) -> bool:
     return error.status is None or error.status in RETRIED or error.status >= 500
 
 

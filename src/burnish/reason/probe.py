@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.reason.calls import Endpoint, Reply, UpstreamError
-from burnish.reason.pool import OpenAITransport
+from burnish.reason.pool import OpenAITransport, worth_another
 from burnish.reason.replies import read
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ STEADY = 0.02
 _TASK = "Write a short story about a harbour, a lamp and the number seven."
 _TOPS = (20, 5, 1, 0)
 _LENGTH, _OTHERS = 48, 8
+_WAITS = (0.1, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class _Asking:
     # -- asking ---------------------------------------------------------------------------------------------------
 
     async def ask(self, body: Mapping[str, Any], route: str = "/chat/completions") -> dict[str, Any]:
-        content = await self.carrier(self.endpoint, {"model": self.endpoint.model, **body}, route=route)
+        content = await self.carried({"model": self.endpoint.model, **body}, route)
         try:
             found = json.loads(content)
         except ValueError:
@@ -194,6 +195,17 @@ class _Asking:
         if not isinstance(found, dict):
             raise UpstreamError("answered with something that is no JSON object", where=self.endpoint.address)
         return found
+
+    async def carried(self, body: Mapping[str, Any], route: str) -> bytes:
+        """A server in passing trouble is asked again, so that trouble is not taken for a denial."""
+        for wait in _WAITS:
+            try:
+                return await self.carrier(self.endpoint, body, route=route)
+            except UpstreamError as error:
+                if error.status is None or not worth_another(error):
+                    raise
+                await asyncio.sleep(wait)
+        return await self.carrier(self.endpoint, body, route=route)
 
     async def chat(self, length: int, *, task: str = _TASK, written: str = "", **fields: Any) -> Reply:
         """One answer; `written` is an assistant turn to be continued."""
@@ -241,7 +253,7 @@ class _Asking:
         messages = [{"role": "user", "content": _TASK}]
         fields = {"stream": True, "stream_options": {"include_usage": True}, self.endpoint.token_field: 8}
         body = {"model": self.endpoint.model, "messages": messages, **fields}
-        chunks = events(await self.carrier(self.endpoint, body, route="/chat/completions"))
+        chunks = events(await self.carried(body, "/chat/completions"))
         if not chunks:
             return Finding(False, "no stream came")
         counted = any((chunk.get("usage") or {}).get("prompt_tokens") for chunk in chunks)
