@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,32 @@ def test_every_option_of_every_command_says_in_one_paragraph_what_it_is():
         if not (said := (argument.parameter.help or "").strip()) or "\n" in said
     ]
     assert silent == []
+
+
+def test_no_option_is_broken_and_no_example_wraps_in_the_help_of_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words, command in commands():
+        main([*words, "--help"])
+        page = capsys.readouterr().out
+        shown = [one for one in command.assemble_argument_collection() if one.show and one.parameter.parse is not False]
+        named = {name.partition(".")[0] for one in shown for name in one.names if name.startswith("-")}
+        assert named - {word.partition(".")[0] for word in page.split()} == set(), words
+        examples = page.partition("Examples:")[2].strip().splitlines()
+        assert all(line.startswith("    ") for line in examples[1:]), examples
+
+
+def test_what_a_command_cannot_do_without_is_marked(capsys: pytest.CaptureFixture[str]):
+    for words, options in {
+        "train": ("--out", "--data"),
+        "align": ("--data",),
+        "distill": ("--data", "--teacher"),
+    }.items():
+        main([words, "--help"])
+        page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        for option in options:
+            assert "must be given" in re.split(rf" {option} (?:-o )?[A-Z]+", page)[1].split(" --")[0], (words, option)
 
 
 @pytest.mark.parametrize("command", ["methods", "train MODEL --explain"])

@@ -79,7 +79,7 @@ class Align(Stage):
         description="what is trained (reward: a reward model; others: the policy) and how; from cdpo on, baselines",
     )
     data: DataRef | None = Field(
-        default=None, description="preference pairs: .jsonl, .jsonl.gz, .json, .parquet or a hub id"
+        default=None, description="preference pairs: .jsonl, .jsonl.gz, .json, .parquet or a hub id; must be given"
     )
     reference: CheckpointRef | None = Field(
         default=None, description="the reference of DPO; the model itself when not given"

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import NoReturn, TextIO
 
 from cyclopts import App, CycloptsError, Group
@@ -99,7 +100,10 @@ _COMMANDS = {
 
 
 def _examples(commands: Sequence[str]) -> str:
-    return "\n    ".join(["Examples:\n", *commands]) if commands else ""
+    lines = [
+        " \\\n      ".join(wrap(command, 72, break_long_words=False, break_on_hyphens=False)) for command in commands
+    ]
+    return "\n    ".join(["Examples:\n", *lines]) if commands else ""
 
 
 for _group, _commands in _COMMANDS.items():
@@ -176,6 +180,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _check_working_directory()
         _check_words(arguments)
+        if not {"--help", "-h"}.isdisjoint(arguments):
+            from burnish.cli.help_page import HelpPage  # with rich, which other commands do without
+
+            app.help_formatter = HelpPage()
         app(arguments, exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -74,8 +74,7 @@ def run(
     endpoints:
         A .toml file of models, a table for each with url, model, price_in, price_out and others.
     verifier:
-        What grades: math, number, exact, last-integer, code and others; code takes files in the shape of HumanEval and
-        LiveCodeBench.
+        What grades: math, number, exact, last-integer, code (HumanEval, LiveCodeBench) and others.
     limit:
         Take so many problems only.
     temperature:
@@ -99,8 +98,7 @@ def run(
     price_out:
         Money for a million tokens written.
     probe:
-        A file from `burnish reason probe`: strategies that need what the server does not do are refused. A file
-        probe.json in the directory of the run is read as well.
+        A file from `burnish reason probe`: what the server does not do is refused; OUT/probe.json is read as well.
     curves:
         Grade every sample and every member of a population, for the curves of the report.
     unsafe_code:

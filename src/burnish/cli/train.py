@@ -40,7 +40,7 @@ def train(
     model:
         A checkpoint directory or hub id; with --tokenizer, a config.json or a directory that has one.
     out:
-        Where the checkpoint goes; ledger and report go to OUT.run beside it.
+        Where the checkpoint goes; ledger and report go to OUT.run beside it; must be given unless --explain is.
     tokenizer:
         Train from scratch: bpe:N learns a BPE from the data, a checkpoint lends its own; the start is kept in OUT.init.
     explain:

@@ -26,7 +26,7 @@ class Distill(Train):
     summary: ClassVar[str] = "a student learns a teacher's distribution over the next token"
 
     teacher: CheckpointRef | None = Field(
-        default=None, description="the model to learn from, with the student's vocabulary"
+        default=None, description="the model to learn from, with the student's vocabulary; must be given"
     )
     divergence: Literal["forward", "reverse", "jsd", "top_k"] = Field(
         default="forward",

@@ -36,7 +36,7 @@ class Train(Stage):
         | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation", "keep_adapter"}
     )
 
-    data: DataRef | None = Field(default=None, description="texts or chats to train on")
+    data: DataRef | None = Field(default=None, description="texts or chats to train on; must be given")
     validation: DataRef | None = Field(default=None, description="texts or chats to measure on during training")
     holdout: float = Field(default=0.0, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
     bound_data: DataRef | None = Field(
