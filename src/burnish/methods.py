@@ -196,6 +196,14 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
     ),
     Method(
+        name="AGD",
+        does="momentum over the root mean square of its change, as a baseline",
+        use="burnish train --optimizer agd",
+        source="AGD, 2023, arXiv:2312.01658",
+        page="agd",
+        optimizer="burnish.optim.agd:AGD",
+    ),
+    Method(
         name="distillation",
         does="divergences, hidden states and routers of a teacher, normalised per token",
         use="burnish distill",

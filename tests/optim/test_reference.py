@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.optim import COSMOS, SOAP, AdamW, Muon, NorMuon
+from burnish.optim import AGD, COSMOS, SOAP, AdamW, Muon, NorMuon
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "optim"
 EXACT = 1e-12  # float64 against float64: a few rounding errors
@@ -47,6 +47,19 @@ def test_adamw_follows_the_auxiliary_adam_of_normuon():
     options = {"lr": 0.003, "weight_decay": 0.05, "eps": 1e-10}
     # torch's kernel takes the root of the second moment before the bias correction, which moves eps by 1e-10.
     assert worst_difference(AdamW, "normuon_auxadam_f64_exact.npz", ["emb", "bias"], 5, **options) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("plain", {"lr": 0.02, "weight_decay": 0.1, "delta": 1e-5}),
+        ("switch", {"lr": 1e-3, "weight_decay": 0.0, "delta": 0.05}),
+        ("amsgrad", {"lr": 0.02, "weight_decay": 0.1, "delta": 1e-3, "amsgrad": True}),
+    ],
+)
+def test_agd_follows_atorch(name, options):
+    names = [f"{name}/w", f"{name}/b"]
+    assert worst_difference(AGD, "agd_atorch_f64.npz", names, 8, betas=(0.9, 0.99), **options) < EXACT
 
 
 COSMOS_OPTIONS = {"lr": 2e-3, "betas": (0.95, 0.9), "rank": 4, "weight_decay": 0.1, "gamma": 0.25, "lr_ratio": 0.2}

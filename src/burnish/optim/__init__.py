@@ -6,6 +6,7 @@
 They are ordinary `torch.optim.Optimizer` objects: schedulers, closures, `state_dict` and `transformers.Trainer` work.
 """
 
+from burnish.optim.agd import AGD
 from burnish.optim.cosmos import COSMOS
 from burnish.optim.foreign import import_state
 from burnish.optim.normuon import Muon, NorMuon
@@ -14,4 +15,16 @@ from burnish.optim.registry import optimizer_class
 from burnish.optim.routing import Route, explain, route
 from burnish.optim.soap import SOAP
 
-__all__ = ["COSMOS", "SOAP", "AdamW", "Muon", "NorMuon", "Route", "explain", "import_state", "optimizer_class", "route"]
+__all__ = [
+    "AGD",
+    "COSMOS",
+    "SOAP",
+    "AdamW",
+    "Muon",
+    "NorMuon",
+    "Route",
+    "explain",
+    "import_state",
+    "optimizer_class",
+    "route",
+]
