@@ -291,7 +291,10 @@ METHODS: tuple[Method, ...] = (
         use="burnish audit",
         source="R3M's delta and APS's tau over cross-fitted margins",
         page="label-audit",
-        benchmarks=(Benchmark("align_audit", needs="--data DIR with the two preference files, --model DIR"),),
+        benchmarks=(
+            Benchmark("align_audit", needs="--data DIR with the two preference files, --model DIR"),
+            Benchmark("align_calibration", needs="--data DIR with HH harmless-base"),
+        ),
     ),
     Method(
         name="THP",

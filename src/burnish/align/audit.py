@@ -312,20 +312,21 @@ def _assemble(
             "rejected": rejected.strip(),
         }
         row["signed_tau"] = float(np.copysign(row["tau"], -numbers["margin_aps"]))
-        row["reasons"] = _reasons(row, against[:, index], opposite.get(index))
+        row["reasons"] = _reasons(row, against[:, index], opposite.get(index), told=judged.decided > 0)
         rows.append(row)
     return rows
 
 
-def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None) -> list[str]:
-    """Why a pair deserves a second look, in words, the strongest reason first."""
+def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None, *, told: bool) -> list[str]:
+    """Why a pair deserves a second look, in words, the strongest reason first; `told`: by decided pairs."""
     reasons = []
     if opposite is not None:
         reasons.append(f"the same two answers are labelled the other way in row {opposite}")
     votes = int(against.sum())
     if row["wrong"] is None:
         return [*reasons, "not judged: this reader agrees with these labels hardly more often than chance"]
-    reasons.append(f"the label is wrong with probability {row['wrong']:.0%}")
+    by = "decided pairs" if told else "the noise model"
+    reasons.append(f"the label is wrong with probability {row['wrong']:.0%}, by {by}")
     if votes:
         reasons.append(f"{votes} of {len(against)} cross-fitted rewards prefer the answer labelled worse")
         signs = {row[f"margin_{name}"] < 0 for name in MARGINS}

@@ -77,8 +77,10 @@ class Reliability:
         )
         if not self.can_judge:
             return f"this reader cannot judge these pairs: {seen}, where chance is 50 %"
-        by = f"by {self.decided:,} decided pairs, " if self.decided else ""
-        return f"{seen}; {by}about {noise.value:.1%} of the labels look exchanged ({noise.low:.1%} to {noise.high:.1%})"
+        rate = f"{noise.value:.1%} of the labels look exchanged ({noise.low:.1%} to {noise.high:.1%})"
+        if self.decided:
+            return f"{seen}; by {self.decided:,} decided pairs, about {rate}"
+        return f"{seen}; by the noise model, which counts the reader's confident errors too, {rate}"
 
 
 def reliability(margins: np.ndarray, groups: Sequence[str]) -> Reliability:
