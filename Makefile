@@ -6,13 +6,20 @@ export VENV PYTHON
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: setup demo wheel test test-slow test-long test-vllm lint bench docs clean
+.PHONY: setup demo demo-reason test-reason wheel test test-slow test-long test-vllm lint bench docs clean
 
 setup:
 	@scripts/setup
 
 demo: setup
 	@scripts/demo
+
+demo-reason: setup
+	@scripts/demo-reason
+
+# The same against vLLM, with the long tests of the client and the verifiers. An hour.
+test-reason: setup
+	@scripts/test-reason
 
 # A wheel for `pip install dist/burnish-*.whl`; pip fetches what it needs.
 wheel: setup

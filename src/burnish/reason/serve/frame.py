@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -20,9 +19,9 @@ from burnish.reason.calls import Endpoint
 from burnish.reason.journal import Journal
 from burnish.reason.pool import Transport
 from burnish.reason.serve.guard import Guard
-from burnish.reason.serve.shapes import Refusal, error_object, error_of
-from burnish.reason.serve.solving import Solver
-from burnish.reason.serve.wanted import wanted
+from burnish.reason.serve.shapes import error_object, error_of, read_body
+from burnish.reason.serve.solving import Solver, StrategyRequest
+from burnish.reason.serve.wanted import wanted, without_strategy
 from burnish.reason.session import Answers
 
 LARGEST = 256 * 2**20
@@ -58,10 +57,12 @@ def application(backend: Backend, guard: Guard, solver: Solver) -> web.Applicati
         found = wanted(body, request.headers)
         if found.strategy is not None and not body.get("tools") and not body.get("functions"):
             with backend.asked_by(request.headers):
-                return await solver.answer(request, found, body)
+                return await _solved(
+                    request, solver, solver.task(found, body, chat=request.path.endswith("/chat/completions"))
+                )
         if found.strategy is not None:  # a call of tools is the client's own turn: its model alone is put right
-            body = {name: value for name, value in body.items() if name != "burnish"} | {"model": found.model}
-            raw = json.dumps(body, ensure_ascii=False).encode()
+            raw = without_strategy(body, found)
+            body = read_body(raw)
         return await backend.plain(request, raw, body)
 
     async def health(request: web.Request) -> web.Response:
@@ -91,16 +92,17 @@ def application(backend: Backend, guard: Guard, solver: Solver) -> web.Applicati
     return app
 
 
-def read_body(raw: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise Refusal(f"the body is no JSON ({error})") from None
-    if not isinstance(body, dict):
-        raise Refusal("the body must be an object")
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        raise Refusal("the name of a model is missing", param="model")
-    return body
+async def _solved(request: web.Request, solver: Solver, task: StrategyRequest) -> web.StreamResponse:
+    if not task.stream:
+        return web.json_response(await solver.whole(task))
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+    async with aclosing(solver.events(task)) as events:
+        with suppress(ConnectionError):  # the client has gone
+            async for one in events:
+                await response.write(one)
+            await response.write_eof()
+    return response
 
 
 async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[str], None], **kept: Any) -> None:

@@ -27,6 +27,18 @@ class Refusal(BurnishError):
         self.status, self.code, self.param = status, code, param
 
 
+def read_body(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise Refusal(f"the body is no JSON ({error})") from None
+    if not isinstance(body, dict):
+        raise Refusal("the body must be an object")
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise Refusal("the name of a model is missing", param="model")
+    return body
+
+
 def error_of(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and error object. What an upstream said, if it is such an object, is given on as it is."""
     if isinstance(error, Refusal):

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from aiohttp import web
-
-from burnish.reason.calls import Conversation, Reply, UpstreamError, Usage, digest
+from burnish.reason.calls import Conversation, Endpoint, Reply, UpstreamError, Usage, digest
 from burnish.reason.journal import Journal
-from burnish.reason.pool import Pool
+from burnish.reason.pool import Pool, Transport
 from burnish.reason.serve.shapes import DONE, Refusal, comment, error_of, event, head, usage_object
 from burnish.reason.serve.wanted import Wanted
 from burnish.reason.session import Answers, Result, Session, Texts, gathered
@@ -34,7 +32,7 @@ _OURS = ("model", "messages", "prompt", "stream", "stream_options", "n", "seed",
 
 
 @dataclass(frozen=True)
-class _Task:
+class StrategyRequest:
     """One request.
 
     Attributes:
@@ -78,6 +76,14 @@ class _Watched(Session):
         return super().result(reply, loops, stopped=stopped)
 
 
+class Behind(Protocol):
+    """What carries the calls."""
+
+    @property
+    def transport(self) -> Transport: ...
+    def endpoint(self, model: str) -> Endpoint: ...
+
+
 class Solver:
     """What answers for strategies.
 
@@ -87,7 +93,7 @@ class Solver:
         answers: how answers are found and compared; whole texts where nothing is said.
     """
 
-    def __init__(self, backend: Any, journal: Journal, answers: Answers | None = None) -> None:
+    def __init__(self, backend: Behind, journal: Journal, answers: Answers | None = None) -> None:
         self._backend, self._journal, self._answers = backend, journal, answers or Texts()
         self._pool: Pool | None = None
 
@@ -96,46 +102,24 @@ class Solver:
             await self._pool.close()
         await asyncio.to_thread(self._journal.close)
 
-    async def answer(self, request: web.Request, wanted: Wanted, body: Mapping[str, Any]) -> web.StreamResponse:
-        task = _task(wanted, body, chat=request.path.endswith("/chat/completions"))
+    def task(self, wanted: Wanted, body: Mapping[str, Any], *, chat: bool) -> StrategyRequest:
+        """A request, understood.
+
+        Raises:
+            Refusal: it cannot be done.
+        """
+        task = _task(wanted, body, chat=chat)
         for name in (task.model, *task.strategy.asks):
             self._know(name)
-        if task.stream:
-            return await self._stream(request, task)
-        solved = await self._solve(task, lambda started, tokens: None)
-        return web.json_response(_whole(task, solved))
+        return task
 
-    def _know(self, model: str) -> None:
-        if self._pool is None:
-            endpoint = self._backend.endpoint(model)
-            self._pool = Pool([endpoint], self._journal, attempts=ATTEMPTS, transport=self._backend.transport)
-        elif model not in self._pool.endpoints:
-            self._pool.add(self._backend.endpoint(model))
+    async def whole(self, task: StrategyRequest) -> dict[str, Any]:
+        """The answer as one object."""
+        return _whole(task, await self._solve(task, lambda started, tokens: None))
 
-    async def _solve(self, task: _Task, told: Callable[[int, int], None]) -> list[_Solved]:
-        return await gathered([self._one(task, number, told) for number in range(task.n)])
-
-    async def _one(self, task: _Task, number: int, told: Callable[[int, int], None]) -> _Solved:
-        assert self._pool is not None
-        session = _Watched(
-            self._pool,
-            f"{task.problem}/{number}",
-            task.strategy.label,
-            answers=self._answers,
-            model=task.model,
-            fields=task.fields,
-            told=told,
-        )
-        result = await task.strategy(task.conversation, session)
-        if session.said is None:
-            raise UpstreamError("gave no answer", where=task.model)
-        return _Solved(result, session.said)
-
-    async def _stream(self, request: web.Request, task: _Task) -> web.StreamResponse:
-        """Comments while the strategy works, then its answer."""
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        await response.prepare(request)
-        await response.write(comment(f"{task.strategy.label} over {task.model}"))
+    async def events(self, task: StrategyRequest) -> AsyncGenerator[bytes]:
+        """The answer as a stream: comments while the strategy works, then what it says. Closed early, the calls end."""
+        yield comment(f"{task.strategy.label} over {task.model}")
         news = asyncio.Event()
         counts = {"started": 0, "back": 0, "tokens": 0}
 
@@ -152,26 +136,47 @@ class Solver:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), KEEP_ALIVE)
                 news.clear()
-                said = "{back} of {started} calls are back, {tokens} tokens written".format(**counts)
-                await response.write(comment(said))
+                yield comment("{back} of {started} calls are back, {tokens} tokens written".format(**counts))
             for chunk in _chunks(task, solving.result()):
-                await response.write(event(chunk))
-            await response.write(DONE)
-        except ConnectionError:  # the client has gone
-            return response
+                yield event(chunk)
+            yield DONE
         except Exception as error:  # noqa: BLE001 - the status has been sent: an error is an event of the stream
-            await response.write(event(error_of(error)[1]))
+            yield event(error_of(error)[1])
         finally:
             solving.cancel()
             await asyncio.gather(solving, return_exceptions=True)
-        await response.write_eof()
-        return response
+
+    def _know(self, model: str) -> None:
+        if self._pool is None:
+            endpoint = self._backend.endpoint(model)
+            self._pool = Pool([endpoint], self._journal, attempts=ATTEMPTS, transport=self._backend.transport)
+        elif model not in self._pool.endpoints:
+            self._pool.add(self._backend.endpoint(model))
+
+    async def _solve(self, task: StrategyRequest, told: Callable[[int, int], None]) -> list[_Solved]:
+        return await gathered([self._one(task, number, told) for number in range(task.n)])
+
+    async def _one(self, task: StrategyRequest, number: int, told: Callable[[int, int], None]) -> _Solved:
+        assert self._pool is not None
+        session = _Watched(
+            self._pool,
+            f"{task.problem}/{number}",
+            task.strategy.label,
+            answers=self._answers,
+            model=task.model,
+            fields=task.fields,
+            told=told,
+        )
+        result = await task.strategy(task.conversation, session)
+        if session.said is None:
+            raise UpstreamError("gave no answer", where=task.model)
+        return _Solved(result, session.said)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _task(wanted: Wanted, body: Mapping[str, Any], *, chat: bool) -> _Task:
+def _task(wanted: Wanted, body: Mapping[str, Any], *, chat: bool) -> StrategyRequest:
     assert wanted.strategy is not None
     if body.get("logprobs"):
         raise Refusal(
@@ -188,7 +193,7 @@ def _task(wanted: Wanted, body: Mapping[str, Any], *, chat: bool) -> _Task:
     problem = name if seed is None else digest([conversation, fields, seed])
     if "logprobs" in wanted.strategy.needs:
         fields |= {"logprobs": True, "top_logprobs": TOPS}
-    return _Task(
+    return StrategyRequest(
         f"{'chatcmpl' if chat else 'cmpl'}-{name}",
         chat,
         wanted.strategy,
@@ -232,7 +237,7 @@ def _is_int(value: Any) -> bool:
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _whole(task: _Task, solved: Sequence[_Solved]) -> dict[str, Any]:
+def _whole(task: StrategyRequest, solved: Sequence[_Solved]) -> dict[str, Any]:
     choices = []
     for index, one in enumerate(solved):
         message = {"role": "assistant", "content": one.result.text} | _reasoning(one)
@@ -242,7 +247,7 @@ def _whole(task: _Task, solved: Sequence[_Solved]) -> dict[str, Any]:
     return {**head(task.name, kind, task.model), "choices": choices, **_bill(task, solved)}
 
 
-def _chunks(task: _Task, solved: Sequence[_Solved]) -> list[dict[str, Any]]:
+def _chunks(task: StrategyRequest, solved: Sequence[_Solved]) -> list[dict[str, Any]]:
     """The answers as a stream has them. The bill is a chunk of its own, without choices, for clients that asked for it,
     and otherwise beside the last choice: clients that look for a choice in every chunk find one."""
     first = head(task.name, "chat.completion.chunk" if task.chat else "text_completion", task.model)
@@ -266,7 +271,7 @@ def _reasoning(one: _Solved) -> dict[str, str]:
     return {"reasoning_content": one.reply.reasoning} if one.reply.reasoning else {}
 
 
-def _bill(task: _Task, solved: Sequence[_Solved]) -> dict[str, Any]:
+def _bill(task: StrategyRequest, solved: Sequence[_Solved]) -> dict[str, Any]:
     used: dict[str, Usage] = {}
     for one in solved:
         for model, usage in one.result.used.items():

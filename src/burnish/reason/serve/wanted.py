@@ -5,6 +5,7 @@ model="rsa(n=8,k=4,loops=3)@qwen"       X-Burnish-Strategy: gsa:4       extra_bo
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ def wanted(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wanted:
         return Wanted(strategy(given.pop()), model)
     except SettingsError as error:
         raise Refusal(str(error), param="model", code="invalid_strategy") from None
+
+
+def without_strategy(body: Mapping[str, Any], found: Wanted) -> bytes:
+    """A request whose strategy is left out: a call of tools is a turn of the client's own."""
+    plain = {name: value for name, value in body.items() if name != "burnish"} | {"model": found.model}
+    return json.dumps(plain, ensure_ascii=False).encode()
 
 
 def parted(model: str) -> tuple[str, str]:
