@@ -58,6 +58,17 @@ def _upcycle(model: burnish.Model, place: Path) -> None:
     burnish.Upcycle(num_experts=4)(model, work_dir=place)
 
 
+def _chain(model: burnish.Model, place: Path) -> None:
+    burnish.DrawChains(number=4)(model, work_dir=place)
+
+
+def _aggregate(model: burnish.Model, place: Path) -> None:
+    # its checkpoint has no chat template, which the rows would be written with
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    rows = [[{"role": "user", "content": "3a+4"}, {"role": "assistant", "content": "#7"}]]
+    burnish.Aggregate(share=1, k=2, max_new_tokens=4)(model, data=rows, work_dir=place)
+
+
 def _audit(model: burnish.Model, place: Path) -> None:
     audit_pairs(read_pairs(PAIRS, on_bad_pair="drop"), model, AuditSettings(repeats=1), work_dir=place)
 
@@ -84,6 +95,8 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "quantize": (_quantize, {"statistics/layerN-foldN/sums.safetensors"}),
     "slim": (_slim, set()),
     "upcycle": (_upcycle, set()),
+    "chain": (_chain, set()),
+    "aggregate": (_aggregate, set()),
     "audit": (
         _audit,
         {"states-N-N/array.npy", "margins-aps-N/array.npy", "margins-bt-N/array.npy", "margins-rNm-N.N-N/array.npy"},
