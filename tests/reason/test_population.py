@@ -21,6 +21,8 @@ from burnish.core.errors import BurnishError, DataError, SettingsError
 from burnish.reason import Budget, Endpoint, JournalReader, strategy
 from burnish.reason.calls import BudgetSpent
 from burnish.reason.evolve import Evolved, evolve
+from burnish.reason.serve.shapes import Refusal
+from burnish.reason.serve.wanted import HEADER, wanted
 from burnish.reason.strategies.population_generations import Evolution, read_skill
 from burnish.reason.strategies.population_rules import Bounds, Labour, bits, drawn, likeness, takes, trail, wilson
 from burnish.verify import Exact
@@ -177,6 +179,7 @@ def test_with_elitism_the_best_fitness_on_fixed_problems_never_falls(tmp_path: P
         assert found[-1] > found[0]
 
 
+@pytest.mark.slow
 def test_without_inheritance_it_is_slower(tmp_path: Path):
     """Four kinds, four skills: only who inherits can have more than one of them."""
 
@@ -286,6 +289,7 @@ def test_a_problem_to_decide_with_must_not_be_one_to_learn_from(tmp_path: Path):
     [
         ({"shown": 3}, ValueError, "shown is 3, but a member has at most 2 skills"),
         ({"members": 1}, ValueError, "members"),
+        ({"cost": math.inf}, ValueError, "cost"),
         ({"kind": "level"}, SettingsError, "has no field 'level'"),
         ({"budget": Budget(calls=40)}, SettingsError, "a budget of 40 calls is too small"),
         ({"prompts": {"member": "nothing"}}, SettingsError, "has no {skills}"),
@@ -298,6 +302,10 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path, settings: Any, 
 
 
 # -- its use ------------------------------------------------------------------------------------------------------
+
+
+def notes(directory: Path) -> set[str]:
+    return {note for record in JournalReader(directory).records().values() for note in record["notes"]}
 
 
 def test_what_was_evolved_answers_other_problems_from_the_command_line(
@@ -318,9 +326,15 @@ def test_what_was_evolved_answers_other_problems_from_the_command_line(
         assert capsys.readouterr().out == said
         assert sum(server.asked.values()) == asked
         spec = f"population(run={tmp_path / 'evolved'})"
-        use = ["--strategy", "direct", "--strategy", spec, "-o", str(tmp_path / "run")]
-        main(["reason", "run", str(tmp_path / "test.jsonl"), *place, *use])
-    lines = capsys.readouterr().out.splitlines()
+        use = ["--strategy", "direct", "--strategy", spec, "-o"]
+        main(["reason", "run", str(tmp_path / "test.jsonl"), *place, *use, str(tmp_path / "run")])
+        said = capsys.readouterr()
+        main(["reason", "run", str(tmp_path / "unseen.jsonl"), *place, *use, str(tmp_path / "again")])
+    assert not notes(tmp_path / "run")
+    assert notes(tmp_path / "again") == {
+        "the population learned from this problem, or was chosen by it: its score says nothing"
+    }
+    lines = said.out.splitlines()
     assert lines[0].startswith("direct: 0.000")
     assert ",n=1): 1.000" in lines[1]
 
@@ -334,3 +348,11 @@ def test_a_population_that_was_not_evolved_is_refused(tmp_path: Path):
         evolved(tmp_path, budget=Budget(completion_tokens=20))
     with pytest.raises(DataError, match="holds no population whose winner is decided"):
         strategy(f"population(run={tmp_path})").label  # noqa: B018
+
+
+@pytest.mark.parametrize("where", ["model", "header"])
+def test_no_client_of_a_server_names_a_directory_of_it(tmp_path: Path, where: str):
+    spec = f"population(run={tmp_path})"
+    body, headers = ({"model": f"{spec}@m"}, {}) if where == "model" else ({"model": "m"}, {HEADER: spec})
+    with pytest.raises(Refusal, match="files of the server's machine"):
+        wanted(body, headers)

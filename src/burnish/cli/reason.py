@@ -277,7 +277,7 @@ def evolve(
         budget = Budget(calls=max_calls)
         found = run_all(first, second, grader, settings, [endpoint], out, seed=seed, budget=budget)
     for row in found.history:
-        told = f"best {row['best']:.3f}, mean {row['mean']:.3f}, {row['bits']:.2f} bits of division of labour"
+        told = f"best {row['best']:.3f}, mean {row['mean']:.3f}, {max(0.0, row['bits']):.2f} bits of division of labour"
         print(f"generation {row['generation']}: {told}")
     if found.shortened:
         print("the budget ended the evolution early; the same command with more continues it")

@@ -96,7 +96,7 @@ def evolve(
                 population = Generations(settings, client, verifier, learn, texts=texts, grades=grades)
                 shortened = await population.run()
             async with Pool(endpoints, journal, budget=_later(budget, time.monotonic() - began), **given) as client:
-                team, scores = await _decided(client, verifier, unseen, population.teams(), settings.cost)
+                team, scores = await _decided(client, verifier, unseen, population.teams(unseen), settings.cost)
             await journal.record(WINNER, team.model_dump(mode="json"))
             return Evolved(team, population.history, scores, shortened)
 

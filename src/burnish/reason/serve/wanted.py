@@ -46,9 +46,13 @@ def wanted(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wanted:
     if parted(model)[0]:
         raise Refusal("a strategy cannot stand inside a strategy", param="model", code="invalid_strategy")
     try:
-        return Wanted(strategy(given.pop()), model)
+        made = strategy(given.pop())
     except SettingsError as error:
         raise Refusal(str(error), param="model", code="invalid_strategy") from None
+    if made.reads_files:
+        what = f"{made.name} reads files of the server's machine, which no client may name; use burnish reason run"
+        raise Refusal(what, param="model", code="invalid_strategy")
+    return Wanted(made, model)
 
 
 def without_strategy(body: Mapping[str, Any], found: Wanted) -> bytes:

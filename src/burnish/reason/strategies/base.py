@@ -18,10 +18,12 @@ class Strategy(BaseModel, ABC):
 
     Attributes:
         name: by which `burnish.reason.strategy` finds it.
+        reads_files: it reads files of this machine, so that no client of a server may name it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
+    reads_files: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[str, ...]:

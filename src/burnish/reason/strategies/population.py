@@ -65,6 +65,7 @@ class Team(BaseModel):
         shown: most skills with one task.
         alpha, beta: weight of trails and of likeness.
         words: how skills are shown.
+        known: of the tasks that it was evolved and chosen with, by content.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +77,7 @@ class Team(BaseModel):
     alpha: float = 1.0
     beta: float = 2.0
     words: str = "{skills}"
+    known: tuple[str, ...] = ()
 
     def asks(self, conversation: Conversation) -> list[dict[str, Any]]:
         """The conversation as the team asks it."""
@@ -98,6 +100,7 @@ class Population(Strategy):
     """
 
     name: ClassVar[str] = "population"
+    reads_files: ClassVar[bool] = True
     run: str = ""
     n: int = Field(default=1, ge=1)
     team: Team | None = Field(default=None, exclude=True)
@@ -118,6 +121,10 @@ class Population(Strategy):
         return f"{self.name}({self.evolved.name}={digest(self.evolved.model_dump(mode='json'))},n={self.n})"
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
+        if self.run and digest(last_words(conversation)) in self.evolved.known:
+            session.notes.append(
+                "the population learned from this problem, or was chosen by it: its score says nothing"
+            )
         asked = self.evolved.asks(conversation)
         plain = asked == [dict(message) for message in conversation]
         calls = [session.sample(asked, slot) if plain else session.own(asked, slot) for slot in range(self.n)]

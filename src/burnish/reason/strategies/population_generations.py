@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from burnish.core.errors import SettingsError
 from burnish.reason import prompts
-from burnish.reason.calls import BudgetSpent, ContextExceeded, Reply, derived_number
+from burnish.reason.calls import BudgetSpent, ContextExceeded, Reply, derived_number, digest
 from burnish.reason.pool import Pool
 from burnish.reason.session import Session, until_spent
 from burnish.reason.strategies.population import Member, Skill, Team, weighed, with_skills
@@ -53,7 +53,7 @@ LONGEST_SKILL = 600
 class Evolution(BaseModel):
     """Settings of an evolution."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     members: int = Field(default=6, ge=2, description="Members that live on from one generation to the next.")
     children: int = Field(default=6, ge=0, description="New members of each generation.")
     generations: int = Field(default=5, ge=1, description="How often members are tried and selected.")
@@ -147,15 +147,15 @@ class Generations:
             return True
         return False
 
-    def teams(self) -> list[Team]:
-        """Who may win: nobody's skills, each member from the fittest, and the specialists of all kinds together."""
+    def teams(self, unseen: Sequence[Problem]) -> list[Team]:
+        """Who may win on unseen problems: nobody's skills, each member from the fittest, and all kinds' specialists."""
+        known = tuple(sorted(digest(self.verifier.prompt(one)) for one in [*self.problems.values(), *unseen]))
         ranked = sorted(self.members, key=lambda one: -self.fitness.get(one.name, 0.0))
-        teams = [self._team("bare", dict.fromkeys(self.trails, Member(name="bare")))]
-        teams += [self._team(one.name, dict.fromkeys(self.trails, one)) for one in ranked if one.skills]
+        chosen = {"bare": dict.fromkeys(self.trails, Member(name="bare"))}
+        chosen |= {one.name: dict.fromkeys(self.trails, one) for one in ranked if one.skills}
         if len(self.trails) > 1 and ranked:
-            takers = {kind: min(ranked, key=lambda one: one.thresholds[kind]) for kind in self.trails}
-            teams.append(self._team("team", takers))
-        return teams
+            chosen["team"] = {kind: min(ranked, key=lambda one: one.thresholds[kind]) for kind in self.trails}
+        return [self._team(name, specialists, known) for name, specialists in chosen.items()]
 
     # -- one generation -------------------------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ class Generations:
             self._graded[reply.key] = self._grades[reply.key]
         return self._graded[reply.key]
 
-    def _team(self, name: str, specialists: Mapping[str, Member]) -> Team:
+    def _team(self, name: str, specialists: Mapping[str, Member], known: tuple[str, ...]) -> Team:
         counts: dict[str, Counter[str]] = {kind: Counter() for kind in self.trails}
         for task, kind in self.kinds.items():
             counts[kind].update(words(self.verifier.prompt(self.problems[task])))
@@ -341,6 +341,7 @@ class Generations:
             alpha=self.settings.alpha,
             beta=self.settings.beta,
             words=self._text("member"),
+            known=known,
         )
 
     def _text(self, name: str) -> str:
