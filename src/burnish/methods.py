@@ -353,7 +353,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         name="routed RSA",
         does="RSA whose groups go to a cheap or a strong model by how hard they look",
-        use="burnish.reason",
+        use="burnish reason run",
         source="Squeeze Evolve, 2026, arXiv:2604.07725",
         page="routed-rsa",
     ),
@@ -427,6 +427,7 @@ BESIDE_METHODS = (
     Benchmark("demo", ("--work", "runs/demo-benchmark")),
     Benchmark("foundation", ("--work", "runs/foundation-benchmark")),
     Benchmark("fingerprint"),
+    Benchmark("reason_client"),
 )
 """What is measured of the package itself: the README's first command, the runner, the bits of every stage."""
 
