@@ -28,8 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import json
 import math
 import tempfile
 import time
@@ -90,7 +88,7 @@ def read_slices(directory: Path, tokenizer: Any) -> dict[str, list[dict[str, str
 
 
 def digest(text: str) -> str:
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+    return experiment.digest(text.strip())[:16]
 
 
 # -- what is computed once -------------------------------------------------------------------------------------------
@@ -188,7 +186,6 @@ def flipped(pair: dict[str, Any], wrong: bool) -> dict[str, Any]:
 
 
 def run_cell(upper: Any, tokenizer: Any, pairs: dict[str, Any], cell: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    started = time.process_time()
     slice_name = "tuning" if cell["seed"] == TUNING_SEED else "trained"
     trained = pairs[slice_name]
     flips = uniform(len(trained), cell["flipped"], torch.Generator().manual_seed(cell["seed"])).tolist()
@@ -212,7 +209,7 @@ def run_cell(upper: Any, tokenizer: Any, pairs: dict[str, Any], cell: dict[str, 
     if slice_name == "trained":
         found["held out"] = margins(trainer, pairs["held out"])
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return cell | found | {"losses": losses, "cpu_seconds": round(time.process_time() - started, 1)}
+    return cell | found | {"losses": losses}
 
 
 def margins(trainer: Any, rows: list[dict[str, Any]]) -> list[float]:
@@ -235,20 +232,18 @@ TUNING_CELLS = [{"method": "DPO", "seed": TUNING_SEED, "flipped": 0.2, "rate": r
 
 
 def name_of(cell: dict[str, Any]) -> str:
-    return "-".join(f"{cell[key]}" for key in ("method", "seed", "flipped", "rate")).replace(" ", "_") + ".json"
+    return ", ".join(str(cell[key]) for key in ("method", "seed", "flipped", "rate"))
 
 
 def main() -> None:
     parser = experiment.Command(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory with hh_harmless_test.jsonl.gz")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of SmolLM2-135M-Instruct")
-    parser.add_argument("--work", type=Path, required=True, help="where states and finished cells are kept")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no further cell after so long")
+    parser.keeps("where states and finished cells are kept")
     arguments = parser.read()
-    started = time.monotonic()
     torch.set_num_threads(1)
     trl.trainer.utils._use_triton = lambda device: True
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    runs = experiment.Kept(arguments.work)
     loaded = burnish.load(arguments.model, dtype=torch.float32)
     model: Any = loaded.module
     slices = read_slices(arguments.data, loaded.tokenizer)
@@ -266,30 +261,31 @@ def main() -> None:
             chosen, rejected = next(log_probs)
             pairs[name].append(pair | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
 
-    def result_of(cell: dict[str, Any]) -> dict[str, Any] | None:
-        path = arguments.work / name_of(cell)
-        plain = arguments.work / name_of(cell | {"method": "DPO"})
-        if cell["method"].startswith("R3M") and plain.is_file():
-            found = json.loads(plain.read_text(encoding="utf-8"))
+    def known(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [runs.read(name_of(cell)) for cell in cells if runs.has(name_of(cell))]
+
+    def wanted() -> list[dict[str, Any]]:
+        """The search of the rate, and then the grid at the best."""
+        tuned = known(TUNING_CELLS)
+        if len(tuned) < len(TUNING_CELLS):
+            return TUNING_CELLS
+        best = max(tuned, key=lambda found: auc(suspicion("margin", found["margins"]), found["flips"]))
+        return [*TUNING_CELLS, *cells(best["rate"])]
+
+    def measure(name: str) -> dict[str, Any]:
+        cell = next(cell for cell in wanted() if name_of(cell) == name)
+        plain = name_of(cell | {"method": "DPO"})
+        if cell["method"].startswith("R3M") and runs.has(plain):
+            found = runs.read(plain)
             if found["lowest"] > threshold(METHODS[cell["method"]]["lam"]):
                 return found | {"method": cell["method"], "same run as": "DPO", "cpu_seconds": 0.0}
-        if not path.is_file():
-            if time.monotonic() - started > 60 * arguments.minutes:
-                return None
-            with tempfile.TemporaryDirectory() as scratch:
-                content = run_cell(upper, loaded.tokenizer, pairs, cell, Path(scratch))
-            path.with_suffix(".partial").write_text(json.dumps(content), encoding="utf-8")
-            path.with_suffix(".partial").replace(path)
-            print(f"{path.stem}: {content['cpu_seconds']} CPU seconds", flush=True)
-        return json.loads(path.read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory() as scratch:
+            return run_cell(upper, loaded.tokenizer, pairs, cell, Path(scratch))
 
-    tuned = [found for cell in TUNING_CELLS if (found := result_of(cell)) is not None]
-    if len(tuned) < len(TUNING_CELLS):
-        return
-    rate = max(tuned, key=lambda found: auc(suspicion("margin", found["margins"]), found["flips"]))["rate"]
-    done = [found for cell in cells(rate) if (found := result_of(cell)) is not None]
+    runs.run(lambda: map(name_of, wanted()), measure, arguments.minutes)
+    done = known(wanted()[len(TUNING_CELLS) :])
     if done:
-        content = content_of(slices, tuned, done) | {"model": loaded.name}
+        content = content_of(slices, known(TUNING_CELLS), done) | {"model": loaded.name}
         content["largest relative difference of an answer's log-probability"] = kept["errors"]
         note = "one thread, shared with other work"
         experiment.record(arguments.out, __doc__, content, note=note, libraries=["trl", "peft"])

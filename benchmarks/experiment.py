@@ -52,6 +52,11 @@ class Command(argparse.ArgumentParser):
         self.add_argument("--smoke", action="store_true", help="the smallest settings; answers nothing")
         self.results = default
 
+    def keeps(self, what: str = "where what has been measured is kept") -> None:
+        """Takes --work and --minutes, for `Kept`: the benchmark can be stopped, and goes on when it is called again."""
+        self.add_argument("--work", type=Path, required=True, help=what)
+        self.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
+
     def read(self) -> argparse.Namespace:
         found = self.parse_args()
         if found.smoke and found.out.resolve() == self.results:

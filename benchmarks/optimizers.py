@@ -196,9 +196,8 @@ def steps_to(curve: list[list[float]], loss: float) -> float | None:
 def main() -> None:
     parser = experiment.Command(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.keeps()
     parser.add_argument("--only", nargs="*", choices=list(NAMES), default=list(NAMES))
-    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
     parser.add_argument("--longer", action="store_true", help="the longer runs as well")
     arguments = parser.read()
     texts, runs = slices(arguments.data), Runs(arguments.work)

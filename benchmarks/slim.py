@@ -171,8 +171,7 @@ def main() -> None:
     import torch
 
     command = experiment.Command(__file__, __doc__)
-    command.add_argument("--work", type=Path, required=True, help="directory of teachers and of what has been measured")
-    command.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
+    command.keeps("directory of teachers and of what has been measured")
     command.add_argument("--write", action="store_true", help="only write the results of what has been measured")
     arguments = command.read()
     torch.set_num_threads(1)

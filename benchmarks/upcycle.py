@@ -124,8 +124,7 @@ def main() -> None:
     import torch
 
     command = experiment.Command(__file__, __doc__)
-    command.add_argument("--work", type=Path, required=True, help="directory of dense models and of what was measured")
-    command.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so long")
+    command.keeps("directory of dense models and of what was measured")
     arguments = command.read()
     torch.set_num_threads(1)
     bench = Bench(arguments.work, smoke=arguments.smoke)
