@@ -194,8 +194,9 @@ class Stop(Exception):
     pass
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, rows, tmp_path, monkeypatch):
-    settings = SHORT | {"max_steps": 6, "save_every": 2, "loss": "aps-r3m-dpo"}
+@pytest.mark.parametrize("loss", ["aps-r3m-dpo", "kto"])
+def test_a_resumed_run_equals_an_uninterrupted_one(loss, checkpoint, rows, tmp_path, monkeypatch):
+    settings = SHORT | {"max_steps": 6, "save_every": 2, "loss": loss}
     whole = Align(**settings)(load(checkpoint), data=rows)
 
     count = 0
