@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -347,6 +348,14 @@ def test_a_population_that_was_not_evolved_is_refused(tmp_path: Path):
     with pytest.raises(BudgetSpent):
         evolved(tmp_path, budget=Budget(completion_tokens=20))
     with pytest.raises(DataError, match="holds no population whose winner is decided"):
+        strategy(f"population(run={tmp_path})").label  # noqa: B018
+
+
+def test_a_winner_that_cannot_be_read_is_said(tmp_path: Path):
+    evolved(tmp_path, generations=1)
+    with sqlite3.connect(tmp_path / "journal.db") as database:
+        database.execute("UPDATE records SET record = '{}' WHERE name = 'winner'")
+    with pytest.raises(DataError, match="a population of another version"):
         strategy(f"population(run={tmp_path})").label  # noqa: B018
 
 

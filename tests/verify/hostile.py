@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from burnish.verify import Limits
 
 LIMITS = Limits(
@@ -58,3 +60,20 @@ HOSTILE = {
     "answers before questions": WRONG + "import os\nfor d in range(3, 64):\n"
     "    try: os.write(d, b'{\"value\": 0}\\n' * 100)\n    except OSError: pass\n",
 }
+
+
+def harmful(canary: Path) -> list[str]:
+    """Answers that make a file where something evaluates them."""
+    opened = f"open({str(canary)!r}, 'w')"
+    return [
+        opened,
+        f"[{opened}]",
+        f"__import__('pathlib').Path({str(canary)!r}).touch()",
+        f"sin({opened!r})",
+        f"x + {opened!r}",
+        f"exec({opened!r})",
+        f"Symbol('x').__class__ and {opened}",
+        f"[c for c in ().__class__.__base__.__subclasses__()] and {opened}",
+        f"24 if {opened} else 24",
+        f"(lambda: {opened})()",
+    ]

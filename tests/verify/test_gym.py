@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import harmful
 
 from burnish.core.errors import DataError
 from burnish.verify import ReasoningGym, read_problems
@@ -50,22 +51,6 @@ def test_the_answer_of_a_generated_problem_is_right_and_another_is_not(gym: Reas
     assert gym.score(text, problem) == 1.0
     assert gym.score("<answer>a pony</answer>", problem) < 0.5
     assert gym.score("no idea", problem) == 0.0
-
-
-def harmful(canary: Path) -> list[str]:
-    opened = f"open({str(canary)!r}, 'w')"
-    return [
-        opened,
-        f"[{opened}]",
-        f"__import__('pathlib').Path({str(canary)!r}).touch()",
-        f"sin({opened!r})",
-        f"x + {opened!r}",
-        f"exec({opened!r})",
-        f"Symbol('x').__class__ and {opened}",
-        f"[c for c in ().__class__.__base__.__subclasses__()] and {opened}",
-        f"24 if {opened} else 24",
-        f"(lambda: {opened})()",
-    ]
 
 
 @pytest.mark.parametrize("task", [*EVALUATING, *FORMULAS])

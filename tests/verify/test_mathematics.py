@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("math_verify")
 
+from hostile import harmful
+
 from burnish.verify import Mathematics
 from burnish.verify.workers import Workers
 
@@ -47,6 +49,16 @@ def test_other_values_are_wrong(maths: Mathematics, gold: str, answer: str):
 def test_nothing_equals_an_empty_answer(maths: Mathematics):
     assert not maths.equivalent("", "")
     assert not maths.equivalent("$$", "$$")
+
+
+def test_an_answer_is_never_run(maths: Mathematics, tmp_path: Path):
+    """SymPy, which reads formulas below math-verify, evaluates what it is given."""
+    canary = tmp_path / "canary"
+    for text in harmful(canary):
+        for answer in (text, rf"\text{{{text}}}", f"1+{text}"):
+            assert maths.grade(answer, {"answer": r"\frac12"}) == 0.0
+            assert maths.grade("0.5", {"answer": answer}) == 0.0
+    assert not canary.exists()
 
 
 def test_many_threads_ask_at_once(maths: Mathematics):

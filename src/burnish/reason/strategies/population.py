@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from burnish.core.errors import DataError
 from burnish.reason import prompts
@@ -147,7 +147,10 @@ def found_by(run: str) -> Team:
         raise DataError(
             "holds no population whose winner is decided", where=run, fix="make one with burnish reason evolve"
         )
-    return Team.model_validate(record)
+    try:
+        return Team.model_validate(record)
+    except ValidationError:
+        raise DataError("holds a population of another version", where=run, fix="evolve it again") from None
 
 
 def weighed(
