@@ -629,6 +629,9 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="directory for the states of fits; a run that was cut off goes on")
     parser.add_argument("--side", choices=["burnish", "easytpp"], default="burnish")
     arguments = parser.read()
+    needing = [name for name in arguments.experiments if name == "epoch" or (name in SETS and SETS[name].file)]
+    if needing and arguments.data is None:
+        parser.error(f"{needing[0]} needs --data")
     for name in arguments.experiments:
         if name in QUESTIONS:
             QUESTIONS[name](arguments)
