@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,34 @@ def test_a_limiter_halves_once_for_a_storm_and_grows_after_quiet():
 
 def test_extracted_answers_are_compared_not_texts():
     assert Ends().extract("x Final answer: 3") == "3"
+
+
+def test_three_hundred_calls_each_leave_once(tmp_path: Path, server: ExactServer):
+    server.latency = 0.01
+    endpoint = Endpoint(server.url, "exact", concurrency=64)
+    found = run(tmp_path, ["self-consistency:15"], 20, endpoints=[endpoint], transport="http", start=64)
+    assert sum(one.used["exact"].calls for one in found.values()) == 300
+    assert set(server.asked.values()) == set(server.answered.values()) == {1}
+    assert len(server.asked) == reader(tmp_path).paid()["exact"].usage.calls == 300
+    assert server.most_at_once <= 64
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_fifty_thousand_calls_leave_memory_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is kept of a call would be some hundred bytes: its key and path alone are that."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    import reason_client
+
+    held: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(50_000):
+            if number in (10_000, 49_999):
+                held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+            yield number
+
+    with reason_client.server() as url:
+        asyncio.run(reason_client.asked("burnish", url, numbers(), tmp_path))
+    assert (held[1] - held[0]) / 40_000 < 100
+    assert reader(tmp_path).paid()["m"].usage.calls == 50_000
