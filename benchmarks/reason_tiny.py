@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {"large": ROOT / "recipes/tiny_reasoner.yaml", "small": ROOT / "recipes/tiny_reasoner_small.yaml"}
 SIZES = {"large": ROOT / "examples" / "reasoner.json", "small": ROOT / "examples" / "reasoner_small.json"}
 SEEDS = (0, 1, 2)
-PROBLEMS = 270
-"""Of each seed."""
+PARTS, PROBLEMS = 3, 90
+"""Of each seed: parts that are measured one after the other, and the problems of each."""
 VOTES = 32
 CONFIDENT = 40
 """Problems of each seed whose samples come with 20 alternatives to each token."""
@@ -45,21 +45,22 @@ READ = 0.25
 SMALL = 0.2
 PRICES = {"a token read costs a quarter": READ, "a token read costs as much": 1.0}
 RSA = "n=8,k=4,loops=3"
+SAME = (f"self-consistency:{VOTES}", "best-of-n(n=8,score=logprob)", "gsa:4", "rsa(n=8,k=4,loops=2)")
 ARMS = {
-    "aggregating": (
-        f"self-consistency:{VOTES}",
-        "best-of-n(n=8,score=logprob)",
-        "gsa:4",
-        "rsa(n=8,k=4,loops=2)",
+    "aggregating": SAME,
+    "plain": SAME,
+    "single": SAME,
+    "routed": (
         f"rsa({RSA})",
         f"routed-rsa(models=small+large,percentiles=0,{RSA},fitness=logprob)",
         f"routed-rsa(models=small+large,percentiles=30,{RSA},fitness=logprob)",
         f"routed-rsa(models=small+large,percentiles=30,{RSA},fitness=random)",
     ),
-    "plain": (f"self-consistency:{VOTES}", "best-of-n(n=8,score=logprob)", "gsa:4", "rsa(n=8,k=4,loops=2)"),
     "confident": ("self-consistency:8",),
 }
-"""Strategies by which node of the recipe answers; `confident` is `aggregating` with alternatives."""
+"""Strategies by which node of the recipe answers; `routed` and `confident` are `aggregating`, the one with the small
+model beside it, the other with alternatives to each token."""
+NODES = ("aggregating", "plain", "single")
 SMOKE_NODES = {
     "chain": {"number": 24},
     "train": {"steps": 2, "holdout": 0.2},
@@ -68,22 +69,36 @@ SMOKE_NODES = {
 
 
 class Bench(experiment.Kept):
-    """What is measured, by name: "seed, train, size" and "seed, arm"."""
+    """What is measured, by name: "seed, train, size" and "seed, arm, part"."""
 
     def __init__(self, work: Path, *, smoke: bool) -> None:
         super().__init__(work)
         self.work, self.smoke = work, smoke
-        self.seeds = SEEDS[:1] if smoke else SEEDS
+        self.places = [
+            (seed, part) for seed in (SEEDS[:1] if smoke else SEEDS) for part in range(1 if smoke else PARTS)
+        ]
         self.problems = 2 if smoke else PROBLEMS
 
     def names(self) -> list[str]:
-        trained = [[f"{seed}, train, large", f"{seed}, train, small"] for seed in self.seeds]
-        asked = [[f"{seed}, {arm}" for arm in ARMS] for seed in self.seeds]
-        return [name for pair in zip(trained, asked, strict=True) for part in pair for name in part]
+        found: list[str] = []
+        for seed, part in self.places:
+            found += [f"{seed}, train, {size}" for size in SIZES if part == 0]
+            found += [f"{seed}, {arm}, {part}" for arm in ARMS if arm != "confident" or part == 0]
+        return found
+
+    def finished(self) -> list[tuple[int, int]]:
+        """Seeds and parts that can be compared."""
+        return [(seed, part) for seed, part in self.places if self.file(f"{seed}, aggregating, {part}").is_file()]
+
+    def arms(self) -> list[str]:
+        """Those that are there for all of them."""
+        places = [(seed, arm, 0 if arm == "confident" else part) for seed, part in self.finished() for arm in ARMS]
+        missing = {arm for seed, arm, part in places if not self.file(f"{seed}, {arm}, {part}").is_file()}
+        return [arm for arm in ARMS if arm not in missing]
 
     def measure(self, name: str) -> dict[str, Any]:
-        seed, part, *size = name.split(", ")
-        return self.train(int(seed), size[0]) if part == "train" else self.ask(int(seed), part)
+        seed, what, which = name.split(", ")
+        return self.train(int(seed), which) if what == "train" else self.ask(int(seed), what, int(which))
 
     # -- models --------------------------------------------------------------------------------------------------
 
@@ -112,8 +127,8 @@ class Bench(experiment.Kept):
 
     # -- questions -----------------------------------------------------------------------------------------------
 
-    def chains(self, seed: int, number: int) -> list[dict[str, Any]]:
-        """Chains of the recipe's kind that are in no training data of that seed."""
+    def chains(self, seed: int, part: int) -> list[dict[str, Any]]:
+        """Chains of the recipe's kind that are in no training data of that seed, other ones for every part."""
         from burnish.data.chain import Chains, chain_rows, questions_of
 
         nodes = yaml.safe_load(RECIPES["large"].read_text())["nodes"]
@@ -121,22 +136,22 @@ class Bench(experiment.Kept):
         rows = self.model(seed, "large") / "nodes"
         seen = questions_of(rows / "first" / "rows.jsonl") | questions_of(rows / "second" / "rows.jsonl")
         kinds = Chains(**kind | {"steps": tuple(kind["steps"])})
-        return list(chain_rows(kinds, number, seed=1_000_000 + seed, apart_from=seen, distinct=True))
+        number = self.problems * (part + 1)
+        return list(chain_rows(kinds, number, seed=1_000_000 + seed, apart_from=seen, distinct=True))[-self.problems :]
 
-    def ask(self, seed: int, arm: str) -> dict[str, Any]:
+    def ask(self, seed: int, arm: str, part: int) -> dict[str, Any]:
         """One run of the harness on models that a real server holds."""
         from burnish.reason.harness import run
         from burnish.verify import verifier
 
-        number = min(self.problems, CONFIDENT) if arm == "confident" else self.problems
-        problems = self.chains(seed, number)
-        node = "plain" if arm == "plain" else "aggregating"
+        problems = self.chains(seed, part)[: CONFIDENT if arm == "confident" else None]
+        node = arm if arm in NODES else "aggregating"
         sampling: dict[str, Any] = {"temperature": 1.0, "max_tokens": 80, "logprobs": True}
         if arm == "confident":
             sampling["top_logprobs"] = 20
         strategies = [smaller(one) for one in ARMS[arm]] if self.smoke else list(ARMS[arm])
         sizes = list(SIZES) if any("small" in one for one in strategies) else ["large"]
-        place = self.work / f"asked-{arm}-{seed}"
+        place = self.work / f"asked-{seed}-{arm}-{part}"
         with contextlib.ExitStack() as stack, verifier("chain") as chain:
             served = [
                 stack.enter_context(serving(self.model(seed, size) / "nodes" / node, size, sampling)) for size in sizes
@@ -192,7 +207,7 @@ def facts(place: Path) -> dict[str, Any]:
         records = list(reader.records().values())
     finally:
         reader.close()
-    found: dict[str, Any] = {"strategies": {}, "votes": [], "sample": {}}
+    found: dict[str, Any] = {"strategies": {}, "votes": []}
     for record in sorted(records, key=lambda one: one["problem"]):
         kept = found["strategies"].setdefault(record["strategy"], {"scores": [], "used": [], "loops": []})
         found["failed"] = found.get("failed", 0) + bool(record["error"])  # and wrong: an empty answer, say
@@ -204,8 +219,6 @@ def facts(place: Path) -> dict[str, Any]:
         if record["strategy"].startswith("self-consistency"):
             (samples,) = curves["samples"].values()
             found["votes"].append(votes(samples["answers"], curves["scores"]).tolist())
-            worths = [0.0 if one is None else curves["scores"][one] for one in samples["answers"]]
-            found.setdefault("best of all", []).append(max(worths))
     return found
 
 
@@ -270,8 +283,8 @@ class Part:
         self.loops = {name: np.mean(one["loops"], 0) for name, one in kept["strategies"].items()}
         used = {name: one["used"] for name, one in kept["strategies"].items()}
         self.costs = {name: float(np.mean([cost(one, read) for one in all_])) for name, all_ in used.items()}
-        vote = next(name for name in self.costs if name.startswith("self-consistency"))
-        self.sample = self.costs[vote] / self.votes.shape[1]
+        vote = next((name for name in self.costs if name.startswith("self-consistency")), None)
+        self.sample = self.costs[vote] / self.votes.shape[1] if vote else float("nan")
 
     def vote(self, samples: float) -> np.ndarray:
         """Of every problem, the vote of so many samples, or of all there are."""
@@ -281,18 +294,38 @@ class Part:
 
 
 def summary(bench: Bench) -> dict[str, Any]:
-    kept = {arm: [bench.read(f"{seed}, {arm}") for seed in bench.seeds] for arm in ("aggregating", "plain")}
-    found: dict[str, Any] = {"seeds": list(bench.seeds), "problems": len(bench.seeds) * bench.problems}
-    found["models"] = {size: [bench.read(f"{seed}, train, {size}") for seed in bench.seeds] for size in SIZES}
+    places, arms = bench.finished(), bench.arms()
+    seeds = sorted({seed for seed, _ in places})
+    kept = {
+        arm: [joined(bench, arm, [place for place in places if place[0] == seed]) for seed in seeds]
+        for arm in arms
+        if arm != "confident"
+    }
+    found: dict[str, Any] = {"seeds": seeds, "problems": len(places) * bench.problems}
+    trained = {size: [f"{seed}, train, {size}" for seed in seeds] for size in SIZES}
+    found["models"] = {
+        size: [bench.read(n) for n in names if bench.file(n).is_file()] for size, names in trained.items()
+    }
+    nodes = [arm for arm in NODES if arm in kept]
     found["votes"] = {
-        arm: [votes_at(np.concatenate([np.array(one["votes"]) for one in ones]), n) for n in (1, 2, 4, 8, 16, 32)]
-        for arm, ones in kept.items()
+        arm: [votes_at(np.concatenate([one["votes"] for one in kept[arm]]), n) for n in (1, 2, 4, 8, 16, 32)]
+        for arm in nodes
     }
-    found["prices"] = {
-        title: {arm: against_votes(kept[arm], kept["plain"], read) for arm in kept} for title, read in PRICES.items()
-    }
-    found["routing"] = {title: routing(kept["aggregating"], read) for title, read in PRICES.items()}
-    found["auroc"] = scores_of_samples([bench.read(f"{seed}, confident")["samples"] for seed in bench.seeds])
+    found["prices"] = {title: {arm: against_votes(kept[arm], read) for arm in nodes} for title, read in PRICES.items()}
+    if "routed" in kept:
+        found["routing"] = {title: routing(kept["routed"], read) for title, read in PRICES.items()}
+    if "confident" in arms:
+        found["auroc"] = scores_of_samples([bench.read(f"{seed}, confident, 0")["samples"] for seed in seeds])
+    return found
+
+
+def joined(bench: Bench, arm: str, places: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The parts of one seed as one."""
+    parts = [bench.read(f"{seed}, {arm}, {part}") for seed, part in places]
+    found: dict[str, Any] = {"votes": [row for one in parts for row in one["votes"]], "strategies": {}}
+    for name in parts[0]["strategies"]:
+        ones = [one["strategies"][name] for one in parts]
+        found["strategies"][name] = {key: [row for one in ones for row in one[key]] for key in ones[0]}
     return found
 
 
@@ -300,16 +333,14 @@ def votes_at(votes: np.ndarray, number: int) -> dict[str, float]:
     return {"samples": number} | as_dict(votes[:, min(number, votes.shape[1]) - 1])
 
 
-def against_votes(mine: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], read: float) -> list[dict[str, Any]]:
-    """Every strategy of an arm beside the votes that cost as much: of its own model, and of the one trained plainly."""
-    parts, others = [Part(one, read) for one in mine], [Part(one, read) for one in plain]
+def against_votes(kept: Sequence[dict[str, Any]], read: float) -> list[dict[str, Any]]:
+    """Every strategy of an arm beside the vote of its own model that costs as much."""
+    parts = [Part(one, read) for one in kept]
     rows = []
     for name in parts[0].scores:
         samples = [part.costs[name] / part.sample for part in parts]
-        elsewhere = [part.costs[name] / other.sample for part, other in zip(parts, others, strict=True)]
         score = np.concatenate([part.scores[name] for part in parts])
         own = [part.vote(number) for part, number in zip(parts, samples, strict=True)]
-        theirs = np.concatenate([other.vote(number) for other, number in zip(others, elsewhere, strict=True)])
         rows.append(
             {
                 "strategy": name,
@@ -322,8 +353,6 @@ def against_votes(mine: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]
                 "difference_by_seed": [
                     float((part.scores[name] - vote).mean()) for part, vote in zip(parts, own, strict=True)
                 ],
-                "plain_vote": as_dict(theirs),
-                "difference_from_plain": paired(score, theirs),
                 "loops": np.mean([part.loops[name] for part in parts], 0).tolist(),
             }
         )
@@ -382,22 +411,22 @@ def bounds(found: Any) -> dict[str, float]:
 
 # -- tables ----------------------------------------------------------------------------------------------------------
 
-ORDER = (
-    "strategy | model | accuracy (95 %): | costs as many samples: | vote of so many: | difference (95 %): | by seed:"
-)
+ORDER = "strategy | model | accuracy (95 %): | costs as many samples: | vote of so many: | strategy less vote (95 %):"
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
-    made = {"votes": votes_table(results["votes"]), "routing": routing_table(results["routing"])}
+    made = {"votes": votes_table(results["votes"]), "loops": loops_table(results["prices"])}
     for number, (title, arms) in enumerate(results["prices"].items()):
         ending = "" if number == 0 else "-dear"
         for page, wanted in (("gsa", ("best", "gsa")), ("rsa", ("rsa",))):
             header = ORDER.replace("costs as many samples", f"costs as many samples, where {title}")
             rows = [line(row, arm) for arm in arms for row in arms[arm] if row["strategy"].startswith(wanted)]
             made[f"{page}{ending}"] = experiment.table(header, rows)
-    made["loops"] = loops_table(next(iter(results["prices"].values())))
-    made["auroc"] = auroc_table(results["auroc"])
+    if "routing" in results:
+        made["routing"] = routing_table(results["routing"])
+    if "auroc" in results:
+        made["auroc"] = auroc_table(results["auroc"])
     return made
 
 
@@ -416,7 +445,6 @@ def line(row: dict[str, Any], arm: str) -> list[str]:
         f"{more}{row['samples']:.1f}",
         f"{row['vote']['mean']:.3f}",
         experiment.cell(row["difference"], "+.3f"),
-        ", ".join(f"{one:+.3f}" for one in row["difference_by_seed"]),
     ]
 
 
@@ -443,12 +471,12 @@ def routing_table(prices: dict[str, list[dict[str, Any]]]) -> str:
     return experiment.table(header, rows)
 
 
-def loops_table(arms: dict[str, list[dict[str, Any]]]) -> str:
+def loops_table(prices: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     rows = [
         [short(row["strategy"]), arm, " to ".join(f"{one:.3f}" for one in row["loops"])]
-        for arm, found in arms.items()
+        for arm, found in next(iter(prices.values())).items()
         for row in found
-        if row["strategy"].startswith("rsa") or "percentiles=30" in row["strategy"]
+        if row["strategy"].startswith("rsa")
     ]
     return experiment.table("strategy | model | mean accuracy of the population, loop by loop", rows)
 
@@ -468,12 +496,14 @@ def main() -> None:
         "--work", type=Path, required=True, help="models, runs and what has been measured are kept here"
     )
     command.add_argument("--only", default="", help="measure what begins so, such as '0, plain', and write no results")
+    command.add_argument("--so-far", action="store_true", help="write results of the parts that are finished")
     command.add_argument("--minutes", type=float, default=1e9, help="stop before the next measurement after so long")
     options = command.read()
     os.environ |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     bench = Bench(options.work, smoke=options.smoke)
     names = [name for name in bench.names() if name.startswith(options.only)]
-    if bench.run(lambda: names, bench.measure, options.minutes) and not options.only:
+    done = options.so_far or bench.run(lambda: names, bench.measure, options.minutes)
+    if done and not options.only and bench.finished():
         experiment.record(options.out, __doc__, summary(bench))
         for made in tables(json.loads(options.out.read_text())).values():
             print(made, end="\n\n")
