@@ -12,9 +12,10 @@ The slope a makes margins probabilities and is fitted with e by maximum likeliho
 
     P(exchanged | label, m) = e sigma(-a m) / P(label | m).
 
-A label that is merely a close call is sigma's part, not e's. What the model cannot tell apart is a reader that is often
-sure and wrong from labels that are exchanged: e is an upper bound of the noise where the reader errs with confidence.
-Its interval is that of the profile likelihood, widened by the design effect of several pairs a question.
+A label that is merely a close call is sigma's part, not e's. That the reader errs along sigma is an assumption: errors
+of which it is sure count as exchanged, and exchanged labels among margins of one size count as close calls.
+`recalibration` corrects both by pairs that a person has decided.
+The interval of e is that of the profile likelihood, widened by the design effect of several pairs a question.
 
 Source: the noise model is that of robust DPO ("Provably Robust DPO", 2024, arXiv 2403.00409); out-of-sample judging of
 labels is that of "Confident Learning", 2021, arXiv 1911.00068. The refusal is ours.
@@ -80,7 +81,7 @@ class Reliability:
         rate = f"{noise.value:.1%} of the labels look exchanged ({noise.low:.1%} to {noise.high:.1%})"
         if self.decided:
             return f"{seen}; by {self.decided:,} decided pairs, about {rate}"
-        return f"{seen}; by the noise model, which counts the reader's confident errors too, {rate}"
+        return f"{seen}; by the noise model, which assumes how the reader errs, {rate}"
 
 
 def reliability(margins: np.ndarray, groups: Sequence[str]) -> Reliability:
