@@ -149,7 +149,9 @@ class Solver:
     def _know(self, model: str) -> None:
         if self._pool is None:
             endpoint = self._backend.endpoint(model)
-            self._pool = Pool([endpoint], self._journal, attempts=ATTEMPTS, transport=self._backend.transport)
+            # Clients decide how much they ask at a time: there is no slow start, and trouble halves it all the same.
+            start, transport = endpoint.concurrency, self._backend.transport
+            self._pool = Pool([endpoint], self._journal, start=start, attempts=ATTEMPTS, transport=transport)
         elif model not in self._pool.endpoints:
             self._pool.add(self._backend.endpoint(model))
 
