@@ -204,6 +204,13 @@ METHODS: tuple[Method, ...] = (
         optimizer="burnish.optim.agd:AGD",
     ),
     Method(
+        name="WSAM",
+        does="any optimizer with the sharpness of the loss as a weighted term, at two gradients a step",
+        use="burnish.optim.WSAM",
+        source="WSAM, 2023, arXiv:2305.15817",
+        page="wsam",
+    ),
+    Method(
         name="distillation",
         does="divergences, hidden states and routers of a teacher, normalised per token",
         use="burnish distill",

@@ -14,11 +14,13 @@ from burnish.optim.optimizer import AdamW
 from burnish.optim.registry import optimizer_class
 from burnish.optim.routing import Route, explain, route
 from burnish.optim.soap import SOAP
+from burnish.optim.wsam import WSAM
 
 __all__ = [
     "AGD",
     "COSMOS",
     "SOAP",
+    "WSAM",
     "AdamW",
     "Muon",
     "NorMuon",
