@@ -207,6 +207,7 @@ def test_the_command_ranks_two_rewards_and_the_report_draws_them(reward, other_r
     assert compared["low"] <= compared["difference"] <= compared["high"]
     html = page.write(run).read_text()
     assert "Calibration on preference pairs" in html and "Margins of first" in html
+    assert "Pairs ranked right" in html.partition("Other measurements")[0]
     evaluate(str(reward), settings=settings, pairs=str(file), out=run)
     assert [row["row"] for row in Ledger(run).rows].count("measurement") == 2  # as measured before
 

@@ -127,7 +127,7 @@ METRICS = {metric.name: metric for metric in _TABLE}
 ORDER = {metric.name: index for index, metric in enumerate(_TABLE)}
 
 SIZE, PERPLEXITY, KL, BITS = "bytes_on_disk", "perplexity", "kl_divergence", "bits_per_byte"
-AGREEMENT, DECODE = "top1_agreement", "decode_speed"
+AGREEMENT, DECODE, PAIRS = "top1_agreement", "decode_speed", "pair_accuracy"
 LOSS = Metric("loss", "Loss", unit="nats/token", change=Change.DIFFERENCE, better="low")
 """The logarithm of the perplexity; the ledger has it per sequence, so differences are taken on this scale."""
 

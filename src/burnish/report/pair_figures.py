@@ -40,7 +40,6 @@ def _calibration(series: list[Series]) -> Figure:
         note="Parts of like size, by rising margin; 95 % over questions. Below the dotted line it is too sure.",
         range_x=(0.5, 1.0),
         range_y=(0.0, 1.0),
-        half=True,
     )
 
 
@@ -58,5 +57,4 @@ def _histogram(node: str, data: list[Datum]) -> Figure:
         ],
         from_zero_y=True,
         log_y=False,
-        half=True,
     )

@@ -14,12 +14,25 @@ from burnish.core.page.tables import BAD, GOOD, INK, SOFT
 from burnish.core.recipe import START
 from burnish.core.statistics import Interval
 from burnish.report.compare import Checkpoint, protocols, start_of
-from burnish.report.metrics import AGREEMENT, BITS, DECODE, KL, PERPLEXITY, SIZE, Change, Form, Metric, in_order, metric
+from burnish.report.metrics import (
+    AGREEMENT,
+    BITS,
+    DECODE,
+    KL,
+    PAIRS,
+    PERPLEXITY,
+    SIZE,
+    Change,
+    Form,
+    Metric,
+    in_order,
+    metric,
+)
 from burnish.report.paired import Pairing, Quantity, within_noise
 from burnish.report.protocols import describe_protocol
 from burnish.report.run import RunRecord, Value
 
-FIRST = (SIZE, PERPLEXITY, KL, AGREEMENT, DECODE)
+FIRST = (SIZE, PERPLEXITY, KL, AGREEMENT, DECODE, PAIRS)
 MAX_ROWS = 60
 _MAX_COLUMNS = 6
 NOISE, OVERLAP, BETTER, WORSE = "within noise", "intervals overlap", "better", "worse"
