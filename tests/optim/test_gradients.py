@@ -39,9 +39,9 @@ def test_a_norm_that_is_known_saves_reading_the_gradients_and_one_that_is_too_la
     parameter = torch.nn.Parameter(torch.ones(4, 3))
     parameter.grad = torch.ones(4, 3)
     optimizer = NorMuon([parameter])
-    for norm in (3.5, 0.0, 1e30, float("inf"), float("nan"), None):
+    for norm in (3.5, 0.0, 1e30, float("inf"), float("nan"), -1.0, None):
         optimizer.step(gradient_norm=norm)
-    assert read == [1] * 4
+    assert read == [1] * 5
     with pytest.raises(SettingsError, match="closure"):
         optimizer.step(lambda: None, gradient_norm=1.0)
 

@@ -244,7 +244,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 raise SettingsError("gradient_norm is not that of the gradients of a closure", where=self._name())
             with torch.enable_grad():
                 loss = closure()
-        unread = gradient_norm is None or not gradient_norm <= LARGEST_NORM
+        unread = gradient_norm is None or not 0 <= gradient_norm <= LARGEST_NORM
         on_mesh = is_dtensor(self.param_groups[0]["params"][0])
         items = list(self._items_on_mesh(read=unread)) if on_mesh else self._items(read=unread)
         masters = [item for item in items if has_master(item.parameter, item.group)]
