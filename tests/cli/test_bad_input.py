@@ -166,3 +166,41 @@ def test_a_full_disk_leaves_no_half_of_a_simulated_table(
     assert "No space left on device" in refused(capsys, "events", "simulate", "--out", "e.csv", "--num-sequences", "2")
     assert [path.name for path in place.iterdir()] == ["e.csv"]
     assert (place / "e.csv").read_text() == "what was there"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (
+            "distill M --teacher M --data t.txt --context 64 --divergence top_k --top-k 10000 -o out",
+            "top_k is 10000, but",
+        ),
+        (
+            "events fit e.csv --fractions nan 0.1 0.1 -o out",
+            "split fractions are (nan, 0.1, 0.1), but must be positive",
+        ),
+        ("events fit e.csv --split-by time --fractions nan 0.1 0.1 -o out", "split fractions are (nan, 0.1, 0.1), but"),
+        ("events fit e.csv --lr inf -o out", "lr is inf, but must be positive and finite"),
+        (
+            "ASK --temperature nan -o out",
+            "nan",
+        ),
+        (
+            "ASK --max-tokens 0 -o out",
+            "is 0",
+        ),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, place: Path, command: str, sentence: str
+):
+    (place / "t.txt").write_text("It was the best of times, it was the worst of times. " * 50)
+    rows = "".join(f"{sequence},{time},a\n" for sequence in range(20) for time in range(5))
+    (place / "e.csv").write_text(f"sequence_id,time,mark\n{rows}")
+    (place / "p.jsonl").write_text(json.dumps({"id": "1", "question": "1+1?", "answer": "2"}) + "\n")
+    ask = "reason run p.jsonl --base-url http://127.0.0.1:1/v1 --model m --strategy direct"
+    with pytest.raises(SystemExit):
+        main([str(tiny_llama) if word == "M" else word for word in command.replace("ASK", ask).split()])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("burnish: error: ") and sentence in said
+    assert not (place / "out").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest_events import double, small
 
+from burnish.core.errors import SettingsError
 from burnish.events import THP, EventDataset, EventForecaster, LogNormalMixture, NextEvents, PlaceMixture, SmurfTHP
 from burnish.events.model import TrainingStatistics
 from burnish.events.sequence import EventSequence
@@ -45,6 +46,8 @@ def test_the_probability_of_a_tie_is_learned_from_the_type_before(learned: Event
 
 
 def test_forecasts_with_ties_are_calibrated_and_told_apart(learned: EventForecaster, tied) -> None:
+    with pytest.raises(SettingsError, match="bootstrap is -1"):
+        learned.score(tied, bootstrap=-1)
     result = learned.score(tied, bootstrap=0)
     scores = result.scores
     assert scores["calibration_score_19"] < 0.03  # 2,360 events: three standard errors

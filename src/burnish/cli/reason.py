@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -110,7 +111,7 @@ def run(
     from burnish.reason.harness import run as run_all
     from burnish.verify import read_problems
 
-    sampling: dict[str, object] = {"temperature": temperature, "max_tokens": max_tokens}
+    sampling = _sampling(temperature, max_tokens)
     if top_logprobs:
         sampling |= {"logprobs": True, "top_logprobs": top_logprobs}
     models = priced(
@@ -270,7 +271,7 @@ def evolve(
     from burnish.reason.evolve import evolve as run_all
     from burnish.verify import read_problems
 
-    sampling = {"temperature": temperature, "max_tokens": max_tokens}
+    sampling = _sampling(temperature, max_tokens)
     with _grader(verifier, unsafe_code=unsafe_code) as grader:
         first, second = (read_problems(path, grader, limit=limit) for path in (learn, unseen))
         endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
@@ -378,3 +379,14 @@ def _paid(paid: Mapping[str, Paid]) -> list[str]:
         f"{one.usage.completion:,} written; {one.retried:,} retried, {one.lost:,} lost"
         for name, one in paid.items()
     ]
+
+
+def _sampling(temperature: float, max_tokens: int) -> dict[str, object]:
+    """What every request asks of the server, which would answer nonsense with an error or not at all."""
+    from burnish.core.errors import SettingsError
+
+    if not 0 <= temperature < math.inf:
+        raise SettingsError(f"is {temperature}", where="--temperature", fix="give a number from 0 on")
+    if max_tokens < 1:
+        raise SettingsError(f"is {max_tokens}", where="--max-tokens", fix="give at least 1")
+    return {"temperature": temperature, "max_tokens": max_tokens}

@@ -71,6 +71,9 @@ class Distill(Train):
     def plan(self, before: Plan) -> Plan:
         if self.teacher is None:
             raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
+        tokens = before.config.get_text_config().vocab_size
+        if self.divergence == "top_k" and self.top_k > tokens:
+            raise SettingsError(f"top_k is {self.top_k}, but the vocabulary has {tokens} tokens", where="top_k")
         after = super().plan(before)
         note = "memory and time are the student's; the teacher's come on top"
         return after.with_(notes=(*after.notes, note))

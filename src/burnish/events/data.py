@@ -175,9 +175,7 @@ class EventDataset:
 
     def split(self, fractions: Sequence[float] = (0.8, 0.1, 0.1), *, seed: int = 0) -> tuple[Self, ...]:
         """Random parts by sequence. A single sequence cannot be split so; use `split_by_time`."""
-        total = sum(fractions)
-        if total > 1 + 1e-9 or min(fractions) <= 0:
-            raise SettingsError(f"split fractions are {tuple(fractions)}, but must be positive and sum to at most 1")
+        _check_fractions(fractions)
         order = np.random.default_rng(seed).permutation(len(self.sequences))
         bounds = np.round(np.cumsum([0.0, *fractions]) * len(order)).astype(int)
         parts = [np.sort(order[a:b]) for a, b in pairwise(bounds)]
@@ -193,6 +191,7 @@ class EventDataset:
 
         What came before a cut is context of the part after it, never a target.
         """
+        _check_fractions(fractions)
         parts: list[list[EventSequence]] = [[] for _ in fractions]
         for sequence in self.sequences:
             bounds = np.round(np.cumsum([0.0, *fractions]) * len(sequence)).astype(int)
@@ -233,3 +232,10 @@ class EventDataset:
             sequences.append(replace(sequence, times=times, end=end))
         note = f"{self.num_ties:,} tied events; every time got a uniform jitter below the clock step {step:.4g}"
         return self.with_sequences(sequences, note)
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    if not (
+        all(fraction > 0 for fraction in fractions) and sum(fractions) <= 1 + 1e-9
+    ):  # not so either where one is NaN
+        raise SettingsError(f"split fractions are {tuple(fractions)}, but must be positive and sum to at most 1")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from burnish.core.errors import DataError
+from burnish.core.errors import DataError, SettingsError
 from burnish.core.progress import Progress
 from burnish.events import metrics
 from burnish.events.baselines import Baselines
@@ -57,6 +57,8 @@ def evaluate(
 ) -> ForecastEvaluation:
     """Scores events 2..N of every sequence: the usual convention, without first and censored gaps."""
     packed = model.pack(test, score_first=False)
+    if bootstrap < 0:
+        raise SettingsError(f"bootstrap is {bootstrap}, but must be at least 0")
     if packed.num_scored == 0:
         raise DataError("the test part has no gap to score", fix="give it sequences of two events or more")
     parts: list[dict[str, NDArray[Any]]] = []

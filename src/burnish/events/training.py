@@ -48,8 +48,8 @@ class TrainingSettings:
         for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
             if getattr(self, name) < low:
                 raise SettingsError(f"{name} is {getattr(self, name)}, but must be at least {low}")
-        if not self.lr > 0:
-            raise SettingsError(f"lr is {self.lr}, but must be positive")
+        if not 0 < self.lr < math.inf:
+            raise SettingsError(f"lr is {self.lr}, but must be positive and finite")
 
 
 def train(
