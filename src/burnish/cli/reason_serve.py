@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from burnish.reason.serve import Backend
@@ -20,12 +21,12 @@ def serve(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     verifier: str | None = None,
     host: str = "127.0.0.1",
-    port: int = 8321,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8321,
     allow_host: list[str] | None = None,
-    timeout: float = 600.0,
-    concurrency: int = 256,
+    timeout: Annotated[float, Parameter(validator=Number(gt=0))] = 600.0,
+    concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 256,
     name: str | None = None,
-    rows: int = 64,
+    rows: Annotated[int, Parameter(validator=Number(gte=1))] = 64,
     dtype: Dtype = "float32",
     device: str = "cpu",
 ) -> None:
@@ -75,9 +76,7 @@ def serve(
     from burnish.verify import verifier as named
 
     if (upstream is None) == (local is None):
-        raise SettingsError(
-            "one server behind is needed", where="burnish reason serve", fix="give --upstream or --local"
-        )
+        raise SettingsError("one server behind this one is needed", fix="give either --upstream or --local")
     guard = Guard(host, os.environ.get("BURNISH_SERVE_KEY", ""), tuple(allow_host or ()))
     backend: Backend
     if upstream is not None:
