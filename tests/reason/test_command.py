@@ -110,6 +110,12 @@ def test_two_models_with_prices_are_routed_from_the_command_line(
         (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--endpoint", "a=http://127.0.0.1:1/v1,m"], "a name of its own"),
         (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--max-cost", "1"], "a price or the server's count of tokens"),
         (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--probe", "none.json"], "none.json: no such file"),
+        (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--seeds", "0"], "asked 0 times"),
+        (
+            ["--endpoint", "a=http://127.0.0.1:1/v1,m", "--price-in", "nan", "--price-out", "1"],
+            "a price of nan is none",
+        ),
+        (["--endpoint", "a=http://127.0.0.1:1/v1,m", "--price-in", "1", "--price-out", "-1"], "price of -1 is none"),
     ],
 )
 def test_a_command_that_cannot_run_says_why_in_a_sentence(

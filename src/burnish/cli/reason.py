@@ -121,7 +121,7 @@ def run(
         problems = read_problems(data, grader, limit=limit)
         found = _probes(probe or [], out, models)
         budget = Budget(calls=max_calls, cost=max_cost)
-        with Progress().task("asking", total=len(problems) * max(seeds, 1) * len(strategy), unit="answers") as task:
+        with Progress().task("asking", total=len(problems) * seeds * len(strategy), unit="answers") as task:
             run_all(
                 problems,
                 grader,

@@ -13,6 +13,7 @@ A key is never in the file: `key_variable` names the variable of the environment
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -70,9 +71,16 @@ class Served(Settings):
 
 
 def price(read: float | None, written: float | None, cached: float | None = None) -> Price | None:
-    """None where one of both is not known."""
+    """None where one of both is not known.
+
+    Raises:
+        SettingsError: one without the other, or one that is no price.
+    """
     if (read is None) != (written is None):
         raise SettingsError("one of two prices is missing", fix="give the price of reading and that of writing")
+    for one in (read, written, cached):
+        if one is not None and not 0 <= one < math.inf:
+            raise SettingsError(f"a price of {one:g} is none", fix="give what a million tokens cost, 0 or more")
     return None if read is None or written is None else Price(read, written, cached)
 
 

@@ -59,6 +59,8 @@ def run(
         OutputError: the directory holds another run.
         UpstreamError: the server cannot be used at all; that one problem failed is in its record.
     """
+    if seeds < 1:
+        raise SettingsError(f"each problem would be asked {seeds} times", where="seeds", fix="give 1 or more")
     made = _made(strategies, endpoints, probes)
     endpoints = [_applied(one, probes) for one in endpoints]
     secrets = [secret for endpoint in endpoints for secret in endpoint.secrets]
@@ -68,7 +70,7 @@ def run(
         "models": [{"name": one.called, "model": one.model, "sampling": dict(one.sampling)} for one in endpoints],
         "seed": seed,
     }
-    parts = [(problem, repetition) for problem in problems for repetition in range(max(seeds, 1))]
+    parts = [(problem, repetition) for problem in problems for repetition in range(seeds)]
 
     async def go() -> dict[str, Record]:
         with Journal(directory, {name: digest(fact) for name, fact in facts.items()}, secrets=secrets) as journal:
