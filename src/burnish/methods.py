@@ -93,6 +93,7 @@ OPTIMIZER_STEP = Benchmark("optimizer_step")
 QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with llm-compressor, --work DIR")
 YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
 SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
+REASON_TINY = Benchmark("reason_tiny", needs="--work DIR, and some hours of one core")
 ALIGN_LINEAR = Benchmark("align_linear")
 ALIGN_STEP = Benchmark("align_step")
 ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
@@ -349,6 +350,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish reason run",
         source="LLMs Can Generate a Better Answer by Aggregating Their Own Responses, 2025, arXiv:2503.04104",
         page="gsa",
+        benchmarks=(REASON_TINY,),
     ),
     Method(
         name="RSA",
@@ -356,6 +358,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish reason run",
         source="Recursive Self-Aggregation Unlocks Deep Thinking in Large Language Models, 2025, arXiv:2509.26626",
         page="rsa",
+        benchmarks=(REASON_TINY,),
     ),
     Method(
         name="routed RSA",
@@ -370,6 +373,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish data aggregate",
         source="Recursive Self-Aggregation Unlocks Deep Thinking in Large Language Models, 2025, arXiv:2509.26626",
         page="aggregation-training",
+        benchmarks=(REASON_TINY,),
         verb=Verb(
             name="aggregate",
             settings="burnish.aggregate.stage:Aggregate",
