@@ -63,18 +63,10 @@ def run(
         raise SettingsError(f"each problem would be asked {seeds} times", where="seeds", fix="give 1 or more")
     made = _made(strategies, endpoints, probes)
     endpoints = [_applied(one, probes) for one in endpoints]
-    secrets = [secret for endpoint in endpoints for secret in endpoint.secrets]
-    facts = {
-        "problems": [dict(problem) for problem in problems],
-        "verifier": verifier.name,
-        "models": [{"name": one.called, "model": one.model, "sampling": dict(one.sampling)} for one in endpoints],
-        "seed": seed,
-    }
     parts = [(problem, repetition) for problem in problems for repetition in range(seeds)]
 
     async def go() -> dict[str, Record]:
-        with Journal(directory, {name: digest(fact) for name, fact in facts.items()}, secrets=secrets) as journal:
-            journal.note("about", _about(problems, verifier, endpoints, seed))
+        with _journal(directory, problems, verifier, endpoints, seed) as journal:
             finished = {name: record for name, record in journal.records().items() if _ended(record, curves=curves)}
             async with Pool(endpoints, journal, budget=budget, seed=seed, transport=transport, **pool) as client:
                 records: dict[str, Record] = {}
@@ -92,6 +84,22 @@ def run(
                 return {name: records[name] for name in sorted(records)}
 
     return asyncio.run(go())
+
+
+def _journal(
+    directory: str | Path, problems: Sequence[Problem], verifier: Verifier, endpoints: Sequence[Endpoint], seed: int
+) -> Journal:
+    """That of this run and no other."""
+    secrets = [secret for endpoint in endpoints for secret in endpoint.secrets]
+    facts = {
+        "problems": [dict(problem) for problem in problems],
+        "verifier": verifier.name,
+        "models": [{"name": one.called, "model": one.model, "sampling": dict(one.sampling)} for one in endpoints],
+        "seed": seed,
+    }
+    journal = Journal(directory, {name: digest(fact) for name, fact in facts.items()}, secrets=secrets)
+    journal.note("about", _about(problems, verifier, endpoints, seed))
+    return journal
 
 
 def _made(specs: Sequence[str], endpoints: Sequence[Endpoint], probes: Sequence[Probe]) -> list[Strategy]:
