@@ -435,6 +435,7 @@ METHODS: tuple[Method, ...] = (
 )
 
 BESIDE_METHODS = (
+    Benchmark("reason_proxy"),
     Benchmark("demo", ("--work", "runs/demo-benchmark")),
     Benchmark("foundation", ("--work", "runs/foundation-benchmark")),
     Benchmark("fingerprint"),
