@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ MATHS = [f"burnish.{maths.parent.name}.maths" for maths in sorted((REPOSITORY / 
 install_import_hook(MATHS, "beartype.beartype")
 
 torch.set_num_threads(1)
+
+# A shell without job control starts what runs in its background deaf to Ctrl-C, and every child would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says something of the machine and of what else it does, not of the code.
 hypothesis.settings.register_profile(
