@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,14 @@ def test_a_run_without_records_or_with_half_a_price_is_refused(tmp_path: Path):
         price(1.0, None)
     with pytest.raises(SettingsError, match="a model 'c' that the run does not have"):
         made(tmp_path, ["routed-rsa(models=c+strong)"])
+
+
+def test_a_run_of_one_problem_says_that_it_has_no_intervals(tmp_path: Path):
+    from burnish.cli.reason import _lines
+
+    found = made(tmp_path, ["direct", "self-consistency:8", "gsa:2"], num=1)
+    shown = re.sub("<(script|style).*?</\\1>", "", page(found, "one"), flags=re.DOTALL)
+    for said in (shown, *_lines(found)):
+        assert not re.search(r"\bnan\b", said, re.IGNORECASE)
+    assert "interval unknown" in shown
+    assert any("interval unknown" in line for line in _lines(found))

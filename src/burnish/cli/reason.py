@@ -351,17 +351,17 @@ def journal(run: Path, /, *, out: OptionalOut = None) -> None:
 
 
 def _lines(found: Found) -> list[str]:
-    from burnish.core.page.numbers import decimal, ends, significant
+    from burnish.core.page.numbers import decimal, significant, span
     from burnish.reason import Usage
 
     lines = []
     for one in found.tallies:
         used = sum(one.used.values(), Usage())
-        low, high = ends(one.accuracy.low, one.accuracy.high)
-        said = f"{one.strategy}: {decimal(one.accuracy.value, 3)} ({low} to {high}) of {one.num} problems"
+        within = span(one.accuracy.low, one.accuracy.high)
+        said = f"{one.strategy}: {decimal(one.accuracy.value, 3)} ({within}) of {one.num} problems"
         if one.against and one.against.difference:
-            low, high = ends(one.against.difference.low, one.against.difference.high)
-            said += f", {decimal(one.against.difference.value, 3)} ({low} to {high}) against a vote of equal cost"
+            within = span(one.against.difference.low, one.against.difference.high)
+            said += f", {decimal(one.against.difference.value, 3)} ({within}) against a vote of equal cost"
         elif one.against:
             said += f", no vote of equal cost ({one.against.why})"
         said += f"; {used.calls:,} calls, {used.prompt:,} tokens read, {used.completion:,} written"

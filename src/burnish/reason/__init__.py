@@ -9,8 +9,9 @@
 Stands on core and verify; neither torch nor transformers is imported.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from burnish.reason.calls import BudgetSpent, Endpoint, Price, Reply, UpstreamError, Usage
@@ -20,25 +21,6 @@ if TYPE_CHECKING:
     from burnish.reason.session import Answers, Result, Session
     from burnish.reason.strategies import STRATEGIES, strategy
     from burnish.reason.strategies.base import Strategy
-
-_PUBLIC = {
-    "STRATEGIES": "strategies",
-    "Answers": "session",
-    "Budget": "limits",
-    "BudgetSpent": "calls",
-    "Endpoint": "calls",
-    "Journal": "journal",
-    "JournalReader": "journal",
-    "Pool": "pool",
-    "Price": "calls",
-    "Reply": "calls",
-    "Result": "session",
-    "Session": "session",
-    "Strategy": "strategies.base",
-    "UpstreamError": "calls",
-    "Usage": "calls",
-    "strategy": "strategies",
-}
 
 __all__ = [
     "STRATEGIES",
@@ -60,7 +42,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(import_module(f"burnish.reason.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'burnish.reason' has no attribute {name!r}")
+_HOMES = {
+    "STRATEGIES": ".strategies",
+    "Answers": ".session",
+    "Budget": ".limits",
+    "BudgetSpent": ".calls",
+    "Endpoint": ".calls",
+    "Journal": ".journal",
+    "JournalReader": ".journal",
+    "Pool": ".pool",
+    "Price": ".calls",
+    "Reply": ".calls",
+    "Result": ".session",
+    "Session": ".session",
+    "Strategy": ".strategies.base",
+    "UpstreamError": ".calls",
+    "Usage": ".calls",
+    "strategy": ".strategies",
+}
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -23,7 +23,7 @@ from burnish.core.page import (
     write,
 )
 from burnish.core.page.charts import GUIDE
-from burnish.core.page.numbers import DASH, decimal, ends, interval_digits, number_count, percent, signed, significant
+from burnish.core.page.numbers import DASH, decimal, interval_digits, number_count, percent, signed, significant, span
 from burnish.core.statistics import Interval
 from burnish.reason.calls import Usage
 from burnish.reason.journal import Paid
@@ -81,14 +81,14 @@ def sentences(found: Found) -> list[str]:
                 why = f"not compared with a vote of the same cost, which {one.against.why}"
                 said.append(f"{_said(one)}: {decimal(one.accuracy.value, 3)}, {why}.")
             continue
-        low, high = ends(one.against.difference.low, one.against.difference.high)
+        ends = span(one.against.difference.low, one.against.difference.high)
         points = signed(decimal(one.against.difference.value, interval_digits(*_ends(one.against.difference))), 1)
         if one.against.difference.value <= 0:
             points = points.lstrip("+")
         within = one.against.difference.low <= 0 <= one.against.difference.high
         verdict = ", within the interval" if within else ""
         said.append(
-            f"{_said(one)}: {points} ({low} to {high}) against a vote of "
+            f"{_said(one)}: {points} ({ends}) against a vote of "
             f"{decimal(one.against.samples, 1)} samples, which costs the same{verdict}."
         )
     return said or ["The run has no samples to vote on, so that nothing is compared at equal cost."]
@@ -275,8 +275,7 @@ def _strategies(found: Found) -> Table:
 
 
 def _accuracy(one: Tally) -> Cell:
-    low, high = ends(*_ends(one.accuracy))
-    small = [Small(f"{low} to {high}")]
+    small = [Small(span(*_ends(one.accuracy)))]
     if len(one.repetitions) > 1:
         small.append(Small(f"{decimal(min(one.repetitions), 3)} to {decimal(max(one.repetitions), 3)} by repetition"))
     return Cell(decimal(one.accuracy.value, 3), small)
@@ -288,11 +287,10 @@ def _compared(one: Tally, notes: Footnotes) -> tuple[Cell, Cell]:
     if one.against.difference is None or one.against.vote is None:
         return Cell(DASH, mark=notes.mark(f"{one.against.why}.".capitalize())), Cell(DASH)
     difference = one.against.difference
-    low, high = ends(*_ends(difference))
     tone = "good" if difference.low > 0 else "bad" if difference.high < 0 else "ink"
     written = signed(decimal(difference.value, interval_digits(*_ends(difference))), difference.value)
     vote = Cell(decimal(one.against.vote, 3), [Small(f"{decimal(one.against.samples, 1)} samples")])
-    return vote, Cell(written, [Small(f"{low} to {high}")], tone)
+    return vote, Cell(written, [Small(span(*_ends(difference)))], tone)
 
 
 def _triple(one: Interval) -> tuple[float, float, float]:
@@ -313,7 +311,7 @@ def _calls(one: Tally) -> str:
 def _populations(looped: Sequence[Tally]) -> Table:
     def row(place: int, loop: PopulationScore) -> Row:
         shares = [loop.mean, loop.majority, loop.best]
-        cells = [Cell(decimal(one.value, 3), [Small(" to ".join(ends(*_ends(one))))]) for one in shares]
+        cells = [Cell(decimal(one.value, 3), [Small(span(*_ends(one)))]) for one in shares]
         rest = [significant(loop.distinct), number_count(round(loop.letters)), percent(loop.cut)]
         return Row(f"population {place}", [*cells, *(Cell(text) for text in rest)])
 

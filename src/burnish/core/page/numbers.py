@@ -98,7 +98,9 @@ def relative(log_ratio: float) -> float:
     return math.expm1(log_ratio)
 
 
-def ends(low: float, high: float) -> tuple[str, str]:
-    """Both ends of an interval with the digits that its width supports."""
+def span(low: float, high: float) -> str:
+    """Both ends of an interval with the digits that its width supports; a single value has none."""
+    if math.isnan(low) or math.isnan(high):
+        return "interval unknown"
     digits = interval_digits(low, high)
-    return decimal(low, digits), decimal(high, digits)
+    return f"{decimal(low, digits)} to {decimal(high, digits)}"
