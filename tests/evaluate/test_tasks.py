@@ -62,6 +62,7 @@ def test_two_models_can_be_compared_on_a_task(model: Model, data: Path):
 
 
 @needs_lm_eval
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_blimp_ships_with_the_package(smollm2: Path, data: Path):
     """One pair of each paradigm; a model of this size and a coin differ."""
