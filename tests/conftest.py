@@ -30,9 +30,10 @@ install_import_hook(MATHS, "beartype.beartype")
 
 torch.set_num_threads(1)
 
-# A shell without job control starts what runs in its background deaf to Ctrl-C, and every child would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What runs in a shell's background is deaf to Ctrl-C, and under nohup to SIGHUP; every child would inherit that.
+for number, ours in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, ours)
 
 # How long an example takes says something of the machine and of what else it does, not of the code.
 hypothesis.settings.register_profile(

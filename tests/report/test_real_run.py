@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_stages import Scale
 
@@ -63,10 +64,12 @@ def test_the_paired_change_of_the_loss_is_that_of_the_measured_perplexities(fini
 
 
 def test_every_metric_of_the_evaluation_is_known_to_the_report(finished: Path):
+    from burnish.evaluate.pairs import summary
     from burnish.report.metrics import METRICS
 
     measured = {name for row in Ledger(finished).rows if row["row"] == "measurement" for name in row["metrics"]}
-    assert measured == set(METRICS)
+    of_pairs = summary(np.array([1.0, -1.0]), np.array([1, -1]), ["a", "b"], ["", ""]).metrics
+    assert measured | of_pairs.keys() == set(METRICS)
 
 
 def test_every_node_of_the_run_is_drawn_as_finished(finished: Path):
