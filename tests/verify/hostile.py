@@ -50,7 +50,9 @@ HOSTILE = {
     "stopped": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n",
     "all descriptors": "import os\nkept = [os.dup(1) for _ in range(10_000)]\n",
     "closed descriptors": WRONG + "import os\nos.closerange(0, 64)\n",
-    "fork that answers twice": "import os\ndef square(x): return x * x if os.fork() else 0\n",
+    # the first answer counts, so the one that is wrong must come first
+    "fork that answers twice": "import os, time\ndef square(x):\n    if os.fork():\n        time.sleep(60)\n"
+    "        return x * x\n    return 0\n",
     "error that lies": "class Fine(Exception):\n    def __str__(self): return 'right'\ndef square(x): raise Fine\n",
     "endless answer": "import os\ndef square(x):\n    for d in range(3, 64):\n        try:\n"
     "            for _ in range(2000): os.write(d, b'1' * 1_000_000)\n        except OSError: pass\n",
