@@ -42,7 +42,7 @@ frame.addEventListener("load", () => {
   const cut = [...page.querySelectorAll("svg.chart text")]
     .filter((e) => seen(e) && e.getBoundingClientRect().left < 0).map((e) => e.textContent);
   const small = [...page.querySelectorAll("svg.chart text")].filter(seen)
-    .map((e) => e.getBoundingClientRect().height).filter((height) => height < 10.99).length;
+    .map((e) => Number(e.getBoundingClientRect().height.toFixed(2))).filter((height) => height < 11).length;
   document.getElementById("found").textContent = JSON.stringify({
     scroll: page.documentElement.scrollWidth, wide: wide.slice(0, 5), charts: shown, cut: cut, small: small,
   });
