@@ -60,7 +60,8 @@ def other_bounds(results: Any, place: str = "") -> list[str]:
     if "sequences" in results and "metrics" in results:
         from burnish.evaluate.measure import quality_metrics
 
-        for metric, made in quality_metrics(results["sequences"], own_reference=False).items():
+        itself = not any(results["sequences"].get("kl", [1.0]))  # a model beside itself differs nowhere, exactly
+        for metric, made in quality_metrics(results["sequences"], own_reference=itself).items():
             kept = results["metrics"][metric]
             if any(not math.isclose(kept[end], made[end], rel_tol=1e-9) for end in ("value", "low", "high")):
                 found.append(f"{place}{metric}")

@@ -23,7 +23,6 @@ import experiment
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 COMMAND = [sys.executable, "-m", "burnish"]
-SHOWN = {"bytes_on_disk", "perplexity", "kl_divergence", "top1_agreement", "weight_bytes_per_token"}
 TITLES = {"start": "original (bfloat16)", "nearest": "rounded to nearest, 4 bits", "gptq": "GPTQ, 4 bits"}
 HELP_REPEATS = 10
 
@@ -69,7 +68,7 @@ def measure(work: Path) -> dict[str, Any]:
     stages = {row["node"]: row for row in ledger.rows if row["row"] == "stage"}
     nodes = {
         node: {
-            "metrics": {name: value for name, value in row["metrics"].items() if name in SHOWN},
+            "metrics": row["metrics"],
             "sequences": ledger.read_sequences(row["checkpoint"], row["protocol"]),
             "seconds": stages[node]["seconds"] if node in stages else None,
         }

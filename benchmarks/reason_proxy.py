@@ -1,14 +1,16 @@
 """What does `burnish reason serve --upstream` cost: processor time a call, wait added, delay of a streamed token?
 
 A server that answers 1 kB after 50 ms, the proxy, and the client that asks are three processes. The client is a bare
-loop over aiohttp, 64 requests at a time; who is asked takes turns: the server itself, the proxy with a plain request,
-the proxy with `direct@`, whose call goes through the journal. Delays of streamed tokens are from the server's write to
-the client's read, by one clock; what the proxy adds is the difference of the medians.
+loop over aiohttp, 8 or 64 requests at a time; who is asked takes turns: the server itself, the proxy with a plain
+request, the proxy with `direct@`, whose call goes through the journal. Delays of streamed tokens are from the server's
+write to the client's read, by one clock; what the proxy adds is the difference of the medians. With 64 at a time a
+process that needs 1 ms for a call is busy all the time, and the rest of the wait is that of a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -24,7 +26,7 @@ import psutil
 from aiohttp import web
 
 CALLS, ROUNDS, TOKENS = (40, 1, 20) if experiment.SMOKE else (640, 5, 200)
-AT_A_TIME, LATENCY, SPACING = 64, 0.05, 0.005
+AT_A_TIME, LATENCY, SPACING = (8, 64), 0.05, 0.005
 SIDES = {"the server itself": "m", "plain through the proxy": "m", "direct@ through the proxy": "direct@m"}
 
 
@@ -84,19 +86,19 @@ def of_port(port: int) -> psutil.Process:
 
 async def measured(server: str, proxy: str, process: psutil.Process) -> dict[str, Any]:
     urls = dict(zip(SIDES, (server, proxy, proxy), strict=True))
-    waits: dict[str, list[float]] = {name: [] for name in SIDES}
-    cpu: dict[str, list[float]] = {name: [] for name in SIDES}
+    waits: dict[str, dict[str, list[float]]] = {name: {str(many): [] for many in AT_A_TIME} for name in SIDES}
+    cpu: dict[str, dict[str, list[float]]] = {name: {str(many): [] for many in AT_A_TIME} for name in SIDES}
     delays: dict[str, list[list[float]]] = {"the server itself": [], "plain through the proxy": []}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         for number in range(ROUNDS + 1):  # round 0 warms up
-            for name in list(SIDES)[:: -1 if number % 2 else 1]:
+            for name, many in list(itertools.product(SIDES, AT_A_TIME))[:: -1 if number % 2 else 1]:
                 before = sum(process.cpu_times()[:2])
-                found = await asked(session, urls[name], SIDES[name])
+                found = await asked(session, urls[name], SIDES[name], many)
                 spent = sum(process.cpu_times()[:2]) - before
                 if number:
-                    waits[name].append(statistics.median(found))
-                    cpu[name].append(spent / CALLS)
+                    waits[name][str(many)].append(statistics.median(found))
+                    cpu[name][str(many)].append(spent / CALLS)
             for name in delays:
                 found = sorted(await streamed(session, urls[name]))
                 if number:
@@ -104,9 +106,9 @@ async def measured(server: str, proxy: str, process: psutil.Process) -> dict[str
     return {"median_wait_s": waits, "proxy_cpu_s_per_call": cpu, "token_delay_s_median_and_99": delays}
 
 
-async def asked(session: aiohttp.ClientSession, url: str, model: str) -> list[float]:
-    """Seconds of each of the calls."""
-    places = asyncio.Semaphore(AT_A_TIME)
+async def asked(session: aiohttp.ClientSession, url: str, model: str, many: int) -> list[float]:
+    """Seconds of each of the calls, so many at a time."""
+    places = asyncio.Semaphore(many)
     body = {"model": model, "messages": [{"role": "user", "content": "How much is it?"}]}
 
     async def one() -> float:
@@ -138,23 +140,23 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         results["proxy_cpu_s_per_call"],
         results["token_delay_s_median_and_99"],
     )
-    bare = waits["the server itself"]
     rows = []
-    for name in waits:
-        added = statistics.median(one - other for one, other in zip(waits[name], bare, strict=True))
-        itself = name == "the server itself"
-        late = [statistics.median(part) for part in zip(*delays.get(name, ()), strict=True)]
+    for many, name in itertools.product(map(str, results["settings"]["at_a_time"]), waits):
+        bare = waits["the server itself"][many]
+        added = statistics.median(one - other for one, other in zip(waits[name][many], bare, strict=True))
+        itself, first = name == "the server itself", many == str(results["settings"]["at_a_time"][0])
+        late = [statistics.median(part) for part in zip(*delays.get(name, ()), strict=True)] if first else []
         rows.append(
             [
                 name,
-                "" if itself else f"{1e3 * statistics.median(cpu[name]):.2f}",
-                f"{1e3 * statistics.median(waits[name]):.1f}",
+                many,
+                "" if itself else f"{1e3 * statistics.median(cpu[name][many]):.2f}",
+                f"{1e3 * statistics.median(waits[name][many]):.1f}",
                 "" if itself else f"{1e3 * added:.1f}",
-                *(f"{1e3 * part:.2f}" for part in late or ()),
-                *([] if late else ["", ""]),
+                *([f"{1e3 * part:.2f}" for part in late] or ["", ""]),
             ]
         )
-    header = "asked | CPU ms a call: | median wait, ms: | added, ms: | token's delay, ms, median: | 99 %:"
+    header = "asked | at a time: | CPU ms a call: | median wait, ms: | added, ms: | token's delay, ms, median: | 99 %:"
     return {"cost": experiment.table(header, rows)}
 
 
