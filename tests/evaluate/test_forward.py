@@ -29,12 +29,23 @@ def test_chunks_together_are_the_networks_own_logits(make, chunk: int):
     torch.testing.assert_close(torch.cat(parts), module(WINDOW[None]).logits[0, :-1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("make", "plain"), [(llama, True), (gemma2, False)])
+def curved() -> PreTrainedModel:
+    """No configuration says what its logits go through."""
+    module = llama()
+    module.lm_head.register_forward_hook(lambda _module, _inputs, output: output**3)
+    module.register_forward_hook(
+        lambda _module, _inputs, output: type(output)(**(dict(output) | {"logits": output.logits + 1}))
+    )
+    return module
+
+
+@pytest.mark.parametrize(("make", "known"), [(llama, True), (gemma2, True), (curved, False)])
 @torch.inference_mode()
-def test_a_head_that_caps_its_logits_is_found(make, plain: bool):
-    logits = ChunkedLogits(make(), name="it")
-    list(logits.chunks(WINDOW, index=0))
-    assert (logits.head is not None) is plain
+def test_logits_come_of_the_head_where_it_is_known(make, known: bool):
+    module = make()
+    logits = ChunkedLogits(module, name="it")
+    assert (logits.head is not None) is known
+    torch.testing.assert_close(torch.cat(list(logits.chunks(WINDOW, index=0))), module(WINDOW[None]).logits[0, :-1])
 
 
 @torch.inference_mode()

@@ -1,9 +1,8 @@
 """Walking a network over windows of tokens without ever holding all of its logits.
 
 A window of 1,024 tokens over a vocabulary of 150,000 has 600 MB of logits in float32, more with a reference beside it.
-Here the decoder runs once, and the output head is applied to a chunk of its hidden states at a time. Some heads are
-more than a matrix (logit scales, soft caps): that is found out on the last tokens of the first window, and such a
-network hands over its own logits, chunked afterwards.
+Here the decoder runs once, and the output head (`burnish.arch.head`) is applied to a chunk of its hidden states at a
+time. Where nobody knows what a network does after them, it hands over its own logits, chunked afterwards.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from burnish.arch import head_of
 from burnish.core.errors import NumericalError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PROBE_TOKENS = 2
 CHUNK_TOKENS = 128
 
 
@@ -35,9 +34,7 @@ class ChunkedLogits:
 
     def __init__(self, module: PreTrainedModel, *, name: str, chunk: int = CHUNK_TOKENS) -> None:
         self.module, self.name, self.chunk = module, name, chunk
-        self.decoder = module.base_model
-        self.probed = False
-        self.head: torch.nn.Module | None = None
+        self.head = head_of(module)
 
     def chunks(self, window: Int[Tensor, " length"], *, index: int) -> Iterator[Float[Tensor, "chunk vocab"]]:
         """Logits at every position but the last, in order; position t predicts token t + 1.
@@ -47,36 +44,17 @@ class ChunkedLogits:
                 gave such a value.
         """
         ids = window[None].to(self.module.device)
-        states: Tensor | None = None
-        if not self.probed:
-            states, self.head = self._first(ids)
-            self.probed = True
-        elif self.head is not None:
-            states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        head = self.head
-        if head is not None and states is not None:
-            parts = (head(part) for part in states[0, :-1].split(self.chunk))
-        else:
+        if self.head is None:
             parts = iter(self.module(input_ids=ids, use_cache=False).logits[0, :-1].split(self.chunk))
+        else:
+            states = self.head.body(input_ids=ids, use_cache=False).last_hidden_state
+            parts = map(self.head.logits, states[0, :-1].split(self.chunk))
         start = 0
         for logits in parts:
             if not torch.isfinite(logits.sum()):
                 self._explain(ids, logits, index=index, start=start)
             start += len(logits)
             yield logits
-
-    def _first(self, ids: Int[Tensor, "one length"]) -> tuple[Tensor, torch.nn.Module | None]:
-        """Hidden states of the first window, and the output head if it alone makes the network's logits of them."""
-        seen: list[Tensor] = []
-        handle = self.decoder.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
-        own = self.module(input_ids=ids, use_cache=False, logits_to_keep=PROBE_TOKENS).logits
-        handle.remove()
-        states, head = seen[0], self.module.get_output_embeddings()
-        if head is None or self.decoder is self.module:
-            return states, None
-        ours = head(states[:, -PROBE_TOKENS:]).to(own.dtype)
-        plain = torch.allclose(own[:, -PROBE_TOKENS:], ours, rtol=1e-3, atol=1e-3, equal_nan=True)
-        return states, head if plain else None
 
     def _explain(self, ids: Tensor, logits: Tensor, *, index: int, start: int) -> None:
         """Raises for a chunk with a value that is not finite; an overflowing sum of finite values is let through."""
