@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -86,6 +87,30 @@ def test_two_processes_or_runs_do_not_share_a_journal(tmp_path: Path):
     with pytest.raises(OutputError, match="its data differ"):
         Journal(tmp_path, {"data": 2})
     Journal(tmp_path, {"data": 1}).close()
+
+
+def test_a_journal_with_a_bound_forgets_its_older_half_and_stays_sound(tmp_path: Path):
+    """Three megabytes go through one of at most half a megabyte; what is newest is there."""
+    endpoint, most = Endpoint("http://127.0.0.1:1/v1", "m"), 512 * 1024
+
+    async def said(endpoint: Endpoint, body: object, /) -> bytes:
+        message = {"content": "x" * 10_000}
+        return json.dumps({"choices": [{"message": message}]}).encode()
+
+    async def go() -> int:
+        async with Pool([endpoint], journal, transport=said) as pool:
+            for number in range(300):
+                chat = [{"role": "user", "content": str(number)}]
+                reply = await pool.call("m", chat, f"p{number}")
+            assert journal.find(reply.key) == reply
+        return len(list(reader(tmp_path).calls()))
+
+    with Journal(tmp_path, most=most) as journal:
+        kept = asyncio.run(go())
+        size = (tmp_path / FILE).stat().st_size
+    assert 10 < kept < 60
+    assert size < 2 * most
+    assert reader(tmp_path).problems() == []
 
 
 def test_a_file_that_is_no_journal_is_refused_in_a_sentence(tmp_path: Path):

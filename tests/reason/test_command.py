@@ -81,6 +81,56 @@ def test_a_probe_is_printed_kept_and_refuses_what_the_server_does_not_do(
     assert "which the run does not ask" in capsys.readouterr().err
 
 
+def test_prompts_of_a_file_take_the_place_of_ours_and_are_what_a_run_is(
+    tmp_path: Path, problems: Path, server: ExactServer, capsys: pytest.CaptureFixture[str]
+):
+    prompts = tmp_path / "prompts.toml"
+    prompts.write_text('gsa = "{number} tries: {candidates} Now, dearest, once more."\n')
+    ask = command(problems, server, tmp_path / "run", "--strategy", "gsa:2", "--prompts", str(prompts))
+    main(ask)
+    main(["reason", "journal", str(tmp_path / "run"), "--out", str(tmp_path / "calls.jsonl")])
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    asked = [call["request"]["messages"][0]["content"] for call in calls if "/gsa(" in call["path"]]
+    assert len(asked) == 10
+    assert all("\n\n2 tries: Attempt 1:" in one and one.endswith("Now, dearest, once more.") for one in asked)
+    prompts.write_text('gsa = "{candidates} Again."\n')
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(ask)
+    assert "belongs to another run (its prompts differ)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("gsa", "is no TOML"),
+        ("gsa = 3", "'gsa' is no text"),
+        ("gas = 'x'", "did you mean 'gsa'?"),
+        ("gsa = 'x'", "has no {candidates}"),
+        ("cue = ' '", "'cue' is empty"),
+        (None, "prompts.toml"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "evolve", "serve"])
+def test_prompts_that_cannot_be_are_refused_in_a_sentence(
+    tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[str], text: str | None, sentence: str, verb: str
+):
+    prompts = tmp_path / "prompts.toml"
+    if text is not None:
+        prompts.write_text(text)
+    nowhere = "http://127.0.0.1:1/v1"
+    asked = ["--base-url", nowhere, "--model", "m", "-o", str(tmp_path / "run")]
+    words = {
+        "run": [str(problems), *asked, "--strategy", "direct"],
+        "evolve": [str(problems), "--unseen", str(problems), *asked],
+        "serve": ["--upstream", nowhere],
+    }
+    with pytest.raises(SystemExit):
+        main(["reason", verb, *words[verb], "--prompts", str(prompts)])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert sentence in said
+
+
 def test_two_models_with_prices_are_routed_from_the_command_line(
     tmp_path: Path, problems: Path, server: ExactServer, capsys: pytest.CaptureFixture[str]
 ):

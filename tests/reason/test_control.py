@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from burnish.core.errors import SettingsError
-from burnish.reason import strategy
+from burnish.core.errors import DataError, SettingsError
+from burnish.reason import Endpoint, strategy
 from burnish.reason.probe import Finding, Probe
+from burnish.reason.strategies.difficulty import quantile_line
+from burnish.reason.strategies.stability import circling
 from reason_runs import run
 
 Body = dict[str, Any]
@@ -61,7 +66,17 @@ class Thinker:
         usage = {"prompt_tokens": len(begun.split()), "completion_tokens": len(words[:limit])}
         message = {"role": "assistant", "content": begun + shown if self.repeats else shown}
         finish = "length" if len(words) >= limit else "stop"
-        return json.dumps({"choices": [{"message": message, "finish_reason": finish}], "usage": usage}).encode()
+        choice: Body = {"message": message, "finish_reason": finish}
+        if body.get("logprobs"):
+            logprob = self.logprob(task, begun)
+            choice["logprobs"] = {"content": [{"token": word, "logprob": logprob} for word in words[:limit]]}
+        return json.dumps({"choices": [choice], "usage": usage}).encode()
+
+    def logprob(self, task: str, begun: str) -> float:
+        """Of every token: -0.01 of an answer that it knows, -1 of one that it guesses; else harder tasks surprise."""
+        if begun.endswith("Final answer:"):
+            return -0.01 if begun.count("done") >= self.known(task) else -1.0
+        return -random.Random(f"steps {task}").randint(*self.steps) / 100
 
 
 @pytest.mark.parametrize("spec", ["budget-forcing", "stability(agree=0)"])
@@ -123,6 +138,103 @@ def test_stable_answers_end_the_thinking_where_no_constant_budget_does_as_well(t
     assert not [spec for spec, (more, as_often) in points.items() if more <= words and as_often >= right]
 
 
+def test_a_sure_answer_ends_the_thinking_at_the_first_look_that_knows_it(tmp_path: Path):
+    model = Thinker()
+    found = run(tmp_path, ["stability(agree=0,sure=0.95,chunk=6,growth=1,trial=2)"], 20, transport=model)
+    for name, result in found.items():
+        task = f"What is the answer to problem {name.partition('|')[0]}?"
+        assert result.answer == "1"
+        looks = max(1, math.ceil(model.known(task) / 2))  # two steps of three words to a look
+        assert result.used["exact"].completion == looks * (6 + 1)
+    trials = [body for body in model.bodies if body["max_tokens"] == 2]
+    assert all(body["stop"] == ["\n"] and body["logprobs"] is True for body in trials)
+    assert not [body for body in model.bodies if body["max_tokens"] == 6 and "logprobs" in body]
+
+
+def test_one_that_is_never_sure_thinks_to_its_end(tmp_path: Path):
+    model = Thinker(steps=(9, 9))
+    (result,) = run(tmp_path, ["stability(agree=0,sure=0.999,chunk=6,trial=2)"], transport=model).values()
+    assert result.text == model.text("What is the answer to problem p0?")
+
+
+class Circler(Thinker):
+    def text(self, task: str) -> str:
+        return "the same words once more\n\n" * 500
+
+
+def test_a_text_that_goes_in_circles_is_forced_to_answer(tmp_path: Path):
+    specs = [f"stability(agree=0,circles={times},chunk=10,growth=1,trial=2)" for times in (2, 4)]
+    two, four = run(tmp_path, specs, transport=Circler()).values()
+    assert [one.used["exact"].completion for one in (two, four)] == [10 + 1, 20 + 2]
+    (calm,) = run(tmp_path, [specs[1].replace("10", "200")], transport=Thinker()).values()
+    assert calm.text == Thinker().text("What is the answer to problem p0?")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", False), ("a b c", False), ("a b c a b c", True), ("x a b a b a b", False), ("1 " * 6, True)],
+)
+def test_three_words_and_more_are_a_circle(text: str, found: bool):
+    assert circling(text, 2) is found
+
+
+def recording(place: Path, model: Thinker, num: int = 60, **sampling: Any) -> None:
+    fields = {"logprobs": True, "temperature": 1.0} | sampling
+    endpoints = [Endpoint("http://127.0.0.1:1/v1", "exact", sampling=fields)]
+    run(place, ["direct"], num, endpoints=endpoints, transport=model, concurrency=512)
+
+
+def test_a_budget_that_difficulty_tells_is_what_so_hard_problems_have_needed(tmp_path: Path):
+    """Lengths follow from the surprise of the first tokens: every line is exact, and nobody is cut or waits in vain."""
+    model = Thinker(steps=(5, 40))
+    recording(tmp_path / "recorded", model)
+    spec = f"difficulty(run={tmp_path / 'recorded'},first=6,quantile=0.5)"
+    model.bodies.clear()
+    for name, result in run(tmp_path / "run", [spec], 60, transport=model).items():
+        whole = model.text(f"What is the answer to problem {name.partition('|')[0]}?")
+        assert result.text == whole
+    limits = [body["max_tokens"] for body in model.bodies]
+    tasks = {body["messages"][0]["content"] for body in model.bodies}
+    assert sum(limits) < sum(len(model.text(task).split()) + 3 for task in tasks) * 1.2
+    assert limits.count(64) <= 60  # a forced end after the last word, where a budget was exactly reached
+
+
+def test_what_its_budget_does_not_finish_is_forced_to_answer(tmp_path: Path):
+    model = Thinker(steps=(5, 40))
+    recording(tmp_path / "recorded", model)
+    longer = Thinker(steps=(100, 100))
+    longer.logprob = model.logprob  # type: ignore[method-assign]
+    spec = f"difficulty(run={tmp_path / 'recorded'},first=6,answer=3)"
+    for result in run(tmp_path / "run", [spec], 10, transport=longer).values():
+        assert result.answer
+        assert result.used["exact"].completion <= 40 * 3 + 3 + 3
+        assert result.text.count("Final answer:") == 1
+
+
+@pytest.mark.parametrize(
+    ("num", "sampling", "said"),
+    [(5, {}, "has 5 samples of 'exact'"), (40, {"max_tokens": 60}, "samples of 'exact', so that quantile 0.9")],
+)
+def test_a_recording_that_tells_no_budget_is_refused_before_any_call(
+    tmp_path: Path, num: int, sampling: Body, said: str
+):
+    recording(tmp_path / "recorded", Thinker(steps=(5, 40)), num, **sampling)
+    model = Thinker()
+    with pytest.raises(DataError, match=said):
+        run(tmp_path / "run", [f"difficulty(run={tmp_path / 'recorded'})"], transport=model)
+    assert not model.bodies
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.1, 0.5, 0.9]))
+def test_the_line_has_a_quantile_of_the_samples_below_it(seed: int, quantile: float):
+    """The condition of the optimum: at most q n lie strictly below, at most (1 - q) n strictly above."""
+    draw = np.random.default_rng(seed)
+    features = np.column_stack([np.ones(40), draw.normal(size=(40, 2))])
+    values = features @ [50.0, 10.0, -5.0] + draw.exponential(20.0, 40)
+    left = values - features @ quantile_line(features, values, quantile)
+    assert np.sum(left < -1e-6) <= quantile * 40 <= np.sum(left < 1e-6)
+
+
 def test_a_trial_does_not_enter_the_text(tmp_path: Path):
     model = Thinker()
     run(tmp_path, ["stability(chunk=6,trial=2)"], transport=model)
@@ -141,7 +253,7 @@ def test_thinking_that_never_settles_ends_with_its_budget(tmp_path: Path):
 
 def test_a_server_that_begins_anew_is_refused_by_its_probe():
     denies = Probe("http://h/v1", "m", findings={"prefill": Finding(False, "it began anew")})
-    for spec in ("budget-forcing(budget=9)", "budget-forcing(more=1)", "stability"):
+    for spec in ("budget-forcing(budget=9)", "budget-forcing(more=1)", "stability", "difficulty(run=x)"):
         with pytest.raises(SettingsError, match="an assistant turn that is continued"):
             denies.refuse(strategy(spec))
     for spec in ("budget-forcing", "stability(agree=0)"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from burnish.cli.options import Options
-from burnish.cli.reason_serve import serve
+from burnish.cli.reason_serve import read_prompts, serve
 from burnish.reason.strategies.population_generations import Evolution
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def run(
     price_in: float | None = None,
     price_out: float | None = None,
     probe: list[Path] | None = None,
+    prompts: Path | None = None,
     curves: bool = True,
     unsafe_code: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -100,6 +101,8 @@ def run(
         Money for a million tokens written.
     probe:
         A file from `burnish reason probe`: what the server does not do is refused; OUT/probe.json is read as well.
+    prompts:
+        A .toml file of texts by name (gsa, rsa, refine, cue and others) in place of the package's own.
     curves:
         Grade every sample and every member of a population, for the curves of the report.
     unsafe_code:
@@ -111,7 +114,7 @@ def run(
     from burnish.reason.harness import run as run_all
     from burnish.verify import read_problems
 
-    sampling = _sampling(temperature, max_tokens)
+    texts, sampling = read_prompts(prompts), _sampling(temperature, max_tokens)
     if top_logprobs:
         sampling |= {"logprobs": True, "top_logprobs": top_logprobs}
     models = priced(
@@ -133,6 +136,7 @@ def run(
                 budget=budget,
                 probes=found,
                 curves=curves,
+                prompts=texts,
                 progress=task.advance,
             )
     report(out)
@@ -232,6 +236,7 @@ def evolve(
     seed: int = 0,
     concurrency: int = 64,
     max_calls: int | None = None,
+    prompts: Path | None = None,
 ) -> None:
     """Evolve a population with skills on some problems, and let unseen ones say who of it is best.
 
@@ -266,17 +271,19 @@ def evolve(
         Calls at a time, at most.
     max_calls:
         Of the whole run; evolution leaves enough of them to decide.
+    prompts:
+        A .toml file of texts by name (member, skill, reskill) in place of the package's own.
     """
     from burnish.reason import Budget, Endpoint
     from burnish.reason.evolve import evolve as run_all
     from burnish.verify import read_problems
 
-    sampling = _sampling(temperature, max_tokens)
+    texts, sampling = read_prompts(prompts), _sampling(temperature, max_tokens)
     with _grader(verifier, unsafe_code=unsafe_code) as grader:
         first, second = (read_problems(path, grader, limit=limit) for path in (learn, unseen))
         endpoint = Endpoint(base_url, model, concurrency=concurrency, sampling=sampling)
         budget = Budget(calls=max_calls)
-        found = run_all(first, second, grader, settings, [endpoint], out, seed=seed, budget=budget)
+        found = run_all(first, second, grader, settings, [endpoint], out, seed=seed, budget=budget, prompts=texts)
     for row in found.history:
         told = f"best {row['best']:.3f}, mean {row['mean']:.3f}, {max(0.0, row['bits']):.2f} bits of division of labour"
         print(f"generation {row['generation']}: {told}")

@@ -11,6 +11,18 @@ from cyclopts.validators import Number
 if TYPE_CHECKING:
     from burnish.reason.serve import Backend
 
+
+def read_prompts(file: Path | None) -> dict[str, str]:
+    """Those of a file; none of no file."""
+    if file is None:
+        return {}
+    from burnish.core.errors import SettingsError
+    from burnish.core.outside import read_bytes
+    from burnish.reason.prompts import read_prompts as read
+
+    return read(read_bytes(file, error=SettingsError).decode("utf-8", "replace"), where=str(file))
+
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -20,6 +32,7 @@ def serve(
     local: Path | None = None,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     verifier: str | None = None,
+    prompts: Path | None = None,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8321,
     allow_host: list[str] | None = None,
@@ -46,6 +59,8 @@ def serve(
         A directory in which the calls of strategies are kept: a request with a seed goes on there after a crash.
     verifier:
         How strategies find and compare answers (math, number and others); without it they compare whole texts.
+    prompts:
+        A .toml file of texts by name (gsa, rsa, cue and others) in place of the package's own.
     host:
         Address to listen at.
     port:
@@ -77,6 +92,7 @@ def serve(
 
     if (upstream is None) == (local is None):
         raise SettingsError("one server behind this one is needed", fix="give either --upstream or --local")
+    texts = read_prompts(prompts)
     guard = Guard(host, os.environ.get("BURNISH_SERVE_KEY", ""), tuple(allow_host or ()))
     backend: Backend
     if upstream is not None:
@@ -90,7 +106,7 @@ def serve(
         print(f"serving {backend.called} at {address}", flush=True)
 
     with named(verifier) if verifier else nullcontext() as answers:
-        asyncio.run(run(backend, guard, port=port, said=said, out=out, answers=answers))
+        asyncio.run(run(backend, guard, port=port, said=said, out=out, answers=answers, prompts=texts))
 
 
 def _local(directory: Path, name: str | None, rows: int, dtype: Dtype, device: str) -> Backend:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from burnish.reason.journal import Journal
 from burnish.reason.limits import Budget
 from burnish.reason.pool import Pool, Transport
 from burnish.reason.probe import Probe
+from burnish.reason.prompts import check
 from burnish.reason.session import Result, Session, clusters
 from burnish.reason.strategies import strategy
 from burnish.reason.strategies.base import Strategy
@@ -42,6 +43,7 @@ def run(
     budget: Budget | None = None,
     probes: Sequence[Probe] = (),
     curves: bool = True,
+    prompts: Mapping[str, str] | None = None,
     progress: Callable[[], None] = lambda: None,
     transport: Transport | None = None,
     **pool: Any,
@@ -52,6 +54,7 @@ def run(
         seeds: repetitions, each with a seed of its own; those after the first have "~2", "~3" behind their problem.
         probes: of the endpoints; those of other servers are left aside.
         curves: grade every sample and every member of a population, for the curves of the report.
+        prompts: texts in place of ours, by name; they are what the run is, as its problems are.
         progress: called for every record that is there.
 
     Raises:
@@ -61,19 +64,22 @@ def run(
     """
     if seeds < 1:
         raise SettingsError(f"each problem would be asked {seeds} times", where="seeds", fix="give 1 or more")
+    texts = dict(prompts or {})
+    check(texts)
     made = _made(strategies, endpoints, probes)
     endpoints = [_applied(one, probes) for one in endpoints]
     parts = [(problem, repetition) for problem in problems for repetition in range(seeds)]
 
     async def go() -> dict[str, Record]:
-        with _journal(directory, problems, verifier, endpoints, seed) as journal:
+        with _journal(directory, problems, verifier, endpoints, seed, texts) as journal:
             finished = {name: record for name, record in journal.records().items() if _ended(record, curves=curves)}
             async with Pool(endpoints, journal, budget=budget, seed=seed, transport=transport, **pool) as client:
                 records: dict[str, Record] = {}
 
                 async def problem_part(problem: Problem, repetition: int) -> None:
                     graded = Graded(verifier, problem)
-                    for name, record in await _of_problem(client, graded, made, repetition, finished, curves=curves):
+                    asked = _Asked(client, graded, repetition, texts, curves=curves)
+                    for name, record in await _of_problem(asked, made, finished):
                         records[name] = record
                         progress()
 
@@ -87,7 +93,12 @@ def run(
 
 
 def _journal(
-    directory: str | Path, problems: Sequence[Problem], verifier: Verifier, endpoints: Sequence[Endpoint], seed: int
+    directory: str | Path,
+    problems: Sequence[Problem],
+    verifier: Verifier,
+    endpoints: Sequence[Endpoint],
+    seed: int,
+    texts: Mapping[str, str],
 ) -> Journal:
     """That of this run and no other."""
     secrets = [secret for endpoint in endpoints for secret in endpoint.secrets]
@@ -96,9 +107,9 @@ def _journal(
         "verifier": verifier.name,
         "models": [{"name": one.called, "model": one.model, "sampling": dict(one.sampling)} for one in endpoints],
         "seed": seed,
-    }
+    } | ({"prompts": texts} if texts else {})
     journal = Journal(directory, {name: digest(fact) for name, fact in facts.items()}, secrets=secrets)
-    journal.note("about", _about(problems, verifier, endpoints, seed))
+    journal.note("about", _about(problems, verifier, endpoints, seed, texts))
     return journal
 
 
@@ -149,39 +160,45 @@ class Graded:
         return self._scores[answer]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One problem, one time, as all strategies see it."""
+
+    pool: Pool
+    graded: Graded
+    repetition: int = 0
+    texts: Mapping[str, str] = field(default_factory=dict)
+    _: KW_ONLY
+    curves: bool
+
+    @property
+    def part(self) -> str:
+        """The first part of the paths of its calls."""
+        return str(self.graded.problem["id"]) + (f"~{self.repetition + 1}" if self.repetition else "")
+
+
 async def _of_problem(
-    pool: Pool,
-    graded: Graded,
-    made: Sequence[Strategy],
-    repetition: int,
-    finished: Mapping[str, Record],
-    *,
-    curves: bool,
+    asked: _Asked, made: Sequence[Strategy], finished: Mapping[str, Record]
 ) -> list[tuple[str, Record]]:
-    """One problem, all strategies at once; those that have ended before are not asked again."""
+    """All strategies at once; those that have ended before are not asked again."""
 
     async def one(each: Strategy) -> tuple[str, Record]:
-        name = f"{_part(graded.problem, repetition)}|{each.label}"
+        name = f"{asked.part}|{each.label}"
         if name in finished:
             return name, finished[name]
-        return name, await _record(pool, graded, each, repetition=repetition, curves=curves)
+        return name, await _record(asked, each)
 
     return list(await asyncio.gather(*(one(each) for each in made)))
 
 
 async def answered(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy) -> Record:
     """The record of one strategy on one problem, graded and kept."""
-    return await _record(pool, Graded(verifier, problem), made, curves=False)
+    return await _record(_Asked(pool, Graded(verifier, problem), curves=False), made)
 
 
-def _part(problem: Problem, repetition: int) -> str:
-    """The first part of the paths of a problem's calls."""
-    return str(problem["id"]) + (f"~{repetition + 1}" if repetition else "")
-
-
-async def _record(pool: Pool, graded: Graded, made: Strategy, *, repetition: int = 0, curves: bool) -> Record:
-    part = _part(graded.problem, repetition)
-    session = Session(pool, part, made.label, answers=graded)
+async def _record(asked: _Asked, made: Strategy) -> Record:
+    graded = asked.graded
+    session = Session(asked.pool, asked.part, made.label, answers=graded, prompts=asked.texts)
     error = ""
     try:
         conversation = [{"role": "user", "content": graded.verifier.prompt(graded.problem)}]
@@ -190,7 +207,7 @@ async def _record(pool: Pool, graded: Graded, made: Strategy, *, repetition: int
         result, error = session.result(None), str(failure)
     record: Record = {
         "problem": str(graded.problem["id"]),
-        "repetition": repetition,
+        "repetition": asked.repetition,
         "strategy": made.label,
         "score": await asyncio.to_thread(graded.grade, result.answer),
         "answer": result.answer,
@@ -200,9 +217,9 @@ async def _record(pool: Pool, graded: Graded, made: Strategy, *, repetition: int
         "notes": list(result.notes),
         "error": error,
     }
-    if curves:
+    if asked.curves:
         record["curves"] = await asyncio.to_thread(_judged, graded, result, session.plain)
-    await pool.journal.record(f"{part}|{made.label}", record)
+    await asked.pool.journal.record(f"{asked.part}|{made.label}", record)
     return record
 
 
@@ -234,7 +251,13 @@ def _ended(record: Record, *, curves: bool) -> bool:
     return "strategy" in record and not record["stopped"] and not record["error"] and ("curves" in record or not curves)
 
 
-def _about(problems: Sequence[Problem], verifier: Verifier, endpoints: Sequence[Endpoint], seed: int) -> Record:
+def _about(
+    problems: Sequence[Problem],
+    verifier: Verifier,
+    endpoints: Sequence[Endpoint],
+    seed: int,
+    texts: Mapping[str, str],
+) -> Record:
     """What a reader of the run wants to know, and what it is not: prices may change."""
     models = {
         one.called: {
@@ -245,4 +268,10 @@ def _about(problems: Sequence[Problem], verifier: Verifier, endpoints: Sequence[
         }
         for one in endpoints
     }
-    return {"problems": len(problems), "verifier": verifier.name, "seed": seed, "models": models}
+    return {
+        "problems": len(problems),
+        "verifier": verifier.name,
+        "seed": seed,
+        "models": models,
+        "prompts": dict(texts),
+    }

@@ -60,15 +60,23 @@ class Journal:
         directory: of the run; made where it is missing.
         run: what the run is, such as its strategies and the hash of its problems; a journal of another run is refused.
         secrets: texts that are never written.
+        most: bytes that it may take; the older half of what has ended is forgotten beyond. None forgets nothing.
 
     Raises:
         OutputError: the journal is another run's, another version's, damaged, or open in another process.
     """
 
-    def __init__(self, directory: str | Path, run: Mapping[str, Any] | None = None, *, secrets: Sequence[str] = ()):
+    def __init__(
+        self,
+        directory: str | Path,
+        run: Mapping[str, Any] | None = None,
+        *,
+        secrets: Sequence[str] = (),
+        most: int | None = None,
+    ):
         self.directory = Path(directory)
         self.path = self.directory / FILE
-        self._secrets = tuple(secrets)
+        self._secrets, self._most = tuple(secrets), most
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.directory)
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -180,6 +188,7 @@ class Journal:
                     for write in writes:
                         for statement, values in write.statements:
                             self._database.execute(statement, values)
+                    self._forget()
             except sqlite3.Error as broken:
                 error = self._broken = broken
             for loop in {write.loop for write in writes}:
@@ -188,6 +197,24 @@ class Journal:
                     loop.call_soon_threadsafe(_settle, mine, error and _unwritten(self.path, error))
             if len(writes) < len(group):
                 return
+
+    def _forget(self) -> None:
+        """The older half of the requests that have ended, and their answers, where the file has grown beyond `most`.
+
+        Whoever waits for an answer has it already, and pages that become free are written again.
+        """
+        if self._most is None:
+            return
+        pages = self._one("PRAGMA page_count") - self._one("PRAGMA freelist_count")
+        if pages * self._one("PRAGMA page_size") <= self._most:
+            return
+        ended = "FROM flights WHERE status IS NOT NULL"
+        middle = self._one(
+            f"SELECT coalesce(max(id), 0) FROM (SELECT id {ended} ORDER BY id LIMIT "
+            f"(SELECT (count(*) + 1) / 2 {ended}))"
+        )
+        self._database.execute("DELETE FROM calls WHERE flight <= ?", (middle,))
+        self._database.execute("DELETE FROM flights WHERE status IS NOT NULL AND id <= ?", (middle,))
 
     def _prepare(self, run: Mapping[str, Any] | None) -> None:
         try:

@@ -2,11 +2,14 @@
 
 A prefix that all calls of one problem share is computed once by servers that keep prefixes. `{candidates}` and
 `{number}` stand for earlier answers and how many there are, `{skills}` for instructions of a population; a user's own
-text takes the place of a file by its name.
+text takes the place of a file by its name, from Python or by a file of theirs:
+
+    gsa = "Several answers follow. {candidates} Write a better one."
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -39,9 +42,28 @@ def check(prompts: Mapping[str, str]) -> None:
             guess = nearest(name, list(names()))
             fix = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(names())}"
             raise SettingsError(f"there is no prompt {name!r}", fix=fix)
+        if not text.strip():
+            raise SettingsError(f"the prompt {name!r} is empty", fix="write what the model is to read")
         for place in ("{candidates}", "{skills}"):
             if place in ours(name) and place not in text:
                 raise SettingsError(f"the prompt {name!r} has no {place}", fix="say where they go")
+
+
+def read_prompts(text: str, *, where: str) -> dict[str, str]:
+    """Texts by name, from TOML.
+
+    Raises:
+        SettingsError: no TOML, or a text that cannot be.
+    """
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"is no TOML ({error})", where=where) from None
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise SettingsError(f"{name!r} is no text", where=where, fix='write NAME = "the text"')
+    check(found)
+    return found
 
 
 def filled(text: str, candidates: Sequence[str], title: str = "Attempt") -> str:

