@@ -99,10 +99,11 @@ def test_a_journal_with_a_bound_forgets_its_older_half_and_stays_sound(tmp_path:
 
     async def go() -> int:
         async with Pool([endpoint], journal, transport=said) as pool:
-            for number in range(300):
-                chat = [{"role": "user", "content": str(number)}]
-                reply = await pool.call("m", chat, f"p{number}")
-            assert journal.find(reply.key) == reply
+            replies = [
+                await pool.call("m", [{"role": "user", "content": str(number)}], f"p{number}") for number in range(300)
+            ]
+            assert journal.find(replies[-1].key) == replies[-1]
+            assert journal.find(replies[0].key) is None
         return len(list(reader(tmp_path).calls()))
 
     with Journal(tmp_path, most=most) as journal:

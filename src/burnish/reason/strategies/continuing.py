@@ -18,13 +18,16 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 async def continued(session: Session, conversation: Conversation, written: str, *names: object, **fields: Any) -> Reply:
-    """What follows a text that the assistant has begun, without that text where a server repeats it."""
+    """What follows a text that the assistant has begun, without that text where a server repeats it.
+
+    A reply that was cut and is that text and nothing more has gone in a circle: what is cut has something new.
+    """
     if not written:
         return await session.own(conversation, *names, **fields)
     turns = [*conversation, {"role": "assistant", "content": written}]
     asked = {**session.pool.endpoint(session.model).continuing, **fields}
     reply = await session.own(turns, *names, **asked)
-    return replace(reply, text=reply.text.removeprefix(written))
+    return reply if reply.cut and reply.text == written else replace(reply, text=reply.text.removeprefix(written))
 
 
 def raw(reply: Reply, written: str = "") -> str:
