@@ -92,11 +92,11 @@ def main() -> None:
         )
         command = [sys.executable, "-m", "burnish", "reason", "serve", "--upstream", server.url, "--port", "{port}"]
         proxy = start(EngineProcess(command, log=place / "proxy.log", health="/health"))
-        sides = {name: Side(proxy.url, model, of_port(proxy.port)) for name, model in SIDES.items()}
-        sides[ITSELF] = Side(server.url, "m", None)
+        sides = {name: Asked(proxy.url, model, of_port(proxy.port)) for name, model in SIDES.items()}
+        sides[ITSELF] = Asked(server.url, "m", None)
         if options.optillm:
             peer = start(peer_process(options.optillm, server.url, place))
-            sides[PEER] = Side(peer.url, "m", of_port(peer.port))
+            sides[PEER] = Asked(peer.url, "m", of_port(peer.port))
             settings |= {"calls": min(CALLS, PEER_CALLS), "version": peer_version(options.optillm)}
         content = asyncio.run(measured(sides, settings["calls"]))
     found = {"settings": settings, "load_before": load, "date": date.today().isoformat(), **content}
@@ -123,7 +123,7 @@ def peer_version(python: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Side:
+class Asked:
     """Who is asked, for which model, and whose processor time is read."""
 
     url: str
@@ -140,7 +140,7 @@ def of_port(port: int) -> psutil.Process:
     return psutil.Process(found)
 
 
-async def measured(sides: dict[str, Side], calls: int) -> dict[str, Any]:
+async def measured(sides: dict[str, Asked], calls: int) -> dict[str, Any]:
     waits: dict[str, dict[str, list[float]]] = {name: {str(many): [] for many in AT_A_TIME} for name in sides}
     cpu: dict[str, dict[str, list[float]]] = {name: {str(many): [] for many in AT_A_TIME} for name in sides}
     delays: dict[str, list[list[float]]] = {ITSELF: [], "plain through the proxy": []}
@@ -161,7 +161,7 @@ async def measured(sides: dict[str, Side], calls: int) -> dict[str, Any]:
     return {"median_wait_s": waits, "proxy_cpu_s_per_call": cpu, "token_delay_s_median_and_99": delays}
 
 
-async def asked(session: aiohttp.ClientSession, side: Side, calls: int, many: int) -> list[float]:
+async def asked(session: aiohttp.ClientSession, side: Asked, calls: int, many: int) -> list[float]:
     """Seconds of each of the calls, so many at a time."""
     places = asyncio.Semaphore(many)
     body = {"model": side.model, "messages": [{"role": "user", "content": "How much is it?"}]}

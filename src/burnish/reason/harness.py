@@ -78,7 +78,7 @@ def run(
 
                 async def problem_part(problem: Problem, repetition: int) -> None:
                     graded = Graded(verifier, problem)
-                    asked = _Asked(client, graded, repetition, texts, curves=curves)
+                    asked = _Question(client, graded, repetition, texts, curves=curves)
                     for name, record in await _of_problem(asked, made, finished):
                         records[name] = record
                         progress()
@@ -161,7 +161,7 @@ class Graded:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Question:
     """One problem, one time, as all strategies see it."""
 
     pool: Pool
@@ -178,7 +178,7 @@ class _Asked:
 
 
 async def _of_problem(
-    asked: _Asked, made: Sequence[Strategy], finished: Mapping[str, Record]
+    asked: _Question, made: Sequence[Strategy], finished: Mapping[str, Record]
 ) -> list[tuple[str, Record]]:
     """All strategies at once; those that have ended before are not asked again."""
 
@@ -193,10 +193,10 @@ async def _of_problem(
 
 async def answered(pool: Pool, verifier: Verifier, problem: Problem, made: Strategy) -> Record:
     """The record of one strategy on one problem, graded and kept."""
-    return await _record(_Asked(pool, Graded(verifier, problem), curves=False), made)
+    return await _record(_Question(pool, Graded(verifier, problem), curves=False), made)
 
 
-async def _record(asked: _Asked, made: Strategy) -> Record:
+async def _record(asked: _Question, made: Strategy) -> Record:
     graded = asked.graded
     session = Session(asked.pool, asked.part, made.label, answers=graded, prompts=asked.texts)
     error = ""
