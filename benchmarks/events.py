@@ -277,7 +277,7 @@ def fitted(
         "num_parameters": model.num_parameters,
         "epochs_run": len(history.train),
         "best_epoch": history.best_epoch + 1,
-        "validation_loss": round(history.validation[history.best_epoch], 5),
+        "validation_loss": round(history.best, 5),
         "fit_cpu_seconds": round(seconds, 1),
         "scores": rounded(result.scores, SCORES),
         "errors": rounded(result.errors),

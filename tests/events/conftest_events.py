@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from burnish.events import EventDataset, EventForecaster, EventSequence, SmurfTHP
+from burnish.events.excitation import ExcitedModel
 from burnish.events.hawkes import PRESETS, simulate_hawkes
 from burnish.events.model import TrainingStatistics
 
@@ -62,8 +63,19 @@ def double(model, seed: int = 0):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        if isinstance(model, ExcitedModel):
+            jumps = model.excitation.jumps
+            jumps.copy_(0.3 * torch.rand(jumps.shape, generator=generator, dtype=torch.float64))
     model.statistics = TrainingStatistics()
     return model.eval()
+
+
+def drawn_states(model, rows: int, seed: int = 1) -> torch.Tensor:
+    """States as after some history: anything of the encoder, and an excitement that is not negative."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(rows, model.state_size, dtype=torch.float64, generator=generator)
+    states[:, model.hidden_size :].abs_()
+    return states
 
 
 def without_start(dataset: EventDataset) -> EventDataset:

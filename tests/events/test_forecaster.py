@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest_events import double, small
+from conftest_events import double, drawn_states, small
 
 from burnish.core.errors import BurnishError, CheckpointError, DataError, OutputError, SettingsError
 from burnish.events import (
@@ -32,8 +32,9 @@ LEVELS = [0.01, 0.25, 0.5, 0.9, 0.999]
 
 
 def law(model, rows: int = 4, **extra) -> NextEvents:
-    hidden = torch.randn(rows, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return NextEvents(model, model.condition(hidden, torch.zeros(rows, dtype=torch.float64)), **extra)
+    return NextEvents(
+        model, model.condition(drawn_states(model, rows), torch.zeros(rows, dtype=torch.float64)), **extra
+    )
 
 
 @pytest.fixture(scope="module", params=["smurf", "lognormal", "renormalised"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest_events import double, small
+from conftest_events import double, drawn_states, small
 
 from burnish.events import (
     THP,
@@ -24,8 +24,6 @@ from burnish.events.hawkes import PRESETS, simulate_hawkes, truth
 from burnish.events.maths.quadrature import softplus_integral
 from burnish.events.model import Objective, TrainingStatistics
 from burnish.events.online import IncrementalEncoder, OnlineHazard
-
-GENERATOR = torch.Generator()
 
 
 def packed(dataset: EventDataset, **extra) -> PackedEvents:
@@ -88,7 +86,7 @@ def test_incremental_encoding_equals_batch_encoding(data: EventDataset) -> None:
 
 def test_online_quantiles_equal_the_batched_ones() -> None:
     model = double(small(SmurfTHP))
-    hidden = torch.randn(1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    hidden = drawn_states(model, 1, seed=3)
     batched = NextEvents(model, model.condition(hidden, torch.zeros(1, dtype=torch.float64)))
     online = OnlineHazard(model).law(hidden[0].numpy())
     for q in (1e-4, 0.3, 0.9, 0.9999):
@@ -162,7 +160,7 @@ def test_thp_with_rising_slopes_never_stops() -> None:
 @pytest.mark.parametrize("model", [SmurfTHP, LogNormalMixture, THP])
 def test_density_integrates_to_the_drop_of_the_survival(model) -> None:
     net = double(small(model))
-    condition = net.condition(torch.randn(1, 16, dtype=torch.float64, generator=GENERATOR), torch.zeros(1).double())
+    condition = net.condition(drawn_states(net, 1), torch.zeros(1).double())
     z = torch.linspace(-16, 2.5, 6000, dtype=torch.float64)
     gaps = z.exp()
     rows = {name: value.expand(len(gaps), *value.shape[1:]) for name, value in condition.items()}
@@ -202,18 +200,18 @@ def test_lognormal_mixture_of_one_component_is_scipy_lognormal() -> None:
 
 def test_analytic_hazard_slope_equals_autograd() -> None:
     model = double(small(SmurfTHP))
-    hidden = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hidden = drawn_states(model, 5)
     condition = model.condition(hidden, torch.zeros(5, dtype=torch.float64))
     gap = torch.tensor([[0.001, 0.3, 2.0, 30.0]], dtype=torch.float64).repeat(5, 1).requires_grad_()
     (expected,) = torch.autograd.grad(model.log_hazard(condition, gap).sum(), gap)
-    _, slope = model.time_head.log_hazards_and_slopes(condition, gap, model.statistics.knee)
+    _, slope = model.log_hazards_and_slopes(condition, gap)
     assert torch.allclose(slope.squeeze(-1), expected, atol=1e-10)
 
 
 def test_score_equals_the_derivative_of_the_log_density() -> None:
     model = double(small(SmurfTHP))
     model.num_quadrature_nodes = 40  # the density's own derivative must not carry a quadrature error
-    hidden = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    hidden = drawn_states(model, 5, seed=2)
     condition = model.condition(hidden, torch.zeros(5, dtype=torch.float64))
     gap = torch.tensor([0.01, 0.2, 1.0, 2.0, 6.0], dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(model.log_density(condition, gap).sum(), gap)
@@ -249,7 +247,7 @@ def test_loss_gradient_equals_finite_differences(objective: str, data: EventData
 
 def test_smash_with_one_mark_scores_the_gap_alone() -> None:
     model = double(small(Smash, num_marks=1))
-    hidden = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hidden = drawn_states(model, 3)
     condition = model.condition(hidden, torch.zeros(3, dtype=torch.float64))
     gap = torch.tensor([[0.1, 1.0]], dtype=torch.float64).expand(3, -1)
     assert torch.allclose(
@@ -259,9 +257,9 @@ def test_smash_with_one_mark_scores_the_gap_alone() -> None:
 
 def test_smash_mark_probabilities_are_shares_of_the_hazards() -> None:
     model = double(small(Smash))
-    condition = model.condition(torch.ones(1, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    condition = model.condition(drawn_states(model, 1), torch.zeros(1, dtype=torch.float64))
     gap = torch.tensor([[0.1, 1.0, 8.0]], dtype=torch.float64)
-    hazards = model.time_head.hazards(condition, gap, model.statistics.knee)
+    hazards = model.log_hazards(condition, gap).exp()
     probs = model.mark_log_probs(condition, gap).exp()
     assert torch.allclose(probs, hazards / model.hazard(condition, gap).unsqueeze(-1), atol=1e-12)
     assert torch.allclose(probs.sum(-1), torch.ones_like(gap), atol=1e-14)
@@ -270,7 +268,7 @@ def test_smash_mark_probabilities_are_shares_of_the_hazards() -> None:
 def test_smash_gap_score_is_the_mark_average_of_its_mark_scores() -> None:
     # psi(s) = sum_k p(k | s) psi(s | k) holds because d/ds log sum_k lam_k is the average of d/ds log lam_k.
     model = double(small(Smash))
-    condition = model.condition(torch.ones(1, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    condition = model.condition(drawn_states(model, 1), torch.zeros(1, dtype=torch.float64))
     gap = torch.tensor([[0.1, 1.0, 8.0]], dtype=torch.float64)
     average = (model.mark_log_probs(condition, gap).exp() * model.mark_gap_scores(condition, gap)).sum(-1)
     assert torch.allclose(average, model.gap_score(condition, gap), atol=1e-12)

@@ -22,8 +22,9 @@ def mixture(**extra) -> PlaceMixture:
 def drawn(places: EventDataset) -> PlaceMixture:
     model = double(mixture())
     with torch.no_grad():
-        model.free_proj.weight.mul_(0.3)
-        model.free_proj.bias.view(3, 5)[:, 2:4].add_(1.0)  # wide Gaussians, so that a grid can integrate them
+        model.free_proj.weight.mul_(0.1)
+        model.scale_proj.weight.mul_(0.1)
+        model.free_proj.bias.view(3, 5)[:, 2:4].fill_(0.5)  # wide Gaussians, but not beyond the grid that integrates
         model.scale_proj.bias.add_(1.5)
     return model
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest_events import double, small
+from conftest_events import double, drawn_states, small
 
 from burnish.core.errors import SettingsError
 from burnish.events import THP, EventDataset, EventForecaster, LogNormalMixture, NextEvents, PlaceMixture, SmurfTHP
@@ -61,8 +61,7 @@ def test_forecasts_with_ties_are_calibrated_and_told_apart(learned: EventForecas
 def test_a_law_with_a_point_mass_is_one(model) -> None:
     net = double(small(model, num_marks=2))
     net.statistics = TrainingStatistics(tie_share=0.3)
-    size = net.hidden_size + (3 * net.num_recent if isinstance(net, PlaceMixture) else 0)
-    hidden = torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hidden = drawn_states(net, 3)
     with torch.no_grad():
         law = NextEvents(net, net.condition_with_ties(hidden, torch.zeros(3).double()))
         plain = NextEvents(net, net.condition(hidden, torch.zeros(3).double()))

@@ -161,10 +161,10 @@ def fit(
     seen = Seen.of(training, validation).to_json()
     forecaster.save_pretrained(out, overwrite=overwrite, reading=asdict(reading), seen=seen)
     Store(state).clear()
-    best = history.validation[history.best_epoch]
-    print(
-        f"forecaster: {out} (best epoch {history.best_epoch + 1} of {len(history.train)}, validation loss {best:.4f})"
-    )
+    kept = f"best epoch {history.best_epoch + 1} of {len(history.train)}"
+    if history.best_epoch < 0:
+        kept = f"none of {len(history.train)} epochs was better than the start"
+    print(f"forecaster: {out} ({kept}, validation loss {history.best:.4f})")
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from burnish.events.data import EventDataset
@@ -20,6 +21,9 @@ from burnish.events.sequence import EventSequence
 
 AT_ONCE = 1e-30
 """A wait that has lasted no time, but is one: whatever came at the time of the last event has come."""
+
+FORGOTTEN = 40.0
+"""Ages in time constants after which an event excites nothing any more: exp(-40) is below the rounding."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class EventBatch:
         locations: standardised by the model, or None.
         vertices: or None.
         origin: (B, 2) number of the sequence, and of the window's first event in it.
+        before: x of maths/excitation.py after what came before the window, or None where no decays are carried.
     """
 
     times: Float[Tensor, "B L"]
@@ -53,6 +58,7 @@ class EventBatch:
     locations: Float[Tensor, "B L 2"] | None
     vertices: Int[Tensor, "B L"] | None
     origin: Int[Tensor, "B 2"]
+    before: Float[Tensor, "B D K"] | None = None
 
     def to(self, device: torch.device) -> EventBatch:
         """The same batch on another device."""
@@ -104,6 +110,7 @@ class PackedEvents:
         window, context: see `windows`.
         dtype: of times and gaps, after the subtraction and division in float64.
         score_first: whether a known first gap is a target; models see it in any case.
+        decays: (D,) per mean gap, of what is carried over the windows of a long sequence.
     """
 
     def __init__(
@@ -115,8 +122,9 @@ class PackedEvents:
         context: int = 128,
         dtype: torch.dtype = torch.float32,
         score_first: bool = True,
+        decays: NDArray[np.float64] | None = None,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.decays, self.num_marks = dtype, decays, dataset.num_marks
         sequences = dataset.sequences
         self.first_target = np.array([max(s.first_target, 0 if score_first else 1) for s in sequences], np.int64)
         pieces = windows([len(sequence) for sequence in sequences], window, context)
@@ -198,7 +206,23 @@ class PackedEvents:
             locations=None if self.locations is None else self._tensor(self.locations[index]),
             vertices=None if self.vertices is None else torch.from_numpy(self.vertices[index]),
             origin=torch.tensor([[w.sequence, w.begin] for w in chosen]),
+            before=self._before(chosen),
         )
+
+    def _before(self, chosen: list[Window]) -> Tensor | None:
+        """sum over the events before a window of exp(-b age), by decay and mark, right after the last of them."""
+        if self.decays is None or not any(window.begin for window in chosen):
+            return None
+        result = np.zeros((len(chosen), len(self.decays), self.num_marks))
+        for row, window in enumerate(chosen):
+            first = int(self.offsets[window.sequence])
+            stop = first + window.begin
+            age = self.times[stop - 1] - self.times[first:stop] if window.begin else np.zeros(0)
+            for d, decay in enumerate(self.decays):
+                near = int(np.searchsorted(-age, -FORGOTTEN / decay))
+                weight, marks = np.exp(-decay * age[near:]), self.marks[first + near : stop]
+                result[row, d] = np.bincount(marks, weight, minlength=self.num_marks)
+        return self._tensor(result)
 
     def batches(
         self, size: int, *, shuffle: np.random.Generator | None = None, max_padded: int = 40_000

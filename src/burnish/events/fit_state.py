@@ -7,6 +7,7 @@ STATE_DIR/fit/state.safetensors    weights, those of the best epoch, Adam's mome
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +25,25 @@ ENTRY, STATE_FILE = "fit", "state.safetensors"
 
 @dataclass
 class FitHistory:
-    """Losses by epoch and which epoch was kept."""
+    """Losses by epoch and which epoch was kept.
+
+    Attributes:
+        train, validation: after every epoch.
+        start: validation loss before the first epoch.
+        best_epoch: from 0; -1 where no epoch was better than the start.
+        stopped_early: whether patience ended it.
+    """
 
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    start: float = math.inf
     best_epoch: int = -1
     stopped_early: bool = False
+
+    @property
+    def best(self) -> float:
+        """Validation loss of what was kept."""
+        return self.start if self.best_epoch < 0 else self.validation[self.best_epoch]
 
 
 class FitState:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "burnish-events"
-FORMAT = 2
+FORMAT = 3
 
 
 class EventForecaster:
@@ -136,6 +136,7 @@ class EventForecaster:
         self.training = asdict(how) | {
             "best_epoch": history.best_epoch,
             "epochs_run": len(history.train),
+            "start_loss": history.start,
             "validation_loss": history.validation,
             "train_loss": history.train,
             "num_parameters": self.model.num_parameters,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from burnish.events.maths.quadrature import log_softplus, sigmoid_over_softplus
+from burnish.events.maths.quadrature import log_softplus
 
 Condition = dict[str, Tensor]
 """What a head needs of a history: tensors whose leading dimensions are those of the hidden states."""
@@ -52,16 +52,15 @@ class LinearHazard(nn.Module):
         return torch.addcmul(condition["level"].unsqueeze(-2), condition["slope"].unsqueeze(-2), gap.unsqueeze(-1))
 
 
-class FlexibleHazard(nn.Module):
-    """J hazards as a small network in the gap:
+class HazardFactor(nn.Module):
+    """log of a factor on each of J hazards, as a small network in the gap:
 
-        g = tanh(a z + b),   a = tanh(W_a h), b = W_b h,   z = log(1 + knee s)
-        lam_j(s) = softplus(v_j.g + c_j) + softplus(v'_j.g + c'_j) z'(s),     z'(s) = knee / (1 + knee s)
+        v_j.g + c_j,   g = tanh(a z + b),   a = tanh(W_a h), b = W_b h,   z = log(1 + knee s)
 
-    The first term alone, with z = s, is the head of SMURF-THP (arXiv 2310.16336). The second lets the hazard be large
-    at short gaps without large weights: on order-book data half of the gaps are a thirtieth of the mean gap or less.
-    The hazard is finite at s = 0 and bounded below at infinity, so the density is proper at both ends. The derivative
-    in s is analytic; training needs no second backward pass.
+    The inside is the head of SMURF-THP (arXiv 2310.16336), there with z = s and softplus outside. A factor of a hazard
+    that is positive keeps it so, and in the clock z it can fall like a power of s, as bursts in order books do: half of
+    their gaps are a thirtieth of the mean gap or less. It is bounded, so the density stays proper at both ends, and it
+    begins at one. The derivative in s is analytic; training needs no second backward pass.
     """
 
     def __init__(self, hidden_size: int, width: int, num_outputs: int) -> None:
@@ -69,60 +68,49 @@ class FlexibleHazard(nn.Module):
         self.num_outputs = num_outputs
         self.scale_proj = nn.Linear(hidden_size, width)
         self.shift_proj = nn.Linear(hidden_size, width)
-        self.out_proj = nn.Linear(width, 2 * num_outputs)
+        self.out_proj = nn.Linear(width, num_outputs)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
 
     def condition(self, hidden: Tensor) -> Condition:
         return {"scale": torch.tanh(self.scale_proj(hidden)), "shift": self.shift_proj(hidden)}
 
-    def _terms(self, condition: Condition, gap: Tensor, knee: float) -> tuple[Tensor, Tensor, Tensor]:
-        z = torch.log1p(knee * gap)
-        g = torch.tanh(condition["scale"].unsqueeze(-2) * z.unsqueeze(-1) + condition["shift"].unsqueeze(-2))
-        return self.out_proj(g), g, knee / (1 + knee * gap)
+    def _inner(self, condition: Condition, gap: Tensor, knee: float) -> Tensor:
+        z = torch.log1p(knee * gap).unsqueeze(-1)
+        return torch.tanh(condition["scale"].unsqueeze(-2) * z + condition["shift"].unsqueeze(-2))
 
-    def hazards(self, condition: Condition, gap: Float[Tensor, "*S q"], knee: float) -> Float[Tensor, "*S q J"]:
-        out, _, clock = self._terms(condition, gap, knee)
-        steady, burst = F.softplus(out).chunk(2, dim=-1)
-        return steady + burst * clock.unsqueeze(-1)
+    def log_factors(self, condition: Condition, gap: Float[Tensor, "*S q"], knee: float) -> Float[Tensor, "*S q J"]:
+        return self.out_proj(self._inner(condition, gap, knee))
 
-    def log_hazards(self, condition: Condition, gap: Float[Tensor, "*S q"], knee: float) -> Float[Tensor, "*S q J"]:
-        out, _, clock = self._terms(condition, gap, knee)
-        steady, burst = log_softplus(out).chunk(2, dim=-1)
-        return torch.logaddexp(steady, burst + torch.log(clock).unsqueeze(-1))
-
-    def log_hazards_and_slopes(
+    def log_factors_and_slopes(
         self, condition: Condition, gap: Float[Tensor, "*S q"], knee: float
     ) -> tuple[Float[Tensor, "*S q J"], Float[Tensor, "*S q J"]]:
-        """log lam_j(s) and d/ds log lam_j(s) = lam_j'/lam_j."""
-        out, g, clock = self._terms(condition, gap, knee)
-        clock = clock.unsqueeze(-1)
+        """The same, and its derivative in s."""
+        g = self._inner(condition, gap, knee)
         inner = (1 - g.square()) * condition["scale"].unsqueeze(-2)
-        out_slope = F.linear(inner, self.out_proj.weight) * clock
-        log_terms = log_softplus(out)
-        slopes = sigmoid_over_softplus(out) * out_slope
-        steady, burst = log_terms.chunk(2, dim=-1)
-        steady_slope, burst_slope = slopes.chunk(2, dim=-1)
-        burst = burst + torch.log(clock)
-        burst_slope = burst_slope - clock  # d log z'/ds = -z'
-        share = torch.sigmoid(burst - steady)
-        return torch.logaddexp(steady, burst), steady_slope + share * (burst_slope - steady_slope)
+        clock = (knee / (1 + knee * gap)).unsqueeze(-1)  # z'(s)
+        return self.out_proj(g), F.linear(inner, self.out_proj.weight) * clock
 
 
 class TimedMarks(nn.Module):
-    """logits(s) = C tanh(a z + b): the law of the mark depends on when the event comes (SMURF-THP)."""
+    """Logits C tanh(a z + b) + c beside others: the law of the mark depends on when the event comes (SMURF-THP)."""
 
     def __init__(self, hidden_size: int, width: int, num_marks: int) -> None:
         super().__init__()
         self.scale_proj = nn.Linear(hidden_size, width)
         self.shift_proj = nn.Linear(hidden_size, width)
         self.out_proj = nn.Linear(width, num_marks)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
 
     def condition(self, hidden: Tensor) -> Condition:
         return {"mark_scale": torch.tanh(self.scale_proj(hidden)), "mark_shift": self.shift_proj(hidden)}
 
-    def log_probs(self, condition: Condition, gap: Float[Tensor, "*S q"], knee: float) -> Float[Tensor, "*S q K"]:
+    def logits(self, condition: Condition, gap: Float[Tensor, "*S q"], knee: float) -> Float[Tensor, "*S q K"]:
         z = torch.log1p(knee * gap).unsqueeze(-1)
-        g = torch.tanh(condition["mark_scale"].unsqueeze(-2) * z + condition["mark_shift"].unsqueeze(-2))
-        return F.log_softmax(self.out_proj(g), dim=-1)
+        return self.out_proj(
+            torch.tanh(condition["mark_scale"].unsqueeze(-2) * z + condition["mark_shift"].unsqueeze(-2))
+        )
 
 
 class LocationScore(nn.Module):

@@ -16,27 +16,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.events.batches import EventBatch
-from burnish.events.heads import Condition, FlexibleHazard
-from burnish.events.model import OBJECTIVES, EncodedModel, Histories, Objective
+from burnish.events.excitation import ExcitedModel
+from burnish.events.heads import Condition
+from burnish.events.model import OBJECTIVES, Histories, Objective
 from burnish.events.score_training import denoising_time_loss, horizon_mass_loss
 
 
-class LocatedModel(EncodedModel):
+class LocatedModel(ExcitedModel):
     """Per-mark hazards over a Transformer history, and a place.
 
     Args:
         num_marks: types of events.
         encoder: fields of `EncoderSettings`.
         head_size: width of the hazard network.
+        num_decays: kernels of the Hawkes process that it corrects.
         **settings: the subclass's own.
     """
 
     objectives: ClassVar[tuple[str, ...]] = OBJECTIVES
     has_location: ClassVar[bool] = True
 
-    def __init__(self, num_marks: int, encoder: dict[str, Any], *, head_size: int, **settings: Any) -> None:
-        super().__init__(num_marks, encoder, head_size=head_size, **settings)
-        self.time_head = FlexibleHazard(self.hidden_size, head_size, num_marks)
+    def __init__(
+        self, num_marks: int, encoder: dict[str, Any], *, head_size: int, num_decays: int, **settings: Any
+    ) -> None:
+        super().__init__(
+            num_marks, encoder, head_size=head_size, num_decays=num_decays, num_hazards=num_marks, **settings
+        )
 
     def location_loss(self, histories: Histories, generator: torch.Generator) -> Float[Tensor, ""]:
         """Mean over the scored events of what is minimised for the place."""
@@ -48,25 +53,13 @@ class LocatedModel(EncodedModel):
         """Places given gaps (in mean gaps), in the data's coordinates."""
         raise NotImplementedError
 
-    def hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
-        return self.time_head.hazards(condition, gap, self.statistics.knee).sum(-1)
-
-    def log_hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
-        return self.time_head.log_hazards(condition, gap, self.statistics.knee).logsumexp(-1)
-
     def mark_log_probs(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q K"]:
-        return F.log_softmax(self.time_head.log_hazards(condition, gap, self.statistics.knee), dim=-1)
+        return F.log_softmax(self.log_hazards(condition, gap), dim=-1)
 
     def mark_gap_scores(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q K"]:
         """psi(s | k) of every mark."""
-        log_hazards, slopes = self.time_head.log_hazards_and_slopes(condition, gap, self.statistics.knee)
+        log_hazards, slopes = self.log_hazards_and_slopes(condition, gap)
         return slopes - log_hazards.exp().sum(-1, keepdim=True)
-
-    def gap_score(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
-        """psi(s) = d/ds log sum_k lam_k(s) - sum_k lam_k(s), the score of the gap alone."""
-        log_hazards, slopes = self.time_head.log_hazards_and_slopes(condition, gap, self.statistics.knee)
-        slope = (F.softmax(log_hazards, dim=-1) * slopes).sum(-1)
-        return slope - log_hazards.exp().sum(-1)
 
     def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -196,6 +197,11 @@ class EventModel(nn.Module):
         """log pi - log(1 - pi) after a history, or None for a model whose gaps are never zero."""
         return None
 
+    @property
+    def carried_decays(self) -> NDArray[np.float64] | None:
+        """Decays, per mean gap, of what a batch needs from before its windows; None where it needs nothing."""
+        return None
+
     # -- shared ------------------------------------------------------------------------------------------------------
 
     def condition_with_ties(self, hidden: Float[Tensor, "*S M"], last_time: Float[Tensor, "*S"]) -> Condition:
@@ -247,6 +253,7 @@ class EventModel(nn.Module):
             context=self.context,
             dtype=self.dtype,
             score_first=score_first,
+            decays=self.carried_decays,
         )
 
     def histories(self, batch: EventBatch) -> Histories:
@@ -337,6 +344,9 @@ class EncodedModel(EventModel):
         num_marks: types of events.
         encoder: fields of `EncoderSettings`.
         **settings: the model's own; `num_vertices` where its events happen on a graph.
+
+    Attributes:
+        state_size: numbers of a hidden state: those of the encoder, and what the model keeps behind them.
     """
 
     has_tie_head: ClassVar[bool] = True
@@ -352,6 +362,7 @@ class EncodedModel(EventModel):
             num_location_features=2 if self.has_location else 0,
             num_vertices=settings.get("num_vertices", 0),
         )
+        self.state_size = self.hidden_size
         self.tie_weight, self.tie_bias = nn.Parameter(torch.zeros(self.hidden_size)), nn.Parameter(torch.zeros(()))
 
     def prepare(self, training: EventDataset, seed: int) -> None:

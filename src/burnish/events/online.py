@@ -39,10 +39,6 @@ def _sigmoid(x: Array) -> Array:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-def _softplus(x: Array) -> Array:
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-
-
 def _turned(x: Array, cos: Array, sin: Array) -> Array:
     """See `encoder.turned`."""
     pairs = len(cos)
@@ -170,10 +166,11 @@ class OnlineLaw:
     owner: OnlineHazard
     scale: Array
     shift: Array
+    drive: Array
     prob_tie: float = 0.0
 
     def __post_init__(self) -> None:
-        values = self.owner.hazard(self.scale, self.shift, self.owner.node_z, self.owner.node_clock)
+        values = self.owner.hazard(self, self.owner.node_z, self.owner.node_fade)
         mass = (values[:-1].reshape(-1, NODES_PER_PANEL) @ self.owner.weights) * self.owner.width
         self.cumulative = np.concatenate([[0.0], np.cumsum(mass)])
         self.tail = float(values[-1])
@@ -211,7 +208,7 @@ class OnlineLaw:
         return gap
 
     def _hazards_from_left(self, left: float, length: float) -> Array:
-        return self.owner.at(self.scale, self.shift, left + length * self.owner.nodes_and_end)
+        return self.owner.at(self, left + length * self.owner.nodes_and_end)
 
     def _from_left(self, left: float, length: float) -> float:
         return length * float(self._hazards_from_left(left, length)[:-1] @ self.owner.weights)
@@ -241,7 +238,9 @@ class OnlineHazard:
         self.unit, self.knee = statistics.mean_gap, statistics.knee
         self.has_ties = statistics.tie_share > 0
         self.tie_weight, self.tie_bias = _array(model.tie_weight), float(model.tie_bias)
-        head = model.time_head
+        head, excitation = model.time_head, model.excitation
+        self.size, self.drive_shape = model.hidden_size, (excitation.num_decays, excitation.num_marks)
+        self.decays, self.base = _array(excitation.decays), _array(excitation.base).sum(keepdims=True)
         self.scale, self.shift, self.out = (
             _linear(head.scale_proj), _linear(head.shift_proj), _linear(head.out_proj)
         )  # fmt: skip
@@ -254,25 +253,27 @@ class OnlineHazard:
         self.nodes_and_end = np.append(nodes, 1.0)
         at = np.append((self.edges[:-1, None] + self.width[:, None] * nodes).ravel(), self.edges[-1])
         self.node_z = np.log1p(self.knee * at).astype(dtype)
-        self.node_clock = (self.knee / (1 + self.knee * at)).astype(dtype)
+        self.node_fade = np.exp(-np.multiply.outer(at, self.decays)).astype(dtype)
 
     def law(self, hidden: Array) -> OnlineLaw:
         """The law of the next gap for a hidden state."""
-        scale = np.tanh(self.scale[0] @ hidden + self.scale[1])
+        state, excited = hidden[: self.size], hidden[self.size :]
+        scale = np.tanh(self.scale[0] @ state + self.scale[1])
         tie = 0.0
         if self.has_ties:
-            tie = 1 / (1 + math.exp(-float(self.tie_weight @ hidden + self.tie_bias)))
-        return OnlineLaw(self, scale, self.shift[0] @ hidden + self.shift[1], tie)
+            tie = 1 / (1 + math.exp(-float(self.tie_weight @ state + self.tie_bias)))
+        drive = np.concatenate([self.base, excited.reshape(self.drive_shape).sum(1)])
+        return OnlineLaw(self, scale, self.shift[0] @ state + self.shift[1], drive, tie)
 
-    def hazard(self, scale: Array, shift: Array, z: Array, clock: Array) -> Array:
-        """lam at points given by their z and z'."""
-        g = np.multiply.outer(z, scale)
-        g += shift
+    def hazard(self, law: OnlineLaw, z: Array, fade: Array) -> Array:
+        """lam at points given by their z and exp(-b_d s)."""
+        g = np.multiply.outer(z, law.scale)
+        g += law.shift
         np.tanh(g, out=g)
-        out = _softplus(g @ self.out[0].T + self.out[1])
-        return (out[:, 0] + out[:, 1] * clock).astype(np.float64)
+        factor = np.exp(g @ self.out[0][0] + self.out[1])
+        return ((fade @ law.drive) * factor).astype(np.float64)
 
-    def at(self, scale: Array, shift: Array, gap: Array) -> Array:
-        stretched = 1 + self.knee * gap
-        dtype = scale.dtype
-        return self.hazard(scale, shift, np.log(stretched).astype(dtype), (self.knee / stretched).astype(dtype))
+    def at(self, law: OnlineLaw, gap: Array) -> Array:
+        dtype = law.scale.dtype
+        fade = np.exp(-np.multiply.outer(gap, self.decays)).astype(dtype)
+        return self.hazard(law, np.log1p(self.knee * gap).astype(dtype), fade)

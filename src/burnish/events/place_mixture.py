@@ -46,6 +46,7 @@ class PlaceMixture(LocatedModel):
         num_free: Gaussians with means from the history.
         num_centres: k-means centres of the training places.
         num_recent: last events whose places are pointed to.
+        num_decays: kernels of the Hawkes process that the hazards correct.
         **encoder: see `EncoderSettings`.
     """
 
@@ -62,17 +63,20 @@ class PlaceMixture(LocatedModel):
         num_free: int = 16,
         num_centres: int = 64,
         num_recent: int = 20,
+        num_decays: int = 4,
         **encoder: Any,
     ) -> None:
         super().__init__(
             num_marks,
             encoder,
             head_size=head_size,
+            num_decays=num_decays,
             place_size=place_size,
             num_free=num_free,
             num_centres=num_centres,
             num_recent=num_recent,
         )
+        self.state_size += 3 * num_recent
         self.num_free, self.num_centres, self.num_recent = num_free, num_centres, num_recent
         self.place_proj = nn.Linear(self.hidden_size + 2, place_size)
         self.clock_proj = nn.Linear(1, place_size, bias=False)
@@ -107,7 +111,7 @@ class PlaceMixture(LocatedModel):
     # -- what is known of the places before --------------------------------------------------------------------------
 
     def states(self, batch: EventBatch) -> Float[Tensor, "B L+1 M"]:
-        """The encoder's states, and behind each the places and times of the last events (NaN where there was none)."""
+        """The states, and behind each the places and times of the last events (NaN where there was none)."""
         assert batch.locations is not None
         here = torch.cat([batch.locations, batch.times.unsqueeze(-1)], dim=-1)
         before = here.new_full((len(here), self.num_recent, 3), float("nan"))
@@ -122,12 +126,12 @@ class PlaceMixture(LocatedModel):
         return np.concatenate([hidden, rows.ravel()])
 
     def condition(self, hidden: Float[Tensor, "*S M"], last_time: Float[Tensor, "*S"]) -> Condition:
-        state, rows = hidden[..., : self.hidden_size], hidden[..., self.hidden_size :]
+        state, rows = hidden[..., : self.hidden_size], hidden[..., self.excited_size :]
         recent = rows.unflatten(-1, (3, self.num_recent))
         known = ~torch.isnan(recent[..., 0, :])
         places = torch.nan_to_num(recent[..., :2, :]).transpose(-1, -2)
         age = torch.nan_to_num(last_time.unsqueeze(-1) - recent[..., 2, :]).clamp_min(0.0)
-        return self.time_head.condition(state) | {
+        return super().condition(hidden, last_time) | {
             "place_context": self.place_proj(torch.cat([state, places[..., 0, :]], dim=-1)),
             "recent_places": places,
             "recent_age": torch.log1p(self.statistics.knee * age),

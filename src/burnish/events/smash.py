@@ -36,6 +36,7 @@ class Smash(LocatedModel):
         num_marks: types of events.
         head_size: width of the hazard network.
         location_size: width of the location score network.
+        num_decays: kernels of the Hawkes process that the hazards correct.
         **encoder: see `EncoderSettings`.
     """
 
@@ -47,13 +48,14 @@ class Smash(LocatedModel):
         *,
         head_size: int = 32,
         location_size: int = 64,
+        num_decays: int = 4,
         **encoder: Any,
     ) -> None:
-        super().__init__(num_marks, encoder, head_size=head_size, location_size=location_size)
+        super().__init__(num_marks, encoder, head_size=head_size, num_decays=num_decays, location_size=location_size)
         self.location_head = LocationScore(self.hidden_size, location_size)
 
     def condition(self, hidden: Float[Tensor, "*S M"], last_time: Float[Tensor, "*S"]) -> Condition:
-        return self.time_head.condition(hidden) | self.location_head.condition(hidden)
+        return super().condition(hidden, last_time) | self.location_head.condition(hidden[..., : self.hidden_size])
 
     # -- training ----------------------------------------------------------------------------------------------------
 

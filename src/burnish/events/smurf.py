@@ -3,7 +3,8 @@
 SMURF-THP: Score Matching-based Uncertainty quantification for Transformer Hawkes Process, Li, Xu, Zuo, Jiang, Zhang,
 Zhao, Zha, ICML 2023 (arXiv 2310.16336).
 
-A small network gives the hazard of the gap, another the type given the gap. The paper trains by denoising score
+A small network gives the hazard of the gap, another the type given the gap; here both correct a Hawkes process that is
+fitted first (excitation.py), where the paper has the networks alone. The paper trains by denoising score
 matching in the raw gap (biased at s = 0), computes the score's derivative without a graph (half of the gradient is
 missing) and samples by Langevin dynamics. Here the score is matched in log time with the full gradient, the likelihood
 is offered on the same head (in one dimension it is cheaper), and quantiles are exact.
@@ -16,19 +17,22 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from burnish.events.batches import EventBatch
-from burnish.events.heads import Condition, FlexibleHazard, TimedMarks
-from burnish.events.model import OBJECTIVES, EncodedModel, Objective
+from burnish.events.excitation import ExcitedModel
+from burnish.events.heads import Condition, TimedMarks
+from burnish.events.model import OBJECTIVES, Objective
 from burnish.events.score_training import denoising_time_loss, horizon_mass_loss
 
 
-class SmurfTHP(EncodedModel):
+class SmurfTHP(ExcitedModel):
     """Flexible hazard of the gap and time-dependent mark probabilities over a Transformer history.
 
     Args:
         num_marks: types of events.
         head_size: width of the hazard and mark networks.
+        num_decays: kernels of the Hawkes process that the networks correct; 0 leaves base rates only.
         **encoder: see `EncoderSettings`.
     """
 
@@ -40,29 +44,18 @@ class SmurfTHP(EncodedModel):
         num_marks: int,
         *,
         head_size: int = 32,
+        num_decays: int = 4,
         **encoder: Any,
     ) -> None:
-        super().__init__(num_marks, encoder, head_size=head_size)
-        hidden_size = self.hidden_size
-        self.time_head = FlexibleHazard(hidden_size, head_size, 1)
-        self.mark_head = TimedMarks(hidden_size, head_size, num_marks)
+        super().__init__(num_marks, encoder, head_size=head_size, num_decays=num_decays, num_hazards=1)
+        self.mark_head = TimedMarks(self.hidden_size, head_size, num_marks)
 
     def condition(self, hidden: Float[Tensor, "*S M"], last_time: Float[Tensor, "*S"]) -> Condition:
-        return self.time_head.condition(hidden) | self.mark_head.condition(hidden)
-
-    def hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
-        return self.time_head.hazards(condition, gap, self.statistics.knee).squeeze(-1)
-
-    def log_hazard(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
-        return self.time_head.log_hazards(condition, gap, self.statistics.knee).squeeze(-1)
+        return super().condition(hidden, last_time) | self.mark_head.condition(hidden[..., : self.hidden_size])
 
     def mark_log_probs(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q K"]:
-        return self.mark_head.log_probs(condition, gap, self.statistics.knee)
-
-    def gap_score(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
-        """psi(s) = lam'/lam - lam."""
-        log_hazard, slope = self.time_head.log_hazards_and_slopes(condition, gap, self.statistics.knee)
-        return (slope - log_hazard.exp()).squeeze(-1)
+        excited = self.excitation.hazards(condition["drive"], gap).log()
+        return F.log_softmax(excited + self.mark_head.logits(condition, gap, self.statistics.knee), dim=-1)
 
     def loss(self, batch: EventBatch, objective: Objective, generator: torch.Generator) -> dict[str, Tensor]:
         histories = self.histories(batch)

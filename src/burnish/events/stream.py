@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from burnish.core.errors import DataError, SettingsError, nearest
 from burnish.events.distribution import NextEvent, NextEvents
+from burnish.events.excitation import ExcitedModel
 from burnish.events.model import EncodedModel
 from burnish.events.online import IncrementalEncoder, OnlineHazard, OnlineLaw
 from burnish.events.place_mixture import PlaceMixture
@@ -36,6 +37,7 @@ class EventStream:
         self.codes = {name: code for code, name in enumerate(forecaster.mark_names)}
         self.recent: list[tuple[float, int, tuple[float, float] | None, int | None]] = []
         self.encoder = IncrementalEncoder(model.encoder, capacity=model.window)
+        self.excitation = model.excitation.online() if isinstance(model, ExcitedModel) else None
         # Exact quantiles of a SmurfTHP need no torch; a score-only one is renormalised, which the batched code does.
         self.hazard: OnlineHazard | None = None
         if isinstance(model, SmurfTHP) and not forecaster.renormalise:
@@ -69,6 +71,8 @@ class EventStream:
             raise DataError(f"time {time!r} is before the start {self.origin!r}", where="stream")
         gap = time - (self.origin if first else self.recent[-1][0])
         self.recent = [*self.recent[-self.model.context :], (time, code, location, vertex)]
+        if self.excitation is not None:
+            self.excitation.step(gap / self.model.statistics.mean_gap, code)
         self._step(time, None if first and gap == 0 else gap, code, location, vertex)
         if self.encoder.full:
             self._restart()
@@ -90,6 +94,8 @@ class EventStream:
         # A first event whose start of observation is unknown has the placeholder gap 1, as in batches.
         wait = 1.0 if gap is None else gap / statistics.mean_gap
         self.hidden = self.encoder.step(self.since, wait, code, place, vertex)
+        if self.excitation is not None:
+            self.hidden = np.concatenate([self.hidden, self.excitation.state.ravel()])
         if isinstance(self.model, PlaceMixture):
             self.hidden = self.model.online_state(self.hidden, self._recent_places())
         self._law = None

@@ -62,7 +62,7 @@ def train(
     state_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> FitHistory:
-    """Fits `model` in place and leaves it at its best epoch.
+    """Fits `model` in place and leaves it at its best epoch, or as it was where no epoch made it better.
 
     Args:
         state_dir: where the state after every epoch goes; a run with the same weights, data and settings continues
@@ -84,6 +84,8 @@ def train(
     if state_dir is not None and state.read(state_dir, key):
         progress.log(f"continuing after epoch {len(state.history.train)} of {settings.epochs}")
     history = state.history
+    if not history.train:
+        history.start = validation_loss(model, validation, objective, settings)
     with progress.task("fitting", total=settings.epochs, unit="epochs") as task:
         task.advance(len(history.train))
         for epoch in range(len(history.train), settings.epochs):
@@ -91,8 +93,9 @@ def train(
                 break
             history.train.append(_one_epoch(model, training, objective, settings, state.optimizer, epoch))
             value = validation_loss(model, validation, objective, settings)
+            better = value < history.best
             history.validation.append(value)
-            if history.best_epoch < 0 or value < history.validation[history.best_epoch]:
+            if better:
                 history.best_epoch = epoch
                 state.remember_best()
             history.stopped_early = bool(settings.patience) and epoch - history.best_epoch >= settings.patience

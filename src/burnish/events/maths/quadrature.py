@@ -83,10 +83,3 @@ def log_softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """log(log(1 + exp(x))), equal to x - exp(x)/2 to rounding where softplus underflows; no additive constant."""
     low = x < -15.0
     return torch.where(low, x, torch.log(F.softplus(torch.where(low, 0.0, x))))
-
-
-def sigmoid_over_softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """d/dx log softplus(x) = sigmoid(x) / softplus(x), which tends to 1 for very negative x and to 1/x for large x."""
-    low = x < -15.0
-    safe = torch.where(low, 0.0, x)
-    return torch.where(low, 1.0, torch.sigmoid(safe) / F.softplus(safe))
