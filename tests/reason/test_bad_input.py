@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from burnish.cli import main
 from burnish.core.errors import BurnishError, OutputError, SettingsError
-from burnish.reason import Endpoint, Journal, JournalReader, UpstreamError
+from burnish.reason import Endpoint, Journal, JournalReader, UpstreamError, Usage
 from burnish.reason.journal import FILE
+from burnish.reason.replies import read
 from exact_server import ExactServer, InProcess, completion
 from reason_runs import run
 
 CANARY = "sk-canary-5f2c"
+FIELDS = ("message", "content", "text", "reasoning", "finish_reason", "logprobs", "token", "logprob", "top_logprobs")
+COUNTS = ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "cached_tokens")
+
+
+def nested(of: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Lists and objects whose names are those that replies have."""
+    return st.lists(of, max_size=3) | st.dictionaries(st.sampled_from(FIELDS + COUNTS), of, max_size=4)
 
 
 @pytest.fixture
@@ -82,6 +94,112 @@ def test_a_server_that_is_too_slow(tmp_path: Path):
 def test_a_server_that_answers_no_answer(tmp_path: Path, fault: str, sentence: str):
     with ExactServer(faults=((1.0, fault),)) as server, pytest.raises(UpstreamError, match=sentence):
         run(tmp_path, ["direct"], server=server, attempts=2)
+
+
+ANSWER: dict[str, Any] = {
+    "choices": [{"message": {"content": "1"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 3},
+}
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        "none",
+        {"prompt_tokens": "five", "completion_tokens": 3},
+        {"prompt_tokens": -5, "completion_tokens": 3},
+        {"prompt_tokens": True, "completion_tokens": 3},
+        {"prompt_tokens": 10**400, "completion_tokens": 3},
+        {"completion_tokens": 3},
+    ],
+)
+def test_a_count_of_tokens_that_cannot_be_is_unknown(usage: Any):
+    reply = read(json.dumps(ANSWER | {"usage": usage}).encode(), Endpoint("http://h/v1", "m"), "key")
+    assert reply.usage == Usage(calls=1, unknown=1)
+
+
+@pytest.mark.parametrize("details", ["many", [1], {"cached_tokens": "many"}, {"cached_tokens": -1}])
+def test_a_count_of_cached_tokens_that_cannot_be_is_none(details: Any):
+    usage = ANSWER["usage"] | {"prompt_tokens_details": details}
+    reply = read(json.dumps(ANSWER | {"usage": usage}).encode(), Endpoint("http://h/v1", "m"), "key")
+    assert reply.usage == Usage(calls=1, prompt=5, completion=3)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "x",
+        {"content": "x"},
+        {"content": [5]},
+        {"content": [{"token": "a"}]},
+        {"content": [{"token": "a", "logprob": None}]},
+        {"content": [{"token": "a", "logprob": float("nan")}]},
+        {"content": [{"token": "a", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": "x"}]}]},
+        {"content": [{"token": "a", "logprob": -1.0, "top_logprobs": 5}]},
+    ],
+)
+def test_log_probabilities_of_which_one_is_no_number_are_not_there(sent: Any):
+    """A mean over the others would be a score of something else."""
+    choice = ANSWER["choices"][0] | {"logprobs": sent}
+    assert read(json.dumps({"choices": [choice]}).encode(), Endpoint("http://h/v1", "m"), "key").logprobs is None
+
+
+@pytest.mark.parametrize("content", [42, {"a": 1}, True, None, [], [5]])
+def test_a_content_that_is_no_text_is_no_answer(content: Any):
+    body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+    with pytest.raises(UpstreamError, match="answered with an empty text"):
+        read(json.dumps(body).encode(), Endpoint("http://h/v1", "m"), "key")
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), nested, max_leaves=30))
+def test_whatever_json_a_server_sends_is_a_reply_or_a_sentence(value: Any):
+    for body in (value, {"choices": [value]}, {"choices": [{"message": value, "logprobs": value}], "usage": value}):
+        try:
+            reply = read(json.dumps(body).encode(), Endpoint("http://h/v1", "m"), "key")
+        except UpstreamError:
+            continue
+        json.dumps(asdict(reply), ensure_ascii=False).encode()
+
+
+def test_half_of_a_surrogate_pair_in_an_answer_is_kept_as_a_question_mark(tmp_path: Path):
+    async def said(endpoint: Endpoint, body: object, /) -> bytes:
+        return b'{"choices": [{"message": {"content": "one \\ud800"}, "finish_reason": "stop"}]}'
+
+    (result,) = run(tmp_path, ["direct"], transport=said).values()
+    assert result.text == "one ?"
+
+
+def test_a_journal_that_cannot_write_what_it_is_given_says_so_and_keeps_nobody_waiting(tmp_path: Path):
+    async def go() -> None:
+        with Journal(tmp_path) as journal:
+            for _ in range(2):
+                with pytest.raises(OutputError, match="cannot be written"):
+                    await asyncio.wait_for(journal.record("name", {"text": "\ud800"}), 30)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--max-calls", "0"], "--max-calls"),
+        (["--max-cost", "nan"], "--max-cost"),
+        (["--max-cost", "-1"], "--max-cost"),
+        (["--top-logprobs", "-1"], "--top-logprobs"),
+    ],
+)
+def test_numbers_that_mean_nothing(
+    problems: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+):
+    assert sentence in refused(command(problems, "http://127.0.0.1:1/v1", *arguments), capsys)
+
+
+def test_a_problem_with_the_name_of_anothers_repetition(problems: Path, capsys: pytest.CaptureFixture[str]):
+    names = ("a", "a~2")
+    problems.write_text("".join(json.dumps({"id": id_, "question": id_, "answer": "1"}) + "\n" for id_ in names))
+    said = refused(command(problems, "http://127.0.0.1:1/v1", "--seeds", "2"), capsys)
+    assert "the name 'a~2' is that of a problem and of another one's repetition" in said
 
 
 @pytest.mark.parametrize(

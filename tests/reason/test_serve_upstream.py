@@ -331,6 +331,8 @@ def test_a_server_that_is_not_there_is_502_and_a_slow_one_504(model: str):
 LIES = {
     "a page": web.Response(text="<html>", content_type="text/html"),
     "no choices": web.json_response({"choices": []}),
+    "deep": web.Response(text="[" * 100_000 + "]" * 100_000, content_type="application/json"),
+    "a number": web.json_response({"choices": [{"message": {"content": 42}, "finish_reason": "stop"}]}),
     "no content": web.json_response({"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}),
 }
 
@@ -370,6 +372,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "x"}, "messages"),
     ({"messages": [{"role": "system", "content": "x"}]}, "message of a user"),
+    ({"messages": [{"role": "user", "content": 5}]}, "content of a message"),
+    ({"messages": [{"role": "user", "content": [5]}]}, "content of a message"),
+    ({"model": "gsa:100000@exact"}, "asks for 100,000 answers"),
+    ({"model": "rsa(n=100,k=2,loops=50)@exact"}, "asks for 5,000 answers"),
 ]
 
 
@@ -380,6 +386,23 @@ def test_what_no_strategy_can_do_is_400_before_any_call(
     with pytest.raises(openai.BadRequestError, match=said) as caught:
         ask(proxy, **fields)
     assert isinstance(caught.value.body, dict) and caught.value.body["type"] == "invalid_request_error"
+    assert recorder.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"model": "gsa:2@exact", "messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b"\xff", "no JSON"),
+        (b"[]", "must be an object"),
+    ],
+    ids=["half a character", "deep", "bytes", "list"],
+)
+def test_bodies_that_no_client_would_send_are_400(proxy: Served, recorder: Recorder, raw: bytes, said: str):
+    answer = httpx2.post(f"{proxy.url}/chat/completions", content=raw)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
     assert recorder.bodies == []
 
 

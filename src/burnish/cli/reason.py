@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from burnish.cli.options import Options
 from burnish.cli.reason_serve import read_prompts, serve
@@ -24,6 +25,7 @@ __all__ = ["evolve", "journal", "probe", "report", "run", "serve"]
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 DEFAULTS = Evolution()
+Calls = Annotated[int | None, Parameter(validator=Number(gte=1))]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 
 
@@ -41,12 +43,12 @@ def run(
     limit: int | None = None,
     temperature: float = 1.0,
     max_tokens: int = 2048,
-    top_logprobs: int = 0,
+    top_logprobs: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
     seed: int = 0,
     seeds: int = 1,
     concurrency: int = 64,
-    max_calls: int | None = None,
-    max_cost: float | None = None,
+    max_calls: Calls = None,
+    max_cost: Annotated[float | None, Parameter(validator=Number(gt=0, lt=math.inf))] = None,
     price_in: float | None = None,
     price_out: float | None = None,
     probe: list[Path] | None = None,
@@ -235,7 +237,7 @@ def evolve(
     max_tokens: int = 2048,
     seed: int = 0,
     concurrency: int = 64,
-    max_calls: int | None = None,
+    max_calls: Calls = None,
     prompts: Path | None = None,
 ) -> None:
     """Evolve a population with skills on some problems, and let unseen ones say who of it is best.

@@ -10,12 +10,13 @@ sampling and seed are what it is.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import DataError, SettingsError
 from burnish.reason.calls import Endpoint, Reply, UpstreamError, Usage, digest
 from burnish.reason.journal import Journal
 from burnish.reason.limits import Budget
@@ -58,6 +59,7 @@ def run(
         progress: called for every record that is there.
 
     Raises:
+        DataError: two problems of one name, repetitions included.
         SettingsError: no strategy, or one twice; a strategy needs a model that is not there, or what its probe denies.
         OutputError: the directory holds another run.
         UpstreamError: the server cannot be used at all; that one problem failed is in its record.
@@ -69,6 +71,7 @@ def run(
     made = _made(strategies, endpoints, probes)
     endpoints = [_applied(one, probes) for one in endpoints]
     parts = [(problem, repetition) for problem in problems for repetition in range(seeds)]
+    _distinct(parts)
 
     async def go() -> dict[str, Record]:
         with _journal(directory, problems, verifier, endpoints, seed, texts) as journal:
@@ -160,6 +163,20 @@ class Graded:
         return self._scores[answer]
 
 
+def _part(problem: Problem, repetition: int) -> str:
+    """The first part of the paths of a problem's calls."""
+    return str(problem["id"]) + (f"~{repetition + 1}" if repetition else "")
+
+
+def _distinct(parts: Sequence[tuple[Problem, int]]) -> None:
+    """Refuses a problem that has the name of another one's repetition."""
+    counts = Counter(_part(*part) for part in parts)
+    name, times = counts.most_common(1)[0]
+    if times > 1:
+        what = f"the name {name!r} is that of a problem and of another one's repetition, or of two problems"
+        raise DataError(what, where="problems", fix="give the problem another `id`")
+
+
 @dataclass(frozen=True)
 class _Question:
     """One problem, one time, as all strategies see it."""
@@ -173,8 +190,7 @@ class _Question:
 
     @property
     def part(self) -> str:
-        """The first part of the paths of its calls."""
-        return str(self.graded.problem["id"]) + (f"~{self.repetition + 1}" if self.repetition else "")
+        return _part(self.graded.problem, self.repetition)
 
 
 async def _of_problem(

@@ -189,7 +189,7 @@ class Journal:
                         for statement, values in write.statements:
                             self._database.execute(statement, values)
                     self._forget()
-            except sqlite3.Error as broken:
+            except Exception as broken:  # noqa: BLE001 - whoever waits is told, and nothing more is written
                 error = self._broken = broken
             for loop in {write.loop for write in writes}:
                 mine = [write.done for write in writes if write.loop is loop]

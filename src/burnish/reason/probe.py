@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from burnish.core.errors import DataError, SettingsError
 from burnish.reason.calls import Endpoint, Reply, UpstreamError
 from burnish.reason.pool import OpenAITransport, worth_another
-from burnish.reason.replies import read
+from burnish.reason.replies import json_of, read
 
 if TYPE_CHECKING:
     from burnish.reason.strategies.base import Strategy
@@ -188,10 +188,7 @@ class _Asking:
 
     async def ask(self, body: Mapping[str, Any], route: str = "/chat/completions") -> dict[str, Any]:
         content = await self.carried({"model": self.endpoint.model, **body}, route)
-        try:
-            found = json.loads(content)
-        except ValueError:
-            found = None
+        found = json_of(content)
         if not isinstance(found, dict):
             raise UpstreamError("answered with something that is no JSON object", where=self.endpoint.address)
         return found
@@ -232,8 +229,8 @@ class _Asking:
     async def choices(self) -> Finding:
         messages = [{"role": "user", "content": _TASK}]
         body = {"messages": messages, "n": 3, "temperature": 1.0, self.endpoint.token_field: 24}
-        found = (await self.ask(body)).get("choices") or []
-        texts = {str((choice.get("message") or {}).get("content")) for choice in found}
+        found = listed(await self.ask(body), "choices")
+        texts = {str(table(choice, "message").get("content")) for choice in found}
         return Finding(len(found) == 3, f"{len(found)} of 3 choices, {len(texts)} different texts")
 
     async def repeats(self) -> Finding:
@@ -256,7 +253,7 @@ class _Asking:
         chunks = events(await self.carried(body, "/chat/completions"))
         if not chunks:
             return Finding(False, "no stream came")
-        counted = any((chunk.get("usage") or {}).get("prompt_tokens") for chunk in chunks)
+        counted = any(table(chunk, "usage").get("prompt_tokens") for chunk in chunks)
         return Finding(counted, f"{len(chunks)} chunks, {'counted' if counted else 'none of them with tokens'}")
 
     async def cached(self) -> Finding:
@@ -381,10 +378,7 @@ def written(reply: Reply) -> str:
 def events(content: bytes) -> list[dict[str, Any]]:
     """The JSON objects of a stream."""
     lines = [line.removeprefix(b"data:").strip() for line in content.split(b"\n") if line.startswith(b"data:")]
-    try:
-        found = [json.loads(line) for line in lines if line and line != b"[DONE]"]
-    except ValueError:
-        return []
+    found = [json_of(line) for line in lines if line and line != b"[DONE]"]
     return [one for one in found if isinstance(one, dict)]
 
 
@@ -393,13 +387,26 @@ def given_scores(body: Mapping[str, Any], form: str) -> list[float]:
 
     Of one position vLLM gives the likeliest token and the one that stands there; the latter has the greater rank.
     """
-    choice = next(iter(body.get("choices") or ()), {})
+    choice = next(iter(listed(body, "choices")), {})
     if form == "echo":
-        found = (choice.get("logprobs") or {}).get("token_logprobs") or []
-        return [float(one) for one in found[1:-1] if one is not None]
-    positions = choice.get("prompt_logprobs") or []
-    own = [max(one.values(), key=lambda token: token.get("rank") or 0) for one in positions if one]
-    return [float(token["logprob"]) for token in own]
+        found = listed(table(choice, "logprobs"), "token_logprobs")
+        return [float(one) for one in found[1:-1] if isinstance(one, int | float)]
+    positions = [one for one in listed(choice, "prompt_logprobs") if isinstance(one, dict) and one]
+    own = [max(one, key=lambda name: table(one, name).get("rank") or 0) for one in positions]
+    scores = [table(one, name).get("logprob") for one, name in zip(positions, own, strict=True)]
+    return [float(one) for one in scores if isinstance(one, int | float)]
+
+
+def table(given: Any, name: str) -> Mapping[str, Any]:
+    """An object of an object; an empty one where a server has put something else."""
+    found = given.get(name) if isinstance(given, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def listed(given: Mapping[str, Any], name: str) -> list[Any]:
+    """A list of an object; an empty one where a server has put something else."""
+    found = given.get(name)
+    return found if isinstance(found, list) else []
 
 
 def moved_by(one: Sequence[float], other: Sequence[float]) -> float | None:

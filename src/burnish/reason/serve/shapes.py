@@ -9,6 +9,7 @@ from typing import Any
 
 from burnish.core.errors import BurnishError, DataError, SettingsError
 from burnish.reason.calls import ContextExceeded, UpstreamError, Usage
+from burnish.reason.replies import json_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -32,6 +33,8 @@ def read_body(raw: bytes) -> dict[str, Any]:
         body = json.loads(raw)
     except ValueError as error:
         raise Refusal(f"the body is no JSON ({error})") from None
+    except RecursionError:
+        raise Refusal("the body is nested too deeply") from None
     if not isinstance(body, dict):
         raise Refusal("the body must be an object")
     if not isinstance(body.get("model"), str) or not body["model"]:
@@ -45,10 +48,7 @@ def error_of(error: BaseException) -> tuple[int, dict[str, Any]]:
         return error.status, error_object(str(error), error.status, error.code, error.param)
     if isinstance(error, UpstreamError):
         status = error.status or (504 if "did not answer within" in error.what else 502)
-        try:
-            said = json.loads(error.body)
-        except ValueError:
-            said = None
+        said = json_of(error.body)
         if isinstance(said, dict):
             return status, said
         code = "context_length_exceeded" if isinstance(error, ContextExceeded) else "upstream_error"

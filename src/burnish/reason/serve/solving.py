@@ -7,6 +7,7 @@ the journal as far as that goes. Without a seed every request is another draw.
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -191,6 +192,8 @@ class Solver:
 
 def _task(wanted: Wanted, body: Mapping[str, Any], *, chat: bool) -> StrategyRequest:
     assert wanted.strategy is not None
+    if any("\ud800" <= letter <= "\udfff" for letter in json.dumps(body, ensure_ascii=False)):
+        raise Refusal("the body holds half of a surrogate pair, which is no character")
     if body.get("logprobs"):
         raise Refusal(
             "log-probabilities of a strategy's answer are not given", param="logprobs", code="unsupported_parameter"
@@ -227,6 +230,10 @@ def _conversation(body: Mapping[str, Any]) -> Conversation:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise Refusal("every message must be an object with a role", param="messages")
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        if not (content is None or isinstance(content, str | list)) or not all(isinstance(one, dict) for one in parts):
+            raise Refusal("the content of a message must be a text or a list of objects", param="messages")
     if not any(message["role"] == "user" for message in messages):
         raise Refusal("a strategy needs a message of a user", param="messages")
     return messages

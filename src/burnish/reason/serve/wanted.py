@@ -6,6 +6,7 @@ model="rsa(n=8,k=4,loops=3)@qwen"       X-Burnish-Strategy: gsa:4       extra_bo
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from burnish.reason.strategies import STRATEGIES, strategy
 from burnish.reason.strategies.base import Strategy
 
 HEADER = "X-Burnish-Strategy"
+MOST = 4096
+"""Calls of one request's strategy, so that no client keeps the others waiting for a slip of its finger."""
 _NAMED = re.compile(r"\s*([\w-]+)(\s*:\s*\d+|\s*\([^()]*\))?\s*@(.+)", re.DOTALL)
 
 
@@ -49,6 +52,10 @@ def wanted(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wanted:
         made = strategy(given.pop())
     except SettingsError as error:
         raise Refusal(str(error), param="model", code="invalid_strategy") from None
+    size = math.prod(getattr(made, name, None) or 1 for name in ("n", "loops"))
+    if size > MOST:
+        what = f"asks for {size:,} answers, but one request may have {MOST:,}"
+        raise Refusal(what, param="model", code="invalid_strategy")
     if made.reads_files:
         what = f"{made.name} reads files of the server's machine, which no client may name; use burnish reason run"
         raise Refusal(what, param="model", code="invalid_strategy")

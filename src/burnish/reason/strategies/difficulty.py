@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.core.errors import DataError
 from burnish.reason.calls import BudgetSpent, Conversation, digest
@@ -46,10 +46,16 @@ class Difficulty(Strategy):
 
     name: ClassVar[str] = "difficulty"
     reads_files: ClassVar[bool] = True
-    run: str = Field(min_length=1)
+    run: str = ""
     quantile: float = Field(0.9, gt=0, lt=1)
     first: int = Field(64, ge=1)
     answer: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.run:
+            raise ValueError("name a recorded run: difficulty(run=DIR), a directory of burnish reason run")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:
