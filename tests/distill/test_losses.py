@@ -1,8 +1,11 @@
 """Distillation as a loss over the loop: exact sums, and a teacher that autograd never sees."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from burnish.arch import head_of
 from burnish.distill.losses import Distillation
 from small_models import make
 
@@ -61,6 +64,32 @@ def test_cutting_a_step_into_micro_batches_does_not_change_its_gradient(student,
     whole = gradient(student, loss_fn, [batch])
     parts = gradient(student, loss_fn, [{k: v[a:b] for k, v in batch.items()} for a, b in ((0, 1), (1, 4))])
     assert (parts - whole).norm() < 1e-10 * whole.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stretch_of_logits_at_a_time_gives_the_same_loss_and_gradient(student, teacher, batch, kind, monkeypatch):
+    whole = Distillation(teacher, **KINDS[kind])
+    wanted, loss = gradient(student, whole, [batch]), whole(student, batch)
+    monkeypatch.setattr("burnish.distill.losses.tokens_at_once", lambda device, vocab_size: 7)
+    heads = {"head": head_of(student), "teacher_head": head_of(teacher)}
+    assert None not in heads.values()
+    for known in ({}, heads, {"head": heads["head"]}):
+        cut = replace(whole, **known)
+        found = cut(student, batch)
+        torch.testing.assert_close(found.total, loss.total, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.metrics, loss.metrics, rtol=1e-12, atol=1e-12)
+        assert (gradient(student, cut, [batch]) - wanted).norm() < 1e-12 * wanted.norm()
+
+
+def test_no_more_tokens_than_a_stretch_ever_have_logits(student, teacher, batch, monkeypatch):
+    monkeypatch.setattr("burnish.distill.losses.tokens_at_once", lambda device, vocab_size: 3)
+    seen = []
+    for model in (student, teacher):
+        model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
+    loss_fn = Distillation(teacher, head=head_of(student), teacher_head=head_of(teacher))
+    seen.clear()
+    loss_fn(student, batch).total.backward()
+    assert max(seen) == len(batch["input_ids"]), "the last tokens of the rows, which the forward pass makes logits of"
 
 
 def test_a_sequence_counts_the_same_packed_or_alone(student, teacher, batch):

@@ -53,6 +53,19 @@ class Head:
         return values if self.cap is None else self.cap * torch.tanh(values / self.cap)
 
 
+class AllLogits:
+    """In the place of a head that nobody knows: the model itself hands over its logits, all of them."""
+
+    def last_hidden(self, model: nn.Module, **inputs: Any) -> tuple[Any, Tensor]:
+        """The model's output and its logits, as what `logits` takes."""
+        output = model(**inputs)
+        return output, output.logits
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As they are."""
+        return hidden
+
+
 @torch.no_grad()
 def head_of(model: Any) -> Head | None:
     """The head of a causal language model, None where it is not of the form of `Head`, or cannot leave logits out.

@@ -5,17 +5,19 @@
 
 Per token: α KD + (1 - α) CE, plus the load-balancing loss of a student with experts, plus hidden-state and router
 terms where asked for. The loss hands the loop a sum and a weight, so cutting a step up differently changes nothing (but
-for the load-balancing loss, which is a mean over its micro-batch).
+for the load-balancing loss, which is a mean over its micro-batch). Where the heads of both models are known, only some
+tokens have logits at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from burnish.arch import AllLogits, Head
 from burnish.data.packing import IGNORED
 from burnish.distill.maths import weights
 from burnish.distill.maths.divergence import (
@@ -29,6 +31,7 @@ from burnish.distill.maths.divergence import (
 from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
 from burnish.distill.offline import IDS, LOG_PROBABILITIES
 from burnish.train.losses import Batch, Loss, model_inputs
+from burnish.train.maths.stretches import in_stretches, tokens_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +57,7 @@ class Distillation:
             relative depth. With other hidden sizes `projections` are trained beside the student.
         router: coefficient of the mean over layers of `router_kl`; both must have the same experts.
         balance: coefficient of the student's own load-balancing loss.
+        head, teacher_head: of the models that are called.
     """
 
     teacher: PreTrainedModel | None
@@ -67,6 +71,8 @@ class Distillation:
     hidden: float = 0.0
     router: float = 0.0
     balance: float = 0.0
+    head: Head | AllLogits = field(default_factory=AllLogits)
+    teacher_head: Head | AllLogits = field(default_factory=AllLogits)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """The weighted sum over the tokens whose target is not -100, and the summed weights."""
@@ -78,21 +84,19 @@ class Distillation:
             inputs["output_router_logits"] = True
         if self.router or self.balance:
             student_inputs["output_router_logits"] = True
-        output = model(**student_inputs)
         targets = batch["targets"]
         mask = targets != IGNORED
-        student = output.logits[mask].float()
+        output, states = self.head.last_hidden(model, **student_inputs)
         if self.teacher is None:
-            wanted, teacher = None, None
-            divergence = top_k_kl(
-                student, batch[IDS][mask], batch[LOG_PROBABILITIES][mask], temperature=self.temperature
-            )
+            wanted, beside = None, (batch[IDS][mask], batch[LOG_PROBABILITIES][mask])
         else:
             with torch.no_grad():
-                wanted = self.teacher(**inputs)
-            teacher = wanted.logits[mask].float()
-            divergence = self._divergence(student, teacher)
-        cross = nn.functional.cross_entropy(student, targets[mask], reduction="none")
+                wanted, others = self.teacher_head.last_hidden(self.teacher, **inputs)
+            beside = (others[mask],)
+        vocab_size = output.logits.shape[-1]
+        divergence, cross, entropies = in_stretches(
+            self._values, (states[mask], targets[mask], *beside), tokens_at_once(states.device, vocab_size)
+        )
         per_token = self.alpha * divergence + (1 - self.alpha) * cross
         if self.hidden:
             assert wanted is not None, "the stage has refused hidden states where there is no teacher model"
@@ -109,7 +113,7 @@ class Distillation:
                 router_kl(s[flat].float(), t[flat].float())
                 for s, t in zip(output.router_logits, wanted.router_logits, strict=True)
             )
-        counted = self._weights(mask, teacher, divergence, batch.get("position_ids"))[mask]
+        counted = self._weights(mask, entropies, vocab_size, divergence, batch.get("position_ids"))[mask]
         total, weight = weights.weighted_sum(per_token, counted)
         metrics = {
             "divergence": weights.weighted_sum(divergence.detach(), counted)[0],
@@ -119,6 +123,20 @@ class Distillation:
             balance = output.aux_loss.to(total.device) * weight
             total, metrics["balance"] = total + self.balance * balance, balance.detach()
         return Loss(total, weight, metrics)
+
+    def _values(self, states: Tensor, targets: Tensor, *beside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Divergence, cross-entropy and the teacher's entropy (0 where no weight asks for it) of some tokens."""
+        student = _wide(self.head.logits(states))
+        cross = nn.functional.cross_entropy(student, targets, reduction="none")
+        if self.teacher is None:
+            ids, log_probabilities = beside
+            divergence = top_k_kl(student, ids, log_probabilities, temperature=self.temperature)
+            return divergence, cross, torch.zeros_like(cross)
+        with torch.no_grad():
+            teacher = _wide(self.teacher_head.logits(*beside))
+            asked = self.weighting in ("certain", "uncertain")
+            entropies = entropy(teacher) if asked else torch.zeros_like(cross)
+        return self._divergence(student, teacher), cross, entropies
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         match self.divergence:
@@ -132,7 +150,9 @@ class Distillation:
                 targets = top_k_targets(teacher, self.top_k, self.temperature)
                 return top_k_kl(student, *targets, temperature=self.temperature)
 
-    def _weights(self, mask: Tensor, teacher: Tensor | None, divergence: Tensor, position_ids: Tensor | None) -> Tensor:
+    def _weights(
+        self, mask: Tensor, entropies: Tensor, vocab_size: int, divergence: Tensor, position_ids: Tensor | None
+    ) -> Tensor:
         if self.weighting == "token":
             return weights.token_mean(mask)
         if self.weighting == "sequence":
@@ -143,11 +163,15 @@ class Distillation:
         if self.weighting == "focus":
             values[mask] = divergence.detach()
             return weights.focus(mask, values, self.gamma)
-        assert teacher is not None, "the stage has refused weights that need all of the teacher's logits"
-        values[mask] = entropy(teacher)
+        values[mask] = entropies
         if self.weighting == "certain":
-            return weights.certain(mask, values, teacher.shape[-1], self.gamma)
+            return weights.certain(mask, values, vocab_size, self.gamma)
         return weights.uncertain(mask, values, self.gamma)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def projections(student: Any, teacher: Any, generator: torch.Generator) -> nn.ParameterList:

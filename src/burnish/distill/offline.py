@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.arch import AllLogits, Head, head_of
 from burnish.core.errors import SettingsError
 from burnish.core.store import Store
 from burnish.distill.maths.divergence import top_k_targets
 from burnish.train.losses import model_inputs
+from burnish.train.maths.stretches import in_stretches, tokens_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,6 +112,7 @@ def capture_top_k(
         raise SettingsError(f"top_k is {k:,}, but the vocabulary has {vocab_size:,} tokens", fix="lower top_k")
     store = Store(directory)
     key = {"teacher": identity, "rows": rows.hash, "top_k": k, "temperature": temperature}
+    head = head_of(teacher) or AllLogits()
     parts = []
     with progress.task("teacher's logits", total=len(rows), unit="rows") as task:
         for first in range(0, len(rows), PART):
@@ -117,7 +120,7 @@ def capture_top_k(
             name = f"rows-{first:09d}"
             if store.find(name, key) is None:
                 with store.writing(name, key) as path:
-                    _capture(teacher, rows, part, path, k, temperature, batch_size)
+                    _capture(teacher, head, rows, part, path, k, temperature, batch_size)
             task.advance(len(part))
             parts.append(store.directory / name)
     return TaughtRows(rows, *([np.load(path / file, mmap_mode="r") for path in parts] for file in FILES))
@@ -125,21 +128,34 @@ def capture_top_k(
 
 @torch.no_grad()
 def _capture(
-    teacher: PreTrainedModel, rows: PackedRows, part: range, path: Path, k: int, temperature: float, batch_size: int
+    teacher: PreTrainedModel,
+    head: Head | AllLogits,
+    rows: PackedRows,
+    part: range,
+    path: Path,
+    k: int,
+    temperature: float,
+    batch_size: int,
 ) -> None:
     """Writes what the teacher predicts on some rows."""
-    id_type = np.uint16 if teacher.config.get_text_config().vocab_size <= SMALL_VOCABULARY else np.int32
+    vocab_size = teacher.config.get_text_config().vocab_size
+    id_type = np.uint16 if vocab_size <= SMALL_VOCABULARY else np.int32
     shape = (len(part), rows.length, k)
     ids, log_probabilities = (
         np.lib.format.open_memmap(path / file, mode="w+", dtype=dtype, shape=shape)
         for file, dtype in zip(FILES, (id_type, np.float32), strict=True)
     )
+
+    def predicted(states: Tensor) -> tuple[Tensor, Tensor]:
+        return top_k_targets(head.logits(states).float(), k, temperature)
+
     for start in range(0, len(part), batch_size):
         some = part[start : start + batch_size]
         batch = {name: tensor.to(teacher.device) for name, tensor in rows.take(list(some)).items()}
-        chosen, values = top_k_targets(teacher(**model_inputs(batch)).logits.float(), k, temperature)
-        length = chosen.shape[1]
-        ids[start : start + len(some), :length] = chosen.cpu().numpy().astype(id_type)
-        log_probabilities[start : start + len(some), :length] = values.cpu().numpy()
+        _, states = head.last_hidden(teacher, **model_inputs(batch))
+        count, length, _ = states.shape
+        chosen, values = in_stretches(predicted, [states.flatten(0, 1)], tokens_at_once(states.device, vocab_size))
+        ids[start : start + count, :length] = chosen.cpu().numpy().astype(id_type).reshape(count, length, k)
+        log_probabilities[start : start + count, :length] = values.cpu().numpy().reshape(count, length, k)
     ids.flush()
     log_probabilities.flush()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from burnish.arch import describe
+from burnish.arch import AllLogits, describe, head_of
 from burnish.core.checkpoint import Model, compute_dtype, load, move
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
@@ -34,8 +35,9 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     own = getattr(model.config, "router_aux_loss_coef", None)
     if own is None and settings.balance:
         raise SettingsError("the student has no load-balancing loss", where="balance", fix="leave balance out")
+    teacher_module = None if settings.offline else move(source.module, ctx.device).eval()
     loss = Distillation(
-        None if settings.offline else move(source.module, ctx.device).eval(),
+        teacher_module,
         divergence=settings.divergence,
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -46,17 +48,22 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
         hidden=settings.hidden,
         router=settings.router,
         balance=(own if settings.balance is None else settings.balance) or 0.0,
+        teacher_head=(teacher_module and head_of(teacher_module)) or AllLogits(),
     )
+
+    def loss_of(module: Any) -> Distillation:
+        return replace(loss, head=(None if settings.compile else head_of(module)) or AllLogits())
+
     if settings.offline:
 
         def prepare(rows: PackedRows, name: str) -> TaughtRows:
             return _from_disk(settings, given, teacher, rows, name, ctx)
 
         del source  # it is loaded where it is needed, and not beside the student
-        return train(settings, model, ctx, loss_fn=loss, prepare=prepare, key={"teacher": teacher})
+        return train(settings, model, ctx, loss_of=loss_of, prepare=prepare, key={"teacher": teacher})
     sizes_differ = wanted.hidden_size != model.config.hidden_size
     beside = projections(model.config, wanted, ctx.generator) if settings.hidden and sizes_differ else None
-    return train(settings, model, ctx, loss_fn=loss, beside=beside, key={"teacher": teacher})
+    return train(settings, model, ctx, loss_of=loss_of, beside=beside, key={"teacher": teacher})
 
 
 def _from_disk(

@@ -22,7 +22,7 @@ class Distill(Train):
     """Trains a student to predict what a teacher predicts, on texts or chats."""
 
     name: ClassVar[str] = "distill"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "a student learns a teacher's distribution over the next token"
 
     teacher: CheckpointRef | None = Field(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.data.packing import IGNORED, PackedRows
-from burnish.train.losses import Batch, causal_lm_loss, detached
+from burnish.train.losses import Batch, LossFn, causal_lm_loss, detached
 from burnish.train.sampler import Sampler
 
 MEMORY = 0.9
@@ -44,6 +44,7 @@ class Bounded:
         micro_batch_size: rows per forward pass; None is all.
         every: steps between two changes of the multiplier.
         seed: of the order of rows.
+        loss_fn: the next-token loss of the model that is trained.
     """
 
     rows: PackedRows
@@ -54,6 +55,7 @@ class Bounded:
     micro_batch_size: int | None
     every: int
     seed: int
+    loss_fn: LossFn = causal_lm_loss
 
     @property
     def key(self) -> str:
@@ -121,7 +123,7 @@ class Bound:
             now.tokens += batch["input_ids"].numel()
             torch.manual_seed(((bounded.seed + OWN_ORDER) * 1_000_003 + step) * 1009 + number)
             with torch.set_grad_enabled(pull > 0), autocast():
-                loss = causal_lm_loss(forward, put(batch))
+                loss = bounded.loss_fn(forward, put(batch))
             if pull:
                 (loss.total * (pull * weight / counted)).backward()
             total += float(detached(loss, [])[0])

@@ -29,7 +29,7 @@ from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.store import Key
 from burnish.optim.optimizer import MatrixOptimizer
 from burnish.train.bound import Bound, Bounded, verdict
-from burnish.train.losses import Batch, LossFn, causal_lm_loss, detached
+from burnish.train.losses import Batch, LossFn, detached
 from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
 from burnish.train.saved import States
@@ -443,9 +443,11 @@ class _Training:
 
     def _bound_loss(self, bound: Bound) -> float:
         """On the held-out rows of the bounded data."""
-        micro = bound.bounded.micro_batch_size or bound.bounded.batch_size
-        held_out, precision = bound.bounded.held_out, self.loop.precision
-        return evaluate(self.model, held_out, causal_lm_loss, micro_batch_size=micro, precision=precision)["loss"]
+        bounded, precision = bound.bounded, self.loop.precision
+        micro = bounded.micro_batch_size or bounded.batch_size
+        return evaluate(self.model, bounded.held_out, bounded.loss_fn, micro_batch_size=micro, precision=precision)[
+            "loss"
+        ]
 
     def _report_bound(self, bound: Bound) -> None:
         assert self.bound_before is not None, "measured before the first step"

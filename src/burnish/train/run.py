@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,7 +46,7 @@ def run(
     model: Model,
     ctx: Context,
     *,
-    loss_fn: LossFn | None = None,
+    loss_of: Callable[[Any], LossFn] | None = None,
     prepare: Callable[[PackedRows, str], Rows] = lambda rows, name: rows,
     beside: nn.ParameterList | None = None,
     key: Key = MappingProxyType({}),
@@ -56,7 +57,7 @@ def run(
         settings: how to train.
         model: the start.
         ctx: of the stage.
-        loss_fn: what is minimised in place of the next-token loss (distillation, say).
+        loss_of: (the model to train) -> what is minimised in place of the next-token loss (distillation, say).
         prepare: (rows, "data" or "validation") -> what the loop takes batches from, before the model is loaded;
             for losses that need more in a batch than tokens.
         beside: parameters of the loss itself, which finds them as `model.beside`; trained by AdamW with the model, kept
@@ -70,14 +71,14 @@ def run(
     from burnish.train.distributed import world
 
     with world(ctx.device) as processes:
-        return _run(settings, model, ctx, loss_fn, prepare, beside, key, processes)
+        return _run(settings, model, ctx, loss_of, prepare, beside, key, processes)
 
 
 def _run(
     settings: Train,
     model: Model,
     ctx: Context,
-    loss_fn: LossFn | None,
+    loss_of: Callable[[Any], LossFn] | None,
     prepare: Callable[[PackedRows, str], Rows],
     beside: nn.ParameterList | None,
     key: Key,
@@ -94,7 +95,12 @@ def _run(
         check_vocabulary(module, read)
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
-    loss_fn = loss_fn or loss_of(settings, module)
+    if loss_of is None:
+        loss_fn = next_token_loss_of(settings, module, balance_of(settings, module))
+    else:
+        loss_fn = loss_of(module)
+    if bounded is not None:
+        bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
     module = prepared(settings, module, rows)
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
     trained = module if beside is None else WithParameters(module, beside.to(torch.device(ctx.device)))
@@ -263,19 +269,27 @@ def trackers_of(settings: Train, ctx: Context) -> Trackers:
     )
 
 
-def loss_of(settings: Train, module: Any) -> LossFn:
-    """Next-token loss, with the load-balancing loss of the model's experts where it has one.
+def balance_of(settings: Train, module: Any) -> float:
+    """The coefficient of the load-balancing loss of the model's experts.
 
-    All logits are in memory only where the model's head is of a kind that is not known, and under torch.compile.
+    Raises:
+        SettingsError: one is set, and the model has no such loss.
     """
     own = getattr(module.config.get_text_config(), "router_aux_loss_coef", None)
     if own is None and settings.balance:
         raise SettingsError("the model has no load-balancing loss", where="balance", fix="leave balance out")
-    coefficient = (own if settings.balance is None else settings.balance) or 0.0
+    return (own if settings.balance is None else settings.balance) or 0.0
+
+
+def next_token_loss_of(settings: Train, module: Any, balance: float = 0.0) -> LossFn:
+    """Next-token loss, with the load-balancing loss times `balance`.
+
+    All logits are in memory only where the model's head is of a kind that is not known, and under torch.compile.
+    """
     head = None if settings.compile else head_of(module)
     if head is not None:
-        return HeadLoss(head, coefficient)
-    return balanced_loss(coefficient) if coefficient else causal_lm_loss
+        return HeadLoss(head, balance)
+    return balanced_loss(balance) if balance else causal_lm_loss
 
 
 def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
+from burnish.train.maths.stretches import tokens_at_once
 
 
 def linear_cross_entropy(
@@ -47,7 +47,7 @@ def linear_cross_entropy(
     Raises:
         RuntimeError: a second backward pass, whose gradients are gone.
     """
-    rows = max(1, (at_once or LOGITS_AT_ONCE[hidden.device.type]) // len(weight))
+    rows = tokens_at_once(hidden.device, len(weight), at_once)
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, scale, cap, token_weights, rows)
 
 
