@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
-from kills import killed_and_resumed, many
+from kills import killed_and_resumed, killed_live, many
+
+from burnish.core.engines import vllm
+from burnish.reason import Endpoint
+from small_models import small_llama, small_tokenizer
 
 
 @pytest.mark.slow
@@ -18,6 +23,28 @@ def test_five_kills_lose_nothing_and_issue_nothing_twice_after_success(tmp_path:
 @pytest.mark.long
 def test_a_hundred_kills():
     assert many(100)["kills"] == 100
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    "VLLM_PYTHON" not in os.environ, reason="needs an environment with vLLM, which make test-reason has"
+)
+def test_ten_kills_against_vllm(tmp_path: Path):
+    small_llama(max_position_embeddings=2048, head_dim=32).save_pretrained(tmp_path / "tiny")
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    with vllm(os.environ["VLLM_PYTHON"], tmp_path / "tiny", log=tmp_path / "log") as engine:
+        endpoint = Endpoint(engine.url, "tiny", sampling={"temperature": 1.0, "max_tokens": 24})
+        assert killed_live(tmp_path / "run", endpoint, 10)["kills"] == 10
+
+
+def test_the_newest_run_against_a_real_server_is_kept():
+    kept = json.loads((Path(__file__).parent / "killed_live.json").read_text())
+    assert kept["kills"] >= 10
+    assert kept["calls"] <= kept["counted_by_the_server"] <= kept["calls"] + kept["lost"] + kept["retried"]
 
 
 def test_the_newest_long_run_is_kept():

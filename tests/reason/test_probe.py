@@ -12,6 +12,7 @@ import pytest
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.reason import Endpoint, UpstreamError, strategy
+from burnish.reason.calls import ContextExceeded
 from burnish.reason.probe import WORDS, Finding, Probe, probe, read_probe
 
 ENDPOINT = Endpoint("http://127.0.0.1:1/v1", "made")
@@ -209,3 +210,15 @@ def test_a_key_that_is_refused_ends_a_probe():
 
     with pytest.raises(UpstreamError, match="401"):
         asyncio.run(probe(ENDPOINT, transport=refuses))
+
+
+def test_a_context_that_is_too_short_for_a_question_denies_nothing():
+    class Short(Made):
+        def chat(self, body: Body) -> bytes:
+            if len(body["messages"][0]["content"]) > 400:
+                raise ContextExceeded("the conversation is too long", where="", status=400)
+            return super().chat(body)
+
+    findings = asyncio.run(probe(ENDPOINT, transport=Short())).findings
+    assert findings["cached"] == Finding(None, "the model's context is too short to tell")
+    assert findings["n"].does and findings["seed"].does

@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from burnish.core.errors import DataError, SettingsError
-from burnish.reason.calls import Endpoint, Reply, UpstreamError
+from burnish.reason.calls import ContextExceeded, Endpoint, Reply, UpstreamError
 from burnish.reason.pool import OpenAITransport, worth_another
 from burnish.reason.replies import json_of, read
 
@@ -179,6 +179,8 @@ class _Asking:
         """A check; a server that refuses its request or answers with nonsense does not do it."""
         try:
             return await check()
+        except ContextExceeded:
+            return Finding(None, "the model's context is too short to tell")
         except UpstreamError as error:
             if error.status in (401, 403):
                 raise
