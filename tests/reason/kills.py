@@ -148,9 +148,7 @@ if __name__ == "__main__":
     if server:
         endpoint = Endpoint(server[0], server[1], sampling={"temperature": 1.0, "max_tokens": 24})
         with tempfile.TemporaryDirectory() as place:
-            counts: dict[str, int] = killed_live(
-                Path(place), Endpoint(server[0], server[1], sampling=sampling), int(number)
-            )
+            counts: dict[str, int] = killed_live(Path(place), endpoint, int(number))
     else:
         counts = {"records_that_differ": 0, "issued_again_after_success": 0, **many(int(number))}
     Path(file).write_text(json.dumps(counts, indent=2) + "\n")
