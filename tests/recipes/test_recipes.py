@@ -100,6 +100,27 @@ def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama:
 
 
 @pytest.mark.slow
+def test_the_bounded_recipe_shows_bound_multiplier_and_both_losses(tiny_llama: Path, tmp_path: Path):
+    content = yaml.safe_load((ROOT / "recipes" / "loss_bound.yaml").read_text()) | {"start": str(tiny_llama)}
+    content["evaluate"] |= {"num_windows": 2, "context": 64, "speed": False}
+    old = tmp_path / "old.txt"
+    old.write_text((ROOT / "LICENSE").read_text()[:6000])
+    content["nodes"] = [node | {"context": 64, "steps": 16, "lr": 0.01} for node in content["nodes"]]
+    bound = content["nodes"][1]["constraints"][0]["loss_bound"]
+    bound |= {"data": str(old), "holdout": 0.2}
+    small = tmp_path / "loss_bound.yaml"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), tmp_path / "run", ROOMS).execute()
+    tables = {row["name"]: row["rows"] for row in read_rows(tmp_path / "run" / LEDGER_FILE) if row["row"] == "table"}
+    (found,) = tables["bound"]
+    assert found["level"] == pytest.approx(found["held_out_before"] + bound["rise"], rel=1e-12)
+    assert len(tables["constraints"]) == 16 / bound["every"]
+    page = write(tmp_path / "run").read_text()
+    for drawn in ("Multiplier</", "Violation</", "bounded, bound loss", "bounded, loss bound"):
+        assert drawn in page, drawn
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_sharded_recipe_has_the_same_losses_on_one_process_and_on_two(tiny_llama: Path, tmp_path: Path):
     content = yaml.safe_load((ROOT / "recipes" / "train_sharded.yaml").read_text())

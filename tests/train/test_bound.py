@@ -9,6 +9,7 @@ from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.distill.stage import Distill
+from burnish.train.bound import Bound
 from burnish.train.run import run
 from burnish.train.stage import Train
 
@@ -83,6 +84,96 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tiny, tmp_path):
     assert again["bound"] == tables["bound"]
 
 
+def test_a_rise_is_counted_from_the_start_row_by_row(tiny, tmp_path):
+    """Nothing has changed in the first step, so its violation is the room that the rise leaves, without noise."""
+    options = SMALL | {"steps": 1, "bound_rise": 0.25, "bound_every": 1, "bound_batch": 3}
+    _, tables = trained(Train(**options), tiny, tmp_path)
+    (row,), (found,) = tables["constraints"], tables["bound"]
+    assert row["bound_loss"] == pytest.approx(found["held_out_before"], rel=1e-6)
+    assert row["loss_bound"] == found["level"] == found["held_out_before"] + 0.25
+    assert row["bound_tokens"] == 3 * 32
+
+
+def test_a_rise_is_kept_and_a_stopped_training_goes_on_to_the_same_bits(tiny, tmp_path):
+    options = SMALL | {"steps": 40, "bound_rise": 0.05, "bound_every": 2, "bound_batch": 2}
+    whole, tables = trained(Train(**options, save_every=0), tiny, tmp_path / "whole")
+    (found,) = tables["bound"]
+    assert found["held_out_after"] <= found["level"] + 0.05
+    trained(Train(**options, save_every=25), tiny, tmp_path / "stopped")  # leaves the state after 25 steps
+    rest, again = trained(Train(**options, save_every=25), tiny, tmp_path / "stopped")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(rest), strict=True))
+    assert again["constraints"] == tables["constraints"]
+    assert again["bound"] == tables["bound"]
+
+
+def test_pstorm_on_the_same_rows_every_step_is_gradient_descent(tiny, tmp_path, monkeypatch):
+    """With one batch of each text for every step, and one weight of the bound, the estimate is the gradient itself
+    whatever b: as with b = 1, which needs no second gradient."""
+    monkeypatch.setattr(Bound, "pull", 0.7)
+    options = SMALL | {"optimizer": "pstorm", "steps": 5, "lr": 0.05, "batch": 1, "context": 64, "weight_decay": 0.0}
+    options |= {"schedule": "constant", "warmup": 0.0, "max_grad_norm": None, "bound_level": 1.0, "bound_holdout": 0.5}
+    texts = {"data": [PROSE[:40]], "bound_data": [OTHER[:60], OTHER[20:80]]}
+    ours, plain = (
+        trained(Train(**options, optimizer_options={"b": b}), tiny, tmp_path / str(b), **texts)[0] for b in (0.3, 1.0)
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(weights(tiny), weights(ours), strict=True))
+    for one, other in zip(weights(ours), weights(plain), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
+def test_pstorm_goes_on_to_the_same_bits_and_learns(tiny, tmp_path):
+    options = SMALL | {"optimizer": "pstorm", "steps": 12, "lr": 0.3, "bound_rise": 0.1, "bound_every": 2}
+    whole, tables = trained(Train(**options, save_every=0), tiny, tmp_path / "whole")
+    assert tables["loss"][-1]["loss"] < tables["loss"][0]["loss"] - 0.2
+    trained(Train(**options, save_every=7), tiny, tmp_path / "stopped")
+    rest, again = trained(Train(**options, save_every=7), tiny, tmp_path / "stopped")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(rest), strict=True))
+    assert again["constraints"] == tables["constraints"]
+
+
+def test_pstorm_skips_a_step_whose_second_gradient_is_not_finite(tiny, tmp_path, monkeypatch):
+    from burnish.optim.constrained import PStorm
+
+    taken, before = [], PStorm.gradients_before
+
+    def spoiled(self, closure):
+        found = before(self, closure)
+        taken.append(len(found))
+        if len(taken) == 2:
+            next(iter(found.values())).fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(PStorm, "gradients_before", spoiled)
+    options = SMALL | {"optimizer": "pstorm", "steps": 3, "bound_level": 100.0}
+    _, tables = trained(Train(**options, on_nonfinite="skip"), tiny, tmp_path)
+    assert [row["step"] for row in tables["skipped steps"]] == [2]
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"adamw_lr": 0.1}, "adamw_lr does not go with pstorm"),
+        ({"split_fused": True}, "split_fused does not go with pstorm"),
+        ({"optimizer_options": {"momentum": 0.9}}, "pstorm has no option 'momentum'"),
+        ({"optimizer_options": {"b": 2.0}}, "b is 2.0"),
+    ],
+)
+def test_settings_that_pstorm_does_not_know_are_refused(tiny, settings, named):
+    with pytest.raises(SettingsError, match=named):
+        Train.parse({"data": "a.txt", "context": 32, "optimizer": "pstorm"} | settings, where="node").plan(tiny.plan())
+
+
+def test_more_steps_than_the_losses_at_the_start_were_taken_for_are_refused(tiny, tmp_path):
+    options = SMALL | {"bound_rise": 0.1, "bound_batch": 1, "save_every": 1}
+    trained(Train(**options, steps=2), tiny, tmp_path)
+    ledger = Ledger(None)
+    inputs = {"data": [PROSE * 8], "bound_data": [OTHER * 24]}
+    ctx = Context(inputs, tmp_path, "cpu", seeded_generator(0), Progress(enabled=False), ledger)
+    ctx.may_change = Train.changeable
+    with pytest.raises(SettingsError, match="losses at the start of 3 rows of bound_data"):
+        run(Train(**options, steps=5), tiny, ctx)
+
+
 def test_micro_batches_of_the_bound_change_nothing_but_rounding(tiny, tmp_path):
     options = SMALL | {"steps": 1, "bound_level": 1.0, "bound_every": 1}
     _, whole = trained(Train(**options), tiny, tmp_path / "whole")
@@ -111,8 +202,11 @@ def test_a_recipe_says_constraints():
     [
         ("old.txt", "must be one loss bound"),
         ([{"parity": {}}], "must be one loss bound"),
-        ([{"loss_bound": {"level": 1.0}}], "needs data and level"),
-        ([{"loss_bound": {"data": "a", "level": 1.0, "rate": 2}}], "needs data and level"),
+        ([{"loss_bound": {"level": 1.0}}], "needs data and a level or rise"),
+        ([{"loss_bound": {"data": "a"}}], "needs data and a level or rise"),
+        ([{"loss_bound": {"data": "a", "level": 1.0, "rise": 0.1}}], "needs data and a level or rise"),
+        ([{"loss_bound": {"data": "a", "level": 1.0, "rate": 2}}], "needs data and a level or rise"),
+        ([{"loss_bound": {"data": "a", "rise": -0.1}}], "bound_rise is -0.1"),
         ([{"loss_bound": {"data": "a", "level": -1.0}}], "bound_level is -1"),
     ],
 )
@@ -127,6 +221,8 @@ def test_a_bound_said_twice_or_by_half_is_refused(tiny, tmp_path):
         Train.parse(twice, where="node")
     with pytest.raises(SettingsError, match="needs a bound_level"):
         Train.parse({"data": "a", "bound_data": "b"}, where="node")
+    with pytest.raises(SettingsError, match="two ways of the same thing"):
+        Train.parse({"data": "a", "bound_data": "b", "bound_level": 1.0, "bound_rise": 0.1}, where="node")
     with pytest.raises(SettingsError, match="a bound needs bound_data"):
         Train(**SMALL, steps=1, bound_level=1.0)(tiny, data=[PROSE * 8], work_dir=tmp_path)
 

@@ -42,6 +42,13 @@ def test_the_example_with_a_loss_of_its_own_runs(monkeypatch, capsys, tmp_path):
     assert "in 2 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_example_with_a_bound_measures_three_models(tiny_llama, capsys):
+    losses = runpy.run_path(str(ROOT / "examples" / "keep_the_old.py"))["main"](str(tiny_llama), "3")
+    assert set(losses) == {"start", "free", "bounded"}
+    assert "bounded" in capsys.readouterr().out
+
+
 def test_chats_of_the_examples_are_chats():
     for line in (ROOT / "examples" / "data" / "chats.jsonl").read_text().splitlines():
         assert json.loads(line)["messages"][-1]["role"] == "assistant"

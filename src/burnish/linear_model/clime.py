@@ -19,7 +19,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from burnish.linear_model.maths import problems
-from burnish.linear_model.maths.operators import Array, Matrix
+from burnish.linear_model.maths.operators import Array
 from burnish.linear_model.path import SolutionPath
 from burnish.linear_model.settings import check_count, check_number
 from burnish.linear_model.solve import PathLimits, solve
@@ -129,7 +129,7 @@ class CLIME(EmpiricalCovariance):
 
 
 def _column(covariance: Array, column: int, limits: PathLimits) -> SolutionPath:
-    return solve(problems.clime_column(Matrix(covariance), column), len(covariance), limits)
+    return solve(problems.clime_column(covariance, column), len(covariance), limits)
 
 
 def _symmetric(paths: list[SolutionPath], lmbda: float) -> Array:

@@ -43,6 +43,7 @@ def solve(problem: Problem, num_features: int, limits: PathLimits, *, progress: 
     trace = Trace()
     bars = progress or Progress(enabled=False)
     first, last = (0.0, -limits.lambda_max) if problem.upward else (np.inf, limits.lambda_min)
+    last /= problem.parameter_unit
     points: list[Point] = []
     with bars.task("following the path", total=None, unit="breakpoints") as task:
         for point in follow(
@@ -54,6 +55,9 @@ def solve(problem: Problem, num_features: int, limits: PathLimits, *, progress: 
             max_iter=limits.max_iter,
             max_nonzeros=limits.max_nonzeros,
         ):
+            if points and problem.is_over(point):
+                trace.stopped_by = "complete"
+                break
             points.append(point)
             task.advance()
     if problem.upward:
@@ -62,13 +66,13 @@ def solve(problem: Problem, num_features: int, limits: PathLimits, *, progress: 
     coefs = _stacked([(indices, values) for indices, values, _ in solutions], num_features)
     reached = trace.stopped_by == "limit"
     return SolutionPath(
-        lambdas=np.abs([point.parameter for point in points]),
+        lambdas=np.abs([point.parameter for point in points]) * problem.parameter_unit,
         coefs=coefs,
         intercepts=np.array([intercept for _, _, intercept in solutions]),
         values=np.array([problem.value(point) for point in points]),
         df=np.diff(coefs.indptr),
         duals=_stacked([problem.certificate(point) for point in points], problem.num_constraints),
-        gaps=np.array([point.gap for point in points]),
+        gaps=np.array([point.gap for point in points]) * problem.objective_unit,
         violations=np.array([point.violation for point in points]),
         stopped_by=("lambda_max" if problem.upward else "lambda_min") if reached else trace.stopped_by,
         num_pivots=trace.num_pivots,

@@ -18,7 +18,7 @@ _MAX_FRONTIERS = 4
 LOG_FROM_RATIO = {KL: 20.0, PERPLEXITY: 3.0}
 """Values that span more than this factor get a logarithmic axis; equal steps of log perplexity are equal losses."""
 _MOST_MARKERS = 30
-_MAX_OTHER_CURVES = 4
+_MAX_OTHER_CURVES = 5
 _CURVE_NAMES = {"lr": "learning rate", "grad_norm": "gradient norm"}
 _STEP_NAMES = ("step", "steps", "iteration")
 
@@ -117,7 +117,8 @@ def curves(run: RunRecord) -> list[Figure]:
     """What a stage logged over its steps: losses in one picture, one series per node and column; others below."""
     losses: list[Series] = []
     others: dict[str, list[Series]] = {}
-    for table in curve_tables(run):
+    # What a bound costs comes first: it is what the run was made for, and each further picture may be one too many.
+    for table in sorted(curve_tables(run), key=lambda name: name != "constraints"):
         for node, rows in _merged(run, table).items():
             for name, data in _over_steps(rows).items():
                 is_loss = "loss" in name or name in ("nats", "kl", "ce")
@@ -140,7 +141,7 @@ def _over_steps(rows: Sequence[dict[str, Any]]) -> dict[str, list[Datum]]:
     ordered = [newest[number] for number in sorted(newest)]
     return {
         name: [Datum(row[step], row[name]) for row in ordered if is_number(row.get(name))]
-        for name in _numeric(ordered, skip={step, "time", "seconds", "epoch"})
+        for name in _numeric(ordered, skip={step, "time", "seconds", "epoch", "bound_tokens"})
     }
 
 

@@ -4,6 +4,9 @@
     e           running mean of (loss on the other data - level) over the steps before
     y           <- max(0, y + beta c), every `every` steps, c the mean violation over their batches
 
+A level may be said as a rise over the loss at the start. Then each batch is compared with its own loss at the start,
+which has the same mean as one level for all and far less noise: which rows a batch has drops out.
+
 The outer loop is that of the augmented Lagrangian method (`burnish.optim.maths.augmented`); the recipe's optimizer
 takes the steps. A product of two estimates on one batch would be biased: e knows only batches of earlier steps, which
 are independent of the batch whose gradient it weighs. It lags behind by some ten steps. Which rows a step sees is a
@@ -21,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED, PackedRows
 from burnish.train.losses import Batch, LossFn, causal_lm_loss, detached
 from burnish.train.sampler import Sampler
@@ -38,7 +42,8 @@ class Bounded:
     Attributes:
         rows: of the other data, trained on.
         held_out: rows of it to measure on.
-        level: the largest mean loss, in nats a token.
+        level: the largest mean loss, in nats a token; None where `rise` says it.
+        rise: how much larger than at the start the mean loss may be, in nats a token.
         penalty: beta, in units of the training loss a nat^2.
         batch_size: rows a step.
         micro_batch_size: rows per forward pass; None is all.
@@ -49,7 +54,8 @@ class Bounded:
 
     rows: PackedRows
     held_out: PackedRows
-    level: float
+    level: float | None
+    rise: float | None
     penalty: float
     batch_size: int
     micro_batch_size: int | None
@@ -60,13 +66,21 @@ class Bounded:
     @property
     def key(self) -> str:
         """What the trained weights depend on."""
-        return f"{self.rows.hash} {self.level} {self.penalty} {self.batch_size} {self.every}"
+        limit = self.level if self.rise is None else f"+{self.rise}"
+        return f"{self.rows.hash} {limit} {self.penalty} {self.batch_size} {self.every}"
 
 
 @dataclass
 class _State:
-    """What steps hand on."""
+    """What steps hand on.
 
+    Attributes:
+        before: mean loss of the held-out rows at the start.
+        first: of rows by number, (sum of the losses, tokens that count) at the start, where a rise is bounded.
+    """
+
+    before: float = math.nan
+    first: dict[str, list[float]] = field(default_factory=dict)
     multiplier: float = 0.0
     estimate: float | None = None
     violations: list[float] = field(default_factory=list)
@@ -101,10 +115,32 @@ class Bound:
         """Input tokens of the other data so far."""
         return self._now.tokens
 
+    @property
+    def level(self) -> float:
+        """The largest mean loss of the held-out rows."""
+        bounded = self.bounded
+        if bounded.rise is not None:
+            return self._now.before + bounded.rise
+        assert bounded.level is not None, "the settings have one of both"
+        return bounded.level
+
+    def start(self, steps: int, held_out: float, loss_of: Callable[[Batch], tuple[float, float]]) -> None:
+        """Before the first step: what the model is like now.
+
+        Args:
+            steps: of the training.
+            held_out: mean loss of the held-out rows.
+            loss_of: (sum of the losses, tokens that count) of a batch.
+        """
+        self._now.before = held_out
+        if self.bounded.rise is not None:
+            rows = sorted({row for step in range(steps) for row in self._sampler.rows(step)})
+            self._now.first = {str(row): list(loss_of(self.bounded.rows.take([row]))) for row in rows}
+
     def add_gradient(
         self, step: int, weight: float, forward: nn.Module, put: Callable[[Batch], dict[str, Tensor]], autocast: Any
-    ) -> None:
-        """Adds the bound's gradient, times `weight`, to what the step has, and moves the multiplier where it is due.
+    ) -> float:
+        """Adds the bound's gradient, times `weight`, to what the step has.
 
         Args:
             step: its number, from 0.
@@ -112,22 +148,37 @@ class Bound:
             forward: the model.
             put: a batch to the model's device.
             autocast: () -> context of the forward pass.
+
+        Returns:
+            The mean loss of the batch less the level.
         """
-        bounded, now, pull = self.bounded, self._now, self.pull
+        bounded, pull = self.bounded, self.pull
         rows = self._sampler.rows(step)
         micro = bounded.micro_batch_size or len(rows)
         batches = [bounded.rows.take(rows[first : first + micro]) for first in range(0, len(rows), micro)]
         counted = sum(int((batch["targets"] != IGNORED).sum()) for batch in batches)
         total = 0.0
         for number, batch in enumerate(batches):
-            now.tokens += batch["input_ids"].numel()
             torch.manual_seed(((bounded.seed + OWN_ORDER) * 1_000_003 + step) * 1009 + number)
             with torch.set_grad_enabled(pull > 0), autocast():
                 loss = bounded.loss_fn(forward, put(batch))
             if pull:
                 (loss.total * (pull * weight / counted)).backward()
             total += float(detached(loss, [])[0])
-        violation = total / counted - bounded.level
+        return total / counted - self._limit(rows)
+
+    def _limit(self, rows: list[int]) -> float:
+        """The largest mean loss of these rows."""
+        bounded = self.bounded
+        if bounded.rise is None:
+            return self.level
+        sums = [self._now.first[str(row)] for row in rows]
+        return sum(total for total, _ in sums) / sum(tokens for _, tokens in sums) + bounded.rise
+
+    def observe(self, step: int, violation: float) -> None:
+        """Takes note of what a step's batch has said, and moves the multiplier where it is due."""
+        now, bounded = self._now, self.bounded
+        now.tokens += bounded.batch_size * bounded.rows.length
         if math.isfinite(violation):
             past = violation if now.estimate is None else now.estimate
             now.estimate = MEMORY * past + (1 - MEMORY) * violation
@@ -143,8 +194,8 @@ class Bound:
         now.table.append(
             {
                 "step": done,
-                "bound_loss": mean + bounded.level,
-                "loss_bound": bounded.level,
+                "bound_loss": mean + self.level,
+                "loss_bound": self.level,
                 "violation": max(0.0, mean),
                 "multiplier": now.multiplier,
                 "bound_tokens": now.tokens,
@@ -158,19 +209,32 @@ class Bound:
         """For a file."""
         return asdict(self._now)
 
-    def go_on(self, state: dict[str, Any]) -> None:
-        """From a state."""
+    def go_on(self, state: dict[str, Any], steps: int) -> None:
+        """From a state, to so many steps in all.
+
+        Raises:
+            SettingsError: more steps, or larger batches, than the losses at the start were taken for.
+        """
         self._now = _State(**state)
+        if self.bounded.rise is None:
+            return
+        wanted = {str(row) for step in range(steps) for row in self._sampler.rows(step)}
+        if lacking := wanted - set(self._now.first):
+            raise SettingsError(
+                f"the losses at the start of {len(lacking)} rows of bound_data are not known, for the training was "
+                "begun with fewer steps",
+                where="bound_rise",
+                fix="keep steps, or pass --restart",
+            )
 
-
-def verdict(before: float, after: float, level: float, bound: Bound) -> dict[str, Any]:
-    """What held-out rows of the bounded data say: their loss at the start and the end, and whether the level holds."""
-    return {
-        "held_out_before": before,
-        "held_out_after": after,
-        "level": level,
-        "violation": max(0.0, after - level),
-        "multiplier": bound.pull,
-        "status": "met" if after <= level else "broken",
-        "bound_tokens": bound.tokens,
-    }
+    def verdict(self, after: float) -> dict[str, Any]:
+        """What held-out rows of the bounded data say: their loss at the start and the end, and whether it is met."""
+        return {
+            "held_out_before": self._now.before,
+            "held_out_after": after,
+            "level": self.level,
+            "violation": max(0.0, after - self.level),
+            "multiplier": self.pull,
+            "status": "met" if after <= self.level else "broken",
+            "bound_tokens": self.tokens,
+        }

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from burnish.core.checkpoint import text_digest
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.store import Key
+from burnish.optim.constrained.pstorm import PStorm
 from burnish.optim.optimizer import MatrixOptimizer
-from burnish.train.bound import Bound, Bounded, verdict
+from burnish.train.bound import Bound, Bounded
 from burnish.train.losses import Batch, LossFn, detached
 from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
@@ -251,7 +252,6 @@ class _Training:
         if bounded is not None:
             parts["bound"] = bounded.key
         self.bound = None if bounded is None else Bound(bounded)
-        self.bound_before: float | None = None
         self.states = States(ctx.work_dir, parts | {"data": data.hash}, ctx.may_change)
         self.rows: list[dict[str, Any]] = []
         self.window = _Window()
@@ -285,8 +285,8 @@ class _Training:
         loop = self.loop
         if self.trackers is not None:
             self.trackers.start(first)
-        if self.bound is not None and self.bound_before is None:
-            self.bound_before = self._bound_loss(self.bound)
+        if self.bound is not None and first == 0:
+            self._start_bound(self.bound)
         self.model.train()
         validation: dict[str, float] = {}
         length = self.data.take([0])["input_ids"].shape[1]
@@ -339,30 +339,52 @@ class _Training:
         total, weight, *metrics, tokens = self.world.sum_(sums).tolist()
         self.tokens += int(tokens)
         self.window.tokens += int(tokens)
-        if self.bound is not None and weight > 0:
-            self.bound.add_gradient(
-                step,
-                weight,
-                self.forward,
-                lambda batch: _to(batch, self.device),
-                lambda: _autocast(self.device, self.loop.precision),
-            )
+        violation = self._add_bound(step, weight)
         norm = self._divide_and_clip(step, weight)
         if norm is not None:
-            self._update(norm)
+            self._update(step, weight, norm)
             self.window.norm = norm
+        if self.bound is not None and violation is not None:
+            self.bound.observe(step, violation)
         if weight > 0 and math.isfinite(total):
             self.window.add(total, weight, dict(zip(names, metrics, strict=True)))
         self.window.seconds += time.monotonic() - started
 
-    def _update(self, norm: float) -> None:
+    def _add_bound(self, step: int, weight: float) -> float | None:
+        """Adds the gradient of the bound where there is one; its violation on the batch of the step."""
+        if self.bound is None or not weight > 0:
+            return None
+        put, precision = lambda batch: _to(batch, self.device), self.loop.precision
+        return self.bound.add_gradient(step, weight, self.forward, put, lambda: _autocast(self.device, precision))
+
+    def _update(self, step: int, weight: float, norm: float) -> None:
         """Steps the optimizer; one of ours needs not read all gradients once more to see that they are finite."""
+        if isinstance(self.optimizer, PStorm):
+            self._two_point_update(self.optimizer, step, weight)
+            return
         if isinstance(self.optimizer, MatrixOptimizer):
             ours = {id(parameter) for _, parameter in self.named}
             if all(id(parameter) in ours for group in self.optimizer.param_groups for parameter in group["params"]):
                 self.optimizer.step(gradient_norm=norm)
                 return
         self.optimizer.step()
+
+    def _two_point_update(self, optimizer: PStorm, step: int, weight: float) -> None:
+        """PStorm's second gradient is that of the same rows, and the same weight of the bound, at the point before."""
+
+        def same_rows() -> None:
+            self._gradients(step)
+            self._add_bound(step, weight)
+
+        here = optimizer.gradients()
+        before = optimizer.gradients_before(same_rows)
+        for gradient in before.values():
+            gradient.div_(weight)
+        bad = [name for name, p in self.named if p in before and not before[p].isfinite().all()]
+        if bad:
+            self._skip_or_stop(step + 1, bad[0])
+        else:
+            optimizer.move(here, before)
 
     def _gradients(self, step: int) -> tuple[Tensor, list[str]]:
         """Adds up the gradient of the sum over the tokens of this process's rows of the step.
@@ -400,7 +422,8 @@ class _Training:
         if not math.isfinite(norm):
             self._skip_or_stop(step + 1, self._first_nonfinite())
             return None
-        limit = self.loop.max_grad_norm
+        # PStorm limits its steps itself: gradients cut by different factors would not correct each other.
+        limit = None if isinstance(self.optimizer, PStorm) else self.loop.max_grad_norm
         factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
         torch._foreach_mul_([self.world.local(gradient) for gradient in gradients], factor / weight)
         return norm
@@ -445,13 +468,21 @@ class _Training:
         """On the held-out rows of the bounded data."""
         bounded, precision = bound.bounded, self.loop.precision
         micro = bounded.micro_batch_size or bounded.batch_size
-        return evaluate(self.model, bounded.held_out, bounded.loss_fn, micro_batch_size=micro, precision=precision)[
-            "loss"
-        ]
+        found = evaluate(self.model, bounded.held_out, bounded.loss_fn, micro_batch_size=micro, precision=precision)
+        return found["loss"]
+
+    def _start_bound(self, bound: Bound) -> None:
+        def loss_of(batch: Batch) -> tuple[float, float]:
+            with torch.no_grad(), _autocast(self.device, self.loop.precision):
+                total, weight = detached(bound.bounded.loss_fn(self.model, _to(batch, self.device)), []).tolist()
+            return total, weight
+
+        held_out = self._bound_loss(bound)
+        self.model.eval()
+        bound.start(self.loop.steps, held_out, loss_of)
 
     def _report_bound(self, bound: Bound) -> None:
-        assert self.bound_before is not None, "measured before the first step"
-        found = verdict(self.bound_before, self._bound_loss(bound), bound.bounded.level, bound)
+        found = bound.verdict(self._bound_loss(bound))
         self.ctx.ledger.table("constraints", bound.table)
         self.ctx.ledger.table("bound", [found])
         self.ctx.progress.log(
@@ -489,7 +520,7 @@ class _Training:
         extra = {"rows": self.rows, "window": asdict(self.window), "skipped": self.skipped, "changes": self.changes}
         extra |= {"tokens": self.tokens, "next_place": self.sampler.place(step)}
         if self.bound is not None:
-            extra |= {"bound": self.bound.state(), "bound_before": self.bound_before}
+            extra |= {"bound": self.bound.state()}
         wait = not self.loop.save_async
         self.world.save(self.states, step, self.model, self.optimizer, extra=extra, wait=wait)
 
@@ -507,8 +538,7 @@ class _Training:
         self.rows, self.window = extra["rows"], _Window(**extra["window"])
         self.skipped, self.tokens = extra["skipped"], extra["tokens"]
         if self.bound is not None:
-            self.bound.go_on(extra["bound"])
-            self.bound_before = extra["bound_before"]
+            self.bound.go_on(extra["bound"], self.loop.steps)
         self.changes = extra["changes"] + [{"after_step": step, "change": text} for text in resumed.changes.values()]
         self.sampler.go_on(step, extra["next_place"])
         if self.world.is_main:  # what was logged after the state was saved will be logged again

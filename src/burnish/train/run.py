@@ -21,6 +21,7 @@ from burnish.core.store import Key
 from burnish.data import check_disjoint, read_rows
 from burnish.data.packing import PackedRows, documents, pack
 from burnish.optim import optimizer_class
+from burnish.optim.constrained.pstorm import PStorm
 from burnish.train.bound import Bounded
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
@@ -85,7 +86,7 @@ def _run(
     world: World,
 ) -> Model:
     settings.check(model.config)
-    check_processes(ctx, beside, world)
+    check_processes(settings, ctx, beside, world)
     rows, held_out = training_rows(settings, model.tokenizer, ctx)
     bounded = bounded_rows(settings, model.tokenizer, ctx)
     batches = prepare(rows, "data")
@@ -108,6 +109,12 @@ def _run(
     trained = world.shard(trained, loop.precision)
     optimizer = make_optimizer(settings, module)
     if beside is not None:
+        if isinstance(optimizer, PStorm):
+            raise SettingsError(
+                "pstorm does not train the projections between hidden states of different sizes",
+                where="optimizer",
+                fix="use another optimizer, or leave hidden out",
+            )
         names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
         optimizer.add_param_group({"params": names, "algorithm": "adamw"})
     ctx.progress.log(
@@ -139,10 +146,12 @@ def _run(
     return result
 
 
-def check_processes(ctx: Context, beside: nn.ParameterList | None, world: World) -> None:
+def check_processes(settings: Train, ctx: Context, beside: nn.ParameterList | None, world: World) -> None:
     """Refuses what one process alone can do where there are several."""
     if world.size == 1:
         return
+    if settings.optimizer == "pstorm":
+        raise SettingsError("pstorm steps in one process only", where="optimizer", fix="leave `launch` out")
     if beside is not None:
         raise SettingsError(
             "parameters of the loss itself (projections between hidden states) are trained by one process only",
@@ -201,12 +210,13 @@ def bounded_rows(settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Conte
         SettingsError: there is no level, or no data.
         DataError: too few rows, or texts that are trained on as well.
     """
-    data, level = ctx.inputs.get("bound_data"), settings.bound_level
-    if data is None and level is None:
+    data = ctx.inputs.get("bound_data")
+    limited = settings.bound_level is not None or settings.bound_rise is not None
+    if data is None and not limited:
         return None
-    if data is None or level is None:
-        missing = "bound_data" if data is None else "bound_level"
-        raise SettingsError(f"a bound needs {missing}", where=missing, fix=f"give {missing}")
+    if data is None or not limited:
+        missing = "bound_data" if data is None else "bound_level or bound_rise"
+        raise SettingsError(f"a bound needs {missing}", where=missing.split()[0], fix=f"give {missing}")
     check_disjoint(ctx.inputs["data"], data)
     rows = packed(settings, tokenizer, data, ctx, where="bound_data")
     count = max(1, round(settings.bound_holdout * len(rows)))
@@ -220,9 +230,10 @@ def bounded_rows(settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Conte
     return Bounded(
         kept,
         held_out,
-        level,
+        settings.bound_level,
+        settings.bound_rise,
         settings.bound_penalty,
-        settings.batch,
+        settings.bound_batch or settings.batch,
         settings.micro_batch,
         settings.bound_every,
         settings.seed,
@@ -292,9 +303,17 @@ def next_token_loss_of(settings: Train, module: Any, balance: float = 0.0) -> Lo
     return balanced_loss(balance) if balance else causal_lm_loss
 
 
-def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer:
+def class_of(name: str) -> type[MatrixOptimizer | PStorm]:
+    """The class of an optimizer of the settings."""
+    return PStorm if name == "pstorm" else optimizer_class(name)
+
+
+def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PStorm:
     """The optimizer of the settings, with every parameter routed."""
     options = dict(settings.optimizer_options)
+    if settings.optimizer == "pstorm":
+        limit, decay = settings.max_grad_norm, settings.weight_decay
+        return PStorm.for_model(module, settings.lr, weight_decay=decay, max_norm=limit, **options)
     if settings.optimizer != "adamw":
         options["adamw_lr"] = settings.adamw_lr
     elif settings.adamw_lr is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     OptimizerName = str
 else:
-    OptimizerName = Literal[tuple(OPTIMIZER_CLASSES)]
+    OptimizerName = Literal[(*OPTIMIZER_CLASSES, "pstorm")]
 
 LORA_BYTES_PER_PARAMETER = 5
 
@@ -40,11 +40,17 @@ class Train(Stage):
     validation: DataRef | None = Field(default=None, description="texts or chats to measure on during training")
     holdout: float = Field(default=0.0, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
     bound_data: DataRef | None = Field(
-        default=None, description="other texts or chats whose loss must stay at or below bound_level"
+        default=None, description="other texts or chats whose loss must stay at or below a level"
     )
     bound_level: float | None = Field(default=None, gt=0, description="the largest loss on bound_data, nats a token")
+    bound_rise: float | None = Field(
+        default=None, ge=0, description="that level as nats above the loss at the start, compared row by row"
+    )
     bound_penalty: float = Field(default=10.0, gt=0, description="how hard a broken bound pulls, per nat")
     bound_every: int = Field(default=10, ge=1, description="steps between two changes of the bound's multiplier")
+    bound_batch: int | None = Field(
+        default=None, ge=1, description="rows of bound_data per step; as many as batch when not given"
+    )
     bound_holdout: float = Field(
         default=0.1, gt=0, lt=1, description="share of the rows of bound_data kept for measuring, the last ones"
     )
@@ -63,7 +69,9 @@ class Train(Stage):
         default=None, ge=1, description="rows per forward pass; all of the batch when not given"
     )
 
-    optimizer: OptimizerName = Field(default="normuon", description="rule of the matrices; everything else takes AdamW")
+    optimizer: OptimizerName = Field(
+        default="normuon", description="rule of the matrices; everything else takes AdamW (pstorm is a rule for all)"
+    )
     lr: float = Field(
         default=3e-4, gt=0, description="peak learning rate; AdamW's rates work for normuon, muon and cosmos"
     )
@@ -145,8 +153,15 @@ class Train(Stage):
             raise ValueError(f"batch is {self.batch}, which micro_batch {self.micro_batch} does not divide")
         if self.validation is not None and self.holdout:
             raise ValueError("validation and holdout are two ways of the same thing: give one of them")
-        if self.bound_data is not None and self.bound_level is None:
-            raise ValueError("bound_data needs a bound_level, the largest loss on it")
+        limits = [name for name in ("bound_level", "bound_rise") if getattr(self, name) is not None]
+        if self.bound_data is not None and not limits:
+            raise ValueError("bound_data needs a bound_level, the largest loss on it, or a bound_rise over the start")
+        if len(limits) > 1:
+            raise ValueError("bound_level and bound_rise are two ways of the same thing: give one of them")
+        if self.optimizer == "pstorm":
+            given = [name for name in ("adamw_lr", "split_fused", "lora_matrix") if getattr(self, name)]
+            if given:
+                raise ValueError(f"{given[0]} does not go with pstorm, which has one rule for all parameters")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
             raise ValueError("lora_init and lora_matrix need a lora_rank")
         if self.keep_adapter and self.lora_rank == 0:
@@ -190,7 +205,7 @@ class Train(Stage):
             SettingsError: a context beyond the model's, or an optimizer option or a tracker that does not exist.
         MissingExtraError: the package of a tracker is not installed.
         """
-        from burnish.optim import optimizer_class
+        from burnish.train.run import class_of
         from burnish.train.trackers import tracker_names
 
         tracker_names(self.report_to)
@@ -201,8 +216,8 @@ class Train(Stage):
                 where="context",
                 fix=f"use --context {longest}",
             )
-        own = ("weight_decay", "adamw_lr", "seed")  # settings of the stage already
-        known = [name for name in optimizer_class(self.optimizer).option_names() if name not in own]
+        own = ("weight_decay", "adamw_lr", "seed", "max_norm")  # settings of the stage already
+        known = [name for name in class_of(self.optimizer).option_names() if name not in own]
         for option in self.optimizer_options:
             if option not in known:
                 guess = nearest(option, known)
@@ -250,15 +265,16 @@ def _with_bound(settings: dict[str, Any], where: str) -> dict[str, Any]:
     if "constraints" not in settings:
         return settings
     found = settings["constraints"]
-    form = "constraints: [{loss_bound: {data: FILE, level: NATS}}]"
+    form = "constraints: [{loss_bound: {data: FILE, level: NATS}}], or rise: NATS above the start"
     one = found[0] if isinstance(found, list) and len(found) == 1 else None
     if not isinstance(one, dict) or list(one) != ["loss_bound"]:
         raise SettingsError(f"constraints is {found!r}, but must be one loss bound", where=where, fix=f"write {form}")
     content = one["loss_bound"]
-    known = ("data", "level", "penalty", "every", "holdout")
-    if not isinstance(content, dict) or not {"data", "level"} <= set(content) <= set(known):
+    known = ("data", "level", "rise", "penalty", "every", "batch", "holdout")
+    keys: set[Any] = set(content) if isinstance(content, dict) else set()
+    if "data" not in keys or not keys <= set(known) or len(keys & {"level", "rise"}) != 1:
         raise SettingsError(
-            f"loss_bound is {content!r}, but needs data and level, and may have {', '.join(known[2:])}",
+            f"loss_bound is {content!r}, but needs data and a level or rise, and may have {', '.join(known[3:])}",
             where=where,
             fix=f"write {form}",
         )

@@ -90,8 +90,14 @@ class ActiveBlock:
         return self._q @ dtrtrs(self._r, right, trans=1)[0]
 
     @property
-    def is_singular(self) -> bool:
+    def condition(self) -> float:
+        """A lower bound of the condition number, from the diagonal of R; inf for a singular block."""
         if not len(self.values):
-            return False
+            return 1.0
         diagonal = np.abs(self._r.diagonal())
-        return bool(diagonal.min() <= 1e-13 * diagonal.max())
+        smallest = diagonal.min()
+        return float(diagonal.max() / smallest) if smallest else np.inf
+
+    @property
+    def is_singular(self) -> bool:
+        return self.condition >= 1e13

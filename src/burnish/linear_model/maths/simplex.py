@@ -20,6 +20,11 @@ Several values may reach zero together (equal columns, ties, exact zeros). Then 
 after a few of them the choice is Bland's (smallest index), which cannot cycle. Ties between solutions are broken by
 their slopes in lambda, so that the basis is optimal below the breakpoint and not only at it.
 
+A row that depends on active rows (equal columns; every further row, once there are as many as X has rank) has a slack
+that is exactly zero, or zero at lambda = 0. What is computed for it is rounding, and so is the place where that would
+turn negative: pivots on it lead back and forth. So a value counts only where, at the end of the path, it is below zero
+by more than the rounding of the terms that it is the sum of: a line is at or above zero between two points where it is.
+
 Source: Parametric Simplex Method for Sparse Learning, Pang, Liu, Vanderbei, Zhao, NIPS 2017; the method itself: Gass
 and Saaty, The computational algorithm for the parametric objective function, 1955.
 """
@@ -36,7 +41,7 @@ from burnish.linear_model.maths.factor import ActiveBlock
 from burnish.linear_model.maths.operators import Array, Indices, Operator
 
 StoppedBy = Literal[
-    "complete", "limit", "max_iter", "max_nonzeros", "infeasible", "unbounded", "singular basis", "running"
+    "complete", "limit", "max_iter", "max_nonzeros", "infeasible", "unbounded", "singular basis", "cycle", "running"
 ]
 
 Kind = Literal["primal", "dual"]
@@ -45,6 +50,8 @@ FEASIBLE = 1e-9
 """How far a value may be from its bound, relative to the largest of its kind."""
 PIVOT = 1e-9
 """Entries of a pivot row or column below this share of the largest are zeros that rounding has moved."""
+ROUNDING = 1e-13
+"""Errors of sums and products, relative to their terms: some hundred units of the last place."""
 PATIENCE = 8
 """Pivots at one lambda after which Bland's rule chooses."""
 
@@ -153,10 +160,11 @@ def follow(
     state = _State(program, start)
     current = first
     repeats = 0
+    seen: set[bytes] = set()  # bases at the present lambda, under Bland's rule
     if np.isfinite(first):
         yield state.point(first)
     while True:
-        event = state.next_event(current, bland=repeats > PATIENCE)
+        event = state.next_event(current, last, bland=repeats > PATIENCE)
         at = -np.inf if event is None else event.parameter
         if at <= last + 1e-12 * state.value_scale:  # an event at the very end is rounding's
             # Below 0 a parameter means nothing; above it the solution goes on changing, with or without a breakpoint.
@@ -167,6 +175,7 @@ def follow(
             return
         if at < current - FEASIBLE * max(1.0, abs(at)) or not np.isfinite(current):
             repeats = 0
+            seen.clear()
             yield state.point(at)
             current = at
         else:
@@ -178,6 +187,11 @@ def follow(
         if max_iter is not None and trace.num_pivots >= max_iter:
             trace.stopped_by = "max_iter"
             return
+        if repeats > PATIENCE:
+            if (name := state.name()) in seen:  # the choice is a function of the basis, so it would go on for ever
+                trace.stopped_by = "cycle"
+                return
+            seen.add(name)
         assert event is not None
         failed = state.pivot(event, current, bland=repeats > PATIENCE)
         trace.num_pivots += 1
@@ -228,27 +242,50 @@ class _State:
         reduced = self.program.costs - _nonzero_product(matrix.transposed_times, rows, self.u, self.num_columns)
         reduced[columns] = 0.0
         self.distance = np.where(self.at_upper[:, None], reduced, -reduced)  # of a reduced cost from its wrong side
+        self.rounding = self._rounding()
+
+    def _rounding(self) -> dict[str, Array]:
+        """Errors of (constants, slopes) of each kind of value, from the terms that they are the sums of.
+
+        Those of x and u, solutions of equations with the block, grow with its condition, as far as its factors show it.
+        """
+        size, condition = np.abs(self.block.values), self.block.condition
+        found = {}
+        for kind, part, block, scale in (("x", self.x, size, self.value_scale), ("u", self.u, size.T, self.cost_scale)):
+            largest = np.abs(part).max(axis=0, initial=0.0)
+            found[kind] = np.minimum(ROUNDING * condition * largest, 0.1 * FEASIBLE * scale)
+            terms = (block @ np.abs(part)).max(axis=0, initial=0.0)
+            found[f"beside {kind}"] = ROUNDING * (terms + scale)
+        return found
+
+    def name(self) -> bytes:
+        """Of the basis."""
+        return np.sort(self._rows).tobytes() + b"|" + np.sort(self._columns).tobytes() + b"|" + self.at_upper.tobytes()
 
     # -- where the interval ends -------------------------------------------------------------------------------------
 
-    def next_event(self, current: float, *, bland: bool) -> Event | None:
-        """The largest lambda at or below `current` at which the basis stops being optimal."""
+    def next_event(self, current: float, last: float, *, bland: bool) -> Event | None:
+        """The largest lambda at or below `current` at which the basis stops being optimal before `last`."""
         columns, size = self._columns, self.num_columns
         upper = self.program.upper[columns]
         room = np.column_stack([upper - self.x[:, 0], -self.x[:, 1]])
-        kinds: tuple[tuple[Kind, Indices, Array, bool], ...] = (
-            ("primal", columns, self.x, False),
-            ("primal", columns, room, True),
-            ("primal", np.arange(self.num_rows) + size, self.slack, False),
-            ("dual", self._rows + size, self.u, False),
-            ("dual", np.arange(size), self.distance, False),
+        kinds: tuple[tuple[Kind, Indices, Array, str], ...] = (
+            ("primal", columns, self.x, "x"),
+            ("primal", columns, room, "x"),
+            ("primal", np.arange(self.num_rows) + size, self.slack, "beside x"),
+            ("dual", self._rows + size, self.u, "u"),
+            ("dual", np.arange(size), self.distance, "beside u"),
         )
         best: Event | None = None
         steepest = 0.0
-        for kind, indices, values, to_upper in kinds:
-            slopes = values[:, 1]
-            tolerance = FEASIBLE * (self.value_scale if kind == "primal" else self.cost_scale) * 1e-1
-            falling = np.flatnonzero((slopes > max(tolerance * 1e-2, 1e-12)) & np.isfinite(values[:, 0]))
+        for kind, indices, values, what in kinds:
+            slopes, rounding = values[:, 1], self.rounding[what]
+            falls = (slopes > 1e-12) & np.isfinite(values[:, 0])
+            if np.isfinite(last):
+                falls &= values[:, 0] + last * slopes < -(rounding[0] + abs(last) * rounding[1])
+            else:
+                falls &= slopes > rounding[1]
+            falling = np.flatnonzero(falls)
             if not len(falling):
                 continue
             at = np.minimum(-values[falling, 0] / slopes[falling], current)
@@ -263,7 +300,7 @@ class _State:
             else:
                 better = indices[chosen] < best.index if bland else slopes[chosen] > steepest
             if better:
-                best = Event(float(top), kind, int(indices[chosen]), to_upper)
+                best = Event(float(top), kind, int(indices[chosen]), values is room)
                 steepest = slopes[chosen]
         return best
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from burnish.core.errors import SettingsError
 from burnish.optim.maths.storm import corrected, momentum, proximal_map, step_size
@@ -25,6 +26,9 @@ class PStorm(torch.optim.Optimizer):
             exact gradients in every now and then (`restart`).
         proximal: "none", "l1" (with `strength`), "box" (`low`, `high`) or "ball" (`radius`, each parameter's own norm).
         strength, low, high, radius: of the proximal map.
+        weight_decay: adds weight_decay / 2 ||x||^2 to h.
+        max_norm: a step is as if the estimate of the gradient had this norm at most, over all groups; the estimate
+            itself is kept as it is, for cut estimates would not correct each other.
 
     `step` needs a closure that computes the loss and its gradients *on the same batch* each time it is called within
     the step: it is called at the point before as well. A model in training mode must draw the same dropout in both.
@@ -32,8 +36,13 @@ class PStorm(torch.optim.Optimizer):
     Raises:
         SettingsError: an option out of range, or no closure.
 
+    Attributes:
+        bytes_per_parameter: float32 weight, gradient, estimate, the point before, and copies of the last two in a step.
+
     Source: Xu, Xu, 2020 (arXiv:2006.00425).
     """
+
+    bytes_per_parameter: ClassVar[int] = 24
 
     def __init__(
         self,
@@ -46,7 +55,12 @@ class PStorm(torch.optim.Optimizer):
         low: float = -torch.inf,
         high: float = torch.inf,
         radius: float = torch.inf,
+        weight_decay: float = 0.0,
+        max_norm: float | None = None,
     ) -> None:
+        if max_norm is not None and not max_norm > 0:
+            raise SettingsError(f"max_norm is {max_norm}, but must be above 0, or None for no limit")
+        self.max_norm = max_norm
         defaults = {
             "lr": lr,
             "b": b,
@@ -55,9 +69,24 @@ class PStorm(torch.optim.Optimizer):
             "low": low,
             "high": high,
             "radius": radius,
+            "weight_decay": weight_decay,
             "num_steps": 0,
         }
         super().__init__(params, defaults)
+
+    @classmethod
+    def for_model(cls, model: nn.Module, lr: float, *, weight_decay: float = 0.0, **options: Any) -> Self:
+        """The optimizer of all parameters of a model that need a gradient; norms and biases have no weight decay."""
+        groups = [
+            {"params": [p for p in model.parameters() if p.requires_grad and (p.ndim > 1) == matrices], **decay}
+            for matrices, decay in ((True, {"weight_decay": weight_decay}), (False, {"weight_decay": 0.0}))
+        ]
+        return cls([group for group in groups if group["params"]], lr, **options)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The options beside parameters and learning rate."""
+        return [name for name in inspect.signature(cls).parameters if name not in ("params", "lr")]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -74,6 +103,8 @@ class PStorm(torch.optim.Optimizer):
             raise SettingsError(f"low is {group['low']} and high {group['high']}, so the box holds nothing")
         if not group["radius"] > 0:
             raise SettingsError(f"radius is {group['radius']}, but must be above 0")
+        if not 0 <= group["weight_decay"] < torch.inf:
+            raise SettingsError(f"weight_decay is {group['weight_decay']}, but must be 0 or larger")
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step; returns what the closure returned at the present point."""
@@ -83,16 +114,15 @@ class PStorm(torch.optim.Optimizer):
                 fix="pass step(closure)",
             )
         result = self._evaluate(closure)
-        here = {parameter: self._gradient(parameter) for parameter in self._parameters()}
-        before = self._gradients_before(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                self._move(group, here, before)
+        here = self.gradients()
+        self.move(here, self.gradients_before(closure))
         return result
 
-    def restart(self) -> None:
-        """The next step takes its gradient as the new estimate; the schedule goes on."""
-        self.state.clear()
+    # -- a step in pieces, for loops that compute gradients themselves -------------------------------------------------
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Copies of the gradients that the parameters have now; zeros where there is none."""
+        return {parameter: self._gradient(parameter) for parameter in self._parameters()}
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -106,7 +136,7 @@ class PStorm(torch.optim.Optimizer):
     def _gradient(parameter: Tensor) -> Tensor:
         return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
 
-    def _gradients_before(self, closure: Callable[[], Any]) -> dict[Tensor, Tensor]:
+    def gradients_before(self, closure: Callable[[], Any]) -> dict[Tensor, Tensor]:
         """Gradients at the points before the last step, on this step's batch; none in the first step."""
         if not all("before" in self.state[parameter] for parameter in self._parameters()):
             return {}
@@ -121,18 +151,35 @@ class PStorm(torch.optim.Optimizer):
                 parameter.copy_(kept)
         return gradients
 
-    def _move(self, group: dict[str, Any], here: dict[Tensor, Tensor], before: dict[Tensor, Tensor]) -> None:
-        number, lr = group["num_steps"], group["lr"]
-        scheduled = group["b"] is None
-        weight = momentum(max(number - 1, 0), lr) if scheduled else group["b"]
-        bounds = {name: group[name] for name in ("strength", "low", "high", "radius")}
-        proximal = proximal_map(group["proximal"], **bounds)
-        size = step_size(number, lr) if scheduled else lr
-        for parameter in group["params"]:
-            state = self.state[parameter]
-            gradient = here[parameter]
-            if parameter in before:
-                gradient = corrected(state["estimate"], gradient, before[parameter], weight)
-            state["estimate"], state["before"] = gradient, parameter.detach().clone()
-            parameter.copy_(proximal(parameter - size * gradient, size))
-        group["num_steps"] = number + 1
+    @torch.no_grad()
+    def move(self, here: dict[Tensor, Tensor], before: dict[Tensor, Tensor]) -> None:
+        """The step, from the gradients of one batch here and at the points before (empty in the first step)."""
+        for group in self.param_groups:
+            scheduled = group["b"] is None
+            weight = momentum(max(group["num_steps"] - 1, 0), group["lr"]) if scheduled else group["b"]
+            for parameter in group["params"]:
+                estimate = here[parameter]
+                if parameter in before:
+                    estimate = corrected(self.state[parameter]["estimate"], estimate, before[parameter], weight)
+                self.state[parameter] |= {"estimate": estimate, "before": parameter.detach().clone()}
+        share = self._share()
+        for group in self.param_groups:
+            size = group["lr"] if group["b"] is not None else step_size(group["num_steps"], group["lr"])
+            shrunk = 1 + size * group["weight_decay"]
+            bounds = {name: group[name] for name in ("strength", "low", "high", "radius")}
+            proximal = proximal_map(group["proximal"], **bounds)
+            for parameter in group["params"]:
+                moved = parameter - size * share * self.state[parameter]["estimate"]
+                parameter.copy_(proximal(moved / shrunk, size / shrunk))
+            group["num_steps"] += 1
+
+    def _share(self) -> float:
+        """What a step is multiplied with to keep within `max_norm`."""
+        if self.max_norm is None:
+            return 1.0
+        norm = float(torch.nn.utils.get_total_norm([self.state[p]["estimate"] for p in self._parameters()]))
+        return min(1.0, self.max_norm / (norm + 1e-6))
+
+    def restart(self) -> None:
+        """The next step takes its gradient as the new estimate; the schedule goes on."""
+        self.state.clear()
