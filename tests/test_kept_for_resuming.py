@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import burnish
 from burnish.align.audit import AuditSettings, audit_pairs
 from burnish.core.store import KEY_FILE
+from burnish.data.packing import PackedRows
 from burnish.data.preferences import read_pairs
 from burnish.events import EventForecaster, SmurfTHP
 from burnish.events.hawkes import PRESETS, simulate_hawkes
@@ -31,6 +33,14 @@ CALIBRATION = {"tokens": 512, "length": 64}
 
 def _train(model: burnish.Model, place: Path) -> None:
     burnish.Train(**SHORT)(model, data=[PROSE.read_text()], work_dir=place)
+
+
+def _train_from_a_large_file(model: burnish.Model, place: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("burnish.train.rows.LARGE", 0)
+        text = place.parent / "text.txt"
+        shutil.copy(PROSE, text)
+        burnish.Train(**SHORT)(model, data=str(text), work_dir=place)
 
 
 def _distill(model: burnish.Model, place: Path) -> None:
@@ -83,6 +93,11 @@ Work = Callable[[burnish.Model, Path], None]
 
 KEPT: dict[str, tuple[Work, set[str]]] = {
     "train": (_train, {"states/step-N/state.safetensors"}),
+    "train, large": (
+        _train_from_a_large_file,
+        {f"rows/data-N/{name}" for name in (*(f"{field.name}.npy" for field in fields(PackedRows)), "skipped.json")}
+        | {"states/step-N/state.safetensors"},
+    ),
     "distill": (
         _distill,
         {

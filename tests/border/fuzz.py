@@ -151,7 +151,7 @@ def pack_data(place: Path) -> None:
     (path,) = (place / "data").iterdir()
     tokenizer = small_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
-    documents(tokenizer, read_rows(str(path)), where=str(path))
+    list(documents(tokenizer, read_rows(str(path)), where=str(path)))
 
 
 def read_preferences(place: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_template_that_rewrites_the_past_is_refused(tokenizer):
 
 def test_a_chat_without_an_answer_is_refused(tokenizer):
     with pytest.raises(DataError, match="data, chat 1: has no assistant message"):
-        documents(tokenizer, [CHAT[:1]])
+        list(documents(tokenizer, [CHAT[:1]]))
 
 
 def test_a_tokenizer_without_a_template_is_refused():

@@ -175,7 +175,7 @@ def test_bad_rows_are_refused_or_left_out_and_named(tmp_path):
 def test_a_chat_that_the_template_cannot_write_is_left_out_like_a_row(tokenizer):
     skipped: list[str] = []
     unanswered = Chat([{"role": "user", "content": "Why?"}])
-    found = documents(tokenizer, [unanswered, Completion("a", "b")], where="rows", skipped=skipped)
+    found = list(documents(tokenizer, [unanswered, Completion("a", "b")], where="rows", skipped=skipped))
     assert len(found) == 1 and skipped[0].startswith("rows, chat 1: has no assistant message")
 
 

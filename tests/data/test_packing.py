@@ -1,5 +1,9 @@
 """Rows hold every document exactly once, and documents do not see each other."""
 
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnish.core.errors import DataError
-from burnish.data.packing import IGNORED, Document, documents, pack
+from burnish.data.packing import IGNORED, Document, PackedRows, documents, pack
 from burnish.train.scratch import learn_tokenizer
 from small_models import make
 
@@ -44,6 +48,28 @@ def test_positions_count_from_zero_in_every_piece(sizes, length):
         steps = np.diff(rows.input_ids[row, :used])
         assert set(np.flatnonzero(steps != 1) + 1) <= set(restarts)
         assert rows.apart[row] == (len(restarts) > 1)
+
+
+@settings(max_examples=25)
+@given(sizes=st.lists(st.integers(2, 40), min_size=1, max_size=20), length=st.integers(1, 24))
+def test_rows_on_disk_are_those_in_memory(sizes, length):
+    with tempfile.TemporaryDirectory() as place:
+        expected = pack(numbered(sizes), length, padding=3)
+        found = pack(numbered(sizes), length, padding=3, directory=Path(place))
+        for rows in (found, PackedRows.mapped(Path(place))):
+            assert rows.hash == expected.hash and rows.num_targets == expected.num_targets
+            every, (first, last) = range(len(rows)), rows.split(1)
+            assert len(first) == len(rows) - 1 and len(last) == 1
+            for name, tensor in expected.take(every).items():
+                assert torch.equal(rows.take(every)[name], tensor)
+        assert {path.name for path in Path(place).iterdir()} == {f"{field.name}.npy" for field in fields(PackedRows)}
+
+
+def test_texts_are_cut_and_chats_refused_where_nothing_else_is_said():
+    (text,) = numbered([20])
+    assert pack([text], 8, overlong="auto").num_targets == 19
+    with pytest.raises(DataError, match="document 2 has 20 tokens"):
+        pack([text, replace(text, is_chat=True)], 8, overlong="auto")
 
 
 def test_best_fit_fills_rows():

@@ -7,7 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from burnish.core.errors import DataError
-from burnish.data import check_disjoint, data_hash, read_rows, read_texts
+from burnish.core.outside import read_lines
+from burnish.data import check_disjoint, data_hash, read_rows, read_texts, rows_of
 from burnish.data.wikitext import detokenise
 
 CHAT = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
@@ -109,3 +110,28 @@ def test_one_shared_document_is_enough_to_refuse():
 
 def test_shipped_splits_are_disjoint():
     check_disjoint("wikitext2-valid", "wikitext2-test")
+
+
+def test_rows_come_one_after_the_other(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\nthree')
+    found = rows_of(path)
+    assert [next(found), next(found)] == ["one", "two"]
+    with pytest.raises(DataError, match=r"rows.jsonl:3"):
+        next(found)
+
+
+@pytest.mark.parametrize("name", ["lines", "lines.gz"])
+def test_lines_are_those_of_the_whole_file_wherever_it_is_cut(tmp_path: Path, name: str):
+    content = b"\n".join(bytes([65 + number % 26]) * (number * 7919 % 300_000) for number in range(40)) + b"\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(read_lines(path)) == content.split(b"\n")
+
+
+def test_a_line_that_is_no_text_can_be_left_out(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\xff\n{"text": "a\x00b"}\n \n{"text": "two"}\n')
+    skipped: list[str] = []
+    assert read_rows(path, skipped=skipped) == ["one", "two"]
+    assert [text.partition(":")[2].partition(":")[0] for text in skipped] == ["2", "3"]

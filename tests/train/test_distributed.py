@@ -89,6 +89,19 @@ def same_table(found, expected, tolerance):
             assert ours[key] == pytest.approx(value, rel=tolerance * (10 if key == "gradient_norm" else 1)), key
 
 
+def test_one_process_after_the_other_does_what_is_done_in_turn(tmp_path):
+    def work(world):
+        with world.in_turn(), (tmp_path / "turns").open("a") as turns:
+            turns.write(f"{world.rank} in\n")
+            turns.flush()
+            turns.write(f"{world.rank} out\n")
+
+    together(3, one_of_many, (3,), work)
+    assert (tmp_path / "turns").read_text().split("\n")[:-1] == [
+        f"{r} {what}" for r in range(3) for what in ("in", "out")
+    ]
+
+
 @pytest.mark.parametrize("shape", [(2,), (3,), (4,), (2, 2)])
 def test_any_mesh_trains_as_one_process_does(model_of, rows, context, all_float64, shape):
     def make():

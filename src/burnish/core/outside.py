@@ -124,20 +124,40 @@ def read_bytes(path: Path, *, error: type[BurnishError] = DataError) -> bytes:
         BurnishError: of the kind `error`: no ordinary file, not readable, a damaged gzip file, or one that expands to
             far more than a text does.
     """
+    return b"".join(_parts(path, error))
+
+
+def read_lines(path: Path, *, error: type[BurnishError] = DataError) -> Iterator[bytes]:
+    """The lines of a file as `read_bytes` reads it, without their ends, and without more than a line in memory.
+
+    Raises:
+        BurnishError: see there.
+    """
+    begun: list[bytes] = []
+    for part in _parts(path, error):
+        first, *others = part.split(b"\n")
+        begun.append(first)
+        for line in others:
+            yield b"".join(begun)
+            begun = [line]
+    yield b"".join(begun)
+
+
+def _parts(path: Path, error: type[BurnishError]) -> Iterator[bytes]:
+    """The content, expanded, a megabyte at a time."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise error("is no ordinary file", where=str(path))
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
-            content = bytearray()
+        with path.open("rb") as raw:
+            packed = path.suffix == ".gz"
+            file, size = gzip.GzipFile(fileobj=raw) if packed else raw, 0
             while part := file.read(1 << 20):
-                content += part
-                if len(content) > max(BOMB_BYTES, BOMB_RATIO * raw.tell()):
+                size += len(part)
+                if packed and size > max(BOMB_BYTES, BOMB_RATIO * raw.tell()):
                     raise error(
                         f"expands to more than {BOMB_RATIO} times its size, which no text does", where=str(path)
                     )
-            return bytes(content)
+                yield part
     except (gzip.BadGzipFile, EOFError, zlib.error) as cause:
         raise error(f"is not a whole gzip file ({cause})", where=str(path)) from None
     except OSError as cause:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import DataError
 from burnish.data.packing import documents
-from burnish.data.read import Data, read_rows, read_texts
+from burnish.data.read import Data, read_texts, rows_of
 from burnish.data.windows import cut
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def try_rows(
     """
     name = data if isinstance(data, str) else where
     skipped: list[str] | None = [] if skip_bad else None
-    found = documents(tokenizer, read_rows(data, skipped=skipped)[:ROWS], where=name, skipped=skipped)
+    first = islice(rows_of(data, skipped=skipped), ROWS)
+    found = list(documents(tokenizer, first, where=name, skipped=skipped))
     if not found:
         raise DataError(f"none of the first rows can be used; the first: {skipped[0] if skipped else ''}", where=name)
     check_ids((int(token) for document in found for token in document.tokens), config)

@@ -5,6 +5,8 @@ of at most one row (no pair is lost at a cut), and pieces are packed by best fit
 with the least room that takes it. Position ids start again with every piece; transformers keeps pieces apart from that
 alone, as long as no attention mask and no cache are given.
 
+What large data comes to lies in files that are mapped, not read: memory holds the sizes of the pieces and one batch.
+
 Packing by best fit: Fewer Truncations Improve Language Modeling (2024, arXiv:2404.10830).
 """
 
@@ -12,9 +14,11 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Target of a position whose next token is not trained on."""
 
-Overlong = Literal["split", "truncate", "drop", "refuse"]
+Overlong = Literal["auto", "split", "truncate", "drop", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class Document:
     Attributes:
         tokens: token ids.
         supervised: whether the token counts in the loss; the first never does, nothing predicts it.
+        is_chat: what a cut may make worthless.
     """
 
     tokens: Int[np.ndarray, " length"]
     supervised: Bool[np.ndarray, " length"]
+    is_chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class PackedRows:
         """sha256 of the content."""
         digest = hashlib.sha256()
         for array in (self.input_ids, self.targets, self.position_ids):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def take(self, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -103,27 +109,31 @@ class PackedRows:
     def split(self, count: int) -> tuple[PackedRows, PackedRows]:
         """The first rows, and the last `count` of them."""
         cut = len(self) - count
-        parts = (self.input_ids, self.targets, self.position_ids, self.used, self.apart)
+        parts = [getattr(self, field.name) for field in fields(self)]
         return PackedRows(*(part[:cut] for part in parts)), PackedRows(*(part[cut:] for part in parts))
+
+    @classmethod
+    def mapped(cls, directory: Path) -> PackedRows:
+        """What `pack` has written into a directory."""
+        return cls(*(np.load(_file(directory, field.name), mmap_mode="r") for field in fields(cls)))
 
 
 def documents(
     tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row], *, where: str = "data", skipped: list[str] | None = None
-) -> list[Document]:
+) -> Iterator[Document]:
     """Texts and chats as tokens: of a text every token counts, of a chat what the assistant says.
 
     A text is given the tokens that the tokenizer puts in front by itself (often none) and its end-of-sequence token.
 
     Args:
         tokenizer: of the model.
-        rows: from `burnish.data.read_rows`.
+        rows: from `burnish.data.rows_of`.
         where: what error messages call the data.
         skipped: leave out chats that cannot be used, and put here what is wrong with each; None refuses them.
 
     Raises:
         DataError: a chat that the tokenizer's template cannot write out, or that has nothing to learn from.
     """
-    found = []
     prefix: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
     end = tokenizer.eos_token_id
     prefix = [token for token in prefix if token != end]
@@ -132,16 +142,17 @@ def documents(
             ids, counts = _text_tokens(tokenizer, row, where=f"{where}, text {number}")
             after = [end] if isinstance(end, int) else []
             tokens = np.array([*prefix, *ids, *after])
-            found.append(Document(tokens, np.array([*[counts.all()] * len(prefix), *counts, *[True] * len(after)])))
+            yield Document(tokens, np.array([*[counts.all()] * len(prefix), *counts, *[True] * len(after)]))
             continue
         try:
             place = row.where if isinstance(row, Chat) else ""
-            found.append(Document(*chat_tokens(tokenizer, row, where=place or f"{where}, chat {number}")))
+            tokens, counts = chat_tokens(tokenizer, row, where=place or f"{where}, chat {number}")
         except DataError as error:
             if skipped is None:
                 raise
             skipped.append(str(error))
-    return found
+            continue
+        yield Document(tokens, counts, is_chat=True)
 
 
 def _text_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, where: str) -> tuple[list[int], np.ndarray]:
@@ -163,41 +174,106 @@ def _text_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, where: str) -
 
 
 def pack(
-    found: Iterable[Document], length: int, *, overlong: Overlong = "split", where: str = "data", padding: int = 0
+    found: Iterable[Document],
+    length: int,
+    *,
+    overlong: Overlong = "split",
+    where: str = "data",
+    padding: int = 0,
+    directory: Path | None = None,
 ) -> PackedRows:
     """Documents in rows of `length` positions; the order of rows follows the first document of each.
 
     Args:
         found: from `documents`.
         length: positions of a row, the context of the training.
-        overlong: what happens to a document that does not fit: cut into pieces, cut off, left out, or an error.
+        overlong: what happens to a document that does not fit: cut into pieces, cut off, left out, or an error; auto
+            cuts texts and refuses chats.
         where: what error messages call the data.
         padding: token id at unused positions; the model never predicts from them.
+        directory: where the rows are written, for `PackedRows.mapped`; None keeps them in memory.
 
     Raises:
         DataError: a document is too long and `overlong` is "refuse", or nothing is left to train on.
     """
-    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    pieces = _Pieces(directory)
     for number, document in enumerate(found, start=1):
         inputs = document.tokens[:-1]
         targets = np.where(document.supervised[1:], document.tokens[1:], IGNORED)
-        if len(inputs) > length and overlong == "refuse":
+        rule = overlong if overlong != "auto" else "refuse" if document.is_chat else "split"
+        if len(inputs) > length and rule == "refuse":
             raise DataError(
                 f"document {number} has {len(document.tokens):,} tokens, but the context is {length:,}",
                 where=where,
                 fix="raise the context, or set overlong to split, truncate or drop",
             )
-        if len(inputs) > length and overlong == "drop":
+        if len(inputs) > length and rule == "drop":
             continue
-        last = length if overlong == "truncate" else len(inputs)
+        last = length if rule == "truncate" else len(inputs)
         for start in range(0, min(last, len(inputs)), length):
             piece = slice(start, min(start + length, last))
             if (targets[piece] != IGNORED).any():
-                pieces.append((inputs[piece], targets[piece]))
-    if not pieces:
+                pieces.append(inputs[piece], targets[piece])
+    if not pieces.sizes:
         raise DataError("holds nothing to train on", where=where)
-    rows = _best_fit([len(inputs) for inputs, _ in pieces], length)
-    return _lay_out(pieces, rows, length, padding)
+    return pieces.laid_out(length, padding)
+
+
+class _Pieces:
+    """Inputs and targets one after the other, 8 bytes a position, in memory or in files of a directory."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory, self.sizes = directory, list[int]()
+        names = ("inputs", "targets")
+        self._flat = [BytesIO() if directory is None else (directory / f"{name}.flat").open("wb+") for name in names]
+
+    def append(self, *parts: np.ndarray) -> None:
+        self.sizes.append(len(parts[0]))
+        for file, part in zip(self._flat, parts, strict=True):
+            file.write(part.astype(np.int32).tobytes())
+
+    def laid_out(self, length: int, padding: int) -> PackedRows:
+        """In rows; the files of the pieces are gone."""
+        inputs, wanted = (self._read(file) for file in self._flat)
+        starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        rows = _best_fit(self.sizes, length)
+        input_ids, targets, position_ids = (
+            self._array(name, (len(rows), length), np.int32) for name in ("input_ids", "targets", "position_ids")
+        )
+        used = self._array("used", (len(rows),), np.int64)
+        apart = self._array("apart", (len(rows),), np.bool_)
+        for number, row in enumerate(rows):
+            start = end = 0
+            for piece in row:
+                start, end = end, end + self.sizes[piece]
+                place = slice(starts[piece], starts[piece + 1])
+                input_ids[number, start:end], targets[number, start:end] = inputs[place], wanted[place]
+                position_ids[number, start:end] = np.arange(end - start)
+            input_ids[number, end:], targets[number, end:] = padding, IGNORED
+            # Padding goes on counting: it comes last, so it can see the last piece but is never predicted from.
+            position_ids[number, start:] = np.arange(length - start)
+            used[number], apart[number] = end, len(row) > 1
+        del inputs, wanted
+        for file in self._flat:
+            file.close()
+            if self.directory is not None:
+                Path(str(file.name)).unlink()
+        return PackedRows(input_ids, targets, position_ids, used, apart)
+
+    def _read(self, file: Any) -> np.ndarray:
+        if self.directory is None:
+            return np.frombuffer(file.getbuffer(), dtype=np.int32)
+        file.flush()
+        return np.memmap(file, dtype=np.int32, mode="r")
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+        if self.directory is None:
+            return np.empty(shape, dtype)
+        return np.lib.format.open_memmap(_file(self.directory, name), mode="w+", dtype=dtype, shape=shape)
+
+
+def _file(directory: Path, name: str) -> Path:
+    return directory / f"{name}.npy"
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -225,23 +301,3 @@ def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
                 bisect.insort(rooms, left)
             by_room[left].append(row)
     return sorted((sorted(row) for row in rows), key=lambda row: row[0])
-
-
-def _lay_out(
-    pieces: list[tuple[np.ndarray, np.ndarray]], rows: list[list[int]], length: int, padding: int
-) -> PackedRows:
-    input_ids = np.full((len(rows), length), padding, dtype=np.int32)
-    targets = np.full((len(rows), length), IGNORED, dtype=np.int32)
-    position_ids = np.zeros((len(rows), length), dtype=np.int32)
-    used = np.zeros(len(rows), dtype=np.int64)
-    for number, row in enumerate(rows):
-        start = end = 0
-        for piece in row:
-            start, end = end, end + len(pieces[piece][0])
-            input_ids[number, start:end], targets[number, start:end] = pieces[piece]
-            position_ids[number, start:end] = np.arange(end - start)
-        # Padding goes on counting: it comes last, so it can see the last piece but is never predicted from.
-        position_ids[number, start:] = np.arange(length - start)
-        used[number] = end
-    apart = np.array([len(row) > 1 for row in rows])
-    return PackedRows(input_ids, targets, position_ids, used, apart)

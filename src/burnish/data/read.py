@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint import LINEAGE_FILE
 from burnish.core.errors import DataError, nearest
-from burnish.core.outside import local_path, parquet_rows, parse_json, read_bytes
+from burnish.core.outside import local_path, parquet_rows, parse_json, read_bytes, read_lines
 from burnish.data.chat import written_out
 from burnish.data.forms import COLUMNS, Chat, Completion, Row, as_row
 from burnish.data.wikitext import detokenise
@@ -67,7 +67,18 @@ def read_texts(data: Data, *, tokenizer: PreTrainedTokenizerBase | None = None) 
 
 
 def read_rows(data: Data, *, skipped: list[str] | None = None) -> list[Row]:
-    """The rows behind a reference: a string for a text, a list of messages for a chat.
+    """The rows behind a reference, all of them in memory.
+
+    Raises:
+        DataError: see `rows_of`.
+    """
+    return list(rows_of(data, skipped=skipped))
+
+
+def rows_of(data: Data, *, skipped: list[str] | None = None) -> Iterator[Row]:
+    """The rows behind a reference, one after the other: a string for a text, a list of messages for a chat.
+
+    Of files with a row a line, and of parquet files, memory holds some rows only.
 
     Args:
         data: a shipped name, a file, a directory, or the rows themselves.
@@ -76,19 +87,31 @@ def read_rows(data: Data, *, skipped: list[str] | None = None) -> list[Row]:
     Raises:
         DataError: missing, empty, not text, or a row that cannot be read, with its number.
     """
+    found: Iterable[Row]
     if not isinstance(data, str | Path):
-        rows: list[Row] = list(_as_rows(_numbered(data), skipped))
+        found = _as_rows(_numbered(data), skipped)
     elif not str(data).strip():
         raise DataError("an empty name is no data", fix="name a file, a directory or a text that ships with burnish")
     elif str(data) in SHIPPED and not Path(data).exists():
         packed = TEXTS / SHIPPED[str(data)]
-        rows = [detokenise(_decode(read_bytes(packed), packed))]
+        found = [detokenise(_decode(read_bytes(packed), str(packed)))]
     else:
-        rows = _read_path(local_path(str(data)), str(data), skipped)
-    rows = [row for row in rows if (row.strip() if isinstance(row, str) else row)]
-    if not rows:
+        found = _read_path(local_path(str(data)), str(data), skipped)
+    empty = True
+    for row in found:
+        if row.strip() if isinstance(row, str) else row:
+            empty = False
+            yield row
+    if empty:
         raise DataError("holds no text", where=_name(data))
-    return rows
+
+
+def num_bytes(data: Data) -> int:
+    """Of the files behind a reference; 0 for rows that are in memory already."""
+    path = None if not isinstance(data, str | Path) or str(data) in SHIPPED else local_path(str(data))
+    if path is None:
+        return 0
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
 def data_hash(data: Data) -> str:
@@ -97,7 +120,7 @@ def data_hash(data: Data) -> str:
     Rows that cannot be read do not count: whether they may be left out is for those to say who work with the others.
     """
     digest = hashlib.sha256()
-    for row in read_rows(data, skipped=[]):
+    for row in rows_of(data, skipped=[]):
         digest.update(row_hash(row).encode())
     return digest.hexdigest()
 
@@ -119,8 +142,8 @@ def check_disjoint(calibration: Data, evaluation: Data) -> None:
     Raises:
         DataError: the two references hold the same text, or share documents.
     """
-    seen = {row_hash(row) for row in read_rows(calibration, skipped=[])}
-    shared = sum(row_hash(row) in seen for row in read_rows(evaluation, skipped=[]))
+    seen = {row_hash(row) for row in rows_of(calibration, skipped=[])}
+    shared = sum(row_hash(row) in seen for row in rows_of(evaluation, skipped=[]))
     if shared:
         raise DataError(
             f"shares {shared} of its texts with {_name(calibration)}, which the model is made with, so what it "
@@ -154,7 +177,7 @@ def _as_rows(found: Iterable[tuple[Any, str]], skipped: list[str] | None) -> Ite
             skipped.append(str(error))
 
 
-def _read_path(path: Path | None, name: str, skipped: list[str] | None) -> list[Row]:
+def _read_path(path: Path | None, name: str, skipped: list[str] | None) -> Iterator[Row]:
     if path is None or not path.exists():
         guess = nearest(name, list(SHIPPED))
         advice = f"did you mean {guess!r}?" if guess else f"texts that ship with burnish are {', '.join(SHIPPED)}"
@@ -164,35 +187,45 @@ def _read_path(path: Path | None, name: str, skipped: list[str] | None) -> list[
         files = sorted(file for file in found if file.name != LINEAGE_FILE)  # beside rows that a stage has made
         if not files:
             raise DataError(f"has no files of the kinds {', '.join(SUFFIXES)}", where=str(path))
-        return [row for file in files for row in _read_path(file, str(file), skipped)]
-    if not path.name.endswith(SUFFIXES):
+        for file in files:
+            yield from _read_path(file, str(file), skipped)
+    elif not path.name.endswith(SUFFIXES):
         raise DataError("is of no kind that can be read", where=str(path), fix=f"use {', '.join(SUFFIXES)}")
-    if path.suffix == ".parquet":
+    elif path.suffix == ".parquet":
         rows = enumerate(parquet_rows(path, COLUMNS), start=1)
-        return list(_as_rows(((row, f"{path}, row {number}") for number, row in rows), skipped))
-    text = _decode(read_bytes(path), path)
-    if not path.name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
-        return [text]
-    return list(_as_rows(_json_rows(text, path), skipped))
+        yield from _as_rows(((row, f"{path}, row {number}") for number, row in rows), skipped)
+    elif path.name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
+        yield from _as_rows(_json_rows(path), skipped)
+    else:
+        yield _decode(read_bytes(path), str(path))
 
 
-def _decode(content: bytes, path: Path) -> str:
+def _decode(content: bytes, where: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 text (byte {error.start:,} cannot be read)", where=str(path)) from None
+        raise DataError(f"is not UTF-8 text (byte {error.start:,} cannot be read)", where=where) from None
     if "\0" in text:
-        raise DataError("is a binary file, not text", where=str(path))
+        raise DataError("is a binary file, not text", where=where)
     return text
 
 
-def _json_rows(text: str, path: Path) -> Iterator[tuple[Any, str]]:
+def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     """The rows of a list, or one a line."""
-    if ".jsonl" not in path.name and text.lstrip().startswith("["):
-        for number, row in enumerate(parse_json(text, where=str(path), error=DataError), start=1):
-            yield row, f"{path}, row {number}"
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
+    lines: Iterable[bytes] = read_lines(path)
+    if ".jsonl" not in path.name:
+        content = read_bytes(path)
+        text = _decode(content, str(path))
+        if text.lstrip().startswith("["):
+            for number, row in enumerate(parse_json(text, where=str(path), error=DataError), start=1):
+                yield row, f"{path}, row {number}"
+            return
+        lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}:{number}"
-            yield partial(parse_json, line, where=where, error=DataError), where
+            yield partial(_parsed, line, where), where
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    return parse_json(_decode(line, where), where=where, error=DataError)

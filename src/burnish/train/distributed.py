@@ -117,6 +117,14 @@ class Processes(World):
                 fix="train what `shard` returns, or call fully_shard on it",
             )
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        for _ in range(self.rank):
+            self._total(0.0)
+        yield
+        for _ in range(self.size - self.rank):
+            self._total(0.0)
+
     def sum_(self, tensor: Tensor) -> Tensor:
         for dim in range(self.mesh.ndim):
             dist.all_reduce(tensor, group=self.mesh.get_group(dim))

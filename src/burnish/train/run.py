@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +19,8 @@ from burnish.core.checkpoint import Model, cast
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.core.store import Key
-from burnish.data import check_disjoint, read_rows
-from burnish.data.packing import PackedRows, documents, pack
+from burnish.data import check_disjoint
+from burnish.data.packing import PackedRows
 from burnish.optim import optimizer_class
 from burnish.optim.constrained.pstorm import PStorm
 from burnish.train.bound import Bounded
@@ -27,6 +28,7 @@ from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
+from burnish.train.rows import is_large, packed
 from burnish.train.speed import speed_of
 from burnish.train.trackers import DIRECTORY, Trackers, tracker_names
 from burnish.train.world import World
@@ -36,10 +38,6 @@ if TYPE_CHECKING:
 
     from burnish.optim.optimizer import MatrixOptimizer
     from burnish.train.stage import Train
-
-
-MOST_NAMED = 1000
-"""Rows left out that the ledger names; the log says how many there are."""
 
 
 def run(
@@ -87,8 +85,10 @@ def _run(
 ) -> Model:
     settings.check(model.config)
     check_processes(settings, ctx, beside, world)
-    rows, held_out = training_rows(settings, model.tokenizer, ctx)
-    bounded = bounded_rows(settings, model.tokenizer, ctx)
+    large = any(is_large(data) for data in ctx.inputs.values())
+    with world.in_turn() if large else nullcontext():
+        rows, held_out = training_rows(settings, model.tokenizer, ctx)
+        bounded = bounded_rows(settings, model.tokenizer, ctx)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out, "validation")
     module: Any = copy.deepcopy(model.module)
@@ -238,24 +238,6 @@ def bounded_rows(settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Conte
         settings.bound_every,
         settings.seed,
     )
-
-
-def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, ctx: Context, *, where: str) -> PackedRows:
-    """The rows behind a data reference, or behind texts and chats that a Python caller gave.
-
-    Where rows may be left out, the ledger says which and why, and the log how many.
-    """
-    name = data if isinstance(data, str) else where
-    skipped: list[str] | None = [] if settings.bad_rows == "skip" else None
-    rows = read_rows(data, skipped=skipped)
-    overlong: Any = settings.overlong
-    if overlong == "auto":
-        overlong = "split" if all(isinstance(row, str) for row in rows) else "refuse"
-    found = documents(tokenizer, rows, where=name, skipped=skipped)
-    if skipped:
-        ctx.progress.log(f"{name}: {len(skipped):,} rows are left out, the first: {skipped[0]}")
-        ctx.ledger.table(f"rows left out of {where}", [{"row": text} for text in skipped[:MOST_NAMED]])
-    return pack(found, settings.context, overlong=overlong, where=name)
 
 
 def check_vocabulary(module: Any, rows: PackedRows) -> None:

@@ -6,6 +6,8 @@ them for several processes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +37,11 @@ class World:
 
     def prepare(self, model: nn.Module, key: Key) -> None:
         """Called once before the first step; refuses what cannot be trained together."""
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """What is inside is done by one process after the other, the main one first: the others find what it kept."""
+        yield
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""

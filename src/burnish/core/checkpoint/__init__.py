@@ -20,7 +20,7 @@ from burnish.core.checkpoint.durable import (
     staging_directory,
     write_atomically,
 )
-from burnish.core.checkpoint.identity import tensor_digest, tensors_digest, text_digest
+from burnish.core.checkpoint.identity import tensor_digest, tensors_digest, text_digest, tokenizer_digest
 from burnish.core.checkpoint.lineage import (
     CARD_FILE,
     LINEAGE_FILE,
@@ -100,6 +100,7 @@ __all__ = [
     "tensor_digest",
     "tensors_digest",
     "text_digest",
+    "tokenizer_digest",
     "unfilled",
     "weight_files",
     "weights_of",
