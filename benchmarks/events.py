@@ -3,7 +3,7 @@
     python benchmarks/events.py hawkes3 hawkes2 [--only likelihood score mass gap thp lognormal hawkes] [--seeds 0 1 2]
     python benchmarks/events.py stackoverflow financial --data DIR
     python benchmarks/events.py crime_atlanta --data DIR --only smash places
-    python benchmarks/events.py online langevin drift
+    python benchmarks/events.py unseen online langevin drift
     python benchmarks/events.py epoch --data FILE --side burnish     (--side easytpp in that package's own environment)
 
 Every experiment adds its entry to benchmarks/results/events.json. The epoch of a model is chosen on validation
@@ -132,7 +132,7 @@ def simulated(preset: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     parts = tuple(data.with_sequences(data.sequences[a:b]) for a, b in zip((0, *ends), ends, strict=False))
     sizes = "/".join(str(len(part)) for part in parts)
     facts = {"data": f"preset {preset}, {sizes} sequences of 60 events, seed 0; scored: events 2..60"}
-    return parts, facts | {"truth": ideal(preset, parts[2])}
+    return parts, facts | {"truth": ideal(PRESETS[preset], parts[2])}
 
 
 def published(directory: Path, one: Set) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -168,18 +168,18 @@ def some(dataset: Any, count: int | None) -> Any:
     return dataset.with_sequences(dataset.sequences[i] for i in drawn)
 
 
-def ideal(preset: str, test: Any) -> dict[str, float]:
+def ideal(process: Any, test: Any) -> dict[str, float]:
     """Scores of the true process on events 2..N."""
     import numpy as np
 
     from burnish.events import metrics
-    from burnish.events.hawkes import PRESETS, true_quantiles, truth
+    from burnish.events.hawkes import true_quantiles, truth
 
-    facts = [truth(PRESETS[preset], sequence) for sequence in test.sequences]
+    facts = [truth(process, sequence) for sequence in test.sequences]
     pit = np.concatenate([f.pit[1:] for f in facts])
     gaps = np.concatenate([s.gaps[1:] for s in test.sequences])
     grid = [float(q) for q in (np.arange(400) + 0.5) / 400]
-    quantiles = np.concatenate([true_quantiles(PRESETS[preset], s, grid)[1:] for s in test.sequences])
+    quantiles = np.concatenate([true_quantiles(process, s, grid)[1:] for s in test.sequences])
     time_part = np.concatenate([np.log(f.total_intensity[1:]) - f.compensator[1:] for f in facts])
     total = np.concatenate([f.log_intensity[1:] - f.compensator[1:] for f in facts])
     return {
@@ -199,6 +199,7 @@ def ideal(preset: str, test: Any) -> dict[str, float]:
 MODELS: dict[str, tuple[str, dict[str, str]]] = {
     "hawkes": ("ExponentialHawkes", {"objective": "likelihood"}),
     "likelihood": ("SmurfTHP", {"objective": "likelihood"}),
+    "alone": ("SmurfTHP", {"objective": "likelihood"}),
     "score": ("SmurfTHP", {"objective": "score"}),
     "mass": ("SmurfTHP", {"objective": "score+mass"}),
     "gap": ("SmurfTHP", {"objective": "score", "time_coordinate": "gap"}),
@@ -207,7 +208,7 @@ MODELS: dict[str, tuple[str, dict[str, str]]] = {
     "smash": ("Smash", {"objective": "likelihood"}),
     "places": ("PlaceMixture", {"objective": "likelihood"}),
 }
-TRAINING = {"epochs": 15, "batch_size": 50, "lr": 3e-3}
+TRAINING = {"epochs": 15, "batch_size": 50, "lr": 3e-3, "patience": 4}
 FEW = {"epochs": 1} if experiment.SMOKE else {}
 OF_MODEL: dict[str, dict[str, int]] = {"smash": {"epochs": 40, "batch_size": 16, "patience": 8}}
 """Where it is another for a model on all data sets."""
@@ -216,7 +217,8 @@ OF_MODEL: dict[str, dict[str, int]] = {"smash": {"epochs": 40, "batch_size": 16,
 def size_of(name: str, hidden: int) -> dict[str, int]:
     layers = 1 if name == "places" else 2
     hidden = 48 if name == "smash" else hidden
-    return {"hidden_size": hidden, "num_layers": layers, "intermediate_size": 2 * hidden, "recurrent_size": hidden}
+    sizes = {"hidden_size": hidden, "num_layers": layers, "intermediate_size": 2 * hidden, "recurrent_size": hidden}
+    return sizes | ({"num_decays": 0} if name == "alone" else {})
 
 
 def fits(name: str, arguments: argparse.Namespace) -> None:
@@ -263,7 +265,8 @@ def fitted(
     train, validation, test = parts
     forecaster = EventForecaster(model, **objective)
     started = time.process_time()
-    state = None if states is None else states / f"{model.kind}-{train.num_events}-{training['seed']}"
+    name = experiment.digest(json.dumps([model.kind, model.settings, objective, training, train.num_events]))[:16]
+    state = None if states is None else states / name
     history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
     seconds = time.process_time() - started
     result = forecaster.score(test, bootstrap=100, progress=Progress())
@@ -285,6 +288,90 @@ def fitted(
     }
     print(model.kind, objective, training["seed"], json.dumps(row["scores"]), f"{seconds:.0f} CPU s", flush=True)
     return row, {name: rounded(scores) for name, scores in result.baselines.items()}
+
+
+# -- processes that nothing was tuned on -------------------------------------------------------------------------------
+
+NUM_PROCESSES = 2 if experiment.SMOKE else 8
+WAITS = (0.25, 0.5, 1.0, 2.0)
+
+
+def drawn_process(index: int) -> Any:
+    """Two to five types, three in five pairs exciting, decays over a factor of thirty; the first is near explosion."""
+    import numpy as np
+
+    from burnish.events import HawkesParameters
+
+    rng = np.random.default_rng(index)
+    k = int(rng.integers(2, 6))
+    jumps = rng.exponential(size=(k, k)) * (rng.random((k, k)) < 0.6) + np.diag(rng.random(k) * 0.5)
+    decay = float(np.exp(rng.uniform(np.log(0.3), np.log(10))))
+    ratio = float(rng.uniform(0.3, 0.95)) if index else 0.95
+    jumps *= ratio * decay / np.abs(np.linalg.eigvals(jumps)).max()
+    mu = rng.dirichlet(np.ones(k)) * 0.5 + 0.02
+    return HawkesParameters(tuple(map(float, mu)), tuple(tuple(map(float, row)) for row in jumps), decay)
+
+
+def unseen(arguments: argparse.Namespace) -> None:
+    """Distance from the truth on processes drawn at random, and coverage after waits, for the default model."""
+    import numpy as np
+    import torch
+
+    from burnish.events import EventForecaster, SmurfTHP
+    from burnish.events.hawkes import describe, simulate_hawkes
+
+    torch.set_num_threads(1)
+    ends = (20, 25, 30) if experiment.SMOKE else (1000, 1200, 1500)
+    for index in range(NUM_PROCESSES):
+        process = drawn_process(index)
+        data = simulate_hawkes(process, ends[-1], num_events=60, seed=100 + index)
+        parts = [data.with_sequences(data.sequences[a:b]) for a, b in zip((0, *ends), ends, strict=False)]
+        model = SmurfTHP(len(process.mu), **size_of("likelihood", 32))
+        training = TRAINING | FEW | {"seed": 0}
+        states = None if arguments.state is None else arguments.state / f"process-{index}"
+        row, _ = fitted(model, {"objective": "likelihood"}, parts, training, 0, states)
+        forecaster = EventForecaster(model)
+        ratio = np.abs(np.linalg.eigvals(np.array(process.jumps) / process.decay)).max()
+        row |= {"training": training | {"process": index}, "process": describe(process)}
+        row |= {"branching_ratio": round(float(ratio), 3), "truth": ideal(process, parts[2])}
+        row |= {"decay_in_mean_gaps": round(process.decay * model.statistics.mean_gap, 3)}
+        row |= {"after_waiting": after_waiting(forecaster, parts[2])}
+        sizes = "/".join(str(len(part)) for part in parts)
+        entry = {"data": f"{sizes} sequences of 60 events; parameters drawn with seed N, events with 100 + N"}
+        question = "How far from the truth is the default model on Hawkes processes that nothing was tuned on?"
+        record(arguments.out, "unseen", question, entry | {"waits_in_mean_gaps": WAITS}, [row])
+
+
+def after_waiting(forecaster: Any, test: Any) -> list[dict[str, float]]:
+    """Shares of the residual waits below their median and 90 % quantile, of the events still to come after a wait."""
+    import numpy as np
+    import torch
+
+    from burnish.events.distribution import NextEvents
+    from burnish.events.model import row_chunks, select
+
+    model = forecaster.model.eval()
+    found: dict[float, list[Any]] = {wait: [] for wait in WAITS}
+    with torch.no_grad():
+        for batch in model.pack(test, score_first=False).batches(64):
+            histories = model.histories(batch)
+            for rows in row_chunks(histories.condition, 1024):
+                law = NextEvents(model, select(histories.condition, rows))
+                gap = histories.gap[rows].double() * law.unit
+                for wait in WAITS:
+                    waited = wait * law.unit
+                    rest = law.cdf((gap - waited).clamp_min(0).unsqueeze(-1), waited).squeeze(-1)
+                    found[wait].append(rest[gap > waited].double().numpy())
+    shares = []
+    for wait, parts in found.items():
+        pit = np.concatenate(parts)
+        row = {"wait": wait, "num_events": len(pit)}
+        for level in (0.5, 0.9):
+            error = math.sqrt(level * (1 - level) / len(pit))
+            share = float((pit < level).mean())
+            row |= {f"below_{level:g}": round(share, 4), f"errors_{level:g}": round((share - level) / error, 2)}
+        shares.append(row)
+    return shares
 
 
 def on_hawkes3(bounds: tuple[int, ...], **objective: str) -> tuple[Any, tuple[Any, ...]]:
@@ -564,10 +651,29 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             speed.append([f"{side} quantiles", f"{value}CS {part['calibration_score_19']:.4f}"])
         gap = entry["crps_difference_langevin_minus_exact"]
         speed.append(["CRPS, Langevin minus exact, paired", f"{gap['mean']:.4f} ± {gap['error']:.4f}"])
+    if "unseen" in experiments:
+        made["unseen"] = unseen_table(experiments["unseen"]["rows"])
     if "drift" in experiments:
         made["drift"] = drift_table(experiments["drift"]["levels"])
     made["speed"] = experiment.table("question | result", speed)
     return made
+
+
+def unseen_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        short = row["truth"]["loglik"] - row["scores"]["loglik"]
+        median = max(abs(wait["errors_0.5"]) for wait in row["after_waiting"])
+        ninety = max(abs(wait["errors_0.9"]) for wait in row["after_waiting"])
+        lines.append([
+            len(row["process"]["mu"]), f"{row['branching_ratio']:.2f}", f"{row['decay_in_mean_gaps']:.2f}",
+            f"{row['truth']['loglik']:.4f}", f"{short:.4f}", f"{row['scores']['calibration_score_19']:.4f}",
+            f"{row['truth']['calibration_score_19']:.4f}", f"{median:.1f}", f"{ninety:.1f}",
+            f"{row['fit_cpu_seconds']:.0f}",
+        ])  # fmt: skip
+    titles = "types | branching ratio | decay, per mean gap | log-lik. of the truth | short of it | CS | its CS"
+    titles += " | 50 % after a wait, errors off at most | 90 % after a wait, errors off at most | CPU s"
+    return experiment.table(titles, lines)
 
 
 def drift_table(levels: dict[str, Any]) -> str:
@@ -600,7 +706,8 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
         objective = row["objective"]["objective"]
         if objective != "likelihood":
             objective += ", log time" if row["objective"].get("time_coordinate", "log") == "log" else ", raw gap"
-        grouped.setdefault((LABELS[row["model"]], objective), []).append(row)
+        label = LABELS[row["model"]] + (", network alone" if row["settings"].get("num_decays") == 0 else "")
+        grouped.setdefault((label, objective), []).append(row)
     for (model, objective), rows in grouped.items():
         means, spread = {}, {}
         for name in names:
@@ -617,7 +724,7 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
     return experiment.table(titles, lines)
 
 
-QUESTIONS = {"online": online, "langevin": langevin, "drift": drift, "epoch": epoch}
+QUESTIONS = {"unseen": unseen, "online": online, "langevin": langevin, "drift": drift, "epoch": epoch}
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ OPTIONS = "its arguments and docstring are the options and the help of a command
 LONG_FUNCTIONS = {
     "cli/audit.py:audit": OPTIONS,
     "cli/data.py:chain": OPTIONS,
-    "cli/events.py:fit": OPTIONS,
     "cli/reason.py:evolve": OPTIONS,
     "cli/reason.py:run": OPTIONS,
     "cli/reason_serve.py:serve": OPTIONS,

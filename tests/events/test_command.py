@@ -18,7 +18,7 @@ app = cli.app["events"]
 SMALL = ["--hidden-size", "16", "--num-layers", "1", "--epochs", "2", "--batch-size", "16"]
 
 
-def call(*arguments: str) -> None:
+def call(*arguments: object) -> None:
     app([str(a) for a in arguments], exit_on_error=False, print_error=False, result_action="return_value")
 
 

@@ -147,3 +147,13 @@ def test_a_process_near_its_explosion_is_found() -> None:
     facts = [truth(preset, sequence) for sequence in parts[1]]
     ideal = np.mean(np.concatenate([f.log_intensity[1:] - f.compensator[1:] for f in facts]))
     assert forecaster.score(parts[1], bootstrap=0).scores["loglik"] > ideal - 0.006
+
+
+def test_without_decays_the_base_rates_are_those_of_a_poisson_process() -> None:
+    rng = np.random.default_rng(6)
+    times, marks = np.cumsum(rng.exponential(0.5, 4000)), (rng.random(4000) < 0.25).astype(int)
+    model = small(SmurfTHP, num_marks=2, num_decays=0)
+    assert isinstance(model, ExcitedModel)
+    data = EventDataset((EventSequence(times, marks, start=0.0),), ("a", "b"))
+    model.excitation.fit(data, replace(model.statistics, mean_gap=0.5), 0)
+    assert model.excitation.base.numpy() == pytest.approx([0.75, 0.25], abs=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,16 +15,111 @@ from burnish.events.models import MODELS
 if TYPE_CHECKING:
     from burnish.core.page import Table
     from burnish.events.data import EventDataset
+    from burnish.events.forecaster import EventForecaster
     from burnish.events.model import EventModel
+    from burnish.events.run import Reading
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 OptionalOut = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))]
 Levels = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 if TYPE_CHECKING:
     ModelName = str
 else:  # the choices are the rows of the table
     ModelName = Literal[tuple(MODELS)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table mean.
+
+    Attributes:
+        sequence: Column of the sequence an event belongs to; without the default one all rows are one sequence.
+        time: Column of the times, numbers or dates.
+        type: Column of the types; without the default one all events are of one type.
+        x: First column of the place, for the models of places.
+        y: Second column of the place, for the models of places.
+        vertex: Column of the vertex (0, 1, ...); structured-thp needs it.
+        covariates: Columns of numbers that are known at each event and may matter for the next.
+        start: When observation began, if known, as the times are given: the waits for first events then count.
+        end: When observation ended, if known: the time without an event up to it then counts.
+        sort: Sort each sequence by time instead of refusing unsorted rows.
+        unit: Name of the time unit, for reports.
+    """
+
+    sequence: str = "sequence_id"
+    time: str = "time"
+    type: str = "mark"
+    x: str | None = None
+    y: str | None = None
+    vertex: str | None = None
+    covariates: Names = ()
+    start: str | None = None
+    end: str | None = None
+    sort: bool = False
+    unit: str = ""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Network:
+    """The model, what it minimises, its size, and what it sees.
+
+    Attributes:
+        model: By default smurf-thp, with --x and --y place-mixture; structured-thp is for a graph.
+        objective: Likelihood, or score matching with or without a term for the mass.
+        time_coordinate: Of score matching: log (consistent) or gap (as published).
+        hidden_size: Width of the Transformer.
+        num_layers: Layers of the Transformer.
+        calendar: Cycles that the events may follow: day, week, year where times are dates, else lengths such as 24.
+        edges: Table whose first two columns are the edges of the graph; structured-thp needs it.
+    """
+
+    model: ModelName | None = None
+    objective: Literal["likelihood", "score", "score+mass"] = "likelihood"
+    time_coordinate: Literal["log", "gap"] = "log"
+    hidden_size: int = 64
+    num_layers: int = 2
+    calendar: Names = ()
+    edges: Path | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the training data, at most.
+        batch_size: Sequences per step [default: 32, fewer where an epoch would have less than 20 steps].
+        lr: Learning rate.
+        patience: Epochs without a better validation loss after which training ends; 0 never ends it early.
+        seed: Of the split and of training.
+    """
+
+    epochs: int = 30
+    batch_size: int | None = None
+    lr: float = 3e-3
+    patience: int = 5
+    seed: Seed = 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class HeldOut:
+    """How validation and test data are kept apart.
+
+    Attributes:
+        split_by: Hold out whole sequences, or the end of each; auto does the first where there are ten or more.
+        split_column: Column that says of every sequence whether it is of train, val or test.
+        fractions: Shares of training, validation and test data.
+    """
+
+    split_by: Literal["auto", "sequence", "time"] = "auto"
+    split_column: str | None = None
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
 
 
 def fit(
@@ -31,30 +127,10 @@ def fit(
     /,
     *,
     out: Out,
-    model: ModelName | None = None,
-    objective: Literal["likelihood", "score", "score+mass"] = "likelihood",
-    time_coordinate: Literal["log", "gap"] = "log",
-    sequence: str = "sequence_id",
-    time: str = "time",
-    type: str = "mark",
-    x: str | None = None,
-    y: str | None = None,
-    vertex: str | None = None,
-    edges: Path | None = None,
-    start: str | None = None,
-    end: str | None = None,
-    sort: bool = False,
-    unit: str = "",
-    hidden_size: int = 64,
-    num_layers: int = 2,
-    epochs: int = 30,
-    batch_size: int | None = None,
-    lr: float = 3e-3,
-    patience: int = 5,
-    split_by: Literal["auto", "sequence", "time"] = "auto",
-    split_column: str | None = None,
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    seed: Seed = 0,
+    columns: Columns = Columns(),
+    network: Network = Network(),
+    training: Training = Training(),
+    parts: HeldOut = HeldOut(),
     overwrite: bool = False,
 ) -> None:
     """Fit a forecaster to a table of events: one row an event, with a time and, where there are, a sequence and a type.
@@ -68,98 +144,33 @@ def fit(
         A .csv, .tsv, .parquet or .jsonl file.
     out:
         Directory of the fitted forecaster.
-    model:
-        By default smurf-thp, with --x and --y place-mixture; structured-thp is for a graph.
-    objective:
-        Likelihood, or score matching with or without a term for the mass.
-    time_coordinate:
-        Of score matching: log (consistent) or gap (as published).
-    sequence:
-        Column that says which sequence an event belongs to; without the default one all rows are one sequence.
-    time:
-        Column of the times, numbers or dates.
-    type:
-        Column of the types; without the default one all events are of one type.
-    x:
-        First column of the place, for the models of places.
-    y:
-        Second column of the place, for the models of places.
-    vertex:
-        Column of the vertex (0, 1, ...); structured-thp needs it.
-    edges:
-        Table whose first two columns are the edges of the graph; structured-thp needs it.
-    start:
-        When observation began, if known, as the times are given: the waits for first events then count.
-    end:
-        When observation ended, if known: the time without an event up to it then counts.
-    sort:
-        Sort each sequence by time instead of refusing unsorted rows.
-    unit:
-        Name of the time unit, for reports.
-    hidden_size:
-        Width of the Transformer.
-    num_layers:
-        Layers of the Transformer.
-    epochs:
-        Passes over the training data, at most.
-    batch_size:
-        Sequences per step [default: 32, fewer where an epoch would have less than 20 steps].
-    lr:
-        Learning rate.
-    patience:
-        Epochs without a better validation loss after which training ends; 0 never ends it early.
-    split_by:
-        Hold out whole sequences, or the end of each sequence; auto does the first where there are ten or more.
-    split_column:
-        Column that says of every sequence whether it is of train, val or test.
-    fractions:
-        Shares of training, validation and test data.
-    seed:
-        Of the split and of training.
     overwrite:
         Replace a forecaster at OUT.
     """
-    from dataclasses import asdict
-
     from burnish.core.progress import Progress
     from burnish.core.store import Store
-    from burnish.events.forecaster import EventForecaster
     from burnish.events.models import model_class
-    from burnish.events.run import Reading, split
-    from burnish.events.seen import Seen
+    from burnish.events.run import split
 
     _check_free(out, overwrite)
-    kind = model_class(model or ("smurf-thp" if x is None and y is None else "place-mixture"))
-    place = _location(x, y, kind)
-    reading = Reading(sequence, time, type, place, vertex, split_column, start, end, sort=sort, unit=unit)
+    kind = model_class(network.model or ("smurf-thp" if columns.x is None and columns.y is None else "place-mixture"))
+    reading = _reading(columns, kind, parts.split_column)
     dataset = reading.read(data)
     for note in dataset.notes:
         _say(note)
-    training, validation, _ = split(dataset, split_by, fractions, seed, split_column)
-    graph = {"num_vertices": dataset.num_vertices, "edges": _edges(edges, vertex, kind.kind)} if kind.has_graph else {}
-    sizes = {"hidden_size": hidden_size, "num_layers": num_layers} if kind.has_encoder else {}
-    network = kind(dataset.num_marks, **sizes, **graph)
-    forecaster = EventForecaster(network, objective=objective, time_coordinate=time_coordinate)
+    train, validation, _ = split(dataset, parts.split_by, parts.fractions, training.seed, parts.split_column)
+    forecaster = _forecaster(kind, dataset, network, columns.vertex)
     _say(
         f"{len(dataset):,} sequences, {dataset.num_events:,} events, {dataset.num_marks} types; training on "
-        f"{len(training):,} sequences, validating on {len(validation):,}"
+        f"{len(train):,} sequences, validating on {len(validation):,}"
     )
     state = out.parent / f"{out.name}.fit"
-    history = forecaster.fit(
-        training,
-        validation,
-        epochs=epochs,
-        batch_size=_batch_size(training) if batch_size is None else batch_size,
-        lr=lr,
-        patience=patience,
-        seed=seed,
-        state_dir=state,
-        progress=Progress(),
-    )
+    given = asdict(training) | {"batch_size": training.batch_size or _batch_size(train)}
+    history = forecaster.fit(train, validation, **given, state_dir=state, progress=Progress())
+    forecaster.calibrate(validation)
     for note in forecaster.notes:
         _say(note)
-    seen = Seen.of(training, validation).to_json()
-    forecaster.save_pretrained(out, overwrite=overwrite, reading=asdict(reading), seen=seen)
+    _save(forecaster, out, overwrite, reading, (train, validation))
     Store(state).clear()
     kept = f"best epoch {history.best_epoch + 1} of {len(history.train)}"
     if history.best_epoch < 0:
@@ -216,6 +227,38 @@ def evaluate(
     print(f"report: {target}")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Waited:
+    """How long was waited since the last event.
+
+    Attributes:
+        elapsed: So long; the quantiles are then of the rest of the wait.
+        now: Until this time, as the times are given: each sequence has then waited since its last event.
+        as_of: A table with the column of the sequences and a column now or elapsed, for each sequence its own.
+    """
+
+    elapsed: float = 0.0
+    now: str | None = None
+    as_of: Path | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Renamed:
+    """Columns that have another name than in the table of the fit.
+
+    Attributes:
+        sequence: Column of the sequences, if not that of the fit.
+        time: Column of the times, if not that of the fit.
+        type: Column of the types, if not that of the fit.
+    """
+
+    sequence: str | None = None
+    time: str | None = None
+    type: str | None = None
+
+
 def forecast(
     forecaster: Path,
     data: Path,
@@ -223,11 +266,11 @@ def forecast(
     *,
     out: OptionalOut = None,
     quantiles: Levels = (0.05, 0.25, 0.5, 0.75, 0.95),
-    elapsed: float = 0.0,
-    now: str | None = None,
-    sequence: str | None = None,
-    time: str | None = None,
-    type: str | None = None,
+    next: Annotated[int, Parameter(validator=Number(gte=1, lte=1000))] = 1,
+    waited: Waited = Waited(),
+    conformal: bool = False,
+    seed: Seed = 0,
+    renamed: Renamed = Renamed(),
 ) -> None:
     """For every sequence of a table, when the next event comes, of which type and where, as CSV.
 
@@ -241,16 +284,12 @@ def forecast(
         The CSV file [default: standard output].
     quantiles:
         Levels of the wait.
-    elapsed:
-        Time already waited since the last event; the quantiles are then of the rest of the wait.
-    now:
-        The time as of which to forecast, as the times are given: each sequence has then waited since its last event.
-    sequence:
-        Column of the sequences, if not that of the fit.
-    time:
-        Column of the times, if not that of the fit.
-    type:
-        Column of the types, if not that of the fit.
+    next:
+        So many events ahead, a row each; those after the first by 500 drawn futures.
+    conformal:
+        Move the levels so that as many of the validation waits of the fit were below each as it says.
+    seed:
+        Of drawn futures.
     """
     import csv
     import io
@@ -258,15 +297,14 @@ def forecast(
     from dataclasses import replace
 
     from burnish.core.checkpoint import write_atomically
-    from burnish.core.errors import SettingsError
-    from burnish.events.run import Fitted, table_of_forecasts
+    from burnish.events.run import Asked, Fitted, Waits, table_of_forecasts
 
-    if elapsed and now is not None:
-        raise SettingsError("both --elapsed and --now say how long was waited", fix="give one of them")
     fitted = Fitted.load(forecaster)
-    reading = replace(fitted.reading.with_columns(sequence=sequence, time=time, mark=type), group=None, end=None)
+    names = {"sequence": renamed.sequence, "time": renamed.time, "mark": renamed.type}
+    reading = replace(fitted.reading.with_columns(**names), group=None, end=None)
+    waits = Waits.given(waited.elapsed, waited.now, waited.as_of, reading.sequence)
     dataset = reading.read(data, fitted.forecaster.mark_names)
-    rows = table_of_forecasts(fitted.forecaster, dataset, quantiles=quantiles, elapsed=elapsed, now=now)
+    rows = table_of_forecasts(fitted.forecaster, dataset, Asked(quantiles, waits, next, conformal, seed))
     if out is None:
         csv.writer(sys.stdout).writerows(rows)
         return
@@ -346,17 +384,52 @@ def _check_free(out: Path, overwrite: bool) -> None:
         )
 
 
-def _location(x: str | None, y: str | None, kind: type[EventModel]) -> tuple[str, str] | None:
+def _reading(columns: Columns, kind: type[EventModel], split_column: str | None) -> Reading:
     from burnish.core.errors import SettingsError
+    from burnish.events.run import Reading
 
+    x, y = columns.x, columns.y
     if (x is None) != (y is None):
         raise SettingsError("a place needs both columns", fix="give --x and --y")
-    if x is None or y is None:
-        if kind.has_location:
-            what = f"{kind.kind} forecasts places, but no columns for them were given"
-            raise SettingsError(what, fix="give --x and --y")
-        return None
-    return x, y
+    if x is None and kind.has_location:
+        what = f"{kind.kind} forecasts places, but no columns for them were given"
+        raise SettingsError(what, fix="give --x and --y")
+    given = {name: value for name, value in asdict(columns).items() if name not in ("x", "y", "type")}
+    place = None if x is None or y is None else (x, y)
+    return Reading(**given, mark=columns.type, location=place, group=split_column)
+
+
+def _forecaster(kind: type[EventModel], dataset: EventDataset, network: Network, vertex: str | None) -> EventForecaster:
+    """The model for these data, of this size, to be fitted."""
+    from burnish.core.errors import SettingsError
+    from burnish.events.forecaster import EventForecaster
+    from burnish.events.run import periods
+
+    settings = {}
+    if kind.has_encoder:
+        settings = {"hidden_size": network.hidden_size, "num_layers": network.num_layers}
+        settings |= {
+            "periods": periods(network.calendar, dates=dataset.dates),
+            "num_covariates": dataset.num_covariates,
+        }
+    elif network.calendar or dataset.num_covariates:
+        raise SettingsError(f"{kind.kind} sees neither a calendar nor covariates", fix="leave them out")
+    if kind.has_graph:
+        settings |= {"num_vertices": dataset.num_vertices, "edges": _edges(network.edges, vertex, kind.kind)}
+    model = kind(dataset.num_marks, **settings)
+    return EventForecaster(model, objective=network.objective, time_coordinate=network.time_coordinate)
+
+
+def _save(
+    forecaster: EventForecaster,
+    out: Path,
+    overwrite: bool,
+    reading: Reading,
+    parts: tuple[EventDataset, ...],
+) -> None:
+    from burnish.events.seen import Seen
+
+    forecaster.save_pretrained(out, overwrite=overwrite, reading=asdict(reading), seen=Seen.of(*parts).to_json())
 
 
 def _edges(path: Path | None, vertex: str | None, model: str) -> list[list[int]]:

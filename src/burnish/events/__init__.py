@@ -18,8 +18,11 @@ from burnish.events.models import MODELS
 
 if TYPE_CHECKING:
     from burnish.events import metrics as metrics
+    from burnish.events.ahead import Paths as Paths
+    from burnish.events.ahead import sample_paths as sample_paths
     from burnish.events.baselines import Baselines as Baselines
     from burnish.events.conformal import AdaptiveConformal as AdaptiveConformal
+    from burnish.events.conformal import SplitConformal as SplitConformal
     from burnish.events.data import EventDataset as EventDataset
     from burnish.events.distribution import NextEvent as NextEvent
     from burnish.events.distribution import NextEvents as NextEvents
@@ -49,7 +52,10 @@ _PUBLIC = {
     "HawkesParameters": ".hawkes",
     "NextEvent": ".distribution",
     "NextEvents": ".distribution",
+    "Paths": ".ahead",
+    "SplitConformal": ".conformal",
     "evaluate": ".evaluation",
+    "sample_paths": ".ahead",
     "simulate_hawkes": ".hawkes",
 } | {class_name: f".{file}" for file, class_name in MODELS.values()}
 

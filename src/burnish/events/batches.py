@@ -7,7 +7,8 @@ Position i of the hidden states (B, L + 1, M) summarises the first i events; it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from burnish.events.data import EventDataset
-from burnish.events.sequence import EventSequence
+from burnish.events.sequence import NANOSECONDS, EventSequence
 
 AT_ONCE = 1e-30
 """A wait that has lasted no time, but is one: whatever came at the time of the last event has come."""
@@ -44,6 +45,7 @@ class EventBatch:
         locations: standardised by the model, or None.
         vertices: or None.
         origin: (B, 2) number of the sequence, and of the window's first event in it.
+        features: of the calendar and of the covariates at each event, or None.
         before: x of maths/excitation.py after what came before the window, or None where no decays are carried.
     """
 
@@ -59,6 +61,7 @@ class EventBatch:
     vertices: Int[Tensor, "B L"] | None
     origin: Int[Tensor, "B 2"]
     before: Float[Tensor, "B D K"] | None = None
+    features: Float[Tensor, "B L F"] | None = None
 
     def to(self, device: torch.device) -> EventBatch:
         """The same batch on another device."""
@@ -111,6 +114,7 @@ class PackedEvents:
         dtype: of times and gaps, after the subtraction and division in float64.
         score_first: whether a known first gap is a target; models see it in any case.
         decays: (D,) per mean gap, of what is carried over the windows of a long sequence.
+        periods: of the calendar, in the data's unit.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class PackedEvents:
         dtype: torch.dtype = torch.float32,
         score_first: bool = True,
         decays: NDArray[np.float64] | None = None,
+        periods: Sequence[float] = (),
     ) -> None:
         self.dtype, self.decays, self.num_marks = dtype, decays, dataset.num_marks
         sequences = dataset.sequences
@@ -147,6 +152,7 @@ class PackedEvents:
         self.tails_waited = np.array([_tail_waited(s) / mean_gap for s in sequences])
         self.locations = _joined([s.locations for s in sequences])
         self.vertices = _joined([s.vertices for s in sequences])
+        self.features = _joined([_features(s, periods, dataset.dates) for s in sequences])
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -170,6 +176,7 @@ class PackedEvents:
             self.tails_waited,
             self.locations,
             self.vertices,
+            self.features,
         ):
             digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -207,6 +214,7 @@ class PackedEvents:
             vertices=None if self.vertices is None else torch.from_numpy(self.vertices[index]),
             origin=torch.tensor([[w.sequence, w.begin] for w in chosen]),
             before=self._before(chosen),
+            features=None if self.features is None else self._tensor(self.features[index]),
         )
 
     def _before(self, chosen: list[Window]) -> Tensor | None:
@@ -244,6 +252,24 @@ class PackedEvents:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.dtype)
+
+
+CALENDAR_FEATURES = 4
+"""Numbers that say where in a period a time is: sine and cosine of its angle and of twice that."""
+
+
+def calendar(times: NDArray[np.float64], epoch: int, period: float, *, dates: bool) -> NDArray[np.float64]:
+    """(n, 4) where in the period times since an epoch are; the epoch, which may be large, is divided exactly."""
+    begin = epoch % round(period * NANOSECONDS) / NANOSECONDS if dates else math.fmod(epoch, period)
+    angle = 2 * np.pi * np.mod((begin + times) / period, 1.0)
+    return np.stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], axis=1)
+
+
+def _features(sequence: EventSequence, periods: Sequence[float], dates: bool) -> NDArray[np.float64] | None:
+    parts = [calendar(sequence.times, sequence.epoch, period, dates=dates) for period in periods]
+    if sequence.covariates is not None:
+        parts.append(sequence.covariates)
+    return np.concatenate(parts, axis=1) if parts else None
 
 
 def _tail(sequence: EventSequence) -> float:

@@ -6,6 +6,7 @@ rounding, so that a sequence reads the same alone and in a larger file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypedDict
@@ -15,13 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from burnish.core.errors import DataError, SettingsError, nearest
-from burnish.events.sequence import EventSequence
+from burnish.events.sequence import NANOSECONDS, EventSequence
 
 SEQUENCE, TIME, MARK = "sequence_id", "time", "mark"
 """Columns that are looked for when none is named; without the first all rows are one sequence, without the last one
 type."""
 
-NANOSECONDS = 1_000_000_000
 EXACT = 2**53
 """Whole numbers up to this are exact in float64."""
 
@@ -48,6 +48,7 @@ def from_table(
     mark: str | None = MARK,
     location: tuple[str, str] | None = None,
     vertex: str | None = None,
+    covariates: Sequence[str] = (),
     group: str | None = None,
     start: float | str | None = None,
     end: float | str | None = None,
@@ -63,12 +64,9 @@ def from_table(
     ticks = _ticks(_column(table, time, "time", where), time, where)
     marks, names = _marks(table, mark, mark_names, where)
     ids, labels = _sequences(table, sequence, where)
-    columns = [_numbers(_column(table, c, "location", where), c, where) for c in location or ()]
-    places = np.stack(columns, axis=1) if columns else None
-    vertices = None
-    if vertex is not None:
-        vertices = _vertices(_column(table, vertex, "vertex", where), vertex, where)
-        num_vertices = max(num_vertices, int(vertices.max()) + 1)
+    places = _rows_of_numbers(table, location or (), "location", where)
+    others = _rows_of_numbers(table, covariates, "covariate", where)
+    vertices = None if vertex is None else _vertices(_column(table, vertex, "vertex", where), vertex, where)
     groups = None if group is None else [str(v) for v in _column(table, group, "split", where).to_pylist()]
     sequences = []
     for rows in _rows_of_sequences(ids, ticks.values if sort else None):
@@ -81,6 +79,7 @@ def from_table(
                 marks[rows],
                 locations=None if places is None else places[rows],
                 vertices=None if vertices is None else vertices[rows],
+                covariates=None if others is None else others[rows],
                 start=None if start is None else ticks.since(epoch, start, "start"),
                 end=None if end is None else ticks.since(epoch, end, "end"),
                 epoch=epoch,
@@ -94,7 +93,7 @@ def from_table(
         sequences=tuple(sequences),
         mark_names=names,
         unit=unit or ("seconds" if ticks.dates else ""),
-        num_vertices=num_vertices,
+        num_vertices=num_vertices if vertices is None else max(num_vertices, int(vertices.max()) + 1),
         notes=tuple(notes),
         dates=ticks.dates,
     )
@@ -263,6 +262,12 @@ def _numbers(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.float
         row = int(np.argmin(np.isfinite(values))) + 1
         raise DataError(f"column {name!r} is not a number in row {row}", where=where, fix="drop the incomplete rows")
     return values
+
+
+def _rows_of_numbers(table: pa.Table, names: Sequence[str], role: str, where: str) -> NDArray[np.float64] | None:
+    """(rows, columns), or None without columns."""
+    columns = [_numbers(_column(table, name, role, where), name, where) for name in names]
+    return np.stack(columns, axis=1) if columns else None
 
 
 def _vertices(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.int64]:

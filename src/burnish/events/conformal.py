@@ -12,6 +12,12 @@ Levels may leave [0, 1] by up to gamma; at or below 0 the interval is empty, at 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEPT = 1001
 
 
 @dataclass
@@ -59,3 +65,39 @@ class AdaptiveConformal:
     def bound(self, target: float) -> float:
         """The guarantee: |coverage - target| is at most this after the events so far."""
         return (max(target, 1 - target) + self.gamma) / (self.gamma * max(self.num_events, 1))
+
+
+@dataclass(frozen=True)
+class SplitConformal:
+    """Levels moved by the PIT of events that fitting did not learn from: any model's quantiles then cover as they say.
+
+    With n such values u the forecast at level q is asked at the ceil((n + 1) q)-th smallest of them, which covers with
+    probability q to q + 1/n where events are exchangeable with those (Vovk et al., 2005; Papadopoulos et al., 2002).
+    Under drift `AdaptiveConformal` follows.
+
+    Attributes:
+        pit: sorted; of many events 1,001 quantiles.
+        num_events: that they were taken from.
+    """
+
+    pit: NDArray[np.float64]
+    num_events: int
+
+    @classmethod
+    def of(cls, pit: NDArray[np.float64]) -> Self:
+        ordered = np.sort(pit)
+        if len(ordered) > KEPT:
+            ordered = np.quantile(ordered, np.linspace(0, 1, KEPT), method="higher")
+        return cls(ordered, len(pit))
+
+    def cdf(self, pit: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """Share of the events that were below this level of the forecast."""
+        return np.asarray(np.searchsorted(self.pit, pit, side="right") / (len(self.pit) + 1))
+
+    def level(self, q: float, passed: float = 0.0) -> float:
+        """The level to ask a forecast at, given that it was `passed` before and no event has come since; below 1."""
+        before = float(self.cdf(passed)) if passed else 0.0
+        wanted = before + q * (1 - before)
+        rank = int(np.ceil((len(self.pit) + 1) * wanted - 1e-9))
+        found = 1.0 if rank > len(self.pit) else float(self.pit[max(rank - 1, 0)])
+        return float(np.clip((found - passed) / (1 - passed), 0.0, 0.9999)) if passed < 1 else 0.0

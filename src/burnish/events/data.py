@@ -50,6 +50,9 @@ class EventDataset:
                     where=f"sequence {sequence.name!r}",
                 )
         located = {sequence.locations is not None for sequence in self.sequences if len(sequence)}
+        known = {0 if s.covariates is None else s.covariates.shape[1] for s in self.sequences if len(s)}
+        if len(known) > 1:
+            raise DataError("sequences have different numbers of covariates", fix="give all of them the same")
         if len(located) > 1:
             raise DataError("some sequences have locations and some do not", fix="give all of them x and y, or none")
 
@@ -67,6 +70,10 @@ class EventDataset:
     def num_events(self) -> int:
         """Events without those that are only context."""
         return sum(len(sequence) - sequence.context for sequence in self.sequences)
+
+    @property
+    def num_covariates(self) -> int:
+        return max((0 if s.covariates is None else s.covariates.shape[1] for s in self.sequences), default=0)
 
     @property
     def has_locations(self) -> bool:
@@ -144,6 +151,7 @@ class EventDataset:
                 sequence; without a mark column all events are of one type. Types are those that occur.
             location: names of the x and y columns.
             vertex: name of a graph vertex column.
+            covariates: names of columns of numbers that are known at each event and may matter for the next.
             group: name of a split or fold column.
             start, end: when observation began and ended, as the times are given (numbers or ISO dates), if known.
             sort: sort each sequence by time instead of refusing unsorted rows.

@@ -17,6 +17,7 @@ A learned vector stands for the empty history; it forecasts the first event and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burnish.core.errors import SettingsError
-from burnish.events.batches import EventBatch
+from burnish.events.batches import CALENDAR_FEATURES, EventBatch
 
 NUM_GAP_FEATURES = 2
 
@@ -104,6 +105,8 @@ class EncoderSettings:
     Attributes:
         hidden_size, num_layers, num_heads, intermediate_size, dropout: of the Transformer.
         recurrent_size: width of the GRU on top, 0 for none.
+        periods: of the calendar, in the data's unit, such as (86400.0, 604800.0) for times in seconds.
+        num_covariates: numbers known at each event.
         clock: "relative" (only differences of times are seen) or "absolute" (as published: time since the origin).
     """
 
@@ -114,12 +117,16 @@ class EncoderSettings:
     dropout: float = 0.0
     recurrent_size: int = 64
     clock: str = "relative"
+    periods: tuple[float, ...] = ()
+    num_covariates: int = 0
 
     def __post_init__(self) -> None:
         # No layers is a model: the recurrent part alone.
         for name, low in (("hidden_size", 1), ("num_heads", 1), ("num_layers", 0)):
             if getattr(self, name) < low:
                 raise SettingsError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+        if not all(0 < period < math.inf for period in self.periods):
+            raise SettingsError(f"periods are {list(self.periods)}, but must be positive and finite")
         if self.clock not in CLOCKS:
             raise SettingsError(f"clock is {self.clock!r}, but must be relative or absolute")
 
@@ -151,6 +158,8 @@ class HistoryEncoder(nn.Module):
             EncoderLayer(hidden_size, num_heads, head_dim, settings.intermediate_size, settings.dropout)
             for _ in range(settings.num_layers)
         )
+        num_features = CALENDAR_FEATURES * len(settings.periods) + settings.num_covariates
+        self.feature_proj = nn.Linear(num_features, hidden_size) if num_features else None
         self.begin_state = nn.Parameter(torch.zeros(hidden_size))
         self.recurrent = None
         if recurrent_size:
@@ -165,6 +174,9 @@ class HistoryEncoder(nn.Module):
         if self.vertex_embedding is not None:
             assert batch.vertices is not None, "a model over a graph was given events without vertices"
             x = x + self.vertex_embedding(batch.vertices)
+        if self.feature_proj is not None:
+            assert batch.features is not None, "a model with a calendar or covariates was given events without"
+            x = x + self.feature_proj(batch.features)
         return x
 
     def attention_bias(self, batch: EventBatch) -> Float[Tensor, "B 1 L L"] | None:

@@ -172,8 +172,9 @@ def _fitted(
     x *= fade[:, :, None]
     base, jumps = np.zeros(num_marks), np.zeros((len(decays), num_marks, num_marks))
     for kind in range(num_marks):
-        own = x[mark == kind].reshape(-1, exposure.size)
-        base[kind], found = maximum_likelihood(own, exposure.ravel(), float(gap.sum()))
+        own = mark == kind
+        features = x[own].reshape(own.sum(), exposure.size)
+        base[kind], found = maximum_likelihood(features, exposure.ravel(), float(gap.sum()))
         jumps[:, kind] = found.reshape(exposure.shape)
     return base, jumps
 

@@ -26,8 +26,10 @@ from burnish.core.checkpoint import weight_files
 from burnish.core.checkpoint.durable import saving
 from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError, nearest
 from burnish.core.progress import Progress
+from burnish.events import metrics
 from burnish.events.baselines import Baselines
 from burnish.events.batches import Window, window_begin
+from burnish.events.conformal import SplitConformal
 from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.evaluation import ForecastEvaluation, evaluate
@@ -70,6 +72,7 @@ class EventForecaster:
         self.notes: tuple[str, ...] = ()
         self.training: dict[str, Any] = {}
         self.baselines: Baselines | None = None
+        self.conformal: SplitConformal | None = None
         self._exact: tuple[list[tuple[int, int]], EventModel] | None = None
         if objective != "likelihood" and time_coordinate == "gap":
             self.notes += (
@@ -145,6 +148,10 @@ class EventForecaster:
         self.model.eval()
         return history
 
+    def calibrate(self, held_out: EventDataset) -> None:
+        """Takes the levels of `conformal` from events that the weights were not fitted to."""
+        self.conformal = SplitConformal.of(self.score(held_out, bootstrap=0).events["pit"])
+
     def _note_ties(self) -> None:
         if self.model.statistics.tie_share > 0:
             self.notes += (
@@ -163,6 +170,11 @@ class EventForecaster:
                 raise DataError(f"the {name} part is empty", fix="give more sequences, or other split fractions")
         if self.model.has_location and not training.has_locations:
             raise DataError(f"{self.model.kind} needs locations, and the events have none", fix="give --x and --y")
+        if training.num_covariates != self.model.num_covariates:
+            raise SettingsError(
+                f"the model takes {self.model.num_covariates} covariates, the events have {training.num_covariates}",
+                fix=f"build it with num_covariates={training.num_covariates}",
+            )
         if training.num_ties and training.num_ties == len(training.inner_gaps()):
             raise DataError("all events happen at the same time", fix="check the time column and its unit")
 
@@ -245,6 +257,9 @@ class EventForecaster:
             bootstrap=bootstrap,
             progress=progress,
         )
+        if self.conformal is not None:
+            moved = self.conformal.cdf(result.events["pit"])
+            result.scores["calibration_score_conformal"] = metrics.calibration_score(moved)
         return replace(result, notes=result.notes + notes)
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -284,6 +299,7 @@ class EventForecaster:
             "unit": self.unit,
             "notes": list(self.notes),
             "training": self.training,
+            "conformal": None if self.conformal is None else [self.conformal.pit.tolist(), self.conformal.num_events],
             "baselines": baselines,
             "extra": extra,
         }
@@ -331,6 +347,9 @@ class EventForecaster:
         )
         forecaster.mark_names, forecaster.unit = tuple(config["mark_names"]), config["unit"]
         forecaster.notes, forecaster.training = tuple(config["notes"]), config["training"]
+        if config["conformal"] is not None:
+            pit, num_events = config["conformal"]
+            forecaster.conformal = SplitConformal(np.array(pit), num_events)
         if config["baselines"] is not None:
             saved = config["baselines"]
             forecaster.baselines = Baselines(

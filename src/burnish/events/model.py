@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,6 +74,8 @@ class TrainingStatistics:
         longest: longest training gap, in mean gaps.
         horizons: gaps (in mean gaps) at which a mass term asks "before or after?".
         location_mean, location_scale: to standardise places.
+        covariate_mean, covariate_scale: to standardise covariates.
+        dates: whether times were dates, seconds since an epoch in nanoseconds.
         clock_resolution: step that ties were dequantised with, 0 if there were none.
         tie_share: share of gaps that are zero, where the model gives them a probability; else 0.
     """
@@ -84,6 +86,9 @@ class TrainingStatistics:
     horizons: tuple[float, ...] = (0.1, 0.3, 0.7, 1.4, 2.3, 3.5)
     location_mean: tuple[float, float] = (0.0, 0.0)
     location_scale: tuple[float, float] = (1.0, 1.0)
+    covariate_mean: tuple[float, ...] = ()
+    covariate_scale: tuple[float, ...] = ()
+    dates: bool = False
     clock_resolution: float = 0.0
     tie_share: float = 0.0
 
@@ -102,6 +107,8 @@ class TrainingStatistics:
         if train.has_locations:
             places = np.concatenate([s.locations for s in train.sequences if s.locations is not None])
             mean, scale = places.mean(0), np.maximum(places.std(0), 1e-9)
+        rows = [s.covariates for s in train.sequences if s.covariates is not None]
+        known = np.concatenate(rows) if rows else np.zeros((1, 0))
         return cls(
             mean_gap=mean_gap,
             knee=float(1 / np.quantile(positive, 0.2)),
@@ -109,6 +116,9 @@ class TrainingStatistics:
             horizons=tuple(float(q) for q in quantiles),
             location_mean=(float(mean[0]), float(mean[1])),
             location_scale=(float(scale[0]), float(scale[1])),
+            covariate_mean=tuple(map(float, known.mean(0))),
+            covariate_scale=tuple(map(float, np.maximum(known.std(0), 1e-9))),
+            dates=train.dates,
             clock_resolution=clock_resolution,
             tie_share=float((gaps <= 0).mean()),
         )
@@ -198,6 +208,15 @@ class EventModel(nn.Module):
         return None
 
     @property
+    def periods(self) -> tuple[float, ...]:
+        """Periods of the calendar that the model sees, in the data's unit."""
+        return tuple(self.settings.get("periods", ()))
+
+    @property
+    def num_covariates(self) -> int:
+        return self.settings.get("num_covariates", 0)
+
+    @property
     def carried_decays(self) -> NDArray[np.float64] | None:
         """Decays, per mean gap, of what a batch needs from before its windows; None where it needs nothing."""
         return None
@@ -240,20 +259,37 @@ class EventModel(nn.Module):
             if not dataset.has_locations:
                 raise DataError(f"{self.kind} needs locations, and the events have none", fix="give --x and --y")
             mean, scale = np.array(self.statistics.location_mean), np.array(self.statistics.location_scale)
-            from dataclasses import replace
-
             dataset = dataset.with_sequences(
                 replace(s, locations=None if s.locations is None else (s.locations - mean) / scale)
                 for s in dataset.sequences
             )
         return PackedEvents(
-            dataset,
+            self._with_covariates(dataset),
             self.statistics.mean_gap,
             window=self.window,
             context=self.context,
             dtype=self.dtype,
             score_first=score_first,
             decays=self.carried_decays,
+            periods=self.periods,
+        )
+
+    def _with_covariates(self, dataset: EventDataset) -> EventDataset:
+        """The covariates standardised, or left out where the model uses none."""
+        count, mean = self.num_covariates, np.array(self.statistics.covariate_mean)
+        if count and dataset.num_covariates != count:
+            raise DataError(
+                f"{dataset.num_covariates} covariates are given, but the model has {count}",
+                fix="name the columns that the fit had with --covariates",
+            )
+        scale = np.array(self.statistics.covariate_scale)
+        return replace(
+            dataset,
+            dates=self.statistics.dates,
+            sequences=tuple(
+                replace(s, covariates=(s.covariates - mean) / scale if count and s.covariates is not None else None)
+                for s in dataset.sequences
+            ),
         )
 
     def histories(self, batch: EventBatch) -> Histories:

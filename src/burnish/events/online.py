@@ -102,6 +102,7 @@ class IncrementalEncoder:
         self.even = np.arange(size) % 2 == 0
         self.layers = [_Layer(layer, capacity) for layer in encoder.layers if isinstance(layer, EncoderLayer)]
         self.location = None if encoder.location_proj is None else _linear(encoder.location_proj)
+        self.features = None if encoder.feature_proj is None else _linear(encoder.feature_proj)
         self.vertices = None if encoder.vertex_embedding is None else _array(encoder.vertex_embedding.weight)
         self.coupling = None if encoder.vertex_coupling is None else _array(encoder.vertex_coupling)
         self.seen: list[Array] = []
@@ -114,13 +115,22 @@ class IncrementalEncoder:
             self.recurrent_proj = _linear(encoder.recurrent_proj)
 
     def step(
-        self, time: float, gap: float, mark: int, location: Array | None = None, vertex: int | None = None
+        self,
+        time: float,
+        gap: float,
+        mark: int,
+        location: Array | None = None,
+        vertex: int | None = None,
+        features: Array | None = None,
     ) -> NDArray[Any]:
-        """The (M,) hidden state after one more event; time and gap in mean gaps, the location standardised."""
+        """The (M,) hidden state after one more event; time and gap in mean gaps, location and features standardised."""
         x = self.marks[mark]
         if self.location is not None:
             assert location is not None, "a model with locations was given an event without"
             x = x + self.location[0] @ location.astype(self.dtype) + self.location[1]
+        if self.features is not None:
+            assert features is not None, "a model with a calendar or covariates was given an event without"
+            x = x + self.features[0] @ features.astype(self.dtype) + self.features[1]
         bias = None
         if self.vertices is not None and self.coupling is not None:
             assert vertex is not None, "a model over a graph was given an event without a vertex"

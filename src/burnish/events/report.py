@@ -29,6 +29,7 @@ _SCORES = (
     ("crps", "CRPS of the time", _LOWER),
     ("calibration_score_19", "calibration score, 19 levels", _LOWER),
     ("calibration_score_upper", "calibration score, levels from 0.5", _LOWER),
+    ("calibration_score_conformal", "calibration score of conformal levels, 19 levels", _LOWER),
     ("pit_ks", "PIT, Kolmogorov-Smirnov distance", _LOWER),
     ("coverage_50", "share below the 50 % quantile", _LEVEL),
     ("coverage_90", "share below the 90 % quantile", _LEVEL),

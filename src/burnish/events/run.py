@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from burnish.core.errors import CheckpointError, DataError, SettingsError
-from burnish.events.columns import MARK, NANOSECONDS, SEQUENCE, TIME, from_table, nanoseconds, shown_time
+from burnish.events.ahead import Ahead, sample_paths
+from burnish.events.columns import MARK, SEQUENCE, TIME, from_table, nanoseconds, shown_time
 from burnish.events.data import EventDataset
-from burnish.events.distribution import NextEvent
 from burnish.events.forecaster import EventForecaster, read_forecaster_config
+from burnish.events.locations import LocationRegion
 from burnish.events.reading import read_any
 from burnish.events.seen import Seen
-from burnish.events.sequence import EventSequence
+from burnish.events.sequence import NANOSECONDS, EventSequence
 
 ROLES = {
     "train": "training",
@@ -35,7 +36,7 @@ class Reading:
     """How a table is read: fixed at the fit, so that the same file later means the same.
 
     Attributes:
-        sequence, time, mark, location, vertex, group: columns.
+        sequence, time, mark, location, vertex, covariates, group: columns.
         start, end: of observation, if known.
         sort: sort the events of a sequence.
         unit: of time, for reports.
@@ -46,6 +47,7 @@ class Reading:
     mark: str = MARK
     location: tuple[str, str] | None = None
     vertex: str | None = None
+    covariates: tuple[str, ...] = ()
     group: str | None = None
     start: str | None = None
     end: str | None = None
@@ -121,48 +123,137 @@ class Fitted:
                 where=str(directory),
                 fix="use it from Python",
             )
-        reading = Reading(**extra["reading"])
-        if reading.location is not None:
-            reading = replace(reading, location=(reading.location[0], reading.location[1]))
+        kept = extra["reading"]
+        place = None if kept["location"] is None else (kept["location"][0], kept["location"][1])
+        reading = Reading(**kept | {"location": place, "covariates": tuple(kept["covariates"])})
         return cls(EventForecaster.from_pretrained(directory), reading, Seen.from_json(extra["seen"]))
 
 
-def table_of_forecasts(
-    forecaster: EventForecaster,
-    dataset: EventDataset,
-    *,
-    quantiles: Sequence[float],
-    elapsed: float = 0.0,
-    now: str | None = None,
-) -> Iterator[list[str]]:
-    """A header and one row a sequence: quantiles of the wait, the type, and the place where the model has one.
+@dataclass(frozen=True)
+class Waits:
+    """How long each sequence has waited since its last event.
+
+    Attributes:
+        elapsed: the same for all.
+        now: the time as of which to forecast instead, as the times of the file are given.
+        own: "now" or "elapsed" of single sequences, by name, before those for all.
+    """
+
+    elapsed: float = 0.0
+    now: str | None = None
+    own: dict[str, tuple[str, str]] | None = None
+
+    @classmethod
+    def given(cls, elapsed: float, now: str | None, as_of: Path | None, sequence: str) -> Waits:
+        """From options; the table has a column of sequences and a column now or elapsed."""
+        if sum((elapsed != 0, now is not None, as_of is not None)) > 1:
+            raise SettingsError(
+                "more than one of --elapsed, --now and --as-of says how long was waited", fix="give one"
+            )
+        return cls(elapsed, now, None if as_of is None else _own_waits(as_of, sequence))
+
+    def of(self, sequence: EventSequence, dates: bool) -> float:
+        """Time from the last event of a sequence to now."""
+        if self.own is None:
+            return self.elapsed if self.now is None else _until(sequence, self.now, dates)
+        if sequence.name not in self.own:
+            raise DataError(f"--as-of has no row for sequence {sequence.name!r}", fix="add one, with 0 elapsed")
+        column, value = self.own[sequence.name]
+        if column == "now":
+            return _until(sequence, value, dates)
+        try:
+            return float(value)
+        except ValueError:
+            raise DataError(f"elapsed of sequence {sequence.name!r} is {value!r}, not a number") from None
+
+
+def _own_waits(path: Path, sequence: str) -> dict[str, tuple[str, str]]:
+    table = read_any(path, sequence=sequence)
+    columns = [name for name in ("now", "elapsed") if name in table.column_names]
+    if sequence not in table.column_names or len(columns) != 1:
+        raise DataError(
+            f"has the columns {', '.join(table.column_names)}",
+            where=str(path),
+            fix=f"give it {sequence!r} and one of now and elapsed",
+        )
+    names, values = (table[name].to_pylist() for name in (sequence, columns[0]))
+    own = {str(name): (columns[0], str(value)) for name, value in zip(names, values, strict=True)}
+    if len(own) < len(names):
+        raise DataError("names a sequence twice", where=str(path), fix="write one row a sequence")
+    return own
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of every sequence.
+
+    Attributes:
+        quantiles: levels of the wait.
+        waits: how long was waited already.
+        num_events: events ahead.
+        conformal: move the levels by what the validation part of the fit says of them.
+        seed: of drawn futures.
+    """
+
+    quantiles: Sequence[float]
+    waits: Waits
+    num_events: int = 1
+    conformal: bool = False
+    seed: int = 0
+
+
+NUM_PATHS = 500
+"""Futures drawn for events after the next one."""
+
+
+def table_of_forecasts(forecaster: EventForecaster, dataset: EventDataset, asked: Asked) -> Iterator[list[str]]:
+    """A header and one row a sequence and event ahead: quantiles of the wait, the type, and the place where it has one.
 
     Every sequence is asked by itself, so that its row does not depend on what else is in the file.
-
-    Args:
-        quantiles: levels of the wait.
-        elapsed: already waited since the last event.
-        now: the time as of which to forecast instead, as the times of the file are given.
     """
+    if asked.conformal and forecaster.conformal is None:
+        raise SettingsError("this forecaster has no conformal levels", fix="fit it again")
     place = ["x", "y", "place_radius_50"] if forecaster.model.has_location else []
-    dates = [f"time_{q:g}" for q in quantiles] if dataset.dates else []
-    waits = [f"wait_{q:g}" for q in quantiles]
-    yield ["sequence", "last_time", *waits, *dates, "prob_no_event", "type", "type_prob", *place]
+    dates = [f"time_{q:g}" for q in asked.quantiles] if dataset.dates else []
+    waits = [f"wait_{q:g}" for q in asked.quantiles]
+    ahead = ["event"] if asked.num_events > 1 else []
+    yield ["sequence", *ahead, "last_time", *waits, *dates, "prob_no_event", "type", "type_prob", *place]
     for sequence in dataset.sequences:
-        law = forecaster.next_event(sequence)
-        waited = elapsed if now is None else _waited(sequence, now, dataset.dates)
-        rest = np.atleast_1d(law.quantile(list(quantiles), waited))
-        probs = law.mark_probs()
-        top = max(probs, key=lambda name: probs[name])
+        waited = asked.waits.of(sequence, dataset.dates)
         last = float(sequence.times[-1])
-        row = [sequence.name, shown_time(sequence, last, dataset.dates), *(f"{wait:.6g}" for wait in rest)]
-        if dates:
-            row += [shown_time(sequence, last + waited + wait, True) if np.isfinite(wait) else "never" for wait in rest]
-        yield [*row, f"{law.prob_no_event:.4g}", top, f"{probs[top]:.4f}", *(_place(law) if place else [])]
+        for number, found in enumerate(_ahead(forecaster, sequence, waited, asked), 1):
+            times = []
+            if dates:
+                times = [
+                    shown_time(sequence, last + waited + w, True) if np.isfinite(w) else "never" for w in found.waits
+                ]
+            top = int(found.mark_probs.argmax())
+            row = [sequence.name, *([str(number)] if ahead else []), shown_time(sequence, last, dataset.dates)]
+            row += [*(f"{wait:.6g}" for wait in found.waits), *times, f"{found.prob_no_event:.4g}"]
+            row += [forecaster.mark_names[top], f"{found.mark_probs[top]:.4f}"]
+            yield [*row, *(_place(found.region) if found.region is not None else [])]
 
 
-def _waited(sequence: EventSequence, now: str, dates: bool) -> float:
-    """Time from the last event of a sequence to now."""
+def _ahead(forecaster: EventForecaster, sequence: EventSequence, waited: float, asked: Asked) -> Iterator[Ahead]:
+    """The next event by its law, those after it by drawn futures."""
+    law = forecaster.next_event(sequence)
+    levels = np.array(asked.quantiles, np.float64)
+    if asked.conformal:
+        assert forecaster.conformal is not None
+        passed = law.cdf(waited) if waited else 0.0
+        levels = np.array([forecaster.conformal.level(q, passed) for q in levels])
+    region = law.location_region(0.5) if forecaster.model.has_location else None
+    probs = np.array(list(law.mark_probs().values()))
+    yield Ahead(np.atleast_1d(law.quantile(levels, waited)), law.prob_no_event, probs, region)
+    if asked.num_events == 1:
+        return
+    if asked.conformal:
+        raise SettingsError("conformal levels are those of the next event alone", fix="leave out --next or --conformal")
+    paths = sample_paths(forecaster, sequence, asked.num_events, num_paths=NUM_PATHS, elapsed=waited, seed=asked.seed)
+    yield from (paths.ahead(step, asked.quantiles) for step in range(1, asked.num_events))
+
+
+def _until(sequence: EventSequence, now: str, dates: bool) -> float:
     last = float(sequence.times[-1])
     if dates:
         waited = (nanoseconds(now, "now") - sequence.epoch) / NANOSECONDS - last
@@ -179,10 +270,25 @@ def _waited(sequence: EventSequence, now: str, dates: bool) -> float:
     return waited
 
 
-def _place(law: NextEvent) -> list[str]:
+def _place(region: LocationRegion) -> list[str]:
     """The densest place, and the distance from it within which half of the law lies."""
-    region = law.location_region(0.5)
     row, column = np.unravel_index(int(region.density.argmax()), region.density.shape)
     centre = np.array([region.x[column], region.y[row]])
     radius = float(np.median(np.linalg.norm(region.samples - centre, axis=1)))
     return [f"{centre[0]:.6g}", f"{centre[1]:.6g}", f"{radius:.4g}"]
+
+
+PERIODS = {"day": 86_400.0, "week": 604_800.0, "year": 31_556_952.0}
+"""Cycles of dates, in seconds; the year is the mean one of the calendar."""
+
+
+def periods(names: Sequence[str], *, dates: bool) -> tuple[float, ...]:
+    """Lengths of cycles in the data's unit, from names (of dates) or numbers."""
+    found = []
+    for name in names:
+        try:
+            found.append(PERIODS[name] if dates and name in PERIODS else float(name))
+        except ValueError:
+            known = "day, week, year or a number of seconds" if dates else "one such as 24, in the unit of the times"
+            raise SettingsError(f"a cycle of the calendar is {name!r}", fix=f"give {known}") from None
+    return tuple(found)

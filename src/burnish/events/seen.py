@@ -86,6 +86,6 @@ def _hash(sequence: EventSequence, n: int, names: tuple[str, ...]) -> str:
     digest = hashlib.sha256(sequence.name.encode())
     digest.update((sequence.times[:n] - sequence.times[0]).tobytes() if n else b"")
     digest.update("\0".join(names[mark] for mark in sequence.marks[:n]).encode())
-    for values in (sequence.locations, sequence.vertices):
+    for values in (sequence.locations, sequence.vertices, sequence.covariates):
         digest.update(b"-" if values is None else np.ascontiguousarray(values[:n]).tobytes())
     return digest.hexdigest()[:20]

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from burnish.core.errors import DataError
 
+NANOSECONDS = 1_000_000_000
+"""In a second: dates are whole numbers of them."""
+
 
 @dataclass(frozen=True)
 class EventSequence:
@@ -28,6 +31,7 @@ class EventSequence:
         marks: (n,) int64 event types, 0-based.
         locations: (n, 2) float64, or None.
         vertices: (n,) int64 graph vertices, or None.
+        covariates: (n, C) float64, what else was known at each event, or None.
         start: when observation began, if known (the first gap then counts, unless the first event is at the start: an
             event that observation begins with has no wait).
         end: when observation ended, if known (the last, censored gap then counts).
@@ -43,6 +47,7 @@ class EventSequence:
     marks: NDArray[np.int64]
     locations: NDArray[np.float64] | None = None
     vertices: NDArray[np.int64] | None = None
+    covariates: NDArray[np.float64] | None = None
     start: float | None = None
     end: float | None = None
     context: int = 0
@@ -82,6 +87,11 @@ class EventSequence:
                 )
         if self.vertices is not None:
             object.__setattr__(self, "vertices", np.asarray(self.vertices, np.int64))
+        if self.covariates is not None:
+            object.__setattr__(self, "covariates", np.asarray(self.covariates, np.float64))
+            assert self.covariates is not None
+            if self.covariates.ndim != 2 or len(self.covariates) != n or not np.isfinite(self.covariates).all():
+                raise DataError("needs finite covariates for every event", where=where, fix="drop the incomplete rows")
         if n and self.start is not None and self.start > self.times[0]:
             raise DataError(f"starts at {self.start} after its first event at {self.times[0]}", where=where)
         if n and self.end is not None and self.end < self.times[-1]:
@@ -137,6 +147,7 @@ class EventSequence:
             marks=self.marks[:stop],
             locations=None if self.locations is None else self.locations[:stop],
             vertices=None if self.vertices is None else self.vertices[:stop],
+            covariates=None if self.covariates is None else self.covariates[:stop],
             context=min(self.context, stop),
             since=self.since if stop >= self.context else None,
             end=None,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from burnish.core.errors import DataError, SettingsError, nearest
+from burnish.events.batches import calendar
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.excitation import ExcitedModel
 from burnish.events.model import EncodedModel
@@ -19,6 +21,16 @@ from burnish.events.smurf import SmurfTHP
 
 if TYPE_CHECKING:
     from burnish.events.forecaster import EventForecaster
+
+
+class Observed(NamedTuple):
+    """An event as a stream keeps it."""
+
+    time: float
+    mark: int
+    location: tuple[float, float] | None
+    vertex: int | None
+    features: NDArray[Any] | None
 
 
 class EventStream:
@@ -35,7 +47,7 @@ class EventStream:
             raise SettingsError(f"{model.kind} has no incremental encoder", fix="call next_event with the history")
         self.forecaster, self.model = forecaster, model
         self.codes = {name: code for code, name in enumerate(forecaster.mark_names)}
-        self.recent: list[tuple[float, int, tuple[float, float] | None, int | None]] = []
+        self.recent: list[Observed] = []
         self.encoder = IncrementalEncoder(model.encoder, capacity=model.window)
         self.excitation = model.excitation.online() if isinstance(model, ExcitedModel) else None
         # Exact quantiles of a SmurfTHP need no torch; a score-only one is renormalised, which the batched code does.
@@ -54,8 +66,15 @@ class EventStream:
         *,
         location: tuple[float, float] | None = None,
         vertex: int | None = None,
+        covariates: Sequence[float] = (),
     ) -> None:
-        """Adds an event. Without a known start the first one has no wait."""
+        """Adds an event. Without a known start the first one has no wait.
+
+        Args:
+            time: in the data's unit; of dates, seconds since 1970.
+            mark: name or number of its type.
+            location, vertex, covariates: as the model was fitted with them.
+        """
         code = self.codes.get(mark, -1) if isinstance(mark, str) else mark
         if not 0 <= code < self.model.num_marks:
             guess = nearest(str(mark), list(self.codes))
@@ -70,21 +89,28 @@ class EventStream:
         if first and time < self.origin:
             raise DataError(f"time {time!r} is before the start {self.origin!r}", where="stream")
         gap = time - (self.origin if first else self.recent[-1][0])
-        self.recent = [*self.recent[-self.model.context :], (time, code, location, vertex)]
+        event = Observed(time, code, location, vertex, self._features(time, covariates))
+        self.recent = [*self.recent[-self.model.context :], event]
         if self.excitation is not None:
             self.excitation.step(gap / self.model.statistics.mean_gap, code)
-        self._step(time, None if first and gap == 0 else gap, code, location, vertex)
+        self._step(event, None if first and gap == 0 else gap)
         if self.encoder.full:
             self._restart()
 
-    def _step(
-        self,
-        time: float,
-        gap: float | None,
-        code: int,
-        location: tuple[float, float] | None,
-        vertex: int | None,
-    ) -> None:
+    def _features(self, time: float, covariates: Sequence[float]) -> NDArray[Any] | None:
+        """What the model sees of the calendar and the covariates at an event."""
+        model, statistics = self.model, self.model.statistics
+        if len(covariates) != model.num_covariates:
+            raise DataError(
+                f"{len(covariates)} covariates are given, but the model has {model.num_covariates}", where="stream"
+            )
+        parts = [calendar(np.array([time]), 0, period, dates=False)[0] for period in model.periods]
+        if covariates:
+            parts.append((np.array(covariates) - statistics.covariate_mean) / statistics.covariate_scale)
+        return np.concatenate(parts) if parts else None
+
+    def _step(self, event: Observed, gap: float | None) -> None:
+        time, code, location, vertex, features = event
         statistics = self.model.statistics
         assert self.origin is not None
         place = None
@@ -93,7 +119,7 @@ class EventStream:
         self.since = (time - self.origin) / statistics.mean_gap
         # A first event whose start of observation is unknown has the placeholder gap 1, as in batches.
         wait = 1.0 if gap is None else gap / statistics.mean_gap
-        self.hidden = self.encoder.step(self.since, wait, code, place, vertex)
+        self.hidden = self.encoder.step(self.since, wait, code, place, vertex, features)
         if self.excitation is not None:
             self.hidden = np.concatenate([self.hidden, self.excitation.state.ravel()])
         if isinstance(self.model, PlaceMixture):
@@ -106,11 +132,11 @@ class EventStream:
         assert origin is not None
         return [
             (
-                (time - origin) / statistics.mean_gap,
-                (np.array(location) - statistics.location_mean) / statistics.location_scale,
+                (event.time - origin) / statistics.mean_gap,
+                (np.array(event.location) - statistics.location_mean) / statistics.location_scale,
             )
-            for time, _, location, _ in self.recent
-            if location is not None and (time - origin) / statistics.mean_gap <= self.since
+            for event in self.recent
+            if event.location is not None and (event.time - origin) / statistics.mean_gap <= self.since
         ]
 
     def _restart(self) -> None:
@@ -118,10 +144,10 @@ class EventStream:
         kept = self.recent[-self.model.context - 1 :]
         self.encoder = IncrementalEncoder(self.model.encoder, capacity=self.model.window)
         before, *rest = kept
-        self.origin = previous = before[0]
-        for time, code, location, vertex in rest:
-            self._step(time, time - previous, code, location, vertex)
-            previous = time
+        self.origin = previous = before.time
+        for event in rest:
+            self._step(event, event.time - previous)
+            previous = event.time
 
     def quantile(self, q: float, elapsed: float = 0.0) -> float:
         """Residual wait not exceeded with probability q, given the time since the last event."""
