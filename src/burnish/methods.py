@@ -207,7 +207,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         name="WSAM",
         does="any optimizer with the sharpness of the loss as a weighted term, at two gradients a step",
-        use="burnish.optim.WSAM",
+        use="burnish train --sharpness 0.5",
         source="WSAM, 2023, arXiv:2305.15817",
         page="wsam",
     ),

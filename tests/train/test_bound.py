@@ -154,6 +154,7 @@ def test_pstorm_skips_a_step_whose_second_gradient_is_not_finite(tiny, tmp_path,
     [
         ({"adamw_lr": 0.1}, "adamw_lr does not go with pstorm"),
         ({"split_fused": True}, "split_fused does not go with pstorm"),
+        ({"sharpness": 0.5}, "sharpness does not go with pstorm"),
         ({"optimizer_options": {"momentum": 0.9}}, "pstorm has no option 'momentum'"),
         ({"optimizer_options": {"b": 2.0}}, "b is 2.0"),
     ],

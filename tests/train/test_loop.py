@@ -15,8 +15,9 @@ from burnish.core.errors import CheckpointError, NumericalError, OutputError, Se
 from burnish.core.progress import Progress
 from burnish.data.packing import documents, pack
 from burnish.methods import OPTIMIZER_CLASSES
-from burnish.optim import NorMuon, optimizer_class
+from burnish.optim import WSAM, NorMuon, optimizer_class
 from burnish.train import Loop, Loss, balanced_loss, causal_lm_loss, evaluate, fit, state
+from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
 from burnish.train.saved import States
 from burnish.train.stage import Train
@@ -111,6 +112,51 @@ def test_a_training_that_is_resumed_ends_with_the_same_bits(model_of, rows, cont
     assert result.resumed_from == 4
     assert torch.equal(weights(straight), weights(resumed))
     assert [row["loss"] for row in result.rows] == [row["loss"] for row in full.rows]
+
+
+class Sharp:
+    """NorMuon with the sharpness of the loss."""
+
+    @staticmethod
+    def for_model(model, lr):
+        return WSAM(NorMuon.for_model(model, lr=lr), gamma=0.6, rho=0.1)
+
+
+def test_both_gradients_of_a_step_with_sharpness_are_those_of_its_rows(model_of, rows, context, all_float64):
+    ours, theirs = model_of(dtype=torch.float64), model_of(dtype=torch.float64)
+    train(ours, rows, context(), optimizer=Sharp, max_grad_norm=None, micro_batch_size=1, steps=3)
+    optimizer, sampler = Sharp.for_model(theirs, lr=0.01), Sampler(len(rows), 4, 0)
+    for step in range(3):
+        batch = rows.take(sampler.rows(step))
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            loss = causal_lm_loss(theirs, batch)
+            (loss.total / loss.weight).backward()
+            return loss.total
+
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * Schedule()(step, 3)
+        optimizer.step(closure)
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=0, atol=1e-10)
+
+
+def test_a_training_with_sharpness_goes_on_to_the_same_bits(model_of, rows, context):
+    straight, cut, loop = model_of(), model_of(), {"optimizer": Sharp, "max_grad_norm": 0.5, "steps": 5}
+    train(straight, rows, context("straight"), **loop)
+    with pytest.raises(NumericalError, match="step 4"):  # its second gradient
+        train(cut, rows, context("work"), loss_fn=broken_in({8}), save_every=2, **loop)
+    resumed = model_of()
+    result = train(resumed, rows, context("work"), save_every=2, **loop)
+    assert result.resumed_from == 2
+    assert torch.equal(weights(straight), weights(resumed))
+
+
+def test_a_second_gradient_that_is_not_finite_skips_the_step(model_of, rows, context):
+    model, untouched = model_of(), model_of()
+    result = train(model, rows, context(), optimizer=Sharp, loss_fn=broken_in({2}), on_nonfinite="skip", steps=1)
+    assert [row["step"] for row in result.skipped] == [1]
+    assert torch.equal(weights(model), weights(untouched))
 
 
 def in_child(work):

@@ -77,6 +77,21 @@ def test_large_files_give_the_same_training_from_rows_on_disk(tiny, tmp_path, mo
         assert all(torch.equal(weight, weights[name]) for name, weight in ledgers[0][0].items())
 
 
+def test_sharpness_is_a_setting(tiny, tmp_path):
+    plain, sharp, none = (
+        Train(**SMALL, sharpness=gamma, sharpness_rho=rho)(tiny, data=[PROSE * 8], work_dir=tmp_path / f"{gamma} {rho}")
+        for gamma, rho in ((0.0, 0.05), (0.5, 0.05), (0.5, 0.0))
+    )
+    same = [
+        all(torch.equal(a, b) for a, b in zip(state(plain).values(), state(m).values(), strict=True))
+        for m in (sharp, none)
+    ]
+    assert same == [False, True]
+    plans = [Train(**SMALL, data="rows.txt", sharpness=gamma).plan(tiny.plan()) for gamma in (0.0, 0.5)]
+    assert plans[1].seconds == pytest.approx(2 * plans[0].seconds)
+    assert plans[1].peak_memory_bytes == plans[0].peak_memory_bytes + 12 * tiny.plan().num_parameters
+
+
 def test_changes_that_were_asked_for_are_in_the_lineage(tiny, tmp_path):
     Train(**SMALL, save_every=2)(tiny, data=[PROSE * 8], work_dir=tmp_path)
     changed = Train(**SMALL | {"lr": 0.005}, save_every=2)

@@ -74,7 +74,7 @@ class WSAM(torch.optim.Optimizer):
             [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if model else []
         )
         super().__init__(base.param_groups, {})
-        self.param_groups = base.param_groups
+        self.param_groups, self.state = base.param_groups, base.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base optimizer too, where it is not one of its groups."""
@@ -105,7 +105,12 @@ class WSAM(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Into the base optimizer."""
         self.base.load_state_dict(state_dict)
-        self.param_groups = self.base.param_groups
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Those of the base optimizer, and in a step the weights and two gradients once more."""
+        return getattr(self.base, "bytes_per_parameter", 16) + 12
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -125,29 +130,56 @@ class WSAM(torch.optim.Optimizer):
             raise SettingsError("a step needs two gradients", where="WSAM", fix="give step a closure")
         with torch.enable_grad():
             loss = closure()
-        stepped = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        first = [self._finite_gradient(p) for _, p in stepped]
-        weights = [p.detach().clone() for _, p in stepped]
-        sizes = [w.abs() * g if self.adaptive else g for w, g in zip(weights, first, strict=True)]
+        first = self.gradients()
+        with self.uphill(first), torch.enable_grad():
+            closure()
+        self.move(first)
+        return loss
+
+    # -- a step in pieces, for loops that compute gradients themselves -------------------------------------------------
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Copies of the gradients that the parameters have now.
+
+        Raises:
+            NumericalError: one of them is not finite.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        return {p: self._finite_gradient(p) for p in parameters if p.grad is not None}
+
+    @contextmanager
+    def uphill(self, first: dict[Tensor, Tensor]) -> Iterator[None]:
+        """The weights are at w + e inside, and after it exactly where they were."""
+        weights = {p: p.detach().clone() for p in first}
+        sizes = [w.abs() * first[p] if self.adaptive else first[p] for p, w in weights.items()]
         scale = self.rho / (torch.nn.utils.get_total_norm(sizes) + TINY) if sizes else 0.0
         try:
-            for (_, p), w, g in zip(stepped, weights, first, strict=True):
-                p.add_((w.square() * g if self.adaptive else g) * scale)
-            with self._unseen_by_batch_norms(), torch.enable_grad():
-                closure()
-            second = [
-                g if p.grad is None else self._finite_gradient(p) for (_, p), g in zip(stepped, first, strict=True)
-            ]
+            with torch.no_grad():
+                for p, w in weights.items():
+                    p.add_((w.square() * first[p] if self.adaptive else first[p]) * scale)
+            with self._unseen_by_batch_norms():
+                yield
         finally:
-            for (_, p), w in zip(stepped, weights, strict=True):
-                p.copy_(w)
-        for (_, p), g, g2 in zip(stepped, first, second, strict=True):
-            p.grad = g.clone() if self.decouple else self.alpha * g2 + (1 - self.alpha) * g
+            with torch.no_grad():
+                for p, w in weights.items():
+                    p.copy_(w)
+
+    @torch.no_grad()
+    def move(self, first: dict[Tensor, Tensor]) -> None:
+        """The step, from the gradients at w, and those that the parameters have now, at w + e.
+
+        Raises:
+            NumericalError: one of the latter is not finite; no weight has been changed.
+        """
+        second = {p: g if p.grad is None else self._finite_gradient(p) for p, g in first.items()}
+        for p, g in first.items():
+            p.grad = g.clone() if self.decouple else self.alpha * second[p] + (1 - self.alpha) * g
         self.base.step()
         if self.decouple:
-            for (group, p), g, g2 in zip(stepped, first, second, strict=True):
-                p.sub_((g2 - g) * (group["lr"] * self.alpha))
-        return loss
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p in first:
+                        p.sub_((second[p] - first[p]) * (group["lr"] * self.alpha))
 
     @staticmethod
     def _finite_gradient(parameter: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.store import Key
 from burnish.optim.constrained.pstorm import PStorm
 from burnish.optim.optimizer import MatrixOptimizer
+from burnish.optim.wsam import WSAM
 from burnish.train.bound import Bound, Bounded
 from burnish.train.losses import Batch, LossFn, detached
 from burnish.train.maths.schedule import Schedule
@@ -362,6 +363,9 @@ class _Training:
         if isinstance(self.optimizer, PStorm):
             self._two_point_update(self.optimizer, step, weight)
             return
+        if isinstance(self.optimizer, WSAM):
+            self._uphill_update(self.optimizer, step, weight)
+            return
         if isinstance(self.optimizer, MatrixOptimizer):
             ours = {id(parameter) for _, parameter in self.named}
             if all(id(parameter) in ours for group in self.optimizer.param_groups for parameter in group["params"]):
@@ -385,6 +389,16 @@ class _Training:
             self._skip_or_stop(step + 1, bad[0])
         else:
             optimizer.move(here, before)
+
+    def _uphill_update(self, optimizer: WSAM, step: int, weight: float) -> None:
+        """WSAM's second gradient is that of the same rows and the same weight of the bound, clipped like the first."""
+        first = optimizer.gradients()
+        with optimizer.uphill(first):
+            optimizer.zero_grad(set_to_none=True)
+            self._gradients(step)
+            self._add_bound(step, weight)
+        if self._divide_and_clip(step, weight) is not None:
+            optimizer.move(first)
 
     def _gradients(self, step: int) -> tuple[Tensor, list[str]]:
         """Adds up the gradient of the sum over the tokens of this process's rows of the step.

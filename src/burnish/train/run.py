@@ -23,6 +23,7 @@ from burnish.data import check_disjoint
 from burnish.data.packing import PackedRows
 from burnish.optim import optimizer_class
 from burnish.optim.constrained.pstorm import PStorm
+from burnish.optim.wsam import WSAM
 from burnish.train.bound import Bounded
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
@@ -152,6 +153,8 @@ def check_processes(settings: Train, ctx: Context, beside: nn.ParameterList | No
         return
     if settings.optimizer == "pstorm":
         raise SettingsError("pstorm steps in one process only", where="optimizer", fix="leave `launch` out")
+    if settings.sharpness:
+        raise SettingsError("sharpness is for one process only", where="sharpness", fix="leave `launch` out")
     if beside is not None:
         raise SettingsError(
             "parameters of the loss itself (projections between hidden states) are trained by one process only",
@@ -290,7 +293,7 @@ def class_of(name: str) -> type[MatrixOptimizer | PStorm]:
     return PStorm if name == "pstorm" else optimizer_class(name)
 
 
-def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PStorm:
+def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PStorm | WSAM:
     """The optimizer of the settings, with every parameter routed."""
     options = dict(settings.optimizer_options)
     if settings.optimizer == "pstorm":
@@ -300,7 +303,7 @@ def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PSto
         options["adamw_lr"] = settings.adamw_lr
     elif settings.adamw_lr is not None:
         raise SettingsError("with optimizer adamw there is only lr", where="adamw_lr", fix="leave adamw_lr out")
-    return optimizer_class(settings.optimizer).for_model(
+    made = optimizer_class(settings.optimizer).for_model(
         module,
         settings.lr,
         split=settings.split_fused,
@@ -309,6 +312,9 @@ def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PSto
         seed=settings.seed,
         **options,
     )
+    if not settings.sharpness:
+        return made
+    return WSAM(made, gamma=settings.sharpness, rho=settings.sharpness_rho, model=module)
 
 
 def loop_of(settings: Train, steps: int, device: str) -> Loop:

@@ -83,6 +83,10 @@ class Train(Stage):
         default=False, description="step the parts of fused q, k, v and gate, up matrices on their own"
     )
     optimizer_options: dict[str, Any] = Field(default={}, description="further options of the optimizer's class")
+    sharpness: float = Field(
+        default=0.0, ge=0, lt=1, description="weight of the loss's sharpness (WSAM); a step then takes two gradients"
+    )
+    sharpness_rho: float = Field(default=0.05, ge=0, description="how far uphill the second of them is taken")
     schedule: Literal["cosine", "wsd", "linear", "constant"] = Field(
         default="cosine", description="learning rate over time"
     )
@@ -159,7 +163,7 @@ class Train(Stage):
         if len(limits) > 1:
             raise ValueError("bound_level and bound_rise are two ways of the same thing: give one of them")
         if self.optimizer == "pstorm":
-            given = [name for name in ("adamw_lr", "split_fused", "lora_matrix") if getattr(self, name)]
+            given = [name for name in ("adamw_lr", "split_fused", "lora_matrix", "sharpness") if getattr(self, name)]
             if given:
                 raise ValueError(f"{given[0]} does not go with pstorm, which has one rule for all parameters")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
@@ -181,7 +185,7 @@ class Train(Stage):
         """The same model; raises on a context or optimizer options that cannot be.
 
         Time is known where the number of steps is: 6 operations a weight and token, 4 where most weights stay as they
-        are, 2 more where activations are computed twice.
+        are, 2 more where activations are computed twice, all of it twice where a step takes two gradients.
         """
         from burnish.arch import num_active_parameters
 
@@ -192,6 +196,7 @@ class Train(Stage):
         if self.lora_rank == 0:
             each = self._try_optimizer(before.config)
         operations = (4 if self.lora_rank else 6) + 2 * self.activation_checkpointing
+        operations *= 2 if self.sharpness or self.optimizer == "pstorm" else 1
         tokens = (self.steps or 0) * self.batch * self.context
         return before.with_(
             peak_memory_bytes=each * before.num_parameters,
@@ -236,7 +241,7 @@ class Train(Stage):
         from burnish.train.run import make_optimizer
 
         with torch.device("meta"):
-            return make_optimizer(self, without_memory(config)).bytes_per_parameter
+            return make_optimizer(self, without_memory(config).float()).bytes_per_parameter
 
     def preflight(self, start: Model, before: Plan) -> None:
         from burnish.data.attempt import try_rows
