@@ -97,10 +97,8 @@ def _run(
         check_vocabulary(module, read)
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
-    if loss_of is None:
-        loss_fn = next_token_loss_of(settings, module, balance_of(settings, module))
-    else:
-        loss_fn = loss_of(module)
+    own = loss_of or (lambda module: next_token_loss_of(settings, module, balance_of(settings, module)))
+    loss_fn = own(module)
     if bounded is not None:
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
     module = prepared(settings, module, rows)
@@ -110,14 +108,7 @@ def _run(
     trained = world.shard(trained, loop.precision)
     optimizer = make_optimizer(settings, module)
     if beside is not None:
-        if isinstance(optimizer, PStorm):
-            raise SettingsError(
-                "pstorm does not train the projections between hidden states of different sizes",
-                where="optimizer",
-                fix="use another optimizer, or leave hidden out",
-            )
-        names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
-        optimizer.add_param_group({"params": names, "algorithm": "adamw"})
+        add_beside(optimizer, trained)
     ctx.progress.log(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
@@ -315,6 +306,18 @@ def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PSto
     if not settings.sharpness:
         return made
     return WSAM(made, gamma=settings.sharpness, rho=settings.sharpness_rho, model=module)
+
+
+def add_beside(optimizer: MatrixOptimizer | PStorm, trained: nn.Module) -> None:
+    """Parameters of the loss itself are AdamW's."""
+    if isinstance(optimizer, PStorm):
+        raise SettingsError(
+            "pstorm does not train the projections between hidden states of different sizes",
+            where="optimizer",
+            fix="use another optimizer, or leave hidden out",
+        )
+    names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
+    optimizer.add_param_group({"params": names, "algorithm": "adamw"})
 
 
 def loop_of(settings: Train, steps: int, device: str) -> Loop:

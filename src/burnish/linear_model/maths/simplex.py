@@ -159,12 +159,11 @@ def follow(
     """
     state = _State(program, start)
     current = first
-    repeats = 0
-    seen: set[bytes] = set()  # bases at the present lambda, under Bland's rule
+    still = _Standstill()
     if np.isfinite(first):
         yield state.point(first)
     while True:
-        event = state.next_event(current, last, bland=repeats > PATIENCE)
+        event = state.next_event(current, last, bland=still.is_long)
         at = -np.inf if event is None else event.parameter
         if at <= last + 1e-12 * state.value_scale:  # an event at the very end is rounding's
             # Below 0 a parameter means nothing; above it the solution goes on changing, with or without a breakpoint.
@@ -174,12 +173,11 @@ def follow(
                 yield state.point(last)
             return
         if at < current - FEASIBLE * max(1.0, abs(at)) or not np.isfinite(current):
-            repeats = 0
-            seen.clear()
+            still = _Standstill()
             yield state.point(at)
             current = at
         else:
-            repeats += 1
+            still.num_pivots += 1
         trace.last = current
         if max_nonzeros is not None and len(state.columns) > max_nonzeros:
             trace.stopped_by = "max_nonzeros"
@@ -187,17 +185,34 @@ def follow(
         if max_iter is not None and trace.num_pivots >= max_iter:
             trace.stopped_by = "max_iter"
             return
-        if repeats > PATIENCE:
-            if (name := state.name()) in seen:  # the choice is a function of the basis, so it would go on for ever
-                trace.stopped_by = "cycle"
-                return
-            seen.add(name)
+        if still.is_long and still.returns_to(state.name()):
+            trace.stopped_by = "cycle"
+            return
         assert event is not None
-        failed = state.pivot(event, current, bland=repeats > PATIENCE)
+        failed = state.pivot(event, current, bland=still.is_long)
         trace.num_pivots += 1
         if failed is not None:
             trace.stopped_by = failed
             return
+
+
+@dataclass
+class _Standstill:
+    """Pivots at one lambda."""
+
+    num_pivots: int = 0
+    _seen: set[bytes] = field(default_factory=set)
+
+    @property
+    def is_long(self) -> bool:
+        return self.num_pivots > PATIENCE
+
+    def returns_to(self, basis: bytes) -> bool:
+        """Whether this basis was here before: what follows is a function of it, so it would follow for ever."""
+        if basis in self._seen:
+            return True
+        self._seen.add(basis)
+        return False
 
 
 @dataclass
