@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from burnish.core.runner import process
+from burnish.core.children import childs_environment
 from burnish.core.runner.directory import locked
 
 pytestmark = [pytest.mark.real_process, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -48,10 +49,25 @@ def test_nothing_in_the_working_directory_is_executed(tiny_llama: Path, place: P
     assert (place / "run" / "nodes" / "tuned" / "model.safetensors").is_file()
 
 
+GRADE = """
+from burnish.verify import verifier
+with verifier("math") as grader:
+    assert grader.grade(r"\\frac12", {"answer": "0.5"}) == 1
+"""
+
+
+def test_processes_that_grade_execute_nothing_in_the_working_directory(place: Path):
+    for name in ("json", "sympy", "math_verify"):
+        shutil.copy(place / "torch.py", place / f"{name}.py")
+    done = subprocess.run([sys.executable, "-P", "-c", GRADE], cwd=place, capture_output=True, text=True)
+    assert not (place / "executed").exists(), (place / "executed").read_text()
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_empty_entry_of_the_search_path_is_not_handed_on(monkeypatch: pytest.MonkeyPatch):
     """`PYTHONPATH=/some/where:$UNSET` ends with one, and it means the working directory."""
     monkeypatch.setenv("PYTHONPATH", "/some/where:")
-    environment = process._environment("burnish.train.stage:Train")
+    environment = childs_environment("burnish.train.stage")
     entries = environment["PYTHONPATH"].split(os.pathsep)
     assert entries[0] == "/some/where" and "" not in entries
     assert environment["PYTHONSAFEPATH"] == "1"

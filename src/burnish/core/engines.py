@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from burnish.core.children import childs_environment
 from burnish.core.errors import EngineError
 
 HOST = "127.0.0.1"
@@ -79,12 +80,13 @@ class EngineProcess:
         added = {name: value.replace("{port}", str(self.port)) for name, value in self._environment.items()}
         with self.log.open("wb") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-m", "burnish.core.engines", *command],
+                [sys.executable, "-P", "-m", "burnish.core.engines", *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us; the guard ends the engine when our end of the pipe closes
-                env=os.environ | _ours() | added,
+                # The engine finds this package, and decides the rest.
+                env=os.environ | {"PYTHONPATH": childs_environment()["PYTHONPATH"]} | added,
             )
         try:
             self._wait_until_ready()
@@ -184,13 +186,6 @@ def _answers(url: str) -> bool:
         return error.code in (401, 403)
     except OSError:
         return False
-
-
-def _ours() -> dict[str, str]:
-    """The guard finds this package as this process does."""
-    root = str(Path(__file__).resolve().parents[2])
-    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*given, root]))}
 
 
 # -- the guard ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from typing import Any, Literal
 
+from burnish.core.children import childs_environment
 from burnish.core.errors import StageError
 
 Failure = Literal["timeout", "crash"]
@@ -94,7 +95,11 @@ class _Worker:
 
     def __init__(self, module: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=childs_environment(),
+            start_new_session=True,
         )
         self._rest = b""
 

@@ -1,18 +1,16 @@
 """A node's process: started, listened to, and its end turned into a result or one clear error.
 
-It imports nothing from the working directory, where a `statistics.py` of the user's may lie. It has a session of its
-own, so that Ctrl-C on a terminal reaches burnish alone, which then stops the process and whatever that has started.
+It has a session of its own, so that Ctrl-C on a terminal reaches burnish alone, which then stops the process and
+whatever that has started.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from burnish.core import errors
 from burnish.core.checkpoint import write_atomically
+from burnish.core.children import childs_environment
 from burnish.core.errors import StageError, located
 
 NODE_ERROR_STATUS = 3
@@ -57,7 +56,7 @@ def spawn(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=None if show else subprocess.PIPE,
-            env=_environment(spec["stage"]),
+            env=childs_environment(spec["stage"].partition(":")[0]),
             start_new_session=True,
         )
         try:
@@ -98,26 +97,6 @@ def killed_by(number: int) -> str:
     """What happened to a process that a signal ended. The kernel sends SIGKILL where memory runs out."""
     memory = ", most likely because memory ran out" if number == signal.SIGKILL else ""
     return f"was killed by signal {number} ({signal.Signals(number).name}){memory}"
-
-
-def _environment(stage: str) -> dict[str, str]:
-    """Of a node's process: nothing is imported from the working directory; burnish and the stage are found; names of
-    files are UTF-8, whatever the locale.
-    """
-    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    installed = sysconfig.get_paths().values()
-    roots = [root for name in ("burnish", stage) if (root := _root(name)) and root not in installed]
-    paths = os.pathsep.join(dict.fromkeys([*given, *roots]))
-    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONPATH": paths}
-
-
-def _root(name: str) -> str | None:
-    """The directory that a module's outermost package lies in; None for what has no file."""
-    file = sys.modules[re.split(r"[.:]", name)[0]].__file__
-    if file is None:
-        return None
-    path = Path(file).resolve()
-    return str(path.parent.parent if path.name == "__init__.py" else path.parent)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
