@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
+from burnish.core.metric_names import NAMES, called
 from burnish.core.page import numbers
 from burnish.report.run import Value
 
@@ -99,29 +101,31 @@ class Metric:
         return numbers.significant(number * scale, 4)
 
 
+def _named(name: str, *facts: Any, **more: Any) -> Metric:
+    return Metric(name, NAMES[name], *facts, **more)
+
+
 _TABLE = (
-    Metric("bytes_on_disk", "Size on disk", Form.BYTES, change=Change.RATIO, better="low", exact=True),
-    Metric(
-        "weight_bytes_per_token", "Weight bytes per token", Form.BYTES, change=Change.RATIO, better="low", exact=True
-    ),
-    Metric("num_parameters", "Parameters", Form.COUNT, change=Change.RATIO, exact=True),
-    Metric("num_active_parameters", "Active parameters", Form.COUNT, change=Change.RATIO, exact=True),
-    Metric("perplexity", "Perplexity", change=Change.RATIO, better="low"),
-    Metric("bits_per_byte", "Bits per byte", unit="bits/byte", change=Change.DIFFERENCE, better="low"),
-    Metric("kl_divergence", "KL divergence", unit="nats/token", better="low"),
-    Metric("top1_agreement", "Same top token", Form.FRACTION, better="high"),
-    Metric("prefill_speed", "Prefill speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
-    Metric("decode_speed", "Decode speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
-    Metric("peak_memory", "Peak memory", Form.BYTES, change=Change.RATIO, better="low"),
-    Metric("pair_accuracy", "Pairs ranked right", Form.FRACTION, change=Change.DIFFERENCE, better="high"),
-    Metric("pair_log_loss", "Log loss of pairs", unit="nats", change=Change.DIFFERENCE, better="low"),
-    Metric("overconfidence", "Confidence above accuracy"),
-    Metric("calibration_error", "Calibration error", better="low"),
-    Metric("reward_prefers_longer", "Prefers the longer answer", Form.FRACTION),
-    Metric("labels_prefer_longer", "Labels prefer the longer", Form.FRACTION),
-    Metric("accuracy_longer_chosen", "Right where the longer is better", Form.FRACTION, better="high"),
-    Metric("accuracy_shorter_chosen", "Right where the shorter is better", Form.FRACTION, better="high"),
-    Metric("mean_margin", "Mean margin"),
+    _named("bytes_on_disk", Form.BYTES, change=Change.RATIO, better="low", exact=True),
+    _named("weight_bytes_per_token", Form.BYTES, change=Change.RATIO, better="low", exact=True),
+    _named("num_parameters", Form.COUNT, change=Change.RATIO, exact=True),
+    _named("num_active_parameters", Form.COUNT, change=Change.RATIO, exact=True),
+    _named("perplexity", change=Change.RATIO, better="low"),
+    _named("bits_per_byte", unit="bits/byte", change=Change.DIFFERENCE, better="low"),
+    _named("kl_divergence", unit="nats/token", better="low"),
+    _named("top1_agreement", Form.FRACTION, better="high"),
+    _named("prefill_speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
+    _named("decode_speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
+    _named("peak_memory", Form.BYTES, change=Change.RATIO, better="low"),
+    _named("pair_accuracy", Form.FRACTION, change=Change.DIFFERENCE, better="high"),
+    _named("pair_log_loss", unit="nats", change=Change.DIFFERENCE, better="low"),
+    _named("overconfidence"),
+    _named("calibration_error", better="low"),
+    _named("reward_prefers_longer", Form.FRACTION),
+    _named("labels_prefer_longer", Form.FRACTION),
+    _named("accuracy_longer_chosen", Form.FRACTION, better="high"),
+    _named("accuracy_shorter_chosen", Form.FRACTION, better="high"),
+    _named("mean_margin"),
 )
 METRICS = {metric.name: metric for metric in _TABLE}
 ORDER = {metric.name: index for index, metric in enumerate(_TABLE)}
@@ -134,7 +138,7 @@ LOSS = Metric("loss", "Loss", unit="nats/token", change=Change.DIFFERENCE, bette
 
 def metric(name: str) -> Metric:
     """The table's entry, or a plain one for a metric that it does not know."""
-    return METRICS.get(name) or Metric(name, name.replace("_", " "), change=Change.NONE)
+    return METRICS.get(name) or Metric(name, called(name), change=Change.NONE)
 
 
 def in_order(names: set[str]) -> list[str]:

@@ -12,6 +12,7 @@ from burnish.core.checkpoint.durable import write_atomically
 from burnish.core.checkpoint.identity import text_digest
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.kinds import STOCK_LOADER, Kind, Weights
+from burnish.core.metric_names import called
 from burnish.core.outside import kind_of_json, read_object
 
 LINEAGE_FILE = "burnish.json"
@@ -188,7 +189,6 @@ def model_card(lineage: Lineage) -> str:
         lines += ["", "## Measured", "", "| metric | value | 95 % interval | protocol |", "| --- | --- | --- | --- |"]
         for metric, row in sorted(lineage.measurements.items()):
             interval = f"{row['low']:.5g} to {row['high']:.5g}" if row.get("low") is not None else ""
-            lines.append(
-                f"| {metric} | {row['value']:.5g} {row.get('unit', '')} | {interval} | {row.get('protocol', '')[:12]} |"
-            )
+            value = f"{row['value']:.5g} {row.get('unit', '')}"
+            lines.append(f"| {called(metric)} | {value} | {interval} | {row.get('protocol', '')[:12]} |")
     return "\n".join(lines) + "\n"
