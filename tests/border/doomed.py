@@ -131,6 +131,26 @@ DOOMED: dict[str, tuple[str, str] | tuple[str, str, Spoil]] = {
         "the tokenizer's chat template cannot write it out",
         malformed.edited("tokenizer_config.json", chat_template="{% for %}"),
     ),
+    "problems in place of preferences": (
+        behind("{stage: align, data: problems.jsonl}"),
+        "problems.jsonl:1: has no column 'chosen'; name the two answers 'chosen' and 'rejected', or pass --columns",
+    ),
+    "problems in place of texts": (
+        behind("{stage: train, data: problems.jsonl, context: 32}"),
+        "problems.jsonl:1: has neither `text` (a string) nor `messages`",
+    ),
+    "problems that are all left out": (
+        behind("{stage: train, data: problems.jsonl, context: 32, bad_rows: skip}"),
+        "problems.jsonl: none of the first rows can be used; the first: problems.jsonl:1: has neither `text`",
+    ),
+    "problems to calibrate on": (
+        behind("{stage: quantize, method: gptq, group_size: 32, calibration: problems.jsonl, length: 64}"),
+        "problems.jsonl:1: has neither `text`",
+    ),
+    "problems to measure on": (
+        f"evaluate: {{text: problems.jsonl, context: 64, num_windows: 2, speed: false}}\nnodes: [{LONG}]",
+        "problems.jsonl:1: has neither `text`",
+    ),
     "conversations to prefer without a template": (
         behind("{stage: align, data: talks.jsonl}"),
         "is a conversation, but the tokenizer has no chat template",

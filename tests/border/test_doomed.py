@@ -33,6 +33,7 @@ def place(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Path("table.csv").write_text("text\nx\n")
     Path("broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
     Path("chats.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
+    Path("problems.jsonl").write_text(json.dumps({"id": "1", "question": "1 + 1?", "answer": "2"}) + "\n")
     Path("pairs.jsonl").write_text(json.dumps(ANSWER) + "\n")
     Path("same.jsonl").write_text(json.dumps(ANSWER | {"rejected": "Because."}) + "\n")
     Path("talks.jsonl").write_text(

@@ -84,6 +84,9 @@ def rows_of(data: Data, *, skipped: list[str] | None = None) -> Iterator[Row]:
         data: a shipped name, a file, a directory, or the rows themselves.
         skipped: leave out rows that cannot be read, and put here what is wrong with each and where; None refuses them.
 
+    Returns:
+        Of at least one row, unless all were left out.
+
     Raises:
         DataError: missing, empty, not text, or a row that cannot be read, with its number.
     """
@@ -102,7 +105,7 @@ def rows_of(data: Data, *, skipped: list[str] | None = None) -> Iterator[Row]:
         if row.strip() if isinstance(row, str) else row:
             empty = False
             yield row
-    if empty:
+    if empty and not skipped:
         raise DataError("holds no text", where=_name(data))
 
 
@@ -117,7 +120,8 @@ def num_bytes(data: Data) -> int:
 def data_hash(data: Data) -> str:
     """sha256 over the rows, so that the same text under another name or in another format has the same hash.
 
-    Rows that cannot be read do not count: whether they may be left out is for those to say who work with the others.
+    Rows that cannot be read do not count: whether they may be left out is for those to say who work with the others,
+    and so is what is wrong where no row can be read.
     """
     digest = hashlib.sha256()
     for row in rows_of(data, skipped=[]):
