@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -97,3 +98,21 @@ def smollm2() -> Path:
     if not (directory / "burnish.json").is_file():
         pytest.skip("the embedded model is not here; run `burnish fetch smollm2 --out models/smollm2`")
     return directory
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system of a size such as "300k", or gives it another size; skips where mounting is not allowed."""
+    place = tmp_path / "disk"
+
+    def sized(size: str) -> Path:
+        remount = "remount," if place.exists() else ""
+        place.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"{remount}size={size}", "tmpfs", place])
+        if done.returncode != 0:
+            pytest.skip("mounting a small file system is not allowed here")
+        return place
+
+    yield sized
+    if place.is_mount():
+        subprocess.run(["umount", "--lazy", place], check=True)  # a database in it may still be open

@@ -251,27 +251,15 @@ def test_a_failing_fsync_is_one_sentence_and_the_run_continues(
     assert files(run / "nodes") == files(undisturbed / "nodes")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 kB; skipped where mounting is not allowed."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", place], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system is not allowed here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def test_a_full_disk_is_one_sentence_and_the_run_continues_with_more_room(
-    recipe: Path, undisturbed: Path, small_disk: Path, tmp_path: Path
+    recipe: Path, undisturbed: Path, small_disk: Callable[[str], Path], tmp_path: Path
 ):
-    run, log = small_disk / "run", tmp_path / "log"
+    run, log = small_disk("300k") / "run", tmp_path / "log"
     command = Command(log, "run", recipe, "-o", run)
     assert command.end() == 1
     assert "No space left on device" in command.output and "Traceback" not in command.output
     assert {path.name for path in run.glob("nodes/*")} <= {FIRST}, "a checkpoint is there whole or not at all"
-    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    small_disk("50m")
     warm.run(log, "run", recipe, "-o", run)
     assert files(run / "nodes") == files(undisturbed / "nodes")
 

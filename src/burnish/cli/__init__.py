@@ -248,7 +248,8 @@ def _drop(stream: TextIO | None) -> None:
 
 def _what_continues(arguments: list[str]) -> str:
     """Advice after an end that nothing planned, for commands that keep what they have done."""
-    keeping = {("run",), ("fetch",), ("audit",), ("events", "fit")} | {verb.words for verb in VERBS.values()}
+    beside = {("run",), ("fetch",), ("audit",), ("events", "fit"), ("reason", "run"), ("reason", "evolve")}
+    keeping = beside | {verb.words for verb in VERBS.values()}
     if not any(arguments[: len(words)] == [*words] for words in keeping - {("data", "chain")}):
         return ""
     first = "without --restart the" if "--restart" in arguments else "the"

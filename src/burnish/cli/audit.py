@@ -53,9 +53,12 @@ def audit(
     device:
         auto, cpu, cuda or cuda:N.
     """
+    from burnish.core.apart import check_apart
     from burnish.core.errors import SettingsError
     from burnish.data.preferences import read_pairs, write_pairs
 
+    work_dir = out.with_name(f"{out.name}.work")
+    check_apart([out, work_dir], [preferences, model, decisions, known])
     pairs = read_pairs(preferences, on_bad_pair=on_bad_pair, limit=limit, columns=columns)
     if pairs.unread:
         print(f"not read, though the pairs have no prompt: {', '.join(pairs.unread)}; --columns prompt=NAME names it")
@@ -75,7 +78,6 @@ def audit(
 
     check_place(out)
     decided = None if known is None else labels_known(decisions_of(pairs, known))
-    work_dir = out.with_name(f"{out.name}.work")
     place = pick_device(device)
     reader = load(model, dtype=compute_dtype(place), device=place)
     found = audit_pairs(pairs, reader, settings, progress=Progress(), work_dir=work_dir, decided=decided)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ def chain(
     from burnish.core.errors import SettingsError
     from burnish.data.chain import Chains, chain_rows, questions_of
 
-    _may_write(out, number, overwrite=overwrite)
+    _may_write(out, number, [apart_from], overwrite=overwrite)
     low, _, high = steps.partition("-")
     if not (low.isdecimal() and (high or low).isdecimal()):
         raise SettingsError(f"is {steps!r}", where="--steps", fix="write 4, or 1-8")
@@ -118,17 +119,19 @@ def gym(
     from burnish.data.chain import questions_of
     from burnish.data.gym import gym_rows
 
-    _may_write(out, number, overwrite=overwrite)
+    _may_write(out, number, apart_from or [], overwrite=overwrite)
     held_out = {question for path in apart_from or () for question in questions_of(path)}
     rows = list(gym_rows(task, number, seed=seed, apart_from=held_out))
     _write(out, rows)
     print(f"{out}: {number:,} problems of {', '.join(task)}")
 
 
-def _may_write(out: Path, number: int, *, overwrite: bool) -> None:
+def _may_write(out: Path, number: int, read: Sequence[Path | None], *, overwrite: bool) -> None:
+    from burnish.core.apart import check_apart
     from burnish.core.checkpoint.durable import check_place
     from burnish.core.errors import OutputError, SettingsError
 
+    check_apart([out], read)
     if out.exists() and not overwrite:
         raise OutputError("exists", where=str(out), fix="give --overwrite, or another name")
     if number < 1:

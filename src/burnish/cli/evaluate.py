@@ -54,11 +54,13 @@ def evaluate(
     out:
         A run directory whose ledger the measurement is added to; on text, what it already holds is not measured again.
     """
+    from burnish.core.apart import check_apart
     from burnish.core.checkpoint import load
     from burnish.core.ledger import Ledger
     from burnish.core.runner.directory import check_run_directory
 
     if out is not None:
+        check_apart([out], [model, settings.reference, on_pairs.reference, pairs], may_hold=True)
         check_run_directory(out)
     opened = load(model)
     ledger = Ledger(out, node=opened.path.name if opened.path else model)

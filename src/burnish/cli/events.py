@@ -147,12 +147,16 @@ def fit(
     overwrite:
         Replace a forecaster at OUT.
     """
+    from burnish.core.apart import check_apart
     from burnish.core.progress import Progress
     from burnish.core.store import Store
+    from burnish.events.forecaster import check_free
     from burnish.events.models import model_class
     from burnish.events.run import split
 
-    _check_free(out, overwrite)
+    state = out.parent / f"{out.name}.fit"
+    check_apart([out, state], [data, network.edges])
+    check_free(out, overwrite=overwrite)
     kind = model_class(network.model or ("smurf-thp" if columns.x is None and columns.y is None else "place-mixture"))
     reading = _reading(columns, kind, parts.split_column)
     dataset = reading.read(data)
@@ -164,7 +168,6 @@ def fit(
         f"{len(dataset):,} sequences, {dataset.num_events:,} events, {dataset.num_marks} types; training on "
         f"{len(train):,} sequences, validating on {len(validation):,}"
     )
-    state = out.parent / f"{out.name}.fit"
     given = asdict(training) | {"batch_size": training.batch_size or _batch_size(train)}
     history = forecaster.fit(train, validation, **given, state_dir=state, progress=Progress())
     forecaster.calibrate(validation)
@@ -204,12 +207,15 @@ def evaluate(
     bootstrap:
         Resamplings for the errors, 0 for none.
     """
+    from burnish.core.apart import check_apart
     from burnish.core.errors import DataError
     from burnish.core.progress import Progress
     from burnish.events.report import score_table, write_report
     from burnish.events.run import Fitted
     from burnish.events.spatial import add_location_scores
 
+    target = out or forecaster / "report.html"
+    check_apart([target], [data])
     fitted = Fitted.load(forecaster)
     loaded, dataset = fitted.forecaster, fitted.reading.read(data, fitted.forecaster.mark_names)
     part = "all events, also those that fitting has seen"
@@ -219,7 +225,6 @@ def evaluate(
             raise DataError("has no event that fitting has not seen", where=str(data), fix="pass --all to score them")
     result = loaded.score(dataset, bootstrap=bootstrap, progress=Progress())
     location = add_location_scores(loaded, dataset, result) if loaded.model.has_location else None
-    target = out or forecaster / "report.html"
     write_report(target, loaded, dataset, result, source=f"{data.name}, {part}", location=location)
     _print_scores(score_table(result), f"{data.name}: {part}")
     for note in result.notes:
@@ -292,13 +297,15 @@ def forecast(
         Of drawn futures.
     """
     import csv
-    import io
     import sys
     from dataclasses import replace
 
-    from burnish.core.checkpoint import write_atomically
+    from burnish.core.apart import check_apart
+    from burnish.core.checkpoint.durable import replacing
+    from burnish.events.forecaster import CONFIG_FILE, WEIGHTS_FILE
     from burnish.events.run import Asked, Fitted, Waits, table_of_forecasts
 
+    check_apart([out], [data, waited.as_of, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
     fitted = Fitted.load(forecaster)
     names = {"sequence": renamed.sequence, "time": renamed.time, "mark": renamed.type}
     reading = replace(fitted.reading.with_columns(**names), group=None, end=None)
@@ -308,9 +315,8 @@ def forecast(
     if out is None:
         csv.writer(sys.stdout).writerows(rows)
         return
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(out, text.getvalue())
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
     print(f"forecasts: {out} ({len(dataset):,} sequences)")
 
 
@@ -369,19 +375,6 @@ def _say(message: str) -> None:
     import sys
 
     print(message, file=sys.stderr)
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    from burnish.core.errors import OutputError
-    from burnish.events.forecaster import is_forecaster
-
-    if out.exists() and not overwrite:
-        made = is_forecaster(out)
-        raise OutputError(
-            "exists already" if made else "exists and is not an event forecaster",
-            where=str(out),
-            fix="choose another place with -o, or pass --overwrite" if made else "choose another place with -o",
-        )
 
 
 def _reading(columns: Columns, kind: type[EventModel], split_column: str | None) -> Reading:

@@ -344,10 +344,13 @@ def journal(run: Path, /, *, out: OptionalOut = None) -> None:
     """
     import json
 
+    from burnish.core.apart import check_apart
     from burnish.core.checkpoint import write_atomically
     from burnish.core.errors import DataError
     from burnish.reason import JournalReader
+    from burnish.reason.journal import FILE
 
+    check_apart([out], [run / FILE])
     reader = JournalReader(run)
     if problems := reader.problems():
         raise DataError(f"is damaged ({problems[0]})", where=str(reader.path), fix="start the run anew")

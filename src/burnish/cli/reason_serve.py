@@ -84,6 +84,7 @@ def serve(
     import os
     from contextlib import nullcontext
 
+    from burnish.core.apart import check_apart
     from burnish.core.errors import SettingsError
     from burnish.reason.serve import Guard, Upstream
     from burnish.reason.serve import serve as run
@@ -92,6 +93,7 @@ def serve(
 
     if (upstream is None) == (local is None):
         raise SettingsError("one server behind this one is needed", fix="give either --upstream or --local")
+    check_apart([out], [local, prompts])
     texts = read_prompts(prompts)
     guard = Guard(host, os.environ.get("BURNISH_SERVE_KEY", ""), tuple(allow_host or ()))
     backend: Backend

@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 from burnish.cli.entries import print_entry
 from burnish.cli.options import Options
 from burnish.cli.run import Flag, run_single
+from burnish.core.apart import check_apart
 from burnish.core.errors import SettingsError
 from burnish.core.outside import MAX_SEED
 from burnish.train.stage import Train
@@ -60,7 +61,9 @@ def train(
     if out is None:
         raise SettingsError("there is no place for the result", where="--out", fix="give -o DIRECTORY")
     if tokenizer is not None:
-        model = str(_start(Path(model), tokenizer, settings, out.parent / f"{out.name}.init"))
+        place = out.parent / f"{out.name}.init"
+        check_apart([out, place], [model, tokenizer, settings.data])
+        model = str(_start(Path(model), tokenizer, settings, place))
     elif Path(model).suffix == ".json":
         raise SettingsError(
             "a configuration alone has no tokenizer", where=model, fix="give --tokenizer bpe:1024, or a checkpoint's"
@@ -105,6 +108,7 @@ def init(
     from burnish.data.chat import chat_tokens
     from burnish.train.scratch import initialise
 
+    check_apart([out], [config, tokenizer, data, chat_template])
     check_target(out, overwrite=overwrite)
     template = None
     if chat_template is not None:

@@ -211,10 +211,10 @@ def inside(directory: Path, name: object, *, where: str) -> Path:
         CheckpointError: not a relative name, or one that leads out of the directory, by itself or through a link.
     """
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
-        raise CheckpointError(f"names {_shown(name)}, which is no file name", where=where)
+        raise CheckpointError(f"names {shown(name)}, which is no file name", where=where)
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts:
-        raise CheckpointError(f"names {_shown(name)}, which lies outside the checkpoint", where=where)
+        raise CheckpointError(f"names {shown(name)}, which lies outside the checkpoint", where=where)
     check_link(directory, directory / pure)
     return directory / pure
 
@@ -247,7 +247,8 @@ def check_link(directory: Path, path: Path) -> None:
         )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

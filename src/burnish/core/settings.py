@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
 from burnish.core.errors import SettingsError, nearest
+from burnish.core.outside import shown
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -130,4 +131,4 @@ def first_mistake(error: ValidationError) -> str:
     if not mistake["loc"]:
         return message
     message = message[0].lower() + message[1:]
-    return f"{'.'.join(str(part) for part in mistake['loc'])} is {mistake['input']!r}, but {message}"
+    return f"{'.'.join(str(part) for part in mistake['loc'])} is {shown(mistake['input'])}, but {message}"

@@ -15,17 +15,20 @@ import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from burnish._version import __version__
-from burnish.core.checkpoint import weight_files
+from burnish.core.checkpoint import check_place, read_safetensors_header, weight_files
 from burnish.core.checkpoint.durable import saving
-from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError, nearest
+from burnish.core.errors import CheckpointError, DataError, OutputError, SettingsError
+from burnish.core.outside import answered_for, read_object
 from burnish.core.progress import Progress
+from burnish.core.settings import first_mistake
 from burnish.events import metrics
 from burnish.events.baselines import Baselines
 from burnish.events.batches import Window, window_begin
@@ -273,13 +276,7 @@ class EventForecaster:
         from safetensors.torch import save_file
 
         target = Path(directory)
-        if target.exists():
-            if not is_forecaster(target) and (not target.is_dir() or any(target.iterdir())):
-                raise OutputError(
-                    "exists and is not an event forecaster", where=str(target), fix="choose another place"
-                )
-            if is_forecaster(target) and not overwrite:
-                raise OutputError("exists already", where=str(target), fix="choose another place, or pass --overwrite")
+        check_free(target, overwrite=overwrite)
         baselines = None
         if self.baselines is not None:
             baselines = {
@@ -320,45 +317,37 @@ class EventForecaster:
 
         path = Path(directory)
         config = read_forecaster_config(path)
-        kinds = list(MODELS)
-        if config["model"] not in MODELS:
-            guess = nearest(config["model"], kinds)
-            raise CheckpointError(f"holds an unknown model {config['model']!r} (nearest: {guess})", where=str(path))
-        model = model_class(config["model"])(**config["settings"])
-        statistics: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in config["statistics"].items()
-        }
-        model.statistics = TrainingStatistics(**statistics)
-        model.window, model.context = config["window"], config["context"]
-        [weights] = weight_files(path)
-        state = load_file(weights)
-        expected = model.state_dict()
-        if state.keys() != expected.keys() or any(state[name].shape != expected[name].shape for name in state):
-            raise CheckpointError("its weights do not fit its config.json", where=str(path), fix="fit it again")
-        model.to(next(iter(state.values())).dtype)
-        model.load_state_dict(state)
-        model.eval()
-        objective = config["objective"]
-        forecaster = cls(
-            model,
-            objective=objective["name"],
-            time_coordinate=objective["time_coordinate"],
-            **{key: value for key, value in objective.items() if key not in ("name", "time_coordinate")},
-        )
-        forecaster.mark_names, forecaster.unit = tuple(config["mark_names"]), config["unit"]
-        forecaster.notes, forecaster.training = tuple(config["notes"]), config["training"]
-        if config["conformal"] is not None:
-            pit, num_events = config["conformal"]
+        weights = weight_files(path)[0]
+        shapes = {name: entry["shape"] for name, entry in read_safetensors_header(weights).items()}
+        with answered_for("holds no forecaster that can be made", where=str(path), fix="fit it again"):
+            model = _built(config, shapes, str(path))
+            state = load_file(weights)
+            model.to(next(iter(state.values())).dtype)
+            model.load_state_dict(state)
+            objective = asdict(config.objective)
+            forecaster = cls(model.eval(), objective=objective.pop("name"), **objective)
+        forecaster.mark_names, forecaster.unit = config.mark_names, config.unit
+        forecaster.notes, forecaster.training = config.notes, config.training
+        if config.conformal is not None:
+            pit, num_events = config.conformal
             forecaster.conformal = SplitConformal(np.array(pit), num_events)
-        if config["baselines"] is not None:
-            saved = config["baselines"]
-            forecaster.baselines = Baselines(
-                saved["rate"],
-                np.array(saved["mark_shares"]),
-                tuple(np.array(gaps) for gaps in saved["gaps"]),
-                np.array(saved["transitions"]),
-            )
+        if (saved := config.baselines) is not None:
+            shares, transitions = np.array(saved.mark_shares), np.array(saved.transitions)
+            forecaster.baselines = Baselines(saved.rate, shares, tuple(map(np.array, saved.gaps)), transitions)
         return forecaster
+
+
+def check_free(target: Path, *, overwrite: bool) -> None:
+    """Opens the place of a forecaster, before the work as well as after it.
+
+    Raises:
+        OutputError: it cannot be written to, holds something else, or holds a forecaster and `overwrite` is not given.
+    """
+    check_place(target)
+    if is_forecaster(target) and not overwrite:
+        raise OutputError("exists already", where=str(target), fix="choose another place, or pass --overwrite")
+    if not is_forecaster(target) and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError("exists and is not an event forecaster", where=str(target), fix="choose another place")
 
 
 def is_forecaster(path: Path) -> bool:
@@ -367,16 +356,58 @@ def is_forecaster(path: Path) -> bool:
     return config.is_file() and f'"{MODEL_TYPE}"' in config.read_text(encoding="utf-8", errors="replace")
 
 
-def read_forecaster_config(path: Path) -> dict[str, Any]:
-    """config.json of a saved forecaster, checked for its format."""
+class SavedBaselines(BaseModel):
+    """Of the naive forecasts: numbers of `Baselines`."""
+
+    rate: float
+    mark_shares: list[float]
+    transitions: list[list[float]]
+    gaps: list[list[float]]
+
+
+class SavedForecaster(BaseModel):
+    """What config.json of a forecaster must hold: it may come from anywhere."""
+
+    model: Literal[tuple(MODELS)]  # pyright: ignore[reportInvalidTypeForm]
+    settings: dict[str, Any]
+    statistics: TrainingStatistics
+    window: int = Field(ge=2)
+    context: int = Field(ge=0)
+    objective: Objective
+    mark_names: tuple[str, ...]
+    unit: str
+    notes: tuple[str, ...]
+    training: dict[str, Any]
+    conformal: tuple[list[float], int] | None
+    baselines: SavedBaselines | None
+    extra: dict[str, Any]
+
+
+def _built(config: SavedForecaster, shapes: dict[str, list[int]], where: str) -> EventModel:
+    """The model of a configuration without its weights, made only where these are of its size."""
+    kind, settings = model_class(config.model), config.settings
+    fits = len(config.mark_names) == settings.get("num_marks") and settings.get("num_layers", 0) <= len(shapes)
+    if fits:
+        with torch.device("meta"):
+            fits = shapes == {name: list(tensor.shape) for name, tensor in kind(**settings).state_dict().items()}
+    if not fits:
+        raise CheckpointError("its weights do not fit its config.json", where=where, fix="fit it again")
+    model = kind(**settings)
+    model.statistics, model.window, model.context = config.statistics, config.window, config.context
+    return model
+
+
+def read_forecaster_config(path: Path) -> SavedForecaster:
+    """config.json of a saved forecaster, checked for its format.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, of another version, or not what is written here.
+    """
     if not is_forecaster(path):
         raise CheckpointError(
             "is not a saved event forecaster", where=str(path), fix="make one with burnish events fit"
         )
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"is not valid JSON ({error})", where=str(path / CONFIG_FILE)) from None
+    config = read_object(path / CONFIG_FILE)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"was written in format {config.get('format')} by burnish {config.get('burnish_version', 'unknown')}, "
@@ -384,7 +415,11 @@ def read_forecaster_config(path: Path) -> dict[str, Any]:
             where=str(path),
             fix="fit it again, or use the burnish that wrote it",
         )
-    return config
+    try:
+        return SavedForecaster.model_validate(config)
+    except ValidationError as error:
+        said = first_mistake(error)
+        raise CheckpointError(said, where=str(path / CONFIG_FILE), fix="fit it again") from None
 
 
 def reset_parameters(model: EventModel, seed: int) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.core.settings import first_mistake
 from burnish.events.ahead import Ahead, sample_paths
 from burnish.events.columns import MARK, SEQUENCE, TIME, from_table, nanoseconds, shown_time
 from burnish.events.data import EventDataset
-from burnish.events.forecaster import EventForecaster, read_forecaster_config
+from burnish.events.forecaster import CONFIG_FILE, EventForecaster, read_forecaster_config
 from burnish.events.locations import LocationRegion
 from burnish.events.reading import read_any
 from burnish.events.seen import Seen
@@ -116,17 +118,20 @@ class Fitted:
         Raises:
             CheckpointError: it is no forecaster, or was made without the command.
         """
-        extra = read_forecaster_config(directory)["extra"]
+        extra = read_forecaster_config(directory).extra
         if "reading" not in extra:
             raise CheckpointError(
                 "does not say which columns to read, because it was not made by burnish events fit",
                 where=str(directory),
                 fix="use it from Python",
             )
-        kept = extra["reading"]
-        place = None if kept["location"] is None else (kept["location"][0], kept["location"][1])
-        reading = Reading(**kept | {"location": place, "covariates": tuple(kept["covariates"])})
-        return cls(EventForecaster.from_pretrained(directory), reading, Seen.from_json(extra["seen"]))
+        where = str(directory / CONFIG_FILE)
+        try:
+            reading = TypeAdapter(Reading).validate_python(extra["reading"])
+            seen = TypeAdapter(list[tuple[str, int, str]]).validate_python(extra.get("seen"))
+        except ValidationError as error:
+            raise CheckpointError(first_mistake(error), where=where, fix="fit it again") from None
+        return cls(EventForecaster.from_pretrained(directory), reading, Seen.from_json(seen))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class Journal:
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Keeps what a reader wants to know and the run does not depend on, such as prices; before any call."""
         text = self._clean(json.dumps(value, sort_keys=True, ensure_ascii=False))
-        with self._database:
+        with _written(self.path), self._database:
             self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
 
     def paid(self) -> dict[str, Paid]:
@@ -217,10 +218,8 @@ class Journal:
         self._database.execute("DELETE FROM flights WHERE status IS NOT NULL AND id <= ?", (middle,))
 
     def _prepare(self, run: Mapping[str, Any] | None) -> None:
-        try:
+        with _written(self.path):
             self._database.executescript(_TABLES)
-        except sqlite3.OperationalError as error:
-            raise _unwritten(self.path, error) from None
         wanted = {"schema": str(SCHEMA)} | ({"run": json.dumps(run, sort_keys=True)} if run is not None else {})
         kept = dict(self._database.execute("SELECT name, value FROM meta").fetchall())
         if kept.get("schema", str(SCHEMA)) != str(SCHEMA):
@@ -237,7 +236,7 @@ class Journal:
                 where=str(self.path),
                 fix="choose another directory with -o, or give the same settings to continue it",
             )
-        with self._database:
+        with _written(self.path), self._database:
             self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(wanted.items()))
 
     def _one(self, query: str) -> int:
@@ -345,6 +344,15 @@ def _settle(futures: list[asyncio.Future[None]], error: BaseException | None) ->
             future.set_exception(error)
 
 
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Says of a disk what it is, where something must be kept."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise _unwritten(path, error) from None
+
+
 def _unwritten(path: Path, error: BaseException) -> OutputError:
     return OutputError(
         f"cannot be written ({error})", where=str(path), fix="free the disk; the same command continues the run"
@@ -378,8 +386,12 @@ def _connected(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
     if readonly:
         return database
     try:
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
+        with _written(path):
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+    except OutputError:
+        database.close()
+        raise
     except sqlite3.DatabaseError as error:
         database.close()
         raise OutputError(

@@ -69,12 +69,18 @@ def policy(script: str) -> str:
 
 
 def write(path: Path, page: str) -> Path:
-    """Writes a page whole or not at all, and returns where it is.
+    """Writes a page whole or not at all, perhaps over an older one, and returns where it is.
 
     Raises:
-        OutputError: the place cannot be written to.
+        OutputError: the place cannot be written to, or holds a file that begins otherwise: a table, a ledger.
     """
+    first = page.partition("\n")[0].encode()
     try:
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                if file.readline(len(first) + 2).rstrip() != first:
+                    fix = "choose another place with -o"
+                    raise OutputError("exists and is another kind of file", where=str(path), fix=fix)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page)
     except OSError as error:

@@ -6,12 +6,13 @@ the result, seed, and the content hashes of everything that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from burnish.core import errors
+from burnish.core.apart import check_apart
 from burnish.core.checkpoint import (
     UNSAFE_SUFFIXES,
     Lineage,
@@ -90,6 +91,8 @@ class Planner:
         self.needs = {node.name: self._needs(node) for node in self.recipe.nodes}
         self.recipe = replace(self.recipe, nodes=in_order(self.recipe.nodes, self.needs))
         self.state = read_state(self.directory)
+        read = [self.start, *(value for value, _, _ in self._read_from_outside())]
+        check_apart([*self.targets.values(), self.directory], read)
         self.hashes: dict[str, str] = {}
         self._read_here: set[str] = set()
 
@@ -330,29 +333,30 @@ class Planner:
 
     def remarks(self) -> list[str]:
         """What the checkpoints from outside ask for and do not get."""
-        named = {str(self.start): self.start}
-        for stage in (*self.stages.values(), *([self.evaluate] if self.evaluate is not None else [])):
-            for name, to in stage.references().items():
-                value = getattr(stage, name)
-                if to == "checkpoint" and value is not None and value != START and value not in self.stages:
-                    named[value] = resolve(value)
+        named = {value: resolve(value) for value, to, _ in self._read_from_outside() if to == "checkpoint"}
         return [remark for directory in named.values() for remark in remarks(directory)]
 
     def reads_outside(self) -> list[str]:
         """Local paths outside the working directory that the recipe reads, so that none is read silently."""
         here = Path.cwd().resolve()
-        named = {self.recipe.start: self.recipe.where.get("start", self.recipe.source)}
-        settings: list[tuple[str, Settings]] = [(node.where, self.stages[node.name]) for node in self.recipe.nodes]
-        if self.evaluate is not None:
-            settings.append((self.recipe.where.get("evaluate", ""), self.evaluate))
-        for where, stage in settings:
-            named |= {value: where for name in stage.references() if (value := getattr(stage, name)) is not None}
         outside = []
-        for value, where in named.items():
+        for value, where in {value: where for value, _, where in self._read_from_outside()}.items():
             path = Path(value).expanduser()
             if path.exists() and not path.resolve().is_relative_to(here):
                 outside.append(f"{where} reads {path.resolve()}, outside the working directory")
         return outside
+
+    def _read_from_outside(self) -> Iterator[tuple[str, str, str]]:
+        """(reference, "checkpoint" or "data", where the recipe has it) of everything that no node makes."""
+        yield self.recipe.start, "checkpoint", self.recipe.where.get("start", self.recipe.source)
+        settings: list[tuple[str, Settings]] = [(node.where, self.stages[node.name]) for node in self.recipe.nodes]
+        if self.evaluate is not None:
+            settings.append((self.recipe.where.get("evaluate", ""), self.evaluate))
+        for where, stage in settings:
+            for name, to in stage.references().items():
+                value = getattr(stage, name)
+                if value is not None and not self.made_here(to, value):
+                    yield value, to, where
 
 
 def kind_on_disk(directory: Path) -> Kind:
