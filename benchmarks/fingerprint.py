@@ -199,12 +199,15 @@ def quantize(bench: Bench) -> Iterator[Case]:
         yield case("gptq streamed, damped", kind, method="gptq", bits=3, stream=True, damping=0.01)
         yield case("gptq propagated, streamed", kind, method="gptq", bits=3, propagate=True, stream=True)
     yield case("yaqa damped, in memory", method="yaqa", bits=2, damping=0.05, in_memory=True)
+    for start in ("rtn", "gptq", "yaqa"):
+        yield case(f"learned from {start}", method="learned", start=start, iterations=8, damping=0.1, sketch="a")
     yield case("yaqa in passes", method="yaqa", bits=3, memory=60_000)
     yield case("gptq in passes", "mixtral", method="gptq", bits=3, memory=60_000, stream=False)
     yield case("yaqa curve, seed 3", method="yaqa", bits=3, curve=True, seed=3)
     for method in ("rtn", "gptq", "yaqa"):
         yield case(f"{method} asymmetric", method=method, symmetric=False)
         yield case(f"{method} scale search", method=method, scale_search=True, bits=3)
+        yield case(f"{method} refitted twice", method=method, refit=2, bits=3)
         yield case(f"{method} a scale per row", method=method, group_size=None)
         yield case(f"{method} fp8-dynamic", method=method, scheme="fp8-dynamic", group_size=None)
         yield case(f"{method} w8a8-int8", method=method, scheme="w8a8-int8", group_size=None)

@@ -9,12 +9,12 @@
 
 All methods round the same weights to the same grids (symmetric integers, groups of 64, the format's own scales) with
 statistics of the same windows of WikiText-2 valid. `tune` measures settings of both methods on a tuning slice, other
-windows of the same text, with the procedure that `burnish quantize` uses itself: a sample of layers is rounded under
-every rule. `measure` takes the winner of each method and rounds the whole model; it reads WikiText-2 test, which is
-used for nothing else. `order` asks, on the tuning slice, in which order rows and columns should be rounded. Folds are
-parts of the calibration text: the first ones alone give a smaller budget.
-Other label seeds take the rule that was found with seed 0. `time` is the rounding of the whole model, `large` that of
-one layer of 4,096 x 4,096 and, on a GPU, collecting from a million tokens for a network of a billion random weights.
+windows of the same text: a sample of layers is rounded under every rule, all others under the first (`burnish quantize`
+itself compares whole models, with fewer rules). `measure` takes the winner of each method and rounds the whole model;
+it reads WikiText-2 test, which is used for nothing else. `order` asks, on the tuning slice, in which order rows and
+columns should be rounded. Folds are parts of the calibration text: the first ones alone give a smaller budget. Other
+label seeds take the rule that was found with seed 0. `time` is the rounding of the whole model, `large` that of one
+layer of 4,096 x 4,096 and, on a GPU, collecting from a million tokens for a network of a billion random weights.
 Several processes may add to one file.
 """
 
@@ -48,12 +48,12 @@ from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batc
 from burnish.quantize.plan import select
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES as ROUNDING_RULES
-from burnish.quantize.tuning import Original, choose_strength, filled, rounded_under
+from burnish.quantize.tuning import Original, filled, rounded_under
 
 TOKENS, LENGTH, GROUP = 65_536, 256, 64
 FOLD_ENDS = (16, 32, 64, 128, 192, 256)
 """In windows: the first folds give 8k, 16k, 33k, 49k and 65k tokens, each with a part to hold out."""
-TUNING_WINDOWS = 8
+TUNING_WINDOWS, SAMPLE_LAYERS = 8, 5
 REPORT_WINDOWS, REPORT_LENGTH, REPORT_CHARS = 8, 1024, 400_000
 
 METHODS = RTN, GPTQ, YAQA_A, YAQA_B = "rtn", "gptq", "yaqa-a", "yaqa-b"
@@ -173,12 +173,35 @@ def tune(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namesp
                 continue
             started = time.process_time()
             rules = [rule for number, rule in enumerate(RULES[method]) if number in arguments.rules]
-            _, rows = choose_strength(views, rounding_of(method, bits), statistics, original, strengths=rules)
-            seconds = (time.process_time() - started) / len(rows)
-            for row in rows:
-                print(f"{method}, {bits} bits, {row['rule']}: tuning {row['kl']:.4f}", flush=True)
-                tuned = {"task": "tune", "method": method, "bits": bits, "rule": row["rule"], "kl": row["kl"]}
+            measured = of_a_sample(views, rounding_of(method, bits), statistics, original, rules)
+            seconds = (time.process_time() - started) / len(measured)
+            for rule, kl in measured.items():
+                print(f"{method}, {bits} bits, {rule}: tuning {kl:.4f}", flush=True)
+                tuned = {"task": "tune", "method": method, "bits": bits, "rule": rule, "kl": kl}
                 record(tuned | facts(arguments, seconds), arguments, slices)
+
+
+def of_a_sample(
+    views: Sequence[MatrixView],
+    rounding: Rounding,
+    statistics: Statistics,
+    original: Original,
+    rules: Sequence[Strength],
+) -> dict[str, float]:
+    """Mean divergence with five layers, spread over the depth, under each rule, and all others under the first."""
+    layers = sorted({view.layer for view in views if view.layer is not None})
+    bounds = np.linspace(0, len(layers), min(SAMPLE_LAYERS, len(layers)) + 1)
+    sampled = {layers[int(middle)] for middle in (bounds[:-1] + bounds[1:]) / 2}
+    sample = [view for view in views if view.layer in sampled]
+    others = [view for view in views if view.layer not in sampled]
+    company = rounded_under(others, {"": replace(rounding, strength=rules[0])}, statistics)[""]
+    values = rounded_under(sample, {str(rule): replace(rounding, strength=rule) for rule in rules}, statistics)
+    measured = {}
+    with filled(others, company):
+        for name in list(values):
+            with filled(sample, values.pop(name)):
+                measured[name] = float(np.mean(original.divergence()))
+    return measured
 
 
 def measure(model: Any, slices: dict[str, torch.Tensor], arguments: argparse.Namespace) -> None:

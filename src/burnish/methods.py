@@ -92,6 +92,7 @@ OPTIMIZERS = Benchmark("optimizers", needs="--data DIR with the speeches and Sha
 OPTIMIZER_STEP = Benchmark("optimizer_step")
 QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with llm-compressor, --work DIR")
 YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
+LOW_BITS = Benchmark("low_bits", needs="--data DIR with movie reviews and speeches, --work DIR, the peer's environment")
 SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
 REASON_TINY = Benchmark("reason_tiny", needs="--work DIR, and some hours of one core")
 ALIGN_LINEAR = Benchmark("align_linear")
@@ -113,7 +114,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method gptq",
         source="GPTQ, 2022, arXiv:2210.17323; QuIP (LDLQ), 2023, arXiv:2307.13304",
         page="rounding",
-        benchmarks=(QUANTIZE_BASELINES, YAQA),
+        benchmarks=(QUANTIZE_BASELINES, YAQA, LOW_BITS),
         verb=Verb(
             name="quantize",
             settings="burnish.quantize.stage:Quantize",
@@ -131,7 +132,15 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method yaqa",
         source="Model-Preserving Adaptive Rounding, 2025, arXiv:2505.22988",
         page="yaqa",
-        benchmarks=(YAQA, QUANTIZE_BASELINES),
+        benchmarks=(YAQA, QUANTIZE_BASELINES, LOW_BITS),
+    ),
+    Method(
+        name="learned rounding",
+        does="codes and scales learned block by block from another rule's start, weighed by the model's sensitivity",
+        use="burnish quantize --method learned",
+        source="Optimize Weight Rounding via Signed Gradient Descent, 2023, arXiv:2309.05516",
+        page="learned-rounding",
+        benchmarks=(LOW_BITS,),
     ),
     Method(
         name="training",

@@ -1,11 +1,14 @@
 """The stage from settings to a checkpoint that a stock loader reads."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.core.checkpoint import load, read_safetensors_header
-from burnish.core.errors import DataError, EngineError, NumericalError, SettingsError
+from burnish.core.errors import DataError, EngineError, NumericalError, RecipeError, SettingsError
 from burnish.core.kinds import Weights
 from burnish.quantize.stage import Quantize
 
@@ -152,3 +155,17 @@ def test_ignored_matrices_stay_as_they_are(model, ids, tmp_path):
     )
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(read, ids), logits(quantized.module, ids), rtol=0, atol=0)
+
+
+def test_a_factor_that_is_nearly_singular_is_refused_by_name(model, texts):
+    with pytest.raises(NumericalError, match=r"layers\..*not positive definite with damping 0.0001"):
+        Quantize(method="yaqa", sketch="b", damping=1e-4, **SMALL)(model, calibration=texts)
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8", "bitsandbytes"])
+def test_a_packed_checkpoint_of_another_program_is_refused_with_its_name(tiny_llama, tmp_path, method):
+    place = shutil.copytree(tiny_llama, tmp_path / method)
+    config = json.loads((place / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    (place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match=f"dense original: .*quant_method '{method}'"):
+        Quantize(method="rtn")(load(place))

@@ -16,7 +16,7 @@ from burnish.quantize.method import Rounding
 from burnish.quantize.rule import Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.stage import Quantize
-from burnish.quantize.tuning import Original, choose_strength, filled, spread_over_depth
+from burnish.quantize.tuning import Original, candidates, choose_rounding, filled
 
 YAQA = RULES["yaqa"]
 TWO_BITS = Rounding(YAQA, FORMATS["int"](2, 32, True), torch.float32)
@@ -50,13 +50,32 @@ def test_the_divergence_is_that_of_the_whole_distribution(model, views, ids):
     ("measured", "chosen"),
     [((0.3, 0.2, 0.1), 2), ((0.3, 0.1, 0.2), 1), ((0.1002, 0.2, 0.1), 0), ((9e-6, 8e-6, 0.0), 0)],
 )
-def test_the_simplest_strength_with_in_effect_the_smallest_divergence_is_chosen(measured, chosen, monkeypatch):
+def test_the_simplest_rounding_with_in_effect_the_smallest_divergence_is_chosen(measured, chosen, monkeypatch):
+    assert chosen_of([[kl, kl * 1.1, kl * 0.9] for kl in measured], monkeypatch) == chosen
+
+
+def test_what_windows_cannot_tell_apart_is_a_tie_for_the_simplest(monkeypatch):
+    """Ten percent less on average, by one window of four; and the same ten percent on every window."""
+    simple = [0.2, 0.2, 0.2, 0.2]
+    assert chosen_of([simple, [0.21, 0.21, 0.21, 0.09], [1.0] * 4], monkeypatch) == 0
+    assert chosen_of([simple, [0.181, 0.179, 0.18, 0.18], [1.0] * 4], monkeypatch) == 1
+
+
+def chosen_of(windows, monkeypatch) -> int:
+    """Number of the candidate that is chosen when these are the divergences of three."""
     monkeypatch.setattr(tuning, "rounded_under", lambda _, roundings, *__: {name: {} for name in roundings})
-    monkeypatch.setattr(tuning, "spread_over_depth", lambda views: views)
-    answers = iter(measured)
-    original = SimpleNamespace(divergence=lambda: [next(answers)])
-    strength, _ = choose_strength([], TWO_BITS, None, original, strengths=YAQA.compared[:3])
-    assert strength == YAQA.compared[chosen]
+    answers = iter(windows)
+    original = SimpleNamespace(divergence=lambda: next(answers))
+    three = dict(list(candidates(TWO_BITS, YAQA.compared, ("a", "b")).items())[:3])
+    rounding, rows = choose_rounding([], three, None, original)
+    assert [row["chosen"] for row in rows] == [one is rounding for one in three.values()]
+    return list(three.values()).index(rounding)
+
+
+def test_one_sided_candidates_have_no_sketch_and_two_sided_ones_every():
+    found = candidates(TWO_BITS, (Strength(), Strength(0.1, 0.1)), ("a", "b"))
+    assert list(found) == ["one-sided 0.01", "0.1 and 0.1, sketch a", "0.1 and 0.1, sketch b"]
+    assert [rounding.sketch for rounding in found.values()] == ["a", "a", "b"]
 
 
 def test_strengths_are_measured_and_weights_left_alone(model, views, tmp_path):
@@ -65,9 +84,10 @@ def test_strengths_are_measured_and_weights_left_alone(model, views, tmp_path):
     before = [view.tensor.clone() for view in views]
     strengths = (Strength(), Strength(0.3, 0.3), Strength(1e9, 1e9))
     original = Original(model.module, windows[16:])
-    strength, rows = choose_strength(views, TWO_BITS, statistics, original, strengths=strengths)
+    rounding, rows = choose_rounding(views, candidates(TWO_BITS, strengths, ("b",)), statistics, original)
     assert [row["rule"] for row in rows] == [str(one) for one in strengths]
-    assert str(strength) == next(row["rule"] for row in rows if row["chosen"])
+    assert str(rounding.strength) == next(row["rule"] for row in rows if row["chosen"])
+    assert min(row["ratio"] for row in rows) == 1.0
     assert all(torch.equal(one, view.tensor) for one, view in zip(before, views, strict=True))
 
 
@@ -78,15 +98,20 @@ def test_strengths_are_compared_on_the_grids_of_overrides(model, texts, tmp_path
     assert {group["weights"]["num_bits"] for group in quantized.quantization_config["config_groups"].values()} == {2, 8}
 
 
-def test_sampled_layers_are_spread(views):
-    assert {view.layer for view in spread_over_depth(views, 1)} == {1}
-    assert spread_over_depth(views, 9) == views
-
-
-def test_the_curve_has_a_point_for_each_part_of_the_text_and_method(model, texts, tmp_path):
+def test_the_curve_has_a_point_for_each_part_of_the_text_and_method(model, texts, tmp_path, monkeypatch):
     stage = Quantize(method="yaqa", bits=3, group_size=32, tokens=2048, length=64, curve=True)
     ctx = Context({"calibration": texts}, tmp_path, "cpu", seeded_generator(0), Progress(False), Ledger(None))
+    measured_on = []
+
+    class Watched(Original):
+        def __init__(self, module, windows):
+            measured_on.append({tuple(row.tolist()) for row in windows})
+            super().__init__(module, windows)
+
+    monkeypatch.setattr("burnish.quantize.run.Original", Watched)
     stage.run(model, ctx)
+    chose, drawn = measured_on
+    assert chose and drawn and not chose & drawn, "the curve is drawn on windows that chose"
     tables = {row["name"]: row["rows"] for row in ctx.ledger.rows if row["row"] == "table"}
     assert [(row["method"], row["tokens"]) for row in tables["calibration"]] == [
         (method, tokens) for tokens in (512, 1024, 2048) for method in ("yaqa", "gptq")

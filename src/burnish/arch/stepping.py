@@ -10,10 +10,11 @@ Between layers only hidden states are kept, so a layer can be looked at, changed
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from burnish.arch.view import layers
 
@@ -32,7 +33,7 @@ class HiddenStates:
     def __init__(self, hidden: Tensor, arguments: dict[int, dict[str, Any]]) -> None:
         self.hidden, self.arguments = hidden, arguments
 
-    def through(self, number: int, layer: nn.Module) -> Tensor:
+    def through(self, number: int, layer: Callable[..., Any]) -> Tensor:
         """The output of a layer; `hidden` stays as it is."""
         output = layer(self.hidden, **self.arguments[number])
         return output[0] if isinstance(output, tuple) else output

@@ -4,8 +4,8 @@ Labels of two-sided sums are drawn from the model's own distribution (`labels`).
 layers are taken in groups whose sums fit, one pass over the text for each, and a resumed run skips what is finished.
 Under torch.distributed windows go round-robin to ranks and the sums are reduced once per fold.
 
-Products of float32 matrices take the fast units of the machine, TF32 on GPUs and bfloat16 on CPUs that have it, and are
-added up in float32: what that rounds away is far below the noise of drawn labels.
+Products of float32 matrices may take the fast units of the machine and do so on GPUs (TF32), added up in float32: what
+that rounds away is far below the noise of drawn labels.
 """
 
 from __future__ import annotations

@@ -140,10 +140,15 @@ class Stage(Settings):
             raise RecipeError(f"{self.name} needs a {wanted} checkpoint, but is given {given}", where=where, fix=advice)
         if before.weights not in self.accepts_weights:
             wanted = " or ".join(sorted(self.accepts_weights))
+            advice = "put it before the stage that packs the weights"
+            packing = getattr(before.config, "quantization_config", None)
+            if isinstance(packing, dict) and "quant_method" in packing:
+                method = packing["quant_method"]
+                advice += (
+                    f", or name the dense original: quantization_config in config.json has quant_method {method!r}"
+                )
             raise RecipeError(
-                f"{self.name} needs {wanted} weights, but is given {before.weights} ones",
-                where=where,
-                fix="put it before the stage that packs the weights",
+                f"{self.name} needs {wanted} weights, but is given {before.weights} ones", where=where, fix=advice
             )
 
     def check_reference(self, field: str, kind: Kind, *, where: str) -> None:

@@ -49,6 +49,11 @@ class Factors:
     input_choice: Shrinkage = IDENTITY
     num_tokens: int = 0
 
+    @property
+    def input_factor(self) -> Float[Tensor, "in in"] | None:
+        """The best that is known of the inputs: weighted by gradients where there are any, without shrinkage."""
+        return self.covariance if self.two_sided is None else self.two_sided[1]
+
 
 class SplitSums:
     """The sums of one matrix: over all folds, and apart for fitting and holding out.
@@ -89,19 +94,27 @@ class SplitSums:
 
 def choose_factors(view: MatrixView, rounding: Rounding, sums: SplitSums | None, grid: WeightGrid) -> Factors:
     """The factors of one matrix: by the rounding's rule, or borrowed from the layer's other experts."""
-    if sums is None or not rounding.rule.needs:
+    if sums is None:
         return Factors()
     if view.expert is not None and sums.all.num_tokens < rounding.min_expert_tokens:
         covariance = sums.borrowed()
         if not covariance.any():
             return Factors(num_tokens=sums.all.num_tokens)
-        choice = Shrinkage(BORROWED_DAMPING)
-        found = Factors(input_side=choice.apply(covariance), kind="one-sided, borrowed", input_choice=choice)
+        found = Factors()
+        if rounding.rule.needs:
+            choice = Shrinkage(BORROWED_DAMPING)
+            found = Factors(input_side=choice.apply(covariance), kind="one-sided, borrowed", input_choice=choice)
         return replace(found, covariance=covariance, num_tokens=sums.all.num_tokens)
-    return replace(
-        rounding.rule.factors(sums, grid, rounding),
+    known = known_factors(sums, rounding.sketch)
+    chosen = rounding.rule.factors(sums, grid, rounding)
+    return replace(chosen, covariance=known.covariance, two_sided=known.two_sided, num_tokens=known.num_tokens)
+
+
+def known_factors(sums: SplitSums, sketch: str) -> Factors:
+    """What the whole text says of a matrix, without a choice of sides to round with."""
+    return Factors(
         covariance=sums.covariance(),
-        two_sided=sums.factors(rounding.sketch) if rounding.sketch in sums.all.sketches else None,
+        two_sided=sums.factors(sketch) if sketch in sums.all.sketches else None,
         num_tokens=sums.all.num_tokens,
     )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from torch import Tensor
 from burnish.arch import MatrixView
 from burnish.calibrate.statistics import Statistics
 from burnish.calibrate.sums import Sketch
+from burnish.core.errors import NumericalError
 from burnish.quantize.factors import Factors, SplitSums, choose_factors
 from burnish.quantize.maths.float_grid import WeightGrid
 from burnish.quantize.maths.grid import combine
+from burnish.quantize.maths.refit import refit_scales
 from burnish.quantize.maths.rounding import Order, proxy_loss, round_two_sided
-from burnish.quantize.maths.shrinkage import normalised
+from burnish.quantize.maths.shrinkage import normalised, shrink
 from burnish.quantize.rule import HELD_OUT, RoundingRule, Strength
 from burnish.quantize.scheme import Scheme
 
@@ -31,6 +34,8 @@ BATCH_WEIGHTS = 8_000_000
 """Weights rounded together: enough to fill a core, few enough to stay in a few hundred megabytes."""
 BATCH_WEIGHTS_ON_GPU = 64_000_000
 """There the steps of a rounding are counted, whatever the number of weights that take them together."""
+REFIT_DAMPING = 0.1
+"""Multiple of the mean diagonal under which scales are fitted."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Rounding:
         strength: how strongly factors are shrunk.
         sketch: which sketch Kronecker factors are from.
         scale_search: whether clipping ratios are searched, weighted by the diagonal of the input side.
+        refit: how often scales are fitted to the codes, where something is known of the inputs; each time after the
+            first the weights have been rounded anew to the scales of the time before.
         order: of rows and columns, see `round_two_sided`; None is natural for one-sided rounding and diagonal for
             two-sided, which was measured on the model as a whole. Large diagonals first lower each layer's own error in
             both.
@@ -57,6 +64,7 @@ class Rounding:
     strength: Strength = HELD_OUT
     sketch: Sketch = "b"
     scale_search: bool = False
+    refit: int = 0
     order: Order | None = None
     min_expert_tokens: int = 256
     overrides: Mapping[str, Scheme] = field(default_factory=dict)
@@ -138,7 +146,7 @@ def round_batch(
 def rounded_batch(
     batch: Sequence[MatrixView], rounding: Rounding, sums: Sequence[SplitSums | None]
 ) -> list[tuple[Tensor, WeightGrid, Factors]]:
-    """Codes, grid and factors of matrices of one shape; those with the same sides present go through one call."""
+    """Codes, grid and factors of matrices of one shape."""
     weights = [view.tensor.to(_working_dtype(view.tensor)) for view in batch]
     grids = [
         rounding.scheme_of(view).grid(
@@ -149,9 +157,44 @@ def rounded_batch(
         )
         for view, weight, of_view in zip(batch, weights, sums, strict=True)
     ]
-    factors = [
-        choose_factors(view, rounding, of_view, grid) for view, of_view, grid in zip(batch, sums, grids, strict=True)
-    ]
+    with definite_factors(batch, rounding.strength):
+        factors = [
+            choose_factors(view, rounding, of_view, grid)
+            for view, of_view, grid in zip(batch, sums, grids, strict=True)
+        ]
+        codes = rounded_to(grids, weights, factors, rounding)
+    for number in range(rounding.refit):
+        if number:
+            codes = rounded_to(grids, weights, factors, rounding)
+        grids = [
+            refitted(weight, code, grid, known, rounding.scale_dtype)
+            for weight, code, grid, known in zip(weights, codes, grids, factors, strict=True)
+        ]
+    return list(zip(codes, grids, factors, strict=True))
+
+
+@contextmanager
+def definite_factors(batch: Sequence[MatrixView], strength: Strength) -> Iterator[None]:
+    """Turns the failure of a decomposition inside into a sentence.
+
+    Raises:
+        NumericalError: a factor is so near to singular that its decomposition does not exist in float32.
+    """
+    try:
+        yield
+    except torch.linalg.LinAlgError:
+        others = f" or one of {len(batch) - 1} matrices of its shape" if len(batch) > 1 else ""
+        raise NumericalError(
+            f"has a factor that is not positive definite with damping {strength}{others}",
+            where=batch[0].name,
+            fix="use damping: 0.01 or more, more tokens, or leave damping out",
+        ) from None
+
+
+def rounded_to(
+    grids: Sequence[WeightGrid], weights: Sequence[Tensor], factors: Sequence[Factors], rounding: Rounding
+) -> list[Tensor]:
+    """Codes of matrices of one shape; those with the same sides present go through one call."""
     by_sides: dict[tuple[bool, bool], list[int]] = {}
     for place, of_view in enumerate(factors):
         by_sides.setdefault((of_view.output_side is None, of_view.input_side is None), []).append(place)
@@ -166,7 +209,18 @@ def rounded_batch(
             order=rounding.order_of(one_sided=one_sided),
         )
         codes.update(zip(places, grid.codes(rounded), strict=True))
-    return [(codes[place], grids[place], factors[place]) for place in range(len(batch))]
+    return [codes[place] for place in range(len(weights))]
+
+
+def refitted(
+    weight: Float[Tensor, "out in"], codes: Tensor, grid: WeightGrid, factors: Factors, scale_dtype: torch.dtype
+) -> WeightGrid:
+    """The grid with the scales that suit the codes, see `maths.refit`; as it is where no input was seen."""
+    factor = factors.input_factor
+    if factor is None or not factor.any():
+        return grid
+    factor = shrink(factor, damping=REFIT_DAMPING)
+    return replace(grid, scale=refit_scales(weight, grid.levels(codes), grid.scale, factor, scale_dtype=scale_dtype))
 
 
 def table_row(
@@ -174,13 +228,10 @@ def table_row(
 ) -> dict[str, Any]:
     """What the ledger keeps of one matrix. Proxies are relative to the proxy of the weight itself, and without
     damping: tr(E C E^T) / tr(W C W^T) one-sided, tr(H_O E H_I E^T) / tr(H_O W H_I W^T) two-sided."""
-    error = weight - rounded
-    row: dict[str, Any] = {
+    return {
         "name": view.name,
         "rounding": factors.kind,
-        "relative_error": float(error.norm() / weight.norm().clamp(min=torch.finfo(weight.dtype).tiny)),
-        "one_sided_proxy": None,
-        "two_sided_proxy": None,
+        **proxies(weight, rounded, factors),
         "output_damping": None if factors.output_choice.is_identity else factors.output_choice.damping,
         "input_damping": None if factors.input_choice.is_identity else factors.input_choice.damping,
         "covariance_share": factors.input_choice.mix,
@@ -189,6 +240,18 @@ def table_row(
         "num_tokens": factors.num_tokens,
         "role": view.role,
         "shape": list(view.shape),
+    }
+
+
+def proxies(
+    weight: Float[Tensor, "out in"], rounded: Float[Tensor, "out in"], factors: Factors
+) -> dict[str, float | None]:
+    """Measures of the error of one matrix, see `table_row`."""
+    error = weight - rounded
+    row: dict[str, float | None] = {
+        "relative_error": float(error.norm() / weight.norm().clamp(min=torch.finfo(weight.dtype).tiny)),
+        "one_sided_proxy": None,
+        "two_sided_proxy": None,
     }
     if factors.covariance is not None:
         covariance = normalised(factors.covariance)

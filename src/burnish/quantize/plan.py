@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from burnish.calibrate.sums import Sketch
     from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
+    from burnish.quantize.method import Rounding
     from burnish.quantize.stage import Quantize
 
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
@@ -90,18 +91,20 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         streams = too_large(before.num_parameters) and not rule.not_by_layer and not settings.curve
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
-    if rule.needs:
+    if settings.needs:
         flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams)
         notes.append(note)
     by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits)
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
     held = before.num_parameters
+    sizes = dict.fromkeys((view.layer for view in views), 0)
+    for view in views:
+        sizes[view.layer] += view.shape[0] * view.shape[1]
+    if rule.by_block:  # a layer's weights, offsets, values and gradients; hidden states of two networks, and targets
+        held += 8 * max(sizes.values()) + 3 * settings.num_tokens * before.config.get_text_config().hidden_size
     if streams:  # a layer, its rounded copy, the embeddings and the hidden states of the text
-        sizes = dict.fromkeys((view.layer for view in views), 0)
-        for view in views:
-            sizes[view.layer] += view.shape[0] * view.shape[1]
         held = 2 * max(sizes.values()) + before.num_parameters - sum(sizes.values())
-        if rule.needs:
+        if settings.needs:
             held += settings.num_tokens * before.config.get_text_config().hidden_size
     working = 4 * held + statistics_bytes + 1_000_000_000
     return before.with_(
@@ -127,15 +130,35 @@ def text_cost(
     model_flops = (4 if sketches or settings.propagate else 2) * active * num_passes
     # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
     products = sums_bytes(views, sketches) / 4
-    flops = settings.num_tokens * (model_flops + 1.3 * products) + sum(rule.flops(*view.shape) for view in views)
-    if settings.damping is None:
-        flops += len(rule.compared) * WINDOWS * settings.length * 3 * active
+    flops = settings.num_tokens * (model_flops + 1.3 * products)
+    rounding_flops = sum(settings.rounds_by.flops(*view.shape) for view in views)
+    flops += rounding_flops
+    if settings.refit:
+        flops += sum(2 * out_features * in_features**2 for out_features, in_features in (v.shape for v in views))
+    flops += rule.learning_flops(settings, active)
+    if settings.compares:
+        num_candidates = len(settings.rounds_by.compared) * max(len(sketches), 1)
+        flops += num_candidates * (WINDOWS * settings.length * 3 * active + rounding_flops)
     return flops, held, f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs"
 
 
 def sketches_of(settings: Quantize) -> tuple[Sketch, ...]:
     """The sketches that the rule needs, of those that settings choose among."""
-    return (settings.sketch,) if "sketch" in RULES[settings.method].needs else ()
+    if "sketch" not in RULES[settings.method].needs:
+        return ()
+    return ("a", "b") if settings.sketch is None else (settings.sketch,)
+
+
+def roundings_of(settings: Quantize, rounding: Rounding) -> dict[str, Rounding]:
+    """What is compared on windows that are kept back, by name; nothing where settings leave no choice."""
+    from burnish.quantize.rule import Strength
+    from burnish.quantize.tuning import candidates
+
+    if not settings.compares:
+        return {}
+    fixed = settings.damping
+    strengths = settings.rounds_by.compared if fixed is None else (Strength(fixed, fixed),)
+    return candidates(rounding, strengths, sketches_of(settings))
 
 
 def preflight(settings: Quantize, start: Model, before: Plan) -> None:
@@ -144,7 +167,7 @@ def preflight(settings: Quantize, start: Model, before: Plan) -> None:
     from burnish.core.checkpoint import without_memory
     from burnish.data.attempt import try_window
 
-    if not RULES[settings.method].needs:
+    if not settings.needs:
         return
     longest = getattr(before.config, "max_position_embeddings", None) or settings.length
     length = min(settings.length, longest)

@@ -63,9 +63,11 @@ class RoundingRule:
             for which gradients go through the whole network.
         tokens: of calibration text, where the settings do not say.
         not_by_layer: why it cannot work on a layer at a time, with the rest of the network on disk; empty where it can.
+        by_block: whether a whole layer at a time is learned from the codes that the rule of `start` gave it.
         propagates: whether a layer may be measured on the outputs of layers that are already rounded.
         compared: strengths of shrinkage, from the simplest, that are measured on windows that no factor has seen where
-            the user fixes no damping; empty where held-out folds decide matrix by matrix.
+            the user fixes no damping, two-sided ones with each sketch where none is fixed; empty where held-out folds
+            decide matrix by matrix.
         baseline: the rule that a curve shows beside it; empty for none.
     """
 
@@ -74,6 +76,7 @@ class RoundingRule:
     needs: ClassVar[frozenset[str]] = frozenset()
     tokens: ClassVar[int] = 0
     not_by_layer: ClassVar[str] = ""
+    by_block: ClassVar[bool] = False
     propagates: ClassVar[bool] = False
     compared: ClassVar[tuple[Strength, ...]] = ()
     baseline: ClassVar[str] = ""
@@ -85,6 +88,12 @@ class RoundingRule:
         """Of rounding one matrix, beyond looking at every weight once."""
         return 0.0
 
+    def learning_flops(self, settings: Quantize, active_weights: int) -> float:
+        """Of learning behind the rounding, for a rule `by_block`."""
+        return 0.0
+
     def factors(self, sums: SplitSums, grid: WeightGrid, rounding: Rounding) -> Factors:
-        """What one matrix is rounded with; asked only where something is needed, and the matrix saw enough text."""
-        raise NotImplementedError
+        """What one matrix is rounded with; asked only where something was collected and the matrix saw enough text."""
+        from burnish.quantize.factors import Factors
+
+        return Factors()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, matrices
+from burnish.calibrate.blocks import Block
+from burnish.calibrate.blocks import blocks as walk_blocks
 from burnish.calibrate.collect import PRECISION, collected
 from burnish.calibrate.statistics import Statistics
 from burnish.calibrate.walk import FromDisk, LayerByLayer, Walk, WholeModel
@@ -24,13 +27,14 @@ from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.progress import Task
 from burnish.core.stage import Context
+from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Rounding, quantize_matrices
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
-from burnish.quantize.plan import check_combinations, select, sketches_of, too_large
+from burnish.quantize.plan import check_combinations, roundings_of, select, sketches_of, too_large
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import scheme_of, schemes_of
-from burnish.quantize.tuning import WINDOWS, Original, choose_strength, curve
+from burnish.quantize.tuning import WINDOWS, Original, choose_rounding, curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,15 +55,16 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
     rounding = Rounding(
-        RULES[settings.method],
+        settings.rounds_by,
         scheme_of(settings),
         model.stored_dtype,
         HELD_OUT if settings.damping is None else Strength(settings.damping, settings.damping),
-        settings.sketch,
+        settings.sketch or "b",
         scale_search=settings.scale_search,
+        refit=settings.refit,
         overrides=schemes,
     )
-    text, unseen = calibration_windows(settings, model, ctx, views) if rounding.rule.needs else (None, None)
+    text, unseen = calibration_windows(settings, model, ctx, views) if settings.needs else (None, None)
     walk: Walk
     if on_disk:
         walk = FromDisk(on_disk, views, precision=PRECISION, changed=settings.propagate)
@@ -100,7 +105,7 @@ class _Work:
 
     def packed(self, directory: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """(name on disk of a weight, what is written in its place), in order; statistics go into the directory."""
-        views, rounding, rows = self.walk.views, self.rounding, []
+        views, rounding, rows, blocks = self.walk.views, self.rounding, [], []
         key: dict[str, Any] = {"matrices": [view.name for view in views]}
         if self.text is not None and self.walk.resumable:  # reading a whole model for its hash takes a while
             key["model"] = self.model.identity
@@ -120,8 +125,14 @@ class _Work:
                 if task is None:
                     total = sum(math.prod(view.shape) for view in views)
                     task = stack.enter_context(self.ctx.progress.task("rounding", total=total, unit="weights"))
-                for piece in self.walk.pieces(some):
-                    quantized = quantize_matrices(piece, rounding, statistics, advance=task.advance)
+                for piece, block in self.pieces(some):
+                    start = partial(quantize_matrices, piece, rounding, statistics, advance=task.advance)
+                    if block is None:
+                        quantized = start()
+                    else:
+                        assert statistics is not None, "blocks are what text goes through"
+                        quantized, row = self.learner(directory, rounding)(block, start, statistics)
+                        blocks.append(row)
                     rows += quantized.rows
                     tensors = pack_all(
                         quantized.codes, quantized.grids, piece, rounding.overrides, scale_dtype=rounding.scale_dtype
@@ -129,27 +140,55 @@ class _Work:
                     del quantized
                     yield from tensors.items()
         self.ctx.ledger.table("layers", rows)
+        if blocks:
+            self.ctx.ledger.table("blocks", blocks)
+
+    def pieces(self, views: Sequence[MatrixView]) -> Iterator[tuple[Sequence[MatrixView], Block | None]]:
+        """Matrices that are rounded together; where layers are learned, each with its text."""
+        if not RULES[self.settings.method].by_block:
+            yield from ((piece, None) for piece in self.walk.pieces(views))
+            return
+        assert self.text is not None, "what is learned is learned from text"
+        yield from ((block.views, block) for block in walk_blocks(self.walk.module, views, self.text))
+
+    def learner(self, directory: Path, rounding: Rounding) -> Learner:
+        """What learns layers that this rounding begins with, or finds them in the directory."""
+        settings = self.settings
+        assert self.text is not None
+        how = Learning(
+            settings.iterations,
+            settings.optimizer,
+            settings.error,
+            rounding.sketch,
+            rounding.scale_dtype,
+            settings.seed,
+        )
+        key = settings.canonical() | {"model": self.model.identity, "calibration text": self.text.hash}
+        return Learner(how, directory / "learned", key)
 
     def tuned(
         self, views: Sequence[MatrixView], rounding: Rounding, statistics: Statistics, unseen: Tensor
     ) -> Rounding:
         """The rounding with the strength that unseen windows ask for, and the tables of what was measured on them."""
         settings, ledger, progress, rule = self.settings, self.ctx.ledger, self.ctx.progress, rounding.rule
-        compares = bool(rule.compared) and settings.damping is None
-        if not (compares or settings.curve):
+        compared = roundings_of(settings, rounding)
+        if not (compared or settings.curve):
             return rounding
         if not len(unseen):
-            progress.log("the calibration text has no window left to measure on: shrinkage is chosen by proxies")
+            progress.log("the calibration text has no window left to measure on: nothing is chosen by measurement")
             return rounding
         assert self.text is not None, "there are statistics of it"
-        original = Original(self.walk.module, unseen)
-        if compares:
-            strength, rows = choose_strength(
-                views, rounding, statistics, original, strengths=rule.compared, progress=progress
-            )
-            rounding = replace(rounding, strength=strength)
+        deciding, reporting = unseen, unseen
+        if compared and settings.curve:  # a curve is drawn on windows that have chosen nothing
+            deciding, reporting = unseen[::2], unseen[1::2]
+            if not len(reporting):
+                progress.log("the calibration text has one window left: the curve is drawn on the one that chose")
+                reporting = unseen
+        if compared:
+            original = Original(self.walk.module, deciding)
+            rounding, rows = choose_rounding(views, compared, statistics, original, progress=progress)
             ledger.table("shrinkage", rows)
-            if strength.is_one_sided:
+            if rounding.strength.is_one_sided:
                 tokens = self.text.tokens.numel()
                 progress.log(f"at {tokens:,} tokens one-sided rounding preserves the model better")
         if settings.curve:
@@ -158,6 +197,7 @@ class _Work:
                 roundings[rule.baseline] = replace(rounding, rule=RULES[rule.baseline], strength=HELD_OUT)
             length, folds = self.text.tokens.shape[1], range(self.text.num_folds)
             tokens_of_fold = [length * len(self.text.fold(number)) for number in folds]
+            original = Original(self.walk.module, reporting)
             rows = curve(views, roundings, statistics, original, tokens_of_fold=tokens_of_fold)
             ledger.table("calibration", rows)
         return rounding
@@ -221,7 +261,7 @@ def calibration_windows(
     data = ctx.inputs.get("calibration", settings.calibration)
     length = min(settings.length, getattr(model.config, "max_position_embeddings", None) or settings.length)
     wanted = max(settings.num_tokens // length, 1)
-    extra = WINDOWS * length if RULES[settings.method].compared or settings.curve else 0
+    extra = WINDOWS * length * (bool(settings.rounds_by.compared) + settings.curve)
     drawn = calibration(
         model.tokenizer, data, length=length, max_tokens=settings.num_tokens + extra, generator=ctx.generator
     )

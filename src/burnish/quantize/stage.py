@@ -18,13 +18,17 @@ from burnish.quantize.settings import RuleName, SchemeName, SchemeSettings, comp
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
+    from burnish.quantize.rule import RoundingRule
+
+REFIT_TOKENS = 16_384
+"""Of calibration text, for a rule that takes none by itself."""
 
 
 class Quantize(Stage):
     """Rounds the linear layers' weights: to nearest (rtn), one-sided (gptq) or two-sided (yaqa)."""
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "round weights to 2-8 bits (RTN, GPTQ, YAQA)"
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
@@ -59,8 +63,22 @@ class Quantize(Stage):
         description="multiple of the mean diagonal added to factors; null chooses on held-out windows",
     )
     scale_search: bool = Field(default=False, description="search a clipping ratio per group instead of the full range")
-    sketch: Literal["a", "b"] = Field(
-        default="b", description="yaqa's factors: b keeps the dependence between tokens, a does not"
+    refit: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="how often scales are fitted to the codes by the inputs' statistics (rtn then needs text too)",
+    )
+    sketch: Literal["a", "b"] | None = Field(
+        default=None,
+        description="yaqa's factors: b keeps the dependence between tokens, a does not; null measures which is better",
+    )
+    start: Literal["rtn", "gptq", "yaqa"] = Field(default="yaqa", description="learned only: whose codes it begins at")
+    iterations: int = Field(default=200, ge=1, description="learned only: steps per layer, of 1,024 tokens each")
+    optimizer: Literal["sign", "adam"] = Field(default="sign", description="learned only: what follows the gradient")
+    error: Literal["plain", "relative", "sensitivity"] = Field(
+        default="sensitivity",
+        description="learned only: of a layer, squared, or relative to tokens' sizes, or weighed by the model too",
     )
     folds: int = Field(
         default=4, ge=2, description="parts of the calibration text; the last is held out to choose shrinkage"
@@ -106,7 +124,23 @@ class Quantize(Stage):
     @property
     def num_tokens(self) -> int:
         """Calibration tokens, with the method's default."""
-        return RULES[self.method].tokens if self.tokens is None else self.tokens
+        return (RULES[self.method].tokens or REFIT_TOKENS) if self.tokens is None else self.tokens
+
+    @property
+    def rounds_by(self) -> RoundingRule:
+        """The rule that gives every matrix its first codes, and where nothing is learned its last."""
+        rule = RULES[self.method]
+        return RULES[self.start] if rule.by_block else rule
+
+    @property
+    def compares(self) -> bool:
+        """Whether roundings are compared on windows that are kept back."""
+        return bool(self.rounds_by.compared) and (self.damping is None or self.sketch is None)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What is collected from the calibration text, see `RoundingRule`."""
+        return RULES[self.method].needs | ({"covariance"} if self.refit else set())
 
     def plan(self, before: Plan) -> Plan:
         from burnish.quantize.plan import plan

@@ -1,10 +1,10 @@
-"""Which shrinkage: the strength with the smallest measured divergence on calibration windows that no factor has seen.
+"""Which rounding: the whole model is rounded under each candidate, and windows that no factor has seen decide.
 
 A proxy foretells what one matrix costs if all else stays as it is and the divergence is its second-order expansion. At
-2 to 3 bits neither holds, so that the strength of shrinkage is measured instead: a sample of layers, spread over the
-depth, is rounded with every strength of a rule's list, and KL(original || rounded) per token decides. The other layers
-are rounded too, with the simplest one: among exact layers a strength looks best that trusts the factors too much,
-because it puts its errors where the exact layers before give no activations, and those that are rounded do.
+2 to 3 bits neither holds, nor does a sample of layers foretell the whole model: so KL(original || rounded) per token is
+measured on the whole model, for one-sided rounding and for two-sided rounding with every sketch and strength of a
+rule's list. Where the smallest divergence cannot be told from that of a simpler candidate, by the paired interval over
+windows, the simpler one is taken.
 
 The same measurement over growing parts of the calibration text is the curve of KL against calibration tokens.
 """
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from burnish.arch import MatrixView
 from burnish.calibrate.statistics import Statistics
+from burnish.calibrate.sums import Sketch
 from burnish.core.progress import Progress
 from burnish.core.statistics import interval
 from burnish.evaluate.maths.divergence import kl_divergence, normalise
@@ -34,15 +35,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NEGLIGIBLE = 0.005
-"""A relative difference in divergence for which no simpler strength is left."""
+"""A relative difference in divergence for which no simpler candidate is left."""
 
 NOISE = 1e-5
 """Divergences in nats that float32 logits cannot tell apart; without it ties would be decided by the last bit."""
 
-SAMPLE_LAYERS = 5
-"""Layers that are rounded to compare strengths: enough to average over, a sixth of the work for thirty layers."""
-
 WINDOWS = 16
+"""That are kept back to decide on; what they cannot tell apart counts as a tie."""
 ROWS = 64
 """Positions whose distributions are compared at a time."""
 
@@ -119,57 +118,53 @@ def _kept(weight: Tensor) -> Tensor:
     return low if torch.equal(low.to(weight.dtype), weight) else weight.clone()
 
 
-def spread_over_depth(views: Sequence[MatrixView], count: int = SAMPLE_LAYERS) -> list[MatrixView]:
-    """The views of `count` layers at equal distances, ends left out where there are more."""
-    layers = sorted({view.layer for view in views if view.layer is not None})
-    bounds = np.linspace(0, len(layers), min(count, len(layers)) + 1)
-    chosen = {layers[int(middle)] for middle in (bounds[:-1] + bounds[1:]) / 2}
-    return [view for view in views if view.layer in chosen]
+def candidates(rounding: Rounding, strengths: Sequence[Strength], sketches: Sequence[Sketch]) -> dict[str, Rounding]:
+    """{what the ledger calls it: a rounding}, from the simplest: every strength, two-sided ones with every sketch."""
+    found = {}
+    for strength in strengths:
+        for sketch in sketches[:1] if strength.is_one_sided else sketches:
+            named = f", sketch {sketch}" if len(sketches) > 1 and not strength.is_one_sided else ""
+            found[f"{strength}{named}"] = replace(rounding, strength=strength, sketch=sketch)
+    return found
 
 
-def choose_strength(
+def choose_rounding(
     views: Sequence[MatrixView],
-    rounding: Rounding,
+    roundings: Mapping[str, Rounding],
     statistics: Statistics,
     original: Original,
     *,
-    strengths: Sequence[Strength],
     progress: Progress | None = None,
-) -> tuple[Strength, list[dict[str, Any]]]:
-    """The simplest strength with in effect the smallest measured divergence of a sample of layers, and what each gave.
+) -> tuple[Rounding, list[dict[str, Any]]]:
+    """The simplest rounding whose divergence cannot be told from the smallest, and what each gave.
 
     Args:
-        views: of all matrices that are going to be rounded.
-        rounding: how; its own strength is replaced.
-        statistics: collected with the rounding's sketch.
+        views: of all matrices that are going to be rounded; they are left as they were.
+        roundings: by name, from the simplest.
+        statistics: with the sketches of all of them.
         original: predictions on windows that are in no fold of the statistics.
-        strengths: what is tried, from the simplest.
         progress: where to show a bar.
 
     Returns:
-        The strength, and rows {rule, kl, layers} for the ledger.
+        The rounding, and rows {rule, kl, ratio, low, high, chosen} for the ledger: the ratio is that to the smallest
+        divergence, with its paired interval over windows.
     """
-    sample = spread_over_depth(views)
-    sampled = {view.layer for view in sample}
-    others = [view for view in views if view.layer not in sampled]
-    roundings = {str(strength): replace(rounding, strength=strength) for strength in strengths}
     bars = progress or Progress(enabled=False)
-    with bars.task("choosing shrinkage", total=len(strengths), unit="strengths") as task:
-        company = rounded_under(others, {"": replace(rounding, strength=strengths[0])}, statistics)[""]
-        values = rounded_under(sample, roundings, statistics)
-        measured = {}
-        with filled(others, company):
-            for name in roundings:
-                with filled(sample, values.pop(name)):
-                    measured[name] = float(np.mean(original.divergence()))
-                task.advance()
-    enough = min(measured.values()) * (1 + NEGLIGIBLE) + NOISE
-    best = next(strength for strength in strengths if measured[str(strength)] <= enough)
-    num_layers = len({view.layer for view in sample})
-    rows = [
-        {"rule": name, "kl": kl, "layers": num_layers, "chosen": name == str(best)} for name, kl in measured.items()
-    ]
-    return best, rows
+    measured: dict[str, list[float]] = {}
+    with bars.task("choosing how to round", total=len(roundings), unit="candidates") as task:
+        for name, rounding in roundings.items():
+            with filled(views, rounded_under(views, {"": rounding}, statistics)[""]):
+                measured[name] = original.divergence()
+            task.advance()
+    smallest = min(measured.values(), key=np.mean)
+    rows = []
+    for name, kl in measured.items():
+        against = interval(np.add(kl, NOISE), np.add(smallest, NOISE), scale="log")
+        ends = {"ratio": against.value, "low": against.low, "high": against.high}
+        rows.append({"rule": name, "kl": float(np.mean(kl))} | ends)
+    enough = float(np.mean(smallest)) * (1 + NEGLIGIBLE) + NOISE
+    chosen = next(row for row in rows if row["low"] <= 1 or row["kl"] <= enough)["rule"]
+    return roundings[chosen], [row | {"chosen": row["rule"] == chosen} for row in rows]
 
 
 def curve(

@@ -45,10 +45,13 @@ class FloatGrid:
         """The float8 numbers behind values that lie on the grid."""
         return _float8(values / self.parameters()[0])
 
+    def levels(self, codes: Tensor) -> Float[Tensor, "*batch out in"]:
+        """c."""
+        return codes.to(self.scale.dtype)
+
     def values(self, codes: Tensor) -> Float[Tensor, "*batch out in"]:
         """c * s."""
-        (scale,) = self.parameters()
-        return codes.to(scale.dtype) * scale
+        return self.levels(codes) * self.parameters()[0]
 
 
 WeightGrid: TypeAlias = IntegerGrid | FloatGrid

@@ -89,10 +89,15 @@ class IntegerGrid:
         groups = values.unflatten(-1, (-1, self.group_size))
         return self.codes_of(groups, self.scale.unsqueeze(-1), self.zero.unsqueeze(-1)).to(torch.int8).flatten(-2)
 
+    def levels(self, codes: Int[Tensor, "*batch out in"]) -> Float[Tensor, "*batch out in"]:
+        """q - z."""
+        groups = codes.unflatten(-1, (-1, self.group_size)).to(self.scale.dtype)
+        return groups.sub_(self.zero.unsqueeze(-1)).flatten(-2)
+
     def values(self, codes: Int[Tensor, "*batch out in"]) -> Float[Tensor, "*batch out in"]:
         """(q - z) * s."""
-        groups = codes.unflatten(-1, (-1, self.group_size)).to(self.scale.dtype)
-        return groups.sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1)).flatten(-2)
+        groups = self.levels(codes).unflatten(-1, (-1, self.group_size))
+        return groups.mul_(self.scale.unsqueeze(-1)).flatten(-2)
 
 
 def integer_grid(
