@@ -58,6 +58,11 @@ def _quantize(model: burnish.Model, place: Path) -> None:
     stage(model, calibration=[PROSE.read_text()], work_dir=place)
 
 
+def _learn(model: burnish.Model, place: Path) -> None:
+    stage = burnish.Quantize(method="learned", start="rtn", iterations=2, sketch="a", group_size=32, **CALIBRATION)
+    stage(model, calibration=[PROSE.read_text()], work_dir=place)
+
+
 def _slim(model: burnish.Model, place: Path) -> None:
     experts = burnish.Upcycle(num_experts=4)(model)
     stage = burnish.Slim(method="drop", num_experts=3, **CALIBRATION)
@@ -108,6 +113,11 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     ),
     "align": (_align, {"trainer/"}),
     "quantize": (_quantize, {"statistics/layerN-foldN/sums.safetensors"}),
+    "quantize, learned": (
+        _learn,
+        {"statistics/layerN-foldN/sums.safetensors"}
+        | {f"learned/layerN/{name}" for name in ("learned.safetensors", "rows.json")},
+    ),
     "slim": (_slim, set()),
     "upcycle": (_upcycle, set()),
     "chain": (_chain, set()),
