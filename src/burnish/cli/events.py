@@ -41,6 +41,7 @@ class Columns:
         type: Column of the types; without the default one all events are of one type.
         x: First column of the place, for the models of places.
         y: Second column of the place, for the models of places.
+        sphere: The place is a longitude and a latitude in degrees: the date line joins, and distances are on the earth.
         vertex: Column of the vertex (0, 1, ...); structured-thp needs it.
         covariates: Columns of numbers that are known at each event and may matter for the next.
         start: When observation began, if known, as the times are given: the waits for first events then count.
@@ -54,6 +55,7 @@ class Columns:
     type: str = "mark"
     x: str | None = None
     y: str | None = None
+    sphere: Annotated[bool, Parameter(negative=())] = False
     vertex: str | None = None
     covariates: Names = ()
     start: str | None = None

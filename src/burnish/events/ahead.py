@@ -16,6 +16,7 @@ from burnish.events.batches import Window, window_begin
 from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvents
 from burnish.events.locations import LocationRegion, highest_density_region
+from burnish.events.maths.sphere import mean_longitude, unwrapped
 from burnish.events.sequence import EventSequence
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ class Paths:
         marks: (P, n), -1 where there is no event.
         locations: (P, n, 2), or None.
         num_marks: types of events.
+        sphere: whether places are longitudes and latitudes.
     """
 
     waits: NDArray[np.float64]
     marks: NDArray[np.int64]
     locations: NDArray[np.float64] | None
     num_marks: int
+    sphere: bool = False
 
     def ahead(self, step: int, levels: Sequence[float]) -> Ahead:
         """Quantiles, shares of the types, and the region of half of the places of event `step` (from 0)."""
@@ -57,7 +60,10 @@ class Paths:
         shares = np.bincount(self.marks[came, step], minlength=self.num_marks) / max(came.sum(), 1)
         region = None
         if self.locations is not None and came.sum() > 2:
-            region = highest_density_region(self.locations[came, step], 0.5)
+            places = self.locations[came, step]
+            if self.sphere:
+                places = unwrapped(places, mean_longitude(places[:, 0]))
+            region = highest_density_region(places, 0.5)
         waits = np.quantile(self.waits[:, step], levels, method="higher")
         return Ahead(waits, float(1 - came.mean()), shares, region)
 
@@ -115,7 +121,7 @@ def sample_paths(
         ]
         if not futures:
             break
-    return Paths(waits, marks, places, model.num_marks)
+    return Paths(waits, marks, places, model.num_marks, model.statistics.sphere)
 
 
 def _conditions(forecaster: EventForecaster, futures: list[EventSequence]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ class Parts(TypedDict):
     num_vertices: int
     notes: tuple[str, ...]
     dates: bool
+    sphere: bool
 
 
 def from_table(
@@ -47,6 +48,7 @@ def from_table(
     time: str = TIME,
     mark: str | None = MARK,
     location: tuple[str, str] | None = None,
+    sphere: bool = False,
     vertex: str | None = None,
     covariates: Sequence[str] = (),
     group: str | None = None,
@@ -64,7 +66,7 @@ def from_table(
     ticks = _ticks(_column(table, time, "time", where), time, where)
     marks, names = _marks(table, mark, mark_names, where)
     ids, labels = _sequences(table, sequence, where)
-    places = _rows_of_numbers(table, location or (), "location", where)
+    places = _places(table, location, sphere, where)
     others = _rows_of_numbers(table, covariates, "covariate", where)
     vertices = None if vertex is None else _vertices(_column(table, vertex, "vertex", where), vertex, where)
     groups = None if group is None else [str(v) for v in _column(table, group, "split", where).to_pylist()]
@@ -96,6 +98,7 @@ def from_table(
         num_vertices=num_vertices if vertices is None else max(num_vertices, int(vertices.max()) + 1),
         notes=tuple(notes),
         dates=ticks.dates,
+        sphere=sphere,
     )
 
 
@@ -262,6 +265,24 @@ def _numbers(column: pa.ChunkedArray, name: str, where: str) -> NDArray[np.float
         row = int(np.argmin(np.isfinite(values))) + 1
         raise DataError(f"column {name!r} is not a number in row {row}", where=where, fix="drop the incomplete rows")
     return values
+
+
+def _places(table: pa.Table, names: tuple[str, str] | None, sphere: bool, where: str) -> NDArray[np.float64] | None:
+    places = _rows_of_numbers(table, names or (), "location", where)
+    if not sphere:
+        return places
+    if places is None:
+        raise SettingsError("a sphere is asked for, but no places", fix="name the columns of both")
+    wrong = (np.abs(places[:, 1]) > 90) | (np.abs(places[:, 0]) > 360)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        longitude, latitude = places[row]
+        raise DataError(
+            f"row {row + 1} has longitude {longitude:g} and latitude {latitude:g}",
+            where=where,
+            fix="give degrees, the longitude as the first column",
+        )
+    return places
 
 
 def _rows_of_numbers(table: pa.Table, names: Sequence[str], role: str, where: str) -> NDArray[np.float64] | None:

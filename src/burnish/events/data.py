@@ -32,6 +32,7 @@ class EventDataset:
         unit: name of the time unit, for reports.
         num_vertices: size of the graph, 0 without one.
         notes: what was done to the data on the way in.
+        sphere: whether places are longitudes and latitudes in degrees.
         dates: whether times were dates: seconds since the sequence's epoch.
     """
 
@@ -41,6 +42,7 @@ class EventDataset:
     num_vertices: int = 0
     notes: tuple[str, ...] = field(default=())
     dates: bool = False
+    sphere: bool = False
 
     def __post_init__(self) -> None:
         for sequence in self.sequences:
@@ -150,6 +152,7 @@ class EventDataset:
             sequence, time, mark: column names [sequence_id, time, mark]. Without a sequence column all rows are one
                 sequence; without a mark column all events are of one type. Types are those that occur.
             location: names of the x and y columns.
+            sphere: whether they are longitudes and latitudes in degrees.
             vertex: name of a graph vertex column.
             covariates: names of columns of numbers that are known at each event and may matter for the next.
             group: name of a split or fold column.

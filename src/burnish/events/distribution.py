@@ -28,6 +28,7 @@ from burnish.events.heads import Condition
 from burnish.events.maths.inversion import CompensatorTable, panel_edges, tabulate
 from burnish.events.maths.langevin import langevin
 from burnish.events.maths.score import log_time_score
+from burnish.events.maths.sphere import mean_longitude, unwrapped
 from burnish.events.model import EventModel
 
 if TYPE_CHECKING:
@@ -299,21 +300,25 @@ class NextEvents:
 
         gaps, _ = self.sample(num_samples, generator=generator)
         places = self.location_sample(gaps, generator=generator).double().cpu().numpy()
+        if self.model.statistics.sphere:
+            places = np.stack([unwrapped(points, mean_longitude(points[:, 0])) for points in places])
         return [highest_density_region(points, q, grid=grid) for points in places]
 
     @torch.no_grad()
     def location_log_density(self, place: Float[Tensor, " S 2"], gap: Float[Tensor, " S"]) -> Tensor | None:
-        """log p(x | s) per data unit squared, of one place and gap a history; None where only a score is known."""
+        """log p(x | s) of one place and gap a history, per data unit squared, on a sphere per square degree of arc.
+
+        None where only a score is known.
+        """
         from burnish.events.place_mixture import PlaceMixture
 
         if not isinstance(self.model, PlaceMixture):
             return None
         statistics = self.model.statistics
-        mean, scale = torch.tensor(statistics.location_mean), torch.tensor(statistics.location_scale)
-        relative = ((place.double() - mean) / scale).to(self.table.edges).unsqueeze(-2)
+        relative = torch.from_numpy(statistics.standardised(place.numpy())).to(self.table.edges).unsqueeze(-2)
         wait = (gap.double() / self.unit).to(self.table.edges).unsqueeze(-1)
         value = self.model.location_log_density(self.condition, relative, wait).squeeze(-1)
-        return value - float(scale.double().log().sum())
+        return value - math.log(math.prod(statistics.location_scale))
 
     def _located(self) -> LocatedModel:
         from burnish.events.located import LocatedModel

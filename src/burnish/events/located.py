@@ -87,6 +87,4 @@ class LocatedModel(ExcitedModel):
 
     def in_data_units(self, places: Float[Tensor, "*S 2"]) -> Float[Tensor, "*S 2"]:
         """Standardised places in the data's coordinates, in float64."""
-        mean = torch.tensor(self.statistics.location_mean, dtype=torch.float64)
-        scale = torch.tensor(self.statistics.location_scale, dtype=torch.float64)
-        return places.double() * scale + mean
+        return torch.from_numpy(self.statistics.in_data_units(places.cpu().numpy()))

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
+from burnish.events.maths.sphere import embedded, local
+
 Array = NDArray[np.float64]
 
 
@@ -62,15 +64,22 @@ def density_rank(samples: Array, observed: Array) -> float:
     return float((kde(samples[half:].T) > kde(observed[:, None])).mean())
 
 
-def location_scores(samples: Array, observed: Array) -> dict[str, Array]:
+def location_scores(samples: Array, observed: Array, *, sphere: bool = False) -> dict[str, Array]:
     """Rank, distance of the mean and energy score of every event.
 
     Args:
         samples: (n, m, 2).
         observed: (n, 2).
+        sphere: whether they are longitudes and latitudes.
     """
     from burnish.events.metrics import energy_score
 
+    if sphere:
+        flat = [(local(s, y), np.zeros(2)) for s, y in zip(samples, observed, strict=True)]
+        ranks = np.array([density_rank(s, y) for s, y in flat])
+        samples, observed = embedded(samples), embedded(observed)
+        error = np.linalg.norm(samples.mean(1) - observed, axis=1)
+        return {"location_rank": ranks, "location_error": error, "energy_score": energy_score(samples, observed)}
     return {
         "location_rank": np.array([density_rank(s, y) for s, y in zip(samples, observed, strict=True)]),
         "location_error": np.linalg.norm(samples.mean(1) - observed, axis=1),

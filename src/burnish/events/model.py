@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +31,7 @@ from burnish.events.data import EventDataset
 from burnish.events.encoder import EncoderSettings, HistoryEncoder
 from burnish.events.heads import Condition
 from burnish.events.maths.quadrature import gauss_legendre
+from burnish.events.maths.sphere import mean_longitude, unwrapped, wrapped
 
 OBJECTIVES = ("likelihood", "score", "score+mass")
 TIME_COORDINATES = ("log", "gap")
@@ -74,6 +75,7 @@ class TrainingStatistics:
         longest: longest training gap, in mean gaps.
         horizons: gaps (in mean gaps) at which a mass term asks "before or after?".
         location_mean, location_scale: to standardise places.
+        sphere: whether places are longitudes and latitudes in degrees.
         covariate_mean, covariate_scale: to standardise covariates.
         dates: whether times were dates, seconds since an epoch in nanoseconds.
         clock_resolution: step that ties were dequantised with, 0 if there were none.
@@ -86,6 +88,7 @@ class TrainingStatistics:
     horizons: tuple[float, ...] = (0.1, 0.3, 0.7, 1.4, 2.3, 3.5)
     location_mean: tuple[float, float] = (0.0, 0.0)
     location_scale: tuple[float, float] = (1.0, 1.0)
+    sphere: bool = False
     covariate_mean: tuple[float, ...] = ()
     covariate_scale: tuple[float, ...] = ()
     dates: bool = False
@@ -106,6 +109,8 @@ class TrainingStatistics:
         mean, scale = np.zeros(2), np.ones(2)
         if train.has_locations:
             places = np.concatenate([s.locations for s in train.sequences if s.locations is not None])
+            if train.sphere:
+                places = unwrapped(places, mean_longitude(places[:, 0]))
             mean, scale = places.mean(0), np.maximum(places.std(0), 1e-9)
         rows = [s.covariates for s in train.sequences if s.covariates is not None]
         known = np.concatenate(rows) if rows else np.zeros((1, 0))
@@ -116,12 +121,25 @@ class TrainingStatistics:
             horizons=tuple(float(q) for q in quantiles),
             location_mean=(float(mean[0]), float(mean[1])),
             location_scale=(float(scale[0]), float(scale[1])),
+            sphere=train.sphere,
             covariate_mean=tuple(map(float, known.mean(0))),
             covariate_scale=tuple(map(float, np.maximum(known.std(0), 1e-9))),
             dates=train.dates,
             clock_resolution=clock_resolution,
             tie_share=float((gaps <= 0).mean()),
         )
+
+    def standardised(self, places: ArrayLike) -> NDArray[np.float64]:
+        """(..., 2) places as models see them."""
+        places = np.asarray(places, np.float64)
+        if self.sphere:
+            places = unwrapped(places, self.location_mean[0])
+        return (places - self.location_mean) / self.location_scale
+
+    def in_data_units(self, places: NDArray[Any]) -> NDArray[np.float64]:
+        """The inverse of `standardised`."""
+        places = places.astype(np.float64) * self.location_scale + self.location_mean
+        return wrapped(places) if self.sphere else places
 
 
 @dataclass(frozen=True)
@@ -258,9 +276,8 @@ class EventModel(nn.Module):
         if self.has_location:
             if not dataset.has_locations:
                 raise DataError(f"{self.kind} needs locations, and the events have none", fix="give --x and --y")
-            mean, scale = np.array(self.statistics.location_mean), np.array(self.statistics.location_scale)
             dataset = dataset.with_sequences(
-                replace(s, locations=None if s.locations is None else (s.locations - mean) / scale)
+                replace(s, locations=None if s.locations is None else self.statistics.standardised(s.locations))
                 for s in dataset.sequences
             )
         return PackedEvents(

@@ -92,9 +92,8 @@ class PlaceMixture(LocatedModel):
     def prepare(self, training: EventDataset, seed: int) -> None:
         """Puts the centres where the training places are."""
         super().prepare(training, seed)
-        mean, scale = np.array(self.statistics.location_mean), np.array(self.statistics.location_scale)
         places = np.concatenate([s.locations for s in training.sequences if s.locations is not None])
-        places = (places - mean) / scale
+        places = self.statistics.standardised(places)
         rng = np.random.default_rng(seed)
         some = places[rng.permutation(len(places))[:20_000]]
         count = min(self.num_centres, len(np.unique(some, axis=0)))
@@ -164,13 +163,32 @@ class PlaceMixture(LocatedModel):
         centre_scale = (self.centre_log_scale + self.centre_scale_shift).expand(*shape, -1, -1)
         pointer_scale = self.scale_proj(inner).unflatten(-1, (1, NUM_SCALES, 2)).expand(*shape, recent, -1, -1)
         log_scale = torch.cat([drawn[..., 2:4], centre_scale, pointer_scale.flatten(-3, -2)], dim=-2)
+        if self.statistics.sphere:  # a degree of longitude is shorter the nearer the pole
+            log_scale = torch.cat([log_scale[..., :1] + self._log_stretch(mean), log_scale[..., 1:]], dim=-1)
         correlation = F.pad(0.95 * torch.tanh(drawn[..., 4]), (0, centres + recent * NUM_SCALES))
         return log_weight, mean, log_scale.clamp(SMALLEST, 3.0), correlation
+
+    def _log_stretch(self, mean: Float[Tensor, "*S 2"]) -> Float[Tensor, "*S 1"]:
+        """log of how much longer than at the mean latitude a distance is in degrees of longitude."""
+        (_, middle), (_, scale) = self.statistics.location_mean, self.statistics.location_scale
+        latitude = torch.deg2rad(middle + scale * mean[..., 1:]).cos().abs().clamp_min(0.02)
+        return math.log(max(math.cos(math.radians(middle)), 0.02)) - latitude.log()
 
     def location_log_density(
         self, condition: Condition, place: Float[Tensor, "S n 2"], gap: Float[Tensor, "S n"]
     ) -> Float[Tensor, "S n"]:
-        """log p(x | s, H) of standardised places."""
+        """log p(x | s, H) of standardised places; on a sphere per area, with the images across the seam."""
+        if not self.statistics.sphere:
+            return self._log_density(condition, place, gap)
+        (_, middle), (width, height) = self.statistics.location_mean, self.statistics.location_scale
+        around = place.new_tensor([360 / width, 0.0])
+        images = [self._log_density(condition, place + turn * around, gap) for turn in (-1, 0, 1)]
+        latitude = torch.deg2rad(middle + height * place[..., 1])
+        return torch.stack(images).logsumexp(0) - latitude.cos().clamp_min(1e-6).log()
+
+    def _log_density(
+        self, condition: Condition, place: Float[Tensor, "S n 2"], gap: Float[Tensor, "S n"]
+    ) -> Float[Tensor, "S n"]:
         log_weight, mean, log_scale, correlation = self._components(condition, gap)
         z = (place.unsqueeze(-2) - mean) * torch.exp(-log_scale)
         rest = 1 - correlation.square()

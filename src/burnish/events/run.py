@@ -17,6 +17,7 @@ from burnish.events.columns import MARK, SEQUENCE, TIME, from_table, nanoseconds
 from burnish.events.data import EventDataset
 from burnish.events.forecaster import CONFIG_FILE, EventForecaster, read_forecaster_config
 from burnish.events.locations import LocationRegion
+from burnish.events.maths.sphere import local, wrapped
 from burnish.events.reading import read_any
 from burnish.events.seen import Seen
 from burnish.events.sequence import NANOSECONDS, EventSequence
@@ -39,6 +40,7 @@ class Reading:
 
     Attributes:
         sequence, time, mark, location, vertex, covariates, group: columns.
+        sphere: whether places are longitudes and latitudes.
         start, end: of observation, if known.
         sort: sort the events of a sequence.
         unit: of time, for reports.
@@ -50,6 +52,7 @@ class Reading:
     location: tuple[str, str] | None = None
     vertex: str | None = None
     covariates: tuple[str, ...] = ()
+    sphere: bool = False
     group: str | None = None
     start: str | None = None
     end: str | None = None
@@ -236,7 +239,10 @@ def table_of_forecasts(forecaster: EventForecaster, dataset: EventDataset, asked
             row = [sequence.name, *([str(number)] if ahead else []), shown_time(sequence, last, dataset.dates)]
             row += [*(f"{wait:.6g}" for wait in found.waits), *times, f"{found.prob_no_event:.4g}"]
             row += [forecaster.mark_names[top], f"{found.mark_probs[top]:.4f}"]
-            yield [*row, *(_place(found.region) if found.region is not None else [])]
+            yield [
+                *row,
+                *(_place(found.region, forecaster.model.statistics.sphere) if found.region is not None else []),
+            ]
 
 
 def _ahead(forecaster: EventForecaster, sequence: EventSequence, waited: float, asked: Asked) -> Iterator[Ahead]:
@@ -275,11 +281,13 @@ def _until(sequence: EventSequence, now: str, dates: bool) -> float:
     return waited
 
 
-def _place(region: LocationRegion) -> list[str]:
+def _place(region: LocationRegion, sphere: bool) -> list[str]:
     """The densest place, and the distance from it within which half of the law lies."""
     row, column = np.unravel_index(int(region.density.argmax()), region.density.shape)
     centre = np.array([region.x[column], region.y[row]])
-    radius = float(np.median(np.linalg.norm(region.samples - centre, axis=1)))
+    away = local(region.samples, centre) if sphere else region.samples - centre
+    radius = float(np.median(np.linalg.norm(away, axis=1)))
+    centre = wrapped(centre) if sphere else centre
     return [f"{centre[0]:.6g}", f"{centre[1]:.6g}", f"{radius:.4g}"]
 
 

@@ -16,6 +16,7 @@ from burnish.events.distribution import NextEvents
 from burnish.events.evaluation import ForecastEvaluation
 from burnish.events.forecaster import EventForecaster
 from burnish.events.locations import LocationRegion, highest_density_region, location_scores
+from burnish.events.maths.sphere import mean_longitude, unwrapped
 from burnish.events.model import row_chunks, select
 from burnish.events.sequence import EventSequence
 
@@ -42,7 +43,7 @@ def add_location_scores(
     share = min(1.0, num_events / packed.num_scored)
     rng = np.random.default_rng(seed)
     samples, observed, nats, shown = [], [], [], None
-    mean, scale = np.array(model.statistics.location_mean), np.array(model.statistics.location_scale)
+    in_data_units, sphere = model.statistics.in_data_units, model.statistics.sphere
     with torch.no_grad():
         for batch in packed.batches(32):
             histories = model.histories(batch)
@@ -51,7 +52,7 @@ def add_location_scores(
             if not len(chosen):
                 continue
             condition = select(histories.condition, chosen)
-            places = histories.location[chosen].double().numpy() * scale + mean
+            places = in_data_units(histories.location[chosen].numpy())
             for rows in row_chunks(condition, 64):
                 law = NextEvents(model, select(condition, rows), renormalise=forecaster.renormalise)
                 gaps, _ = law.sample(num_samples, generator=generator)
@@ -65,23 +66,30 @@ def add_location_scores(
                 middle = len(chosen) // 2
                 row, column = batch.scored.nonzero()[int(chosen[middle])].tolist()
                 assert batch.locations is not None
-                shown = middle, batch.locations[row, :column].double().numpy() * scale + mean
+                shown = middle, in_data_units(batch.locations[row, :column].numpy())
     drawn, seen = np.concatenate(samples), np.concatenate(observed)
-    values = location_scores(drawn, seen)
+    _summarise(location_scores(drawn, seen, sphere=sphere), np.concatenate(nats), result)
+    assert shown is not None
+    middle, before = shown
+    places = [drawn[middle], before, seen[middle]]
+    if sphere:
+        meridian = mean_longitude(drawn[middle][:, 0])
+        places = [unwrapped(place, meridian) for place in places]
+    return highest_density_region(places[0], 0.9), places[1], places[2]
+
+
+def _summarise(values: dict[str, NDArray[np.float64]], nats: NDArray[np.float64], result: ForecastEvaluation) -> None:
     rank = values["location_rank"]
     result.scores["location_cs"] = float(np.mean([abs((rank <= q).mean() - q) for q in LOCATION_LEVELS]))
     result.scores["location_ks"] = metrics.pit_ks(rank)
     result.scores["location_error"] = float(values["location_error"].mean())
     result.scores["energy_score"] = float(values["energy_score"].mean())
     result.scores["num_location_events"] = len(rank)
-    if len(every := np.concatenate(nats)):
-        result.scores["loglik_location"] = float(every.mean())
-        result.errors["loglik_location"] = float(every.std(ddof=1) / np.sqrt(len(every)))
+    if len(nats):
+        result.scores["loglik_location"] = float(nats.mean())
+        result.errors["loglik_location"] = float(nats.std(ddof=1) / np.sqrt(len(nats)))
     for name in ("location_error", "energy_score"):
         result.errors[name] = float(values[name].std(ddof=1) / np.sqrt(len(rank)))
-    assert shown is not None
-    middle, before = shown
-    return highest_density_region(drawn[middle], 0.9), before, seen[middle]
 
 
 @dataclass(frozen=True)

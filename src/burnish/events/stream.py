@@ -115,7 +115,7 @@ class EventStream:
         assert self.origin is not None
         place = None
         if location is not None:
-            place = (np.array(location) - statistics.location_mean) / statistics.location_scale
+            place = statistics.standardised(location)
         self.since = (time - self.origin) / statistics.mean_gap
         # A first event whose start of observation is unknown has the placeholder gap 1, as in batches.
         wait = 1.0 if gap is None else gap / statistics.mean_gap
@@ -133,7 +133,7 @@ class EventStream:
         return [
             (
                 (event.time - origin) / statistics.mean_gap,
-                (np.array(event.location) - statistics.location_mean) / statistics.location_scale,
+                statistics.standardised(event.location),
             )
             for event in self.recent
             if event.location is not None and (event.time - origin) / statistics.mean_gap <= self.since
