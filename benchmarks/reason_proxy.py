@@ -44,7 +44,7 @@ AT_A_TIME, LATENCY, SPACING = (8, 64), 0.05, 0.005
 ITSELF = "the server itself"
 SIDES = {ITSELF: "m", "plain through the proxy": "m", "direct@ through the proxy": "direct@m"}
 PEER = "plain through optillm, approach none"
-PEER_CALLS = 8 if experiment.SMOKE else 192
+PEER_CALLS = 8 if experiment.SMOKE else 128
 
 
 def behind(port: int) -> None:
@@ -112,9 +112,19 @@ def peer_process(python: Path, url: str, place: Path) -> EngineProcess:
     """optillm in front of a server, at the loopback."""
     from burnish.core.engines import EngineProcess
 
-    command = [str(python), "-m", "optillm", "--base-url", url, "--approach", "none", "--port", "{port}"]
+    command = [
+        str(python),
+        "-c",
+        "from optillm import main; main()",
+        "--base-url",
+        url,
+        "--approach",
+        "none",
+        "--port",
+        "{port}",
+    ]
     environment = {"OPENAI_API_KEY": "none", "HOME": str(place), "HF_HUB_OFFLINE": "1"}
-    return EngineProcess(command, log=place / "peer.log", environment=environment)
+    return EngineProcess(command, log=place / "peer.log", environment=environment, health="/health")
 
 
 def peer_version(python: Path) -> str:

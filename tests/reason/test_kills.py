@@ -21,6 +21,7 @@ def test_five_kills_lose_nothing_and_issue_nothing_twice_after_success(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_hundred_kills():
     assert many(100)["kills"] == 100
 

@@ -371,3 +371,42 @@ def test_an_aggregate_beyond_the_context_loses_its_longest_candidate_once_and_sa
     noted = [one for one in found.values() if one.notes]
     assert noted
     assert all("longest candidate was left out" in one.notes[0] for one in noted)
+
+
+class Judged(InProcess):
+    """Samples have lengths of their own; the model `judge` rewards an even digit, in the words of reward servers."""
+
+    async def __call__(self, endpoint: object, body: Any) -> bytes:
+        said = json.loads(await super().__call__(endpoint, body))
+        if body["model"] == "judge":
+            assert body["messages"][-1]["role"] == "assistant"
+            digit = int(body["messages"][-1]["content"][-1])
+            said["choices"][0]["message"]["content"] = f"reward:{-1.5 if digit % 2 else 2.25e1}, verbosity:9"
+        return json.dumps(said).encode()
+
+
+def test_best_of_n_by_a_reward_model_takes_the_first_of_the_highest_reward_and_pays_for_both(tmp_path: Path):
+    endpoints = [Endpoint(NOWHERE, "exact"), Endpoint(NOWHERE, "judge")]
+    specs = ["self-consistency:5", "best-of-n(n=5,score=reward,judge=judge)"]
+    found = run(tmp_path, specs, 30, endpoints=endpoints, transport=Judged())
+    for name, result in found.items():
+        if "|best-of-n" in name:
+            digits = [
+                int(text[-1]) for text in found[name.partition("|")[0] + "|self-consistency(n=5,early=0)"].loops[0]
+            ]
+            assert result.answer == str(next((one for one in digits if one % 2 == 0), digits[0]))
+            assert {model: used.calls for model, used in result.used.items()} == {"exact": 5, "judge": 5}
+
+
+def test_a_reward_model_that_says_no_number_or_is_not_named_is_refused(tmp_path: Path):
+    class Talks(InProcess):
+        async def __call__(self, endpoint: object, body: Any) -> bytes:
+            message = {"content": "a fine answer"}
+            return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+
+    endpoints = [Endpoint(NOWHERE, "exact"), Endpoint(NOWHERE, "judge")]
+    with pytest.raises(SettingsError, match="said 'a fine answer', which is no reward"):
+        run(tmp_path, ["best-of-n(n=2,score=reward,judge=judge)"], endpoints=endpoints, transport=Talks())
+    for spec in ("best-of-n(n=2,score=reward)", "best-of-n(n=2,judge=judge)"):
+        with pytest.raises(SettingsError, match="belong together"):
+            strategy(spec)
