@@ -156,7 +156,9 @@ def main() -> None:
     options = command.read()
     os.environ |= {"PYTHONPATH": str(reason_tiny.ROOT / "src"), "OMP_NUM_THREADS": "1"}
     bench = Bench(options.work, smoke=options.smoke)
-    if bench.run(bench.names, bench.measure, options.minutes) and bench.names():
+    if not bench.names():
+        command.error(f"{options.work} holds no model of reason_tiny.py; run that first")
+    if bench.run(bench.names, bench.measure, options.minutes):
         experiment.record(options.out, __doc__, summary(bench))
 
 

@@ -440,6 +440,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish reason evolve",
         source="response thresholds: Bonabeau, Theraulaz, Deneubourg, 1996; trails: Stuetzle, Hoos, 2000; form ours",
         page="population",
+        benchmarks=(Benchmark("reason_population", ("--work", "runs/reason-tiny"), needs="models of reason_tiny"),),
     ),
 )
 
