@@ -209,12 +209,10 @@ def test_single_decoder_layers_can_be_run(model_of, token_ids):
     """A method that walks layer by layer calls layers itself."""
     module = model_of("mixtral")
     views = [view for view in arch.matrices(module) if view.layer == 1]
-    whole = captured_rows(module, views, token_ids)
     kept = {}
     layer = module.model.layers[1]
     handle = layer.register_forward_pre_hook(lambda _m, a, k: kept.update(args=a, kwargs=k), with_kwargs=True)
-    with torch.no_grad():
-        module(token_ids)
+    whole = captured_rows(module, views, token_ids)
     handle.remove()
     rows = {}
     with arch.capture(module, views) as captured, torch.no_grad():

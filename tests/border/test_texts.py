@@ -6,6 +6,8 @@ import datetime
 import gzip
 import json
 import os
+import resource
+import signal
 import tracemalloc
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from burnish.core.errors import DataError, RecipeError
-from burnish.core.outside import BOMB_BYTES
+from burnish.core.outside import BOMB_BYTES, bounded
 from burnish.core.recipe import parse_recipe
 from burnish.data import read_rows, read_texts
 from small_models import small_tokenizer
@@ -115,6 +117,40 @@ def test_a_chat_template_that_raises(tmp_path: Path, template: str):
     tokenizer.chat_template = template
     with pytest.raises(DataError, match="the tokenizer's chat template cannot write it out"):
         read_texts(tmp_path / "a.jsonl", tokenizer=tokenizer)
+
+
+LOOP = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        (LOOP, "it takes longer than 0.2 seconds"),
+        ("{{ 'a' * 10**10 }}", "it needs more than 2 GB of memory"),
+        ("{{ ('a' * 10**6) * 10**6 }}", "it needs more than 2 GB of memory"),
+    ],
+)
+def test_a_chat_template_that_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, sentence: str
+):
+    monkeypatch.setattr("burnish.data.chat.TEMPLATE_SECONDS", 0.2)
+    (tmp_path / "a.jsonl").write_text(json.dumps(CHAT))
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = template
+    before = signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(DataError, match=f"the tokenizer's chat template cannot write it out .{sentence}"):
+        read_texts(tmp_path / "a.jsonl", tokenizer=tokenizer)
+    assert (signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_AS)) == before
+
+
+def test_a_clock_that_was_running_goes_on():
+    signal.setitimer(signal.ITIMER_REAL, 500)
+    try:
+        with bounded(300, 1 << 30):
+            pass
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
+import signal
 import stat
+import threading
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -274,6 +278,40 @@ def answered_for(
         raise
     except BaseException as cause:  # noqa: BLE001 (a panic of compiled code is no Exception)
         _refuse(cause, what, where, fix, error)
+
+
+@contextmanager
+def bounded(seconds: float, num_bytes: int) -> Iterator[None]:
+    """Ends a program of others, such as a chat template, that takes longer or needs more memory.
+
+    It works by a signal and for the whole process, so outside the main thread nothing is bounded. A clock that somebody
+    else has set goes on afterwards.
+
+    Raises:
+        RuntimeError: it was ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> NoReturn:
+        raise RuntimeError(f"it takes longer than {seconds:g} seconds")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + num_bytes
+    handler, began = signal.signal(signal.SIGALRM, late), time.monotonic()
+    left, every = signal.setitimer(signal.ITIMER_REAL, seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+    try:
+        yield
+    except MemoryError:
+        raise RuntimeError(f"it needs more than {num_bytes / 1e9:g} GB of memory") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)), every)
 
 
 def _refuse(cause: BaseException, what: str, where: str, fix: str | None, error: type[BurnishError]) -> NoReturn:

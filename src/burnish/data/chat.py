@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from burnish.core.errors import DataError
-from burnish.core.outside import answered_for
+from burnish.core.outside import answered_for, bounded
 from burnish.data.forms import Chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 20.0, 2_000_000_000
+"""What a template may take for one conversation."""
 
 
 def chat_tokens(
@@ -60,10 +63,11 @@ def written_out(
     """A conversation as text, by the tokenizer's chat template.
 
     Raises:
-        DataError: the template, which is a program of the checkpoint, refuses the conversation or fails.
+        DataError: the template, which is a program of the checkpoint, refuses the conversation, fails, or does not end.
     """
+    what = "the tokenizer's chat template cannot write it out"
     fix = "check the roles and their order, or give the tokenizer another chat template"
-    with answered_for("the tokenizer's chat template cannot write it out", where=where, fix=fix, error=DataError):
+    with answered_for(what, where=where, fix=fix, error=DataError), bounded(TEMPLATE_SECONDS, TEMPLATE_BYTES):
         return str(
             tokenizer.apply_chat_template(
                 list(messages),
