@@ -64,14 +64,11 @@ def run(
         OutputError: the directory holds another run.
         UpstreamError: the server cannot be used at all; that one problem failed is in its record.
     """
-    if seeds < 1:
-        raise SettingsError(f"each problem would be asked {seeds} times", where="seeds", fix="give 1 or more")
     texts = dict(prompts or {})
     check(texts)
     made = _made(strategies, endpoints, probes)
     endpoints = [_applied(one, probes) for one in endpoints]
-    parts = [(problem, repetition) for problem in problems for repetition in range(seeds)]
-    _distinct(parts)
+    parts = _parts(problems, seeds)
 
     async def go() -> dict[str, Record]:
         with _journal(directory, problems, verifier, endpoints, seed, texts) as journal:
@@ -168,13 +165,17 @@ def _part(problem: Problem, repetition: int) -> str:
     return str(problem["id"]) + (f"~{repetition + 1}" if repetition else "")
 
 
-def _distinct(parts: Sequence[tuple[Problem, int]]) -> None:
-    """Refuses a problem that has the name of another one's repetition."""
+def _parts(problems: Sequence[Problem], seeds: int) -> list[tuple[Problem, int]]:
+    """Every problem with the number of each of its repetitions, no two of which may have one name."""
+    if seeds < 1:
+        raise SettingsError(f"each problem would be asked {seeds} times", where="seeds", fix="give 1 or more")
+    parts = [(problem, repetition) for problem in problems for repetition in range(seeds)]
     counts = Counter(_part(*part) for part in parts)
     name, times = counts.most_common(1)[0]
     if times > 1:
         what = f"the name {name!r} is that of a problem and of another one's repetition, or of two problems"
         raise DataError(what, where="problems", fix="give the problem another `id`")
+    return parts
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,7 @@ def _run(
 ) -> Model:
     settings.check(model.config)
     check_processes(settings, ctx, beside, world)
-    large = any(is_large(data) for data in ctx.inputs.values())
-    with world.in_turn() if large else nullcontext():
+    with world.in_turn() if any(map(is_large, ctx.inputs.values())) else nullcontext():
         rows, held_out = training_rows(settings, model.tokenizer, ctx)
         bounded = bounded_rows(settings, model.tokenizer, ctx)
     batches = prepare(rows, "data")
@@ -97,8 +96,7 @@ def _run(
         check_vocabulary(module, read)
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
-    own = loss_of or (lambda module: next_token_loss_of(settings, module, balance_of(settings, module)))
-    loss_fn = own(module)
+    loss_fn = loss_of(module) if loss_of else next_token_loss_of(settings, module, balance_of(settings, module))
     if bounded is not None:
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
     module = prepared(settings, module, rows)
@@ -308,7 +306,7 @@ def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PSto
     return WSAM(made, gamma=settings.sharpness, rho=settings.sharpness_rho, model=module)
 
 
-def add_beside(optimizer: MatrixOptimizer | PStorm, trained: nn.Module) -> None:
+def add_beside(optimizer: MatrixOptimizer | PStorm | WSAM, trained: nn.Module) -> None:
     """Parameters of the loss itself are AdamW's."""
     if isinstance(optimizer, PStorm):
         raise SettingsError(
