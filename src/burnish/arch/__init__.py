@@ -15,6 +15,7 @@ from burnish.arch.capture import Capture, capture, hidden_neurons
 from burnish.arch.describe import Architecture, Experts, describe, known_model_types
 from burnish.arch.experts import is_routed, num_active_parameters, num_experts, share_used
 from burnish.arch.head import AllLogits, Head, head_of
+from burnish.arch.plain import plain_matrices
 from burnish.arch.stepping import HiddenStates, first_inputs
 from burnish.arch.view import MatrixView, VectorView, by_input, by_parameter, layers, matrices, vectors
 from burnish.arch.wrappers import plain_name, unwrapped
@@ -41,6 +42,7 @@ __all__ = [
     "matrices",
     "num_active_parameters",
     "num_experts",
+    "plain_matrices",
     "plain_name",
     "share_used",
     "unwrapped",

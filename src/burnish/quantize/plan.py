@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ from burnish.arch import MatrixView
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
-from burnish.quantize.packing import check_loadable
+from burnish.quantize.packing import check_loadable, ignored_modules
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, schemes_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from burnish.calibrate.sums import Sketch
     from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
@@ -57,6 +60,37 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
     return chosen
 
 
+def matrices_of(module: PreTrainedModel, settings: Quantize) -> list[MatrixView]:
+    """The matrices of a model; of a type that the table of architectures lacks those that names and shapes give and
+    that groups divide, which is enough where nothing is collected."""
+    from burnish.arch import known_model_types, matrices, plain_matrices
+
+    known = module.config.model_type in known_model_types()
+    if known or settings.needs:
+        return matrices(module)
+    return [view for view in plain_matrices(module) if view.shape[1] % (settings.group_size or 1) == 0]
+
+
+def check_loader(module: PreTrainedModel, views: Sequence[MatrixView]) -> None:
+    """Refuses types whose class touches weights that a packed checkpoint does not have.
+
+    Raises:
+        SettingsError: transformers could not load what would be written.
+    """
+    packed = copy.deepcopy(module)  # on the meta device
+    for view in views:
+        del packed.get_submodule(view.parameter.removesuffix(".weight")).weight
+    for part in packed.modules():
+        try:
+            packed._init_weights(part)
+        except AttributeError:
+            raise SettingsError(
+                f"transformers cannot load a packed {module.config.model_type}: its class initialises weights that a "
+                "packed checkpoint lacks",
+                fix="quantize a model of another type",
+            ) from None
+
+
 def too_large(num_parameters: int) -> bool:
     """Whether the float32 network would fill more than half of the free memory."""
     import psutil
@@ -66,11 +100,12 @@ def too_large(num_parameters: int) -> bool:
 
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
-    from burnish.arch import matrices
+    from burnish.arch import known_model_types
     from burnish.core.checkpoint import without_memory
     from burnish.data.attempt import check_length
 
-    views = select(matrices(without_memory(before.config)), settings.ignore)
+    module = without_memory(before.config)
+    views = select(matrices_of(module, settings), settings.ignore)
     schemes = schemes_of(settings, views)
     check_length(settings.length, type(settings).model_fields["length"].default, before.config)
     if settings.engine is not None:
@@ -85,10 +120,15 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     packed = sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views)
     num_bytes = round(before.num_bytes - per_parameter * num_weights + packed)
     notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
+    unknown = module.config.model_type not in known_model_types()
+    if unknown:
+        check_loader(module, views)
+        kind, dense = module.config.model_type, ", ".join(ignored_modules(module, views)) or "no linear layer"
+        notes.append(f"model_type {kind!r} has no row: linear layers are found by their names; dense stays {dense}")
     flops, statistics_bytes = 0.0, 0
     streams = settings.stream
     if streams is None:
-        streams = too_large(before.num_parameters) and not rule.not_by_layer and not settings.curve
+        streams = too_large(before.num_parameters) and not (rule.not_by_layer or settings.curve or unknown)
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
     if settings.needs:

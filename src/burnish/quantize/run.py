@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from burnish.arch import MatrixView, matrices
+from burnish.arch import MatrixView, known_model_types
 from burnish.calibrate.blocks import Block
 from burnish.calibrate.blocks import blocks as walk_blocks
 from burnish.calibrate.collect import PRECISION, collected
@@ -30,7 +30,7 @@ from burnish.core.stage import Context
 from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Rounding, quantize_matrices
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
-from burnish.quantize.plan import check_combinations, roundings_of, select, sketches_of, too_large
+from burnish.quantize.plan import check_combinations, matrices_of, roundings_of, select, sketches_of, too_large
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import scheme_of, schemes_of
@@ -51,7 +51,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     check_combinations(settings)
     on_disk = to_be_streamed(settings, model)
     module = on_disk.module if on_disk else working_copy(model, ctx.device)
-    views = select(matrices(module), settings.ignore)
+    views = select(matrices_of(module, settings), settings.ignore)
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
     rounding = Rounding(
@@ -214,6 +214,8 @@ def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return None
     reason, on_disk = RULES[settings.method].not_by_layer, None
+    if not reason and model.config.model_type not in known_model_types():
+        reason = f"model_type {model.config.model_type!r} has no row that says where its layers are"
     if not reason and (model.path is None or model.is_loaded):
         reason = "the model is in memory already"
     if not reason:
