@@ -92,6 +92,7 @@ def test_prompts_of_a_file_take_the_place_of_ours_and_are_what_a_run_is(
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     asked = [call["request"]["messages"][0]["content"] for call in calls if "/gsa(" in call["path"]]
     assert len(asked) == 10
+    assert "Prompts of the user&#39;s own: gsa." in (tmp_path / "run" / "report.html").read_text()
     assert all("\n\n2 tries: Attempt 1:" in one and one.endswith("Now, dearest, once more.") for one in asked)
     prompts.write_text('gsa = "{candidates} Again."\n')
     capsys.readouterr()

@@ -104,7 +104,9 @@ def _about(found: Found) -> str:
     times = f", each {repetitions} times" if repetitions > 1 else ""
     models = ", ".join(f"{name} ({one['model']})" for name, one in found.about.get("models", {}).items())
     graded = f", graded by '{found.about['verifier']}'" if "verifier" in found.about else ""
-    return f"{found.num_problems:,} problems{times}{graded}; {models or 'models unknown'}."
+    prompts = ", ".join(found.about.get("prompts", {}))
+    own = f" Prompts of the user's own: {prompts}." if prompts else ""
+    return f"{found.num_problems:,} problems{times}{graded}; {models or 'models unknown'}.{own}"
 
 
 def _reading(found: Found) -> str:
