@@ -119,6 +119,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "evaluate": "Measure a forecaster on events it has not seen "
             "and write an HTML report with calibration plots.",
             "forecast": "For every sequence of a table, when the next event comes and of which type, as CSV.",
+            "anomalies": "For every event of a table, how surprising its time and type were, as CSV.",
             "simulate": "Write an exactly simulated Hawkes process with what an ideal forecaster would have said.",
         },
         (

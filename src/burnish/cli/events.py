@@ -13,6 +13,8 @@ from burnish.core.outside import MAX_SEED
 from burnish.events.models import MODELS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from burnish.core.page import Table
     from burnish.events.data import EventDataset
     from burnish.events.forecaster import EventForecaster
@@ -298,28 +300,51 @@ def forecast(
     seed:
         Of drawn futures.
     """
-    import csv
-    import sys
-    from dataclasses import replace
-
     from burnish.core.apart import check_apart
-    from burnish.core.checkpoint.durable import replacing
     from burnish.events.forecaster import CONFIG_FILE, WEIGHTS_FILE
     from burnish.events.run import Asked, Fitted, Waits, table_of_forecasts
 
     check_apart([out], [data, waited.as_of, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
     fitted = Fitted.load(forecaster)
-    names = {"sequence": renamed.sequence, "time": renamed.time, "mark": renamed.type}
-    reading = replace(fitted.reading.with_columns(**names), group=None, end=None)
+    reading = _renamed(fitted.reading, renamed)
     waits = Waits.given(waited.elapsed, waited.now, waited.as_of, reading.sequence)
     dataset = reading.read(data, fitted.forecaster.mark_names)
     rows = table_of_forecasts(fitted.forecaster, dataset, Asked(quantiles, waits, next, conformal, seed))
-    if out is None:
-        csv.writer(sys.stdout).writerows(rows)
-        return
-    with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    print(f"forecasts: {out} ({len(dataset):,} sequences)")
+    _write(rows, out, f"forecasts: {out} ({len(dataset):,} sequences)")
+
+
+def anomalies(
+    forecaster: Path,
+    data: Path,
+    /,
+    *,
+    out: OptionalOut = None,
+    renamed: Renamed = Renamed(),
+) -> None:
+    """For every event of a table, how surprising its time and type were given what came before, as CSV.
+
+    The p-value is the share of events of the validation part of the fit that surprised as much: of usual events one in
+    a hundred is below 0.01. The PIT says how: near 0 an event came too early, near 1 too late.
+
+    Parameters
+    ----------
+    forecaster:
+        Directory from `burnish events fit`.
+    data:
+        A table; the first event of a sequence has nothing before it and no row.
+    out:
+        The CSV file [default: standard output].
+    """
+    from burnish.core.apart import check_apart
+    from burnish.events.anomaly import table_of_surprises
+    from burnish.events.forecaster import CONFIG_FILE, WEIGHTS_FILE
+    from burnish.events.run import Fitted
+
+    check_apart([out], [data, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
+    fitted = Fitted.load(forecaster)
+    dataset = _renamed(fitted.reading, renamed).read(data, fitted.forecaster.mark_names)
+    rows = table_of_surprises(fitted.forecaster, dataset)
+    _write(rows, out, f"surprises: {out} ({len(dataset):,} sequences)")
 
 
 def simulate(
@@ -377,6 +402,29 @@ def _say(message: str) -> None:
     import sys
 
     print(message, file=sys.stderr)
+
+
+def _renamed(reading: Reading, renamed: Renamed) -> Reading:
+    """How a table is read that was not there at the fit: it has no split, and what it observes has no known end."""
+    from dataclasses import replace
+
+    names = {"sequence": renamed.sequence, "time": renamed.time, "mark": renamed.type}
+    return replace(reading.with_columns(**names), group=None, end=None)
+
+
+def _write(rows: Iterable[list[str]], out: Path | None, done: str) -> None:
+    """A table as CSV to standard output, or to a file whole or not at all."""
+    import csv
+    import sys
+
+    from burnish.core.checkpoint.durable import replacing
+
+    if out is None:
+        csv.writer(sys.stdout).writerows(rows)
+        return
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    print(done)
 
 
 def _reading(columns: Columns, kind: type[EventModel], split_column: str | None) -> Reading:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from burnish.events import metrics as metrics
     from burnish.events.ahead import Paths as Paths
     from burnish.events.ahead import sample_paths as sample_paths
+    from burnish.events.anomaly import p_values as p_values
+    from burnish.events.anomaly import surprises as surprises
     from burnish.events.baselines import Baselines as Baselines
     from burnish.events.conformal import AdaptiveConformal as AdaptiveConformal
     from burnish.events.conformal import SplitConformal as SplitConformal
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from burnish.events.hawkes import HawkesParameters as HawkesParameters
     from burnish.events.hawkes import simulate_hawkes as simulate_hawkes
     from burnish.events.lognormal import LogNormalMixture as LogNormalMixture
+    from burnish.events.occlusion import influence as influence
     from burnish.events.place_mixture import PlaceMixture as PlaceMixture
     from burnish.events.sequence import EventSequence as EventSequence
     from burnish.events.smash import Smash as Smash
@@ -55,6 +58,9 @@ _PUBLIC = {
     "Paths": ".ahead",
     "SplitConformal": ".conformal",
     "evaluate": ".evaluation",
+    "influence": ".occlusion",
+    "p_values": ".anomaly",
+    "surprises": ".anomaly",
     "sample_paths": ".ahead",
     "simulate_hawkes": ".hawkes",
 } | {class_name: f".{file}" for file, class_name in MODELS.values()}

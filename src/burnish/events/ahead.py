@@ -101,7 +101,7 @@ def sample_paths(
     futures = [replace(history, end=None)]
     alive = np.arange(num_paths)
     for step in range(num_events):
-        condition = _conditions(forecaster, futures)
+        condition = conditions(forecaster, futures)
         law = NextEvents(model, condition, renormalise=forecaster.renormalise)
         each = num_paths if step == 0 else 1
         gap, mark = law.sample(each, generator=generator, elapsed=elapsed if step == 0 else 0.0)
@@ -124,7 +124,7 @@ def sample_paths(
     return Paths(waits, marks, places, model.num_marks, model.statistics.sphere)
 
 
-def _conditions(forecaster: EventForecaster, futures: list[EventSequence]) -> dict[str, Tensor]:
+def conditions(forecaster: EventForecaster, futures: list[EventSequence]) -> dict[str, Tensor]:
     """Conditions after the last events of histories of one length."""
     model, n = forecaster.exact, len(futures[0])
     begin = window_begin(n, model.window, model.context)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from burnish.core.outside import answered_for, read_object
 from burnish.core.progress import Progress
 from burnish.core.settings import first_mistake
 from burnish.events import metrics
+from burnish.events.anomaly import surprises
 from burnish.events.baselines import Baselines
 from burnish.events.batches import Window, window_begin
 from burnish.events.conformal import SplitConformal
@@ -76,6 +78,7 @@ class EventForecaster:
         self.training: dict[str, Any] = {}
         self.baselines: Baselines | None = None
         self.conformal: SplitConformal | None = None
+        self.calm: NDArray[np.float64] | None = None
         self._exact: tuple[list[tuple[int, int]], EventModel] | None = None
         if objective != "likelihood" and time_coordinate == "gap":
             self.notes += (
@@ -152,8 +155,33 @@ class EventForecaster:
         return history
 
     def calibrate(self, held_out: EventDataset) -> None:
-        """Takes the levels of `conformal` from events that the weights were not fitted to."""
-        self.conformal = SplitConformal.of(self.score(held_out, bootstrap=0).events["pit"])
+        """Takes the levels of `conformal`, and what surprise is usual, from events that the fit did not learn from."""
+        result = self.score(held_out, bootstrap=0)
+        self.conformal = SplitConformal.of(result.events["pit"])
+        self.calm = np.sort(surprises(result))
+
+    def update(self, training: EventDataset, validation: EventDataset, **settings: Any) -> FitHistory:
+        """Goes on from the fitted weights with newer events; what was validated best is kept, the start included.
+
+        Units, the Hawkes process and other facts of the first training data stay, and so do the types.
+
+        Args:
+            training, validation: newer events; what came before may stand in them as context.
+            **settings: see `TrainingSettings`; by default 5 epochs with a tenth of the first learning rate.
+        """
+        how = TrainingSettings(**{"epochs": 5, "lr": 3e-4, **settings})
+        self._check_data(training, validation)
+        if self.model.statistics.tie_share == 0:
+            step = self.model.statistics.clock_resolution or None
+            ties = training.num_ties or validation.num_ties or step
+            if ties:
+                training, validation = training.dequantise(step, seed=how.seed), validation.dequantise(step, seed=1)
+        packed = [self.model.pack(part) for part in (training, validation)]
+        history = train(self.model, packed[0], packed[1], self.objective, how)
+        self.training = self.training | {"updated_with": training.num_events, "updated_best_epoch": history.best_epoch}
+        self.conformal = self.calm = None  # of the weights before
+        self.model.eval()
+        return history
 
     def _note_ties(self) -> None:
         if self.model.statistics.tie_share > 0:
@@ -297,6 +325,7 @@ class EventForecaster:
             "notes": list(self.notes),
             "training": self.training,
             "conformal": None if self.conformal is None else [self.conformal.pit.tolist(), self.conformal.num_events],
+            "calm": None if self.calm is None else _thinned(self.calm),
             "baselines": baselines,
             "extra": extra,
         }
@@ -331,6 +360,7 @@ class EventForecaster:
         if config.conformal is not None:
             pit, num_events = config.conformal
             forecaster.conformal = SplitConformal(np.array(pit), num_events)
+        forecaster.calm = None if config.calm is None else np.array(config.calm)
         if (saved := config.baselines) is not None:
             shares, transitions = np.array(saved.mark_shares), np.array(saved.transitions)
             forecaster.baselines = Baselines(saved.rate, shares, tuple(map(np.array, saved.gaps)), transitions)
@@ -348,6 +378,13 @@ def check_free(target: Path, *, overwrite: bool) -> None:
         raise OutputError("exists already", where=str(target), fix="choose another place, or pass --overwrite")
     if not is_forecaster(target) and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError("exists and is not an event forecaster", where=str(target), fix="choose another place")
+
+
+def _thinned(values: NDArray[np.float64]) -> list[float]:
+    """At most 10,001 quantiles of sorted values."""
+    if len(values) <= 10_001:
+        return values.tolist()
+    return np.quantile(values, np.linspace(0, 1, 10_001), method="higher").tolist()
 
 
 def is_forecaster(path: Path) -> bool:
@@ -379,6 +416,7 @@ class SavedForecaster(BaseModel):
     notes: tuple[str, ...]
     training: dict[str, Any]
     conformal: tuple[list[float], int] | None
+    calm: list[float] | None
     baselines: SavedBaselines | None
     extra: dict[str, Any]
 
