@@ -19,7 +19,16 @@ from burnish.quantize.maths.learning import LearnedWeight, descend
 from burnish.quantize.stage import Quantize
 from small_models import make
 
-SMALL = {"method": "learned", "bits": 3, "damping": 0.1, "iterations": 4, "group_size": 32, "tokens": 512, "length": 32}
+SMALL = {
+    "method": "learned",
+    "sketch": "a",
+    "bits": 3,
+    "damping": 0.1,
+    "iterations": 4,
+    "group_size": 32,
+    "tokens": 512,
+    "length": 32,
+}
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:

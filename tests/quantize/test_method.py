@@ -31,16 +31,18 @@ def total(rows, column):
 
 def test_each_method_lowers_what_it_minimises(model, texts, tmp_path):
     """The signature of two-sided rounding: its own proxy falls, the one-sided proxy rises."""
-    _, one_sided = run(model, texts, tmp_path / "a", method="yaqa", bits=3, damping=1e9)  # in effect nearest rounding
+    _, one_sided = run(
+        model, texts, tmp_path / "a", method="yaqa", sketch="b", bits=3, damping=1e9
+    )  # in effect nearest rounding
     _, gptq = run(model, texts, tmp_path / "b", method="gptq", bits=3, damping=0.03)
-    _, yaqa = run(model, texts, tmp_path / "c", method="yaqa", bits=3, damping=0.03)
+    _, yaqa = run(model, texts, tmp_path / "c", method="yaqa", sketch="b", bits=3, damping=0.03)
     assert total(gptq, "one_sided_proxy") < 0.8 * total(one_sided, "one_sided_proxy")
     assert total(yaqa, "two_sided_proxy") < 0.8 * total(one_sided, "two_sided_proxy")
     assert total(yaqa, "one_sided_proxy") > total(gptq, "one_sided_proxy")
 
 
 def test_the_table_has_a_row_for_every_matrix_in_order(model, texts, tmp_path):
-    _, rows = run(model, texts, tmp_path, method="yaqa", bits=3)
+    _, rows = run(model, texts, tmp_path, method="yaqa", sketch="b", bits=3)
     names = [view.name for view in matrices(model.module) if view.layer is not None]
     assert [row["name"] for row in rows] == names
     assert {row["rounding"] for row in rows} <= {"two-sided", "one-sided"}
@@ -48,7 +50,7 @@ def test_the_table_has_a_row_for_every_matrix_in_order(model, texts, tmp_path):
 
 
 def test_the_gain_that_a_choice_promises_is_reported(model, texts, tmp_path):
-    _, rows = run(model, texts, tmp_path, method="yaqa", bits=3)
+    _, rows = run(model, texts, tmp_path, method="yaqa", sketch="b", bits=3)
     for row in rows:
         assert (row["output_damping"] is None) == (row["rounding"] == "one-sided")
         assert row["output_gain"] >= 0 and row["input_gain"] >= 0
@@ -81,7 +83,7 @@ def test_experts_that_saw_no_token_borrow_and_the_table_says_so(mixtral, texts, 
         return logits, (top_weights / top_weights.sum(-1, keepdim=True)).to(weights.dtype), top_index
 
     monkeypatch.setattr(modeling.MixtralTopKRouter, "forward", never_the_last)
-    _, rows = run(mixtral, texts, tmp_path / "work", method="yaqa", bits=4)
+    _, rows = run(mixtral, texts, tmp_path / "work", method="yaqa", sketch="b", bits=4)
     unseen = [row for row in rows if ".experts.3." in row["name"]]
     assert len(unseen) == 6 and all(row["num_tokens"] == 0 for row in unseen)
     assert {row["rounding"] for row in unseen} == {"one-sided, borrowed"}
@@ -98,6 +100,25 @@ def test_packed_experts_load_in_transformers(mixtral, ids, tmp_path):
     )
     with torch.no_grad():
         torch.testing.assert_close(read(ids).logits, quantized.module(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+@pytest.mark.parametrize("experts", [{}, {"experts_implementation": "eager"}])
+def test_in_which_dtypes_a_packed_checkpoint_loads(model, ids, tmp_path, kind, experts):
+    """All of them; with experts the stored one alone, which the plan says. Where that changes, the note has to go."""
+    stored = torch.bfloat16
+    packed = Model(module=make(kind).to(stored), tokenizer=model.tokenizer, dtype=stored)
+    stage = Quantize(method="rtn", bits=4, group_size=16)
+    assert any("in the dtype that is stored" in note for note in stage.plan(packed.plan()).notes) == (kind == "mixtral")
+    stage(packed).save(tmp_path / "out")
+    for dtype in ("auto", torch.bfloat16, torch.float16, torch.float32):
+        read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype, **experts)
+        with torch.no_grad():
+            if kind == "llama" or dtype in ("auto", stored):
+                assert read(ids).logits.dtype == (stored if dtype == "auto" else dtype)
+            else:
+                with pytest.raises(RuntimeError, match="same dtype"):
+                    read(ids)
 
 
 def test_asymmetric_experts_are_refused(mixtral):

@@ -122,7 +122,7 @@ def codes_and_scales(quantized):
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "yaqa"])
 def test_a_checkpoint_with_refitted_scales_has_the_same_codes_and_loads(model, texts, ids, tmp_path, method):
-    settings = {"method": method, "bits": 3, "damping": 0.1, **SMALL}
+    settings = {"method": method, "sketch": "b", "bits": 3, "damping": 0.1, **SMALL}
     codes, scales = codes_and_scales(Quantize(**settings, refit=False)(model, calibration=texts))
     quantized = Quantize(**settings, refit=True)(model, calibration=texts)
     new_codes, new_scales = codes_and_scales(quantized)

@@ -134,6 +134,10 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     if settings.needs:
         flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams)
         notes.append(note)
+    if any(view.expert is not None for view in views):
+        notes.append(
+            "transformers loads packed experts in the dtype that is stored alone (dtype: auto): it does not cast them"
+        )
     by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits)
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
     held = before.num_parameters
