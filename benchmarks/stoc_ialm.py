@@ -1,19 +1,27 @@
 """How many passes over the data until the bound holds to 1e-3 and the objective is within 1 % of the optimum?
 
-Stoc-iALM against the same rounds with plain stochastic gradients inside, a quadratic penalty with stochastic
-gradients, primal-dual stochastic gradients (the updates of Cooper's simultaneous formulation, written out here), and
-against itself on all data (deterministic). Two convex problems with the optimum of SLSQP. Every side has as many
+    python benchmarks/stoc_ialm.py [--peer PYTHON of benchmarks/env/stoc_ialm.txt]
+
+Stoc-iALM in two forms (rounds solved to an accuracy with measured step sizes; one run of PStorm a round with a given
+one) against the same rounds with plain stochastic gradients inside, a quadratic penalty with stochastic gradients,
+primal-dual stochastic gradients, written out here and as Cooper takes them (its simultaneous optimizer), and against
+itself on all data (deterministic). Two convex problems with the optimum of SLSQP. Every side has as many
 settings tried on a seed of its own, and is then run on five others. A pass is as many evaluations of a sample (value
 or gradient, either point of a PStorm step) as there are samples. The baselines are looked at after every pass, ours
-before every restart; the first time that both hold counts, for all.
+before every restart; the first time that both hold counts, for all. What was measured before with the same settings
+is kept.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -43,12 +51,14 @@ class Problem:
     """min mean softplus(-rows w) s.t. every bound <= 0, ||w|| <= radius.
 
     Attributes:
+        kind: "neyman-pearson" or "parity".
         rows: of the objective, signed.
         parts: data of the constraint, one array a group of samples.
         bounds: parts of a batch, w -> (values, gradients).
         torch_bounds: the same on tensors, without gradients.
     """
 
+    kind: str
     rows: np.ndarray
     parts: tuple[np.ndarray, ...]
     bounds: Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -107,8 +117,9 @@ def breast_cancer() -> Problem:
         scores = negatives @ w
         return np.array([np.logaddexp(0, scores).mean() - 0.1]), (negatives.T @ expit(scores) / len(scores))[None]
 
+    tumours, healthy = rows[benign == 0], rows[benign == 1]
     return Problem(
-        rows[benign == 0], (rows[benign == 1],), bounds, lambda n, w: F.softplus(n @ w).mean()[None] - 0.1, 2.0
+        "neyman-pearson", tumours, (healthy,), bounds, lambda n, w: F.softplus(n @ w).mean()[None] - 0.1, 2.0
     )
 
 
@@ -128,7 +139,8 @@ def fairness() -> Problem:
         difference = (one @ w).mean() - (zero @ w).mean()
         return torch.stack([difference - 0.2, -difference - 0.2])
 
-    return Problem(labels[:, None] * rows, (rows[groups == 1], rows[groups == 0]), bounds, on_tensors, 5.0)
+    parts = (rows[groups == 1], rows[groups == 0])
+    return Problem("parity", labels[:, None] * rows, parts, bounds, on_tensors, 5.0)
 
 
 # -- the sides: (problem, settings, seed) -> passes ----------------------------------------------------------------
@@ -191,13 +203,32 @@ def gradients(problem: Problem, settings: dict[str, Any], seed: int, *, dual: bo
     return float(BUDGET)
 
 
+def cooper(peer: str, problem: Problem) -> dict[str, Any]:
+    """Cooper's side, with the search of the primal-dual one."""
+    facts = {"kind": problem.kind, "num_parts": len(problem.parts), "radius": problem.radius, "budget": BUDGET}
+    facts |= {"optimum": problem.optimum, "share": SHARE, "violation": VIOLATION}
+    facts |= {"options": SIDES[PRIMAL_DUAL][1][: 2 if SMOKE else None], "tuning": TUNING[0], "seeds": REPORTING}
+    parts = {f"part{number}": part for number, part in enumerate(problem.parts)}
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "problem.npz"
+        np.savez(file, allow_pickle=False, rows=problem.rows, facts=json.dumps(facts), **parts)
+        script = Path(__file__).parent / "peers" / "cooper_passes.py"
+        done = subprocess.run([peer, str(script), str(file)], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
 def grid(**options: tuple[Any, ...]) -> list[dict[str, Any]]:
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 
+PRIMAL_DUAL, COOPER = "primal-dual stochastic gradients", "Cooper, primal-dual"
 Side = tuple[Callable[[Problem, dict[str, Any], int], float], list[dict[str, Any]]]
 SIDES: dict[str, Side] = {
     "Stoc-iALM": (rounds, grid(batch=(2, 8), restart=(50, 150), penalty=(3.0, 10.0))),
+    "Stoc-iALM, one run a round": (
+        lambda problem, settings, seed: rounds(problem, settings | {"steps": settings["restart"]}, seed),
+        grid(batch=(2,), restart=(50,), rounds=(200,), lr=(0.03, 0.1, 0.3, 1.0), penalty=(1.0, 3.0)),
+    ),
     "the same rounds, stochastic gradients inside": (
         rounds,
         grid(batch=(2, 8), restart=(50, 150), penalty=(3.0, 10.0), b=(1.0,)),
@@ -206,7 +237,7 @@ SIDES: dict[str, Side] = {
         lambda *a: gradients(*a, dual=False),
         grid(batch=(8, 32), lr=(0.03, 0.1), penalty=(30.0, 300.0)),
     ),
-    "primal-dual stochastic gradients": (
+    PRIMAL_DUAL: (
         lambda *a: gradients(*a, dual=True),
         grid(batch=(8, 32), lr=(0.03, 0.3), dual_lr=(0.3, 3.0)),
     ),
@@ -214,15 +245,21 @@ SIDES: dict[str, Side] = {
 }
 
 
-def measure(problem: Problem) -> dict[str, Any]:
+def measure(problem: Problem, before: dict[str, Any], peer: str | None) -> dict[str, Any]:
     problem.solve()
     found: dict[str, Any] = {"optimum": problem.optimum, "samples": problem.size, "sides": {}}
     for name, (side, options) in SIDES.items():
         options = options[:2] if SMOKE else options
+        kept = before.get("sides", {}).get(name, {})
+        if [one["settings"] for one in kept.get("tried", [])] == options:
+            found["sides"][name] = kept
+            continue
         best, tried = search(options, lambda option, side=side: sum(side(problem, option, s) for s in TUNING))
         passes = [side(problem, best, seed) for seed in (REPORTING[:2] if SMOKE else REPORTING)]
         found["sides"][name] = {"settings": best, "tried": tried, "passes": passes}
         print(name, best, passes, flush=True)
+    if peer or COOPER in before.get("sides", {}):
+        found["sides"][COOPER] = cooper(peer, problem) if peer else before["sides"][COOPER]
     return found
 
 
@@ -243,10 +280,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    arguments = Command(__file__, __doc__).read()
+    command = Command(__file__, __doc__)
+    command.add_argument("--peer", help="Python of an environment with cooper-optim")
+    arguments = command.read()
     torch.set_num_threads(1)
     problems = {"breast cancer, Neyman-Pearson": breast_cancer(), "demographic parity": fairness()}
-    content = {name: measure(problem) for name, problem in problems.items()}
+    before = json.loads(arguments.out.read_text())["problems"] if arguments.out.is_file() else {}
+    content = {name: measure(one, before.get(name, {}), arguments.peer) for name, one in problems.items()}
     record(
         arguments.out,
         __doc__,

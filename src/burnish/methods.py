@@ -351,7 +351,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish.optim.constrained",
         source="Li, Chen, Liu, Lu, Xu, 2022, arXiv:2212.09513; PStorm, 2020, arXiv:2006.00425",
         page="stoc-ialm",
-        benchmarks=(Benchmark("stoc_ialm"),),
+        benchmarks=(Benchmark("stoc_ialm", needs="for Cooper --peer PYTHON of benchmarks/env/stoc_ialm.txt"),),
     ),
     Method(
         name="GSA",

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from burnish.linear_model.maths.factor import ActiveBlock
 from burnish.linear_model.maths.operators import Array, Indices, Operator
@@ -52,6 +53,8 @@ PIVOT = 1e-9
 """Entries of a pivot row or column below this share of the largest are zeros that rounding has moved."""
 ROUNDING = 1e-13
 """Errors of sums and products, relative to their terms: some hundred units of the last place."""
+DOUBTFUL = 1e-5
+"""Values beyond are never rounding's, in the units that programs are written in."""
 PATIENCE = 8
 """Pivots at one lambda after which Bland's rule chooses."""
 
@@ -257,13 +260,15 @@ class _State:
         reduced = self.program.costs - _nonzero_product(matrix.transposed_times, rows, self.u, self.num_columns)
         reduced[columns] = 0.0
         self.distance = np.where(self.at_upper[:, None], reduced, -reduced)  # of a reduced cost from its wrong side
-        self.rounding = self._rounding()
+        self._errors: dict[str, Array] | None = None
 
-    def _rounding(self) -> dict[str, Array]:
+    def rounding(self) -> dict[str, Array]:
         """Errors of (constants, slopes) of each kind of value, from the terms that they are the sums of.
 
         Those of x and u, solutions of equations with the block, grow with its condition, as far as its factors show it.
         """
+        if self._errors is not None:
+            return self._errors
         size, condition = np.abs(self.block.values), self.block.condition
         found = {}
         for kind, part, block, scale in (("x", self.x, size, self.value_scale), ("u", self.u, size.T, self.cost_scale)):
@@ -271,6 +276,7 @@ class _State:
             found[kind] = np.minimum(ROUNDING * condition * largest, 0.1 * FEASIBLE * scale)
             terms = (block @ np.abs(part)).max(axis=0, initial=0.0)
             found[f"beside {kind}"] = ROUNDING * (terms + scale)
+        self._errors = found
         return found
 
     def name(self) -> bytes:
@@ -294,13 +300,9 @@ class _State:
         best: Event | None = None
         steepest = 0.0
         for kind, indices, values, what in kinds:
-            slopes, rounding = values[:, 1], self.rounding[what]
-            falls = (slopes > 1e-12) & np.isfinite(values[:, 0])
-            if np.isfinite(last):
-                falls &= values[:, 0] + last * slopes < -(rounding[0] + abs(last) * rounding[1])
-            else:
-                falls &= slopes > rounding[1]
-            falling = np.flatnonzero(falls)
+            slopes = values[:, 1]
+            falling = np.flatnonzero((slopes > 1e-12) & np.isfinite(values[:, 0]))
+            falling = falling[self._in_earnest(values[falling], last, what)]
             if not len(falling):
                 continue
             at = np.minimum(-values[falling, 0] / slopes[falling], current)
@@ -318,6 +320,14 @@ class _State:
                 best = Event(float(top), kind, int(indices[chosen]), values is room)
                 steepest = slopes[chosen]
         return best
+
+    def _in_earnest(self, values: Array, last: float, what: str) -> NDArray[np.bool_]:
+        """Which of these falling values are below zero at the end of the path, by more than rounding."""
+        fallen = values[:, 1] if np.isinf(last) else -(values[:, 0] + last * values[:, 1])
+        if not (fallen < DOUBTFUL).any():
+            return np.ones(len(fallen), dtype=bool)
+        constant, slope = self.rounding()[what]
+        return fallen > (slope if np.isinf(last) else constant + abs(last) * slope)
 
     # -- crossing to the next one ------------------------------------------------------------------------------------
 
