@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from burnish.core.errors import DataError
 from burnish.data.packing import IGNORED, Document, PackedRows, documents, pack
+from burnish.train.attention import use
 from burnish.train.scratch import learn_tokenizer
 from small_models import make
 
@@ -119,9 +120,11 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_packed_documents_are_computed_as_if_alone(kind, all_float64):
+def test_packed_documents_are_computed_as_if_alone(kind, attention, all_float64):
     model = make(kind, dtype=torch.float64, vocab_size=60, **MODELS[kind])
+    use(model, attention)
     found = numbered([10, 8, 7, 14])
     batch = (rows := pack(found, 16)).take(range(len(rows)))
     with torch.no_grad():

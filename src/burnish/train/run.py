@@ -24,6 +24,7 @@ from burnish.data.packing import PackedRows
 from burnish.optim import optimizer_class
 from burnish.optim.constrained.pstorm import PStorm
 from burnish.optim.wsam import WSAM
+from burnish.train.attention import chosen, use
 from burnish.train.bound import Bounded
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
@@ -86,6 +87,7 @@ def _run(
 ) -> Model:
     settings.check(model.config)
     check_processes(settings, ctx, beside, world)
+    attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
     with world.in_turn() if any(map(is_large, ctx.inputs.values())) else nullcontext():
         rows, held_out = training_rows(settings, model.tokenizer, ctx)
         bounded = bounded_rows(settings, model.tokenizer, ctx)
@@ -96,6 +98,7 @@ def _run(
         check_vocabulary(module, read)
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
+    own = use(module, attention, ctx.progress)
     loss_fn = loss_of(module) if loss_of else next_token_loss_of(settings, module, balance_of(settings, module))
     if bounded is not None:
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
@@ -110,7 +113,6 @@ def _run(
     ctx.progress.log(
         f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
     )
-    stage = {"stage": f"{settings.name} {settings.version}", "model": model.identity}
     fitted = fit(
         trained,
         batches,
@@ -120,18 +122,17 @@ def _run(
         loop,
         validation=validation,
         world=world,
-        key=settings.canonical() | stage | dict(key),
+        key=key_of(settings, model, key),
         bounded=bounded,
         speed=speed,
         trackers=trackers_of(settings, ctx),
     )
-    whole = world.whole(trained)
-    if whole is None:  # another process has the result
+    if (whole := world.whole(trained)) is None:  # another process has the result
         return model
     if settings.keep_adapter:
         kept = whole.model if isinstance(whole, WithParameters) else whole
         keep_adapter(kept, ctx.work_dir / ADAPTER_DIRECTORY, model.name)
-    result = model.derive(module=cast(finished(settings, whole), model.module.dtype).eval())
+    result = model.derive(module=cast(finished(settings, whole, own), model.module.dtype).eval())
     result.lineage.continued = fitted.changes
     return result
 
@@ -162,12 +163,14 @@ def prepared(settings: Train, module: Any, rows: PackedRows) -> Any:
     return module
 
 
-def finished(settings: Train, whole: Any) -> Any:
-    """The model alone, as it was before `prepared`, with what it has learned."""
+def finished(settings: Train, whole: Any, attention: str) -> Any:
+    """The model alone, as it was before `prepared` and with the attention of before, with what it has learned."""
     module: Any = whole.model if isinstance(whole, WithParameters) else whole
     if settings.activation_checkpointing:
         module.gradient_checkpointing_disable()
-    return merged(module) if settings.lora_rank else module
+    module = merged(module) if settings.lora_rank else module
+    use(module, attention)
+    return module
 
 
 def training_rows(
@@ -306,6 +309,11 @@ def make_optimizer(settings: Train, module: nn.Module) -> MatrixOptimizer | PSto
     return WSAM(made, gamma=settings.sharpness, rho=settings.sharpness_rho, model=module)
 
 
+def key_of(settings: Train, model: Model, key: Key) -> dict[str, Any]:
+    """What the trained weights depend on beside the data."""
+    return settings.canonical() | {"stage": f"{settings.name} {settings.version}", "model": model.identity} | dict(key)
+
+
 def add_beside(optimizer: MatrixOptimizer | PStorm | WSAM, trained: nn.Module) -> None:
     """Parameters of the loss itself are AdamW's."""
     if isinstance(optimizer, PStorm):
@@ -316,6 +324,13 @@ def add_beside(optimizer: MatrixOptimizer | PStorm | WSAM, trained: nn.Module) -
         )
     names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
     optimizer.add_param_group({"params": names, "algorithm": "adamw"})
+
+
+def precision_of(settings: Train, device: str) -> Literal["float32", "bfloat16"]:
+    """Of the products."""
+    if settings.precision == "auto":
+        return "bfloat16" if device.startswith("cuda") else "float32"
+    return settings.precision
 
 
 def loop_of(settings: Train, steps: int, device: str) -> Loop:
@@ -330,18 +345,13 @@ def loop_of(settings: Train, steps: int, device: str) -> Loop:
             where="compile",
             fix="install g++ or name another one in the environment variable CXX, or leave compile out",
         )
-    precision: Literal["float32", "bfloat16"]
-    if settings.precision == "auto":
-        precision = "bfloat16" if device.startswith("cuda") else "float32"
-    else:
-        precision = settings.precision
     return Loop(
         steps=steps,
         batch_size=settings.batch,
         micro_batch_size=settings.micro_batch,
         schedule=Schedule(settings.schedule, settings.warmup, settings.final_lr, settings.decay),
         max_grad_norm=settings.max_grad_norm,
-        precision=precision,
+        precision=precision_of(settings, device),
         on_nonfinite=settings.on_nonfinite,
         eval_every=settings.eval_every,
         save_every=settings.save_every,

@@ -13,6 +13,7 @@ from burnish.core.errors import SettingsError, nearest
 from burnish.core.kinds import Plan
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 from burnish.methods import OPTIMIZER_CLASSES
+from burnish.train.attention import Attention
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -114,6 +115,9 @@ class Train(Stage):
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the products; weights and state are float32. auto is bfloat16 on a GPU"
+    )
+    attention: Attention = Field(
+        default="auto", description="sdpa, eager, flex or flash; auto is flash on a GPU where flash-attn is installed"
     )
     activation_checkpointing: bool = Field(default=False, description="compute activations twice to save memory")
     compile: bool = Field(default=False, description="run the model through torch.compile")

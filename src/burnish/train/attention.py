@@ -1,0 +1,80 @@
+"""Which program computes attention in a training.
+
+    sdpa     torch.nn.functional.scaled_dot_product_attention, with a mask where a row holds several documents
+    eager    the formula, written out
+    flex     torch's flex attention, compiled; its backward pass runs on GPUs only
+    flash    FlashAttention 2 (package flash-attn), bfloat16 on GPUs; documents of a row are calls of different lengths
+
+All of them keep the documents of a row apart by position ids. `auto` is flash where it can run, and what the model was
+loaded with elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from burnish.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from burnish.core.progress import Progress
+
+Attention = Literal["auto", "sdpa", "eager", "flex", "flash"]
+
+NAMES = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "flash": "flash_attention_2"}
+"""What transformers calls them."""
+
+
+def chosen(attention: Attention, device: str, precision: str) -> str:
+    """The name in transformers; an empty one leaves a model as it is.
+
+    Args:
+        attention: see above.
+        device: of the training.
+        precision: of its products, "float32" or "bfloat16".
+
+    Raises:
+        SettingsError: it cannot run there.
+    """
+    lacking = _lacking_for_flash(device, precision)
+    if attention == "auto":
+        return "" if lacking else NAMES["flash"]
+    if attention == "flash" and lacking:
+        raise SettingsError(f"attention is flash, which needs {lacking}", where="attention", fix="use sdpa, or auto")
+    if attention == "flex" and not device.startswith("cuda"):
+        what = "attention is flex, whose backward pass runs on GPUs only"
+        raise SettingsError(what, where="attention", fix="use sdpa, or auto")
+    return NAMES[attention]
+
+
+def _lacking_for_flash(device: str, precision: str) -> str:
+    from transformers.utils import is_flash_attn_2_available
+
+    if not device.startswith("cuda"):
+        return "a GPU"
+    if precision != "bfloat16":
+        return "precision: bfloat16"
+    return "" if is_flash_attn_2_available() else "the package flash-attn"
+
+
+def use(module: Any, name: str, progress: Progress | None = None) -> str:
+    """Lets a model of transformers compute attention so; returns the name of how it did before.
+
+    Args:
+        module: of transformers.
+        name: what transformers calls it; an empty one changes nothing.
+        progress: where it is said.
+
+    Raises:
+        SettingsError: the model's class does not know it.
+    """
+    before: str = module.config._attn_implementation
+    if name in ("", before):
+        return before
+    try:
+        module.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        what = f"attention cannot be {name}: {type(module).__name__} does not know it"
+        raise SettingsError(what, where="attention", fix="leave it out") from error
+    if progress is not None:
+        progress.log(f"attention is computed by {name}")
+    return before
