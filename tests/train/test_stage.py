@@ -285,6 +285,7 @@ def test_a_learned_tokenizer_gives_any_text_back():
     [
         (CONFIG | {"model_type": "lama"}, "bpe:280", "did you mean 'llama'"),
         (CONFIG, "bpe:100", "has at least 257 tokens"),
+        (CONFIG, "bpe:99999999999", "at most 1,000,000"),
         (CONFIG, "bpe:50000", "the text is too short for 50,000 tokens"),
     ],
 )

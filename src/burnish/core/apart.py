@@ -27,7 +27,7 @@ def check_apart(places: Iterable[Path | None], read: Iterable[Path | str | None]
     """
     sources = [path for name in read if name is not None and (path := local_path(str(name))) and path.exists()]
     for place in places:
-        if place is None:
+        if place is None or "\0" in str(place):  # which is no name, as is said where it is opened
             continue
         here = Path(os.path.realpath(place))
         for source in sources:

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from burnish.core.errors import RecipeError, nearest
-from burnish.core.outside import is_text, kind_of_json, local_path, read_bytes
+from burnish.core.outside import is_text, kind_of_json, local_path, read_bytes, shown
 from burnish.core.yaml12 import Loader
 
 START = "start"
@@ -266,7 +266,9 @@ def _keep(value: Any, nodes: list[Node], where: str) -> str | tuple[str, ...]:
 def _check_name(name: str, where: str) -> None:
     if not _NODE_NAME.fullmatch(name) or name != name.strip() or ".." in name or len(name) > 80:
         raise RecipeError(
-            f"{name!r} cannot be a name", where=where, fix="use letters, digits, spaces, '-', '_' and '.', up to 80"
+            f"{shown(name)} cannot be a name",
+            where=where,
+            fix="use letters, digits, spaces, '-', '_' and '.', up to 80",
         )
 
 

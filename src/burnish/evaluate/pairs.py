@@ -15,7 +15,6 @@ goes through the chat template. Pairs that are too long are left out and counted
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ import torch
 from burnish.core.checkpoint import Model, compute_dtype, pick_device
 from burnish.core.errors import CheckpointError, DataError, NumericalError, SettingsError
 from burnish.core.kinds import Kind
+from burnish.core.outside import parse_json
 from burnish.core.progress import Progress
 from burnish.core.statistics import Interval
 from burnish.data.chat import written_out
@@ -217,7 +217,7 @@ def _both(tokenizer: Any, row: Pair, chat: bool, where: str) -> tuple[Written, W
     if not tokenizer.chat_template:
         raise DataError("needs a chat template, and the tokenizer has none", where=where, fix="use plain text")
     tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools or []
+    tools = parse_json(tools, where=f"{where}, tools", error=DataError) if isinstance(tools, str) else tools or []
     shared = next((i for i, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), min(map(len, sides)))
     opening = [*asked, *sides[0][: min(shared, len(sides[0]) - 1, len(sides[1]) - 1)]]
     before = ""

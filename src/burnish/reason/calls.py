@@ -89,7 +89,10 @@ class Endpoint:
     )
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
+        try:
+            parts = urlsplit(self.base_url)
+        except ValueError:  # brackets that are no IPv6 address; what may be a password is not repeated
+            raise SettingsError("base_url is no address of a server", fix="write http://HOST:PORT/v1") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError("is no address of a server", where=self.address, fix="write http://HOST:PORT/v1")
         if parts.username is not None and self.api_key:

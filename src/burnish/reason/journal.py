@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from burnish.core.errors import DataError, OutputError
+from burnish.core.errors import BurnishError, DataError, OutputError
 from burnish.reason.calls import SCHEMA, Reply, Usage
 
 FILE = "journal.db"
@@ -83,7 +83,8 @@ class Journal:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         self._database = _connected(self.path)
         try:
-            self._prepare(run)
+            with _read(self.path, OutputError, "choose another directory with -o"):
+                self._prepare(run)
         except BaseException:
             self._database.close()
             os.close(self._lock)
@@ -260,40 +261,40 @@ class JournalReader:
         if not self.path.is_file():
             raise DataError("holds no journal", where=str(directory), fix="name the directory of a run")
         self._database = _connected(self.path, readonly=True)
-        try:
+        with _read(self.path):
             self.meta = dict(self._database.execute("SELECT name, value FROM meta").fetchall())
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"is no journal or is damaged ({error})", where=str(self.path)) from None
         if self.meta.get("schema") != str(SCHEMA):
             raise DataError(f"was written by another version (schema {self.meta.get('schema')})", where=str(self.path))
 
     @property
     def about(self) -> dict[str, Any]:
         """What the run noted of itself; empty where nothing."""
-        return json.loads(self.meta.get("about", "{}"))
+        with _read(self.path):
+            return json.loads(self.meta.get("about", "{}"))
 
     def records(self) -> dict[str, dict[str, Any]]:
-        return records(self._database)
+        with _read(self.path):
+            return records(self._database)
 
     def calls(self) -> Iterator[dict[str, Any]]:
         """Every finished call in the order of its flight."""
-        rows = self._database.execute("SELECT key, path, endpoint, flight, request, reply FROM calls ORDER BY flight")
-        for key, path, endpoint, flight, request, reply in rows:
-            yield {
-                "key": key,
-                "path": path,
-                "endpoint": endpoint,
-                "flight": flight,
-                "request": json.loads(request),
-                "reply": json.loads(reply),
-            }
+        names = ("key", "path", "endpoint", "flight", "request", "reply")
+        with _read(self.path):
+            for row in self._database.execute(f"SELECT {', '.join(names)} FROM calls ORDER BY flight"):
+                call = dict(zip(names, row, strict=True))
+                yield call | {name: json.loads(call[name]) for name in ("request", "reply")}
 
     def paid(self) -> dict[str, Paid]:
         """By endpoint, all that left the machine. A lost flight has read the prompt of the call that replaced it."""
-        return paid(self._database)
+        with _read(self.path):
+            return paid(self._database)
 
     def problems(self) -> list[str]:
         """What is wrong with the file; empty where nothing is."""
+        with _read(self.path):
+            return self._problems()
+
+    def _problems(self) -> list[str]:
         said = [str(row[0]) for row in self._database.execute("PRAGMA integrity_check")]
         found = [] if said == ["ok"] else said
         orphans = self._database.execute(
@@ -353,6 +354,15 @@ def _written(path: Path) -> Iterator[None]:
         raise _unwritten(path, error) from None
 
 
+@contextmanager
+def _read(path: Path, error: type[BurnishError] = DataError, fix: str = "start the run anew") -> Iterator[None]:
+    """Says of a file that may come from anywhere that it is no journal."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as cause:
+        raise error(f"is no journal or is damaged ({cause})", where=str(path), fix=fix) from None
+
+
 def _unwritten(path: Path, error: BaseException) -> OutputError:
     return OutputError(
         f"cannot be written ({error})", where=str(path), fix="free the disk; the same command continues the run"
@@ -386,15 +396,10 @@ def _connected(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
     if readonly:
         return database
     try:
-        with _written(path):
+        with _read(path, OutputError, "choose another directory with -o"), _written(path):
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
     except OutputError:
         database.close()
         raise
-    except sqlite3.DatabaseError as error:
-        database.close()
-        raise OutputError(
-            f"is no journal or is damaged ({error})", where=str(path), fix="choose another directory with -o"
-        ) from None
     return database

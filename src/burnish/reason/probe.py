@@ -115,7 +115,7 @@ def read_probe(text: str, *, where: str) -> Probe:
         kept = json.loads(text)
         findings = {name: Finding(one["does"], one["seen"]) for name, one in kept.pop("findings").items()}
         return Probe(**kept, findings=findings)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         fix = "write one with burnish reason probe URL --model NAME -o FILE"
         raise DataError("is no probe of a server", where=where, fix=fix) from None
 

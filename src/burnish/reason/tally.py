@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import BaseModel, ValidationError
 
 from burnish.core.errors import DataError
+from burnish.core.settings import first_mistake
 from burnish.core.statistics import Interval, interval, paired_interval
 from burnish.reason.calls import Price, Usage
 from burnish.reason.curves import best, between, votes
@@ -130,6 +132,20 @@ class Found:
         return max(one.num for one in self.tallies)
 
 
+class Kept(BaseModel):
+    """What is read of a strategy's record: the journal may come from anywhere."""
+
+    problem: str
+    strategy: str
+    score: float
+    used: dict[str, Usage]
+    stopped: str | None
+    error: str
+    notes: list[str]
+    repetition: int = 0
+    curves: dict[str, Any] = {}
+
+
 def read(directory: str | Path, prices: Prices | None = None) -> Found:
     """What a run found and what was paid for it.
 
@@ -145,6 +161,12 @@ def read(directory: str | Path, prices: Prices | None = None) -> Found:
     finally:
         reader.close()
     records = [one for one in kept if "strategy" in one]  # an evolution keeps what it learned as well
+    for record in records:
+        try:
+            Kept.model_validate(record)
+        except ValidationError as error:
+            what, fix = f"holds a record that no run keeps ({first_mistake(error)})", "start the run anew"
+            raise DataError(what, where=str(reader.path), fix=fix) from None
     if not records:
         raise DataError("holds no finished problem", where=str(directory), fix="give the command of the run again")
     noted = {name: one.get("price") for name, one in about.get("models", {}).items()}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
-SMALLEST_VOCABULARY = 257
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 257, 1_000_000
 """Every byte, and the end-of-text token."""
 
 
@@ -95,9 +95,10 @@ def _make_config(content: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
 
 def _vocabulary(tokenizer: str) -> int:
     size = tokenizer.removeprefix("bpe:")
-    if not size.isdigit() or int(size) < SMALLEST_VOCABULARY:
+    if not size.isdecimal() or len(size) > 7 or not SMALLEST_VOCABULARY <= int(size) <= LARGEST_VOCABULARY:
         raise SettingsError(
-            f"tokenizer is {tokenizer!r}, but a byte-level vocabulary has at least {SMALLEST_VOCABULARY} tokens",
+            f"tokenizer is {tokenizer!r}, but a byte-level vocabulary has at least {SMALLEST_VOCABULARY} tokens and at "
+            f"most {LARGEST_VOCABULARY:,}",
             fix="use bpe:1024, or a checkpoint to take the tokenizer from",
         )
     return int(size)
