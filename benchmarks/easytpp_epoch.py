@@ -1,4 +1,4 @@
-"""The peer's side of `benchmarks/events.py epoch`: training epochs of THP in EasyTPP (package easy-tpp 0.3.0).
+"""The peer's side of `benchmarks/events.py epoch` and `reach`: training of THP in EasyTPP (package easy-tpp 0.3.0).
 
 Runs in that package's own environment (benchmarks/env/easytpp.txt). Its own data set, tokenizer, collator and model are
 used; the optimizer step is the one of its model wrapper (zero_grad, loss / num_events backward, Adam step).
@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import Any
 
 
-def epochs(source: Path, repeats: int, size: dict[str, Any]) -> list[float]:
-    """CPU seconds of repeats + 1 epochs; the first one is a warm-up."""
+def loader_of(source: Path, batch_size: int, shuffle: bool) -> tuple[Any, int]:
+    """Its batches of a parquet file, and the number of marks."""
     import numpy as np
     import pyarrow.parquet as parquet
-    import torch
-    from easy_tpp.config_factory import DataSpecConfig, ModelConfig
-    from easy_tpp.model.basemodel import BaseModel
-    from easy_tpp.model.thp import THP  # registers itself
+    from easy_tpp.config_factory import DataSpecConfig
     from easy_tpp.preprocess import EventTokenizer
     from easy_tpp.preprocess.dataset import TPPDataset, get_data_loader
 
-    torch.set_num_threads(1)
     table = parquet.read_table(source)
     ids, times, marks = (table[name].to_numpy() for name in ("sequence_id", "time", "mark"))
     bounds = np.flatnonzero(np.diff(ids)) + 1
@@ -43,7 +39,16 @@ def epochs(source: Path, repeats: int, size: dict[str, Any]) -> list[float]:
             "truncation_side": "right",
         }
     )
-    loader = get_data_loader(dataset, "torch", EventTokenizer(specs), batch_size=size["batch_size"], shuffle=True)
+    loader = get_data_loader(dataset, "torch", EventTokenizer(specs), batch_size=batch_size, shuffle=shuffle)
+    return loader, num_marks
+
+
+def model_of(num_marks: int, size: dict[str, Any]) -> Any:
+    """Its THP."""
+    from easy_tpp.config_factory import ModelConfig
+    from easy_tpp.model.basemodel import BaseModel
+    from easy_tpp.model.thp import THP  # registers itself
+
     config = ModelConfig.parse_from_yaml_config(
         {
             "model_id": "THP",
@@ -65,15 +70,48 @@ def epochs(source: Path, repeats: int, size: dict[str, Any]) -> list[float]:
     model = BaseModel.generate_model_from_config(config)
     assert isinstance(model, THP)
     print("easytpp parameters", sum(parameter.numel() for parameter in model.parameters()))
+    return model
+
+
+def trained(model: Any, loader: Any, optimizer: Any) -> float:
+    """CPU seconds of one epoch."""
+    model.train()
+    started = time.process_time()
+    for batch in loader:
+        loss, num_events = model.loglike_loss(**batch)
+        optimizer.zero_grad()
+        (loss / num_events).backward()
+        optimizer.step()
+    return time.process_time() - started
+
+
+def epochs(source: Path, repeats: int, size: dict[str, Any]) -> list[float]:
+    """CPU seconds of repeats + 1 epochs; the first one is a warm-up."""
+    import torch
+
+    torch.set_num_threads(1)
+    loader, num_marks = loader_of(source, size["batch_size"], shuffle=True)
+    model = model_of(num_marks, size)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    seconds = []
-    for _ in range(repeats + 1):
-        model.train()
-        started = time.process_time()
-        for batch in loader:
-            loss, num_events = model.loglike_loss(**batch)
-            optimizer.zero_grad()
-            (loss / num_events).backward()
-            optimizer.step()
-        seconds.append(time.process_time() - started)
-    return seconds
+    return [trained(model, loader, optimizer) for _ in range(repeats + 1)]
+
+
+def curve(source: Path, validation: Path, num_epochs: int, size: dict[str, Any], lr: float) -> list[list[float]]:
+    """[CPU seconds of training so far, validation nats of events 2 to N] after every epoch."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    loader, num_marks = loader_of(source, size["batch_size"], shuffle=True)
+    held_out, _ = loader_of(validation, size["batch_size"], shuffle=False)
+    model = model_of(num_marks, size)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    seconds, points = 0.0, []
+    for _ in range(num_epochs):
+        seconds += trained(model, loader, optimizer)
+        model.eval()
+        with torch.no_grad():
+            sums = [(float(loss), int(count)) for loss, count in (model.loglike_loss(**batch) for batch in held_out)]
+        total, count = map(sum, zip(*sums, strict=True))
+        points.append([round(seconds, 3), round(-total / count, 5)])
+    return points

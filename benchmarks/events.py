@@ -4,7 +4,7 @@
     python benchmarks/events.py stackoverflow financial --data DIR
     python benchmarks/events.py crime_atlanta --data DIR --only smash places
     python benchmarks/events.py unseen online langevin drift
-    python benchmarks/events.py epoch --data FILE --side burnish     (--side easytpp in that package's own environment)
+    python benchmarks/events.py epoch reach --data FILE --side burnish   (--side easytpp in that package's environment)
 
 Every experiment adds its entry to benchmarks/results/events.json. The epoch of a model is chosen on validation
 sequences; the test part is read once, at the end. DIR holds parquet files with columns sequence_id, time, mark and
@@ -267,6 +267,7 @@ def fitted(
     started = time.process_time()
     name = experiment.digest(json.dumps([model.kind, model.settings, objective, training, train.num_events]))[:16]
     state = None if states is None else states / name
+    resumed = state is not None and state.exists()  # then some of the seconds were another process's
     history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
     seconds = time.process_time() - started
     result = forecaster.score(test, bootstrap=100, progress=Progress())
@@ -281,7 +282,7 @@ def fitted(
         "epochs_run": len(history.train),
         "best_epoch": history.best_epoch + 1,
         "validation_loss": round(history.best, 5),
-        "fit_cpu_seconds": round(seconds, 1),
+        "fit_cpu_seconds": None if resumed else round(seconds, 1),
         "scores": rounded(result.scores, SCORES),
         "errors": rounded(result.errors),
         "notes": [*forecaster.notes, *result.notes],
@@ -608,6 +609,58 @@ def our_epochs(source: Path, repeats: int) -> list[float]:
     return seconds
 
 
+def reach(arguments: argparse.Namespace) -> None:
+    """CPU seconds to a validation log-likelihood: the default model here, and THP in EasyTPP 0.3.0.
+
+    --data is the training file; beside it lies NAME_dev.parquet. Neither says when observation began: events 2 to N.
+    """
+    source, sides = arguments.data, {}
+    validation = source.with_name(f"{source.stem}_dev.parquet")
+    few = 2 if experiment.SMOKE else 20
+    if arguments.side == "burnish":
+        sides["burnish"] = our_curve(source, validation, 2 if experiment.SMOKE else 6)
+    else:
+        import easytpp_epoch
+
+        for lr in (1e-3, 3e-3, 1e-2):
+            sides[f"easytpp, lr {lr:g}"] = easytpp_epoch.curve(source, validation, few, EPOCH, lr)
+    with experiment.results(arguments.out, {"experiments": {}}) as everything:
+        before = everything["experiments"].get("reach", {}).get("sides", {})
+    question = "How many CPU seconds of training to a validation log-likelihood, here and in EasyTPP's THP?"
+    entry = {"data": f"{source.stem}: events 2 to N", "settings": EPOCH, "sides": before | sides}
+    record(arguments.out, "reach", question, entry)
+
+
+def our_curve(source: Path, validation: Path, num_epochs: int) -> list[list[float]]:
+    """[CPU seconds, validation log-likelihood], before the first epoch and after each."""
+    import torch
+
+    from burnish.events import EventDataset, SmurfTHP
+    from burnish.events.forecaster import reset_parameters
+    from burnish.events.model import Objective, TrainingStatistics
+    from burnish.events.training import TrainingSettings, _one_epoch, validation_loss
+
+    torch.set_num_threads(1)
+    parts = [EventDataset.from_parquet(file) for file in (source, validation)]
+    started = time.process_time()
+    model = SmurfTHP(parts[0].num_marks, **size_of("likelihood", EPOCH["hidden_size"]))
+    model.statistics = TrainingStatistics.of(parts[0])
+    reset_parameters(model, 0)
+    model.prepare(parts[0], 0)
+    packed = [model.pack(part) for part in parts]
+    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING["lr"], foreach=True)
+    settings = TrainingSettings(epochs=num_epochs, batch_size=EPOCH["batch_size"], lr=float(TRAINING["lr"]))
+    seconds, points = time.process_time() - started, []
+    for index in range(num_epochs + 1):
+        value = -validation_loss(model, packed[1], Objective(), settings) - math.log(model.statistics.mean_gap)
+        points.append([round(seconds, 3), round(value, 5)])
+        if index < num_epochs:
+            started = time.process_time()
+            _one_epoch(model, packed[0], Objective(), settings, optimizer, index)
+            seconds += time.process_time() - started
+    return points
+
+
 # -- tables of the docs ----------------------------------------------------------------------------------------------
 
 LABELS = {
@@ -638,6 +691,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             ours, theirs = entry["sides"]["burnish"]["median"], entry["sides"]["easytpp"]["median"]
             what = f"THP, CPU seconds a training epoch, {name.removeprefix('epoch_')}"
             speed.append([what, f"{ours:.2f}; EasyTPP {theirs:.2f} (ratio {entry['ratio_of_medians']})"])
+    for side, points in experiments.get("reach", {}).get("sides", {}).items():
+        shown = points if len(points) <= 7 else [points[0], points[4], points[9], points[-1]]
+        value = "; ".join(f"{nats:.3f} after {seconds:.1f}" for seconds, nats in shown)
+        speed.append([f"validation nats after CPU seconds of training, hawkes3, {side}", value])
     if "online" in experiments:
         times = experiments["online"]["cpu_milliseconds"]
         for part, label in (("observe", "one event"), ("quantile", "one quantile"), ("whole", "both")):
@@ -716,15 +773,20 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
                 means[name] = sum(values) / len(values)
             if len(values) > 1:
                 spread[name] = math.sqrt(sum((v - means[name]) ** 2 for v in values) / (len(values) - 1))
-        seconds = sum(row["fit_cpu_seconds"] for row in rows) / len(rows)
-        lines.append([model, objective, str(len(rows)), *cells(means, spread), f"{seconds:.0f}"])
+        whole = [row["fit_cpu_seconds"] for row in rows if row["fit_cpu_seconds"] is not None]
+        seconds = f"{sum(whole) / len(whole):.0f}" if whole else "not measured"
+        lines.append([model, objective, str(len(rows)), *cells(means, spread), seconds])
     for baseline, scores in entry.get("baselines", {}).items():
         lines.append([baseline, "", "", *cells(scores), ""])
     titles = ["forecast", "objective", "seeds", *(COLUMNS[name][0] for name in names), "CPU s"]
     return experiment.table(titles, lines)
 
 
-QUESTIONS = {"unseen": unseen, "online": online, "langevin": langevin, "drift": drift, "epoch": epoch}
+QUESTIONS = {"unseen": unseen, "online": online, "langevin": langevin, "drift": drift, "epoch": epoch, "reach": reach}
+
+
+BESIDE = ("epoch", "reach")
+"""Of two packages, each in its environment."""
 
 
 def main() -> None:
@@ -736,7 +798,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="directory for the states of fits; a run that was cut off goes on")
     parser.add_argument("--side", choices=["burnish", "easytpp"], default="burnish")
     arguments = parser.read()
-    needing = [name for name in arguments.experiments if name == "epoch" or (name in SETS and SETS[name].file)]
+    needing = [name for name in arguments.experiments if name in BESIDE or (name in SETS and SETS[name].file)]
     if needing and arguments.data is None:
         parser.error(f"{needing[0]} needs --data")
     for name in arguments.experiments:

@@ -227,9 +227,12 @@ def test_a_state_of_another_fit_is_refused_and_stays(parts, tmp_path: Path, chan
     assert (tmp_path / "fit" / "state.safetensors").read_bytes() == state
 
 
-def test_exponential_hawkes_is_fitted_near_the_truth(hawkes: EventDataset) -> None:
+def test_exponential_hawkes_is_fitted_near_the_truth(hawkes: EventDataset, tmp_path: Path) -> None:
     forecaster = EventForecaster(ExponentialHawkes(3))
-    forecaster.fit(hawkes, hawkes)
+    history = forecaster.fit(hawkes, hawkes)
+    assert history.best < history.start < np.inf
+    again = EventForecaster.from_pretrained(forecaster.save_pretrained(tmp_path / "m"))
+    assert torch.equal(again.model.log_mu, forecaster.model.log_mu)
     rates = forecaster.model.log_mu.exp().detach().numpy() / forecaster.model.statistics.mean_gap
     assert rates.sum() == pytest.approx(0.45, abs=0.12)  # 1,800 events; three standard errors
 

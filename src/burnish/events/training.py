@@ -205,9 +205,11 @@ def _maximise_likelihood(
             total += part.detach()
         return total
 
+    start = validation_loss(model, validation, objective, settings)
     with progress.task("maximising the likelihood", total=1, unit="fits"):
         optimizer.step(closure)
     final = float(closure())
     if not math.isfinite(final):
         raise NumericalError("the likelihood of the Hawkes process is not finite", fix="check the time unit")
-    return FitHistory([final], [validation_loss(model, validation, objective, settings)], best_epoch=0)
+    found = validation_loss(model, validation, objective, settings)
+    return FitHistory([final], [found], start=start, best_epoch=0)
