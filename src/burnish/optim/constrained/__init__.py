@@ -6,8 +6,8 @@
     result = constrained_minimize(problem.objective, problem.constraints, model.parameters(), lr=0.05)
     result.status, result.multipliers, result.rows[-1]["violation"]
 
-The words are those of Cooper (constraint, violation, multiplier, penalty coefficient). Its classes are not used: they
-weigh a constraint's gradient with its violation on the same batch, which is the bias that this method removes.
+The words are those of Cooper (constraint, violation, multiplier, penalty coefficient). Its classes are not used: its
+augmented Lagrangian squares the violation of one batch, which is the bias that this method removes.
 """
 
 from burnish.optim.constrained.constraints import (
