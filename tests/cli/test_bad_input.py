@@ -181,6 +181,7 @@ def test_a_full_disk_leaves_no_half_of_a_simulated_table(
         ),
         ("events fit e.csv --split-by time --fractions nan 0.1 0.1 -o out", "split fractions are (nan, 0.1, 0.1), but"),
         ("events fit e.csv --lr inf -o out", "lr is inf, but must be positive and finite"),
+        ("events fit e.csv --batch-size 0 -o out", "batch_size is 0, but must be at least 1"),
         (
             "ASK --temperature nan -o out",
             "nan",

@@ -172,7 +172,8 @@ def fit(
         f"{len(dataset):,} sequences, {dataset.num_events:,} events, {dataset.num_marks} types; training on "
         f"{len(train):,} sequences, validating on {len(validation):,}"
     )
-    given = asdict(training) | {"batch_size": training.batch_size or _batch_size(train)}
+    batch_size = _batch_size(train) if training.batch_size is None else training.batch_size
+    given = asdict(training) | {"batch_size": batch_size}
     history = forecaster.fit(train, validation, **given, state_dir=state, progress=Progress())
     forecaster.calibrate(validation)
     for note in forecaster.notes:
