@@ -205,6 +205,7 @@ def test_a_recipe_says_constraints():
         ([{"parity": {}}], "must be one loss bound"),
         ([{"loss_bound": {"level": 1.0}}], "needs data and a level or rise"),
         ([{"loss_bound": {"data": "a"}}], "needs data and a level or rise"),
+        ([{"loss_bound": {"data": None, "level": 1.0}}], "needs data and a level or rise"),
         ([{"loss_bound": {"data": "a", "level": 1.0, "rise": 0.1}}], "needs data and a level or rise"),
         ([{"loss_bound": {"data": "a", "level": 1.0, "rate": 2}}], "needs data and a level or rise"),
         ([{"loss_bound": {"data": "a", "rise": -0.1}}], "bound_rise is -0.1"),

@@ -280,7 +280,7 @@ def _with_bound(settings: dict[str, Any], where: str) -> dict[str, Any]:
         raise SettingsError(f"constraints is {found!r}, but must be one loss bound", where=where, fix=f"write {form}")
     content = one["loss_bound"]
     known = ("data", "level", "rise", "penalty", "every", "batch", "holdout")
-    keys: set[Any] = set(content) if isinstance(content, dict) else set()
+    keys = {name for name, value in content.items() if value is not None} if isinstance(content, dict) else set()
     if "data" not in keys or not keys <= set(known) or len(keys & {"level", "rise"}) != 1:
         raise SettingsError(
             f"loss_bound is {content!r}, but needs data and a level or rise, and may have {', '.join(known[3:])}",
