@@ -545,6 +545,10 @@ def test_dropped_and_shortened_pairs_are_counted(checkpoint, rows, tokenizer, sm
     [
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, "row 1: the chosen and the rejected answer are identical"),
         ({"prompt": "p", "chosen": " ", "rejected": "a"}, "row 1: the chosen answer is empty"),
+        (
+            {"prompt": None, "chosen": "a", "rejected": "b"},
+            "row 1: the prompt is null in data with a column of prompts",
+        ),
     ],
 )
 def test_bad_rows_are_refused_by_number(row, message, checkpoint, rows, tokenizer, small):
@@ -555,6 +559,21 @@ def test_bad_rows_are_refused_by_number(row, message, checkpoint, rows, tokenize
             train_dataset=Dataset.from_list([rows[0], row]),
             processing_class=tokenizer,
         )
+
+
+@pytest.mark.parametrize("with_mark", [False, True])
+def test_a_column_of_null_prompts_is_as_none(with_mark, checkpoint, tokenizer, small):
+    pairs = [{"chosen": f"question {i}? yes", "rejected": f"question {i}? no"} for i in range(3)]
+    tokenizer = with_bos(tokenizer) if with_mark else tokenizer
+
+    def prepared(pairs):
+        args = PairRewardConfig(**small)
+        data = Dataset.from_list(pairs)
+        return PairRewardTrainer(str(checkpoint), args, train_dataset=data, processing_class=tokenizer).train_dataset
+
+    null, plain = prepared([pair | {"prompt": None} for pair in pairs]), prepared(pairs)
+    assert null["chosen_ids"] == plain["chosen_ids"]
+    assert null["rejected_ids"] == plain["rejected_ids"]
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])

@@ -83,13 +83,15 @@ class PairChecks(Trainer):
         if isinstance(dataset, IterableDataset):
             kept = {"name": name, "drops": args.on_bad_pair == "drop"}
             return dataset.filter(_is_usable, with_indices=True, fn_kwargs=kept)
+        if "prompt" in dataset.column_names and all(prompt is None for prompt in dataset["prompt"]):
+            dataset = dataset.remove_columns("prompt")  # a column of nulls says as much as none
         numbered = dataset if ROW in dataset.column_names else dataset.add_column(ROW, list(range(len(dataset))))
         report = self.data_reports[name] = DataReport(len(dataset), len(dataset))
         if "chosen_ids" in dataset.column_names:
             return numbered
         faults: list[str | None] = []
         for example in _examples(numbered):
-            fault = fault_of(example)
+            fault = _fault(example)
             if fault is not None and (args.on_bad_pair == "refuse" or fault.startswith("has no column")):
                 raise DataError(
                     fault, where=f"{name} data, row {example[ROW]}", fix="remove that row, or set on_bad_pair to 'drop'"
@@ -182,9 +184,16 @@ def _without(dataset: Dataset, faults: Sequence[str | None], report: DataReport)
     return dataset.select(usable) if len(usable) < len(dataset) else dataset
 
 
+def _fault(example: Example) -> str | None:
+    """Why a row is no pair to train on; TRL takes a prompt for every row where there is a column of them."""
+    if "prompt" in example and example["prompt"] is None:
+        return "the prompt is null in data with a column of prompts"
+    return fault_of(example)
+
+
 def _is_usable(example: Example, row: int, name: str, drops: bool) -> bool:
     """Of a row of a stream; a bad one is an error unless bad ones are dropped."""
-    fault = fault_of(example)
+    fault = _fault(example)
     if fault is None:
         return True
     if drops and not fault.startswith("has no column"):
