@@ -14,11 +14,12 @@ from published import DEEPSEEK_V3, PUBLISHED, publish, with_next_token_layer
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from burnish import Quantize, Slim
+from burnish import Quantize, Slim, Upcycle
 from burnish.core.checkpoint import Model, load
 from burnish.core.checkpoint.passed_over import ignored_tensors
 from burnish.core.checkpoint.tensor_files import TensorReader
 from burnish.core.errors import SettingsError
+from burnish.core.stage import Stage
 
 
 def config_of(directory: Path) -> dict[str, Any]:
@@ -201,11 +202,14 @@ def test_training_the_text_of_a_multimodal_model_keeps_its_eyes(tmp_path: Path):
 # -- settings of generation ------------------------------------------------------------------------------------------
 
 
-def test_generation_settings_that_transformers_would_not_write_are_carried(tiny_llama: Path, tmp_path: Path):
+@pytest.mark.parametrize("stage", [Quantize(method="rtn", group_size=32), Upcycle(num_experts=2, top_k=1)])
+def test_generation_settings_that_transformers_would_not_write_are_carried(
+    tiny_llama: Path, tmp_path: Path, stage: Stage
+):
     directory = Path(shutil.copytree(tiny_llama, tmp_path / "in"))
     content = b'{"temperature": 0.6,\n "top_p": 0.9, "eos_token_id": [0, 1]}'
     (directory / "generation_config.json").write_bytes(content)
-    out = Quantize(method="rtn", group_size=32)(load(directory)).save(tmp_path / "out")
+    out = stage(load(directory)).save(tmp_path / "out")
     assert (out / "generation_config.json").read_bytes() == content
 
 

@@ -34,8 +34,16 @@ def read_generation_config(directory: Path) -> GenerationConfig | None:
         return GenerationConfig.from_dict(content)
 
 
-def write_generation_config(module: PreTrainedModel, origin: Path | None, directory: Path) -> None:
+def write_generation_config(
+    module: PreTrainedModel, origin: Path | None, directory: Path, *, start: Path | None = None
+) -> None:
     """The module's settings, or the file of the checkpoint it was made of where those are the same.
+
+    Args:
+        module: the network.
+        origin: the checkpoint that it continues; None where it is of another architecture.
+        directory: to write to.
+        start: the checkpoint it was made of, of whatever architecture.
 
     Raises:
         CheckpointError: settings that were changed contradict each other.
@@ -43,6 +51,8 @@ def write_generation_config(module: PreTrainedModel, origin: Path | None, direct
     if not module.can_generate():
         return
     now = module.generation_config
+    if origin is None and start is not None and (start / FILE).is_file():
+        origin = start
     before = read_generation_config(origin) if origin is not None else None
     if origin is not None and before is not None and _said(before) == _said(now):
         shutil.copyfile(origin / FILE, directory / FILE)

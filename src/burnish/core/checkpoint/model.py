@@ -317,7 +317,7 @@ class Model:
         origin = self._origin_of(module)
         if origin is not None:
             keep_what_it_had(origin, directory)
-        write_generation_config(module, origin, directory)
+        write_generation_config(module, origin, directory, start=self.origin)
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(directory)
         self.lineage.files = hash_directory(directory)
