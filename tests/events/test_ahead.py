@@ -116,6 +116,15 @@ def test_levels_of_a_wrong_forecast_cover() -> None:
             assert (rest <= conformal.level(q, passed)).mean() == pytest.approx(q, abs=0.03)
 
 
+def test_beyond_all_that_was_seen_the_level_stays() -> None:
+    conformal = SplitConformal.of(np.linspace(0.01, 0.99, 99))
+    assert conformal.level(0.5, 0.95) == 0.5 == conformal.level(0.5, 1.0)
+    assert conformal.level(0.5, 0.6) == pytest.approx(0.5, abs=0.02)
+    for wrong in (1.5, -0.1, float("nan"), 1.0):
+        with pytest.raises(SettingsError, match="quantile level"):
+            conformal.level(wrong)
+
+
 def test_conformal_levels_mend_a_thp_and_are_saved(tmp_path: Path) -> None:
     data = simulate_hawkes(PRESETS["hawkes2"], 220, num_events=30, seed=1)
     train, held_out, test = (data.with_sequences(data.sequences[a:b]) for a, b in ((0, 60), (60, 140), (140, 220)))

@@ -127,6 +127,11 @@ def test_small_tables_get_small_batches(folder: Path) -> None:
     assert settings["batch_size"] == 1  # 24 training sequences: twenty steps an epoch
 
 
+def test_batches_of_none_are_refused(folder: Path) -> None:
+    with pytest.raises(BurnishError, match="batch_size is 0"):
+        call("fit", folder / "h.csv", "-o", folder / "zero", *SMALL[:6], "--batch-size", "0")
+
+
 def test_importing_the_command_imports_no_torch() -> None:
     code = "import burnish.cli.events, sys; assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})

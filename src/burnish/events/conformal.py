@@ -17,7 +17,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.core.errors import SettingsError
+
 KEPT = 1001
+FEW = 20
 
 
 @dataclass
@@ -95,7 +98,14 @@ class SplitConformal:
         return np.asarray(np.searchsorted(self.pit, pit, side="right") / (len(self.pit) + 1))
 
     def level(self, q: float, passed: float = 0.0) -> float:
-        """The level to ask a forecast at, given that it was `passed` before and no event has come since; below 1."""
+        """The level to ask a forecast at, given that it was `passed` before and no event has come since; below 1.
+
+        Where fewer than twenty values lie beyond that they say too little, and the level stays as it is.
+        """
+        if not 0 <= q < 1:
+            raise SettingsError(f"quantile level is {q}, but must be at least 0 and below 1")
+        if passed and (self.pit > passed).sum() < FEW:
+            return q
         before = float(self.cdf(passed)) if passed else 0.0
         wanted = before + q * (1 - before)
         rank = int(np.ceil((len(self.pit) + 1) * wanted - 1e-9))
