@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,13 @@ def test_the_line_is_as_the_list_says(mutation: dict[str, Any]):
     source = ROOT / "src" / "burnish" / mutation["file"]
     compile(mutant_of(source.read_text(), mutation), mutation["file"], "exec")
     assert all((ROOT / place).exists() for place in mutation["tests"])
+
+
+def test_the_newest_run_found_every_fault_of_the_list():
+    """Committed after a run of the long test below; a new line in the list asks for another run."""
+    run = json.loads((ROOT / "tests" / "mutated.json").read_text())
+    assert run["found"] == run["faults"]
+    assert list(run["found_by"]) == [mutation["says"] for mutation in MUTATIONS]
 
 
 @pytest.mark.long
