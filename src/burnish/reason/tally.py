@@ -132,7 +132,7 @@ class Found:
         return max(one.num for one in self.tallies)
 
 
-class Kept(BaseModel):
+class ReadRecord(BaseModel):
     """What is read of a strategy's record: the journal may come from anywhere."""
 
     problem: str
@@ -163,7 +163,7 @@ def read(directory: str | Path, prices: Prices | None = None) -> Found:
     records = [one for one in kept if "strategy" in one]  # an evolution keeps what it learned as well
     for record in records:
         try:
-            Kept.model_validate(record)
+            ReadRecord.model_validate(record)
         except ValidationError as error:
             what, fix = f"holds a record that no run keeps ({first_mistake(error)})", "start the run anew"
             raise DataError(what, where=str(reader.path), fix=fix) from None
