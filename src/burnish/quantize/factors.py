@@ -6,6 +6,7 @@ they have no output side, and where even those saw nothing, rounding is to neare
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,12 +19,11 @@ from burnish.arch import MatrixView
 from burnish.calibrate.statistics import MatrixSums, Statistics
 from burnish.quantize.maths.float_grid import WeightGrid
 from burnish.quantize.maths.shrinkage import Shrinkage
-from burnish.quantize.rule import INFINITE
 
 if TYPE_CHECKING:
     from burnish.quantize.method import Rounding
 
-IDENTITY = Shrinkage(INFINITE)
+IDENTITY = Shrinkage(math.inf)
 BORROWED_DAMPING = 0.01
 
 
