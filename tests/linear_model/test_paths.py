@@ -189,7 +189,8 @@ def check_small_problem(seed: int, num_samples: int, num_features: int, integers
         path = solve(each, num_features, PathLimits(max_iter=1000))
         assert path.stopped_by in ("complete", "infeasible"), path.stopped_by
         assert path.gaps.max(initial=0) <= 1e-8
-        assert path.violations.max(initial=0) <= 1e-8
+        # Near a singular X coefficients grow into the thousands, and the rounding of a constraint with them.
+        assert path.violations.max(initial=0) <= 1e-8 * max(1.0, np.abs(path.values).max(initial=0))
 
 
 @pytest.mark.parametrize("name", ["dantzig", "compressed sensing", "clime", "quantile", "svm"])

@@ -73,7 +73,7 @@ def unit_of(values: Design) -> float:
 
 def dantzig(design: Design, target: Array) -> Problem:
     squares = design.power(2) if sp.issparse(design) else design**2
-    unit = unit_of(np.sqrt(squares.sum(axis=0)))
+    unit = unit_of(np.sqrt(np.asarray(squares.sum(axis=0))))  # of a sparse matrix the sum is np.matrix
     design = design / unit
     inner = _smallest_norm(
         Gram(design), np.asarray(design.T @ target), unit
