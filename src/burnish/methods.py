@@ -351,7 +351,10 @@ METHODS: tuple[Method, ...] = (
         use="burnish.optim.constrained",
         source="Li, Chen, Liu, Lu, Xu, 2022, arXiv:2212.09513; PStorm, 2020, arXiv:2006.00425",
         page="stoc-ialm",
-        benchmarks=(Benchmark("stoc_ialm", needs="for Cooper --peer PYTHON of benchmarks/env/stoc_ialm.txt"),),
+        benchmarks=(
+            Benchmark("stoc_ialm", needs="for Cooper --peer PYTHON of benchmarks/env/stoc_ialm.txt"),
+            Benchmark("loss_bound", needs="--data DIR with tinyshakespeare.txt.gz, --model DIR, --work DIR"),
+        ),
     ),
     Method(
         name="GSA",
