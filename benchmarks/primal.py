@@ -1,4 +1,4 @@
-"""What does a whole path cost, beside pyprimal, single solutions by HiGHS, and scikit-learn?
+"""What does a whole path cost, beside pyprimal, single solutions by HiGHS, scikit-learn, and skglm?
 
     python benchmarks/primal.py [--peer PYTHON of benchmarks/env/primal.txt] [--rounds 3]
 
@@ -163,6 +163,20 @@ def against_scikit_learn(num_features: int, seed: int) -> Row:
     return {"ours": ours, "scikit_learn": theirs, "objectives": objectives}
 
 
+def against_skglm(peer: str, num_features: int, seed: int) -> Row:
+    """The median at the same lambda; theirs is compiled before, and stops at an accuracy of 1e-8."""
+    X, y = design(num_features, seed)
+    lmbda = float(path_of(L1QuantileRegressor(max_iter=1), X, y).lambdas[0]) / 5
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "problem.npz"
+        np.savez(file, X=X, y=y)
+        command = [peer, str(HERE / "peers" / "skglm_median.py"), str(file), str(lmbda)]
+        theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    ours, mine = seconds_of(L1QuantileRegressor(0.5, lmbda, lambda_min=lmbda).fit, X, y)
+    value = float(0.5 * np.abs(y - X @ mine.coef_).sum() + lmbda * np.abs(mine.coef_).sum())
+    return {"ours": ours, "skglm": theirs, "our_objective": value}
+
+
 def clime(num_features: int) -> dict[str, Any]:
     """All columns of a chain's precision matrix, on one process and on two."""
     rng = np.random.default_rng(0)
@@ -179,7 +193,7 @@ def clime(num_features: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = Command(__file__, __doc__)
-    parser.add_argument("--peer", help="Python of an environment with pyprimal")
+    parser.add_argument("--peer", help="Python of an environment with pyprimal and skglm")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.read()
     content: dict[str, Any] = {
@@ -192,6 +206,7 @@ def main() -> None:
     if arguments.peer:  # without it what was measured stays
         found = each_seed(partial(against_pyprimal, arguments.peer, 50 if SMOKE else 200, arguments.rounds))
         content["pyprimal"] = found
+        content["skglm"] = each_seed(partial(against_skglm, arguments.peer, 60 if SMOKE else 300))
     record(arguments.out, __doc__, content, note="one thread", libraries=["scikit-learn"])
 
 
@@ -221,6 +236,11 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         theirs = [statistics.median(row["pyprimal"]["seconds"]) for row in results["pyprimal"]]
         mine = [statistics.median(row["ours"]) for row in results["pyprimal"]]
         peers.append(versus("pyprimal, d = 200, path to the same lambda", theirs, mine))
+    if "skglm" in results:
+        theirs, mine = [row["skglm"]["seconds"] for row in results["skglm"]], [row["ours"] for row in results["skglm"]]
+        above = max(row["skglm"]["objective"] / row["our_objective"] - 1 for row in results["skglm"])
+        name = f"skglm, median at one lambda, d = 300 (its objective up to {above:.0e} higher; ours: the path to it)"
+        peers.append(versus(name, theirs, mine))
     head = "path to 100 nonzeros, n = 200 | features | breakpoints | CPU s, median (range of seeds) | largest gap"
     return {"paths": table(head, paths), "peers": table("other program | its CPU s | ours | ratio", peers)}
 
