@@ -3,6 +3,7 @@ import torch
 from transformers import PreTrainedModel
 
 import small_models
+from burnish.arch import Head
 from burnish.core.errors import NumericalError
 from burnish.evaluate.forward import ChunkedLogits
 
@@ -44,7 +45,7 @@ def curved() -> PreTrainedModel:
 def test_logits_come_of_the_head_where_it_is_known(make, known: bool):
     module = make()
     logits = ChunkedLogits(module, name="it")
-    assert (logits.head is not None) is known
+    assert isinstance(logits.head, Head) is known
     torch.testing.assert_close(torch.cat(list(logits.chunks(WINDOW, index=0))), module(WINDOW[None]).logits[0, :-1])
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.arch import head_of
+from burnish.arch import AllLogits, head_of
 from burnish.core.errors import NumericalError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ChunkedLogits:
 
     def __init__(self, module: PreTrainedModel, *, name: str, chunk: int = CHUNK_TOKENS) -> None:
         self.module, self.name, self.chunk = module, name, chunk
-        self.head = head_of(module)
+        self.head = head_of(module) or AllLogits()
 
     def chunks(self, window: Int[Tensor, " length"], *, index: int) -> Iterator[Float[Tensor, "chunk vocab"]]:
         """Logits at every position but the last, in order; position t predicts token t + 1.
@@ -44,11 +44,8 @@ class ChunkedLogits:
                 gave such a value.
         """
         ids = window[None].to(self.module.device)
-        if self.head is None:
-            parts = iter(self.module(input_ids=ids, use_cache=False).logits[0, :-1].split(self.chunk))
-        else:
-            states = self.head.body(input_ids=ids, use_cache=False).last_hidden_state
-            parts = map(self.head.logits, states[0, :-1].split(self.chunk))
+        _, states = self.head.last_hidden(self.module, input_ids=ids, use_cache=False)
+        parts = map(self.head.logits, states[0, :-1].split(self.chunk))
         start = 0
         for logits in parts:
             if not torch.isfinite(logits.sum()):
