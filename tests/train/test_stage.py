@@ -17,6 +17,7 @@ from burnish.core.ledger import Ledger, read_rows
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.train.loop import Loop
+from burnish.train.rows import any_large
 from burnish.train.run import loop_of
 from burnish.train.scratch import initialise
 from burnish.train.stage import Train
@@ -75,6 +76,13 @@ def test_large_files_give_the_same_training_from_rows_on_disk(tiny, tmp_path, mo
     assert ledgers[0][1] == ledgers[1][1] == ledgers[2][1] and len(ledgers[0][1]) == 1
     for weights, _ in ledgers[1:]:
         assert all(torch.equal(weight, weights[name]) for name, weight in ledgers[0][0].items())
+
+
+def test_the_size_of_a_teacher_is_not_that_of_the_data(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("burnish.train.rows.LARGE", 100)
+    (tmp_path / "rows.txt").write_text(PROSE)
+    assert not any_large({"data": [PROSE], "teacher": str(tiny.path), "validation": None})
+    assert any_large({"data": str(tmp_path / "rows.txt")})
 
 
 def test_sharpness_is_a_setting(tiny, tmp_path):

@@ -109,8 +109,8 @@ def rows_of(data: Data, *, skipped: list[str] | None = None) -> Iterator[Row]:
         raise DataError("holds no text", where=_name(data))
 
 
-def num_bytes(data: Data) -> int:
-    """Of the files behind a reference; 0 for rows that are in memory already."""
+def num_bytes(data: Data | None) -> int:
+    """Of the files behind a reference; 0 for rows that are in memory already, and where there is none."""
     path = None if not isinstance(data, str | Path) or str(data) in SHIPPED else local_path(str(data))
     if path is None:
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,12 @@ SKIPPED_FILE = "skipped.json"
 
 def is_large(data: Any) -> bool:
     """Whether the rows of a reference are kept on disk."""
-    return isinstance(data, str | Path) and num_bytes(data) >= LARGE
+    return num_bytes(data) >= LARGE
+
+
+def any_large(inputs: Mapping[str, Any]) -> bool:
+    """Whether those of one of a training's references are; a teacher's checkpoint is none of them."""
+    return any(is_large(inputs.get(name)) for name in ("data", "validation", "bound_data"))
 
 
 def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, ctx: Context, *, where: str) -> PackedRows:

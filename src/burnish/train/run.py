@@ -30,7 +30,7 @@ from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
-from burnish.train.rows import is_large, packed
+from burnish.train.rows import any_large, packed
 from burnish.train.speed import speed_of
 from burnish.train.trackers import DIRECTORY, Trackers, tracker_names
 from burnish.train.world import World
@@ -88,7 +88,7 @@ def _run(
     settings.check(model.config)
     check_processes(settings, ctx, beside, world)
     attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
-    with world.in_turn() if any(map(is_large, ctx.inputs.values())) else nullcontext():
+    with world.in_turn() if any_large(ctx.inputs) else nullcontext():
         rows, held_out = training_rows(settings, model.tokenizer, ctx)
         bounded = bounded_rows(settings, model.tokenizer, ctx)
     batches = prepare(rows, "data")
