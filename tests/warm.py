@@ -75,9 +75,9 @@ class Command:
     def is_running(self) -> bool:
         return self._process.is_alive()
 
-    def wait_until(self, condition: Callable[[], bool]) -> bool:
+    def wait_until(self, condition: Callable[[], object]) -> bool:
         """Whether the condition came true before the command ended."""
-        while not condition():
+        while not _holds(condition):
             if not self.is_running:
                 return False
             time.sleep(0.001)
@@ -93,6 +93,14 @@ class Command:
             time.sleep(0.001)
         assert self._process.exitcode is not None
         return self._process.exitcode
+
+
+def _holds(condition: Callable[[], object]) -> bool:
+    """Whether it holds; a directory that the command removed while the condition walked through it is not there yet."""
+    try:
+        return bool(condition())
+    except FileNotFoundError:
+        return False
 
 
 class Script(Command):

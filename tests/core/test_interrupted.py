@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,24 @@ def test_parts_that_are_not_known_yet_are_not_compared(stopped: Path):
     work = Work(stopped / "work" / "a", Grow.changeable)
     assert work.changes({"rate": 0.25}) == {}
     assert set(work.changes({"rate": 0.5})) == {"rate"}
+
+
+def test_a_node_is_looked_at_while_its_run_removes_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `burnish plan` does beside a running `burnish run`."""
+    for name in ("removed", "states"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+    scandir = os.scandir
+
+    def racing(path: str | Path):
+        if Path(path).name == "removed":
+            Path(path).rmdir()  # between its parent's listing and its own
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", racing)
+    assert not Work(tmp_path / "work", Grow.changeable).holds_a_state
+    assert not (tmp_path / "work" / "removed").exists()
+    (tmp_path / "work" / "states" / "key.json").write_text("{}")
+    assert Work(tmp_path / "work", Grow.changeable).holds_a_state
 
 
 @pytest.mark.parametrize("command", ["run", "train", "distill", "align"])

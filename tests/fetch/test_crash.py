@@ -38,10 +38,17 @@ def fetch(cache: Path, out: Path) -> subprocess.Popen[bytes]:
 
 def wait_for_copying(process: subprocess.Popen[bytes], out: Path) -> float:
     """When the temporary directory of the copy appears."""
-    while not any(out.parent.glob(f".{out.name}.{process.pid}.tmp/*")):
+    while not holds_something(out.parent / f".{out.name}.{process.pid}.tmp"):
         assert process.poll() is None, "it ended before it began to copy"
         time.sleep(0.0005)
     return time.monotonic()
+
+
+def holds_something(directory: Path) -> bool:
+    try:
+        return any(directory.iterdir())
+    except FileNotFoundError:  # not made yet, or just renamed
+        return False
 
 
 def contents(directory: Path) -> dict[str, bytes]:

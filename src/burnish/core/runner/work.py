@@ -11,6 +11,7 @@ store says what no longer fits.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,11 @@ class Work:
         """Whether there is something to go on from, beyond what is kept whatever changes."""
         if self.changeable is None:
             return False
-        entries = (path.relative_to(self.directory).parts for path in self.directory.rglob(KEY_FILE))
-        return any(not any(part.startswith(".") for part in parts) for parts in entries)
+        for _, directories, files in os.walk(self.directory):  # it goes past what a running node removes meanwhile
+            if KEY_FILE in files:
+                return True
+            directories[:] = [name for name in directories if not name.startswith(".")]
+        return False
 
     def changes(self, parts: dict[str, Any]) -> dict[str, str]:
         """{part: how} the node differs from the one that was interrupted, in as many of its parts as are known."""
