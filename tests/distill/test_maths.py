@@ -51,6 +51,18 @@ def test_a_divergence_is_positive_and_zero_only_from_the_teacher_itself(student,
     assert divergence(teacher, teacher, temperature=temperature).abs().max() < 1e-14
 
 
+@pytest.mark.parametrize("name", ["forward", "jsd", "bucket"])
+def test_a_token_that_the_teacher_masks_counts_nothing(student, teacher, name):
+    """Its logit is -inf: the divergence is over all tokens still, and is what a very small logit gives."""
+    masked, small = teacher.clone(), teacher.clone()
+    masked[..., 3], small[..., 3] = -torch.inf, -700.0
+    student.requires_grad_()
+    value = DIVERGENCES[name](student, masked)
+    torch.testing.assert_close(value, DIVERGENCES[name](student, small), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.grad(value.sum(), student)[0].isfinite().all()
+    torch.testing.assert_close(entropy(masked), entropy(small), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_its_gradient_at_the_teacher_is_zero(teacher, name):
     """Why a divergence of a model from itself can score nothing."""

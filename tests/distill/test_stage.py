@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import CheckpointError, SettingsError
@@ -41,9 +43,34 @@ def test_a_plan_without_a_teacher_is_refused(tiny_llama):
         Distill(data="text.txt").plan(load(tiny_llama).plan())
 
 
-def test_another_vocabulary_is_refused(tiny_llama, teacher):
-    teacher.module.resize_token_embeddings(400)
-    with pytest.raises(SettingsError, match="vocab_size is 384 and the teacher's 400"):
+@pytest.mark.parametrize("padded", ["teacher", "student"])
+@pytest.mark.parametrize("offline", [False, True])
+def test_rows_beyond_the_last_token_are_no_part_of_the_divergence(tiny_llama, teacher, tmp_path, padded, offline):
+    """As between the sizes of one family that pad their embeddings to other multiples."""
+    stage = Distill(steps=1, alpha=1.0, divergence="top_k", offline=offline, teacher="t", **SMALL)
+    stage(load(tiny_llama), data=[PROSE * 8], teacher=teacher, work_dir=tmp_path / "alike")
+    student = load(tiny_llama)
+    with_rows = teacher if padded == "teacher" else student
+    with_rows.module.resize_token_embeddings(400)
+    torch.nn.init.normal_(with_rows.module.get_output_embeddings().weight[384:], std=3.0)
+    stage(student, data=[PROSE * 8], teacher=teacher, work_dir=tmp_path / "padded")
+    assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "alike"), rel=1e-5)
+
+
+def test_a_teacher_that_numbers_its_tokens_differently_is_refused(tiny_llama, teacher):
+    vocabulary = teacher.tokenizer.get_vocab()
+    first, second = sorted(vocabulary, key=vocabulary.get)[40:42]
+    whole = json.loads(teacher.tokenizer.backend_tokenizer.to_str())
+    numbers = whole["model"]["vocab"]
+    numbers[first], numbers[second] = numbers[second], numbers[first]
+    teacher.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(whole)))
+    with pytest.raises(CheckpointError, match="the model has it at 40, the teacher has it at 41"):
+        Distill(steps=1, teacher="t", **SMALL)(load(tiny_llama), data=[PROSE * 8], teacher=teacher)
+
+
+def test_a_teacher_with_fewer_rows_than_tokens_is_refused(tiny_llama, teacher):
+    teacher.module.resize_token_embeddings(380)
+    with pytest.raises(CheckpointError, match=r"vocabulary of 384 and the teacher one of 380, .* makes 384 tokens"):
         Distill(steps=1, teacher="t", **SMALL)(load(tiny_llama), data=[PROSE * 8], teacher=teacher)
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path
@@ -187,8 +188,20 @@ def test_missing_tokenizer_is_named(tiny_llama: Path, tmp_path: Path):
 
 
 def test_reference_with_another_vocabulary_size_is_refused(model: Model):
-    with pytest.raises(CheckpointError, match="vocabulary of 384 and the reference one of 400"):
-        FAST(model, reference=Model(module=make("llama", vocab_size=400), tokenizer=model.tokenizer))
+    with pytest.raises(CheckpointError, match="vocabulary of 384 and the reference one of 380"):
+        FAST(model, reference=Model(module=make("llama", vocab_size=380), tokenizer=model.tokenizer))
+    with pytest.raises(CheckpointError, match="without a tokenizer in both"):
+        FAST(model, reference=Model(module=make("llama", vocab_size=400)))
+
+
+@pytest.mark.parametrize("padded", ["model", "reference"])
+def test_rows_beyond_the_last_token_are_not_compared(model: Model, other: Model, padded: str):
+    alike = FAST(model, reference=other).metrics["kl_divergence"]["value"]
+    pair = {"model": copy.deepcopy(model.module), "reference": copy.deepcopy(other.module)}
+    pair[padded].resize_token_embeddings(400)
+    pair[padded].get_output_embeddings().weight.data[384:] = 5.0
+    changed, reference = (Model(module=module, tokenizer=model.tokenizer) for module in pair.values())
+    assert FAST(changed, reference=reference).metrics["kl_divergence"]["value"] == pytest.approx(alike, rel=1e-5)
 
 
 def test_reference_that_numbers_its_tokens_differently_is_refused(model: Model, other: Model):

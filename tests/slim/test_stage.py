@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from burnish.arch import capture, describe, matrices
 from burnish.core.checkpoint import load, plan_config
-from burnish.core.errors import DataError, NumericalError, SettingsError
+from burnish.core.errors import CheckpointError, DataError, NumericalError, SettingsError
 from burnish.core.progress import Progress
 from burnish.slim.collect import collect, down_views
 from burnish.slim.maths.scores import SCORES
@@ -192,9 +192,22 @@ def test_the_divergence_from_another_model_scores(model_of, texts):
 
 def test_a_teacher_of_another_vocabulary_is_refused(model_of, texts):
     teacher = copy.deepcopy(model_of("mixtral"))
-    teacher.module.resize_token_embeddings(400)
-    with pytest.raises(SettingsError, match="400 tokens in its vocabulary and the model 384"):
+    teacher.module.resize_token_embeddings(380)
+    with pytest.raises(CheckpointError, match="vocabulary of 384 and the teacher one of 380"):
         Slim(width=16, labels="teacher", teacher="t", **SMALL)(model_of("mixtral"), calibration=texts, teacher=teacher)
+
+
+def test_what_pads_the_teachers_vocabulary_scores_nothing(model_of, texts):
+    teacher, narrower = (
+        copy.deepcopy(model_of("mixtral")),
+        Slim(width=24, **SMALL)(model_of("mixtral"), calibration=texts),
+    )
+    stage = Slim(width=16, labels="teacher", teacher="t", **SMALL)
+    alike = stage(narrower, calibration=texts, teacher=teacher).module.state_dict()
+    teacher.module.resize_token_embeddings(400)
+    teacher.module.get_output_embeddings().weight.data[384:] = 3.0
+    padded = stage(narrower, calibration=texts, teacher=teacher).module.state_dict()
+    assert all(torch.equal(tensor, padded[name]) for name, tensor in alike.items())
 
 
 def test_experts_without_tokens_are_counted_and_refused(model_of, texts):

@@ -58,6 +58,7 @@ class Distillation:
         router: coefficient of the mean over layers of `router_kl`; both must have the same experts.
         balance: coefficient of the student's own load-balancing loss.
         head, teacher_head: of the models that are called.
+        vocabulary: tokens, from the first on, that the divergence is over; None for all.
     """
 
     teacher: PreTrainedModel | None
@@ -73,6 +74,7 @@ class Distillation:
     balance: float = 0.0
     head: Head | AllLogits = field(default_factory=AllLogits)
     teacher_head: Head | AllLogits = field(default_factory=AllLogits)
+    vocabulary: int | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """The weighted sum over the tokens whose target is not -100, and the summed weights."""
@@ -93,9 +95,9 @@ class Distillation:
             with torch.no_grad():
                 wanted, others = self.teacher_head.last_hidden(self.teacher, **inputs)
             beside = (others[mask],)
-        vocab_size = output.logits.shape[-1]
+        vocab_size = self.vocabulary or output.logits.shape[-1]
         divergence, cross, entropies = in_stretches(
-            self._values, (states[mask], targets[mask], *beside), tokens_at_once(states.device, vocab_size)
+            self._values, (states[mask], targets[mask], *beside), tokens_at_once(states.device, output.logits.shape[-1])
         )
         per_token = self.alpha * divergence + (1 - self.alpha) * cross
         if self.hidden:
@@ -128,12 +130,13 @@ class Distillation:
         """Divergence, cross-entropy and the teacher's entropy (0 where no weight asks for it) of some tokens."""
         student = _wide(self.head.logits(states))
         cross = nn.functional.cross_entropy(student, targets, reduction="none")
+        student = student[:, : self.vocabulary]
         if self.teacher is None:
             ids, log_probabilities = beside
             divergence = top_k_kl(student, ids, log_probabilities, temperature=self.temperature)
             return divergence, cross, torch.zeros_like(cross)
         with torch.no_grad():
-            teacher = _wide(self.teacher_head.logits(*beside))
+            teacher = _wide(self.teacher_head.logits(*beside))[:, : self.vocabulary]
             asked = self.weighting in ("certain", "uncertain")
             entropies = entropy(teacher) if asked else torch.zeros_like(cross)
         return self._divergence(student, teacher), cross, entropies

@@ -85,6 +85,7 @@ def capture_top_k(
     directory: Path,
     *,
     identity: str,
+    vocabulary: int | None = None,
     k: int,
     temperature: float = 1.0,
     batch_size: int = 8,
@@ -97,6 +98,7 @@ def capture_top_k(
         rows: packed as the student will see them.
         directory: of the store; made if need be.
         identity: of the teacher.
+        vocabulary: its tokens, from the first on, that the student has too; None for all.
         k: logits per position.
         temperature: of the log-probabilities.
         batch_size: rows per forward pass.
@@ -107,11 +109,11 @@ def capture_top_k(
         CheckpointError: the directory holds logits of another teacher, of other rows or settings.
         OSError: no room.
     """
-    vocab_size = teacher.config.get_text_config().vocab_size
+    vocab_size = vocabulary or teacher.config.get_text_config().vocab_size
     if k > vocab_size:
         raise SettingsError(f"top_k is {k:,}, but the vocabulary has {vocab_size:,} tokens", fix="lower top_k")
     store = Store(directory)
-    key = {"teacher": identity, "rows": rows.hash, "top_k": k, "temperature": temperature}
+    key = {"teacher": identity, "rows": rows.hash, "top_k": k, "temperature": temperature, "vocabulary": vocab_size}
     head = head_of(teacher) or AllLogits()
     parts = []
     with progress.task("teacher's logits", total=len(rows), unit="rows") as task:
@@ -120,7 +122,7 @@ def capture_top_k(
             name = f"rows-{first:09d}"
             if store.find(name, key) is None:
                 with store.writing(name, key) as path:
-                    _capture(teacher, head, rows, part, path, k, temperature, batch_size)
+                    _capture(teacher, head, rows, part, path, k, temperature, batch_size, vocab_size)
             task.advance(len(part))
             parts.append(store.directory / name)
     return TaughtRows(rows, *([np.load(path / file, mmap_mode="r") for path in parts] for file in FILES))
@@ -136,9 +138,9 @@ def _capture(
     k: int,
     temperature: float,
     batch_size: int,
+    vocab_size: int,
 ) -> None:
     """Writes what the teacher predicts on some rows."""
-    vocab_size = teacher.config.get_text_config().vocab_size
     id_type = np.uint16 if vocab_size <= SMALL_VOCABULARY else np.int32
     shape = (len(part), rows.length, k)
     ids, log_probabilities = (
@@ -147,7 +149,7 @@ def _capture(
     )
 
     def predicted(states: Tensor) -> tuple[Tensor, Tensor]:
-        return top_k_targets(head.logits(states).float(), k, temperature)
+        return top_k_targets(head.logits(states)[:, :vocab_size].float(), k, temperature)
 
     for start in range(0, len(part), batch_size):
         some = part[start : start + batch_size]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from burnish.arch import AllLogits, describe, head_of
-from burnish.core.checkpoint import Model, compute_dtype, load, move
+from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, load, move
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
 from burnish.distill.losses import Distillation, projections
@@ -23,7 +23,8 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     """The trained student.
 
     Raises:
-        SettingsError: no teacher, another vocabulary, or shapes that a hidden-state or router loss cannot match.
+        SettingsError: no teacher, or shapes that a hidden-state or router loss cannot match.
+        CheckpointError: the teacher has another tokenizer.
     """
     given = ctx.inputs.get("teacher")
     if given is None:
@@ -31,6 +32,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
     wanted = source.config
     check_match(settings, model.config, wanted)
+    vocabulary = common_vocabulary(model, source, role="teacher")
     teacher = source.identity
     own = getattr(model.config, "router_aux_loss_coef", None)
     if own is None and settings.balance:
@@ -49,6 +51,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
         router=settings.router,
         balance=(own if settings.balance is None else settings.balance) or 0.0,
         teacher_head=(teacher_module and head_of(teacher_module)) or AllLogits(),
+        vocabulary=vocabulary,
     )
 
     def loss_of(module: Any) -> Distillation:
@@ -57,7 +60,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     if settings.offline:
 
         def prepare(rows: PackedRows, name: str) -> TaughtRows:
-            return _from_disk(settings, given, teacher, rows, name, ctx)
+            return _from_disk(settings, given, teacher, vocabulary, rows, name, ctx)
 
         del source  # it is loaded where it is needed, and not beside the student
         return train(settings, model, ctx, loss_of=loss_of, prepare=prepare, key={"teacher": teacher})
@@ -67,7 +70,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
 
 
 def _from_disk(
-    settings: Distill, given: Model | str, teacher: str, rows: PackedRows, name: str, ctx: Context
+    settings: Distill, given: Model | str, teacher: str, vocabulary: int, rows: PackedRows, name: str, ctx: Context
 ) -> TaughtRows:
     """The rows with what the teacher predicts, which is computed now unless an interrupted run has done so."""
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
@@ -78,6 +81,7 @@ def _from_disk(
         rows,
         directory,
         identity=teacher,
+        vocabulary=vocabulary,
         k=settings.top_k,
         temperature=settings.temperature,
         batch_size=settings.micro_batch or settings.batch,
@@ -102,11 +106,10 @@ def check_match(settings: Distill, student: Any, teacher: Any) -> None:
                 where="router",
                 fix="leave router out",
             )
-    for key, needed in (("vocab_size", True), ("num_hidden_layers", settings.router)):
-        ours, theirs = getattr(student, key), getattr(teacher, key)
-        if needed and ours != theirs:
-            raise SettingsError(
-                f"the student's {key} is {ours:,} and the teacher's {theirs:,}, but the losses compare them one to one",
-                where="teacher",
-                fix="use a teacher of the same vocabulary" if key == "vocab_size" else "leave router out",
-            )
+    layers = [config.get_text_config().num_hidden_layers for config in (student, teacher)]
+    if settings.router and layers[0] != layers[1]:
+        raise SettingsError(
+            f"the student has {layers[0]} layers and the teacher {layers[1]}, but router compares them in pairs",
+            where="router",
+            fix="leave router out",
+        )

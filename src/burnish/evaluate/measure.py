@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.core.checkpoint import Model, cast, compute_dtype, move, pick_device
+from burnish.core.checkpoint import Model, cast, common_vocabulary, compute_dtype, move, pick_device
 from burnish.core.errors import CheckpointError, DataError
 from burnish.core.kinds import Kind, Weights
 from burnish.core.progress import Progress
@@ -65,8 +65,9 @@ def measure(
     )
     checkpoint = model.identity
     against = reference.identity if reference is not None else checkpoint
+    compared = None
     if reference is not None and against != checkpoint:
-        check_vocabulary(model, reference)
+        compared = common_vocabulary(model, reference, role="reference")
     protocol = describe(
         settings,
         text=name,
@@ -90,7 +91,7 @@ def measure(
     else:
         assert reference is not None
         other = network(reference, dtype=dtype, device=device)
-    sequences = measure_quality(module, slice_, reference=other, progress=bars)
+    sequences = measure_quality(module, slice_, reference=other, vocabulary=compared, progress=bars)
     metrics = quality_metrics(sequences, own_reference=other is module) | metrics
     return Evaluation(metrics, sequences, protocol)
 
@@ -103,24 +104,6 @@ def check_kind(model: Model) -> None:
     if model.lineage.kind is not Kind.CAUSAL_LM:
         raise CheckpointError(
             f"is a {model.lineage.kind}, and only a causal-lm predicts text", where=str(model.path or "model")
-        )
-
-
-def check_vocabulary(model: Model, reference: Model) -> None:
-    """Refuses two models whose distributions are not over the same tokens."""
-    ours, theirs = (part.config.get_text_config().vocab_size for part in (model, reference))
-    if ours != theirs:
-        raise CheckpointError(
-            f"the model has a vocabulary of {ours:,} and the reference one of {theirs:,}, so their distributions "
-            "cannot be compared",
-            where=str(reference.path or "reference"),
-            fix="choose a reference with the same tokenizer, or compare bits per byte",
-        )
-    if reference.has_tokenizer and model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
-        raise CheckpointError(
-            "the model and the reference number their tokens differently, so their distributions cannot be compared",
-            where=str(reference.path or "reference"),
-            fix="choose a reference with the same tokenizer, or compare bits per byte",
         )
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from burnish.core.checkpoint import Model, compute_dtype, pick_device
+from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, pick_device
 from burnish.core.errors import CheckpointError, DataError, NumericalError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.outside import parse_json
@@ -35,7 +35,7 @@ from burnish.data.prompts import question_groups, split_prompt
 from burnish.evaluate import pair_metrics
 from burnish.evaluate.evaluation import Evaluation, Metric
 from burnish.evaluate.forward import ChunkedLogits
-from burnish.evaluate.measure import check_vocabulary, device_name, longest_context, metric, network
+from burnish.evaluate.measure import device_name, longest_context, metric, network
 from burnish.evaluate.pair_settings import PairMeasurement
 from burnish.evaluate.rewardbench import section_scores
 
@@ -197,7 +197,7 @@ def check_reader(model: Model, reference: Model | None) -> None:
             where="reference",
             fix="give --reference, the checkpoint that it was trained from",
         )
-    check_vocabulary(model, reference)
+    common_vocabulary(model, reference, role="reference")
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------

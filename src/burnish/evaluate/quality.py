@@ -33,6 +33,7 @@ def measure_quality(
     text: Slice,
     *,
     reference: PreTrainedModel | None = None,
+    vocabulary: int | None = None,
     chunk: int = CHUNK_TOKENS,
     progress: Progress | None = None,
 ) -> Sequences:
@@ -43,6 +44,7 @@ def measure_quality(
         text: the windows.
         reference: the network to diverge from, with the same vocabulary. `module` itself gives zero divergence and full
             agreement without a second pass.
+        vocabulary: tokens, from the first on, over which the two are compared; None for all.
         chunk: positions whose logits are held at once.
         progress: shows a bar over tokens.
 
@@ -65,7 +67,7 @@ def measure_quality(
             other = theirs.chunks(window, index=index) if theirs else None
             for logits in ours.chunks(window, index=index):
                 reference_logits = None if other is None else next(other).to(module.device)
-                sums += chunk_sums(logits, next(targets), reference_logits)
+                sums += chunk_sums(logits, next(targets), reference_logits, vocabulary)
             nats, kl, agreeing = sums.tolist()
             num_predicted = float(len(window) - 1)
             row = {"tokens": num_predicted, "bytes": float(text.num_bytes[index]), "nats": nats}
@@ -82,7 +84,8 @@ def measure_quality(
 def chunk_sums(
     logits: Float[Tensor, "tokens vocab"],
     targets: Int[Tensor, " tokens"],
-    reference_logits: Float[Tensor, "tokens vocab"] | None = None,
+    reference_logits: Float[Tensor, "tokens other_vocab"] | None = None,
+    vocabulary: int | None = None,
 ) -> Float[Tensor, "3"]:  # noqa: UP037
     """Sums over the tokens of cross-entropy in nats, divergence in nats, and same top tokens, in float64."""
     # On a CPU two rows with their temporaries stay in its cache from one pass over the vocabulary to the next; 128 rows
@@ -94,7 +97,9 @@ def chunk_sums(
         log_q = normalise(logits[part])
         sums[0] += cross_entropy(log_q, targets[part]).double().sum()
         if reference_logits is not None:
-            log_p = normalise(reference_logits[part])
+            log_p = normalise(reference_logits[part, :vocabulary])
+            if log_p.shape != log_q.shape:
+                log_q = normalise(logits[part, :vocabulary])
             sums[1] += kl_divergence(log_p, log_q).double().sum()
             sums[2] += top1_agreement(log_p, log_q).sum()
     return sums

@@ -27,6 +27,7 @@ from burnish.calibrate.walk import WholeModel
 from burnish.calibrate.windows import Calibration, WindowBatch
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.progress import Progress
+from burnish.distill.maths.divergence import forward_kl
 from burnish.slim.maths.experts import reap_terms
 from burnish.slim.maths.scores import Score, group_columns, output_energy, saliency
 
@@ -77,6 +78,7 @@ def collect(
     groups: bool = False,
     labels: Labels = "sampled",
     teacher: PreTrainedModel | None = None,
+    vocabulary: int | None = None,
     generator: torch.Generator,
     progress: Progress,
 ) -> ScoreSums:
@@ -89,6 +91,7 @@ def collect(
         shared, groups: whether neurons of shared experts and attention groups are scored too.
         labels: the loss whose gradients are taken.
         teacher: for labels `teacher`.
+        vocabulary: tokens, from the first on, over which it is compared; None for all.
         generator: on the CPU, draws labels.
         progress: where to show a bar.
 
@@ -101,7 +104,7 @@ def collect(
     views = [*routed]
     views += down_views(module, "shared_expert") if shared else []
     views += output_views(module) if groups else []
-    loss = _Loss(labels, teacher, generator) if score.needs == "gradients" else None
+    loss = _Loss(labels, teacher, vocabulary, generator) if score.needs == "gradients" else None
     walk = WholeModel(module, views, checkpointing=True)
     with noted_routing(routed, observer.routing), progress.task("scoring", total=tokens.numel(), unit="tokens") as task:
         for stop in walk.stops(Calibration(tokens, num_folds=1)):
@@ -203,8 +206,15 @@ def noted_routing(views: Sequence[MatrixView], routing: _RoutingWeights) -> Iter
 class _Loss:
     """Summed over tokens, in float32; `total` over all batches so far."""
 
-    def __init__(self, labels: Labels, teacher: PreTrainedModel | None, generator: torch.Generator) -> None:
-        self.labels, self.teacher, self.generator, self.total = labels, teacher, generator, 0.0
+    def __init__(
+        self,
+        labels: Labels,
+        teacher: PreTrainedModel | None,
+        vocabulary: int | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.labels, self.teacher, self.vocabulary, self.generator = labels, teacher, vocabulary, generator
+        self.total = 0.0
 
     def __call__(self, module: PreTrainedModel, batch: WindowBatch) -> Tensor:
         loss = self.of(module(input_ids=batch.tokens, use_cache=False).logits.float(), batch.tokens)
@@ -216,7 +226,7 @@ class _Loss:
             assert self.teacher is not None, "the stage has checked that there is one"
             with torch.no_grad():
                 wanted = self.teacher(input_ids=tokens, use_cache=False).logits.float()
-            return F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum")
+            return forward_kl(logits[..., : self.vocabulary], wanted[..., : self.vocabulary]).sum()
         if self.labels == "text":
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
         flat = logits.flatten(0, 1)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, describe
-from burnish.core.checkpoint import Model, load
-from burnish.core.errors import DataError, NumericalError, SettingsError
+from burnish.core.checkpoint import Model, common_vocabulary, load
+from burnish.core.errors import DataError, NumericalError
 from burnish.core.stage import Context
 from burnish.slim.collect import ScoreSums, collect
 from burnish.slim.maths.experts import reap
@@ -210,17 +210,11 @@ def _groups(choice: _Choice, sums: ScoreSums | None, score: Score) -> dict[int, 
 
 
 def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> ScoreSums:
-    settings, ctx, teacher = choice.settings, choice.ctx, None
+    settings, ctx, teacher, vocabulary = choice.settings, choice.ctx, None, None
     if settings.labels == "teacher" and score.needs == "gradients":
         given = ctx.inputs["teacher"]
         source = given if isinstance(given, Model) else load(given)
-        if source.config.vocab_size != choice.config.vocab_size:
-            raise SettingsError(
-                f"the teacher has {source.config.vocab_size:,} tokens in its vocabulary and the model "
-                f"{choice.config.vocab_size:,}",
-                where="teacher",
-                fix="use the model that the first cut was made from",
-            )
+        vocabulary = common_vocabulary(choice.model, source, role="teacher")
         teacher = Uncut(source).network(ctx.device)
     return collect(
         choice.network,
@@ -230,6 +224,7 @@ def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Sc
         groups=groups,
         labels=settings.labels,
         teacher=teacher,
+        vocabulary=vocabulary,
         generator=ctx.generator,
         progress=ctx.progress,
     )

@@ -54,6 +54,7 @@ from burnish.core.checkpoint.reading import (
 from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config
 from burnish.core.checkpoint.skeleton import unfilled, without_weights
+from burnish.core.checkpoint.vocabulary import common_vocabulary
 
 __all__ = [
     "CARD_FILE",
@@ -69,6 +70,7 @@ __all__ = [
     "check_fits",
     "check_place",
     "check_target",
+    "common_vocabulary",
     "compute_dtype",
     "config_from",
     "content_files",

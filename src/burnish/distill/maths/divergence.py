@@ -96,7 +96,7 @@ def top_k_kl(
 def entropy(logits: Float[Tensor, "*tokens vocab"]) -> Float[Tensor, "*tokens"]:
     """-Σ_v p log p, in nats."""
     log_p = logits.log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
 
 def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -104,6 +104,8 @@ def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ p log(p / q); a token of probability 0 in p, as models give to tokens they mask, adds nothing."""
+    log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
