@@ -73,6 +73,22 @@ def test_forecast_writes_one_row_a_sequence(folder: Path) -> None:
     assert waits == sorted(waits)
 
 
+def test_a_file_that_is_not_ours_stays(folder: Path, capsys) -> None:
+    foreign = folder / "notes.csv"
+    foreign.write_text("name,salary\nann,1\n")
+    for command in ("forecast", "anomalies"):
+        with pytest.raises(BurnishError, match="exists and is another kind of file"):
+            call(command, folder / "model", folder / "h.csv", "-o", foreign)
+    with pytest.raises(BurnishError, match=r"notes\.csv: exists already"):
+        call("simulate", "--num-sequences", "2", "-o", foreign)
+    assert foreign.read_text() == "name,salary\nann,1\n"
+    for command in ("forecast", "anomalies"):
+        made = [call(command, folder / "model", folder / "h.csv", "-o", folder / f"{command}.csv") for _ in range(2)]
+        assert made == [None, None]  # its own older table may be replaced
+    call("simulate", "--num-sequences", "2", "-o", foreign, "--overwrite")
+    assert foreign.read_text().startswith('"sequence_id","time","mark"')
+
+
 def test_fit_again_is_refused_without_overwrite(folder: Path) -> None:
     with pytest.raises(BurnishError, match="exists already"):
         call("fit", folder / "h.csv", "-o", folder / "model", *SMALL)

@@ -66,6 +66,27 @@ def test_calibration_score_of_a_shifted_pit_is_the_shift() -> None:
     assert metrics.calibration_score(pit) == pytest.approx(0.02, abs=1e-3)
 
 
+@pytest.mark.parametrize("squared", [True, False])
+def test_chance_is_the_score_of_uniform_ranks(squared: bool) -> None:
+    levels = metrics.LEVELS_19 if squared else (0.5, 0.6, 0.7, 0.8, 0.9)
+    drawn = np.random.default_rng(1).random((400, 600))
+    if squared:
+        scores = np.array([metrics.calibration_score(pit) for pit in drawn])
+    else:
+        scores = np.array([np.mean([abs((pit <= q).mean() - q) for q in levels]) for pit in drawn])
+    mean, most = metrics.chance_score(600, levels, squared=squared)
+    assert mean == pytest.approx(scores.mean(), abs=4 * scores.std() / 20)
+    assert (scores <= most).mean() == pytest.approx(0.95, abs=4 * np.sqrt(0.05 * 0.95 / 400))
+
+
+def test_the_rank_of_a_place_is_uniform_for_the_true_law() -> None:
+    """Also with few samples, whose ranks are coarse."""
+    rng = np.random.default_rng(0)
+    found = np.array([density_rank(rng.normal(size=(20, 2)), rng.normal(size=2), rng.random()) for _ in range(4000)])
+    mean, _ = metrics.chance_score(4000, (0.1, 0.5, 0.9))
+    assert metrics.calibration_score(found, (0.1, 0.5, 0.9)) < 4 * mean
+
+
 def test_expected_calibration_error_of_an_honest_coin_is_zero() -> None:
     probs = np.tile([0.75, 0.25], (8, 1))
     marks = np.array([0, 0, 0, 1] * 2)

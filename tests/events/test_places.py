@@ -9,7 +9,7 @@ from conftest_events import double, small
 
 from burnish.events import EventDataset, EventForecaster, PlaceMixture
 from burnish.events.distribution import NextEvents
-from burnish.events.spatial import add_location_scores
+from burnish.events.spatial import add_location_scores, baseline_location_evaluation, location_evaluation
 
 
 def mixture(**extra) -> PlaceMixture:
@@ -115,3 +115,16 @@ def test_nats_of_the_place_are_in_the_unit_of_the_data(drawn: PlaceMixture, plac
         drawn.statistics = statistics
     assert value is not None and again is not None
     assert (value - again).numpy() == pytest.approx(np.log(100.0))
+
+
+def test_a_model_and_the_kernel_density_are_scored_on_the_same_places(
+    drawn: PlaceMixture, places: EventDataset
+) -> None:
+    forecaster = EventForecaster(drawn)
+    cut = places.split_by_time((0.5, 0.2, 0.3))
+    found = location_evaluation(forecaster, cut[2], num_events=40, num_samples=20)
+    beside, _ = baseline_location_evaluation(*cut, num_events=40, num_samples=20)
+    pairs = [sorted(zip(e.sequence.tolist(), e.index.tolist(), strict=True)) for e in (found, beside)]
+    assert pairs[0] == pairs[1]
+    assert 20 < len(pairs[0]) < 60
+    assert all(cut[2].sequences[s].context <= i for s, i in pairs[0])

@@ -94,6 +94,8 @@ BAD = {
     "blank type": ("time,mark\n1,x\n2, \n", "'mark' is empty in row 2"),
     "empty id": ("sequence_id,time,mark\na,1,x\n,2,x\n", "'sequence_id' is empty in row 2"),
     "not a number": ("time,mark\n1,x\nnan,y\n", "'time' is not a number in row 2"),
+    "enormous": ("time,mark\n1,x\n1e300,y\n", r"event 1 has the time 1e\+300, and times reach to 1e\+100"),
+    "minute": ("time,mark\n0,x\n1e-300,y\n", "events 1e-300 apart, and gaps are 0 or at least 1e-100"),
     "infinite": ("time,mark\n1,x\ninf,y\n", "'time' is not a number in row 2"),
     "words for times": ("time,mark\nnoon,x\n", "'noon' in row 1, which is not a time"),
     "log dates": ("time,mark\n10/Oct/2000:13:55:36,x\n", "in row 1, which is not a time"),
@@ -113,6 +115,13 @@ def test_an_odd_table_is_refused_in_a_sentence(name: str, tmp_path: Path) -> Non
     with pytest.raises(BurnishError, match=message) as caught:
         read(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["start", "end"])
+def test_an_observation_without_bounds_is_refused(end: str, tmp_path: Path) -> None:
+    start, stop = (-1e300, None) if end == "start" else (None, float("inf"))
+    with pytest.raises(BurnishError, match=f"{end}s at .* no time up to"):
+        read(tmp_path, "time\n1\n2\n", start=start, end=stop)
 
 
 # -- one sequence reads the same anywhere ----------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def evaluate(
         if not dataset.num_events:
             raise DataError("has no event that fitting has not seen", where=str(data), fix="pass --all to score them")
     result = loaded.score(dataset, bootstrap=bootstrap, progress=Progress())
-    location = add_location_scores(loaded, dataset, result) if loaded.model.has_location else None
+    location = add_location_scores(loaded, dataset, result).shown if loaded.model.has_location else None
     write_report(target, loaded, dataset, result, source=f"{data.name}, {part}", location=location)
     _print_scores(score_table(result), f"{data.name}: {part}")
     for note in result.notes:
@@ -306,6 +306,7 @@ def forecast(
     from burnish.events.run import Asked, Fitted, Waits, table_of_forecasts
 
     check_apart([out], [data, waited.as_of, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
+    _check_ours(out, "sequence", "last_time", "prob_no_event", "type_prob")
     fitted = Fitted.load(forecaster)
     reading = _renamed(fitted.reading, renamed)
     waits = Waits.given(waited.elapsed, waited.now, waited.as_of, reading.sequence)
@@ -342,6 +343,7 @@ def anomalies(
     from burnish.events.run import Fitted
 
     check_apart([out], [data, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
+    _check_ours(out, "sequence", "event", "surprise", "p_value")
     fitted = Fitted.load(forecaster)
     dataset = _renamed(fitted.reading, renamed).read(data, fitted.forecaster.mark_names)
     rows = table_of_surprises(fitted.forecaster, dataset)
@@ -356,6 +358,7 @@ def simulate(
     num_events: int = 60,
     seed: Seed = 0,
     truth: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Write an exactly simulated Hawkes process with, for every event, what an ideal forecaster would have said.
 
@@ -373,6 +376,8 @@ def simulate(
         Of the simulation.
     truth:
         Add the true intensity, compensator, PIT and type probabilities.
+    overwrite:
+        Replace a file at OUT.
     """
     import pyarrow as pa
     from pyarrow import csv, parquet
@@ -385,6 +390,8 @@ def simulate(
     if out.suffix not in (".csv", ".parquet"):
         raise OutputError("is neither .csv nor .parquet", where=str(out))
     check_place(out)
+    if out.exists() and not overwrite:  # a table of events may be anyone's
+        raise OutputError("exists already", where=str(out), fix="choose another place with -o, or pass --overwrite")
     dataset = simulate_hawkes(PRESETS[preset], num_sequences, num_events=num_events, seed=seed)
     table = pa.table(truth_table(PRESETS[preset], dataset))
     if not truth:
@@ -411,6 +418,18 @@ def _renamed(reading: Reading, renamed: Renamed) -> Reading:
 
     names = {"sequence": renamed.sequence, "time": renamed.time, "mark": renamed.type}
     return replace(reading.with_columns(**names), group=None, end=None)
+
+
+def _check_ours(out: Path | None, *columns: str) -> None:
+    """Refuses to write a table over a file that is not an older one of the same kind, which has these columns."""
+    from burnish.core.errors import OutputError
+
+    if out is None or not out.is_file() or not out.stat().st_size:
+        return
+    with out.open("rb") as file:
+        found = file.readline(10_000).decode("utf-8", errors="replace").strip().split(",")
+    if not set(columns) <= set(found):
+        raise OutputError("exists and is another kind of file", where=str(out), fix="choose another place with -o")
 
 
 def _write(rows: Iterable[list[str]], out: Path | None, done: str) -> None:

@@ -177,6 +177,7 @@ def summary(events: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> dict[st
         scores["prob_tie"] = float(events["prob_tie"][rows].mean())
         scores["loglik_tie"] = float(events["loglik_tie"][rows].mean())
         scores["loglik_untied"] = scores["loglik_time"] - scores["loglik_tie"]
+    scores["calibration_score_19_by_chance"] = metrics.chance_score(len(rows))[0]
     scores["share_infinite_mean"] = float(np.isinf(events["mean"][rows]).mean())
     scores["num_events"] = len(rows)
     return scores

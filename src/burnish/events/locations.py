@@ -53,15 +53,17 @@ def highest_density_region(samples: Array, q: float, *, grid: int = 64) -> Locat
     return LocationRegion(x, y, kde(points).reshape(grid, grid), threshold, samples)
 
 
-def density_rank(samples: Array, observed: Array) -> float:
+def density_rank(samples: Array, observed: Array, between: float = 0.5) -> float:
     """The level of the smallest region that holds `observed`: uniform over events for the true law.
 
     Half of the samples make the density, the other half are ranked against it, so that a sample's own kernel does not
-    raise its density.
+    raise its density. m samples leave m + 1 places for what was observed: its rank is within one of them, `between` of
+    the way, for which a uniform draw makes the rank exactly uniform.
     """
     half = len(samples) // 2
     kde = gaussian_kde(samples[:half].T)
-    return float((kde(samples[half:].T) > kde(observed[:, None])).mean())
+    denser = int((kde(samples[half:].T) > kde(observed[:, None])).sum())
+    return (denser + between) / (len(samples) - half + 1)
 
 
 def location_scores(samples: Array, observed: Array, *, sphere: bool = False) -> dict[str, Array]:
@@ -74,14 +76,14 @@ def location_scores(samples: Array, observed: Array, *, sphere: bool = False) ->
     """
     from burnish.events.metrics import energy_score
 
+    between = np.random.default_rng(0).random(len(samples))
     if sphere:
         flat = [(local(s, y), np.zeros(2)) for s, y in zip(samples, observed, strict=True)]
-        ranks = np.array([density_rank(s, y) for s, y in flat])
         samples, observed = embedded(samples), embedded(observed)
-        error = np.linalg.norm(samples.mean(1) - observed, axis=1)
-        return {"location_rank": ranks, "location_error": error, "energy_score": energy_score(samples, observed)}
+    else:
+        flat = list(zip(samples, observed, strict=True))
     return {
-        "location_rank": np.array([density_rank(s, y) for s, y in zip(samples, observed, strict=True)]),
+        "location_rank": np.array([density_rank(s, y, u) for (s, y), u in zip(flat, between, strict=True)]),
         "location_error": np.linalg.norm(samples.mean(1) - observed, axis=1),
         "energy_score": energy_score(samples, observed),
     }

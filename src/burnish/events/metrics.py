@@ -40,6 +40,26 @@ def calibration_score(pit: Array, levels: tuple[float, ...] = LEVELS_19) -> floa
     return float(np.sqrt(np.mean((coverage(pit, levels) - np.array(levels)) ** 2)))
 
 
+def chance_score(
+    num_events: int, levels: tuple[float, ...] = LEVELS_19, *, squared: bool = True, num_draws: int = 4000
+) -> tuple[float, float]:
+    """Mean and 95 % quantile of the calibration score of the true law, which by chance is not zero on so many events.
+
+    The PIT values of the true law are independent and uniform whatever the events depend on, so counts below the levels
+    are multinomial: no model is below the mean but by luck, and what is below the quantile may be the truth.
+
+    Args:
+        num_events: that are scored.
+        levels: of the score.
+        squared: whether it is the root of a mean square, or a mean of absolute errors as for places.
+        num_draws: of all counts at once.
+    """
+    counts = np.random.default_rng(0).multinomial(num_events, np.diff([0.0, *levels, 1.0]), size=num_draws)
+    errors = counts[:, :-1].cumsum(1) / num_events - np.array(levels)
+    scores = np.sqrt(np.square(errors).mean(1)) if squared else np.abs(errors).mean(1)
+    return float(scores.mean()), float(np.quantile(scores, 0.95))
+
+
 def central_coverage(pit: Array, level: float) -> float:
     """Share of gaps inside [Q_{(1-level)/2}, Q_{(1+level)/2}]."""
     return float(((pit > (1 - level) / 2) & (pit < (1 + level) / 2)).mean())

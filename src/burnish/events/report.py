@@ -19,7 +19,7 @@ from burnish.events.forecaster import EventForecaster
 from burnish.events.locations import LocationRegion
 from burnish.events.sequence import EventSequence
 
-_HIGHER, _LOWER, _LEVEL = "higher", "lower", "near level"
+_HIGHER, _LOWER, _LEVEL, _NOISE = "higher", "lower", "near level", "below is luck"
 _SCORES = (
     ("loglik", "log-likelihood, nats per event", _HIGHER),
     ("loglik_time", "of which time", _HIGHER),
@@ -28,6 +28,7 @@ _SCORES = (
     ("loglik_mark", "of which type, given the time", _HIGHER),
     ("crps", "CRPS of the time", _LOWER),
     ("calibration_score_19", "calibration score, 19 levels", _LOWER),
+    ("calibration_score_19_by_chance", "that of the true law on so many events, by chance", _NOISE),
     ("calibration_score_upper", "calibration score, levels from 0.5", _LOWER),
     ("calibration_score_conformal", "calibration score of conformal levels, 19 levels", _LOWER),
     ("pit_ks", "PIT, Kolmogorov-Smirnov distance", _LOWER),
@@ -41,6 +42,7 @@ _SCORES = (
     ("ece", "type calibration error", _LOWER),
     ("loglik_location", "log-likelihood of the place given the time, nats per event", _HIGHER),
     ("location_cs", "calibration score of the place, levels 0.5 to 0.9", _LOWER),
+    ("location_cs_by_chance", "that of the true law on so many places, by chance", _NOISE),
     ("energy_score", "energy score of the place", _LOWER),
     ("location_error", "mean distance to the mean place", _LOWER),
 )

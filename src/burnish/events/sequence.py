@@ -22,6 +22,10 @@ NANOSECONDS = 1_000_000_000
 """In a second: dates are whole numbers of them."""
 
 
+LARGEST = 1e100
+"""Of a time, and the inverse of the smallest gap: squares of both, and quotients, stay numbers."""
+
+
 @dataclass(frozen=True)
 class EventSequence:
     """One stream of events.
@@ -69,8 +73,16 @@ class EventSequence:
             raise DataError(
                 f"event {int(np.argmin(np.isfinite(self.times)))} has no finite time", where=where, fix="drop that row"
             )
-        if n > 1 and (drop := np.diff(self.times)).min() < 0:
-            i = int(np.argmax(drop < 0))
+        gaps = np.diff(self.times)
+        if n and np.abs(self.times).max() > LARGEST:
+            i = int(np.abs(self.times).argmax())
+            what = f"event {i} has the time {self.times[i]:.10g}, and times reach to {LARGEST:g}"
+            raise DataError(what, where=where, fix="count in another unit")
+        if (near := gaps[(gaps > 0) & (gaps < 1 / LARGEST)]).size:
+            what = f"has events {near[0]:.3g} apart, and gaps are 0 or at least {1 / LARGEST:g}"
+            raise DataError(what, where=where, fix="count in another unit")
+        if n > 1 and gaps.min() < 0:
+            i = int(np.argmax(gaps < 0))
             raise DataError(
                 f"times go back at event {i + 1} ({self.times[i]:.10g} then {self.times[i + 1]:.10g})",
                 where=where,
@@ -81,17 +93,20 @@ class EventSequence:
         if self.locations is not None:
             object.__setattr__(self, "locations", np.asarray(self.locations, np.float64))
             assert self.locations is not None
-            if self.locations.shape != (n, 2) or not np.isfinite(self.locations).all():
-                raise DataError(
-                    "needs one finite (x, y) an event", where=where, fix="drop the events without a location"
-                )
+            if self.locations.shape != (n, 2) or not (np.abs(self.locations) <= LARGEST).all():
+                what = f"needs one finite (x, y) an event, of numbers up to {LARGEST:g}"
+                raise DataError(what, where=where, fix="drop the events without a location")
         if self.vertices is not None:
             object.__setattr__(self, "vertices", np.asarray(self.vertices, np.int64))
         if self.covariates is not None:
             object.__setattr__(self, "covariates", np.asarray(self.covariates, np.float64))
             assert self.covariates is not None
-            if self.covariates.ndim != 2 or len(self.covariates) != n or not np.isfinite(self.covariates).all():
-                raise DataError("needs finite covariates for every event", where=where, fix="drop the incomplete rows")
+            if self.covariates.ndim != 2 or len(self.covariates) != n or not (np.abs(self.covariates) <= LARGEST).all():
+                what = f"needs finite covariates for every event, up to {LARGEST:g}"
+                raise DataError(what, where=where, fix="drop the incomplete rows")
+        for name in ("start", "end"):
+            if (bound := getattr(self, name)) is not None and not abs(bound) <= LARGEST:
+                raise DataError(f"{name}s at {bound}, which is no time up to {LARGEST:g}", where=where)
         if n and self.start is not None and self.start > self.times[0]:
             raise DataError(f"starts at {self.start} after its first event at {self.times[0]}", where=where)
         if n and self.end is not None and self.end < self.times[-1]:

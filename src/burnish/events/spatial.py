@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
+from burnish.core.errors import DataError
 from burnish.events import metrics
 from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvents
@@ -24,6 +25,51 @@ LOCATION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """The levels of SMASH (arXiv 2310.16310)."""
 
 
+@dataclass(frozen=True)
+class LocationEvaluation:
+    """Values of the events whose place was scored, one entry an event, and one event to draw.
+
+    Attributes:
+        sequence, index: which events.
+        values: location_rank, location_error and energy_score, and loglik_location where the place has a density.
+        shown: region, places before it and the place itself of an event in the middle; None of a baseline.
+    """
+
+    sequence: NDArray[np.int64]
+    index: NDArray[np.int64]
+    values: dict[str, NDArray[np.float64]]
+    shown: tuple[LocationRegion, NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    def scores(self) -> dict[str, float]:
+        """Means, calibration, and the calibration score that the true law has by chance on as many events."""
+        rank = self.values["location_rank"]
+        means = {name: float(value.mean()) for name, value in self.values.items() if name != "location_rank"}
+        chance, most = metrics.chance_score(len(rank), LOCATION_LEVELS, squared=False)
+        return means | {
+            "location_cs": float(np.mean([abs((rank <= q).mean() - q) for q in LOCATION_LEVELS])),
+            "location_cs_by_chance": chance,
+            "location_cs_by_chance_at_most": most,
+            "location_ks": metrics.pit_ks(rank),
+            "num_location_events": float(len(rank)),
+        }
+
+    def errors(self) -> dict[str, float]:
+        """Standard errors of the means."""
+        return {
+            name: float(value.std(ddof=1) / np.sqrt(len(value)))
+            for name, value in self.values.items()
+            if name != "location_rank"
+        }
+
+
+def spread_events(test: EventDataset, num_events: int, seed: int) -> list[NDArray[np.bool_]]:
+    """About `num_events` targets with an event before them, drawn over all sequences: a flag an event."""
+    targets = [np.arange(len(s)) >= max(s.context, 1) for s in test.sequences]
+    share = num_events / max(sum(int(flags.sum()) for flags in targets), 1)
+    rng = np.random.default_rng(seed)
+    return [flags & (rng.random(len(flags)) < share) for flags in targets]
+
+
 def add_location_scores(
     forecaster: EventForecaster,
     test: EventDataset,
@@ -32,64 +78,67 @@ def add_location_scores(
     num_events: int = 500,
     num_samples: int = 300,
     seed: int = 0,
-) -> tuple[LocationRegion, NDArray[np.float64], NDArray[np.float64]]:
-    """Adds location_cs, location_error and energy_score to a result, over `num_events` events spread over the test.
+) -> LocationEvaluation:
+    """Adds scores of the place to a result, over about `num_events` events spread over the test part."""
+    found = location_evaluation(forecaster, test, num_events=num_events, num_samples=num_samples, seed=seed)
+    result.scores.update(found.scores())
+    result.errors.update(found.errors())
+    return found
 
-    Places are drawn given sampled gaps, as a forecast before the event must be. Returns what the density map shows.
+
+def location_evaluation(
+    forecaster: EventForecaster, test: EventDataset, *, num_events: int = 500, num_samples: int = 300, seed: int = 0
+) -> LocationEvaluation:
+    """How good and how honest the places are on the events of `spread_events`.
+
+    Places are drawn given sampled gaps, as a forecast before the event must be.
     """
     model = forecaster.model
     packed = model.pack(test, score_first=False)
     generator = torch.Generator().manual_seed(seed)
-    share = min(1.0, num_events / packed.num_scored)
-    rng = np.random.default_rng(seed)
-    samples, observed, nats, shown = [], [], [], None
-    in_data_units, sphere = model.statistics.in_data_units, model.statistics.sphere
+    flags = np.concatenate(spread_events(test, num_events, seed))
+    if not flags.any():
+        raise DataError("no event is left to score a place of", fix="score more events")
+    rows_of, samples, observed, nats = [], [], [], []
     with torch.no_grad():
         for batch in packed.batches(32):
-            histories = model.histories(batch)
+            histories, where = model.histories(batch), batch.scored.nonzero()
             assert histories.location is not None
-            chosen = torch.from_numpy(np.flatnonzero(rng.random(len(histories.gap)) < share))
+            sequence = batch.origin[where[:, 0], 0]
+            event = torch.stack([sequence, batch.origin[where[:, 0], 1] + where[:, 1]], dim=1).numpy()
+            chosen = torch.from_numpy(np.flatnonzero(flags[packed.offsets[event[:, 0]] + event[:, 1]]))
             if not len(chosen):
                 continue
-            condition = select(histories.condition, chosen)
-            places = in_data_units(histories.location[chosen].numpy())
+            condition, gap = select(histories.condition, chosen), histories.gap[chosen]
+            places = model.statistics.in_data_units(histories.location[chosen].numpy())
+            rows_of.append(event[chosen.numpy()])
             for rows in row_chunks(condition, 64):
                 law = NextEvents(model, select(condition, rows), renormalise=forecaster.renormalise)
                 gaps, _ = law.sample(num_samples, generator=generator)
                 samples.append(law.location_sample(gaps, generator=generator).numpy())
                 observed.append(places[rows])
-                density = law.location_log_density(
-                    torch.from_numpy(places[rows]), histories.gap[chosen][rows] * law.unit
-                )
+                density = law.location_log_density(torch.from_numpy(places[rows]), gap[rows] * law.unit)
                 nats.append(np.zeros(0) if density is None else density.double().numpy())
-            if shown is None:
-                middle = len(chosen) // 2
-                row, column = batch.scored.nonzero()[int(chosen[middle])].tolist()
-                assert batch.locations is not None
-                shown = middle, in_data_units(batch.locations[row, :column].numpy())
-    drawn, seen = np.concatenate(samples), np.concatenate(observed)
-    _summarise(location_scores(drawn, seen, sphere=sphere), np.concatenate(nats), result)
-    assert shown is not None
-    middle, before = shown
-    places = [drawn[middle], before, seen[middle]]
+    events, drawn, seen = np.concatenate(rows_of), np.concatenate(samples), np.concatenate(observed)
+    values = location_scores(drawn, seen, sphere=model.statistics.sphere)
+    if len(known := np.concatenate(nats)):
+        values["loglik_location"] = known
+    middle = len(events) // 2
+    before = test.sequences[events[middle, 0]].locations
+    assert before is not None
+    shown = _region(drawn[middle], before[: events[middle, 1]], seen[middle], model.statistics.sphere)
+    return LocationEvaluation(events[:, 0], events[:, 1], values, shown)
+
+
+def _region(
+    drawn: NDArray[np.float64], before: NDArray[np.float64], seen: NDArray[np.float64], sphere: bool
+) -> tuple[LocationRegion, NDArray[np.float64], NDArray[np.float64]]:
+    """The region of 90 %, the places before and the one that came, around one meridian."""
+    places = [drawn, before, seen]
     if sphere:
-        meridian = mean_longitude(drawn[middle][:, 0])
+        meridian = mean_longitude(drawn[:, 0])
         places = [unwrapped(place, meridian) for place in places]
     return highest_density_region(places[0], 0.9), places[1], places[2]
-
-
-def _summarise(values: dict[str, NDArray[np.float64]], nats: NDArray[np.float64], result: ForecastEvaluation) -> None:
-    rank = values["location_rank"]
-    result.scores["location_cs"] = float(np.mean([abs((rank <= q).mean() - q) for q in LOCATION_LEVELS]))
-    result.scores["location_ks"] = metrics.pit_ks(rank)
-    result.scores["location_error"] = float(values["location_error"].mean())
-    result.scores["energy_score"] = float(values["energy_score"].mean())
-    result.scores["num_location_events"] = len(rank)
-    if len(nats):
-        result.scores["loglik_location"] = float(nats.mean())
-        result.errors["loglik_location"] = float(nats.std(ddof=1) / np.sqrt(len(nats)))
-    for name in ("location_error", "energy_score"):
-        result.errors[name] = float(values[name].std(ddof=1) / np.sqrt(len(rank)))
 
 
 @dataclass(frozen=True)
@@ -150,7 +199,7 @@ class DecayingKernels:
         return np.where(rng.random((count, 1)) < self.weight, drawn, overall)
 
 
-def baseline_location_scores(
+def baseline_location_evaluation(
     train: EventDataset,
     validation: EventDataset,
     test: EventDataset,
@@ -158,38 +207,29 @@ def baseline_location_scores(
     num_events: int = 500,
     num_samples: int = 300,
     seed: int = 0,
-) -> dict[str, float]:
-    """The scores of `DecayingKernels` on a spread of test events, as `add_location_scores` gives for a model."""
+) -> tuple[LocationEvaluation, DecayingKernels]:
+    """`DecayingKernels`, fitted, on the same test events as a model is scored on."""
     places = np.concatenate([s.locations for s in train.sequences if s.locations is not None])
     mean, scale = places.mean(0), places.std(0)
 
-    def standardised(dataset: EventDataset, count: int) -> list[tuple[EventSequence, int]]:
-        rng = np.random.default_rng(seed)
-        share = min(1.0, count / max(dataset.num_events - len(dataset), 1))
+    def standardised(dataset: EventDataset, count: int) -> list[tuple[int, EventSequence, int]]:
         pairs = []
-        for sequence in dataset.sequences:
+        for number, flags in enumerate(spread_events(dataset, count, seed)):
+            sequence = dataset.sequences[number]
             assert sequence.locations is not None
             scaled = replace(sequence, locations=(sequence.locations - mean) / scale)
-            pairs += [(scaled, i) for i in range(1, len(scaled)) if rng.random() < share]
+            pairs += [(number, scaled, int(i)) for i in np.flatnonzero(flags)]
         return pairs
 
     unit = float(train.inner_gaps().mean())
-    law = DecayingKernels.fit((places - mean) / scale, standardised(validation, 400), unit)
+    chosen_on = [(sequence, index) for _, sequence, index in standardised(validation, 400)]
+    law = DecayingKernels.fit((places - mean) / scale, chosen_on, unit)
     rng = np.random.default_rng(seed)
-    samples, observed = [], []
-    for sequence, index in standardised(test, num_events):
+    samples, observed, events = [], [], []
+    for number, sequence, index in standardised(test, num_events):
         assert sequence.locations is not None
         samples.append(law.sample(sequence, index, num_samples, rng) * scale + mean)
         observed.append(sequence.locations[index] * scale + mean)
-    values = location_scores(np.array(samples), np.array(observed))
-    rank = values["location_rank"]
-    return {
-        "location_cs": float(np.mean([abs((rank <= q).mean() - q) for q in LOCATION_LEVELS])),
-        "location_ks": metrics.pit_ks(rank),
-        "location_error": float(values["location_error"].mean()),
-        "energy_score": float(values["energy_score"].mean()),
-        "num_location_events": float(len(rank)),
-        "weight_of_recent": law.weight,
-        "bandwidth": law.bandwidth,
-        "decay_in_mean_gaps": law.decay / unit,
-    }
+        events.append((number, index))
+    values = location_scores(np.array(samples), np.array(observed), sphere=train.sphere)
+    return LocationEvaluation(*np.array(events).T, values), law

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from burnish.events.excitation import ExcitedModel
 from burnish.events.model import EncodedModel
 from burnish.events.online import IncrementalEncoder, OnlineHazard, OnlineLaw
 from burnish.events.place_mixture import PlaceMixture
+from burnish.events.sequence import LARGEST
 from burnish.events.smurf import SmurfTHP
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ class EventStream:
             guess = nearest(str(mark), list(self.codes))
             advice = f"did you mean {guess!r}?" if guess else "fit again with that mark"
             raise DataError(f"mark {mark!r} is not one that the model knows", where="stream", fix=advice)
-        if not math.isfinite(time) or (self.recent and time < self.recent[-1][0]):
-            last = self.recent[-1][0] if self.recent else None
-            raise DataError(f"time {time!r} is before the last event's {last!r} or not finite", where="stream")
+        if not abs(time) <= LARGEST:
+            raise DataError(f"time {time!r} is not a number up to {LARGEST:g}", where="stream")
+        if self.recent and time < self.recent[-1].time:
+            raise DataError(f"time {time!r} is before the last event's {self.recent[-1].time!r}", where="stream")
         first = not self.recent
         if self.origin is None:
             self.origin = time
