@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from burnish.core.errors import SettingsError
 from burnish.generate import Engine, generate
+from burnish.generate.batch import _wide
+from burnish.generate.cache import RoomyLayer
 from burnish.generate.speech import Speech
 from small_models import make, small_llama, small_tokenizer
 
@@ -72,7 +75,8 @@ def test_who_joins_a_running_batch_has_the_text_of_one_who_is_alone(
     first = [long.next() for _ in range(3)]  # it is under way when the others come, and longer than they
     heard = [ask(engine, prompt, gradual=gradual, **how)[0] for prompt, how in zip(PROMPTS, wanted, strict=True)]
     for prompt, how, one in zip(PROMPTS, wanted, heard, strict=True):
-        alone = generate(model, tokenizer, [prompt], **how | {"seed": [how["seed"]]})
+        options: dict[str, Any] = how | {"seed": [how["seed"]]}
+        alone = generate(model, tokenizer, [prompt], **options)
         assert one.texts(how["n"]) == [sample.text for sample in alone]
     (whole,) = generate(model, tokenizer, [PROMPTS[0]], max_new_tokens=60, seed=[99])
     assert "".join(piece.text for piece in first) + long.texts(1)[0] == whole.text
@@ -151,3 +155,42 @@ def test_speech_takes_nothing_back():
     assert not any("\ufffd" in text for text in told)
     unstopped = Speech(decode, ["<stop>"])
     assert "".join(unstopped.add([token], last=token == tokens[6]) for token in tokens[:7]) == "an <end"
+
+
+def test_rows_that_come_and_leave_in_any_order_keep_their_own_keys_and_values():
+    """A layer with room beside one that joins everything anew: whatever happens, both hold the same."""
+    draw = torch.Generator().manual_seed(0)
+
+    def states(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = torch.randn(2, rows, 2, columns, 3, generator=draw)
+        return keys, values[..., :2]  # of another depth, as some models have
+
+    chance = random.Random(0)
+    layer = RoomyLayer()
+    keys, values = states(3, 5)
+    layer.update(keys, values)
+    for turn in range(200):
+        what = chance.choice(["token", "token", "leave", "join", "repeat"])
+        if what == "token":
+            new = states(len(keys), chance.choice([1, 1, 1, 40]))
+            layer.update(*new)
+            keys, values = torch.cat([keys, new[0]], 2), torch.cat([values, new[1]], 2)
+        elif what == "leave" and len(keys) > 2:
+            staying = torch.tensor(chance.sample(range(len(keys)), chance.randint(2, len(keys))))
+            layer.batch_select_indices(staying)
+            keys, values = keys[staying], values[staying]
+        elif what == "repeat" and len(keys) < 8:
+            layer.batch_repeat_interleave(2)
+            keys, values = keys.repeat_interleave(2, 0), values.repeat_interleave(2, 0)
+        elif what == "join" and len(keys) < 30:
+            other, blank = RoomyLayer(), chance.randint(0, keys.shape[2] // 2)
+            new = states(chance.randint(1, 9), chance.randint(1, 60))
+            other.update(*new)
+            layer.add_rows(other, blank=blank)
+            width = max(keys.shape[2] - blank, new[0].shape[2])
+            keys, values = (
+                torch.cat([_wide(old[:, :, blank:], width), _wide(more, width)])
+                for old, more in zip((keys, values), new, strict=True)
+            )
+        assert layer.keys is not None and layer.values is not None
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values), (turn, what)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -209,7 +209,10 @@ def test_three_hundred_calls_each_leave_once(tmp_path: Path, server: ExactServer
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_fifty_thousand_calls_leave_memory_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.timeout(1800)
+def test_fifty_thousand_calls_leave_memory_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+):
     """What is kept of a call would be some hundred bytes: its key and path alone are that."""
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     import reason_client
@@ -224,5 +227,6 @@ def test_fifty_thousand_calls_leave_memory_as_it_was(tmp_path: Path, monkeypatch
 
     with reason_client.server() as url:
         asyncio.run(reason_client.asked("burnish", url, numbers(), tmp_path))
+    record_property("bytes_more_a_call", (held[1] - held[0]) / 40_000)
     assert (held[1] - held[0]) / 40_000 < 100
     assert reader(tmp_path).paid()["m"].usage.calls == 50_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from burnish.reason import Endpoint
 from small_models import small_llama, small_tokenizer
 
 
+def recorded(record_property: Callable[[str, object], None], found: Mapping[str, int]) -> None:
+    """Counts beside the outcome of a test."""
+    for name, number in found.items():
+        record_property(name, number)
+
+
 @pytest.mark.slow
 def test_five_kills_lose_nothing_and_issue_nothing_twice_after_success(tmp_path: Path):
     assert killed_and_resumed(tmp_path, 5)["kills"] > 0
@@ -22,8 +29,10 @@ def test_five_kills_lose_nothing_and_issue_nothing_twice_after_success(tmp_path:
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_a_hundred_kills():
-    assert many(100)["kills"] == 100
+def test_a_hundred_kills(record_property: Callable[[str, object], None]):
+    found = many(100)
+    recorded(record_property, found)
+    assert found["kills"] == 100
 
 
 @pytest.mark.slow
@@ -32,14 +41,16 @@ def test_a_hundred_kills():
 @pytest.mark.skipif(
     "VLLM_PYTHON" not in os.environ, reason="needs an environment with vLLM, which make test-reason has"
 )
-def test_ten_kills_against_vllm(tmp_path: Path):
+def test_ten_kills_against_vllm(tmp_path: Path, record_property: Callable[[str, object], None]):
     small_llama(max_position_embeddings=2048, head_dim=32).save_pretrained(tmp_path / "tiny")
     tokenizer = small_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     tokenizer.save_pretrained(tmp_path / "tiny")
     with vllm(os.environ["VLLM_PYTHON"], tmp_path / "tiny", log=tmp_path / "log") as engine:
         endpoint = Endpoint(engine.url, "tiny", sampling={"temperature": 1.0, "max_tokens": 24})
-        assert killed_live(tmp_path / "run", endpoint, 10)["kills"] == 10
+        found = killed_live(tmp_path / "run", endpoint, 10)
+    recorded(record_property, found)
+    assert found["kills"] == 10
 
 
 def test_the_newest_run_against_a_real_server_is_kept():

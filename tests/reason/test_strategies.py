@@ -111,6 +111,7 @@ def test_rsa_of_single_candidates_that_are_copied_is_flat(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_rsa_of_the_reference_size_follows_the_markov_chain(tmp_path: Path):
     follows(tmp_path, 16, 4, chain(16, 6, 0.3, drawn(16, 4, any_right(Chain()))), Chain())
 

@@ -146,6 +146,7 @@ def test_a_family_of_made_problems_tells_solutions_from_mutants(code: Code):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_164_solutions_pass_and_164_mutants_fail(code: Code):
     problems = list(made_problems())
     assert [problem["id"] for problem in map(code.adapted, (p for p, _, _ in problems))] == [

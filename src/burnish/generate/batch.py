@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,9 @@ from burnish.generate.warp import Sampling, drawn, warped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+READ_AT_A_TIME = 4096
+"""Tokens of prompts in a forward pass: what it computes then stays near the processor, and needs little memory."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,20 @@ class Batch:
         tokenizer: PreTrainedTokenizerBase,
         new_cache: Callable[[], Any] | None = None,
     ) -> None:
-        from transformers import DynamicCache
+        from burnish.generate.cache import roomy
 
         self.model, self.tokenizer, self.rows = model, tokenizer, list[Continuation]()
-        self._new_cache = new_cache or (lambda: DynamicCache(config=model.config))
+        self._new_cache = new_cache or (lambda: roomy(model.config))
         self._cache: Any = None
         self._mask = self._positions = self._logits = torch.empty(0)
 
     def join(self, prompts: Sequence[Sequence[int]], several: int, rows: Sequence[Continuation]) -> None:
-        """Reads prompts, each once, and adds `several` rows for each of them, prompt-major."""
+        """Reads prompts, each once, and adds `several` rows for each of them; `rows` are prompt-major."""
+        for together in _read_together([len(prompt) for prompt in prompts]):
+            new = [row for number in together for row in rows[number * several : (number + 1) * several]]
+            self._read([prompts[number] for number in together], several, new)
+
+    def _read(self, prompts: Sequence[Sequence[int]], several: int, rows: Sequence[Continuation]) -> None:
         tokens, mask = _padded(prompts, self.model.device)
         cache = self._new_cache()
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -134,9 +142,12 @@ class Batch:
             self._logits = self._keep(staying, self._logits)
 
     def _keep(self, staying: list[int], beside: Tensor) -> Tensor:
-        """Leaves these rows in the batch, and in a tensor beside it."""
+        """Leaves these rows in the batch, and in a tensor beside it; the last ones take the places that are free."""
         if len(staying) == len(self.rows):
             return beside
+        late = [number for number in staying if number >= len(staying)]
+        early = set(staying)
+        staying = [number if number in early else late.pop() for number in range(len(staying))]
         self.rows = [self.rows[number] for number in staying]
         if not staying:
             self._cache = None
@@ -183,8 +194,7 @@ class Batch:
         blank = int(self._mask.argmax(-1).min())  # columns that were a prompt's that has left
         width = max(self._mask.shape[-1] - blank, mask.shape[-1])
         for mine, new in zip(self._cache.layers, cache.layers, strict=True):
-            mine.keys = torch.cat([_wide(mine.keys[:, :, blank:], width), _wide(new.keys, width)])
-            mine.values = torch.cat([_wide(mine.values[:, :, blank:], width), _wide(new.values, width)])
+            mine.add_rows(new, blank=blank)
         old, new = self._mask[:, blank:, None], mask[:, :, None]
         self._mask = torch.cat([_wide(old, width), _wide(new, width)])[:, :, 0]
         self._positions = torch.cat([self._positions, positions])
@@ -232,6 +242,18 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
     of_model = config.eos_token_id if config is not None else None
     found = of_model if isinstance(of_model, list) else [of_model]
     return frozenset(int(end) for end in [*found, tokenizer.eos_token_id] if isinstance(end, int))
+
+
+def _read_together(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Which prompts share a forward pass, the longest first: none is padded to twice its length."""
+    together: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        longest = lengths[together[0]] if together else 0
+        if together and ((len(together) + 1) * longest > READ_AT_A_TIME or 2 * lengths[number] < longest):
+            yield together
+            together = []
+        together.append(number)
+    yield together
 
 
 def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,8 @@ class Engine:
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+        from burnish.generate.cache import roomy
+
         wanted = {type(layer) for layer in DynamicCache(config=model.config).layers}
         if not wanted <= {DynamicLayer, DynamicSlidingWindowLayer}:
             names = ", ".join(sorted(kind.__name__ for kind in wanted))
@@ -103,8 +105,9 @@ class Engine:
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**20)
         self._tokenizer, self._ends, self._most = tokenizer, end_tokens(model, tokenizer), rows
         self._vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+        self._words: dict[tuple[int, bool], str] = {}
         # Sliding layers keep everything as well: where rows join, a column means another place in each of them.
-        self._batch = Batch(model, tokenizer, DynamicCache)
+        self._batch = Batch(model, tokenizer, roomy)
         self._asked: queue.SimpleQueue[Drawing | None] = queue.SimpleQueue()
         self._waiting: list[Drawing] = []
         self._joining: list[Drawing] = []
@@ -140,6 +143,15 @@ class Engine:
         return list(self._tokenizer(text)["input_ids"])
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens; that of a single one is remembered, since it is asked for with every log-probability."""
+        if len(tokens) != 1:
+            return self._decoded(tokens, special)
+        known = (tokens[0], special)
+        if known not in self._words:
+            self._words[known] = self._decoded(tokens, special)
+        return self._words[known]
+
+    def _decoded(self, tokens: Sequence[int], special: bool) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
 
     # -- asking ---------------------------------------------------------------------------------------------------
