@@ -54,7 +54,21 @@ def test_a_width_that_is_not_divisible(refused, saved):
 
 def test_a_target_below_what_is_not_in_experts(refused, saved):
     line = refused("slim", saved("mixtral"), "--target", "10%", "--multiple", 8)
-    assert "31,136 are not in experts and the smallest width that works is 8" in line
+    assert "with experts of 8, and 2 of them, 34," in line
+    assert "cut attention groups too" in line
+    assert "attention groups" not in refused("slim", saved("olmoe"), "--target", "10%", "--multiple", 8)
+
+
+def test_a_width_that_stock_transformers_cannot_multiply(refused, saved):
+    assert "multiple of 8" in refused("slim", saved("mixtral"), "--width", 50, "--multiple", 2)
+
+
+def test_a_width_that_devices_cannot_share(refused, saved):
+    mixtral = saved("mixtral")
+    line = refused("slim", mixtral, "--width", 24, "--multiple", 8, "--tp", 2)
+    assert "width is 24, which 16 (8 for each of 2 devices) does not divide" in line
+    line = refused("slim", mixtral, "--num-key-value-heads", 1, "--tp", 2)
+    assert "num_key_value_heads is 1, which 2 devices cannot share equally; use a multiple of 2" in line
 
 
 def test_heads_behind_a_norm_over_all_heads(refused, saved):

@@ -1,11 +1,19 @@
 """Targets become widths; counts from configurations alone."""
 
 import pytest
-from transformers import LlamaConfig, PhimoeConfig
+from transformers import (
+    DeepseekV3Config,
+    LlamaConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    PhimoeConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from burnish.core.checkpoint import plan_config
 from burnish.core.errors import SettingsError
-from burnish.slim.target import experts_of, fit, parse_target, resized
+from burnish.slim.target import experts_of, fit, parse_target, resized, router_groups
 
 PHI = PhimoeConfig(
     vocab_size=32064,
@@ -29,21 +37,52 @@ def test_released_phi_models_have_their_published_parameters(width, groups, bill
 
 
 def test_phi_mini_is_what_its_parameter_target_finds():
-    assert fit(PHI, 7_660_000_000, by="width", multiple=64, num_key_value_heads=None) == 960
+    assert fit(PHI, 7_660_000_000, by="width", multiple=64, num_key_value_heads=None).width == 960
 
 
-def test_a_fit_is_the_largest_multiple_within_the_target(module_of):
-    config = module_of("mixtral").config
-    sizes = {width: plan_config(resized(config, width=width)).num_parameters for width in (16, 24, 32)}
-    found = fit(config, sizes[32] - 1, by="width", multiple=8, num_key_value_heads=None)
-    assert found == 24
-    assert fit(config, sizes[32], by="width", multiple=8, num_key_value_heads=None) == 32
+LARGE = {
+    "Phi-3.5-MoE": PHI,
+    "Mixtral-8x7B": MixtralConfig(),
+    "Qwen3-30B-A3B": Qwen3MoeConfig(
+        **{"hidden_size": 2048, "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_experts": 128},
+        **{"num_experts_per_tok": 8, "num_key_value_heads": 4, "head_dim": 128},
+    ),
+    "Qwen1.5-MoE": Qwen2MoeConfig(),
+    "OLMoE-1B-7B": OlmoeConfig(),
+    "DeepSeek-V3": DeepseekV3Config(),
+}
 
 
-def test_a_fit_of_experts_divides_by_the_routers_groups(module_of):
-    config = module_of("deepseek_v3").config
-    allowed = plan_config(resized(config, num_experts=6)).num_parameters + 1000
-    assert fit(config, allowed, by="num_experts", multiple=1, num_key_value_heads=None) == 6
+@pytest.mark.parametrize("target", [15, 20, 35, 50, 75])
+@pytest.mark.parametrize("name", LARGE)
+def test_thirty_targets_are_kept_and_at_most_2_percent_below(name, target):
+    config = LARGE[name]
+    allowed = plan_config(config).num_parameters * target // 100
+    for by in ("width", "num_experts"):
+        found = fit(config, allowed, by=by, multiple=64, num_key_value_heads=None)
+        assert 0.98 * allowed <= found.num_parameters <= allowed < found.next_larger
+        smaller = resized(config, width=found.width, num_experts=found.num_experts)
+        assert plan_config(smaller).num_parameters == found.num_parameters
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v3"])
+def test_no_other_choice_is_nearer_where_none_is_near(module_of, name):
+    """Against every width and number of experts, counted one by one."""
+    config = module_of(name).config
+    facts, step = experts_of(config), router_groups(config)
+    fewest = max(facts.top_k, 2 * step if step > 1 else 1)
+    counts = {
+        (width, number): plan_config(resized(config, width=width, num_experts=number)).num_parameters
+        for width in (16, 32, 48)
+        for number in range(fewest, facts.num_experts + 1, step)
+    }
+    for allowed in sorted(counts.values())[:-1]:
+        for by in ("width", "num_experts"):
+            found = fit(config, allowed + 5, by=by, multiple=16, num_key_value_heads=None)
+            possible = {choice: size for choice, size in counts.items() if size <= allowed + 5}
+            assert found.num_parameters == counts[found.width, found.num_experts]
+            assert found.num_parameters >= 0.98 * max(possible.values())
+            assert found.next_larger == min(size for size in counts.values() if size > allowed + 5)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +105,7 @@ def test_a_dense_model_is_refused_with_what_to_use_instead():
 
 
 def test_a_target_below_the_other_parameters_says_what_is_possible(module_of):
-    with pytest.raises(SettingsError, match=r"are not in experts and the smallest width that works is 8"):
+    with pytest.raises(SettingsError, match=r"with experts of 8, and 2 of them, [0-9,]+ are left"):
         fit(module_of("mixtral").config, 1000, by="width", multiple=8, num_key_value_heads=None)
 
 

@@ -9,7 +9,7 @@ from burnish.core.checkpoint import plan_config
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
-from burnish.slim.target import experts_of, fit, parse_target, resized
+from burnish.slim.target import CLOSE, FittedSizes, experts_of, fit, parse_target, resized
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -25,20 +25,37 @@ def new_config(settings: Slim, before: Plan) -> Any:
             "other sizes the configuration would describe them wrongly",
             fix="set num_nextn_predict_layers to 0 in its config.json to leave such layers behind",
         )
-    groups = settings.num_key_value_heads
-    by = "width" if settings.method == "narrow" else "num_experts"
-    size = settings.width if by == "width" else settings.num_experts
-    if by == "width" and size is not None and size % settings.multiple:
-        nearest = max(settings.multiple * round(size / settings.multiple), settings.multiple)
+    groups, width, number = settings.num_key_value_heads, settings.width, settings.num_experts
+    step = settings.multiple * settings.tp
+    if width is not None and width % step:
+        shares = f" ({settings.multiple} for each of {settings.tp} devices)" if settings.tp > 1 else ""
         raise SettingsError(
-            f"width is {size}, which {settings.multiple} does not divide, and fused expert kernels work on such tiles",
+            f"width is {width}, which {step}{shares} does not divide, and fused expert kernels work on such tiles",
             where="width",
-            fix=f"use {nearest}, or a smaller multiple",
+            fix=f"use {max(step * round(width / step), step)}, or a smaller multiple",
+        )
+    if groups is not None and groups % settings.tp:
+        raise SettingsError(
+            f"num_key_value_heads is {groups}, which {settings.tp} devices cannot share equally",
+            where="num_key_value_heads",
+            fix=f"use a multiple of {settings.tp}",
         )
     if settings.target is not None:
-        allowed = parse_target(settings.target, before)
-        size = fit(before.config, allowed, by=by, multiple=settings.multiple, num_key_value_heads=groups)
-    return resized(before.config, num_key_value_heads=groups, **{by: size})
+        sizes = fitted(settings, before)
+        width, number = sizes.width, sizes.num_experts
+    return resized(before.config, width=width, num_experts=number, num_key_value_heads=groups)
+
+
+def fitted(settings: Slim, before: Plan) -> FittedSizes:
+    """The sizes that the target becomes."""
+    assert settings.target is not None, "asked for only where there is a target"
+    return fit(
+        before.config,
+        parse_target(settings.target, before),
+        by="width" if settings.method == "narrow" else "num_experts",
+        multiple=settings.multiple * settings.tp,
+        num_key_value_heads=settings.num_key_value_heads,
+    )
 
 
 def preflight(settings: Slim, start: Model, before: Plan) -> None:
@@ -71,6 +88,13 @@ def plan(settings: Slim, before: Plan) -> Plan:
     heads = describe(config).num_key_value_heads
     if heads != describe(before.config).num_key_value_heads:
         notes.append(f"{heads} of {describe(before.config).num_key_value_heads} attention groups")
+    if settings.target is not None:
+        sizes, allowed = fitted(settings, before), parse_target(settings.target, before)
+        if sizes.num_parameters < CLOSE * allowed:
+            notes.append(
+                f"the sizes nearest to the target of {allowed:,} parameters are {sizes.num_parameters:,}, which it "
+                f"makes, and {sizes.next_larger:,}"
+            )
     if now.intermediate_size % 64:
         notes.append(f"{now.intermediate_size} is no multiple of 64, the tile of fused expert kernels")
     gradients = settings.method == "narrow" and settings.score_name in ("fisher", "taylor", "taylor_total")

@@ -7,12 +7,12 @@ expert's statistics and the hidden states of the text are held beside the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from burnish.arch import MatrixView, describe, hidden_neurons
 from burnish.calibrate.walk import LayerByLayer, Stop
@@ -29,36 +29,75 @@ if TYPE_CHECKING:
 
 def refit(
     module: PreTrainedModel, tokens: Int[Tensor, "windows length"], kept: Kept, progress: Progress
-) -> Iterator[tuple[tuple[int, int], Float[Tensor, "hidden width"]]]:
-    """New down projections of routed experts, as ((layer, expert), weights).
+) -> Iterator[tuple[tuple[int, int | None], Float[Tensor, "hidden width"]]]:
+    """New down projections of routed and shared experts that are narrowed, as ((layer, expert), weights).
 
     Args:
         module: the model before the cut, in evaluation mode.
         tokens: whole windows, no padding.
-        kept: the neurons that stay.
+        kept: the neurons, and the experts, that stay.
         progress: where to show a bar.
 
     Raises:
         NumericalError: activations that are not finite, with the matrix's name.
     """
-    walk = LayerByLayer(module, down_views(module, "experts"), changed=False)
+    views = down_views(module, "experts")
+    views += [view for view in down_views(module, "shared_expert") if view.layer in kept.shared]
+    walk = LayerByLayer(module, views, changed=False)
     num_layers = describe(module).num_layers
     with torch.no_grad(), progress.task("refitting", total=num_layers, unit="layers") as task:
         for stop in walk.stops(Calibration(tokens, num_folds=1)):
-            given = _given(walk, stop)
+            shared = [_SharedGram(view) for view in stop.views if view.expert is None]
+            given = _given(walk, stop, shared)
+            for one in shared:
+                yield _refitted(one.view, one.checked(), kept.shared[_layer(one.view)])
             for view in stop.views:
-                assert view.layer is not None and view.expert is not None, "these are routed experts"
-                keep = kept.neurons[view.layer][view.expert].to(module.device)
-                new = refit_down(view.tensor.double(), _gram(view, given), keep)
-                yield (view.layer, view.expert), new.to(view.tensor.dtype)
+                layer, expert = _layer(view), view.expert
+                if expert is not None and layer in kept.neurons and _stays(view, kept):
+                    yield _refitted(view, _gram(view, given), kept.neurons[layer][expert])
             task.advance()
 
 
-def _given(walk: LayerByLayer, stop: Stop) -> list[tuple[Tensor, ...]]:
-    """What a layer's experts are given while the text goes past, batch by batch."""
+def _refitted(
+    view: MatrixView, gram: Float[Tensor, "width width"], keep: Int[Tensor, " kept"]
+) -> tuple[tuple[int, int | None], Float[Tensor, "hidden kept"]]:
+    new = refit_down(view.tensor.double(), gram, keep.to(gram.device))
+    return (_layer(view), view.expert), new.to(view.tensor.dtype)
+
+
+def _layer(view: MatrixView) -> int:
+    assert view.layer is not None, "experts are parts of layers"
+    return view.layer
+
+
+def _stays(view: MatrixView, kept: Kept) -> bool:
+    """Whether a routed expert is not dropped."""
+    layer = _layer(view)
+    return layer not in kept.experts or view.expert in kept.experts[layer].tolist()
+
+
+class _SharedGram:
+    """Aᵀ A of a shared expert, which sees every token, added up while the text goes past its down projection."""
+
+    def __init__(self, view: MatrixView) -> None:
+        width = view.shape[1]
+        self.view = view
+        self.gram = torch.zeros(width, width, dtype=torch.float64, device=view.tensor.device)
+
+    def __call__(self, owner: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows = args[0].reshape(-1, args[0].shape[-1]).double()
+        self.gram += gram_terms(rows, torch.ones_like(rows[:, :1]))
+
+    def checked(self) -> Float[Tensor, "width width"]:
+        return _finite(self.gram, self.view)
+
+
+def _given(walk: LayerByLayer, stop: Stop, shared: Sequence[_SharedGram]) -> list[tuple[Tensor, ...]]:
+    """What a layer's routed experts are given while the text goes past, batch by batch."""
     given: list[tuple[Tensor, ...]] = []
-    owners = {view.owner for view in stop.views}
+    owners = {view.owner for view in stop.views if view.expert is not None}
     hooks = [owner.register_forward_pre_hook(lambda _, args: given.append(args)) for owner in owners]
+    hooks += [one.view.owner.register_forward_pre_hook(one) for one in shared]
     for _ in walk.run(stop, 0, None):
         pass
     for hook in hooks:
@@ -75,6 +114,10 @@ def _gram(view: MatrixView, given: list[tuple[Tensor, ...]]) -> Float[Tensor, "w
         if len(token):
             activations = hidden_neurons(view, inputs[token])
             gram += gram_terms(activations.double(), weights[token, choice, None].double())
+    return _finite(gram, view)
+
+
+def _finite(gram: Float[Tensor, "width width"], view: MatrixView) -> Float[Tensor, "width width"]:
     if not torch.isfinite(gram).all():
         raise NumericalError("its activations on the calibration text are not finite", where=view.name)
     return gram

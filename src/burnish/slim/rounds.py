@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 OF_ROUNDS = ("rounds", "ratios", "data", "budgets", "recovery")
 """Settings of `Slim` that say how to go about it in rounds; no single cut has them."""
 
+SIZES = ("width", "num_experts", "num_key_value_heads")
+
 FIXED = ("teacher", "data", "seed", "device")
 """Settings of the recoveries that follow from those of the cut."""
 
@@ -47,17 +49,15 @@ def expand(settings: Slim, node: Node, before: Plan) -> tuple[Node, ...]:
         SettingsError: sizes that leave no room for that many rounds, or settings that `distill` does not have.
     """
     assert settings.rounds is not None, "asked for only where there are rounds"
-    sizes, groups = _sizes(settings, before)
-    by = "width" if settings.method == "narrow" else "num_experts"
-    common = settings.model_dump(mode="json", exclude={*OF_ROUNDS, "target", by, "num_key_value_heads"})
+    sizes = _sizes(settings, before)
+    common = settings.model_dump(mode="json", exclude={*OF_ROUNDS, "target", *SIZES})
     nodes: list[Node] = []
     parent = node.parent
     for number in range(1, settings.rounds + 1):
         last = number == settings.rounds
         labels = {"labels": "teacher", "teacher": node.parent} if number > 1 and _by_gradients(settings) else {}
-        size = {} if sizes is None else {by: sizes[number - 1]}
-        heads = {} if groups is None else {"num_key_value_heads": groups[number - 1]}
-        cut = Node(f"{node.name}.cut{number}", "slim", parent, common | size | heads | labels, where=node.where)
+        size = {name: through[number - 1] for name, through in sizes.items()}
+        cut = Node(f"{node.name}.cut{number}", "slim", parent, common | size | labels, where=node.where)
         recovered = Node(
             node.name if last else f"{node.name}.distill{number}",
             "distill",
@@ -71,32 +71,33 @@ def expand(settings: Slim, node: Node, before: Plan) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def _sizes(settings: Slim, before: Plan) -> tuple[list[int] | None, list[int] | None]:
-    """Widths (or numbers of experts), and numbers of attention groups, after each cut; None for what stays."""
+def _sizes(settings: Slim, before: Plan) -> dict[str, list[int]]:
+    """{setting: its values after each cut}, of what changes."""
+    assert settings.rounds is not None, "asked for only where there are rounds"
     config = new_config(settings, before)
     was, now = experts_of(before.config), experts_of(config)
-    if settings.method == "narrow":
-        what, first, final, step = "width", was.intermediate_size, now.intermediate_size, settings.multiple
-    else:
-        what, first, final, step = "number of experts", was.num_experts, now.num_experts, router_groups(config)
-    sizes = None
-    if first != final:
-        assert settings.rounds is not None, "asked for only where there are rounds"
-        if settings.ratios is None:
-            sizes = geometric_widths(first, final, settings.rounds, step)
+    by = "width" if settings.method == "narrow" else "num_experts"
+    ends = {
+        "width": (was.intermediate_size, now.intermediate_size, settings.multiple * settings.tp),
+        "num_experts": (was.num_experts, now.num_experts, router_groups(config)),
+        "num_key_value_heads": (*(describe(one).num_key_value_heads for one in (before.config, config)), settings.tp),
+    }
+    sizes = {}
+    for name, (first, final, step) in ends.items():
+        if first == final:
+            continue
+        if name != by or settings.ratios is None:
+            sizes[name] = geometric_widths(first, final, settings.rounds, step)
         else:
-            sizes = ratio_widths(first, final, settings.ratios, step)
-        if sorted({first, *sizes}, reverse=True) != [first, *sizes]:
+            sizes[name] = ratio_widths(first, final, settings.ratios, step)
+        if name == by and sorted({first, *sizes[name]}, reverse=True) != [first, *sizes[name]]:
+            what = "width" if by == "width" else "number of experts"
             raise SettingsError(
-                f"{settings.rounds} cuts from {first} to {final} would go through {', '.join(map(str, sizes))}, but "
-                f"each must leave a smaller {what}, a multiple of {step}",
+                f"{settings.rounds} cuts from {first} to {final} would go through {', '.join(map(str, sizes[name]))}, "
+                f"but each must leave a smaller {what}, a multiple of {step}",
                 fix="use fewer rounds, other ratios, or a smaller multiple",
             )
-    heads = describe(before.config).num_key_value_heads, describe(config).num_key_value_heads
-    if heads[0] == heads[1]:
-        return sizes, None
-    assert settings.rounds is not None, "asked for only where there are rounds"
-    return sizes, geometric_widths(*heads, settings.rounds, 1)
+    return sizes
 
 
 def _recovery(settings: Slim, number: int) -> dict[str, Any]:

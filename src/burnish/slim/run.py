@@ -6,6 +6,7 @@ matrix at a time from its files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,7 @@ Chosen = tuple[Kept, Refitted, list[dict[str, Any]]]
 
 
 def _narrow(choice: _Choice) -> Chosen:
+    """Neurons by the score; experts, where fewer are wanted too, by what the neurons that they keep add up to."""
     settings = choice.settings
     was, now = experts_of(choice.uncut.module.config), experts_of(choice.config)
     shared = was.shared_intermediate_size != now.shared_intermediate_size
@@ -109,28 +111,26 @@ def _narrow(choice: _Choice) -> Chosen:
     if score.terms:
         sums = _collect(choice, score, shared=shared, groups=choice.cuts_groups)
         _check_seen(sums, was.intermediate_size, settings, choice.ctx)
-    neurons, rows = {}, []
-    by_layer: dict[int, list[MatrixView]] = {}
-    for view in choice.views("experts"):
-        assert view.layer is not None
-        by_layer.setdefault(view.layer, []).append(view)
-    for layer, views in by_layer.items():
-        scores = torch.stack([_neuron_scores(choice, view, sums, score) for view in views])
+    neurons, experts, rows = {}, {}, []
+    for layer, scores in _scores_by_layer(choice, sums, score):
         neurons[layer] = keep_highest(scores, now.intermediate_size)
-        share = scores.gather(1, neurons[layer]).sum() / scores.sum()
-        row: dict[str, Any] = {"layer": layer, "experts": len(views), "width": now.intermediate_size}
+        kept_scores = scores.gather(1, neurons[layer]).sum(1)
+        row: dict[str, Any] = {"layer": layer, "experts": now.num_experts, "width": now.intermediate_size}
+        if now.num_experts < was.num_experts:
+            experts[layer] = _kept_experts(choice, kept_scores)
+            kept_scores = kept_scores[experts[layer]]
         if sums is not None:
             counts = sums.counts[layer]
             row |= {"fewest tokens": int(counts.min()), "experts without tokens": int((counts == 0).sum())}
-            row |= {"score kept": float(share)}
+            row |= {"score kept": float(kept_scores.sum() / scores.sum())}
         rows.append(row)
     kept_shared = {}
     for view in choice.views("shared_expert") if shared else ():
         assert view.layer is not None
         scores = _neuron_scores(choice, view, sums, score)
         kept_shared[view.layer] = keep_highest(scores, now.shared_intermediate_size)
-    kept = Kept(neurons, kept_shared, {}, _groups(choice, sums, score))
-    refitted: dict[tuple[int, int], Tensor] = {}
+    kept = Kept(neurons, kept_shared, experts, _groups(choice, sums, score))
+    refitted: dict[tuple[int, int | None], Tensor] = {}
     if settings.refit:
         for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress):
             refitted[place] = down.to("cpu", choice.uncut.dtype)
@@ -138,18 +138,20 @@ def _narrow(choice: _Choice) -> Chosen:
 
 
 def _drop(choice: _Choice) -> Chosen:
+    """Experts by the score; neurons, where the others are to be narrower too, by their energy."""
     name, generator = choice.settings.score_name, choice.ctx.generator
-    # Attention groups are scored by what they add to the output; experts by `name`.
-    group_score = SCORES[name if name in ("random", "magnitude") else "energy"]
+    # Neurons and attention groups are scored by what they add to the output; experts by `name`.
+    part_score = SCORES[name if name in ("random", "magnitude") else "energy"]
+    was, now = experts_of(choice.uncut.module.config), experts_of(choice.config)
     sums = None
     if name in ("reap", "frequency"):
-        sums = _collect(choice, group_score, shared=False, groups=choice.cuts_groups)
+        shared_too = now.shared_intermediate_size != was.shared_intermediate_size
+        sums = _collect(choice, part_score, shared=shared_too, groups=choice.cuts_groups)
         unseen = sum(int((counts == 0).sum()) for counts in sums.counts.values())
         if unseen:
             choice.ctx.progress.log(f"{unseen} experts saw no calibration token; they are dropped first")
-    num_groups, num_kept = router_groups(choice.config), experts_of(choice.config).num_experts
     experts, rows = {}, []
-    for layer in experts_of(choice.uncut.module.config).sparse_layers:
+    for layer in was.sparse_layers:
         views = [view for view in choice.views("experts") if view.layer == layer]
         if name == "random":
             scores = torch.rand(len(views), generator=generator, dtype=torch.float64)
@@ -159,11 +161,36 @@ def _drop(choice: _Choice) -> Chosen:
             assert sums is not None
             counts = sums.counts[layer]
             scores = reap(sums.reap[layer], counts) if name == "reap" else counts.double()
-        inside = keep_highest(scores.view(num_groups, -1), num_kept // num_groups)
-        first = torch.arange(num_groups)[:, None] * (len(views) // num_groups)
-        experts[layer] = (inside + first).flatten()
-        rows.append({"layer": layer, "experts": num_kept, "kept": experts[layer].tolist()})
-    return Kept({}, {}, experts, _groups(choice, sums, group_score)), {}, rows
+        experts[layer] = _kept_experts(choice, scores)
+        rows.append({"layer": layer, "experts": now.num_experts, "kept": experts[layer].tolist()})
+    neurons, shared = {}, {}
+    if now.intermediate_size < was.intermediate_size:
+        for layer, scores in _scores_by_layer(choice, sums, part_score):
+            neurons[layer] = keep_highest(scores, now.intermediate_size)
+    if now.shared_intermediate_size != was.shared_intermediate_size:
+        for view in choice.views("shared_expert"):
+            assert view.layer is not None
+            scores = _neuron_scores(choice, view, sums, part_score)
+            shared[view.layer] = keep_highest(scores, now.shared_intermediate_size)
+    return Kept(neurons, shared, experts, _groups(choice, sums, part_score)), {}, rows
+
+
+def _kept_experts(choice: _Choice, scores: Tensor) -> Tensor:
+    """Numbers of the experts of a layer with the highest scores, equally many of each of the router's groups."""
+    num_groups, num_kept = router_groups(choice.config), experts_of(choice.config).num_experts
+    inside = keep_highest(scores.view(num_groups, -1), num_kept // num_groups)
+    first = torch.arange(num_groups)[:, None] * (len(scores) // num_groups)
+    return (inside + first).flatten()
+
+
+def _scores_by_layer(choice: _Choice, sums: ScoreSums | None, score: Score) -> Iterator[tuple[int, Tensor]]:
+    """(layer, scores of the neurons of its routed experts: experts x width)."""
+    by_layer: dict[int, list[MatrixView]] = {}
+    for view in choice.views("experts"):
+        assert view.layer is not None
+        by_layer.setdefault(view.layer, []).append(view)
+    for layer, views in by_layer.items():
+        yield layer, torch.stack([_neuron_scores(choice, view, sums, score) for view in views])
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------

@@ -29,13 +29,14 @@ class Slim(Stage):
     """Cuts a mixture of experts to a target size, before any recovery."""
 
     name: ClassVar[str] = "slim"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "narrow or drop the experts of a mixture (SlimMoE, REAP)"
     memory_settings: ClassVar[str] = "tokens or length"
 
     method: Literal["narrow", "drop"] = Field(
         default="narrow",
-        description="narrow: keep every expert, make all narrower (SlimMoE); drop: remove whole experts",
+        description="narrow: make all experts narrower (SlimMoE); drop: remove whole experts; where one alone would "
+        "miss a target by over 2 %, a little of the other too",
     )
     target: str | None = Field(
         default=None,
@@ -46,7 +47,12 @@ class Slim(Stage):
     num_key_value_heads: int | None = Field(
         default=None, ge=1, description="attention groups to keep, each with its query heads; null keeps all"
     )
-    multiple: int = Field(default=64, ge=1, description="a width is a multiple of this")
+    multiple: int = Field(
+        default=64, ge=8, multiple_of=8, description="a width is a multiple of this, and this of 8 (rows of 16 bytes)"
+    )
+    tp: int = Field(
+        default=1, ge=1, description="devices that will share each expert: each gets a multiple of `multiple`"
+    )
     score: str | None = Field(
         default=None,
         description=f"what is kept: {', '.join(NEURON_SCORES)} (narrow, default fisher); "
@@ -87,8 +93,8 @@ class Slim(Stage):
             raise ValueError(f"score is {self.score!r}, but to {self.method} it is one of {', '.join(known)}")
         sizes = {"target": self.target, "width": self.width, "num_experts": self.num_experts}
         given = [name for name, value in sizes.items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} both say how small; give one of them")
+        if self.target is not None and len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} all say how small; give the target or the others")
         wrong = "num_experts" if self.method == "narrow" else "width"
         if given == [wrong]:
             other = "drop" if self.method == "narrow" else "narrow"

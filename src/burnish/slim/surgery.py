@@ -47,8 +47,8 @@ Index = Tensor | None
 View = MatrixView | VectorView
 
 
-Refitted = Mapping[tuple[int, int], Float[Tensor, "hidden width"]]
-"""{(layer, expert before the cut): down_proj to write in place of the kept columns}."""
+Refitted = Mapping[tuple[int, int | None], Float[Tensor, "hidden width"]]
+"""{(layer, expert before the cut): down_proj to write in place of the kept columns}; None for the shared expert."""
 
 
 def cut(uncut: Uncut, config: Any, kept: Kept, refitted: Refitted | None = None) -> PreTrainedModel:
@@ -120,7 +120,7 @@ def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) 
         if source.expert is None:
             rows_of[source.parameter.rpartition(".")[0]] = rows
         replacement = None
-        if source.role == "down" and source.layer is not None and source.expert is not None:
+        if source.role == "down" and source.layer is not None and source.part in ("experts", "shared_expert"):
             replacement = refitted.get((source.layer, source.expert))
         if replacement is not None:
             yield target, replacement
