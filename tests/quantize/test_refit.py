@@ -31,12 +31,12 @@ def errors(weight, levels, scale, factor) -> torch.Tensor:
     return torch.einsum("oi,ij,oj->o", difference, factor, difference)
 
 
-def rounded(bits: int, symmetric: bool, seed: int, scale_dtype: torch.dtype | None = None):
+def rounded(bits: int, symmetric: bool, seed: int, scale_dtype: torch.dtype | None = None, *, signed: bool = False):
     """A weight with its grid and the codes that one-sided rounding gives it."""
     weight = gaussian(10, 24, seed=seed)
     weight[3, 8:16] = 0  # a group that no scale means anything for
     factor = second_moment(24, 40, seed + 1)
-    grid = integer_grid(weight, bits=bits, group_size=8, symmetric=symmetric, scale_dtype=scale_dtype)
+    grid = integer_grid(weight, bits=bits, group_size=8, symmetric=symmetric, signed=signed, scale_dtype=scale_dtype)
     codes = grid.codes(round_two_sided(weight, None, factor, grid))
     return weight, grid, codes, factor
 
@@ -59,16 +59,16 @@ def test_scales_are_the_least_squares_solution(symmetric):
 
 @given(
     bits=st.integers(2, 8),
-    symmetric=st.booleans(),
+    kind=st.sampled_from(["signed", "symmetric", "asymmetric"]),
     seed=st.integers(0, 1000),
     rank=st.integers(1, 40),
     dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32, None]),
 )
-def test_no_row_gets_a_larger_error_whatever_the_factor(bits, symmetric, seed, rank, dtype):
-    weight, grid, codes, _ = rounded(bits, symmetric, seed, dtype)
+def test_no_row_gets_a_larger_error_and_no_scale_another_sign_whatever_the_factor(bits, kind, seed, rank, dtype):
+    weight, grid, codes, _ = rounded(bits, kind != "asymmetric", seed, dtype, signed=kind == "signed")
     factor, levels = second_moment(24, rank, seed + 2), grid.levels(codes)
     scale = refit_scales(weight, levels, grid.scale, factor, scale_dtype=dtype)
-    assert (scale > 0).all()
+    assert torch.equal(scale.sign(), grid.scale.sign())
     if dtype is not None:
         assert torch.equal(scale, scale.to(dtype).double()), "a scale that the checkpoint cannot hold"
     before, after = errors(weight, levels, grid.scale, factor), errors(weight, levels, scale, factor)

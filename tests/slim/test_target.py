@@ -13,7 +13,7 @@ from transformers import (
 
 from burnish.core.checkpoint import plan_config
 from burnish.core.errors import SettingsError
-from burnish.slim.target import experts_of, fit, parse_target, resized, router_groups
+from burnish.slim.target import allowed_parameters, experts_of, fit, resized, router_groups
 
 PHI = PhimoeConfig(
     vocab_size=32064,
@@ -86,17 +86,25 @@ def test_no_other_choice_is_nearer_where_none_is_near(module_of, name):
 
 
 @pytest.mark.parametrize(
-    ("target", "parameters"), [("20%", 200), ("12.5 %", 125), ("1GB", 500_000_000), ("1GiB", 2**29), ("3mb", 1_500_000)]
+    ("target", "parameters"),
+    [
+        ("20%", 200),
+        ("12.5 %", 125),
+        ("1GB", 500_000_000),
+        ("1GiB", 2**29),
+        ("3mb", 1_500_000),
+        ("2M params", 2_000_000),
+    ],
 )
-def test_targets_are_shares_or_bytes_in_bfloat16(target, parameters, module_of):
+def test_targets_are_shares_or_bytes_in_bfloat16_or_parameters(target, parameters, module_of):
     before = plan_config(module_of("mixtral").config).with_(shapes={"weight": (10, 100)})
-    assert parse_target(target, before) == parameters
+    assert allowed_parameters(target, before) == parameters
 
 
-@pytest.mark.parametrize("target", ["20", "small", "2KB", "-5%"])
+@pytest.mark.parametrize("target", ["20", "small", "3bits", "-5%", "0MB"])
 def test_other_targets_are_refused(target, module_of):
     with pytest.raises(SettingsError, match="give a share of the parameters"):
-        parse_target(target, plan_config(module_of("mixtral").config))
+        allowed_parameters(target, plan_config(module_of("mixtral").config))
 
 
 def test_a_dense_model_is_refused_with_what_to_use_instead():

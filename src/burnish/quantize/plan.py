@@ -11,9 +11,10 @@ from burnish.arch import MatrixView
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
+from burnish.quantize.mixed import budget_of, width_notes
 from burnish.quantize.packing import check_loadable, ignored_modules
 from burnish.quantize.rules import RULES
-from burnish.quantize.schemes import matches, schemes_of
+from burnish.quantize.schemes import matches, scheme_of, schemes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,18 +109,22 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     views = select(matrices_of(module, settings), settings.ignore)
     schemes = schemes_of(settings, views)
     check_length(settings.length, type(settings).model_fields["length"].default, before.config)
-    if settings.engine is not None:
+    check_combinations(settings)
+    if settings.engine is not None and settings.target is None:
         for view in views:
             schemes[view.name].check_kernel(view, settings.engine)
     check_loadable(views, schemes)
-    check_combinations(settings)
     rule = RULES[settings.method]
     num_weights = sum(view.shape[0] * view.shape[1] for view in views)
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
     packed = sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views)
-    num_bytes = round(before.num_bytes - per_parameter * num_weights + packed)
-    notes = [f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included"]
+    num_bytes, notes = round(before.num_bytes - per_parameter * num_weights + packed), []
+    if settings.target is not None:
+        budget = budget_of(settings, scheme_of(settings), views, before)
+        packed, num_bytes = budget.allowed, budget.dense + budget.allowed
+        notes += width_notes(budget)
+    notes.append(f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included")
     unknown = module.config.model_type not in known_model_types()
     if unknown:
         check_loader(module, views)
@@ -128,7 +133,8 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     flops, statistics_bytes = 0.0, 0
     streams = settings.stream
     if streams is None:
-        streams = too_large(before.num_parameters) and not (rule.not_by_layer or settings.curve or unknown)
+        whole = rule.not_by_layer or settings.curve or settings.target or unknown
+        streams = too_large(before.num_parameters) and not whole
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
     if settings.needs:
@@ -138,22 +144,27 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         notes.append(
             "transformers loads packed experts in the dtype that is stored alone (dtype: auto): it does not cast them"
         )
-    by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits)
+    by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits) if settings.target is None else []
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
-    held = before.num_parameters
-    sizes = dict.fromkeys((view.layer for view in views), 0)
-    for view in views:
-        sizes[view.layer] += view.shape[0] * view.shape[1]
-    if rule.by_block:  # a layer's weights, offsets, values and gradients; hidden states of two networks, and targets
-        held += 8 * max(sizes.values()) + 3 * settings.num_tokens * before.config.get_text_config().hidden_size
-    if streams:  # a layer, its rounded copy, the embeddings and the hidden states of the text
-        held = 2 * max(sizes.values()) + before.num_parameters - sum(sizes.values())
-        if settings.needs:
-            held += settings.num_tokens * before.config.get_text_config().hidden_size
-    working = 4 * held + statistics_bytes + 1_000_000_000
+    working = 4 * held_numbers(settings, before, views, streams=streams) + statistics_bytes + 1_000_000_000
     return before.with_(
         num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds_for(flops), notes=(*before.notes, *notes)
     )
+
+
+def held_numbers(settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool) -> int:
+    """Numbers in memory at once beside the sums."""
+    sizes = dict.fromkeys((view.layer for view in views), 0)
+    for view in views:
+        sizes[view.layer] += math.prod(view.shape)
+    states = settings.num_tokens * before.config.get_text_config().hidden_size
+    if streams:  # a layer, its rounded copy, the embeddings and the hidden states of the text
+        held = 2 * max(sizes.values()) + before.num_parameters - sum(sizes.values())
+        return held + states if settings.needs else held
+    if RULES[settings.method].by_block:
+        # a layer's weights, offsets, values and gradients; hidden states of two networks, and targets
+        return before.num_parameters + 8 * max(sizes.values()) + 3 * states
+    return before.num_parameters
 
 
 def text_cost(
@@ -187,10 +198,12 @@ def text_cost(
 
 
 def sketches_of(settings: Quantize) -> tuple[Sketch, ...]:
-    """The sketches that the rule needs, of those that settings choose among."""
-    if "sketch" not in RULES[settings.method].needs:
+    """The sketches that are collected: those that the rule chooses among, or one to foretell by."""
+    if "sketch" not in settings.needs:
         return ()
-    return ("a", "b") if settings.sketch is None else (settings.sketch,)
+    if settings.sketch is None and settings.rounds_by.compared:
+        return ("a", "b")
+    return (settings.sketch or "a",)
 
 
 def roundings_of(settings: Quantize, rounding: Rounding) -> dict[str, Rounding]:
@@ -245,4 +258,22 @@ def check_combinations(settings: Quantize) -> None:
     if settings.stream and rule.not_by_layer:
         can = " or ".join(other for other in RULES if not RULES[other].not_by_layer)
         raise SettingsError(f"stream is true, but {rule.not_by_layer}", fix=f"use method: {can}")
+    if settings.target:
+        check_target(settings)
     rule.check(settings)
+
+
+def check_target(settings: Quantize) -> None:
+    """Raises `SettingsError` for settings that a target leaves no room for."""
+    if settings.scheme != "int":
+        raise SettingsError(
+            f"a target chooses among widths, but {settings.scheme} has one alone", where="target", fix="use scheme: int"
+        )
+    if settings.overrides:
+        raise SettingsError("a target chooses the widths that overrides names", where="target", fix="use one of them")
+    if settings.propagate or settings.stream:
+        raise SettingsError(
+            "a target needs gradients through the whole original network",
+            where="target",
+            fix="leave propagate and stream out",
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +27,10 @@ from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.progress import Task
 from burnish.core.stage import Context
+from burnish.core.store import Store
 from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Rounding, quantize_matrices
+from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, frontier_line
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
 from burnish.quantize.plan import check_combinations, matrices_of, roundings_of, select, sketches_of, too_large
 from burnish.quantize.rule import HELD_OUT, Strength
@@ -59,7 +61,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         scheme_of(settings),
         model.stored_dtype,
         HELD_OUT if settings.damping is None else Strength(settings.damping, settings.damping),
-        settings.sketch or "b",
+        (*sketches_of(settings), "a")[0],
         scale_search=settings.scale_search,
         refit=settings.refit,
         overrides=schemes,
@@ -72,11 +74,13 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         walk = LayerByLayer(module, views, precision=PRECISION, changed=True)
     else:
         walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory)
-    work = _Work(settings, model, walk, rounding, text, unseen, ctx)
-    config = quantization_config(rounding.scheme, views, schemes, ignored_modules(module, views))
+    budget = budget_of(settings, rounding.scheme, views, model.plan()) if settings.target else None
+    work = _Work(settings, model, walk, rounding, text, unseen, ctx, budget)
     if not on_disk:
         packed = dict(work.packed(ctx.work_dir))
+        config = work.quantization_config()
         return model.derive(module=cast(module, rounding.scale_dtype), packed=packed, quantization_config=config)
+    config = work.quantization_config()
     layout, rest = layout_of(on_disk, views, rounding)
     return DeferredModel(
         model,
@@ -91,9 +95,9 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Work:
-    """Rounding all matrices of a walk."""
+    """Rounding all matrices of a walk; `rounding` is what has been decided so far."""
 
     settings: Quantize
     model: Model
@@ -102,10 +106,17 @@ class _Work:
     text: Calibration | None
     unseen: Tensor | None
     ctx: Context
+    budget: ByteBudget | None = None
+
+    def quantization_config(self) -> dict[str, Any]:
+        """The section of config.json; where widths are chosen it is known when everything is packed."""
+        views, rounding = self.walk.views, self.rounding
+        dense = ignored_modules(self.walk.module, views)
+        return quantization_config(rounding.scheme, views, rounding.overrides, dense)
 
     def packed(self, directory: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """(name on disk of a weight, what is written in its place), in order; statistics go into the directory."""
-        views, rounding, rows, blocks = self.walk.views, self.rounding, [], []
+        views, rows, blocks = self.walk.views, [], []
         key: dict[str, Any] = {"matrices": [view.name for view in views]}
         if self.text is not None and self.walk.resumable:  # reading a whole model for its hash takes a while
             key["model"] = self.model.identity
@@ -121,7 +132,8 @@ class _Work:
             task: Task | None = None
             for some, statistics in sums:
                 if statistics is not None and self.unseen is not None:
-                    rounding = self.tuned(some, rounding, statistics, self.unseen)
+                    self.decide(some, statistics, self.unseen, directory)
+                rounding = self.rounding
                 if task is None:
                     total = sum(math.prod(view.shape) for view in views)
                     task = stack.enter_context(self.ctx.progress.task("rounding", total=total, unit="weights"))
@@ -166,41 +178,75 @@ class _Work:
         key = settings.canonical() | {"model": self.model.identity, "calibration text": self.text.hash}
         return Learner(how, directory / "learned", key)
 
-    def tuned(
-        self, views: Sequence[MatrixView], rounding: Rounding, statistics: Statistics, unseen: Tensor
-    ) -> Rounding:
-        """The rounding with the strength that unseen windows ask for, and the tables of what was measured on them."""
-        settings, ledger, progress, rule = self.settings, self.ctx.ledger, self.ctx.progress, rounding.rule
-        compared = roundings_of(settings, rounding)
-        if not (compared or settings.curve):
-            return rounding
+    def decide(self, views: Sequence[MatrixView], statistics: Statistics, unseen: Tensor, directory: Path) -> None:
+        """The rounding and the widths that unseen windows ask for, and the tables of what was measured on them."""
+        settings, progress = self.settings, self.ctx.progress
+        compared = roundings_of(settings, self.rounding)
+        decides, reports = bool(compared or self.budget), bool(settings.curve or self.budget)
+        if not (decides or reports):
+            return
         if not len(unseen):
             progress.log("the calibration text has no window left to measure on: nothing is chosen by measurement")
-            return rounding
-        assert self.text is not None, "there are statistics of it"
         deciding, reporting = unseen, unseen
-        if compared and settings.curve:  # a curve is drawn on windows that have chosen nothing
+        if decides and reports:  # what is reported is measured on windows that have chosen nothing
             deciding, reporting = unseen[::2], unseen[1::2]
-            if not len(reporting):
-                progress.log("the calibration text has one window left: the curve is drawn on the one that chose")
+            if len(unseen) == 1:
+                progress.log("the calibration text has one window left: it chooses, and it is reported on")
                 reporting = unseen
-        if compared:
-            original = Original(self.walk.module, deciding)
-            rounding, rows = choose_rounding(views, compared, statistics, original, progress=progress)
-            ledger.table("shrinkage", rows)
-            if rounding.strength.is_one_sided:
-                tokens = self.text.tokens.numel()
-                progress.log(f"at {tokens:,} tokens one-sided rounding preserves the model better")
-        if settings.curve:
-            roundings = {settings.method: rounding}
-            if rule.baseline:
-                roundings[rule.baseline] = replace(rounding, rule=RULES[rule.baseline], strength=HELD_OUT)
-            length, folds = self.text.tokens.shape[1], range(self.text.num_folds)
-            tokens_of_fold = [length * len(self.text.fold(number)) for number in folds]
-            original = Original(self.walk.module, reporting)
-            rows = curve(views, roundings, statistics, original, tokens_of_fold=tokens_of_fold)
-            ledger.table("calibration", rows)
-        return rounding
+        if compared and len(unseen):
+            self.choose(views, compared, statistics, Original(self.walk.module, deciding))
+        if self.budget:
+            self.mix(self.budget, statistics, deciding, reporting, directory)
+        if settings.curve and len(unseen):
+            self.draw_curve(views, statistics, Original(self.walk.module, reporting))
+
+    def choose(
+        self,
+        views: Sequence[MatrixView],
+        compared: Mapping[str, Rounding],
+        statistics: Statistics,
+        original: Original,
+    ) -> None:
+        """The best of the roundings."""
+        progress = self.ctx.progress
+        self.rounding, rows = choose_rounding(views, compared, statistics, original, progress=progress)
+        self.ctx.ledger.table("shrinkage", rows)
+        if self.rounding.strength.is_one_sided:
+            assert self.text is not None, "there are statistics of it"
+            tokens = self.text.tokens.numel()
+            progress.log(f"at {tokens:,} tokens one-sided rounding preserves the model better")
+
+    def mix(
+        self, budget: ByteBudget, statistics: Statistics, deciding: Tensor, reporting: Tensor, directory: Path
+    ) -> None:
+        """The widths of all groups."""
+        assert self.text is not None, "a target asks for text"
+        key = self.settings.canonical() | {"model": self.model.identity, "calibration text": self.text.hash}
+        mixing = Mixing(budget, self.rounding, statistics, Store(directory / "widths"), key, self.ctx.progress)
+        ledger, costs = self.ctx.ledger, mixing.forecast()
+        if len(deciding):
+            choices, costs, trials = mixing.corrected(costs, Original(self.walk.module, deciding))
+            ledger.table("widths tried", trials)
+            frontier = mixing.frontier(choices, costs, Original(self.walk.module, reporting))
+            ledger.table("frontier", frontier)
+            for row in frontier:
+                self.ctx.progress.log(frontier_line(row))
+        else:
+            choices = mixing.solve(costs)
+        ledger.table("widths", mixing.rows(choices, costs))
+        self.rounding = mixing.rounding_of(choices)
+
+    def draw_curve(self, views: Sequence[MatrixView], statistics: Statistics, original: Original) -> None:
+        """The rounding, and the baseline of its rule, against tokens."""
+        assert self.text is not None, "a curve is of text"
+        rule = self.rounding.rule
+        roundings = {self.settings.method: self.rounding}
+        if rule.baseline:
+            roundings[rule.baseline] = replace(self.rounding, rule=RULES[rule.baseline], strength=HELD_OUT)
+        length, folds = self.text.tokens.shape[1], range(self.text.num_folds)
+        tokens_of_fold = [length * len(self.text.fold(number)) for number in folds]
+        rows = curve(views, roundings, statistics, original, tokens_of_fold=tokens_of_fold)
+        self.ctx.ledger.table("calibration", rows)
 
 
 def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
@@ -209,7 +255,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or settings.curve:
+    if settings.stream is False or settings.curve or settings.target:
         return None
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return None
@@ -263,7 +309,8 @@ def calibration_windows(
     data = ctx.inputs.get("calibration", settings.calibration)
     length = min(settings.length, getattr(model.config, "max_position_embeddings", None) or settings.length)
     wanted = max(settings.num_tokens // length, 1)
-    extra = WINDOWS * length * (bool(settings.rounds_by.compared) + settings.curve)
+    mixes = settings.target is not None
+    extra = WINDOWS * length * ((bool(settings.rounds_by.compared) or mixes) + (settings.curve or mixes))
     drawn = calibration(
         model.tokenizer, data, length=length, max_tokens=settings.num_tokens + extra, generator=ctx.generator
     )

@@ -35,6 +35,7 @@ class Scheme:
         number: "int" or "float".
         fixed: settings that its kernels leave no choice of.
         rounds_activations: whether the engine rounds the inputs too, to as many bits, token by token.
+        signed_scales: whether scales may be negative.
     """
 
     bits: int
@@ -47,6 +48,7 @@ class Scheme:
     number: ClassVar[str] = "int"
     fixed: ClassVar[Mapping[str, Any]] = {}
     rounds_activations: ClassVar[bool] = False
+    signed_scales: ClassVar[bool] = False
 
     def group_of(self, in_features: int) -> int:
         return self.group_size or in_features
@@ -73,6 +75,7 @@ class Scheme:
             "bits": self.bits,
             "group_size": self.group_of(weight.shape[1]),
             "symmetric": self.symmetric,
+            "signed": self.signed_scales,
             "scale_dtype": scale_dtype,
         }
         return search_scale(weight, importance, **settings) if search else integer_grid(weight, **settings)

@@ -28,7 +28,7 @@ class Quantize(Stage):
     """Rounds the linear layers' weights: to nearest (rtn), one-sided (gptq) or two-sided (yaqa)."""
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     summary: ClassVar[str] = "round weights to 2-8 bits (RTN, GPTQ, YAQA)"
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
@@ -43,6 +43,10 @@ class Quantize(Stage):
         default=64, ge=1, description="inputs that share a scale; null for one scale per row (scheme int)"
     )
     symmetric: bool = Field(default=True, description="grid without zero points (scheme int)")
+    target: str | None = Field(
+        default=None,
+        description="widths for a size, instead of bits: 3.0bits per rounded weight, 60MB or 45% of the weights' files",
+    )
     overrides: dict[str, SchemeSettings] = Field(
         default_factory=dict,
         description="schemes of some matrices, {name or re:PATTERN: {bits: 8}}; first match",
@@ -140,7 +144,8 @@ class Quantize(Stage):
     @property
     def needs(self) -> frozenset[str]:
         """What is collected from the calibration text, see `RoundingRule`."""
-        return RULES[self.method].needs | ({"covariance"} if self.refit else set())
+        wanted = RULES[self.method].needs | ({"covariance"} if self.refit else set())
+        return wanted | ({"covariance", "sketch"} if self.target else set())
 
     def plan(self, before: Plan) -> Plan:
         from burnish.quantize.plan import plan

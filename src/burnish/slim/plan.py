@@ -9,7 +9,7 @@ from burnish.core.checkpoint import plan_config
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
-from burnish.slim.target import CLOSE, FittedSizes, experts_of, fit, parse_target, resized
+from burnish.slim.target import CLOSE, FittedSizes, allowed_parameters, experts_of, fit, resized
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -51,7 +51,7 @@ def fitted(settings: Slim, before: Plan) -> FittedSizes:
     assert settings.target is not None, "asked for only where there is a target"
     return fit(
         before.config,
-        parse_target(settings.target, before),
+        allowed_parameters(settings.target, before),
         by="width" if settings.method == "narrow" else "num_experts",
         multiple=settings.multiple * settings.tp,
         num_key_value_heads=settings.num_key_value_heads,
@@ -89,7 +89,7 @@ def plan(settings: Slim, before: Plan) -> Plan:
     if heads != describe(before.config).num_key_value_heads:
         notes.append(f"{heads} of {describe(before.config).num_key_value_heads} attention groups")
     if settings.target is not None:
-        sizes, allowed = fitted(settings, before), parse_target(settings.target, before)
+        sizes, allowed = fitted(settings, before), allowed_parameters(settings.target, before)
         if sizes.num_parameters < CLOSE * allowed:
             notes.append(
                 f"the sizes nearest to the target of {allowed:,} parameters are {sizes.num_parameters:,}, which it "

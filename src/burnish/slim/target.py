@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from burnish.arch import Architecture, Experts, describe
 from burnish.core.checkpoint import plan_config
 from burnish.core.errors import SettingsError
 from burnish.core.progress import byte_count
+from burnish.core.target import parse_target
 
 if TYPE_CHECKING:
     from burnish.core.kinds import Plan
@@ -27,8 +27,6 @@ BYTES_PER_PARAMETER = 2
 
 CLOSE = 0.98
 """Share of a target that one size alone must reach; else the other one is cut as well."""
-
-UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def experts_of(config: Any) -> Experts:
@@ -46,23 +44,20 @@ def experts_of(config: Any) -> Experts:
     return experts
 
 
-def parse_target(target: str, before: Plan) -> int:
+def allowed_parameters(target: str, before: Plan) -> int:
     """Parameters that a target allows.
 
     Args:
-        target: "20%" of the parameters, or bytes of weights in bfloat16: "24GB", "22.4GiB".
+        target: "20%" of the parameters, "100M parameters", or bytes of weights in bfloat16: "24GB", "22.4GiB".
         before: the model as it is.
 
     Raises:
-        SettingsError: neither.
+        SettingsError: none of them.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[KMGT]i?B)\s*", target, flags=re.IGNORECASE)
-    unit = match[2].upper() if match else ""
-    if match is None or (unit != "%" and unit not in UNITS):
-        raise SettingsError(f"target is {target!r}", fix="give a share of the parameters (20%) or a size (24GB, 800MB)")
-    if unit == "%":
-        return math.floor(before.num_parameters * float(match[1]) / 100)
-    return math.floor(float(match[1]) * UNITS[unit] / BYTES_PER_PARAMETER)
+    wanted = parse_target(target, takes=("%", "bytes", "parameters"), whole="the parameters")
+    if wanted.unit == "%":
+        return wanted.share(before.num_parameters)
+    return math.floor(wanted.amount / (BYTES_PER_PARAMETER if wanted.unit == "bytes" else 1))
 
 
 def resized(

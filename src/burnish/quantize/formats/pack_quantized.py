@@ -31,6 +31,7 @@ class PackedIntegers(Scheme):
     name: ClassVar[str] = "int"
     summary: ClassVar[str] = "packed weights"
     form: ClassVar[str] = "pack-quantized"
+    signed_scales: ClassVar[bool] = True
 
     def pack(self, codes: Tensor, grid: Any, *, scale_dtype: torch.dtype) -> dict[str, Tensor]:
         import torch

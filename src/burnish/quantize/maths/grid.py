@@ -9,15 +9,20 @@ codebook of vectors fits where a rounding hands it whole tiles.
 
 * symmetric: z = 0 and s = absmax / ((2^b - 1) / 2), so that the range is centred on zero up to half a step. This is the
   format's own convention, not absmax / (2^(b-1) - 1).
+* symmetric and signed: z = 0 and s = -w / 2^(b-1) for the weight w of the largest size, which becomes the last level
+  whichever sign it has. Steps are shorter, by an eighth at 3 bits, and nothing is cut off at that end. Readers multiply
+  codes by scales, so that the sign of a scale is nothing to them.
 * asymmetric: s = (max - min) / (2^b - 1) with min <= 0 <= max, and z = round(-2^(b-1) - min / s).
 
-Source: the compressed-tensors package (Apache-2.0), `quantization.utils.calculate_qparams`.
+Source: the compressed-tensors package (Apache-2.0), `quantization.utils.calculate_qparams`; signed scales as in
+llama.cpp's and AutoRound's symmetric formats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -106,6 +111,7 @@ def integer_grid(
     bits: int,
     group_size: int,
     symmetric: bool = True,
+    signed: bool = False,
     clip: Float[Tensor, "*batch out groups"] | float = 1.0,
     scale_dtype: torch.dtype | None = None,
 ) -> IntegerGrid:
@@ -116,6 +122,9 @@ def integer_grid(
         bits: 2 to 8.
         group_size: must divide the number of inputs; the number of inputs itself gives one scale per row.
         symmetric: without zero points.
+        signed: a symmetric grid has one level more on one side; where scales may be negative, that side is the one of
+            the group's largest weight, which becomes the last level, so that steps are smaller. Otherwise it is the
+            negative side, and the largest weight lies half a step beyond the last level of the other one.
         clip: the spanned range as a part of the group's own range, per group or for all.
         scale_dtype: what the checkpoint will store scales in; they are rounded to it here, so that the rounding sees
             the grid that a reader of the checkpoint will see. None keeps the weight's dtype.
@@ -125,14 +134,16 @@ def integer_grid(
     levels = 2**bits - 1
     # Divided by a tensor: a GPU multiplies by the inverse of a number, and then the largest weight of a group, which
     # is 3.5 steps of a symmetric 3-bit grid, goes to either side of that tie.
-    if symmetric:
+    if symmetric and signed:
+        scale = torch.where(-low >= high, low, high) / torch.full_like(low, -(2 ** (bits - 1)))
+    elif symmetric:
         scale = torch.maximum(-low, high) / torch.full_like(low, levels / 2)
     else:
         scale = (high - low) / torch.full_like(low, levels)
     if scale_dtype is not None:
         scale = scale.to(scale_dtype).to(weight.dtype)
     smallest = torch.finfo(scale_dtype or weight.dtype).tiny
-    scale = torch.where(scale < smallest, torch.ones_like(scale), scale)  # a group of zeros: any step will do
+    scale = torch.where(scale.abs() < smallest, torch.ones_like(scale), scale)  # a group of zeros: any step will do
     lowest = -(2 ** (bits - 1))
     if symmetric:
         zero = torch.zeros_like(scale)
@@ -148,6 +159,7 @@ def search_scale(
     bits: int,
     group_size: int,
     symmetric: bool = True,
+    signed: bool = False,
     scale_dtype: torch.dtype | None = None,
     ratios: tuple[float, ...] = CLIP_RATIOS,
 ) -> IntegerGrid:
@@ -156,15 +168,22 @@ def search_scale(
     Args:
         weight: the original weight.
         importance: h, the diagonal of the input-side factor; None weighs all inputs alike.
-        bits, group_size, symmetric, scale_dtype: as in `integer_grid`.
+        bits, group_size, symmetric, signed, scale_dtype: as in `integer_grid`.
         ratios: what is tried.
     """
+    spanning = partial(
+        integer_grid,
+        weight,
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        signed=signed,
+        scale_dtype=scale_dtype,
+    )
     best_error: Tensor | None = None
     best_ratio = torch.ones(())
     for ratio in ratios:
-        grid = integer_grid(
-            weight, bits=bits, group_size=group_size, symmetric=symmetric, clip=ratio, scale_dtype=scale_dtype
-        )
+        grid = spanning(clip=ratio)
         squared = (weight - grid.nearest(weight, *grid.parameters())).square()
         if importance is not None:
             squared = squared * importance.unsqueeze(-2)
@@ -174,9 +193,7 @@ def search_scale(
         else:
             best_ratio = torch.where(error < best_error, ratio, best_ratio)
             best_error = torch.minimum(error, best_error)
-    return integer_grid(
-        weight, bits=bits, group_size=group_size, symmetric=symmetric, clip=best_ratio, scale_dtype=scale_dtype
-    )
+    return spanning(clip=best_ratio)
 
 
 AnyGrid = TypeVar("AnyGrid", bound=Any)

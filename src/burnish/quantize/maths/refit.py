@@ -34,7 +34,7 @@ def refit_scales(
     *,
     scale_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "out groups"]:
-    """Positive scales under which levels * scale is close to the weight.
+    """Scales, of the present signs, under which levels * scale is close to the weight.
 
     Args:
         weight: the original weight.
@@ -64,8 +64,10 @@ def normal_equations(
 def _refit_rows(
     weight: Tensor, levels: Tensor, scale: Tensor, factor: Tensor, scale_dtype: torch.dtype | None
 ) -> Tensor:
+    signs = scale.sign()
+    levels = levels * signs.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
     systems, right = normal_equations(weight, levels, factor, scale.shape[1])
-    before = scale.double()
+    before = scale.abs().double()
     stored = torch.finfo(scale_dtype or weight.dtype)
 
     def storable(values: Tensor) -> Tensor:
@@ -88,4 +90,4 @@ def _refit_rows(
         return (scales * ((systems @ scales.unsqueeze(2)).squeeze(2) - 2 * right)).sum(dim=1)
 
     better = (error(fitted) < error(before)).unsqueeze(1) & ~idle
-    return torch.where(better, fitted, before).to(weight.dtype)
+    return torch.where(better, fitted, before).to(weight.dtype) * signs

@@ -1,0 +1,387 @@
+"""Widths for a size: every group of matrices gets the bits that do the model the least harm within so many bytes.
+
+A first answer comes from the knapsack over sensitivities (`maths.allocation`), a second-order forecast from one-sided
+rounding at every width. It is then corrected by what it stands for: the groups of one kind, and those of one third of
+the layers, are made to count twice and half as much, and another answer replaces the present one where the whole
+model's divergence on windows that no factor has seen is smaller, by the paired interval over windows. The same
+measurement at sizes around the target, on windows that have decided nothing, is the frontier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from burnish.arch import MatrixView
+from burnish.calibrate.statistics import Statistics
+from burnish.core.errors import EngineError, SettingsError
+from burnish.core.progress import Progress, byte_count
+from burnish.core.statistics import interval
+from burnish.core.store import Store
+from burnish.core.target import parse_target
+from burnish.quantize.factors import SplitSums
+from burnish.quantize.maths.allocation import allocate, sensitivity
+from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
+from burnish.quantize.rule import Strength
+from burnish.quantize.rules import RULES
+from burnish.quantize.scheme import Scheme
+from burnish.quantize.tuning import NOISE, Original, filled, rounded_under
+
+if TYPE_CHECKING:
+    from burnish.core.kinds import Plan
+    from burnish.quantize.stage import Quantize
+
+WIDTHS = range(2, 9)
+FORECAST = Strength(input_damping=0.1)
+"""Of the rounding whose error the forecast is made of."""
+AROUND = (-0.5, -0.25, 0.25, 0.5)
+"""Bits per weight from the target at which the frontier is measured too."""
+FACTORS = (2.0, 0.5)
+"""By which groups of one kind are made to count more and less."""
+HEADER_ENTRY = 150
+"""Bytes, beside its name, that a tensor takes in the header of a file, at most."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices that stock loaders want in one width: those that an engine joins, or all experts.
+
+    Attributes:
+        views: its matrices.
+        schemes: what they may become, from the narrowest.
+        sizes: bytes on disk under each.
+    """
+
+    views: tuple[MatrixView, ...]
+    schemes: tuple[Scheme, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def num_weights(self) -> int:
+        return sum(prod(view.shape) for view in self.views)
+
+    @property
+    def name(self) -> str:
+        return group_name(self.views[0])
+
+    @property
+    def roles(self) -> str:
+        return ", ".join(dict.fromkeys(view.role for view in self.views))
+
+
+def group_name(view: MatrixView) -> str:
+    """Of what has one width: stock loaders know one scheme for the experts of all layers."""
+    return "experts" if view.expert is not None else view.format_group.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class ByteBudget:
+    """How large a model can be made, and how large it may be.
+
+    Attributes:
+        groups: whose widths are chosen; all have the same ones.
+        dense: bytes of everything else in the files.
+        allowed: bytes for the groups.
+    """
+
+    groups: tuple[Group, ...]
+    dense: int
+    allowed: int = 0
+
+    @property
+    def widths(self) -> list[int]:
+        return [scheme.bits for scheme in self.groups[0].schemes]
+
+    def at(self, bits: float) -> int:
+        """Bytes of the groups at so many bits per weight: what all take at that width, or between two."""
+        totals = [sum(sizes) for sizes in zip(*(group.sizes for group in self.groups), strict=True)]
+        return round(float(np.interp(bits, self.widths, totals)))
+
+    def bits(self, choices: Sequence[int]) -> float:
+        """Mean width of the weights, without scales."""
+        weights = [group.num_weights for group in self.groups]
+        return float(np.average([self.widths[choice] for choice in choices], weights=weights))
+
+    def size(self, choices: Sequence[int]) -> int:
+        """Bytes of the files."""
+        return self.dense + sum(group.sizes[choice] for group, choice in zip(self.groups, choices, strict=True))
+
+
+def budget_of(settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], before: Plan) -> ByteBudget:
+    """What the settings' target leaves for the matrices.
+
+    Args:
+        settings: with a target in "%" of the weights' files, in bytes of them, or in bits per rounded weight.
+        scheme: whose width is going to be replaced.
+        views: the matrices that are rounded.
+        before: the model as it is.
+
+    Raises:
+        SettingsError: no choice of widths has that size; the message says which sizes there are.
+        EngineError: there is no width that the engine has kernels for.
+    """
+    assert settings.target is not None, "only a target asks for a budget"
+    target = parse_target(settings.target, takes=("%", "bytes", "bits"), whole="the weights' files")
+    per_weight = before.num_bytes / before.num_parameters
+    groups = groups_of(views, scheme, settings.engine, max(round(per_weight), 2))
+    headers = sum(3 * (HEADER_ENTRY + len(view.disk)) for view in views)
+    dense = round(before.num_bytes - per_weight * sum(group.num_weights for group in groups)) + headers
+    whole = ByteBudget(tuple(groups), dense)
+    smallest, largest = dense + whole.at(min(whole.widths)), dense + whole.at(max(whole.widths))
+    if target.unit == "bits":
+        wanted = dense + whole.at(target.amount)
+        possible = min(whole.widths) <= target.amount <= max(whole.widths)
+    else:
+        wanted = target.share(before.num_bytes) if target.unit == "%" else int(target.amount)
+        possible = smallest <= wanted <= largest
+    if not possible:
+        kernels = f" that {settings.engine} has kernels for" if settings.engine else ""
+        raise SettingsError(
+            f"target is {settings.target}, but the widths{kernels} give {byte_count(smallest)} "
+            f"({min(whole.widths)} bits) to {byte_count(largest)} ({max(whole.widths)} bits); "
+            + _largest_dense(before, views, per_weight, dense),
+            where="target",
+            fix=f"choose a target between {byte_count(smallest)} and {byte_count(largest)}",
+        )
+    return replace(whole, allowed=wanted - dense)
+
+
+def _largest_dense(before: Plan, views: Sequence[MatrixView], per_weight: float, dense: int) -> str:
+    """What cannot be made smaller, and most of what it is."""
+    rounded = {view.disk for view in views} | {view.parameter for view in views}
+    name, shape = max(((n, s) for n, s in before.shapes.items() if n not in rounded), key=lambda item: prod(item[1]))
+    size = byte_count(per_weight * prod(shape))
+    return f"{byte_count(dense)} of that stay dense, of which {name.removesuffix('.weight')} alone takes {size}"
+
+
+def groups_of(views: Sequence[MatrixView], scheme: Scheme, engine: str | None, scale_bytes: int) -> list[Group]:
+    """Groups in the order of the network, each with the widths that all of them can have.
+
+    Raises:
+        EngineError: there is none.
+    """
+    schemes = [replace(scheme, bits=bits) for bits in WIDTHS]
+    if engine is not None:
+        schemes = [option for option in schemes if _has_kernels(option, views, engine)]
+        if not schemes:
+            for view in views:
+                replace(scheme, bits=4).check_kernel(view, engine)
+    together: dict[str, list[MatrixView]] = {}
+    for view in views:
+        together.setdefault(group_name(view), []).append(view)
+    return [
+        Group(
+            tuple(some),
+            tuple(schemes),
+            tuple(sum(option.num_bytes(*view.shape, scale_bytes) for view in some) for option in schemes),
+        )
+        for some in together.values()
+    ]
+
+
+def _has_kernels(scheme: Scheme, views: Sequence[MatrixView], engine: str) -> bool:
+    try:
+        for view in views:
+            scheme.check_kernel(view, engine)
+    except EngineError:
+        return False
+    return True
+
+
+@dataclass
+class Mixing:
+    """The search for widths in one model, whose weights stay as they are.
+
+    Attributes:
+        budget: groups and bytes.
+        rounding: how matrices are rounded, but for their widths.
+        statistics: of their inputs and gradients.
+        store: where rounded groups and forecasts are kept, under `key`.
+        progress: where to show bars.
+    """
+
+    budget: ByteBudget
+    rounding: Rounding
+    statistics: Statistics
+    store: Store
+    key: Mapping[str, Any]
+    progress: Progress = field(default_factory=lambda: Progress(enabled=False))
+
+    @property
+    def views(self) -> list[MatrixView]:
+        return [view for group in self.budget.groups for view in group.views]
+
+    def solve(self, costs: Sequence[Sequence[float]], allowed: int | None = None) -> list[int]:
+        """The place of every group's width by the knapsack."""
+        return allocate(costs, [group.sizes for group in self.budget.groups], allowed or self.budget.allowed)
+
+    def rounding_of(self, choices: Sequence[int]) -> Rounding:
+        """The rounding with these widths; experts, or else most matrices, have the scheme that needs no names."""
+        pairs = list(zip(self.budget.groups, choices, strict=True))
+        schemes = {view.name: group.schemes[choice] for group, choice in pairs for view in group.views}
+        experts = [group.schemes[choice] for group, choice in pairs if group.name == "experts"]
+        names = [scheme for group, choice in pairs for scheme in [group.schemes[choice]] * len(group.views)]
+        return replace(self.rounding, scheme=(experts or [max(names, key=names.count)])[0], overrides=schemes)
+
+    def forecast(self) -> list[list[float]]:
+        """Ω of every group at every width, in nats per token, of one-sided rounding."""
+        found = self.store.find("sensitivity", self.key)
+        if found is None:
+            costs = torch.zeros(len(self.budget.groups), len(self.budget.widths), dtype=torch.float64)
+            place_of = {view.name: place for place, group in enumerate(self.budget.groups) for view in group.views}
+            rule = replace(self.rounding, rule=RULES["gptq"], strength=FORECAST, refit=0)
+            batches = list(batches_of_one_shape(self.views, self.rounding_of([0] * len(costs))))
+            total = len(costs[0]) * sum(prod(view.shape) for view in self.views)
+            with self.progress.task("foretelling what every width costs", total=total, unit="weights") as task:
+                for batch in batches:
+                    sums = [SplitSums(self.statistics, view, self.views) for view in batch]
+                    for width in range(len(self.budget.widths)):
+                        for view, cost in zip(batch, self._costs(batch, rule, sums, width), strict=True):
+                            costs[place_of[view.name], width] += cost
+                        task.advance(sum(prod(view.shape) for view in batch))
+            with self.store.writing("sensitivity", self.key) as path:
+                save_file({"costs": costs}, path / "costs.safetensors")
+        return load_file(self.store.directory / "sensitivity" / "costs.safetensors")["costs"].tolist()
+
+    def _costs(self, batch: Sequence[MatrixView], rule: Rounding, sums: Sequence[SplitSums], width: int) -> list[float]:
+        """Ω of matrices of one shape at one width."""
+        everywhere = self.rounding_of([width] * len(self.budget.groups))
+        rounded = rounded_batch(batch, replace(rule, overrides=everywhere.overrides), sums)
+        costs = []
+        for view, of_view, (codes, grid, _) in zip(batch, sums, rounded, strict=True):
+            sides = of_view.factors(self.rounding.sketch)
+            error = view.tensor.to(grid.scale.dtype) - grid.values(codes)
+            costs.append(sensitivity(error, *sides, of_view.all.num_tokens))
+        return costs
+
+    def values(self, choices: Sequence[int]) -> dict[str, Tensor]:
+        """{name: values under these widths}; groups that no earlier choice had so are rounded now."""
+        named = [(f"{place:04d}-{self.budget.widths[c]}bits", c) for place, c in enumerate(choices)]
+        missing = [place for place, (name, _) in enumerate(named) if self.store.find(name, self.key) is None]
+        if missing:
+            views = [view for place in missing for view in self.budget.groups[place].views]
+            rounded = rounded_under(views, {"": self.rounding_of(choices)}, self.statistics)[""]
+            for place in missing:
+                with self.store.writing(named[place][0], self.key) as path:
+                    own = {view.name: rounded[view.name].cpu() for view in self.budget.groups[place].views}
+                    save_file(own, path / "values.safetensors")
+        found: dict[str, Tensor] = {}
+        for name, _ in named:
+            found |= load_file(self.store.directory / name / "values.safetensors")
+        return found
+
+    def divergence(self, choices: Sequence[int], original: Original) -> list[float]:
+        """Of the whole model under these widths, per window."""
+        with filled(self.views, self.values(choices)):
+            return original.divergence()
+
+    def corrected(
+        self, costs: Sequence[Sequence[float]], original: Original
+    ) -> tuple[list[int], list[list[float]], list[dict[str, Any]]]:
+        """Widths, and costs, after measuring the whole model; rows of what was tried."""
+        groups, costs = self.budget.groups, [list(some) for some in costs]
+        choices = self.solve(costs)
+        present = self.divergence(choices, original)
+        rows = [_swap("forecast", self.budget.bits(choices), present, None, accepted=True)]
+        tried = {tuple(choices)}
+        kinds = kinds_of(groups)
+        with self.progress.task("correcting widths", total=len(kinds) * len(FACTORS), unit="trials") as task:
+            for kind, members in kinds.items():
+                for factor in FACTORS:
+                    task.advance()
+                    changed = [
+                        [factor * cost for cost in some] if place in members else some
+                        for place, some in enumerate(costs)
+                    ]
+                    other = self.solve(changed)
+                    if tuple(other) in tried:
+                        continue
+                    tried.add(tuple(other))
+                    measured = self.divergence(other, original)
+                    row = _swap(f"{kind} counts {factor:g} times", self.budget.bits(other), measured, present)
+                    rows.append(row)
+                    if row["accepted"]:
+                        choices, costs, present = other, changed, measured
+        return choices, costs, rows
+
+    def frontier(
+        self, choices: Sequence[int], costs: Sequence[Sequence[float]], original: Original
+    ) -> list[dict[str, Any]]:
+        """Rows {bits, bytes, kl, low, high, chosen}, the smallest first: the chosen widths and others around them."""
+        bits, widths = self.budget.bits(choices), self.budget.widths
+        wanted = {tuple(choices)}
+        for step in AROUND:
+            if widths[0] <= bits + step <= widths[-1]:
+                wanted.add(tuple(self.solve(costs, self.budget.at(bits + step))))
+        rows = []
+        for some in sorted(wanted, key=self.budget.size):
+            kl = interval(np.array(self.divergence(some, original)), scale="log")
+            ends = {"low": kl.low, "high": kl.high} if kl.low == kl.low else {}  # one window has no interval
+            row = {"bits": self.budget.bits(some), "bytes": self.budget.size(some), "kl": kl.value}
+            rows.append(row | ends | {"chosen": some == tuple(choices)})
+        return rows
+
+    def rows(self, choices: Sequence[int], costs: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        """What every group gets, for the ledger."""
+        return [
+            {
+                "group": group.name,
+                "roles": group.roles,
+                "bits": self.budget.widths[choice],
+                "bytes": group.sizes[choice],
+                "sensitivity": of_group[choice],
+            }
+            for group, choice, of_group in zip(self.budget.groups, choices, costs, strict=True)
+        ]
+
+
+def width_notes(budget: ByteBudget) -> list[str]:
+    """Sentences for the plan."""
+    among = ", ".join(map(str, budget.widths))
+    total = byte_count(budget.dense + budget.allowed)
+    notes = [
+        f"widths of {len(budget.groups)} groups are chosen among {among} bits for {total}, "
+        f"of which {byte_count(budget.dense)} stay dense"
+    ]
+    if without := [str(bits) for bits in budget.widths if bits not in (4, 8)]:
+        notes.append(f"vLLM has no built-in kernel for {', '.join(without)} bits; engine: vllm leaves them out")
+    return notes
+
+
+def frontier_line(row: Mapping[str, Any]) -> str:
+    """A size of the frontier, for people."""
+    between = f" ({row['low']:.4f} to {row['high']:.4f})" if "low" in row else ""
+    chosen = ", the target" if row["chosen"] else ""
+    return f"{byte_count(row['bytes'])}, {row['bits']:.2f} bits: KL {row['kl']:.4f}{between} nats per token{chosen}"
+
+
+def kinds_of(groups: Sequence[Group]) -> dict[str, list[int]]:
+    """{a kind: places of its groups}: by roles, and by thirds of the layers; a kind of all groups is none."""
+    layers = 1 + max(view.layer or 0 for group in groups for view in group.views)
+    kinds: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        third = ("first", "middle", "last")[3 * (group.views[0].layer or 0) // layers]
+        for kind in (group.roles, f"the {third} third"):
+            kinds.setdefault(kind, []).append(place)
+    return {kind: members for kind, members in kinds.items() if len(members) < len(groups)}
+
+
+def _swap(
+    name: str, bits: float, measured: Sequence[float], present: Sequence[float] | None, *, accepted: bool = False
+) -> dict[str, Any]:
+    """A row: other widths are accepted where the paired interval of the ratio of divergences lies below 1."""
+    row: dict[str, Any] = {"trial": name, "bits": bits, "kl": float(np.mean(measured))}
+    if present is not None:
+        against = interval(np.add(measured, NOISE), np.add(present, NOISE), scale="log")
+        row |= {"ratio": against.value}
+        if against.high == against.high:  # one window has no interval, and decides nothing
+            row |= {"low": against.low, "high": against.high}
+        accepted = against.high < 1
+    return row | {"accepted": accepted}
