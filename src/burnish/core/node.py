@@ -66,16 +66,13 @@ def _run_stage(stage: Any, spec: dict[str, Any]) -> None:
 
     started = time.monotonic()
     rank = int(os.environ.get("RANK", "0"))
-    device = pick_device(stage.device)
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
     ledger = Ledger(Path(spec["run"]) if rank == 0 else None, node=spec["node"])
     model = load(spec["model"])
     model.trust_hash(spec["model_hash"])
     ctx = Context(
         inputs=spec["inputs"],
         work_dir=Path(spec["work"]),
-        device=device,
+        device=pick_device(stage.device),
         generator=seeded_generator(stage.seed),
         progress=Progress(enabled=rank == 0),
         ledger=ledger,

@@ -73,8 +73,14 @@ def use(module: Any, name: str, progress: Progress | None = None) -> str:
     try:
         module.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
-        what = f"attention cannot be {name}: {type(module).__name__} does not know it"
-        raise SettingsError(what, where="attention", fix="leave it out") from error
+        raise _not_known(module, name) from error
+    if module.config._attn_implementation != name:  # some classes say so in a log only
+        raise _not_known(module, name)
     if progress is not None:
         progress.log(f"attention is computed by {name}")
     return before
+
+
+def _not_known(module: Any, name: str) -> SettingsError:
+    what = f"attention cannot be {name}: {type(module).__name__} does not know it"
+    return SettingsError(what, where="attention", fix="leave it out")

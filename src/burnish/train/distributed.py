@@ -35,6 +35,7 @@ from burnish.core.store import Key
 from burnish.optim.sharding import check_processes_agree, is_dtensor, local, refuse_mixture
 from burnish.train import sharded_state
 from burnish.train.saved import States
+from burnish.train.sequence import Sequence
 from burnish.train.world import ALONE, World
 
 TIMEOUT = timedelta(minutes=10)
@@ -48,13 +49,25 @@ GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
+def world(device: str, sequence_parallel: int = 1) -> Iterator[World]:
     """The world of this process: what torchrun started, or one process alone.
 
+    Args:
+        device: of this process.
+        sequence_parallel: how many processes share the rows of a step, see `burnish.train.sequence`.
+
     Raises:
+        SettingsError: `sequence_parallel` does not divide the number of processes.
         StageError: another process died, or did not answer within ten minutes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size % sequence_parallel:
+        what = "one process" if size == 1 else f"{size} processes"
+        raise SettingsError(
+            f"sequence_parallel is {sequence_parallel}, which does not divide the {what} of this training",
+            where="sequence_parallel",
+            fix=f"start a multiple of {sequence_parallel} processes, as in launch: {{processes: {sequence_parallel}}}",
+        )
     if size == 1:
         yield ALONE
         return
@@ -65,7 +78,7 @@ def world(device: str) -> Iterator[World]:
             torch.cuda.set_device(torch.device(device))
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
     with _one_error_for_a_dead_process():
-        yield Processes(init_device_mesh(kind, (size,)))
+        yield Processes(init_device_mesh(kind, (size,)), sequence_parallel)
     if started:
         dist.destroy_process_group()
 
@@ -91,12 +104,15 @@ class Processes(World):
 
     Args:
         mesh: of one dimension, or of two, (replicate, shard): HSDP.
+        sequence_parallel: how many neighbours share the rows of a step.
     """
 
-    def __init__(self, mesh: DeviceMesh) -> None:
+    def __init__(self, mesh: DeviceMesh, sequence_parallel: int = 1) -> None:
         self.mesh = mesh
         self.rank, self.size = dist.get_rank(), mesh.size()
         self._writers = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
+        if sequence_parallel > 1:
+            self.sequence = Sequence(cast("dist.ProcessGroup", dist.new_subgroups(sequence_parallel)[0]))
         self._template: nn.Module | None = None
         self._writing: sharded_state.Writing | None = None
 
@@ -216,6 +232,8 @@ class Processes(World):
             self.finish()
 
     def finish(self) -> None:
+        if self.sequence is not None:
+            self.sequence.check_calls()
         if self._writing is not None:
             self._writing.finish()
             self._writing = None

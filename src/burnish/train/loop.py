@@ -190,10 +190,10 @@ def evaluate(
     with torch.no_grad(), _autocast(device, precision):
         # Every process does the same number of forward passes, for they wait for each other's weights. One that has no
         # rows left does row 0 once more, and it does not count.
-        for first in range(0, len(data), world.size * micro_batch_size):
-            start = first + world.rank * micro_batch_size
+        for first in range(0, len(data), world.num_shares * micro_batch_size):
+            start = first + world.share * micro_batch_size
             rows = list(range(start, min(start + micro_batch_size, len(data))))
-            loss = loss_fn(model, _to(data.take(rows or [0]), device))
+            loss = loss_fn(model, world.cut(_to(data.take(rows or [0]), device)))
             names = sorted(loss.metrics)
             part = detached(loss, names)
             part = part if rows else torch.zeros_like(part)
@@ -212,9 +212,10 @@ def _check(data: Rows, loop: Loop, world: World) -> None:
     micro = loop.micro_batch_size or loop.batch_size
     if loop.steps < 1 or loop.batch_size < 1 or micro < 1:
         raise SettingsError(f"steps {loop.steps}, batch_size {loop.batch_size} and micro_batch_size {micro} must be 1+")
-    if loop.batch_size % world.size:
+    if loop.batch_size % world.num_shares:
+        who = "processes" if world.num_shares == world.size else "groups of processes"
         raise SettingsError(
-            f"a batch of {loop.batch_size} rows cannot be shared evenly by {world.size} processes",
+            f"a batch of {loop.batch_size} rows cannot be shared evenly by {world.num_shares} {who}",
             fix="use a multiple, or another number of processes",
         )
     if len(data) == 0:
@@ -407,18 +408,18 @@ class _Training:
             Total, weight, metrics and the number of input tokens of these rows; the names of the metrics.
         """
         rows = self.sampler.rows(step)
-        share = len(rows) // self.world.size
-        rows = rows[self.world.rank * share : (self.world.rank + 1) * share]
+        share = len(rows) // self.world.num_shares
+        rows = rows[self.world.share * share : (self.world.share + 1) * share]
         micro = self.loop.micro_batch_size or share
         sums: Tensor | None = None
         names: list[str] = []
         tokens = 0
         for number, start in enumerate(range(0, share, micro)):
-            batch = self.data.take(rows[start : start + micro])
+            batch = self.world.cut(_to(self.data.take(rows[start : start + micro]), self.device))
             tokens += batch["input_ids"].numel()
             torch.manual_seed(((self.loop.seed * 1_000_003 + step) * 1009 + number) * 1009 + self.world.rank)
             with _autocast(self.device, self.loop.precision):
-                loss = self.loss_fn(self.forward, _to(batch, self.device))
+                loss = self.loss_fn(self.forward, batch)
             loss.total.backward()
             names = sorted(loss.metrics)
             part = detached(loss, names)

@@ -71,7 +71,7 @@ def run(
     """
     from burnish.train.distributed import world
 
-    with world(ctx.device) as processes:
+    with world(ctx.device, settings.sequence_parallel) as processes:
         return _run(settings, model, ctx, loss_of, prepare, beside, key, processes)
 
 
@@ -86,7 +86,7 @@ def _run(
     world: World,
 ) -> Model:
     settings.check(model.config)
-    check_processes(settings, ctx, beside, world)
+    check_processes(settings, ctx, beside, world, own_loss=loss_of is not None)
     attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
     with world.in_turn() if any_large(ctx.inputs) else nullcontext():
         rows, held_out = training_rows(settings, model.tokenizer, ctx)
@@ -102,7 +102,7 @@ def _run(
     loss_fn = loss_of(module) if loss_of else next_token_loss_of(settings, module, balance_of(settings, module))
     if bounded is not None:
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
-    module = prepared(settings, module, rows)
+    module = prepared(settings, module, rows, attention, world)
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
     trained = module if beside is None else WithParameters(module, beside.to(torch.device(ctx.device)))
     speed = speed_of(module, settings.context, device=ctx.device, precision=loop.precision)
@@ -137,10 +137,15 @@ def _run(
     return result
 
 
-def check_processes(settings: Train, ctx: Context, beside: nn.ParameterList | None, world: World) -> None:
+def check_processes(
+    settings: Train, ctx: Context, beside: nn.ParameterList | None, world: World, *, own_loss: bool
+) -> None:
     """Refuses what one process alone can do where there are several."""
     if world.size == 1:
         return
+    if world.sequence is not None and own_loss:
+        what = f"{settings.name} has a loss of its own, which looks at whole rows"
+        raise SettingsError(what, where="sequence_parallel", fix="leave sequence_parallel out")
     if settings.optimizer == "pstorm":
         raise SettingsError("pstorm steps in one process only", where="optimizer", fix="leave `launch` out")
     if settings.sharpness:
@@ -154,8 +159,10 @@ def check_processes(settings: Train, ctx: Context, beside: nn.ParameterList | No
         raise SettingsError("a bound is kept by one process only", where="bound_data", fix="leave `launch` out")
 
 
-def prepared(settings: Train, module: Any, rows: PackedRows) -> Any:
-    """The model as it is trained: with adapters, and with activations computed again, where the settings say so."""
+def prepared(settings: Train, module: Any, rows: PackedRows, attention: str, world: World) -> Any:
+    """The model as it is trained: on shared rows, with adapters, with activations computed again, as settings say."""
+    if world.sequence is not None:
+        world.sequence.attend(module, attention)
     if settings.lora_rank:
         module = with_adapters(module, settings, rows)
     if settings.activation_checkpointing:

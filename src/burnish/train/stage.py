@@ -119,6 +119,12 @@ class Train(Stage):
     attention: Attention = Field(
         default="auto", description="sdpa, eager, flex or flash; auto is flash on a GPU where flash-attn is installed"
     )
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="processes that share the rows of a step, each with a stretch of every row; 1 gives each its own",
+        json_schema_extra=VOLATILE,
+    )
     activation_checkpointing: bool = Field(default=False, description="compute activations twice to save memory")
     compile: bool = Field(default=False, description="run the model through torch.compile")
     eval_every: int = Field(
@@ -170,6 +176,14 @@ class Train(Stage):
             given = [name for name in ("adamw_lr", "split_fused", "lora_matrix", "sharpness") if getattr(self, name)]
             if given:
                 raise ValueError(f"{given[0]} does not go with pstorm, which has one rule for all parameters")
+        if self.sequence_parallel > 1:
+            against = {
+                "compile": self.compile,
+                "attention": self.attention in ("eager", "flex"),
+                "balance": self.balance,
+            }
+            if given := [name for name, value in against.items() if value]:
+                raise ValueError(f"sequence_parallel does not go with {given[0]} {getattr(self, given[0])}")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
             raise ValueError("lora_init and lora_matrix need a lora_rank")
         if self.keep_adapter and self.lora_rank == 0:
@@ -225,6 +239,16 @@ class Train(Stage):
                 where="context",
                 fix=f"use --context {longest}",
             )
+        if self.sequence_parallel > 1:
+            from burnish.train.sequence import check_config
+
+            check_config(config, self.sequence_parallel)
+            if self.balance is None and getattr(config.get_text_config(), "router_aux_loss_coef", None):
+                raise SettingsError(
+                    "the load-balancing loss is a mean over whole rows, which sequence_parallel cuts",
+                    where="balance",
+                    fix="set balance to 0, or leave sequence_parallel out",
+                )
         own = ("weight_decay", "adamw_lr", "seed", "max_norm")  # settings of the stage already
         known = [name for name in class_of(self.optimizer).option_names() if name not in own]
         for option in self.optimizer_options:

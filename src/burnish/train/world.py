@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from burnish.core.checkpoint import tensors_digest
 from burnish.core.store import Key
 from burnish.train import state
+from burnish.train.losses import Batch
 from burnish.train.saved import States
+
+if TYPE_CHECKING:
+    from burnish.train.sequence import Sequence
 
 
 class World:
@@ -25,10 +29,26 @@ class World:
     Attributes:
         rank: number of this process.
         size: number of processes.
+        sequence: how this process shares rows with others, None where it has rows of its own.
     """
 
     rank: int = 0
     size: int = 1
+    sequence: Sequence | None = None
+
+    @property
+    def num_shares(self) -> int:
+        """In how many shares the rows of a step are cut: one for each process, or for each group that shares rows."""
+        return self.size // (self.sequence.size if self.sequence else 1)
+
+    @property
+    def share(self) -> int:
+        """Which of them is this process's."""
+        return self.rank // (self.sequence.size if self.sequence else 1)
+
+    def cut(self, batch: Batch) -> Batch:
+        """What this process computes of the rows of its share: all, or a stretch of each."""
+        return batch if self.sequence is None else self.sequence.cut(batch)
 
     @property
     def is_main(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -401,14 +402,17 @@ def move(module: PreTrainedModel, device: str) -> PreTrainedModel:
 
 
 def pick_device(device: str) -> str:
-    """ "auto" becomes "cuda" where there is one; anything else is checked and returned."""
+    """ "auto" becomes "cuda" where there is one, and "cuda" the one of this process where torchrun has started it.
+
+    Anything else is checked and returned.
+    """
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError(f"device {device!r} was asked for, but torch sees no GPU", fix="use --device cpu")
-    return device
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def compute_dtype(device: str) -> torch.dtype:
