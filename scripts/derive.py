@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     OF_STAGES,
     ("distill",),
     ("train",),
-    ("calibrate", "evaluate", "generate", "optim", "reason"),
+    ("calibrate", "evaluate", "generate", "optim", "reason", "serve"),
     ("arch", "data", "events", "fetch", "linear_model", "verify"),
     ("core",),
     ("_version", "methods"),

@@ -31,6 +31,8 @@ def imported_by(statement: str, names: tuple[str, ...]) -> list[str]:
             ("torch", "transformers", "pydantic", "numpy", "sympy", "math_verify"),
         ),
         ("import burnish.reason; from burnish.reason import *", ("torch", "transformers", "openai")),
+        ("import burnish.serve; from burnish.serve import *", ("torch", "transformers", "vllm")),
+        ("import burnish.cli.serve", ("torch", "transformers", "pydantic", "numpy")),
         ("import burnish.report", ("torch", "transformers")),
         ("import burnish.core.runner", ("torch", "transformers")),
     ],

@@ -16,6 +16,7 @@ LONG_FUNCTIONS = {
     "cli/reason.py:evolve": OPTIONS,
     "cli/reason.py:run": OPTIONS,
     "cli/reason_serve.py:serve": OPTIONS,
+    "cli/serve.py:sim": OPTIONS,
 }
 SHARED_NAMES = {
     "Objective": "public in `events` and in `optim.constrained`, which never import each other",

@@ -445,6 +445,27 @@ METHODS: tuple[Method, ...] = (
         page="population",
         benchmarks=(Benchmark("reason_population", ("--work", "runs/reason-tiny"), needs="models of reason_tiny"),),
     ),
+    Method(
+        name="serving simulator",
+        does="vLLM's scheduler on a virtual clock: what another policy would have done with a trace, to the nanosecond",
+        use="burnish serve sim",
+        source="ours; scheduling as in vLLM 0.32",
+        page="simulator",
+    ),
+    Method(
+        name="fair shares",
+        does="tenants in a tree of weights, charged by uncached tokens; VTC is its one level of equal weights",
+        use="burnish serve sim --policy shares",
+        source="VTC, 2024, arXiv:2401.00588; DLPM, 2025, arXiv:2501.14312; the tree is ours",
+        page="fair-scheduling",
+    ),
+    Method(
+        name="workflow scheduling",
+        does="turns of agents as one unit, their contexts kept through tool calls for as long as that pays",
+        use="burnish serve sim --policy programs",
+        source="Continuum, 2025, arXiv:2511.02230; Autellix, 2025, arXiv:2502.13965; order and growth rule ours",
+        page="programs",
+    ),
 )
 
 BESIDE_METHODS = (

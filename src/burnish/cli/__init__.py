@@ -137,7 +137,8 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "report": "Print accuracy and cost of every strategy of a run, and what was paid, and write its page.",
             "probe": "Ask a server some thirty short questions and print what it really does.",
             "journal": "Check the journal of a run, say what was paid, and export its calls as JSON Lines.",
-            "serve": "Serve strategies to any OpenAI client, before another server or a checkpoint in this process.",
+            "serve": "Serve strategies to any OpenAI client, before another server or a checkpoint in this process "
+            "(policies of a shared server: burnish serve).",
         },
         (
             "burnish reason run problems.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen "
@@ -147,6 +148,14 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "burnish reason journal runs/a --out calls.jsonl",
             "burnish reason serve --upstream http://127.0.0.1:8000/v1",
             "burnish reason serve --local models/smollm2 --port 0",
+        ),
+    ),
+    "serve": (
+        "Who is served next on a shared vLLM, and what another policy would change (strategies: burnish reason serve).",
+        {"sim": "Simulate engines with vLLM's scheduling on a trace, under one or more policies, and write a report."},
+        (
+            "burnish serve sim trace.jsonl.gz --policy fcfs --policy fair.yaml --tenants 8 -o runs/fair",
+            "burnish serve sim trace.jsonl.gz --engine engine.yaml --policy vtc --instances 8",
         ),
     ),
     "data": (

@@ -1,0 +1,110 @@
+"""`burnish serve`: what a scheduling policy would change, and a server that has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from burnish.core.outside import MAX_SEED
+from burnish.serve.workload import RouterName
+
+Out = Annotated[Path, Parameter(name=["--out", "-o"])]
+Many = Annotated[list[str], Parameter(negative=())]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
+
+
+def sim(
+    trace: Path,
+    /,
+    *,
+    policy: Many | None = None,
+    engine: Path | None = None,
+    instances: Count = 1,
+    router: RouterName = "least-loaded",
+    tenants: Annotated[int, Parameter(validator=Number(gte=0, lte=100_000))] = 0,
+    limit: Count | None = None,
+    ttft: Seconds = 10.0,
+    tpot: Seconds = 0.1,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = 0,
+    step_by_step: Annotated[bool, Parameter(negative=())] = False,
+    check: Annotated[bool, Parameter(negative=())] = False,
+    out: Out = Path("runs/serve"),
+) -> None:
+    """Simulate engines with vLLM's scheduling on a trace, under one or more policies, and write a report.
+
+    Parameters
+    ----------
+    trace:
+        A Mooncake .jsonl, an Azure or BurstGPT .csv, or a .jsonl of arrival_s, prompt_tokens, output_tokens, tenant
+        and program; also as .gz.
+    policy:
+        A YAML file, or fcfs, vtc, shares, dlpm, programs or least-service; several times for several. The first is
+        what the others are compared with.
+    engine:
+        A YAML file with the limits of an engine and what its steps take.
+    instances:
+        Engines, each with its own policy.
+    router:
+        How requests are spread over engines.
+    tenants:
+        Draw so many tenants for the requests, of sizes 1, 1/2, 1/3 and so on; the report says that they are drawn.
+    limit:
+        Take so many rows of the trace only.
+    ttft:
+        Seconds to the first token that are good service.
+    tpot:
+        Seconds for each further token that are good service.
+    seed:
+        Of the draw of tenants.
+    step_by_step:
+        Take every step of the engine for itself: slow, and the same result.
+    check:
+        Do both, and compare.
+    out:
+        Directory of results.json and report.html.
+    """
+    from burnish.core.apart import check_apart
+    from burnish.serve.compare import FILE, compare, write_results
+    from burnish.serve.settings import EngineSettings, read_engine, read_policy
+    from burnish.serve.traces import read_trace, with_tenants
+
+    check_apart([out / FILE, out / "report.html"], [trace, engine])
+    policies = [read_policy(one) for one in policy or ["fcfs"]]
+    machine = read_engine(engine) if engine else EngineSettings()
+    workload = read_trace(trace, limit=limit)
+    if tenants:
+        workload = with_tenants(workload, {f"tenant{place}": 1 / place for place in range(1, tenants + 1)}, seed)
+    results = compare(
+        workload,
+        policies,
+        machine,
+        instances=instances,
+        router=router,
+        ttft=ttft,
+        tpot=tpot,
+        step_by_step=step_by_step,
+        check=check,
+    )
+    _print(results)
+    print(f"report: {write_results(out, results)}")
+
+
+def _print(results: dict[str, Any]) -> None:
+    import sys
+
+    from rich.console import Console
+
+    from burnish.core.page.console import console_table
+    from burnish.serve.page import cache_table, policy_table, sentences
+
+    if results["trace"]["synthetic"]:
+        print(f"synthetic: {', '.join(results['trace']['synthetic'])}")
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    for made in (policy_table(results["policies"], brief=True), cache_table(results["policies"])):
+        console.print(console_table(made))
+    for sentence in [*sentences(results["policies"]), *results["notes"]]:
+        print(sentence)

@@ -1,0 +1,103 @@
+"""Several policies on one trace: simulated, measured, and kept as `results.json` and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from burnish.core.checkpoint import write_atomically
+from burnish.core.errors import DataError, SettingsError
+from burnish.serve.measures import measure
+from burnish.serve.settings import EngineSettings, PolicySettings
+from burnish.serve.simulate import Simulation, simulate
+from burnish.serve.workload import RouterName, Workload
+
+FILE = "results.json"
+
+
+def compare(
+    workload: Workload,
+    policies: Sequence[PolicySettings],
+    engine: EngineSettings,
+    *,
+    instances: int = 1,
+    router: RouterName = "least-loaded",
+    ttft: float = 10.0,
+    tpot: float = 0.1,
+    step_by_step: bool = False,
+    check: bool = False,
+) -> dict[str, Any]:
+    """The results of every policy, as JSON.
+
+    Args:
+        workload: what is asked.
+        policies: the first is what the others are compared with.
+        engine: every engine.
+        instances, router: see `simulate`.
+        ttft, tpot: limits of good service, seconds.
+        step_by_step: takes every step for itself.
+        check: simulates twice, taking steps together and step by step, and compares.
+
+    Raises:
+        SettingsError: two policies of one name; a policy whose order is not what it says of itself (`check`).
+        DataError: no request fits into the pool.
+    """
+    results, notes, costs = {}, [policy.warning for policy in policies if policy.warning], engine.costs()
+    for policy in policies:
+        if policy.called in results:
+            raise SettingsError(f"two policies are called {policy.called!r}", fix="give one of them another name")
+        serve = partial(simulate, workload, partial(policy.objects, costs), engine.shape(), costs)
+        serve = partial(serve, instances=instances, router=router)
+        found = serve(step_by_step=step_by_step)
+        if check:
+            compare_schedules(policy.called, found, serve(step_by_step=not step_by_step))
+        if not found.jobs:
+            raise DataError("no request fits into the pool of the engine", fix="give the engine more blocks")
+        if found.strangers:
+            names = ", ".join(sorted(found.strangers)[:5])
+            notes.append(f"{policy.called}: tenants without a weight are under `default`: {names}")
+        if found.refused:
+            notes.append(f"{policy.called}: {len(found.refused):,} requests fit into no empty pool and were refused")
+        settings = policy.model_dump(mode="json", exclude_defaults=True)
+        results[policy.called] = measure(found, ttft=ttft, tpot=tpot, weight=policy.weight) | {"settings": settings}
+    return {
+        "trace": {
+            "source": workload.source,
+            "requests": workload.num_requests,
+            "workflows": len(workload.workflows),
+            "synthetic": list(workload.synthetic),
+            "dropped": workload.dropped,
+        },
+        "engine": engine.model_dump(mode="json", exclude_defaults=True) or {"num_blocks": engine.num_blocks},
+        "instances": instances,
+        "router": router,
+        "notes": notes,
+        "policies": results,
+    }
+
+
+def compare_schedules(name: str, one: Simulation, other: Simulation) -> None:
+    """
+    Raises:
+        SettingsError: two simulations that must be equal are not.
+    """
+    if one.schedule == other.schedule and replace(one.counters, calls=0) == replace(other.counters, calls=0):
+        return
+    raise SettingsError(
+        "steps that were taken together are not what they are step by step",
+        where=name,
+        fix="the order says that it is stable and is not: set stable = False in it",
+    )
+
+
+def write_results(directory: Path, results: dict[str, Any]) -> Path:
+    """Writes `results.json` and the page; returns where that is."""
+    from burnish.serve.page import write_page
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / FILE, json.dumps(results, indent=1) + "\n")
+    return write_page(directory, results)

@@ -1,0 +1,176 @@
+"""For how long the context of a workflow is kept while its tool runs.
+
+A workflow that pauses for T will want its context of r tokens back. Keeping it for tau saves, where T <= tau, what
+computing it again costs and what a returning turn without its context waits:
+
+    tau* = argmax_{tau >= 0} P(T <= tau) B - tau,     B = eta Q + R(r)
+
+with R the time to compute r tokens, Q the mean wait of returning turns whose context was gone, and eta = minus the
+correlation between the turns that finished workflows had had and those they still had (1 where that is undefined):
+Continuum, 2025, arXiv:2511.02230. The published program has a fixed two seconds in its place. P is what was seen: the
+pauses after the same tool, after any tool where there are not more than `FEW` of those; before that an exponential law
+with a mean of a second, for which tau* = max(0, log(lambda B) / lambda).
+
+A hold is a wish, not a lock: where running requests need room, holds are given up in the order of what they are worth,
+
+    P(T <= until | T > elapsed) B / (tokens * E[min(T, until) - elapsed | T > elapsed]),
+
+the least first, tails first.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from burnish.serve.policies.protocol import Hold, Job
+
+SECOND = 1_000_000_000
+FEW = 100
+KEPT = 1000
+"""Pauses of a tool that are remembered, and waits and workflows that means are taken over."""
+
+
+class NoRetention:
+    """The cache decides: what was used longest ago goes first."""
+
+    def on_finish(self, job: Job, tokens: int, now: int) -> int:
+        return 0
+
+    def on_return(self, job: Job, tool: str, pause: int) -> None:
+        pass
+
+    def on_admit(self, job: Job, waited: int) -> None:
+        pass
+
+    def on_pressure(self, holds: Iterable[Hold], now: int) -> Sequence[Hold]:
+        return sorted(holds, key=lambda hold: hold.since)
+
+
+class FixedHold(NoRetention):
+    """The same time for all who call a tool."""
+
+    def __init__(self, seconds: float = 2.0) -> None:
+        self._time = round(seconds * SECOND)
+
+    def on_finish(self, job: Job, tokens: int, now: int) -> int:
+        return self._time if job.tool else 0
+
+
+class Pauses:
+    """The pauses that were seen, as a law; seconds."""
+
+    def __init__(self) -> None:
+        self.sorted: list[float] = []
+        self._recent: deque[float] = deque()
+
+    def add(self, seconds: float) -> None:
+        self._recent.append(seconds)
+        insort(self.sorted, seconds)
+        if len(self._recent) > KEPT:
+            del self.sorted[bisect_right(self.sorted, self._recent.popleft()) - 1]
+
+    def best_hold(self, worth: float) -> float:
+        """The smallest tau, of 0 and the pauses seen, at which P(T <= tau) worth - tau is largest."""
+        best, at, share = 0.0, 0.0, worth / len(self.sorted)
+        for number, pause in enumerate(self.sorted, start=1):
+            if pause > worth:
+                break
+            if number * share - pause > best:
+                best, at = number * share - pause, pause
+        return at
+
+    def chance(self, elapsed: float, until: float) -> float:
+        """P(T <= until | T > elapsed)."""
+        gone, there = bisect_right(self.sorted, elapsed), bisect_right(self.sorted, until)
+        left = len(self.sorted) - gone
+        return (there - gone) / left if left else 0.0
+
+    def mean_rest(self, elapsed: float, until: float) -> float:
+        """E[min(T, until) - elapsed | T > elapsed]."""
+        later = self.sorted[bisect_right(self.sorted, elapsed) :]
+        if not later:
+            return until - elapsed
+        return sum(min(pause, until) - elapsed for pause in later) / len(later)
+
+
+def exponential_hold(worth: float, rate: float = 1.0) -> float:
+    """tau* where pauses are exponential."""
+    return max(0.0, math.log(rate * worth) / rate) if worth > 0 else 0.0
+
+
+class LearnedHold(NoRetention):
+    """By the expected cost of waiting.
+
+    Args:
+        recompute: seconds that computing so many tokens takes.
+        longest: no hold is longer, in seconds.
+    """
+
+    def __init__(self, recompute: Callable[[int], float], longest: float = 600.0) -> None:
+        self._recompute, self._longest = recompute, longest
+        self._of_tool: dict[str, Pauses] = {}
+        self._of_all = Pauses()
+        self._waits: deque[float] = deque(maxlen=KEPT)
+        self._turns: deque[int] = deque(maxlen=KEPT)
+
+    def on_finish(self, job: Job, tokens: int, now: int) -> int:
+        if not job.tool:
+            self._turns.append(job.turn + 1)
+            return 0
+        law, worth = self._law(job.tool), self.worth(tokens)
+        seconds = exponential_hold(worth) if law is None else law.best_hold(worth)
+        return round(min(seconds, self._longest) * SECOND)
+
+    def on_return(self, job: Job, tool: str, pause: int) -> None:
+        for law in (self._of_tool.setdefault(tool, Pauses()), self._of_all):
+            law.add(pause / SECOND)
+
+    def on_admit(self, job: Job, waited: int) -> None:
+        if not job.kept:
+            self._waits.append(waited / SECOND)
+
+    def worth(self, tokens: int) -> float:
+        """B, in seconds."""
+        wait = sum(self._waits) / len(self._waits) if self._waits else 0.0
+        return self._memory() * wait + self._recompute(tokens)
+
+    def on_pressure(self, holds: Iterable[Hold], now: int) -> Sequence[Hold]:
+        return sorted(holds, key=lambda hold: (self._density(hold, now), hold.since))
+
+    def _density(self, hold: Hold, now: int) -> float:
+        if hold.returned:
+            return math.inf
+        elapsed, until = (now - hold.since) / SECOND, (hold.until - hold.since) / SECOND
+        law = self._law(hold.job.tool)
+        if law is None:
+            chance, rest = 1 - math.exp(elapsed - until), 1 - math.exp(elapsed - until)
+        else:
+            chance, rest = law.chance(elapsed, until), law.mean_rest(elapsed, until)
+        return chance * self.worth(hold.tokens) / max(hold.tokens * rest, 1e-9)
+
+    def _law(self, tool: str) -> Pauses | None:
+        for law in (self._of_tool.get(tool), self._of_all):
+            if law is not None and len(law.sorted) > FEW:
+                return law
+        return None
+
+    def _memory(self) -> float:
+        """eta over finished workflows: the pairs (turns had, turns to come) of each of their turns."""
+        pairs = num = sum_k = sum_l = sum_kk = sum_ll = 0.0
+        for turns in self._turns:
+            n = float(turns)
+            num += n
+            sum_k += n * (n + 1) / 2  # k = 1..n turns had, n - k to come
+            sum_l += n * (n - 1) / 2
+            sum_kk += n * (n + 1) * (2 * n + 1) / 6
+            sum_ll += (n - 1) * n * (2 * n - 1) / 6
+            pairs += n * n * (n + 1) / 2 - n * (n + 1) * (2 * n + 1) / 6
+        if num < 2:
+            return 1.0
+        spread = (sum_kk / num - (sum_k / num) ** 2) * (sum_ll / num - (sum_l / num) ** 2)
+        if spread <= 1e-12:
+            return 1.0
+        return -(pairs / num - sum_k * sum_l / num**2) / math.sqrt(spread)

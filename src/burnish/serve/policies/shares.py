@@ -1,0 +1,323 @@
+"""Fair shares: a tree of weights, and VTC, which is a tree of one level.
+
+Every node n of the tree (organisation, team, tenant, workflow) has a weight w_n and a virtual runtime v_n. What a
+request costs,
+
+    cost = prompt_price * uncached prompt tokens + output_price * output tokens,
+
+is added as cost / w_n to every node above it. The next request is found from the root: of the children with somebody
+waiting the one with the smallest v, ties by who came first. When a node begins to wait,
+
+    v_n = max(v_n, min over waiting siblings of v - credit),
+
+or, where no sibling waits, the runtime of the one that waited last, so that nobody is paid for the time in which he
+did not ask. With one level and equal weights this is VTC (Fairness in Serving Large Language Models, 2024,
+arXiv:2401.00588) decision for decision, and no two waiting siblings drift further apart in service over weight than
+2 max(prompt_price * longest prompt, output_price * tokens of the pool) / smallest weight.
+
+The prompt is charged when the request is admitted. A request that loses its place gets back what it had not computed
+yet, and computing again what it had computed is charged to nobody: that is the server's doing. Runtimes are integers,
+in units of 1/2^40 token at weight 1, so that charging k tokens at once is exactly charging one token k times.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from burnish.serve.policies.protocol import Job, Order, Room
+from burnish.serve.policies.queues import FirstComeFirstServed
+
+UNIT = 1 << 40
+DEFAULT = "default"
+
+
+@dataclass(eq=False, slots=True)
+class Share:
+    """A node of the tree.
+
+    Attributes:
+        name: its own, without those above.
+        parent: None for the root.
+        number: its place among its siblings by first use, which breaks ties.
+        per_token: what a token of price 1 adds to its runtime, UNIT / weight.
+        runtime: v_n.
+        served: cost of all that was served below it, whatever its weight.
+        waiting: jobs that wait below it.
+        children: by name.
+        queue: of a leaf.
+        heap: (runtime, number, child) of waiting children; a runtime in it may be smaller than the child's is by now.
+        key: the runtime of its valid entry in its parent's heap, None without one.
+        last: the child that waited last, while none does.
+    """
+
+    name: str
+    parent: Share | None
+    number: int
+    per_token: int = UNIT
+    runtime: int = 0
+    served: int = 0
+    waiting: int = 0
+    children: dict[str, Share] = field(default_factory=dict)
+    queue: Order | None = None
+    heap: list[tuple[int, int, Share]] = field(default_factory=list)
+    key: int | None = None
+    last: Share | None = None
+
+    def first(self) -> Share | None:
+        """The waiting child with the smallest runtime."""
+        heap = self.heap
+        while heap:
+            runtime, number, child = heap[0]
+            if child.key != runtime:  # a newer entry took its place
+                heapq.heappop(heap)
+            elif not child.waiting:
+                heapq.heappop(heap)
+                child.key = None
+            elif child.runtime != runtime:
+                child.key = child.runtime
+                heapq.heapreplace(heap, (child.runtime, number, child))
+            else:
+                return child
+        return None
+
+    def enter(self, child: Share) -> None:
+        """Makes sure that a waiting child is found at its runtime, or earlier."""
+        if child.key is None or child.runtime < child.key:
+            child.key = child.runtime
+            heapq.heappush(self.heap, (child.runtime, child.number, child))
+
+
+class FairShares:
+    """A tree of weights over tenants.
+
+    Args:
+        weights: of "organisation", "organisation/team" and so on; 1 where nothing is said. Where weights are given, a
+            tenant below no first name of theirs is a child of `default`.
+        prompt_price: of an uncached token of a prompt.
+        output_price: of an output token.
+        credit: tokens of price 1 and weight 1 by which one that begins to wait may be ahead of its siblings.
+        lift_when_idle: whether one that begins to wait when no sibling does is lifted to the one that waited last, as
+            the paper of VTC has it; its published program does not.
+        by_program: whether a tenant's workflows share as children of its own.
+        within: the order of the requests of a leaf.
+    """
+
+    stable = False
+
+    def __init__(
+        self,
+        weights: Mapping[str, float] | None = None,
+        *,
+        prompt_price: int = 1,
+        output_price: int = 2,
+        credit: int = 0,
+        lift_when_idle: bool = True,
+        by_program: bool = False,
+        within: Callable[[], Order] = FirstComeFirstServed,
+    ) -> None:
+        self.root = Share("", None, 0)
+        self._weights = dict(weights or {})
+        self._known = {path.split("/")[0] for path in self._weights}
+        self._prices = (prompt_price, output_price)
+        self._credit, self._lift_when_idle = credit * UNIT, lift_when_idle
+        self._by_program, self._within = by_program, within
+        self._leaves: list[Share] = []
+        self._above: dict[Job, tuple[Share, ...]] = {}
+        self._number = 0
+        self.strangers: set[str] = set()
+        """Tenants below no known first name."""
+
+    # -- the tree --------------------------------------------------------------------------------------------------
+
+    def path(self, job: Job) -> tuple[str, ...]:
+        """Where a job stands in the tree."""
+        names = tuple(name for name in job.tenant.split("/") if name) or (DEFAULT,)
+        if self._known and names[0] not in self._known and names[0] != DEFAULT:
+            self.strangers.add(job.tenant)
+            names = (DEFAULT, *names)
+        return (*names, f"program {job.program or job.name}") if self._by_program else names
+
+    def share(self, path: tuple[str, ...]) -> Share:
+        """The node of a path, made where there is none yet."""
+        node = self.root
+        for depth, name in enumerate(path, start=1):
+            if name not in node.children:
+                self._number += 1
+                made = Share(name, node, self._number)
+                made.per_token = self._per_token(path[:depth])
+                node.children[name] = made
+            node = node.children[name]
+        return node
+
+    def set_weight(self, path: str, weight: float) -> None:
+        """Changes a weight; what was served keeps the weight that it was served at."""
+        self._weights[path] = weight
+        node = self.share(tuple(path.split("/")))
+        node.per_token = self._per_token(tuple(path.split("/")))
+
+    def _per_token(self, path: tuple[str, ...]) -> int:
+        return max(1, round(UNIT / self._weights.get("/".join(path), 1.0)))
+
+    def _leaf(self, job: Job) -> Share:
+        leaf = self.share(self.path(job))
+        if leaf.children:  # a tenant that is also the parent of tenants stands among them
+            leaf = self.share((*self.path(job), "itself"))
+        if leaf.queue is None:
+            leaf.queue = self._within()
+            self._leaves.append(leaf)
+        return leaf
+
+    def _lineage(self, job: Job) -> tuple[Share, ...]:
+        """A job's leaf and all above it, the root left out."""
+        found = self._above.get(job)
+        if found is None:
+            line, node = [], self._leaf(job)
+            while node.parent is not None:
+                line.append(node)
+                node = node.parent
+            found = self._above[job] = tuple(line)
+        return found
+
+    # -- the order -------------------------------------------------------------------------------------------------
+
+    def on_submit(self, job: Job, now: int) -> None:
+        line = self._lineage(job)
+        queue = line[0].queue
+        assert queue is not None
+        queue.on_submit(job, now)
+        for node in line:
+            assert node.parent is not None
+            if not node.waiting:
+                self._lift(node, node.parent)
+            node.waiting += 1
+            node.parent.enter(node)
+        self.root.waiting += 1
+
+    def _lift(self, node: Share, parent: Share) -> None:
+        first = parent.first()
+        if first is not None:
+            node.runtime = max(node.runtime, first.runtime - self._credit)
+        elif self._lift_when_idle and parent.last is not None:
+            node.runtime = max(node.runtime, parent.last.runtime - self._credit)
+
+    def head(self, room: Room) -> Job | None:
+        node = self.root
+        while node.queue is None or not len(node.queue):
+            child = node.first()
+            if child is None:
+                return None
+            node = child
+        return node.queue.head(room)
+
+    def on_leave(self, job: Job, now: int) -> None:
+        line = self._lineage(job)
+        queue = line[0].queue
+        assert queue is not None
+        queue.on_leave(job, now)
+        for node in line:
+            node.waiting -= 1
+            if not node.waiting and node.parent is not None:
+                node.parent.last = node
+        self.root.waiting -= 1
+
+    def on_scheduled(self, job: Job, prompt: int, output: int) -> None:
+        if prompt:
+            if job.preempted:  # what it had computed before is not charged again
+                prompt = max(0, min(prompt, job.prompt - job.cached - job.paid))
+            job.paid += prompt
+        self._charge(job, self._prices[0] * prompt + self._prices[1] * output)
+
+    def on_preempted(self, job: Job, computed: int) -> None:
+        back = job.paid - max(0, min(computed, job.prompt) - job.cached)
+        if back > 0:
+            job.paid -= back
+            self._charge(job, -self._prices[0] * back)
+
+    def _charge(self, job: Job, cost: int) -> None:
+        for node in self._lineage(job):
+            node.runtime += cost * node.per_token
+            node.served += cost
+            if cost < 0 and node.waiting and node.parent is not None:
+                node.parent.enter(node)
+
+    def on_finish(self, job: Job, now: int) -> None:
+        line = self._above.pop(job)
+        queue = line[0].queue
+        assert queue is not None
+        queue.on_finish(job, now)
+        leaf = line[0]
+        if self._by_program and not job.tool and not leaf.waiting and leaf.parent is not None:
+            leaf.parent.children.pop(leaf.name, None)
+            self._leaves.remove(leaf)
+
+    def __len__(self) -> int:
+        return self.root.waiting
+
+    def __iter__(self) -> Iterator[Job]:
+        for leaf in self._leaves:
+            assert leaf.queue is not None
+            yield from leaf.queue
+
+
+class VirtualTokenCounter(FairShares):
+    """VTC: the whole name of a tenant is one child of the root, and all weigh the same."""
+
+    def path(self, job: Job) -> tuple[str, ...]:
+        return (job.tenant or DEFAULT,)
+
+
+class DeficitLongestPrefix:
+    """DLPM: longest cached prefix first, among tenants who have not used up their quantum.
+
+    Deficit longest prefix match (Locality-aware Fair Scheduling in LLM Serving, 2025, arXiv:2501.14312): a tenant is
+    served while its deficit is above 0; uncached prompt tokens and output tokens are taken off it, and where nobody
+    who waits has any left, all of them get a quantum more. Waiting tenants drift no further apart than 2 (U + quantum).
+    """
+
+    stable = False
+
+    def __init__(self, quantum: int = 4096, prompt_price: int = 1, output_price: int = 2) -> None:
+        self._quantum, self._prices = quantum, (prompt_price, output_price)
+        self.deficits: dict[str, int] = {}
+        self._queues: dict[str, deque[Job]] = {}
+        self._chosen: Job | None = None
+
+    def on_submit(self, job: Job, now: int) -> None:
+        self._chosen = None
+        self.deficits.setdefault(job.tenant, self._quantum)
+        queue = self._queues.setdefault(job.tenant, deque())
+        queue.appendleft(job) if job.preempted else queue.append(job)
+
+    def head(self, room: Room) -> Job | None:
+        if self._chosen is None and self._queues:
+            while not (able := [name for name in self._queues if self.deficits[name] > 0]):
+                for name in self._queues:
+                    self.deficits[name] += self._quantum
+            self._chosen = max((job for name in able for job in self._queues[name]), key=room.cached)
+        return self._chosen
+
+    def on_leave(self, job: Job, now: int) -> None:
+        self._chosen = None
+        queue = self._queues[job.tenant]
+        queue.remove(job)
+        if not queue:
+            del self._queues[job.tenant]
+
+    def on_scheduled(self, job: Job, prompt: int, output: int) -> None:
+        self._chosen = None
+        self.deficits[job.tenant] -= self._prices[0] * prompt + self._prices[1] * output
+
+    def on_preempted(self, job: Job, computed: int) -> None:
+        self._chosen = None
+
+    def on_finish(self, job: Job, now: int) -> None:
+        self._chosen = None
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for queue in self._queues.values() for job in queue)

@@ -1,0 +1,269 @@
+"""The two files of a simulation: a policy, which a live server reads as well, and an engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from burnish.core.errors import SettingsError
+from burnish.core.outside import read_bytes
+from burnish.core.settings import Settings
+from burnish.core.yaml12 import Loader
+
+if TYPE_CHECKING:
+    from burnish.serve.costs import CostModel
+    from burnish.serve.engine import EngineShape
+    from burnish.serve.policies.protocol import Order, Retention
+
+OrderName = Literal["fcfs", "vtc", "shares", "dlpm", "programs", "least-service"]
+MAX_DEPTH = 8
+
+
+class PolicySettings(Settings):
+    """A policy: who is served next, and what is kept for those who pause."""
+
+    name: str = Field(default="", description="for reports; the order's where nothing is said")
+    order: OrderName = Field(default="fcfs", description="who is admitted next")
+    weights: dict[str, float] = Field(default={}, description="of organisation/team/tenant; 1 where nothing is said")
+    prompt_price: int = Field(default=1, ge=0, le=1_000_000, description="of an uncached token of a prompt")
+    output_price: int = Field(default=2, ge=0, le=1_000_000, description="of an output token")
+    credit: int = Field(default=0, ge=0, description="tokens by which one that begins to wait may be ahead")
+    lift_when_idle: bool = Field(default=True, description="lift who begins to wait also where nobody else does")
+    by_program: bool = Field(default=False, description="the workflows of a tenant share among themselves as well")
+    within: Literal["fcfs", "programs"] = Field(default="fcfs", description="order of the requests of one tenant")
+    quantum: int = Field(default=4096, ge=1, description="of dlpm, in price of tokens")
+    growth: float = Field(
+        default=1.0, ge=0, description="turns of growth that newcomers leave room for, of those who live"
+    )
+    hold: Literal["none", "fixed", "learned"] = Field(
+        default="none", description="for how long a paused context is kept"
+    )
+    hold_seconds: float = Field(default=2.0, gt=0, description="of hold: fixed")
+    longest_hold: float = Field(default=600.0, gt=0, description="of hold: learned, seconds")
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _weights(cls, weights: Any) -> Any:
+        """A tree is written as paths, or as nested groups whose own weight is `weight`."""
+        return _flat(weights) if isinstance(weights, dict) else weights
+
+    @model_validator(mode="after")
+    def _fit(self) -> PolicySettings:
+        for path, weight in self.weights.items():
+            if not weight > 0:
+                raise ValueError(f"the weight of {path!r} is {weight:g}, but a weight is above 0")
+            if not path or "" in path.split("/"):
+                raise ValueError(f"{path!r} is no path of tenants; write organisation/team/tenant")
+        if self.weights and self.order != "shares":
+            raise ValueError(f"weights need order: shares, and {self.order} has none")
+        if not (self.prompt_price or self.output_price):
+            raise ValueError("prompt_price and output_price are both 0, so that nothing costs anything")
+        return self
+
+    def weight(self, tenant: str) -> float:
+        """Of a tenant: the product of the weights along its path."""
+        names = tenant.split("/")
+        return math.prod(self.weights.get("/".join(names[:depth]), 1.0) for depth in range(1, len(names) + 1))
+
+    @property
+    def called(self) -> str:
+        held = {"none": "", "fixed": f" + {self.hold_seconds:g} s", "learned": " + learned hold"}[self.hold]
+        return self.name or f"{self.order}{held}"
+
+    @property
+    def warning(self) -> str:
+        """What is known to go wrong with it; empty where nothing is."""
+        if self.hold == "none" or self.order in ("programs", "least-service"):
+            return ""
+        if self.order == "shares" and self.within == "programs":
+            return ""
+        return (
+            f"{self.called}: holding contexts under an order that does not put returning workflows first was worse "
+            "than no hold in 6 of 7 measured settings (0.77 to 0.96 of the speed); use order: programs"
+        )
+
+    def objects(self, costs: CostModel) -> tuple[Order, Retention]:
+        """A policy of an engine; `costs` says what computing a context again takes."""
+        from burnish.serve.costs import step
+        from burnish.serve.policies.retention import SECOND, FixedHold, LearnedHold, NoRetention
+
+        if self.hold == "none":
+            return self._order(), NoRetention()
+        if self.hold == "fixed":
+            return self._order(), FixedHold(self.hold_seconds)
+        return self._order(), LearnedHold(lambda tokens: step(costs, [(tokens, 0)], 0, 0) / SECOND, self.longest_hold)
+
+    def _order(self) -> Order:
+        from burnish.serve.policies import queues, shares
+
+        def programs() -> Order:
+            return queues.ProgramFirst(queues.Growth(self.growth))
+
+        def tree() -> Order:
+            return shares.FairShares(
+                self.weights,
+                prompt_price=self.prompt_price,
+                output_price=self.output_price,
+                credit=self.credit,
+                lift_when_idle=self.lift_when_idle,
+                by_program=self.by_program,
+                within=programs if self.within == "programs" else queues.FirstComeFirstServed,
+            )
+
+        made: dict[str, Callable[[], Order]] = {
+            "fcfs": queues.FirstComeFirstServed,
+            "vtc": lambda: shares.VirtualTokenCounter(
+                prompt_price=self.prompt_price, output_price=self.output_price, lift_when_idle=self.lift_when_idle
+            ),
+            "shares": tree,
+            "dlpm": lambda: shares.DeficitLongestPrefix(self.quantum, self.prompt_price, self.output_price),
+            "programs": programs,
+            "least-service": lambda: queues.LeastAttainedService(queues.Growth(self.growth)),
+        }
+        return made[self.order]()
+
+
+def _flat(weights: dict[Any, Any], above: str = "", depth: int = 1) -> dict[str, Any]:
+    """{"a": {"weight": 2, "b": 1}} as {"a": 2, "a/b": 1}."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"groups are nested deeper than {MAX_DEPTH} levels")
+    found: dict[str, Any] = {}
+    for name, value in weights.items():
+        path = f"{above}{name}"
+        if isinstance(value, dict):
+            if "weight" in value:
+                found[path] = value["weight"]
+            found |= _flat({key: one for key, one in value.items() if key != "weight"}, f"{path}/", depth + 1)
+        else:
+            found[path] = value
+    return found
+
+
+class LinearCost(Settings):
+    """Nanoseconds of a step: its own, of a prompt token, of a token that a decoding request holds, and of each."""
+
+    step: float = Field(default=5e6, ge=0)
+    prefill: float = Field(default=40e3, ge=0)
+    context: float = Field(default=40.0, ge=0)
+    decode: float = Field(default=20e3, ge=0)
+
+
+class RooflineCost(Settings):
+    """A device and a model: the larger of the times to compute and to read."""
+
+    parameters: float = Field(default=8.03e9, gt=0)
+    layers: int = Field(default=32, gt=0)
+    width: int = Field(default=4096, gt=0)
+    kv_bytes: float = Field(default=131072.0, gt=0, description="of one token, over all layers")
+    weight_bytes: float = Field(default=2.0, gt=0, description="of one parameter")
+    flops: float = Field(default=989e12, gt=0, description="of the device in a second, dense")
+    bandwidth: float = Field(default=3.35e12, gt=0, description="bytes that the device reads in a second")
+    efficiency: float = Field(default=0.6, gt=0, le=1)
+
+
+class TableCost(Settings):
+    """Measured steps: [tokens, ns] of prompts, [requests, ns] of decoding."""
+
+    prefill: list[tuple[int, float]] = Field(min_length=1)
+    decode: list[tuple[int, float]] = Field(min_length=1)
+    context: float = Field(default=0.0, ge=0)
+
+    @field_validator("prefill", "decode")
+    @classmethod
+    def _rising(cls, points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        if any(b[0] <= a[0] for a, b in pairwise(points)):
+            raise ValueError("its first numbers must rise")
+        if any(time < 0 for _, time in points):
+            raise ValueError("a time is below 0")
+        return points
+
+
+class EngineSettings(Settings):
+    """An engine of the simulator. Limits have the names that vLLM gives them."""
+
+    num_blocks: int = Field(default=800, ge=1, description="KV blocks of the pool")
+    block_size: int = Field(default=512, ge=1, description="tokens of a block")
+    max_num_batched_tokens: int = Field(default=8192, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1)
+    reserve_full: bool = Field(default=True, description="admit a request only where its whole prompt fits")
+    watermark: float = Field(default=0.0, ge=0, lt=1)
+    budget: float = Field(default=0.5, ge=0, le=1, description="share of the pool that may be held for those who pause")
+    prefix_caching: bool = True
+    cost: Literal["linear", "roofline", "table", "dynosim"] = "linear"
+    linear: LinearCost = LinearCost()
+    roofline: RooflineCost = RooflineCost()
+    table: TableCost | None = None
+
+    @model_validator(mode="after")
+    def _has_table(self) -> EngineSettings:
+        if self.cost == "table" and self.table is None:
+            raise ValueError("cost: table needs the table itself, `table: {prefill: [...], decode: [...]}`")
+        return self
+
+    def shape(self) -> EngineShape:
+        from burnish.serve.engine import EngineShape
+
+        return EngineShape(
+            self.num_blocks,
+            self.block_size,
+            self.max_num_batched_tokens,
+            self.max_num_seqs,
+            self.reserve_full,
+            self.watermark,
+            self.budget,
+            self.prefix_caching,
+        )
+
+    def costs(self) -> CostModel:
+        from burnish.serve import costs
+
+        if self.cost == "linear":
+            return costs.Linear(**self.linear.model_dump())
+        if self.cost == "roofline":
+            return costs.Roofline(**self.roofline.model_dump())
+        if self.cost == "dynosim":
+            return costs.DynoSim(self.num_blocks * self.block_size)
+        assert self.table is not None
+        return costs.Measured(self.table.prefill, self.table.decode, self.table.context)
+
+
+def read_policy(name: str | Path) -> PolicySettings:
+    """A policy file, or the policy that has the plain name of an order.
+
+    Raises:
+        SettingsError: neither, or a file with a mistake, which it names.
+    """
+    orders = OrderName.__args__
+    if str(name) in orders:
+        return PolicySettings(order=str(name))  # pyright: ignore[reportArgumentType]
+    if not Path(name).is_file():
+        fix = f"give a YAML file or one of {', '.join(orders)}"
+        raise SettingsError("is no policy file", where=str(name), fix=fix)
+    return PolicySettings.parse(_read(Path(name)), where=str(name))
+
+
+def read_engine(path: Path) -> EngineSettings:
+    """An engine file.
+
+    Raises:
+        SettingsError: not one; the message names the mistake.
+    """
+    return EngineSettings.parse(_read(path), where=str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = read_bytes(path, error=SettingsError).decode("utf-8", "replace")
+    try:
+        found = yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        what = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else "is nested too deep"
+        raise SettingsError(f"is not YAML ({what})", where=str(path)) from None
+    if not isinstance(found, dict):
+        raise SettingsError("holds no settings", where=str(path), fix="write lines such as `order: vtc`")
+    return {str(key): value for key, value in found.items()}

@@ -1,0 +1,90 @@
+"""`burnish serve sim`."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from burnish import cli
+
+
+def trace(tmp_path: Path, num: int = 120) -> Path:
+    draw, time, rows = random.Random(0), 0, []
+    for _ in range(num):
+        time += draw.randrange(400)
+        length = draw.randint(1, 3000)
+        ids = [draw.randint(0, 3)] + [draw.randrange(10**6) for _ in range(-(-length // 512) - 1)]
+        rows.append({"timestamp": time, "input_length": length, "output_length": draw.randint(1, 80), "hash_ids": ids})
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_two_policies_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fair = tmp_path / "fair.yaml"
+    fair.write_text("name: fair\norder: shares\nweights: {tenant1: 1, tenant2: 3}\n")
+    engine = tmp_path / "engine.yaml"
+    engine.write_text("num_blocks: 40\nmax_num_seqs: 4\n")
+    out = tmp_path / "out"
+    words = ["serve", "sim", str(trace(tmp_path)), "--policy", "fcfs", "--policy", str(fair), "--tenants", "3"]
+    cli.main([*words, "--engine", str(engine), "--check", "-o", str(out)])
+    said = capsys.readouterr().out
+    assert "synthetic: tenants are drawn" in said
+    assert "fair: tenants without a weight are under `default`: tenant3" in said
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["policies"]) == ["fcfs", "fair"]
+    assert results["trace"]["requests"] == 120
+    for one in results["policies"].values():
+        assert one["requests"] == 120
+        low, high = one["ttft"]["quantiles"]["0.5"][1:]
+        assert low <= one["ttft"]["quantiles"]["0.5"][0] <= high
+    page = (out / "report.html").read_text()
+    assert "Synthetic: tenants are drawn." in page
+    assert "fcfs and fair, side by side" in page
+
+
+def test_steps_one_by_one_are_asked_for_and_give_the_same(tmp_path: Path):
+    path, found = trace(tmp_path, 30), []
+    for options in ([], ["--step-by-step"]):
+        cli.main(["serve", "sim", str(path), *options, "-o", str(tmp_path / "out")])
+        found.append(json.loads((tmp_path / "out/results.json").read_text()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--policy", "fair"], "fair: is no policy file; give a YAML file or one of fcfs, vtc"),
+        (["--policy", "vtc", "--policy", "vtc"], "two policies are called 'vtc'"),
+        (["--instances", "0"], "instances"),
+        (["--engine", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--ttft", "0"], "ttft"),
+        (["--tenants", "-1"], "tenants"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str):
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["serve", "sim", str(trace(tmp_path, 5)), *options, "-o", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert told in said.replace("--", "")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trace_whose_requests_fit_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    engine = tmp_path / "engine.yaml"
+    engine.write_text("num_blocks: 1\nblock_size: 1\n")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["serve", "sim", str(trace(tmp_path, 5)), "--engine", str(engine), "-o", str(tmp_path / "out")])
+    assert "no request fits into the pool" in capsys.readouterr().err
+
+
+def test_help_tells_the_two_servers_apart(capsys: pytest.CaptureFixture[str]):
+    for words in (["serve", "--help"], ["reason", "--help"]):
+        cli.main(words)
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "strategies: burnish reason serve" in said
+    assert "policies of a shared server: burnish serve" in said

@@ -1,0 +1,135 @@
+"""Holds: closed forms, hand-made durations, and what is given up first."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from burnish.serve.policies.protocol import Hold, Job
+from burnish.serve.policies.retention import FEW, KEPT, SECOND, FixedHold, LearnedHold, Pauses, exponential_hold
+
+
+def of(durations: list[float]) -> Pauses:
+    law = Pauses()
+    for duration in durations:
+        law.add(duration)
+    return law
+
+
+def taught(pauses: list[float], *, tool: str = "t", recompute: float = 5.0) -> LearnedHold:
+    rule = LearnedHold(lambda tokens: recompute)
+    for pause in pauses:
+        rule.on_return(Job("1"), tool, round(pause * SECOND))
+    return rule
+
+
+def test_the_hold_of_hand_made_durations_is_the_one_by_hand():
+    law = of([1, 2, 10, 20])
+    # tau = 0: 0; 1: B/4 - 1; 2: B/2 - 2; 10: 3B/4 - 10; 20: B - 20
+    assert law.best_hold(3.9) == 0
+    assert law.best_hold(4.0) == 0  # a tie goes to the shorter
+    assert law.best_hold(4.1) == 2
+    assert law.best_hold(31.9) == 2
+    assert law.best_hold(32.1) == 10
+    assert law.best_hold(40.1) == 20
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30), st.floats(0, 200))
+def test_no_other_hold_is_worth_more(durations: list[float], worth: float):
+    def gain(tau: float) -> float:
+        return sum(pause <= tau for pause in durations) / len(durations) * worth - tau
+
+    best = of(durations).best_hold(worth)
+    assert gain(best) >= max(gain(tau) for tau in [0.0, *durations]) - 1e-9
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30), st.floats(0, 100), st.floats(0, 100))
+def test_the_more_it_is_worth_the_longer_it_is_held(durations: list[float], one: float, other: float):
+    law = of(durations)
+    assert law.best_hold(min(one, other)) <= law.best_hold(max(one, other))
+
+
+@pytest.mark.parametrize(("rate", "worth"), [(1.0, 5.0), (0.5, 8.0), (2.0, 0.4), (1.0, 1.0)])
+def test_exponential_pauses_have_the_closed_form(rate: float, worth: float):
+    closed = exponential_hold(worth, rate)
+    assert closed == pytest.approx(max(0.0, math.log(rate * worth) / rate) if rate * worth > 1 else 0.0)
+    grid = [step / 1000 for step in range(20_000)]
+    best = max(grid, key=lambda tau: (1 - math.exp(-rate * tau)) * worth - tau)
+    assert closed == pytest.approx(best, abs=1e-3)
+
+
+def test_many_exponential_pauses_come_to_the_closed_form():
+    draw = random.Random(0)
+    law = of([draw.expovariate(0.5) for _ in range(KEPT)])
+    assert law.best_hold(20.0) == pytest.approx(exponential_hold(20.0, 0.5), rel=0.2)
+
+
+def test_before_pauses_were_seen_they_are_exponential_with_a_second():
+    rule = LearnedHold(lambda tokens: tokens / 1000)
+    hold = rule.on_finish(Job("1", tool="t"), 5000, 0)
+    assert hold == round(math.log(5) * SECOND)
+    assert rule.on_finish(Job("1", tool="t"), 900, 0) == 0
+
+
+def test_a_tool_with_few_pauses_has_those_of_all():
+    rule = taught([3.0] * (FEW + 1), tool="known")
+    rule.on_return(Job("1"), "rare", 9 * SECOND)
+    assert rule.on_finish(Job("1", tool="known"), 1, 0) == 3 * SECOND
+    assert rule.on_finish(Job("1", tool="rare"), 1, 0) == 3 * SECOND
+    for _ in range(FEW):
+        rule.on_return(Job("1"), "rare", SECOND)
+    assert rule.on_finish(Job("1", tool="rare"), 1, 0) == SECOND
+
+
+def test_pauses_of_long_ago_are_forgotten():
+    law = of([5.0] * KEPT + [1.0] * KEPT)
+    assert law.sorted == [1.0] * KEPT
+
+
+def test_the_last_turn_is_not_held():
+    assert taught([1.0] * 200).on_finish(Job("1", tool=""), 1000, 0) == 0
+    assert FixedHold().on_finish(Job("1", tool=""), 1000, 0) == 0
+    assert FixedHold().on_finish(Job("1", tool="t"), 1000, 0) == 2 * SECOND
+
+
+def test_a_wait_without_context_makes_holds_worth_more():
+    rule = taught([4.0] * 200, recompute=1.0)
+    assert rule.on_finish(Job("1", tool="t"), 1, 0) == 0
+    rule.on_admit(Job("2", turn=1, kept=True), 60 * SECOND)
+    assert rule.on_finish(Job("1", tool="t"), 1, 0) == 0
+    rule.on_admit(Job("2", turn=1, kept=False), 60 * SECOND)
+    assert rule.on_finish(Job("1", tool="t"), 1, 0) == 4 * SECOND
+
+
+def test_turns_that_say_how_many_are_to_come_weigh_the_wait():
+    """All workflows have ten turns: turns had and turns to come correlate by -1. Of one turn or many: less."""
+    rule = LearnedHold(lambda tokens: 0.0)
+    rule.on_admit(Job("1", turn=1), 10 * SECOND)
+    assert rule.worth(1) == 10.0  # nothing has finished yet
+    for number in range(20):
+        rule.on_finish(Job(str(number), turn=9), 1, 0)
+    assert rule.worth(1) == pytest.approx(10.0)
+    for number in range(20):
+        rule.on_finish(Job(str(number), turn=random.Random(number).randrange(40)), 1, 0)
+    pairs = [
+        (k, n - k) for n in [10] * 20 + [random.Random(i).randrange(40) + 1 for i in range(20)] for k in range(1, n + 1)
+    ]
+    mean = [sum(pair[side] for pair in pairs) / len(pairs) for side in (0, 1)]
+    spread = [sum((pair[side] - mean[side]) ** 2 for pair in pairs) for side in (0, 1)]
+    together = sum((pair[0] - mean[0]) * (pair[1] - mean[1]) for pair in pairs)
+    assert rule.worth(1) == pytest.approx(-10 * together / math.sqrt(spread[0] * spread[1]))
+
+
+def test_under_pressure_what_is_worth_least_for_its_room_goes_first():
+    rule = taught([1.0] * 150 + [50.0] * 150, recompute=5.0)
+    small = Hold(Job("small", tool="t"), 0, 2 * SECOND, 100)
+    large = Hold(Job("large", tool="t"), 0, 2 * SECOND, 10_000)
+    waits = Hold(Job("waits", tool="t"), 0, 2 * SECOND, 10_000, returned=True)
+    assert rule.on_pressure([small, waits, large], SECOND // 2) == [large, small, waits]
+    # after 1.5 s a return within the hold is hopeless, for whatever room
+    late = Hold(Job("late", tool="t"), -SECOND, SECOND, 100)
+    assert rule.on_pressure([small, late, large], SECOND // 2)[0] is late
