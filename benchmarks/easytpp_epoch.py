@@ -1,4 +1,4 @@
-"""The peer's side of `benchmarks/events.py epoch` and `reach`: training of THP in EasyTPP (package easy-tpp 0.3.0).
+"""The peer's side of `benchmarks/events.py epoch` and `reach`: models of EasyTPP (package easy-tpp 0.3.0) in training.
 
 Runs in that package's own environment (benchmarks/env/easytpp.txt). Its own data set, tokenizer, collator and model are
 used; the optimizer step is the one of its model wrapper (zero_grad, loss / num_events backward, Adam step).
@@ -43,15 +43,19 @@ def loader_of(source: Path, batch_size: int, shuffle: bool) -> tuple[Any, int]:
     return loader, num_marks
 
 
-def model_of(num_marks: int, size: dict[str, Any]) -> Any:
-    """Its THP."""
+def model_of(num_marks: int, size: dict[str, Any], name: str = "THP") -> Any:
+    """Its THP, AttNHP or S2P2."""
+    from importlib import import_module
+
     from easy_tpp.config_factory import ModelConfig
     from easy_tpp.model.basemodel import BaseModel
-    from easy_tpp.model.thp import THP  # registers itself
+
+    kind = getattr(import_module(f"easy_tpp.model.{name.lower()}"), name)  # registers itself
 
     config = ModelConfig.parse_from_yaml_config(
         {
-            "model_id": "THP",
+            "model_id": name,
+            "model_specs": {"P": size["hidden_size"]} if name == "S2P2" else {},
             "hidden_size": size["hidden_size"],
             "time_emb_size": size["hidden_size"],
             "num_layers": size["num_layers"],
@@ -68,7 +72,7 @@ def model_of(num_marks: int, size: dict[str, Any]) -> Any:
     )
     config.num_event_types, config.num_event_types_pad, config.pad_token_id = num_marks, num_marks + 1, num_marks
     model = BaseModel.generate_model_from_config(config)
-    assert isinstance(model, THP)
+    assert isinstance(model, kind)
     print("easytpp parameters", sum(parameter.numel() for parameter in model.parameters()))
     return model
 
@@ -96,22 +100,32 @@ def epochs(source: Path, repeats: int, size: dict[str, Any]) -> list[float]:
     return [trained(model, loader, optimizer) for _ in range(repeats + 1)]
 
 
-def curve(source: Path, validation: Path, num_epochs: int, size: dict[str, Any], lr: float) -> list[list[float]]:
-    """[CPU seconds of training so far, validation nats of events 2 to N] after every epoch."""
+def curve(
+    source: Path,
+    validation: Path,
+    size: dict[str, Any],
+    lr: float,
+    *,
+    num_epochs: int,
+    seconds: float,
+    name: str = "THP",
+) -> list[list[float]]:
+    """[CPU seconds of training, validation nats of events 2 to N] after every epoch, until the seconds are over."""
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     loader, num_marks = loader_of(source, size["batch_size"], shuffle=True)
     held_out, _ = loader_of(validation, size["batch_size"], shuffle=False)
-    model = model_of(num_marks, size)
+    model = model_of(num_marks, size, name)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    seconds, points = 0.0, []
-    for _ in range(num_epochs):
-        seconds += trained(model, loader, optimizer)
+    spent, points = 0.0, []
+    while len(points) < num_epochs and spent < seconds:
+        spent += trained(model, loader, optimizer)
         model.eval()
         with torch.no_grad():
             sums = [(float(loss), int(count)) for loss, count in (model.loglike_loss(**batch) for batch in held_out)]
         total, count = map(sum, zip(*sums, strict=True))
-        points.append([round(seconds, 3), round(-total / count, 5)])
+        points.append([round(spent, 3), round(-total / count, 5)])
+        print(name, lr, points[-1], flush=True)
     return points

@@ -30,7 +30,8 @@ SCORES = (
     "coverage_50", "coverage_90", "mae", "rmse", "accuracy", "accuracy_given_time", "accuracy_head", "ece",
     "width_50", "width_80", "width_90", "width_95", "share_infinite_mean", "num_events",
     "location_cs", "location_ks", "location_error", "energy_score", "num_location_events",
-    "loglik_location", "calibration_score_19_by_chance", "location_cs_by_chance", "location_cs_by_chance_at_most",
+    "loglik_location", "calibration_score_conformal", "calibration_score_19_by_chance", "location_cs_by_chance",
+    "location_cs_by_chance_at_most",
 )  # fmt: skip
 
 
@@ -76,6 +77,7 @@ class Set:
         dequantise: gaps are whole ticks of a clock, and a density needs a continuous one.
         training: passes and batch, by model where they are not the model's own.
         has_places: whether events have places, which are scored.
+        sphere: whether they are longitudes and latitudes of a sphere.
         tuned_on: what settings were chosen on.
     """
 
@@ -86,6 +88,7 @@ class Set:
     hidden_size: int = 32
     training: dict[str, dict[str, int]] = field(default_factory=dict)
     has_places: bool = False
+    sphere: bool = False
     tuned_on: str = "nothing"
 
 
@@ -101,9 +104,9 @@ NUM_PLACES = 20 if experiment.SMOKE else 4000
 """About so many test events, or all, whose place is scored: on 600 the true law has by chance a score of 0.014."""
 
 
-def located(name: str, epochs: int, batch_size: int) -> Set:
+def located(name: str, epochs: int, batch_size: int, *, sphere: bool = False) -> Set:
     training = {"places": {"epochs": epochs, "batch_size": batch_size, "patience": 4}}
-    return Set(f"{name}.parquet", "split", training=training, has_places=True, tuned_on=PLACES_TUNED)
+    return Set(f"{name}.parquet", "split", training=training, has_places=True, sphere=sphere, tuned_on=PLACES_TUNED)
 
 
 SETS = {
@@ -121,6 +124,8 @@ SETS = {
     "football_passes": located("football_passes", 6, 4),
     "earthquake_japan": located("earthquake_japan", 7, 8),
     "covid19_nj_valtest": located("covid19_nj_valtest", 30, 4),
+    "earthquake_japan_sphere": located("earthquake_japan", 7, 8, sphere=True),
+    "covid19_nj_valtest_sphere": located("covid19_nj_valtest", 30, 4, sphere=True),
 }  # fmt: skip
 """The mixture of places has passes and batches with which a fit takes about a minute of one core."""
 ORDER = ("train", "dev", "val", "validation", "test")
@@ -142,7 +147,7 @@ def published(directory: Path, one: Set) -> tuple[tuple[Any, ...], dict[str, Any
     from burnish.events import EventDataset
 
     location = ("x", "y") if one.has_places else None
-    dataset = EventDataset.from_parquet(directory / one.file, group=one.group, location=location)
+    dataset = EventDataset.from_parquet(directory / one.file, group=one.group, location=location, sphere=one.sphere)
     if one.group == "split":
         parts = tuple(dataset.group(part) for part in sorted({s.group for s in dataset.sequences}, key=ORDER.index))
         said = "train/val/test as published; the epoch is chosen on val"
@@ -267,11 +272,13 @@ def fitted(
     train, validation, test = parts
     forecaster = EventForecaster(model, **objective)
     started = time.process_time()
-    name = experiment.digest(json.dumps([model.kind, model.settings, objective, training, train.num_events]))[:16]
+    facts = [model.kind, model.settings, objective, training, train.num_events, *(["sphere"] if train.sphere else [])]
+    name = experiment.digest(json.dumps(facts))[:16]
     state = None if states is None else states / name
     resumed = state is not None and state.exists()  # then some of the seconds were another process's
     history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
     seconds = time.process_time() - started
+    forecaster.calibrate(validation)
     result = forecaster.score(test, bootstrap=100, progress=Progress())
     paired = {} if beside is None else places_beside(forecaster, test, result, beside)
     row = {
@@ -626,25 +633,31 @@ def our_epochs(source: Path, repeats: int) -> list[float]:
 
 
 def reach(arguments: argparse.Namespace) -> None:
-    """CPU seconds to a validation log-likelihood: the default model here, and THP in EasyTPP 0.3.0.
+    """CPU seconds to a validation log-likelihood: the default model here, and models of EasyTPP 0.3.0.
 
     --data is the training file; beside it lies NAME_dev.parquet. Neither says when observation began: events 2 to N.
     """
     source, sides = arguments.data, {}
     validation = source.with_name(f"{source.stem}_dev.parquet")
     few = 2 if experiment.SMOKE else 20
+    name = "reach" if source.stem == "hawkes3" else f"reach_{source.stem}"
     if arguments.side == "burnish":
         sides["burnish"] = our_curve(source, validation, 2 if experiment.SMOKE else 6)
     else:
         import easytpp_epoch
 
-        for lr in (1e-3, 3e-3, 1e-2):
-            sides[f"easytpp, lr {lr:g}"] = easytpp_epoch.curve(source, validation, few, EPOCH, lr)
+        for peer in arguments.peers:
+            rates = (1e-3, 3e-3, 1e-2) if peer == "THP" else arguments.rates
+            for lr in rates:
+                limits = {"num_epochs": few if peer == "THP" else 1000, "seconds": arguments.seconds}
+                label = "easytpp" if peer == "THP" else f"easytpp {peer}"
+                found = easytpp_epoch.curve(source, validation, EPOCH, lr, **limits, name=peer)
+                sides[f"{label}, lr {lr:g}"] = found
     with experiment.results(arguments.out, {"experiments": {}}) as everything:
-        before = everything["experiments"].get("reach", {}).get("sides", {})
-    question = "How many CPU seconds of training to a validation log-likelihood, here and in EasyTPP's THP?"
+        before = everything["experiments"].get(name, {}).get("sides", {})
+    question = "How many CPU seconds of training to a validation log-likelihood, here and in EasyTPP?"
     entry = {"data": f"{source.stem}: events 2 to N", "settings": EPOCH, "sides": before | sides}
-    record(arguments.out, "reach", question, entry)
+    record(arguments.out, name, question, entry)
 
 
 def our_curve(source: Path, validation: Path, num_epochs: int) -> list[list[float]]:
@@ -688,7 +701,14 @@ COLUMNS = {
     "calibration_score_upper": ("CS, levels >= 0.5", 4), "pit_ks": ("PIT KS", 4), "coverage_90": ("below 90 %", 3),
     "accuracy": ("type acc.", 4), "location_cs": ("place CS", 4), "energy_score": ("place energy", 4),
     "location_error": ("place error", 4),
+    "calibration_score_conformal": ("CS, conformal", 4),
 }  # fmt: skip
+
+
+PLACE_COLUMNS = [
+    "loglik", "crps", "calibration_score_19", "calibration_score_conformal", "accuracy", "location_cs", "energy_score",
+    "location_error",
+]  # fmt: skip
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
@@ -700,7 +720,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             made[name] = _score_table(experiments[name], list(COLUMNS)[:7])
     for name, entry in experiments.items():
         if name.startswith("smash_"):
-            made[name] = _score_table(entry, list(COLUMNS))
+            made[name] = _score_table(entry, PLACE_COLUMNS)
     speed: list[list[str]] = []
     for name, entry in experiments.items():
         if name.startswith("epoch_") and entry["ratio_of_medians"] is not None:
@@ -772,8 +792,14 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
             texts.append(text)
         return texts
 
+    placed = "location_cs" in names
+    rest = ["", ""] if placed else [""]
+    chance = entry["rows"][0]["scores"]
+    if "location_cs_by_chance" in chance:
+        by_chance = {name: chance[f"{name}_by_chance"] for name in ("calibration_score_19", "location_cs")}
+        lines.append(["any true law, by chance", "", "", *cells(by_chance), *rest])
     if "truth" in entry:
-        lines.append(["the true process", "", "", *cells(entry["truth"]), ""])
+        lines.append(["the true process", "", "", *cells(entry["truth"]), *rest])
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in entry["rows"]:
         objective = row["objective"]["objective"]
@@ -791,10 +817,14 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
                 spread[name] = math.sqrt(sum((v - means[name]) ** 2 for v in values) / (len(values) - 1))
         whole = [row["fit_cpu_seconds"] for row in rows if row["fit_cpu_seconds"] is not None]
         seconds = f"{sum(whole) / len(whole):.0f}" if whole else "not measured"
-        lines.append([model, objective, str(len(rows)), *cells(means, spread), seconds])
+        paired = [row["energy_minus_kernel_density"] for row in rows if "energy_minus_kernel_density" in row]
+        beside = "".join(f"; {p['mean']:+.4f} ± {p['error']:.4f}" for p in paired)[2:]
+        lines.append([model, objective, str(len(rows)), *cells(means, spread), *([beside] if placed else []), seconds])
     for baseline, scores in entry.get("baselines", {}).items():
-        lines.append([baseline, "", "", *cells(scores), ""])
-    titles = ["forecast", "objective", "seeds", *(COLUMNS[name][0] for name in names), "CPU s"]
+        lines.append([baseline, "", "", *cells(scores), *rest])
+    titles = ["forecast", "objective", "seeds", *(COLUMNS[name][0] for name in names)]
+    titles += ["energy less the kernel density's, by seed"] if placed else []
+    titles.append("CPU s")
     return experiment.table(titles, lines)
 
 
@@ -812,6 +842,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=list(MODELS), help="which models")
     parser.add_argument("--state", type=Path, help="directory for the states of fits; a run that was cut off goes on")
+    parser.add_argument("--peers", nargs="+", default=["THP"], choices=["THP", "AttNHP", "S2P2"])
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2], help="of AttNHP and S2P2")
+    parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds of training of a peer, at most")
     parser.add_argument("--side", choices=["burnish", "easytpp"], default="burnish")
     arguments = parser.read()
     needing = [name for name in arguments.experiments if name in BESIDE or (name in SETS and SETS[name].file)]

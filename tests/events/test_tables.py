@@ -68,6 +68,16 @@ GOOD = {
         [[0, 2]],
         ("x", "y"),
     ),
+    "blank lines": ("time,mark\n1,x\n\n2.5,y\n\n", [[0, 1.5]], ("x", "y")),
+    "old line ends": ("time,mark\r1,x\r2.5,y\r", [[0, 1.5]], ("x", "y")),
+    "an index without a name": (",time,mark\n0,1,x\n1,2.5,y\n", [[0, 1.5]], ("x", "y")),
+    "types over two lines": ('time,mark\n1,"a\nb"\n2.5,c\n', [[0, 1.5]], ("a\nb", "c")),
+    "fractions after a comma": (
+        'time,mark\n"2024-03-01 00:00:59,5",x\n"2024-03-01 00:01:01,0",y\n',
+        [[0, 1.5]],
+        ("x", "y"),
+    ),
+    "large but apart": ("time,mark\n1e17,x\n1.00000000000016e17,y\n", [[0, 16000]], ("x", "y")),
     "numbers with exponents": ("time,mark\n1e0,x\n2.5e0,y\n", [[0, 1.5]], ("x", "y")),
 }
 
@@ -105,6 +115,17 @@ BAD = {
     "fractions for types": ("time,mark\n1,0.5\n2,1.5\n", "numbers with fractions, not types"),
     "a type for every event": ("time,mark\n" + "".join(f"{i},t{i}\n" for i in range(50)), "50 different types"),
     "ragged rows": ("time,mark\n1,x\n2\n", "not a table"),
+    "numbers beyond float64": (
+        "time,mark\n92233720368547758080,x\n92233720368547758090,y\n",
+        "float64 does not tell such times from their neighbours",
+    ),
+    "another encoding": ("time,mark\n1,\xfc\n2.5,y\n".encode("latin-1"), "'mark' is not text in UTF-8"),
+    "antiquity": ("time,mark\n0001-01-01,x\n0001-01-02,y\n", "dates that are not between 1678 and 2261"),
+    "comments": ("# a log\ntime,mark\n1,x\n", "not a table"),
+    "dates among numbers": ("time,mark\n1,x\n2024-01-01,y\n", "'1' in row 1, which is not a time"),
+    "thousands": ('time;mark\n"1,000.5";x\n', "'1,000.5' in row 1, which is not a time"),
+    "yes and no for times": ("time,mark\ntrue,x\nfalse,y\n", "holds bool, not times"),
+    "names in capitals": ("Time,mark\n1,x\n", "did you mean 'Time'"),
     "not text": (b"\xff\xfe\x00\x01time", "not a table|no column"),
 }
 

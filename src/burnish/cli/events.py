@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -46,6 +46,8 @@ class Columns:
         sphere: The place is a longitude and a latitude in degrees: the date line joins, and distances are on the earth.
         vertex: Column of the vertex (0, 1, ...); structured-thp needs it.
         covariates: Columns of numbers that are known at each event and may matter for the next.
+        exogenous: Table of numbers that change between events (weather, load): a column of times, perhaps one of
+            sequences, named as here, and one a value; each row holds until the next.
         start: When observation began, if known, as the times are given: the waits for first events then count.
         end: When observation ended, if known: the time without an event up to it then counts.
         sort: Sort each sequence by time instead of refusing unsorted rows.
@@ -60,6 +62,7 @@ class Columns:
     sphere: Annotated[bool, Parameter(negative=())] = False
     vertex: str | None = None
     covariates: Names = ()
+    exogenous: Path | None = None
     start: str | None = None
     end: str | None = None
     sort: bool = False
@@ -159,11 +162,12 @@ def fit(
     from burnish.events.run import split
 
     state = out.parent / f"{out.name}.fit"
-    check_apart([out, state], [data, network.edges])
+    check_apart([out, state], [data, network.edges, columns.exogenous])
     check_free(out, overwrite=overwrite)
     kind = model_class(network.model or ("smurf-thp" if columns.x is None and columns.y is None else "place-mixture"))
     reading = _reading(columns, kind, parts.split_column)
-    dataset = reading.read(data)
+    dataset, names = reading.with_exogenous(reading.read(data), columns.exogenous)
+    reading = replace(reading, exogenous=names)
     for note in dataset.notes:
         _say(note)
     train, validation, _ = split(dataset, parts.split_by, parts.fractions, training.seed, parts.split_column)
@@ -194,6 +198,7 @@ def evaluate(
     out: OptionalOut = None,
     all: bool = False,
     bootstrap: int = 200,
+    exogenous: Path | None = None,
 ) -> None:
     """Measure a forecaster on events it has not seen and write an HTML report with calibration plots.
 
@@ -211,6 +216,8 @@ def evaluate(
         Use every event, also those that fitting has seen.
     bootstrap:
         Resamplings for the errors, 0 for none.
+    exogenous:
+        The table of values that change between events, of a forecaster that was fitted with one.
     """
     from burnish.core.apart import check_apart
     from burnish.core.errors import DataError
@@ -220,9 +227,10 @@ def evaluate(
     from burnish.events.spatial import add_location_scores
 
     target = out or forecaster / "report.html"
-    check_apart([target], [data])
+    check_apart([target], [data, exogenous])
     fitted = Fitted.load(forecaster)
-    loaded, dataset = fitted.forecaster, fitted.reading.read(data, fitted.forecaster.mark_names)
+    loaded = fitted.forecaster
+    dataset, _ = fitted.reading.with_exogenous(fitted.reading.read(data, loaded.mark_names), exogenous)
     part = "all events, also those that fitting has seen"
     if not all:
         dataset, part = fitted.seen.unseen(dataset)
@@ -281,6 +289,7 @@ def forecast(
     conformal: bool = False,
     seed: Seed = 0,
     renamed: Renamed = Renamed(),
+    exogenous: Path | None = None,
 ) -> None:
     """For every sequence of a table, when the next event comes, of which type and where, as CSV.
 
@@ -300,17 +309,20 @@ def forecast(
         Move the levels so that as many of the validation waits of the fit were below each as it says.
     seed:
         Of drawn futures.
+    exogenous:
+        The table of values that change between events, of a forecaster that was fitted with one; those known last are
+        taken from then on.
     """
     from burnish.core.apart import check_apart
     from burnish.events.forecaster import CONFIG_FILE, WEIGHTS_FILE
     from burnish.events.run import Asked, Fitted, Waits, table_of_forecasts
 
-    check_apart([out], [data, waited.as_of, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
+    check_apart([out], [data, waited.as_of, exogenous, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
     _check_ours(out, "sequence", "last_time", "prob_no_event", "type_prob")
     fitted = Fitted.load(forecaster)
     reading = _renamed(fitted.reading, renamed)
     waits = Waits.given(waited.elapsed, waited.now, waited.as_of, reading.sequence)
-    dataset = reading.read(data, fitted.forecaster.mark_names)
+    dataset, _ = reading.with_exogenous(reading.read(data, fitted.forecaster.mark_names), exogenous)
     rows = table_of_forecasts(fitted.forecaster, dataset, Asked(quantiles, waits, next, conformal, seed))
     _write(rows, out, f"forecasts: {out} ({len(dataset):,} sequences)")
 
@@ -322,6 +334,7 @@ def anomalies(
     *,
     out: OptionalOut = None,
     renamed: Renamed = Renamed(),
+    exogenous: Path | None = None,
 ) -> None:
     """For every event of a table, how surprising its time and type were given what came before, as CSV.
 
@@ -336,16 +349,19 @@ def anomalies(
         A table; the first event of a sequence has nothing before it and no row.
     out:
         The CSV file [default: standard output].
+    exogenous:
+        The table of values that change between events, of a forecaster that was fitted with one.
     """
     from burnish.core.apart import check_apart
     from burnish.events.anomaly import table_of_surprises
     from burnish.events.forecaster import CONFIG_FILE, WEIGHTS_FILE
     from burnish.events.run import Fitted
 
-    check_apart([out], [data, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
+    check_apart([out], [data, exogenous, forecaster / CONFIG_FILE, forecaster / WEIGHTS_FILE])
     _check_ours(out, "sequence", "event", "surprise", "p_value")
     fitted = Fitted.load(forecaster)
-    dataset = _renamed(fitted.reading, renamed).read(data, fitted.forecaster.mark_names)
+    reading = _renamed(fitted.reading, renamed)
+    dataset, _ = reading.with_exogenous(reading.read(data, fitted.forecaster.mark_names), exogenous)
     rows = table_of_surprises(fitted.forecaster, dataset)
     _write(rows, out, f"surprises: {out} ({len(dataset):,} sequences)")
 
@@ -414,8 +430,6 @@ def _say(message: str) -> None:
 
 def _renamed(reading: Reading, renamed: Renamed) -> Reading:
     """How a table is read that was not there at the fit: it has no split, and what it observes has no known end."""
-    from dataclasses import replace
-
     names = {"sequence": renamed.sequence, "time": renamed.time, "mark": renamed.type}
     return replace(reading.with_columns(**names), group=None, end=None)
 
@@ -457,7 +471,7 @@ def _reading(columns: Columns, kind: type[EventModel], split_column: str | None)
     if x is None and kind.has_location:
         what = f"{kind.kind} forecasts places, but no columns for them were given"
         raise SettingsError(what, fix="give --x and --y")
-    given = {name: value for name, value in asdict(columns).items() if name not in ("x", "y", "type")}
+    given = {name: value for name, value in asdict(columns).items() if name not in ("x", "y", "type", "exogenous")}
     place = None if x is None or y is None else (x, y)
     return Reading(**given, mark=columns.type, location=place, group=split_column)
 
@@ -474,9 +488,12 @@ def _forecaster(kind: type[EventModel], dataset: EventDataset, network: Network,
         settings |= {
             "periods": periods(network.calendar, dates=dataset.dates),
             "num_covariates": dataset.num_covariates,
+            "num_exogenous": dataset.num_exogenous,
         }
-    elif network.calendar or dataset.num_covariates:
-        raise SettingsError(f"{kind.kind} sees neither a calendar nor covariates", fix="leave them out")
+    elif network.calendar or dataset.num_covariates or dataset.num_exogenous:
+        raise SettingsError(
+            f"{kind.kind} sees neither a calendar, covariates nor exogenous values", fix="leave them out"
+        )
     if kind.has_graph:
         settings |= {"num_vertices": dataset.num_vertices, "edges": _edges(network.edges, vertex, kind.kind)}
     model = kind(dataset.num_marks, **settings)

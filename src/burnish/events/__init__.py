@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from burnish.events.distribution import NextEvents as NextEvents
     from burnish.events.evaluation import ForecastEvaluation as ForecastEvaluation
     from burnish.events.evaluation import evaluate as evaluate
+    from burnish.events.exogenous import Exogenous as Exogenous
     from burnish.events.exponential import ExponentialHawkes as ExponentialHawkes
     from burnish.events.forecaster import EventForecaster as EventForecaster
     from burnish.events.hawkes import HawkesParameters as HawkesParameters
@@ -51,6 +52,7 @@ _PUBLIC = {
     "EventForecaster": ".forecaster",
     "EventSequence": ".sequence",
     "EventStream": ".stream",
+    "Exogenous": ".exogenous",
     "ForecastEvaluation": ".evaluation",
     "HawkesParameters": ".hawkes",
     "NextEvent": ".distribution",

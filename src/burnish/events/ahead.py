@@ -133,7 +133,7 @@ def conditions(forecaster: EventForecaster, futures: list[EventSequence]) -> dic
     for first in range(0, len(futures), ROWS):
         rows = range(first, min(first + ROWS, len(futures)))
         batch = packed.gather([Window(row, begin, n, n) for row in rows])
-        parts.append(model.condition_with_ties(model.states(batch)[:, n - begin], batch.times[:, n - begin - 1]))
+        parts.append(model.condition_after(batch, model.states(batch), slice(None), n - begin))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

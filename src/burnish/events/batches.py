@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from burnish.events.data import EventDataset
+from burnish.events.exogenous import Pieces
 from burnish.events.sequence import NANOSECONDS, EventSequence
 
 AT_ONCE = 1e-30
@@ -46,6 +47,11 @@ class EventBatch:
         vertices: or None.
         origin: (B, 2) number of the sequence, and of the window's first event in it.
         features: of the calendar and of the covariates at each event, or None.
+        known_first, known_last: exogenous values when each gap begins and ends, the last gap being that after the last
+            event; or None.
+        piece_at: (P, 2) row and position of the pieces of gaps before their last ones.
+        piece_span: (P, 2) end and beginning of each, since the beginning of its gap.
+        piece_value: exogenous values of each.
         before: x of maths/excitation.py after what came before the window, or None where no decays are carried.
     """
 
@@ -62,6 +68,11 @@ class EventBatch:
     origin: Int[Tensor, "B 2"]
     before: Float[Tensor, "B D K"] | None = None
     features: Float[Tensor, "B L F"] | None = None
+    known_first: Float[Tensor, "B L+1 C"] | None = None
+    known_last: Float[Tensor, "B L+1 C"] | None = None
+    piece_at: Int[Tensor, "P 2"] | None = None
+    piece_span: Float[Tensor, "P 2"] | None = None
+    piece_value: Float[Tensor, "P C"] | None = None
 
     def to(self, device: torch.device) -> EventBatch:
         """The same batch on another device."""
@@ -150,6 +161,13 @@ class PackedEvents:
         self.waited = np.concatenate([_waited(s) / mean_gap for s in sequences] or [np.zeros(0)])
         self.tails = np.array([_tail(s) / mean_gap for s in sequences])
         self.tails_waited = np.array([_tail_waited(s) / mean_gap for s in sequences])
+        self.pieces: Pieces | None = None
+        if dataset.num_exogenous:
+            passed = [np.append(_waited(s), _tail_waited(s)) / mean_gap for s in sequences]
+            self.pieces = Pieces.of(sequences, passed, mean_gap)
+            gaps_of = self.offsets + np.arange(len(self.offsets))
+            self.tails_waited = self.pieces.waited[gaps_of[1:] - 1]
+            self.waited = np.delete(self.pieces.waited, gaps_of[1:] - 1)
         self.locations = _joined([s.locations for s in sequences])
         self.vertices = _joined([s.vertices for s in sequences])
         self.features = _joined([_features(s, periods, dataset.dates) for s in sequences])
@@ -177,6 +195,7 @@ class PackedEvents:
             self.locations,
             self.vertices,
             self.features,
+            *([] if self.pieces is None else vars(self.pieces).values()),
         ):
             digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -201,7 +220,7 @@ class PackedEvents:
         lengths = np.diff(self.offsets)
         whole = np.array([w.stop == lengths[w.sequence] and w.begin == self.last_begin[w.sequence] for w in chosen])
         tails = np.array([self.tails[w.sequence] for w in chosen])
-        return EventBatch(
+        batch = EventBatch(
             times=self._tensor(np.where(present, self.times[index] - shift[:, None], 0.0)),
             gaps=self._tensor(np.where(present & ((position > 0) | knows_first[:, None]), self.gaps[index], 1.0)),
             marks=torch.from_numpy(np.where(present, self.marks[index], 0)),
@@ -215,6 +234,31 @@ class PackedEvents:
             origin=torch.tensor([[w.sequence, w.begin] for w in chosen]),
             before=self._before(chosen),
             features=None if self.features is None else self._tensor(self.features[index]),
+        )
+        return batch if self.pieces is None else self._with_pieces(batch, self.pieces, length)
+
+    def _with_pieces(self, batch: EventBatch, pieces: Pieces, length: NDArray[np.int64]) -> EventBatch:
+        """The batch with the exogenous values of its gaps, and the pieces of those that count."""
+        rows = batch.origin.numpy()
+        position = np.arange(batch.times.shape[1] + 1)[None]
+        # n events of a sequence have n + 1 gaps; the window's own come one after the other.
+        begin = self.offsets[rows[:, 0]] + rows[:, 0] + rows[:, 1]
+        gap = begin[:, None] + np.minimum(position, length[:, None])
+        ends = ~torch.isnan(batch.tail).numpy()
+        counts = np.zeros(gap.shape, bool)
+        counts[:, :-1] = batch.scored.numpy()
+        counts[np.arange(len(rows)), length] = ends
+        row, place = np.nonzero(counts)
+        of = gap[row, place]
+        number = pieces.bounds[of + 1] - pieces.bounds[of]
+        index = np.repeat(pieces.bounds[of] - np.cumsum(number) + number, number) + np.arange(number.sum())
+        return replace(
+            batch,
+            known_first=self._tensor(pieces.first[gap]),
+            known_last=self._tensor(pieces.last[gap]),
+            piece_at=torch.from_numpy(np.repeat(np.stack([row, place], axis=1), number, axis=0)),
+            piece_span=self._tensor(np.stack([pieces.gap[index], pieces.begun[index]], axis=1)),
+            piece_value=self._tensor(pieces.value[index]),
         )
 
     def _before(self, chosen: list[Window]) -> Tensor | None:

@@ -7,7 +7,7 @@ rounding, so that a sequence reads the same alone and in a larger file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypedDict
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from burnish.core.errors import DataError, SettingsError, nearest
+from burnish.events.exogenous import Exogenous
 from burnish.events.sequence import NANOSECONDS, EventSequence
 
 SEQUENCE, TIME, MARK = "sequence_id", "time", "mark"
@@ -123,6 +124,11 @@ class Ticks:
         times = (values - epoch).astype(np.float64)
         return (times / NANOSECONDS if self.dates else times), epoch
 
+    def counted_from(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.float64]:
+        """float64 times of some rows on the clock of a sequence."""
+        times = (self.values[rows] - epoch).astype(np.float64)
+        return times / NANOSECONDS if self.dates else times
+
     def since(self, epoch: int, given: float | str, name: str) -> float:
         """A number or date that the user gave, on the clock of a sequence."""
         if self.dates:
@@ -163,7 +169,11 @@ def _ticks(column: pa.ChunkedArray, name: str, where: str) -> Ticks:
         column = _parsed(column, name, where)
         kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return Ticks(column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy(), True)
+        try:
+            return Ticks(column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy(), True)
+        except pa.ArrowInvalid:
+            what = f"column {name!r} holds dates that are not between 1678 and 2261"
+            raise DataError(what, where=where, fix="use numbers, such as days, for times so far away") from None
     if pa.types.is_time(kind):  # of the day
         return Ticks(column.cast(pa.time64("ns")).cast(pa.int64()).to_numpy() / NANOSECONDS, False)
     if pa.types.is_integer(kind):
@@ -174,7 +184,20 @@ def _ticks(column: pa.ChunkedArray, name: str, where: str) -> Ticks:
     if not np.isfinite(times).all():
         row = int(np.argmin(np.isfinite(times))) + 1
         raise DataError(f"column {name!r} is not a number in row {row}", where=where, fix="drop the incomplete rows")
+    if len(times) and np.abs(times).max() > EXACT:
+        _told_apart(times, name, where)
     return Ticks(times, False)
+
+
+def _told_apart(times: NDArray[np.float64], name: str, where: str) -> None:
+    """Refuses times so large that neighbours of them may have been rounded together."""
+    ordered = np.sort(times)
+    near = np.diff(ordered) < 4 * np.spacing(np.abs(ordered[1:]))
+    near &= np.abs(ordered[1:]) > EXACT
+    if near.any():
+        shown = float(ordered[1:][near][0])
+        what = f"column {name!r} holds {shown:.17g}, and float64 does not tell such times from their neighbours"
+        raise DataError(what, where=where, fix="count from a later moment, or give whole numbers below 2**63")
 
 
 def _parsed(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
@@ -218,6 +241,60 @@ def _in_order(times: NDArray[np.float64], ticks: Ticks, epoch: int, where: str) 
     )
 
 
+# -- values that change between events ---------------------------------------------------------------------------------
+
+
+def with_exogenous(
+    sequences: Sequence[EventSequence],
+    table: pa.Table,
+    *,
+    dates: bool,
+    where: str = "table",
+    sequence: str = SEQUENCE,
+    time: str = TIME,
+) -> tuple[tuple[EventSequence, ...], tuple[str, ...]]:
+    """Sequences with the values of a table of their own, and the names of its columns.
+
+    Args:
+        sequences: the events.
+        table: a row a time; every column beside those of the sequences and the times is a value. Without a column of
+            sequences its rows hold for all of them.
+        dates: whether the times of the events are dates.
+        where: for messages.
+        sequence, time: names of the two columns.
+
+    Raises:
+        DataError: times or values that are none, a sequence that has no row, or none as early as its events.
+    """
+    names = tuple(name for name in table.column_names if name not in (sequence, time))
+    if table.num_rows == 0 or not names:
+        raise DataError("has no exogenous values", where=where, fix="give a column of times and one of numbers")
+    ticks = _ticks(_column(table, time, "time", where), time, where)
+    if ticks.dates != dates:
+        held = "dates" if ticks.dates else "numbers"
+        raise DataError(f"column {time!r} holds {held}, unlike the times of the events", where=where)
+    values = _rows_of_numbers(table, names, "exogenous value", where)
+    assert values is not None
+    own = sequence in table.column_names
+    ids, labels = _sequences(table, sequence if own else None, where)
+    rows = {labels[ids[part[0]]]: part for part in _rows_of_sequences(ids, ticks.values)}
+    result = []
+    for one in sequences:
+        if own and one.name not in rows:
+            raise DataError(f"has no row for sequence {one.name!r}", where=where, fix="add its values")
+        part = rows[one.name] if own else rows[labels[0]]
+        at = ticks.counted_from(part, one.epoch)
+        if (again := np.flatnonzero(np.diff(at) == 0)).size:
+            what = f"gives two rows of one time, {shown_time(one, float(at[again[0]]), dates)}"
+            raise DataError(what, where=where, fix="keep one of them")
+        if len(one) and at[0] > one.origin:
+            first, begin = (shown_time(one, float(t), dates) for t in (at[0], one.origin))
+            what = f"begins at {first}, but sequence {one.name!r} at {begin}"
+            raise DataError(what, where=where, fix="add a row with the values at that time or before")
+        result.append(replace(one, exogenous=Exogenous(at, values[part])))
+    return tuple(result), names
+
+
 # -- ids, types, places ----------------------------------------------------------------------------------------------
 
 
@@ -248,6 +325,8 @@ def _column(table: pa.Table, name: str, role: str, where: str) -> pa.ChunkedArra
     if table.column_names.count(name) > 1:
         raise DataError(f"has more than one column {name!r}", where=where, fix="rename one of them")
     column = table[name]
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        raise DataError(f"column {name!r} is not text in UTF-8", where=where, fix="save the file as UTF-8")
     missing = column.is_null().to_numpy()
     if pa.types.is_string(column.type):
         missing = missing | np.array([not (value or "").strip() for value in column.to_pylist()])

@@ -53,6 +53,9 @@ class EventDataset:
                 )
         located = {sequence.locations is not None for sequence in self.sequences if len(sequence)}
         known = {0 if s.covariates is None else s.covariates.shape[1] for s in self.sequences if len(s)}
+        outside = {0 if s.exogenous is None else s.exogenous.values.shape[1] for s in self.sequences if len(s)}
+        if len(outside) > 1:
+            raise DataError("sequences have different numbers of exogenous values", fix="give all of them the same")
         if len(known) > 1:
             raise DataError("sequences have different numbers of covariates", fix="give all of them the same")
         if len(located) > 1:
@@ -76,6 +79,10 @@ class EventDataset:
     @property
     def num_covariates(self) -> int:
         return max((0 if s.covariates is None else s.covariates.shape[1] for s in self.sequences), default=0)
+
+    @property
+    def num_exogenous(self) -> int:
+        return max((0 if s.exogenous is None else s.exogenous.values.shape[1] for s in self.sequences), default=0)
 
     @property
     def has_locations(self) -> bool:
@@ -164,6 +171,20 @@ class EventDataset:
         from burnish.events.columns import from_table
 
         return cls(**from_table(table, **columns))
+
+    def with_exogenous(self, table: pyarrow.Table, **columns: Any) -> Self:
+        """The same events with values that change between them, from a table of their own.
+
+        Args:
+            table: a row a time, with a column of times and columns of numbers; with a column of sequences each has its
+                own rows, without one all share them. A value holds until the next row, the last one from then on.
+            sequence, time: names of the two columns [sequence_id, time].
+            where: for messages.
+        """
+        from burnish.events.columns import with_exogenous
+
+        sequences, _ = with_exogenous(self.sequences, table, dates=self.dates, **columns)
+        return self.with_sequences(sequences)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

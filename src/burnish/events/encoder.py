@@ -107,6 +107,7 @@ class EncoderSettings:
         recurrent_size: width of the GRU on top, 0 for none.
         periods: of the calendar, in the data's unit, such as (86400.0, 604800.0) for times in seconds.
         num_covariates: numbers known at each event.
+        num_exogenous: values that change between events, which the heads see, not the encoder.
         clock: "relative" (only differences of times are seen) or "absolute" (as published: time since the origin).
     """
 
@@ -119,6 +120,7 @@ class EncoderSettings:
     clock: str = "relative"
     periods: tuple[float, ...] = ()
     num_covariates: int = 0
+    num_exogenous: int = 0
 
     def __post_init__(self) -> None:
         # No layers is a model: the recurrent part alone.

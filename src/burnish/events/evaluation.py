@@ -71,8 +71,9 @@ def evaluate(
             sequence = batch.origin[where[:, 0], 0].numpy()
             index = (batch.origin[where[:, 0], 1] + where[:, 1]).numpy()
             previous = batch.marks[where[:, 0], (where[:, 1] - 1).clamp_min(0)].numpy()
+            before = _log_before(model, histories)
             for rows in row_chunks(histories.condition, ROWS):
-                part = _score(model, histories, rows, renormalise)
+                part = _score(model, histories, rows, renormalise, before[rows])
                 parts.append({"sequence": sequence[rows], "index": index[rows], "previous": previous[rows]} | part)
                 task.advance(len(part["gap"]))
     events = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -104,30 +105,49 @@ def evaluate(
     return ForecastEvaluation(events, scores, errors, beside, tuple(notes))
 
 
-def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bool) -> dict[str, NDArray[Any]]:
+def _log_before(model: EventModel, histories: Histories) -> torch.Tensor:
+    """log P(no event in the pieces of its gap before the last one) of every event, in float64."""
+    total = torch.zeros(len(histories.gap), dtype=torch.float64)
+    if histories.pieces is not None and histories.piece_row is not None:
+        own = histories.piece_row >= 0
+        value = model.log_no_event(*histories.pieces).double()
+        total.index_add_(0, histories.piece_row[own], value[own])
+    return total
+
+
+def _score(
+    model: EventModel, histories: Histories, rows: slice, renormalise: bool, before: torch.Tensor
+) -> dict[str, NDArray[Any]]:
+    """Scores of some events: of what was forecast when their gaps began, and their likelihood with all that was known.
+
+    Args:
+        before: of each, log of the probability that it had not come before what was known last.
+    """
     condition = select(histories.condition, rows)
     gap, mark = histories.gap[rows], histories.mark[rows]
     waited = torch.zeros_like(gap) if histories.waited is None else histories.waited[rows]
-    law = NextEvents(model, condition, renormalise=renormalise)
+    now = law = NextEvents(model, condition, renormalise=renormalise)
+    if histories.begun is not None:
+        law = NextEvents(model, select(histories.begun, rows))
     unit = law.unit
     levels = [0.5]
     for level in WIDTH_LEVELS:
         levels += [(1 - level) / 2, (1 + level) / 2]
     quantiles = law.quantile(levels).double().numpy()
-    given = law.model.mark_log_probs(condition, gap.unsqueeze(-1)).squeeze(-2)
+    given = now.model.mark_log_probs(condition, gap.unsqueeze(-1)).squeeze(-2)
     forecast = law.mark_probs()
     head = law.head_mark_probs()
+    since = now.cdf((gap - waited).double().unsqueeze(-1) * unit, waited.double() * unit).squeeze(-1).double()
     result = {
         "gap": gap.double().numpy() * unit,
         "mark": mark.numpy(),
-        "loglik_time": law.log_density(gap.double() * unit).double().numpy() - _log_survival(law, waited),
+        "loglik_time": now.log_density(gap.double() * unit).double().numpy()
+        - _log_survival(now, waited)
+        + before.numpy(),
         "loglik_mark": torch.gather(given, -1, mark.unsqueeze(-1)).squeeze(-1).double().numpy(),
         "loglik_tie": _log_tie(law, gap),
         "prob_tie": law.prob_tie.double().numpy(),
-        "pit": law.cdf((gap - waited).double().unsqueeze(-1) * unit, waited.double() * unit)
-        .squeeze(-1)
-        .double()
-        .numpy(),
+        "pit": (since * before.exp() - torch.expm1(before)).numpy(),
         "crps": law.crps(gap.double() * unit).double().numpy(),
         "median": quantiles[:, 0],
         "mean": law.mean().double().numpy(),
@@ -138,7 +158,7 @@ def _score(model: EventModel, histories: Histories, rows: slice, renormalise: bo
     }
     if head is not None:
         result["correct_head"] = (head.argmax(-1) == mark).double().numpy()
-        result["mean_head"] = condition["mean_gap"].double().numpy() * unit
+        result["mean_head"] = law.condition["mean_gap"].double().numpy() * unit
     for i, level in enumerate(WIDTH_LEVELS):
         result[f"width_{round(100 * level)}"] = quantiles[:, 2 + 2 * i] - quantiles[:, 1 + 2 * i]
         result[f"upper_{round(100 * level)}"] = quantiles[:, 2 + 2 * i]

@@ -206,6 +206,17 @@ class EventForecaster:
                 f"the model takes {self.model.num_covariates} covariates, the events have {training.num_covariates}",
                 fix=f"build it with num_covariates={training.num_covariates}",
             )
+        if training.num_exogenous != self.model.num_exogenous:
+            raise SettingsError(
+                f"the model takes {self.model.num_exogenous} exogenous values, the events have "
+                f"{training.num_exogenous}",
+                fix=f"build it with num_exogenous={training.num_exogenous}",
+            )
+        if training.num_exogenous and self.objective.name != "likelihood":
+            raise SettingsError(
+                "exogenous values cut gaps into pieces, of which the score objectives know nothing",
+                fix="use the objective likelihood",
+            )
         if training.num_ties and training.num_ties == len(training.inner_gaps()):
             raise DataError("all events happen at the same time", fix="check the time column and its unit")
 
@@ -262,7 +273,7 @@ class EventForecaster:
                 raise DataError(f"sequence {sequence.name!r} has no event to forecast from", fix="leave it out")
             begin = window_begin(n, model.window, model.context)
             batch = packed.gather([Window(index, begin, n, n)])
-            parts.append(model.condition_with_ties(model.states(batch)[:, n - begin], batch.times[:, n - begin - 1]))
+            parts.append(model.condition_after(batch, model.states(batch), slice(None), n - begin))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def stream(self, *, start: float | None = None) -> EventStream:

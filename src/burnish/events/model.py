@@ -29,6 +29,7 @@ from burnish.core.errors import DataError, SettingsError
 from burnish.events.batches import EventBatch, PackedEvents
 from burnish.events.data import EventDataset
 from burnish.events.encoder import EncoderSettings, HistoryEncoder
+from burnish.events.exogenous import Exogenous
 from burnish.events.heads import Condition
 from burnish.events.maths.quadrature import gauss_legendre
 from burnish.events.maths.sphere import mean_longitude, unwrapped, wrapped
@@ -77,6 +78,7 @@ class TrainingStatistics:
         location_mean, location_scale: to standardise places.
         sphere: whether places are longitudes and latitudes in degrees.
         covariate_mean, covariate_scale: to standardise covariates.
+        exogenous_mean, exogenous_scale: to standardise exogenous values.
         dates: whether times were dates, seconds since an epoch in nanoseconds.
         clock_resolution: step that ties were dequantised with, 0 if there were none.
         tie_share: share of gaps that are zero, where the model gives them a probability; else 0.
@@ -91,6 +93,8 @@ class TrainingStatistics:
     sphere: bool = False
     covariate_mean: tuple[float, ...] = ()
     covariate_scale: tuple[float, ...] = ()
+    exogenous_mean: tuple[float, ...] = ()
+    exogenous_scale: tuple[float, ...] = ()
     dates: bool = False
     clock_resolution: float = 0.0
     tie_share: float = 0.0
@@ -114,6 +118,8 @@ class TrainingStatistics:
             mean, scale = places.mean(0), np.maximum(places.std(0), 1e-9)
         rows = [s.covariates for s in train.sequences if s.covariates is not None]
         known = np.concatenate(rows) if rows else np.zeros((1, 0))
+        changes = [s.exogenous.values for s in train.sequences if s.exogenous is not None]
+        outside = np.concatenate(changes) if changes else np.zeros((1, 0))
         return cls(
             mean_gap=mean_gap,
             knee=float(1 / np.quantile(positive, 0.2)),
@@ -124,6 +130,8 @@ class TrainingStatistics:
             sphere=train.sphere,
             covariate_mean=tuple(map(float, known.mean(0))),
             covariate_scale=tuple(map(float, np.maximum(known.std(0), 1e-9))),
+            exogenous_mean=tuple(map(float, outside.mean(0))),
+            exogenous_scale=tuple(map(float, np.maximum(outside.std(0), 1e-9))),
             dates=train.dates,
             clock_resolution=clock_resolution,
             tie_share=float((gaps <= 0).mean()),
@@ -135,6 +143,11 @@ class TrainingStatistics:
         if self.sphere:
             places = unwrapped(places, self.location_mean[0])
         return (places - self.location_mean) / self.location_scale
+
+    def standardised_exogenous(self, known: Exogenous) -> Exogenous:
+        """Exogenous values as models see them."""
+        values = (known.values - np.array(self.exogenous_mean)) / np.array(self.exogenous_scale)
+        return Exogenous(known.times, values)
 
     def in_data_units(self, places: NDArray[Any]) -> NDArray[np.float64]:
         """The inverse of `standardised`."""
@@ -149,7 +162,11 @@ class Histories:
     Attributes:
         tail: conditions after the last events of the sequences whose end is known, with the censored gaps and how much
             of them had passed before, or None.
-        waited: how much of a gap had passed when its event began to be looked for; None where nothing had.
+        waited: how much of a gap had passed when its event began to be looked for, or its last piece began; None where
+            nothing had.
+        pieces: conditions of the pieces of gaps before the last ones, with their ends and beginnings, or None.
+        piece_row: of each piece the row of its event, -1 in a censored gap.
+        begun: conditions as they were when the gaps began, where values change inside some.
     """
 
     condition: Condition
@@ -160,6 +177,9 @@ class Histories:
     hidden: Float[Tensor, "S M"]
     tail: tuple[Condition, Tensor, Tensor] | None
     waited: Float[Tensor, " S"] | None = None
+    pieces: tuple[Condition, Tensor, Tensor] | None = None
+    piece_row: Tensor | None = None
+    begun: Condition | None = None
 
 
 class EventModel(nn.Module):
@@ -235,6 +255,14 @@ class EventModel(nn.Module):
         return self.settings.get("num_covariates", 0)
 
     @property
+    def num_exogenous(self) -> int:
+        return self.settings.get("num_exogenous", 0)
+
+    def knowing(self, hidden: Float[Tensor, "*S M"], values: Float[Tensor, "*S C"] | None) -> Float[Tensor, "*S M"]:
+        """States that also know exogenous values, of a model that takes them."""
+        return hidden
+
+    @property
     def carried_decays(self) -> NDArray[np.float64] | None:
         """Decays, per mean gap, of what a batch needs from before its windows; None where it needs nothing."""
         return None
@@ -293,6 +321,11 @@ class EventModel(nn.Module):
 
     def _with_covariates(self, dataset: EventDataset) -> EventDataset:
         """The covariates standardised, or left out where the model uses none."""
+        if self.num_exogenous != dataset.num_exogenous and dataset.num_events:
+            raise DataError(
+                f"{dataset.num_exogenous} exogenous values are given, but the model has {self.num_exogenous}",
+                fix="give the table that has the columns of the fit's with --exogenous",
+            )
         count, mean = self.num_covariates, np.array(self.statistics.covariate_mean)
         if count and dataset.num_covariates != count:
             raise DataError(
@@ -304,7 +337,11 @@ class EventModel(nn.Module):
             dataset,
             dates=self.statistics.dates,
             sequences=tuple(
-                replace(s, covariates=(s.covariates - mean) / scale if count and s.covariates is not None else None)
+                replace(
+                    s,
+                    covariates=(s.covariates - mean) / scale if count and s.covariates is not None else None,
+                    exogenous=None if s.exogenous is None else self.statistics.standardised_exogenous(s.exogenous),
+                )
                 for s in dataset.sequences
             ),
         )
@@ -312,11 +349,12 @@ class EventModel(nn.Module):
     def histories(self, batch: EventBatch) -> Histories:
         """Encodes a batch and keeps one row for every scored event."""
         states = self.states(batch)
-        hidden = states[:, :-1][batch.scored]
+        last = _last_times(batch)
+        ends = None if batch.known_last is None else batch.known_last[:, :-1][batch.scored]
+        hidden = self.knowing(states[:, :-1][batch.scored], ends)
         waited = batch.waited[batch.scored]
-        last = torch.cat([torch.zeros_like(batch.times[:, :1]), batch.times[:, :-1]], dim=1)[batch.scored]
-        return Histories(
-            condition=self.condition_with_ties(hidden, last),
+        plain = Histories(
+            condition=self.condition_with_ties(hidden, last[:, :-1][batch.scored]),
             gap=batch.gaps[batch.scored],
             mark=batch.marks[batch.scored],
             location=None if batch.locations is None else batch.locations[batch.scored],
@@ -325,15 +363,46 @@ class EventModel(nn.Module):
             tail=self._tail(batch, states),
             waited=waited if bool(waited.any()) else None,
         )
+        return plain if batch.piece_at is None else self._with_pieces(plain, batch, states)
+
+    def _with_pieces(self, plain: Histories, batch: EventBatch, states: Float[Tensor, "B L+1 M"]) -> Histories:
+        """What exogenous values that change inside gaps add."""
+        last = _last_times(batch)
+        assert batch.piece_at is not None and batch.piece_span is not None and batch.known_first is not None
+        if not len(batch.piece_at):
+            return plain
+        row, position = batch.piece_at.unbind(-1)
+        hidden = self.knowing(states[row, position], batch.piece_value)
+        number = torch.full(last.shape, -1, dtype=torch.int64)
+        number[:, :-1][batch.scored] = torch.arange(int(batch.scored.sum()))
+        begun = self.knowing(states[:, :-1][batch.scored], batch.known_first[:, :-1][batch.scored])
+        return replace(
+            plain,
+            pieces=(self.condition_with_ties(hidden, last[row, position]), *batch.piece_span.unbind(-1)),
+            piece_row=number[row, position],
+            begun=self.condition_with_ties(begun, last[:, :-1][batch.scored]),
+        )
 
     def _tail(self, batch: EventBatch, states: Float[Tensor, "B L+1 M"]) -> tuple[Condition, Tensor, Tensor] | None:
         known = ~torch.isnan(batch.tail)
         if not bool(known.any()):
             return None
-        last = batch.present.sum(1)[known]
-        hidden = states[known, last]
-        last_time = batch.times[known, (last - 1).clamp_min(0)]
-        return self.condition_with_ties(hidden, last_time), batch.tail[known], batch.tail_waited[known]
+        condition = self.condition_after(batch, states, known, batch.present.sum(1)[known])
+        return condition, batch.tail[known], batch.tail_waited[known]
+
+    def condition_after(
+        self,
+        batch: EventBatch,
+        states: Tensor,
+        rows: Tensor | slice,
+        position: Tensor | int,
+        last: Tensor | None = None,
+    ) -> Condition:
+        """Conditions of some rows after so many events, with the exogenous values known last."""
+        if last is None:
+            last = torch.cat([torch.zeros_like(batch.times[:, :1]), batch.times], dim=1)
+        values = None if batch.known_last is None else batch.known_last[rows, position]
+        return self.condition_with_ties(self.knowing(states[rows, position], values), last[rows, position])
 
     def compensator(self, condition: Condition, gap: Float[Tensor, "*S q"]) -> Float[Tensor, "*S q"]:
         """Lam(s) by Gauss-Legendre nodes that are even in the clock z, as hazards vary most at short gaps."""
@@ -380,14 +449,20 @@ class EventModel(nn.Module):
         if histories.waited is not None:
             passed = self.compensator(histories.condition, histories.waited.unsqueeze(-1))
             terms["truncated"] = -passed.sum() / count
-        if histories.tail is not None:
-            condition, gap, waited = histories.tail
-            both = self.compensator(condition, torch.stack([gap, waited], dim=-1))
-            terms["tail"] = (both[:, 0] - both[:, 1]).sum() / count
-            if "tie_logit" in condition:
-                log_untied = F.logsigmoid(-condition["tie_logit"]).masked_fill(waited > 0, 0.0)
-                terms["tail"] = terms["tail"] - log_untied.sum() / count
+        for name, part in (("tail", histories.tail), ("pieces", histories.pieces)):
+            if part is not None:
+                terms[name] = -self.log_no_event(*part).sum() / count
         return terms
+
+    def log_no_event(
+        self, condition: Condition, gap: Float[Tensor, " S"], waited: Float[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
+        """log P(no event within a gap | none within what was waited), of which a tie is none where nothing was."""
+        both = self.compensator(condition, torch.stack([gap, waited], dim=-1))
+        value = both[:, 1] - both[:, 0]
+        if "tie_logit" not in condition:
+            return value
+        return value + F.logsigmoid(-condition["tie_logit"]).masked_fill(waited > 0, 0.0)
 
 
 class EncodedModel(EventModel):
@@ -417,6 +492,9 @@ class EncodedModel(EventModel):
         )
         self.state_size = self.hidden_size
         self.tie_weight, self.tie_bias = nn.Parameter(torch.zeros(self.hidden_size)), nn.Parameter(torch.zeros(()))
+        self.exogenous_proj = None
+        if sizes.num_exogenous:
+            self.exogenous_proj = nn.Linear(sizes.num_exogenous, self.hidden_size, bias=False)
 
     def prepare(self, training: EventDataset, seed: int) -> None:
         """The probability of a tie begins at its share in training."""
@@ -425,11 +503,22 @@ class EncodedModel(EventModel):
             with torch.no_grad():
                 self.tie_bias.fill_(math.log(share / (1 - share)))
 
+    def knowing(self, hidden: Float[Tensor, "*S M"], values: Float[Tensor, "*S C"] | None) -> Float[Tensor, "*S M"]:
+        if self.exogenous_proj is None or values is None:
+            return hidden
+        own, carried = hidden[..., : self.hidden_size], hidden[..., self.hidden_size :]
+        return torch.cat([own + self.exogenous_proj(values), carried], dim=-1)
+
     def tie_logit(self, hidden: Float[Tensor, "*S M"]) -> Float[Tensor, "*S"]:
         return hidden[..., : self.hidden_size] @ self.tie_weight + self.tie_bias
 
     def states(self, batch: EventBatch) -> Float[Tensor, "B L+1 M"]:
         return self.encoder(batch)
+
+
+def _last_times(batch: EventBatch) -> Float[Tensor, "B L+1"]:
+    """When the last of 0, 1, ... L events was; zero of none."""
+    return torch.cat([torch.zeros_like(batch.times[:, :1]), batch.times], dim=1)
 
 
 def select(condition: Condition, rows: Tensor | slice) -> Condition:

@@ -247,7 +247,7 @@ class OnlineHazard:
         statistics = model.statistics
         self.unit, self.knee = statistics.mean_gap, statistics.knee
         self.has_ties = statistics.tie_share > 0
-        self.tie_weight, self.tie_bias = _array(model.tie_weight), float(model.tie_bias)
+        self.tie_weight, self.tie_bias = _array(model.tie_weight), float(model.tie_bias.detach())
         head, excitation = model.time_head, model.excitation
         self.size, self.drive_shape = model.hidden_size, (excitation.num_decays, excitation.num_marks)
         self.decays, self.base = _array(excitation.decays), _array(excitation.base).sum(keepdims=True)

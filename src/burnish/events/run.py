@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.settings import first_mistake
 from burnish.events.ahead import Ahead, sample_paths
-from burnish.events.columns import MARK, SEQUENCE, TIME, from_table, nanoseconds, shown_time
+from burnish.events.columns import MARK, SEQUENCE, TIME, from_table, nanoseconds, shown_time, with_exogenous
 from burnish.events.data import EventDataset
 from burnish.events.forecaster import CONFIG_FILE, EventForecaster, read_forecaster_config
 from burnish.events.locations import LocationRegion
@@ -40,6 +40,7 @@ class Reading:
 
     Attributes:
         sequence, time, mark, location, vertex, covariates, group: columns.
+        exogenous: columns of the table of values that change between events.
         sphere: whether places are longitudes and latitudes.
         start, end: of observation, if known.
         sort: sort the events of a sequence.
@@ -52,6 +53,7 @@ class Reading:
     location: tuple[str, str] | None = None
     vertex: str | None = None
     covariates: tuple[str, ...] = ()
+    exogenous: tuple[str, ...] = ()
     sphere: bool = False
     group: str | None = None
     start: str | None = None
@@ -64,7 +66,32 @@ class Reading:
         table = read_any(path, sequence=self.sequence, time=self.time)
         location = None if self.location is None else (self.location[0], self.location[1])
         columns: dict[str, Any] = asdict(self) | {"location": location, "mark_names": mark_names}
+        columns.pop("exogenous")
         return EventDataset(**from_table(table, where=str(path), **columns))
+
+    def with_exogenous(self, dataset: EventDataset, path: Path | None) -> tuple[EventDataset, tuple[str, ...]]:
+        """The events with the values of a table, and the names of these; without a table as they are.
+
+        The columns of sequences and times have the names that they have in the table of the events.
+
+        Raises:
+            DataError: the table lacks a column that the fit had, or there is none and the fit had one.
+        """
+        if path is None:
+            if self.exogenous:
+                what = f"the fit had exogenous values ({', '.join(self.exogenous)})"
+                raise DataError(what, fix="give their table with --exogenous")
+            return dataset, ()
+        table = read_any(path, sequence=self.sequence, time=self.time)
+        if missing := [name for name in self.exogenous if name not in table.column_names]:
+            raise DataError(f"has no column {missing[0]!r}, which the fit had", where=str(path), fix="add it")
+        if self.exogenous:
+            both = [name for name in (self.sequence, self.time) if name in table.column_names]
+            table = table.select([*both, *self.exogenous])
+        sequences, names = with_exogenous(
+            dataset.sequences, table, dates=dataset.dates, where=str(path), sequence=self.sequence, time=self.time
+        )
+        return dataset.with_sequences(sequences), names
 
     def with_columns(self, **names: Any) -> Reading:
         """The same with other column names where they are given."""
@@ -247,6 +274,8 @@ def table_of_forecasts(forecaster: EventForecaster, dataset: EventDataset, asked
 
 def _ahead(forecaster: EventForecaster, sequence: EventSequence, waited: float, asked: Asked) -> Iterator[Ahead]:
     """The next event by its law, those after it by drawn futures."""
+    if len(sequence):  # what the table says of later times is not known yet
+        sequence = sequence.known_until(float(sequence.times[-1]) + waited)
     law = forecaster.next_event(sequence)
     levels = np.array(asked.quantiles, np.float64)
     if asked.conformal:

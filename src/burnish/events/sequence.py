@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.core.errors import DataError
+from burnish.events.exogenous import Exogenous
 
 NANOSECONDS = 1_000_000_000
 """In a second: dates are whole numbers of them."""
@@ -36,6 +37,7 @@ class EventSequence:
         locations: (n, 2) float64, or None.
         vertices: (n,) int64 graph vertices, or None.
         covariates: (n, C) float64, what else was known at each event, or None.
+        exogenous: values that change between events, or None.
         start: when observation began, if known (the first gap then counts, unless the first event is at the start: an
             event that observation begins with has no wait).
         end: when observation ended, if known (the last, censored gap then counts).
@@ -52,6 +54,7 @@ class EventSequence:
     locations: NDArray[np.float64] | None = None
     vertices: NDArray[np.int64] | None = None
     covariates: NDArray[np.float64] | None = None
+    exogenous: Exogenous | None = None
     start: float | None = None
     end: float | None = None
     context: int = 0
@@ -104,6 +107,9 @@ class EventSequence:
             if self.covariates.ndim != 2 or len(self.covariates) != n or not (np.abs(self.covariates) <= LARGEST).all():
                 what = f"needs finite covariates for every event, up to {LARGEST:g}"
                 raise DataError(what, where=where, fix="drop the incomplete rows")
+        if n and self.exogenous is not None and self.exogenous.times[0] > self.origin:
+            what = f"its exogenous values begin at {self.exogenous.times[0]:.10g}, after {self.origin:.10g}"
+            raise DataError(what, where=where, fix="say what they were when its events began to be observed")
         for name in ("start", "end"):
             if (bound := getattr(self, name)) is not None and not abs(bound) <= LARGEST:
                 raise DataError(f"{name}s at {bound}, which is no time up to {LARGEST:g}", where=where)
@@ -155,7 +161,7 @@ class EventSequence:
         return max(self.context, 0 if self.first_gap_known else 1)
 
     def head(self, stop: int) -> EventSequence:
-        """The first `stop` events; whether others follow is then unknown, so there is no censored gap."""
+        """The first `stop` events and what was known then; whether others follow is unknown: no gap is censored."""
         return replace(
             self,
             times=self.times[:stop],
@@ -163,6 +169,7 @@ class EventSequence:
             locations=None if self.locations is None else self.locations[:stop],
             vertices=None if self.vertices is None else self.vertices[:stop],
             covariates=None if self.covariates is None else self.covariates[:stop],
+            exogenous=self._known(float(self.times[:stop][-1]) if len(self.times[:stop]) else self.origin),
             context=min(self.context, stop),
             since=self.since if stop >= self.context else None,
             end=None,
@@ -170,11 +177,20 @@ class EventSequence:
 
     def between(self, begin: int, stop: int) -> EventSequence:
         """Events begin..stop-1 as targets, those before as context."""
-        return replace(self.head(stop), context=begin, since=None, end=self.end if stop == len(self) else None)
+        if stop == len(self):
+            return replace(self, context=begin, since=None)
+        return replace(self.head(stop), context=begin, since=None)
+
+    def known_until(self, time: float) -> EventSequence:
+        """The same without exogenous values of later times."""
+        return replace(self, exogenous=self._known(time))
+
+    def _known(self, time: float) -> Exogenous | None:
+        return None if self.exogenous is None else self.exogenous.until(time)
 
     def cut(self, time: float) -> tuple[EventSequence, EventSequence]:
         """What was observed until a time, and what was from then on, given that."""
         stop = int(np.searchsorted(self.times, time, side="right"))
         if stop < max(self.context, 1):
             raise DataError(f"is cut at {time}, before its first target", where=f"sequence {self.name!r}")
-        return replace(self.head(stop), end=time), replace(self, context=stop, since=time)
+        return replace(self.head(stop), exogenous=self._known(time), end=time), replace(self, context=stop, since=time)

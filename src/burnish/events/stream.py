@@ -58,6 +58,32 @@ class EventStream:
         self.hidden: NDArray[Any] | None = None
         self.since = 0.0
         self._law: OnlineLaw | None = None
+        self._exogenous: NDArray[np.float64] | None = None
+
+    def know(self, values: Sequence[float]) -> None:
+        """Says what the exogenous values are from now on, at the time of the last event or after it.
+
+        Asked with the time since the last event as `elapsed`, a forecast then is of the rest of the wait with them.
+        """
+        statistics, count = self.model.statistics, self.model.num_exogenous
+        given = np.asarray(values, np.float64)
+        if given.shape != (count,) or not np.isfinite(given).all():
+            raise DataError(f"{list(values)} are given, but the model has {count} exogenous values", where="stream")
+        standardised = (given - statistics.exogenous_mean) / statistics.exogenous_scale
+        with torch.no_grad():
+            shift = self.model.knowing(torch.zeros(self.model.hidden_size).double(), torch.from_numpy(standardised))
+        self._exogenous, self._law = shift.numpy(), None
+
+    def _state(self) -> NDArray[Any]:
+        """The hidden state with the exogenous values."""
+        if self.hidden is None:
+            raise DataError("no event has been observed yet", where="stream", fix="call observe first")
+        if self.model.num_exogenous == 0:
+            return self.hidden
+        if self._exogenous is None:
+            raise DataError("the exogenous values are not known yet", where="stream", fix="call know first")
+        size = self.model.hidden_size
+        return np.concatenate([self.hidden[:size] + self._exogenous, self.hidden[size:]])
 
     def observe(
         self,
@@ -162,18 +188,15 @@ class EventStream:
 
     def _online(self) -> OnlineLaw | None:
         """The law in numpy, made once per event; None for models that only the batched code covers."""
-        if self.hidden is None:
-            raise DataError("no event has been observed yet", where="stream", fix="call observe first")
+        state = self._state()
         if self._law is None and self.hazard is not None:
-            self._law = self.hazard.law(self.hidden)
+            self._law = self.hazard.law(state)
         return self._law
 
     @torch.no_grad()
     def next_event(self) -> NextEvent:
         """The whole law of the next event, counted from the last observed one."""
-        if self.hidden is None:
-            raise DataError("no event has been observed yet", where="stream", fix="call observe first")
-        hidden = torch.from_numpy(self.hidden).unsqueeze(0).to(self.model.device)
+        hidden = torch.from_numpy(self._state()).unsqueeze(0).to(self.model.device)
         condition = self.model.condition_with_ties(hidden, torch.tensor([self.since], dtype=torch.float64).to(hidden))
         many = NextEvents(self.model, condition, renormalise=self.forecaster.renormalise)
         return NextEvent(many, self.forecaster.mark_names)
