@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from burnish.core.checkpoint import (
     Lineage,
@@ -307,3 +308,20 @@ def test_a_lineage_of_the_first_format_has_no_digest_and_is_read(tiny_llama: Pat
     file.write_text(json.dumps(content | {"format": 1, "seed": 3}))
     lineage = Lineage.read(tmp_path / "out")
     assert lineage is not None and lineage.seed == 3
+
+
+def test_a_configuration_with_an_infinite_number_is_read_and_written_as_stock_transformers_does(tmp_path: Path):
+    """Mamba's bounds of a time step: transformers writes infinity as an object, since JSON has no word for it."""
+    shape = {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 16, "chunk_size": 16}
+    shape |= {"vocab_size": 384, "hidden_size": 64, "num_hidden_layers": 1}
+    config = AutoConfig.for_model("mamba2", **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "stock")
+    model = load(tmp_path / "stock")
+    assert tuple(model.config.time_step_limit) == tuple(config.time_step_limit) == (0.0, math.inf)
+    assert model.plan().num_parameters == model.module.num_parameters()
+    model.save(tmp_path / "again")
+    written = (tmp_path / "again" / "config.json").read_text()
+    json.loads(written, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert tuple(AutoConfig.from_pretrained(tmp_path / "again").time_step_limit) == (0.0, math.inf)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert all(torch.equal(tensor, model.module.state_dict()[name]) for name, tensor in read.state_dict().items())

@@ -248,6 +248,15 @@ def test_a_mixture_of_experts_is_balanced_unless_told_not_to(tmp_path):
         assert ("balance" in row) == (name == "on")
 
 
+def test_a_balance_that_transformers_does_not_compute_is_refused_and_the_advice_works():
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32, "num_hidden_layers": 1}
+    shape = {"model_type": "granitemoe", "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = initialise(shape | experts, tokenizer="bpe:280", texts=[PROSE * 8])
+    with pytest.raises(SettingsError, match=r"no load-balancing loss for this model.* train with balance: 0"):
+        Train(**SMALL)(model, data=[PROSE * 8])
+    Train(**SMALL, balance=0)(model, data=[PROSE * 8])
+
+
 def test_a_balance_without_experts_is_refused(tiny):
     with pytest.raises(SettingsError, match="has no load-balancing loss"):
         Train(**SMALL, balance=0.1)(tiny, data=[PROSE * 8])

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from burnish.arch import Head
+from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED
 from burnish.train.maths.linear_cross_entropy import linear_cross_entropy
 
@@ -121,6 +122,12 @@ def balanced_loss(coefficient: float) -> LossFn:
 
 
 def _balanced(loss: Loss, outputs: Any, coefficient: float) -> Loss:
+    if not isinstance(outputs.aux_loss, Tensor):
+        raise SettingsError(
+            "transformers computes no load-balancing loss for this model, though its configuration has a coefficient",
+            where="balance",
+            fix="train with balance: 0",
+        )
     balance = outputs.aux_loss.to(loss.total.device) * loss.weight
     return Loss(loss.total + coefficient * balance, loss.weight, {"balance": balance.detach()})
 

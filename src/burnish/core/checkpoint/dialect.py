@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint.choices import SILENT, allowed
-from burnish.core.checkpoint.reading import config_class_of, read_config
+from burnish.core.checkpoint.reading import config_class_of, read_config, with_numbers
 from burnish.core.errors import CheckpointError
 from burnish.core.outside import answered_for
 
@@ -116,7 +116,7 @@ def _written(raw: dict[str, Any], of: type[PretrainedConfig], origin: Path) -> d
     """What transformers writes for a raw configuration."""
     kept = _kept(raw, of, origin)
     with answered_for(f"is not a configuration of {of.model_type!r}", where=str(origin)):
-        config = of.from_dict(copy.deepcopy(kept))
+        config = of.from_dict(with_numbers(copy.deepcopy(kept)))
     return json.loads(json.dumps(config.to_dict(), default=str))
 
 

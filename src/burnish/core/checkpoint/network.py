@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from burnish.core.checkpoint.reading import quiet_transformers
+from burnish.core.checkpoint.reading import quiet_transformers, with_numbers
 from burnish.core.errors import CheckpointError, located
 from burnish.core.kinds import STOCK_LOADER, Kind
 from burnish.core.outside import answered_for
@@ -35,4 +35,4 @@ def _without_memory(config_class: type[PretrainedConfig], content: str, kind: Ki
     auto = getattr(transformers, STOCK_LOADER[kind].rsplit(".", 1)[1])
     what = f"{auto.__name__} cannot build the network of this configuration"
     with torch.device("meta"), quiet_transformers(), answered_for(what, where="config.json"):
-        return auto.from_config(config_class.from_dict(json.loads(content)), dtype=torch.float32)
+        return auto.from_config(config_class.from_dict(with_numbers(json.loads(content))), dtype=torch.float32)

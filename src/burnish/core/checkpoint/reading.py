@@ -257,7 +257,18 @@ def config_from(raw: dict[str, Any], *, where: str) -> PretrainedConfig:
     kept, _ = allowed(raw, config_class, where=where)
     what = f"is not a configuration of {raw['model_type']!r}"
     with quiet_transformers(), answered_for(what, where=where, fix="download the checkpoint again"):
-        return config_class.from_dict(kept)
+        return config_class.from_dict(with_numbers(kept))
+
+
+def with_numbers(value: Any) -> Any:
+    """A value of a config.json with the numbers that JSON has no words for: `{"__float__": "Infinity"}` is one."""
+    if isinstance(value, list):
+        return [with_numbers(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: with_numbers(one) for name, one in value.items()}
 
 
 def remarks(directory: Path) -> list[str]:
