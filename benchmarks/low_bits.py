@@ -5,7 +5,8 @@
     python benchmarks/low_bits.py measure --model models/smollm2 --data DIR --work WORK [--bits 3] [--draws 0]
 
 All methods see 8,192 tokens of WikiText-2 valid in windows of 256, drawn anew for every draw, with other labels (the
-same windows but for rtn and gptq, which draw without keeping others back), and make symmetric integers in groups of 64.
+same windows but for rtn and gptq, which draw without keeping others back, and mixed widths, which keep back more), and
+make symmetric integers in groups of 64 (signed scales).
 Nothing is tuned here: dampings are 0.1 for two-sided rounding and the product's own choice on held-out folds for GPTQ.
 The divergence from the original is measured on three texts that no method has seen: WikiText-2 test, movie reviews
 (movie_reviews.jsonl.gz in DIR) and presidents' speeches (us_speeches.jsonl.gz), 6 windows of 512 tokens each, spread
@@ -66,6 +67,10 @@ OURS |= {
         "yaqa, sensitivity": {},
         "yaqa, refit, sensitivity": {"refit": 1},
     }.items()
+}
+OURS |= {
+    "gptq, refit, mixed widths": {"method": "gptq", "refit": 1, "sketch": "a"},
+    "yaqa-a, refit, mixed widths": YAQA_A | {"refit": 1},
 }
 PEERS = {"autoround-40": "AutoRound, 40 iterations", "autoround-200": "AutoRound, 200 iterations"}
 
@@ -138,7 +143,7 @@ class Measuring:
             module = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
             seconds = float((place / "cpu_seconds.txt").read_text())
         else:
-            module = self.quantized(OURS[method], bits, draw)
+            module = self.quantized(method, bits, draw)
             seconds = time.process_time() - started
         values = {view.name: view.tensor.float() for view in matrices(module)}
         kl = {}
@@ -149,13 +154,21 @@ class Measuring:
             print(f"  {name}, {domain}: {np.mean(kl[domain]):.4f}", flush=True)
         return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)}
 
-    def quantized(self, settings: dict[str, Any], bits: int, draw: int) -> Any:
+    def quantized(self, method: str, bits: int, draw: int) -> Any:
+        mixed = "mixed widths" in method
         stage = Quantize(
-            bits=bits, group_size=GROUP, tokens=TOKENS, length=LENGTH, seed=draw, calibration=TEXT, **settings
+            bits=bits,
+            target=f"{bits}bits" if mixed else None,
+            group_size=GROUP,
+            tokens=TOKENS,
+            length=LENGTH,
+            seed=draw,
+            calibration=TEXT,
+            **OURS[method],
         )
-        statistics = self.arguments.work / f"draw-{draw}-{settings.get('sketch', 'covariance')}"
+        statistics = self.arguments.work / f"draw-{draw}-{stage.sketch or 'covariance'}{'-mixed' if mixed else ''}"
         place = statistics
-        if stage.method == "learned":  # what was learned is kept apart, what was collected is shared
+        if stage.method == "learned" or mixed:  # what was learned is kept apart, what was collected is shared
             place = statistics.with_name(f"{statistics.name}-{experiment.digest(str(stage.canonical()))[:12]}")
             place.mkdir(exist_ok=True)
             statistics.joinpath("statistics").mkdir(parents=True, exist_ok=True)

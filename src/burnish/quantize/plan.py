@@ -252,8 +252,8 @@ def check_combinations(settings: Quantize) -> None:
     if settings.propagate and not rule.propagates:
         can = " or ".join(other for other in RULES if RULES[other].propagates)
         raise SettingsError(
-            f"propagate is for {can}; {name} measures the original model",
-            fix=f"leave propagate out, or use method: {can}",
+            f"propagate is for {can}; {name} looks at the original model alone",
+            fix=f"leave propagate out, or use method: {can}, or learned, which always works behind rounded layers",
         )
     if settings.stream and rule.not_by_layer:
         can = " or ".join(other for other in RULES if not RULES[other].not_by_layer)
