@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from burnish.align.answer_features import hidden_features, word_features
-from burnish.align.audit import audit_pairs
+from burnish.align.audit import audit_pairs, supported_by
 from burnish.align.audit_page import render, sampling_order
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.decisions import apply_decisions, decisions_of, flipped, labels_known
@@ -172,8 +172,8 @@ def test_a_pair_labelled_both_ways_says_so(pairs, checkpoint):
     both = Pairs([*pairs.rows, twin], [*pairs.numbers, 41], "prefs.jsonl")
     found = audit_pairs(both, load(checkpoint), AuditSettings(repeats=1))
     reasons = {row["row"]: row["reasons"][0] for row in found.rows}
-    assert reasons[41] == "the same two answers are labelled the other way in row 1"
-    assert reasons[1] == "the same two answers are labelled the other way in row 41"
+    assert reasons[41] == "the same two answers, or nearly so, are labelled the other way in row 1"
+    assert reasons[1] == "the same two answers, or nearly so, are labelled the other way in row 41"
 
 
 def test_the_audit_is_the_same_twice(audit, pairs, checkpoint):
@@ -198,11 +198,19 @@ def test_page_holds_everything_itself(audit):
 
 
 def test_every_beginning_of_the_sample_is_spread_over_all_ranks():
-    order = sampling_order(1000)
+    order = sampling_order([0.5] * 1000)
     assert sorted(order) == list(range(1000))
     for size in (16, 100):
         ranks = np.flatnonzero(np.array(order) < size)
         assert np.histogram(ranks, bins=4, range=(0, 1000))[0].min() >= size // 4 - 2
+    assert sampling_order([0.3]) == [0]
+
+
+def test_the_sample_is_denser_where_labels_are_in_doubt():
+    order = np.array(sampling_order([0.5] * 200 + [0.05] * 800))  # sqrt(p (1 - p)): 0.5 and 0.22
+    assert sorted(order) == list(range(1000))
+    wanted = 200 * 0.5 / (200 * 0.5 + 800 * 0.05**0.5 * 0.95**0.5)
+    assert (np.flatnonzero(order < 100) < 200).mean() == pytest.approx(wanted, abs=0.05)
 
 
 def test_texts_cannot_break_out_of_the_page(pairs, checkpoint):
@@ -238,6 +246,38 @@ def test_a_directory_of_other_files_is_not_written_into(audit, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(OutputError, match="holds other files"):
         audit.write(tmp_path)
+
+
+def test_an_audit_gives_soft_labels_to_what_nobody_decided(audit, pairs, tmp_path):
+    rows = [row | {"wrong": row["rank"] / 100} for row in audit.rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entries = [
+        {"key": rows[place]["key"], "row": rows[place]["row"], "decision": decision}
+        for place, decision in enumerate(("keep", "flip", "drop"))
+    ]
+    (tmp_path / "decisions.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    made, counts = apply_decisions(pairs, tmp_path / "decisions.jsonl", audit=tmp_path)
+    assert counts == {"keep": 1, "flip": 1, "drop": 1, "soft": 37}
+    right = dict(zip(made.numbers, (row["label_probability"] for row in made.rows), strict=True))
+    assert [right[row["row"]] for row in rows[:2]] == [1.0, 1.0]
+    assert all(right[row["row"]] == pytest.approx(1 - row["wrong"]) for row in rows[3:])
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0] | {"wrong": None}) + "\n")
+    with pytest.raises(DataError, match="knows nothing of row"):
+        apply_decisions(pairs, audit=tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row | {"wrong": None}) + "\n" for row in rows))
+    with pytest.raises(DataError, match="holds no probabilities"):
+        apply_decisions(pairs, audit=tmp_path)
+
+
+def test_a_flip_turns_all_that_is_said_of_the_label():
+    row = {"chosen": "a", "rejected": "b", "margin": 2.0, "votes": [2, 1], "label_probability": 0.625}
+    assert flipped(row) == {
+        "chosen": "b",
+        "rejected": "a",
+        "margin": -2.0,
+        "votes": [1, 2],
+        "label_probability": 0.375,
+    }
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])
@@ -333,3 +373,23 @@ def test_a_flip_exchanges_everything_that_is_said_of_one_answer():
         "id": 7,
     }
     assert flipped(flipped(row)) == row
+
+
+def test_each_annotator_has_the_share_of_labels_that_the_reader_supports():
+    rows = [{"annotator": "ann" if place < 60 else "bob"} for place in range(100)]
+    margins = np.where(np.arange(100) < 60, 1.0, np.where(np.arange(100) % 2, 1.0, -1.0))
+    pairs = Pairs(rows, list(range(100)), "prefs.jsonl")
+    found = supported_by(pairs, margins, [str(place) for place in range(100)])
+    assert list(found) == ["bob", "ann"]
+    assert found["bob"][0] == 40 and found["bob"][1].value == 0.5 and found["bob"][1].high < found["ann"][1].value
+    assert supported_by(Pairs(rows[:60], list(range(60)), "prefs.jsonl"), margins[:60], ["q"] * 60) == {}
+
+
+def test_what_annotators_said_stands_among_the_reasons(pairs, checkpoint):
+    rows = [row | {"votes": [2, 1], "annotator": f"n{index % 2}"} for index, row in enumerate(pairs.rows)]
+    rows[1] = pairs.rows[1] | {"label_probability": 0.7, "annotator": "n1"}
+    found = audit_pairs(Pairs(rows, pairs.numbers, "p"), load(checkpoint), AuditSettings(repeats=1))
+    reasons = {row["row"]: row["reasons"] for row in found.rows}
+    assert "2 of 3 annotators gave this label" in reasons[pairs.numbers[0]]
+    assert "labelled with a confidence of 70%" in reasons[pairs.numbers[1]]
+    assert set(found.annotators) == {"n0", "n1"} and "least supported" in render(found)

@@ -427,3 +427,23 @@ def test_impossible_settings_are_refused(call, message):
 def test_a_margin_that_is_not_finite_is_refused_by_its_place(name, value):
     with pytest.raises(NumericalError, match="pair 2 of 3"):
         pair_loss(name, torch.tensor([0.0, 1.0, value]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_soft_label_is_the_mean_over_both_labels(name):
+    m = torch.linspace(-3, 3, 13, dtype=torch.float64, requires_grad=True)
+    right = torch.linspace(0, 1, 13, dtype=torch.float64)
+    loss, found = smoothed_pair_loss(name, m, 0.0, right=right)
+    wanted = right * pair_loss(name, m)[0] + (1 - right) * pair_loss(name, -m)[0]
+    assert torch.allclose(loss, wanted, rtol=1e-12)
+    (slope,) = torch.autograd.grad(loss.sum(), m)
+    assert torch.allclose(found["weight"], -slope, atol=1e-9)
+
+
+def test_smoothing_and_a_soft_label_are_two_chances_of_a_wrong_label():
+    m, right = torch.tensor([0.7, -2.0]), torch.tensor([1.0, 0.6])
+    smoothed = smoothed_pair_loss("bt", m, 0.1, right=right)[0]
+    wrong = 0.9 * (1 - right) + 0.1 * right
+    assert torch.allclose(smoothed, (1 - wrong) * bt(m)[0] + wrong * bt(-m)[0])
+    sure = smoothed_pair_loss("aps", m, 0.0, right=torch.ones(2))[0]
+    assert torch.allclose(sure, pair_loss("aps", m)[0])

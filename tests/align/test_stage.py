@@ -353,3 +353,17 @@ def test_a_reference_of_another_vocabulary_is_refused(checkpoint, other_vocabula
 def test_identical_answers_are_refused_by_row(checkpoint, rows):
     with pytest.raises(DataError, match="data:12: the chosen and the rejected answer are identical"):
         Align(**SHORT)(load(checkpoint), data=[*rows, {"prompt": "p", "chosen": "a", "rejected": "a"}])
+
+
+def test_soft_labels_train_from_a_file_and_where_nothing_reads_them_they_are_refused(checkpoint, rows, tmp_path):
+    file = tmp_path / "soft.jsonl"
+    soft = [row | ({"label_probability": 0.5} if index % 2 else {}) for index, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in soft))
+    settings = SHORT | {"holdout": 0.0, "beta": 1.0}
+    plain, softer = (
+        Align(**settings | {"loss": "dpo"})(load(checkpoint), data=data).module.state_dict() for data in (rows, file)
+    )
+    assert any(not torch.equal(plain[name], softer[name]) for name in plain)
+    for loss in ("kto", "hinge"):
+        with pytest.raises(SettingsError, match="does not read label_probability"):
+            Align(**SHORT | {"loss": loss})(load(checkpoint), data=file)

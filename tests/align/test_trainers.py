@@ -28,6 +28,7 @@ from burnish.align.trainers import (
     StockDPOTrainer,
 )
 from burnish.core.errors import CheckpointError, DataError, NumericalError, SettingsError
+from burnish.data.preferences import RIGHT
 from burnish.optim import COSMOS, NorMuon
 from exact import rounding
 
@@ -599,3 +600,37 @@ def test_a_missing_column_is_refused(checkpoint, tokenizer, small):
 def test_log_sigmoid_of_the_stock_loss_is_what_bradley_terry_computes():
     margin = torch.linspace(-30, 30, 101)
     torch.testing.assert_close(LOSSES["bt"](margin)[0], -F.logsigmoid(margin), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_soft_labels_reach_the_loss_through_trl(kind, checkpoint, dataset, tokenizer, small):
+    right = [round(0.5 + 0.05 * (index % 10), 2) for index in range(len(dataset))]
+    soft = dataset.add_column(RIGHT, right)
+    trainer_class, config = {
+        "dpo": (PairDPOTrainer, PairDPOConfig),
+        "reward": (PairRewardTrainer, PairRewardConfig),
+    }[kind]
+    args = config(**small, pair_loss="r3m", lam=0.4, label_smoothing=0.1)
+    trainer = trainer_class(str(checkpoint), args=args, train_dataset=soft, processing_class=tokenizer)
+    disturb(trainer)
+    loss, _ = loss_and_gradient(trainer, first_batch(trainer))
+    report = trainer.pair_report(soft.select(range(6)))
+    margin = torch.tensor([value for _, value in sorted(zip(report["row"], report["margin"], strict=True))])
+    expected = smoothed_pair_loss("r3m", margin, 0.1, right=torch.tensor(right[:6]), lam=0.4)[0]
+    torch.testing.assert_close(loss, expected.mean(), rtol=1e-4, atol=ROUNDING)
+    by_row = [value for _, value in sorted(zip(report["row"], report["loss"], strict=True))]
+    torch.testing.assert_close(torch.tensor(by_row), expected, rtol=1e-4, atol=ROUNDING)
+
+
+def test_losses_that_do_not_read_soft_labels_refuse_them(checkpoint, dataset, tokenizer, small):
+    soft = dataset.add_column(RIGHT, [0.9] * len(dataset))
+    with pytest.raises(SettingsError, match="does not read label_probability"):
+        StockDPOTrainer(
+            str(checkpoint),
+            args=StockDPOConfig(**small, loss_type=["ipo"]),
+            train_dataset=soft,
+            processing_class=tokenizer,
+        )
+    holes = dataset.add_column(RIGHT, [None, *[0.9] * (len(dataset) - 1)])
+    with pytest.raises(DataError, match="label_probability is null"):
+        PairDPOTrainer(str(checkpoint), args=PairDPOConfig(**small), train_dataset=holes, processing_class=tokenizer)

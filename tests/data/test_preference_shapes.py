@@ -132,3 +132,25 @@ def test_a_misspelt_prompt_is_no_pair_without_prompt():
 def test_text_that_nobody_reads_is_named():
     pairs = read({"frage": "?", "chosen": "a", "rejected": "b", "chosen-model": "x", "id": "7"})
     assert pairs.unread == ["frage"]
+
+
+def test_votes_become_a_soft_label_unless_the_row_has_one():
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    rows = [pair | {"votes": [2, 1]}, pair | {"votes": [3, 0], "label_probability": 0.7}, pair]
+    read = pairs_of(Pairs(rows, [1, 2, 3], "votes.jsonl"))
+    assert [row.get("label_probability") for row in read.rows] == [2.5 / 4, 0.7, None]
+    assert read.dataset()["label_probability"] == [2.5 / 4, 0.7, 1.0]
+
+
+@pytest.mark.parametrize("votes", [[0, 0], [2], "2-1", [1.5, 1], [-1, 3], [True, False]])
+def test_other_votes_are_refused(votes):
+    pairs = Pairs([{"prompt": "p", "chosen": "a", "rejected": "b", "votes": votes}], [7], "votes.jsonl")
+    with pytest.raises(DataError, match=r"votes are .* votes.jsonl:7|votes.jsonl:7.*votes are"):
+        pairs_of(pairs)
+
+
+@pytest.mark.parametrize("value", [1.2, -0.1, "0.5", True, float("nan")])
+def test_a_soft_label_is_a_probability(value):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "label_probability": value}
+    with pytest.raises(DataError, match="must be a probability from 0 to 1"):
+        pairs_of(Pairs([row], [1], "soft.jsonl"))

@@ -2,7 +2,8 @@
 
 `hidden_features`: hidden states of the answer's tokens, averaged, at a few depths of a frozen model that reads prompt
 and answer. `word_features`: term frequency times inverse document frequency of the answer's tokens and neighbouring
-pairs of tokens, hashed to a fixed width (TF-IDF; Sparck Jones, 1972). Neither looks at a label.
+pairs of tokens, hashed to a fixed width (TF-IDF; Sparck Jones, 1972). `nuisance_features`: length, refusal and form.
+None looks at a label.
 """
 
 from __future__ import annotations
@@ -96,6 +97,23 @@ def word_features(model: Model, answers: Sequence[str]) -> sparse.csr_matrix:
     weighted = counts.multiply(np.log((1 + len(answers)) / (1 + frequency)) + 1).tocsr()
     length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     return sparse.csr_matrix(sparse.diags(1 / np.maximum(length, 1e-12)) @ weighted)
+
+
+REFUSALS = ("i'm sorry", "i am sorry", "i can't", "i cannot", "i won't", "i'm not able", "as an ai", "i don't think")
+FORMS = ("\n", "\n- ", "\n* ", "\n1. ", "`", "**", "?", "!")
+
+
+def nuisance_features(answers: Sequence[str]) -> np.ndarray:
+    """What people may prefer by whatever is said: log of the number of words, refusal, and form, [answers, features].
+
+    Form is the logarithm of how often each of `FORMS` stands in the answer, plus 1.
+    """
+    rows = []
+    for answer in answers:
+        plain = answer.strip().lower().replace("\u2019", "'")
+        counts = [len(plain.split()), *(plain.count(form) for form in FORMS)]
+        rows.append([*np.log1p(counts), float(any(phrase in plain[:200] for phrase in REFUSALS))])
+    return np.array(rows)
 
 
 def _encode(model: Model, prompt: str, answer: str, max_length: int) -> tuple[list[int], list[int]]:

@@ -33,26 +33,32 @@ from scipy import sparse
 
 from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit_settings import MARGINS, RANKINGS, AuditSettings
-from burnish.align.decisions import pair_key
+from burnish.align.decisions import PAIRS_FILE, pair_key
 from burnish.align.kept_arrays import KeptArrays
 from burnish.align.linear_reward import cross_fitted_margins, rotated, unit_scale
 from burnish.align.losses import aps, bt, r3m
 from burnish.align.recalibration import recalibrated
-from burnish.align.reliability import Reliability, reliability
+from burnish.align.reliability import Reliability, agreement_of, reliability
+from burnish.align.repeats import find_repeats
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
 from burnish.core.ledger import LEDGER_FILE, Ledger
 from burnish.core.progress import Progress
+from burnish.core.statistics import Interval
 from burnish.core.store import digest_of
-from burnish.data.preferences import Pairs
+from burnish.data.preference_shapes import RIGHT, VOTES
+from burnish.data.preferences import Pair, Pairs
 from burnish.data.prompts import question_groups, split_prompt
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
 
-PAIRS_FILE, PAGE_FILE = "pairs.jsonl", "index.html"
+PAGE_FILE = "index.html"
 REPORT_FILE = "report.html"
 """What `burnish report` makes of the ledger."""
+
+ANNOTATOR = "annotator"
+"""Column: who labelled a pair."""
 
 CAPPED = (0.05, 0.1, 0.2, 0.3)
 """Shares of pairs that may reach R3M's cap."""
@@ -71,6 +77,8 @@ class Audit:
         judged: whether the reader can judge these pairs, and the noise in the labels.
         lam: R3M's cap, as it was used.
         dropped: rows that were left out when the file was read.
+        annotators: of each name in a column `annotator`, if there are two or more: how many pairs, and the share of
+            their labels that the reader supports, the least supported first.
     """
 
     rows: list[dict[str, Any]]
@@ -80,6 +88,7 @@ class Audit:
     judged: Reliability
     lam: float
     dropped: dict[str, int] = field(default_factory=dict)
+    annotators: dict[str, tuple[int, Interval]] = field(default_factory=dict)
 
     @property
     def contradicted(self) -> int:
@@ -105,18 +114,29 @@ class Audit:
     def record(self, ledger: Ledger) -> None:
         """What the reader can tell about these labels, as a table of a ledger, which a report draws."""
         judged = self.judged
-        measured = {"agreement with the labels": judged.agreement, "labels exchanged": judged.noise}
+        agreement, noise = judged.agreement, judged.noise
+        rate = (
+            {"value": noise.value} if judged.decided else {}
+        )  # without decided pairs no rate is likelier than another
         rows: list[dict[str, Any]] = [
             {"measure": "verdict", "value": "can judge" if judged.can_judge else "cannot judge these pairs"},
-            *({"measure": name, "value": i.value, "low": i.low, "high": i.high} for name, i in measured.items()),
+            {"measure": "agreement with the labels"} | vars(agreement),
+            {"measure": "labels exchanged"} | rate | {"low": noise.low, "high": noise.high},
             {"measure": "AUC", "value": judged.auc},
             {"measure": "pairs", "value": len(self.rows)},
             {"measure": "pairs decided by a person", "value": judged.decided},
             {"measure": "labels contradicted", "value": self.contradicted},
+            {"measure": "labels that contradict each other", "value": sum(row["conflict"] for row in self.rows)},
             {"measure": "reader", "value": self.model},
             {"measure": "data", "value": self.source},
         ]
         ledger.table("label_audit", rows)
+        named = [
+            {"annotator": name, "pairs": number, "agreement": found.value, "low": found.low, "high": found.high}
+            for name, (number, found) in self.annotators.items()
+        ]
+        if named:
+            ledger.table("annotators", named)
 
     def write(self, directory: str | Path) -> Path:
         """Writes pairs.jsonl, index.html and a row of ledger.jsonl, and returns the page.
@@ -192,7 +212,22 @@ def audit_pairs(
     if decided is not None:
         judged = recalibrated(judged, deciding, decided)
     rows = _assemble(pairs, split, margins, settings, judged, lam)
-    return Audit(rows, pairs.source, settings, model.name, judged, lam, pairs.dropped)
+    annotators = supported_by(pairs, deciding, groups)
+    return Audit(rows, pairs.source, settings, model.name, judged, lam, pairs.dropped, annotators)
+
+
+def supported_by(pairs: Pairs, margins: np.ndarray, groups: Sequence[str]) -> dict[str, tuple[int, Interval]]:
+    """Of each annotator: how many pairs, and the share of their labels that margins support, the smallest first."""
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(pairs.rows):
+        if row.get(ANNOTATOR) is not None:
+            places.setdefault(str(row[ANNOTATOR]), []).append(place)
+    if len(places) < 2:
+        return {}
+    found = {
+        name: (len(own), agreement_of(margins[own], [groups[place] for place in own])) for name, own in places.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1][1].value))
 
 
 def answer_differences(
@@ -290,7 +325,7 @@ def _assemble(
     # every score falls with its margin; at a bound (delta = 0, tau = tau_max) only the margin tells pairs apart
     order = np.argsort(mean[deciding].numpy(), kind="stable")
     against = margins[deciding] < 0
-    opposite = _opposite_labels(split, pairs)
+    repeats = find_repeats(split)
     rows = []
     for rank, index in enumerate(order.tolist(), start=1):
         prompt, chosen, rejected = split[index]
@@ -312,21 +347,30 @@ def _assemble(
             "rejected": rejected.strip(),
         }
         row["signed_tau"] = float(np.copysign(row["tau"], -numbers["margin_aps"]))
-        row["reasons"] = _reasons(row, against[:, index], opposite.get(index), told=judged.decided > 0)
+        said = repeats.reasons(index, pairs.numbers) + _annotated(pairs.rows[index])
+        row["conflict"] = index in repeats.circles
+        row["reasons"] = said + _reasons(row, against[:, index], told=judged.decided > 0)
         rows.append(row)
     return rows
 
 
-def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None, *, told: bool) -> list[str]:
-    """Why a pair deserves a second look, in words, the strongest reason first; `told`: by decided pairs."""
-    reasons = []
-    if opposite is not None:
-        reasons.append(f"the same two answers are labelled the other way in row {opposite}")
+def _annotated(row: Pair) -> list[str]:
+    """What those who labelled the pair say of its label themselves."""
+    if row.get(VOTES) is not None:
+        agreed, others = row[VOTES]
+        return [f"{agreed} of {agreed + others} annotators gave this label"]
+    if row.get(RIGHT) is not None:
+        return [f"labelled with a confidence of {row[RIGHT]:.0%}"]
+    return []
+
+
+def _reasons(row: dict[str, Any], against: np.ndarray, *, told: bool) -> list[str]:
+    """Why the reader doubts a pair's label, in words, the strongest reason first; `told`: by decided pairs."""
     votes = int(against.sum())
     if row["wrong"] is None:
-        return [*reasons, "not judged: this reader agrees with these labels hardly more often than chance"]
+        return ["not judged: this reader agrees with these labels hardly more often than chance"]
     by = "decided pairs" if told else "the noise model"
-    reasons.append(f"the label is wrong with probability {row['wrong']:.0%}, by {by}")
+    reasons = [f"the label is wrong with probability {row['wrong']:.0%}, by {by}"]
     if votes:
         reasons.append(f"{votes} of {len(against)} cross-fitted rewards prefer the answer labelled worse")
         signs = {row[f"margin_{name}"] < 0 for name in MARGINS}
@@ -339,18 +383,6 @@ def _reasons(row: dict[str, Any], against: np.ndarray, opposite: int | None, *, 
         shorter = "chosen" if lengths[0] < lengths[1] else "rejected"
         reasons.append(f"the {shorter} answer is much shorter ({min(lengths)} against {max(lengths)} words)")
     return reasons
-
-
-def _opposite_labels(split: Sequence[tuple[str, str, str]], pairs: Pairs) -> dict[int, int]:
-    """{index: place of the row that labels the same two answers the other way}."""
-    seen: dict[tuple[str, str, str], int] = {}
-    for index, (prompt, chosen, rejected) in enumerate(split):
-        seen.setdefault((prompt, chosen, rejected), index)
-    return {
-        index: pairs.numbers[seen[prompt, rejected, chosen]]
-        for index, (prompt, chosen, rejected) in enumerate(split)
-        if (prompt, rejected, chosen) in seen
-    }
 
 
 def _check(settings: AuditSettings, num_groups: int, source: str) -> None:

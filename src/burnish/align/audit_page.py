@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from burnish.align.audit_settings import RANKINGS
 from burnish.core import page
@@ -19,6 +22,9 @@ TEXTS = ("prompt", "chosen", "rejected")
 """Columns that hold texts; pairs of one question share theirs, and the page holds each once."""
 MARGIN_NAMES = {"bt": "Bradley-Terry", "r3m": "R3M", "aps": "APS"}
 COLUMNS = ("wrong", "margin", "delta", "tau", "loss")
+SURE = 0.02
+MOST_ANNOTATORS = 50
+"""Rows of their table; the ledger has all."""
 KEYS = (
     ("j↓", "next pair"),
     ("k↑", "previous pair"),
@@ -38,7 +44,7 @@ def render(audit: Audit) -> str:
     from markupsafe import Markup
 
     texts = {text: place for place, text in enumerate(dict.fromkeys(row[name] for row in audit.rows for name in TEXTS))}
-    sample = sampling_order(len(audit.rows))
+    sample = sampling_order([0.5 if row["wrong"] is None else row["wrong"] for row in audit.rows])
     content = {
         "id": hashlib.sha256("".join(row["key"] for row in audit.rows).encode()).hexdigest()[:12],
         "source": audit.source,
@@ -58,7 +64,12 @@ def render(audit: Audit) -> str:
         source=audit.source,
         summary=audit.summary(),
         can_judge=audit.judged.can_judge,
+        decided=audit.judged.decided,
         rankings=rankings,
+        annotators=[
+            (name, f"{number:,}", f"{found.value:.1%}", f"{found.low:.1%} to {found.high:.1%}")
+            for name, (number, found) in list(audit.annotators.items())[:MOST_ANNOTATORS]
+        ],
         keys=KEYS,
         data=Markup(json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")),
     )
@@ -73,9 +84,20 @@ def _shown(row: dict[str, Any], texts: dict[str, int], sample: int) -> dict[str,
     return shown | {name: texts[row[name]] for name in TEXTS} | sorts
 
 
-def sampling_order(num: int) -> list[int]:
-    """When each rank's turn comes in a sample whose every beginning is spread over all ranks (van der Corput, 1935)."""
-    bits = max(1, (num - 1).bit_length())
-    reversed_bits = [int(f"{rank:0{bits}b}"[::-1], 2) for rank in range(num)]
-    turn = {value: place for place, value in enumerate(sorted(reversed_bits))}
-    return [turn[value] for value in reversed_bits]
+def sampling_order(wrong: Sequence[float]) -> list[int]:
+    """When each rank's turn comes in a sample whose every beginning is spread over all ranks, denser where in doubt.
+
+    A decided pair tells as much as its answer was open: ranks are drawn in proportion to sqrt(p (1 - p)) (Neyman,
+    1934), p being their probability of a wrong label, of which nobody is surer than SURE. Van der Corput's sequence
+    (1935) is mapped through the cumulated shares; what it has not met after a few rounds comes last, by rank.
+    """
+    p = np.clip(np.asarray(wrong, dtype=np.float64), SURE, 1 - SURE)
+    ends = np.cumsum(np.sqrt(p * (1 - p)))
+    bits = max(3, len(p).bit_length() + 3)
+    places = np.arange(2**bits)
+    mirrored = sum(((places >> bit) & 1) << (bits - 1 - bit) for bit in range(bits))
+    met = np.searchsorted(ends, (mirrored + 0.5) / 2**bits * ends[-1])
+    order = np.fromiter(dict.fromkeys([*met.tolist(), *range(len(p))]), dtype=np.int64)
+    turn = np.empty(len(p), dtype=np.int64)
+    turn[order] = np.arange(len(p))
+    return turn.tolist()

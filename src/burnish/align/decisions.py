@@ -1,17 +1,22 @@
-"""What a person decided on the audit page, carried out on the preference file."""
+"""What an audit found and a person decided on its page, carried out on the preference file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import DataError
 from burnish.core.outside import parse_json, read_bytes
+from burnish.data.preference_shapes import RIGHT, VOTES
 from burnish.data.preferences import Pair, Pairs
 from burnish.data.prompts import split_prompt
+
+PAIRS_FILE = "pairs.jsonl"
+"""An audit's rows."""
 
 
 def pair_key(prompt: str, chosen: str, rejected: str, number: int) -> str:
@@ -20,30 +25,66 @@ def pair_key(prompt: str, chosen: str, rejected: str, number: int) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def apply_decisions(pairs: Pairs, decisions: str | Path) -> tuple[Pairs, dict[str, int]]:
+def apply_decisions(
+    pairs: Pairs, decisions: str | Path | None = None, *, audit: str | Path | None = None
+) -> tuple[Pairs, dict[str, int]]:
     """The pairs with the exported decisions carried out: flipped ones exchanged, dropped ones left out.
 
     Args:
         pairs: as read from the audited file.
         decisions: the page's export, decisions.json or decisions.jsonl.
+        audit: the directory of an audit, whose probabilities become soft labels (`label_probability`) of the pairs that
+            nobody decided; decided ones are sure.
 
     Returns:
-        the cleaned pairs, and counts of keep, flip and drop.
+        the cleaned pairs, and counts of keep, flip and drop, and of soft labels.
 
     Raises:
-        DataError: the file is not an export, or it decides about a pair that `pairs` does not hold.
+        DataError: a file is no export or audit, it decides about a pair that `pairs` does not hold, or the audit has no
+            probability of one that it holds.
     """
-    made = decisions_of(pairs, decisions)
-    change: dict[str | None, Callable[[Pair], Pair]] = {"flip": flipped}
+    made = {} if decisions is None else decisions_of(pairs, decisions)
+    right = None if audit is None else _right_of(pairs, Path(audit) / PAIRS_FILE)
     rows, numbers, counts = [], [], {"keep": 0, "flip": 0, "drop": 0}
     for place, (row, number) in enumerate(zip(pairs.rows, pairs.numbers, strict=True)):
         decision = made.get(place)
         if decision is not None:
             counts[decision] += 1
-        if decision != "drop":
-            rows.append(change.get(decision, lambda row: row)(row))
-            numbers.append(number)
-    return Pairs(rows, numbers, pairs.source, pairs.dropped), counts
+        if decision == "drop":
+            continue
+        after = flipped(row) if decision == "flip" else row
+        if right is not None:
+            after = after | {RIGHT: 1.0 if decision else right[place]}
+        rows.append(after)
+        numbers.append(number)
+    soft = {} if right is None else {"soft": len(rows) - counts["keep"] - counts["flip"]}
+    return Pairs(rows, numbers, pairs.source, pairs.dropped), counts | soft
+
+
+def _right_of(pairs: Pairs, file: Path) -> list[float]:
+    """The probability of every pair that its label is right, by an audit of this file."""
+    lines = [line for line in read_bytes(file).splitlines() if line.strip()]
+    entries = [parse_json(line, where=str(file), error=DataError) for line in lines]
+    if not all(isinstance(entry, dict) and {"key", "wrong"} <= entry.keys() for entry in entries):
+        raise DataError("is not an audit's", where=str(file))
+    wrong = {entry["key"]: entry["wrong"] for entry in entries}
+    found = []
+    for row, number in zip(pairs.rows, pairs.numbers, strict=True):
+        probability = wrong.get(pair_key(*split_prompt(row), number), math.nan)
+        if probability is None:
+            raise DataError(
+                "holds no probabilities: its reader could not judge these pairs",
+                where=str(file),
+                fix="use a reader that knows the subject, or hard decisions alone",
+            )
+        if math.isnan(probability):
+            raise DataError(
+                f"knows nothing of row {number} of {pairs.source}",
+                where=str(file),
+                fix="use the file that was audited, unchanged and whole",
+            )
+        found.append(1 - probability)
+    return found
 
 
 def decisions_of(pairs: Pairs, decisions: str | Path) -> dict[int, str]:
@@ -79,15 +120,20 @@ def labels_known(made: Mapping[int, str]) -> dict[int, bool]:
 
 
 def flipped(row: Pair) -> Pair:
-    """The pair with its answers exchanged, and with them all columns that speak of one answer; the margin is negated.
+    """The pair with its answers exchanged, and with them all columns that speak of one answer or of the label.
 
-    Columns of an answer have its name at the start or end: `chosen-rating` and `rejected-rating`, `score_chosen`.
+    Columns of an answer have its name at the start or end: `chosen-rating` and `rejected-rating`, `score_chosen`. The
+    margin is negated, votes change sides, and a soft label becomes the other label's.
     """
     exchanged = {}
     for name, value in row.items():
         exchanged[_of_other_answer(name, row)] = value
-    margin = row.get("margin")
-    return exchanged | ({"margin": -margin} if isinstance(margin, int | float) else {})
+    turned: dict[str, Callable[[Any], Any]] = {
+        "margin": lambda margin: -margin,
+        RIGHT: lambda right: 1 - right,
+        VOTES: lambda votes: votes[::-1],
+    }
+    return exchanged | {name: turn(row[name]) for name, turn in turned.items() if row.get(name) is not None}
 
 
 def _of_other_answer(name: str, row: Pair) -> str:

@@ -73,18 +73,30 @@ def cross_fitted_margins(
     num_folds: int,
     num_repeats: int,
     generator: torch.Generator,
+    covariates: np.ndarray | None = None,
     **settings: Any,
 ) -> np.ndarray:
-    """Margin of every pair under rewards that never saw its group, [repeats, pairs]; each repeat has new folds."""
-    margins = np.zeros((num_repeats, differences.shape[0]))
+    """Margin of every pair under rewards that never saw its group, [repeats, pairs]; each repeat has new folds.
+
+    Covariates [pairs, some] are fitted with the features and left out of the margins: what they explain is no evidence.
+    """
+    num_pairs, num_features = differences.shape
+    margins = np.zeros((num_repeats, num_pairs))
+    fitted = differences if covariates is None else _beside(differences, covariates)
     for repeat in range(num_repeats):
         fold = folds_of_groups(groups, num_folds, generator)
         for number in range(num_folds):
             inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
             if len(outside):
-                weights = fit_linear_reward(differences[inside], loss, l2=l2, **settings)
-                margins[repeat, outside] = differences[outside] @ weights
+                weights = fit_linear_reward(fitted[inside], loss, l2=l2, **settings)
+                margins[repeat, outside] = differences[outside] @ weights[:num_features]
     return margins
+
+
+def _beside(differences: Matrix, covariates: np.ndarray) -> Matrix:
+    if sparse.issparse(differences):
+        return sparse.csr_matrix(sparse.hstack([differences, sparse.csr_matrix(covariates)]))
+    return np.hstack([differences, covariates])
 
 
 def rotated(differences: Matrix) -> np.ndarray:

@@ -161,21 +161,38 @@ def pair_loss(name: PairLossName, margin: Float[Tensor, " pairs"], **settings: A
 
 
 def smoothed_pair_loss(
-    name: PairLossName, margin: Float[Tensor, " pairs"], label_smoothing: float, **settings: Any
+    name: PairLossName,
+    margin: Float[Tensor, " pairs"],
+    label_smoothing: float,
+    *,
+    right: Float[Tensor, " pairs"] | None = None,
+    **settings: Any,
 ) -> tuple[Tensor, Diagnostics]:
     """(1 - e) f(m) + e f(-m): the expected loss when a label is wrong with probability e (cDPO for f = bt).
+
+    Args:
+        name: of f.
+        margin: m per pair.
+        label_smoothing: a probability for all pairs.
+        right: soft labels: the probability of every pair that its label is right. With label_smoothing s,
+            e = (1 - s) (1 - right) + s right.
+        **settings: of f.
 
     Diagnostics are those of f(m), except `weight`, which stays -d/dm of the sum.
 
     Raises:
-        SettingsError: a probability outside [0, 0.5), which would train towards the rejected answer.
+        SettingsError: a smoothing outside [0, 0.5), which would train towards the rejected answer.
     """
     check_label_smoothing(label_smoothing)
     loss, diagnostics = pair_loss(name, margin, **settings)
-    if label_smoothing == 0:
+    if label_smoothing == 0 and right is None:
         return loss, diagnostics
     reverse, reversed_diagnostics = pair_loss(name, -margin, **settings)
-    keep, swap = 1 - label_smoothing, label_smoothing
+    keep: Tensor | float = 1 - label_smoothing
+    swap: Tensor | float = label_smoothing
+    if right is not None:
+        given = right.to(loss.dtype)
+        keep, swap = keep * given + swap * (1 - given), keep * (1 - given) + swap * given
     weight = keep * diagnostics["weight"] - swap * reversed_diagnostics["weight"]
     return keep * loss + swap * reverse, diagnostics | {"weight": weight}
 

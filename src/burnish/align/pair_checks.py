@@ -20,14 +20,19 @@ from transformers import Trainer, TrainingArguments
 
 from burnish.align.losses import MarginError
 from burnish.align.trainer_seam import AnyDataset, Collator, Example, PairArguments, PairBatch, Processing
-from burnish.core.errors import DataError
-from burnish.data.preferences import fault_of
+from burnish.core.errors import DataError, SettingsError
+from burnish.data.preferences import RIGHT, fault_of
 
 logger = get_logger(__name__)
 
 ROW = "pair_row"
 """Column that carries a pair's row number through TRL's data preparation, so that messages can name it. Data may bring
 its own numbers in it, such as the lines of a file."""
+
+SOFT_ADVICE = "use dpo, reward, or their aps and r3m forms, or remove that column"
+
+CARRIED = (ROW, RIGHT)
+"""Columns that TRL's preparation lets through, and its collators leave behind."""
 
 
 @dataclass
@@ -62,7 +67,10 @@ class PairChecks(Trainer):
     """
 
     data_reports: dict[str, DataReport]
+    reads_soft_labels = True
+    """Whether the loss is a sum over both orders of a pair's answers."""
     _rows_of_batch: list[int] | None = None
+    _right_of_batch: torch.Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.data_reports = {}  # filled by the preparation of the data, which TRL's constructor does
@@ -87,6 +95,8 @@ class PairChecks(Trainer):
             dataset = dataset.remove_columns("prompt")  # a column of nulls says as much as none
         numbered = dataset if ROW in dataset.column_names else dataset.add_column(ROW, list(range(len(dataset))))
         report = self.data_reports[name] = DataReport(len(dataset), len(dataset))
+        if RIGHT in dataset.column_names and not self.reads_soft_labels:
+            raise SettingsError(f"does not read {RIGHT}, which {name} data has", where="the loss", fix=SOFT_ADVICE)
         if "chosen_ids" in dataset.column_names:
             return numbered
         faults: list[str | None] = []
@@ -136,12 +146,14 @@ class PairChecks(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] | None = self._signature_columns
-        if columns is not None and ROW not in columns:
-            columns.append(ROW)
+        if columns is not None:
+            columns += [name for name in CARRIED if name not in columns]
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
         rows = inputs.pop(ROW, None)
         self._rows_of_batch = None if rows is None else rows.tolist()
+        right = inputs.pop(RIGHT, None)
+        self._right_of_batch = None if right is None else right.to(self.args.device)
         return super()._prepare_inputs(inputs)
 
     @contextmanager
@@ -158,15 +170,16 @@ class PairChecks(Trainer):
 
 
 class WithRows:
-    """A collator whose batches also carry the row numbers of their pairs, where the data has them."""
+    """A collator whose batches also carry the row numbers and soft labels of their pairs, where the data has them."""
 
     def __init__(self, collate: Collator) -> None:
         self.collate = collate
 
     def __call__(self, examples: list[Example]) -> PairBatch:
         batch = self.collate(examples)
-        if all(ROW in example for example in examples):
-            batch[ROW] = torch.tensor([example[ROW] for example in examples])
+        for name in CARRIED:
+            if all(name in example for example in examples):
+                batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 
 
@@ -188,6 +201,8 @@ def _fault(example: Example) -> str | None:
     """Why a row is no pair to train on; TRL takes a prompt for every row where there is a column of them."""
     if "prompt" in example and example["prompt"] is None:
         return "the prompt is null in data with a column of prompts"
+    if example.get(RIGHT, 1.0) is None:
+        return f"{RIGHT} is null in data with a column of soft labels"
     return fault_of(example)
 
 

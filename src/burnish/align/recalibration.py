@@ -15,7 +15,7 @@ the noise model's own log-odds,
     logit P = logit P_model + b0 + b1 m + b2 |m|,          ridge on b,
 
 by maximum penalised likelihood. It may depend on the margin in any way that the three terms allow, so pairs may be
-decided in any order that goes by rank; a sample over all ranks tells most.
+decided in any order that goes by rank; a sample over all ranks, denser where in doubt, tells most.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def recalibrated(judged: Reliability, margins: np.ndarray, decided: Mapping[int,
         raise DataError(
             f"{len(decided)} pairs are kept or flipped, and probabilities need at least {FEWEST}",
             where="the decided pairs",
-            fix="decide more; the page can sort a sample over all ranks",
+            fix="decide more; the page can sort by what to decide first",
         )
     scaled = margins / max(float(np.sqrt(np.mean(margins**2))), 1e-12)
     terms = np.stack([np.ones_like(scaled), scaled, np.abs(scaled)], axis=1)
@@ -71,7 +71,10 @@ def recalibrated(judged: Reliability, margins: np.ndarray, decided: Mapping[int,
     probability = expit(model + terms @ b)
     known = probability[places] * (1 - probability[places])
     covariance = np.linalg.inv((terms[places] * known[:, None]).T @ terms[places] + RIDGE * np.eye(3))
-    return replace(judged, wrong=probability, noise=_rate(probability, terms, covariance), decided=len(decided))
+    noise = _rate(probability, terms, covariance)
+    if not wrong.any():  # none of the decided was wrong: none at all is possible, which a logit never reaches
+        noise = replace(noise, low=0.0)
+    return replace(judged, wrong=probability, noise=noise, decided=len(decided))
 
 
 def _rate(probability: np.ndarray, terms: np.ndarray, covariance: np.ndarray) -> Interval:

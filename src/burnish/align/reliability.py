@@ -12,10 +12,18 @@ The slope a makes margins probabilities and is fitted with e by maximum likeliho
 
     P(exchanged | label, m) = e sigma(-a m) / P(label | m).
 
-A label that is merely a close call is sigma's part, not e's. That the reader errs along sigma is an assumption: errors
-of which it is sure count as exchanged, and exchanged labels among margins of one size count as close calls.
-`recalibration` corrects both by pairs that a person has decided.
-The interval of e is that of the profile likelihood, widened by the design effect of several pairs a question.
+A label that is merely a close call is sigma's part, not e's. That the reader errs along sigma is an assumption, and
+margins cannot test it. With a share k of errors of which the reader is as sure as can be, sigma becomes
+k + (1 - 2 k) sigma, which is another e and the same likelihood: all that is seen of both is e + k - 2 e k. So any e
+from none on is possible, and what margins give is a largest one:
+
+    at most     the end of the profile likelihood's interval, widened by the design effect of several pairs a question,
+                if labels are exchanged among close and clear answers alike
+    in any case the share of labels that the reader contradicts: an exchange that it does not notice is made up for, and
+                more, by labels that it contradicts wrongly
+
+P(exchanged) is that of the likeliest e, and an upper end in this sense too. `recalibration` makes both true by pairs
+that a person has decided.
 
 Source: the noise model is that of robust DPO ("Provably Robust DPO", 2024, arXiv 2403.00409); out-of-sample judging of
 labels is that of "Confident Learning", 2021, arXiv 1911.00068. The refusal is ours.
@@ -51,7 +59,8 @@ class Reliability:
     Attributes:
         agreement: share of labels supported, a tie counting half, with its interval over questions.
         auc: of |m| for telling supported labels from contradicted ones, in the sense above.
-        noise: share of labels exchanged, with its interval.
+        noise: share of labels exchanged: the likeliest under the noise model, between none and what can be.
+        evenly: largest share if close and clear answers are exchanged alike.
         slope: a, which turns margins into log-odds.
         log_likelihood: per pair, of the labels under the noise model.
         wrong: probability per pair that its label was exchanged, averaged over rates by their likelihood.
@@ -61,6 +70,7 @@ class Reliability:
     agreement: Interval
     auc: float
     noise: Interval
+    evenly: float
     slope: float
     log_likelihood: float
     wrong: np.ndarray
@@ -78,19 +88,31 @@ class Reliability:
         )
         if not self.can_judge:
             return f"this reader cannot judge these pairs: {seen}, where chance is 50 %"
-        rate = f"{noise.value:.1%} of the labels look exchanged ({noise.low:.1%} to {noise.high:.1%})"
         if self.decided:
-            return f"{seen}; by {self.decided:,} decided pairs, about {rate}"
-        return f"{seen}; by the noise model, which assumes how the reader errs, {rate}"
+            rate = f"{noise.value:.1%} of the labels are exchanged ({noise.low:.1%} to {noise.high:.1%})"
+            return f"{seen}; by {self.decided:,} decided pairs, {rate}"
+        return (
+            f"{seen}; of the labels {noise.low:.0%} to {self.evenly:.1%} can be exchanged, and up to {noise.high:.1%} "
+            "if mostly on close calls: a reader's own errors look the same, and decided pairs tell them apart"
+        )
+
+
+def agreement_of(margins: np.ndarray, groups: Sequence[str]) -> Interval:
+    """The share of labels that margins support, a tie counting half, with its interval over groups."""
+    place = _places(groups)
+    supported = np.bincount(place, weights=(1 + np.sign(margins)) / 2)
+    return interval(supported, np.bincount(place).astype(np.float64), scale="logit")
+
+
+def _places(groups: Sequence[str]) -> np.ndarray:
+    """A number per pair: that of its group."""
+    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    return np.array([names[group] for group in groups])
 
 
 def reliability(margins: np.ndarray, groups: Sequence[str]) -> Reliability:
     """Of cross-fitted margins, one per pair; pairs of one group (question) are one observation."""
-    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
-    place = np.array([names[group] for group in groups])
-    supported = (1 + np.sign(margins)) / 2
-    sizes = np.bincount(place).astype(np.float64)
-    agreement = interval(np.bincount(place, weights=supported), sizes, scale="logit")
+    agreement, place, supported = agreement_of(margins, groups), _places(groups), (1 + np.sign(margins)) / 2
     ranks = rankdata(np.concatenate([margins, -margins]))[: len(margins)]
     auc = float((ranks.sum() - len(margins) * (len(margins) + 1) / 2) / len(margins) ** 2)
     scaled = margins / max(float(np.sqrt(np.mean(margins**2))), 1e-12)
@@ -99,7 +121,8 @@ def reliability(margins: np.ndarray, groups: Sequence[str]) -> Reliability:
     best = int(likelihood.argmax())
     drop = len(margins) * (likelihood[best] - likelihood) / _design_effect(supported, place)
     near = 2 * drop <= CHI_SQUARE
-    noise = Interval(float(RATES[best]), float(RATES[near].min()), float(RATES[near].max()))
+    evenly = float(RATES[near].max())
+    noise = Interval(float(RATES[best]), 0.0, max(evenly, 1 - agreement.low))
     # rates that fit nearly as well are as possible: the average over them does not overstate what the best one says
     weight = np.exp(-drop) / np.exp(-drop).sum()
     wrong = np.zeros(len(margins))
@@ -108,7 +131,7 @@ def reliability(margins: np.ndarray, groups: Sequence[str]) -> Reliability:
             wrong += share * rate * expit(-slope * scaled) / _probability(scaled, slope, rate)
     slope = slopes[best]
     slope_of_margin = slope / max(float(np.sqrt(np.mean(margins**2))), 1e-12)
-    return Reliability(agreement, auc, noise, slope_of_margin, float(likelihood[best]), wrong)
+    return Reliability(agreement, auc, noise, evenly, slope_of_margin, float(likelihood[best]), wrong)
 
 
 def _probability(margins: np.ndarray, slope: float, rate: float) -> np.ndarray:

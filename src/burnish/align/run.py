@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from burnish.core.checkpoint import Lineage, Model, cast, load
-from burnish.core.errors import CheckpointError, DataError, MissingExtraError
+from burnish.core.errors import CheckpointError, DataError, MissingExtraError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.stage import Context
 from burnish.core.store import Store
-from burnish.data.preferences import Pairs, check_pairs, import_datasets, pairs_of, read_pairs, rows_digest
+from burnish.data.preferences import RIGHT, Pairs, check_pairs, import_datasets, pairs_of, read_pairs, rows_digest
 from burnish.data.prompts import question_groups
 from burnish.optim import optimizer_class
 
@@ -30,7 +30,7 @@ try:
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
     from trl import KTOConfig, extract_prompt
 
-    from burnish.align.pair_checks import ROW, DataReport
+    from burnish.align.pair_checks import ROW, SOFT_ADVICE, DataReport
     from burnish.align.stage import STOCK_LOSSES
     from burnish.align.trainers import (
         PairDPOConfig,
@@ -121,6 +121,8 @@ def run(settings: Align, model: Model, ctx: Context) -> Model:
 
 def _train(settings: Align, model: Model, ctx: Context) -> Model:
     pairs = _pairs(ctx.inputs.get("data"), settings)
+    if settings.loss == "kto" and any(row.get(RIGHT) is not None for row in pairs.rows):
+        raise SettingsError(f"kto does not read {RIGHT}, which {pairs.source} has", where="loss", fix=SOFT_ADVICE)
     reference = _reference(ctx.inputs.get("reference"), model)
     states = _states(settings, model, pairs, reference, ctx)
     train, held_out = hold_out(pairs, settings.holdout, ctx.generator)

@@ -47,6 +47,7 @@ from burnish.align.trainer_seam import (
     Scorer,
 )
 from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.data.preferences import RIGHT
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -92,15 +93,18 @@ class _PairLoss(PairChecks):
 
     _metrics: dict[str, dict[str, list[float]]]
 
+    def _loss_of(self, margin: Tensor, right: Tensor | None) -> tuple[Tensor, Diagnostics]:
+        args = _pair_arguments(self)
+        return smoothed_pair_loss(args.pair_loss, margin, args.label_smoothing, right=right, **args.loss_settings())
+
     def _pair_losses(self, margin: Tensor, gap: Tensor | None = None) -> Tensor:
         """The loss of every pair; its diagnostics are logged, and whether the reward gap has the label's sign.
 
         A tie counts half: an untrained policy, which is its own reference, has a gap of zero everywhere, and is right
         as often as chance; the stock accuracy says never.
         """
-        args = _pair_arguments(self)
         with self._naming_rows():
-            losses, found = smoothed_pair_loss(args.pair_loss, margin, args.label_smoothing, **args.loss_settings())
+            losses, found = self._loss_of(margin, self._right_of_batch)
         right = (1 + (margin if gap is None else gap).detach().sign()) / 2
         self._log_pairs(found | {"accuracy": right})
         return losses
@@ -130,21 +134,22 @@ class _PairLoss(PairChecks):
 
     def _report(self, dataset: Dataset, margins_of: Callable[[PairBatch], Tensor]) -> Dataset:
         """One row per pair, sorted by margin: every loss suspects the pair that the model contradicts most."""
-        args, model = _pair_arguments(self), self.model
+        model = self.model
         assert model is not None, "TRL's trainers have a model from the start"
         processing = cast("Processing", self.processing_class)
         prepared = cast("Dataset", self._prepare_dataset(dataset, processing, self.args, "report"))
         size = self.args.per_device_eval_batch_size
-        margins, rows = [], []
+        margins, rows, soft = [], [], []
         model.eval()
         for start in range(0, len(prepared), size):
             examples: list[Example] = [prepared[index] for index in range(start, min(start + size, len(prepared)))]
             batch = self._prepare_inputs(self.data_collator(examples))
             with torch.no_grad(), self.compute_loss_context_manager():
                 margins.append(margins_of(batch).cpu())
+            soft += [example.get(RIGHT, 1.0) for example in examples]
             rows += [example[ROW] for example in examples]
         margin = torch.cat(margins).float()
-        loss, found = smoothed_pair_loss(args.pair_loss, margin, args.label_smoothing, **args.loss_settings())
+        loss, found = self._loss_of(margin, torch.tensor(soft) if RIGHT in prepared.column_names else None)
         columns: dict[str, Tensor] = {"margin": margin, "loss": loss} | found
         order = margin.argsort(stable=True).tolist()
         content = {"row": [rows[i] for i in order]}
@@ -273,6 +278,7 @@ class PairDPOTrainer(_PairLoss, DPOTrainer):
 class StockDPOTrainer(PairDPOTrainer):
     """DPOTrainer with the loss that its `loss_type` names, and the checks, logs and messages of the pair losses."""
 
+    reads_soft_labels = False
     args: StockDPOConfig  # type: ignore[assignment]  # reads the same fields, and lets TRL's loss_type stand
     default_config = StockDPOConfig  # type: ignore[assignment]
 

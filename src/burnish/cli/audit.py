@@ -21,6 +21,7 @@ def audit(
     model: str | None = None,
     decisions: Path | None = None,
     known: Path | None = None,
+    soften: Path | None = None,
     settings: Options[AuditSettings] = _DEFAULTS,
     on_bad_pair: Literal["refuse", "drop"] = "refuse",
     limit: int | None = None,
@@ -37,13 +38,16 @@ def audit(
     preferences:
         The pairs: .jsonl, .jsonl.gz, .json, .parquet, or a hub id.
     out:
-        The directory of the page and its JSON lines; with --decisions, the cleaned file.
+        The directory of the page and its JSON lines; with --decisions or --soften, the cleaned file.
     model:
         The checkpoint that reads the answers.
     decisions:
         An export of the page, to be carried out instead of auditing.
     known:
         An export of the page whose kept and flipped pairs correct the probabilities of all others; at least 20.
+    soften:
+        The directory of an audit whose probabilities become soft labels, label_probability, of pairs that --decisions
+        leaves open.
     on_bad_pair:
         What to do with empty or identical pairs.
     limit:
@@ -58,14 +62,14 @@ def audit(
     from burnish.data.preferences import read_pairs, write_pairs
 
     work_dir = out.with_name(f"{out.name}.work")
-    check_apart([out, work_dir], [preferences, model, decisions, known])
+    check_apart([out, work_dir], [preferences, model, decisions, known, soften])
     pairs = read_pairs(preferences, on_bad_pair=on_bad_pair, limit=limit, columns=columns)
     if pairs.unread:
         print(f"not read, though the pairs have no prompt: {', '.join(pairs.unread)}; --columns prompt=NAME names it")
-    if decisions is not None:
+    if decisions is not None or soften is not None:
         from burnish.align.decisions import apply_decisions
 
-        cleaned, counts = apply_decisions(pairs, decisions)
+        cleaned, counts = apply_decisions(pairs, decisions, audit=soften)
         print(f"{write_pairs(cleaned, out)}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
         return
     if model is None:

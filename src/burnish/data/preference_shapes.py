@@ -12,6 +12,9 @@
 
 A prompt that is also at the start of both answers is taken out of them, a text prompt before answers in messages
 becomes a message, and {from, value} becomes {role, content}. Ties are no preference, and are counted.
+
+Beside any pair, `votes` [for, against] of several annotators becomes `label_probability` (for + 1/2) / (all + 1), the
+mean of Jeffreys' posterior, where the row has no such column of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ Found = list[tuple[Any, Any]]
 
 PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query", "context", "history")
 CHOSEN_NAMES, REJECTED_NAMES = ("chosen", "chosen_response"), ("rejected", "rejected_response")
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs", "system")
+RIGHT = "label_probability"
+"""Column: the probability of a pair that its label is right, a soft label."""
+VOTES = "votes"
+"""Column: how many annotators were [for, against] the label."""
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", "margin", RIGHT, VOTES, "tools", "chat_template_kwargs", "system")
 """What is read of a pair."""
 
 KNOWN_SUFFIXES = ("rating", "model", "score", "id", "source", "status", "subset")
@@ -95,6 +102,7 @@ def shaped(
         for better, worse in better_first:
             found.rows.append(_one_prompt(row | {"chosen": better, "rejected": worse}))
             found.numbers.append(number)
+    found.rows = [_voted(row, f"{source}:{number}") for row, number in zip(found.rows, found.numbers, strict=True)]
     alone = [row for row in found.rows[:100] if row.get("prompt") is None]
     texts = {name for row in alone for name, value in row.items() if isinstance(value, str)}
     found.unread = sorted(name for name in texts - set(PAIR_COLUMNS) if not name.endswith(KNOWN_SUFFIXES))
@@ -144,6 +152,17 @@ def _renamed(row: Row, columns: dict[str, str], where: str) -> Row:
         if theirs is not None and theirs != ours:
             row = {ours if key == theirs else key: value for key, value in row.items()}
     return row
+
+
+def _voted(row: Row, where: str) -> Row:
+    """A row with the soft label of its votes."""
+    votes = row.get(VOTES)
+    if votes is None or row.get(RIGHT) is not None:
+        return row
+    counts = isinstance(votes, Sequence) and len(votes) == 2 and all(type(n) is int and n >= 0 for n in votes)
+    if not counts or sum(votes) == 0:
+        raise DataError(f"votes are {votes!r}", where=where, fix="write [for, against], of at least one annotator")
+    return row | {RIGHT: (votes[0] + 0.5) / (sum(votes) + 1)}
 
 
 def _first(row: Row, names: Sequence[str]) -> str | None:

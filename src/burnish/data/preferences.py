@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from burnish.core.checkpoint import LINEAGE_FILE, write_atomically
 from burnish.core.errors import DataError, MissingExtraError, OutputError, SettingsError
 from burnish.core.outside import is_text, parquet_rows, parse_json, read_bytes
-from burnish.data.preference_shapes import is_shape, parse_columns, shaped
+from burnish.data.preference_shapes import RIGHT, is_shape, parse_columns, shaped
 from burnish.data.prompts import text_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ OnBadPair = Literal["refuse", "drop"]
 
 BOM = b"\xef\xbb\xbf"
 JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson")
-KEPT_COLUMNS = ("prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs")
+KEPT_COLUMNS = ("prompt", "chosen", "rejected", "margin", RIGHT, "tools", "chat_template_kwargs")
 """What the trainers read; everything else stays behind."""
 
 
@@ -63,7 +63,11 @@ class Pairs:
         """For the trainers: `prompt`, `chosen`, `rejected` and the few other columns they read."""
         datasets = import_datasets()
         present = [column for column in KEPT_COLUMNS if any(column in row for row in self.rows)]
-        return datasets.Dataset.from_list([{column: row.get(column) for column in present} for row in self.rows])
+        rows = [{column: row.get(column) for column in present} for row in self.rows]
+        if RIGHT in present:  # a row that says nothing of its label is sure of it
+            for row in rows:
+                row[RIGHT] = 1.0 if row[RIGHT] is None else row[RIGHT] * 1.0
+        return datasets.Dataset.from_list(rows)
 
 
 def read_pairs(
@@ -220,6 +224,9 @@ def fault_of(row: Pair) -> str | None:
     margin = row.get("margin")
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not isfinite(margin)):
         return f"the margin is {margin!r}, but it must be a finite number"
+    right = row.get(RIGHT)
+    if right is not None and (isinstance(right, bool) or not isinstance(right, int | float) or not 0 <= right <= 1):
+        return f"{RIGHT} is {right!r}, but it must be a probability from 0 to 1"
     if row["chosen"] == row["rejected"]:
         return "the chosen and the rejected answer are identical"
     if isinstance(row["chosen"], list) != isinstance(row["rejected"], list):

@@ -158,7 +158,7 @@ function select() {
   const show = element("show").value, by = element("sort").value, sign = by === "row" ? 1 : -1;
   visible = pairs.filter(pair => {
     const made = madeOf(pair).decision;
-    if (show === "contradicted" && pair.margin >= 0 || show === "open" && made || show === "decided" && !made) return false;
+    if (show === "contradicted" && pair.margin >= 0 || show === "conflict" && !pair.conflict || show === "open" && made || show === "decided" && !made) return false;
     return (!CHOICES.includes(show) || made === show) && words.every(word => haystack(pair).includes(word));
   });
   visible.sort((a, b) => sign * (a[by] - b[by]) || a.rank - b.rank);
