@@ -3,8 +3,9 @@
     python benchmarks/reason_tiny.py --work runs/reason-tiny --minutes 60      # again, until all is done
 
 Everything is made here. For each seed `recipes/tiny_reasoner.yaml` trains two models from random weights (0.90 and 0.19
-million parameters): `aggregating` went on with rows of which half show four of its own samples, `plain` went on as long
-with problems alone. `burnish reason serve --local` serves them, and `burnish.reason` asks them, journalled, at
+million parameters): `aggregating` went on with rows of which half show four of its own samples, `mixed` with rows of
+which half show four samples that are right and wrong among each other, `plain` went on as long with problems alone, and
+`single` did not go on. `burnish reason serve --local` serves them, and `burnish.reason` asks them, journalled, at
 temperature 1, on chains that no training has seen, other ones for every seed. The settings of the recipe were chosen on
 other chains again.
 
@@ -46,8 +47,10 @@ SMALL = 0.2
 PRICES = {"a token read costs a quarter": READ, "a token read costs as much": 1.0}
 RSA = "n=8,k=4,loops=3"
 SAME = (f"self-consistency:{VOTES}", "best-of-n(n=8,score=logprob)", "gsa:4", "rsa(n=8,k=4,loops=2)")
+GREEDY = "gsa(n=4,temperature=0)"
 ARMS = {
-    "aggregating": SAME,
+    "aggregating": (*SAME, GREEDY),
+    "mixed": (*SAME, GREEDY),
     "plain": SAME,
     "single": SAME,
     "routed": (
@@ -60,7 +63,9 @@ ARMS = {
 }
 """Strategies by which node of the recipe answers; `routed` and `confident` are `aggregating`, the one with the small
 model beside it, the other with alternatives to each token."""
-NODES = ("aggregating", "plain", "single")
+ONCE = ("mixed", "plain", "single", "confident")
+"""Measured in the first part of a seed alone: what they show is plain after one."""
+NODES = ("aggregating", "mixed", "plain", "single")
 SMOKE_NODES = {
     "chain": {"number": 24},
     "train": {"steps": 2, "holdout": 0.2},
@@ -82,23 +87,19 @@ class Bench(experiment.Kept):
     def names(self) -> list[str]:
         found: list[str] = []
         for seed, part in self.places:
-            found += [f"{seed}, train, {size}" for size in SIZES if part == 0]
-            found += [f"{seed}, {arm}, {part}" for arm in ARMS if arm != "confident" or part == 0]
+            found += [f"{seed}, train, {size}" for size in (*SIZES, "mixed") if part == 0]
+            found += [f"{seed}, {arm}, {part}" for arm in ARMS if arm not in ONCE or part == 0]
         return found
 
-    def finished(self) -> list[tuple[int, int]]:
-        """Seeds and parts that can be compared."""
-        return [(seed, part) for seed, part in self.places if self.file(f"{seed}, aggregating, {part}").is_file()]
-
-    def arms(self) -> list[str]:
-        """Those that are there for all of them."""
-        places = [(seed, arm, 0 if arm == "confident" else part) for seed, part in self.finished() for arm in ARMS]
-        missing = {arm for seed, arm, part in places if not self.file(f"{seed}, {arm}, {part}").is_file()}
-        return [arm for arm in ARMS if arm not in missing]
+    def finished(self, arm: str) -> list[tuple[int, int]]:
+        """Seeds and parts that an arm has."""
+        return [(seed, part) for seed, part in self.places if self.has(f"{seed}, {arm}, {part}")]
 
     def measure(self, name: str) -> dict[str, Any]:
         seed, what, which = name.split(", ")
-        return self.train(int(seed), which) if what == "train" else self.ask(int(seed), what, int(which))
+        if what == "train":
+            return self.train_mixed(int(seed)) if which == "mixed" else self.train(int(seed), which)
+        return self.ask(int(seed), what, int(which))
 
     # -- models --------------------------------------------------------------------------------------------------
 
@@ -125,6 +126,23 @@ class Bench(experiment.Kept):
         burnish("run", mine, "--start", start, "-o", run)
         return {"parameters": parameters(run / "nodes" / "aggregating"), "losses": losses(run)}
 
+    def train_mixed(self, seed: int) -> dict[str, Any]:
+        """As `aggregating`, but every aggregation prompt has one to three right candidates among its four."""
+        nodes, mine = self.model(seed, "large") / "nodes", self.work / f"mixed-{seed}"
+        shown, rows = mine / "shown", mine / "rows.jsonl"
+        if not shown.is_dir():
+            options = ("--share", 1, "--k", 4, "--max-new-tokens", 60, "--seed", 100 * seed + 7)
+            burnish("data", "aggregate", nodes / "single", "--data", nodes / "second", *options, "-o", shown)
+        plain = _rows(nodes / "second" / "rows.jsonl")
+        both = [row for row in _rows(shown / "rows.jsonl") if 1 <= right_candidates(row["messages"]) <= 3]
+        kept = [{"messages": row["messages"]} for pair in zip(both, reversed(plain), strict=False) for row in pair]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        recipe = yaml.safe_load(RECIPES["large"].read_text())
+        how = next(node for node in recipe["nodes"] if node["name"] == "aggregating")
+        options = [word for name in ("context", "batch", "steps", "lr", "holdout") for word in (f"--{name}", how[name])]
+        burnish("train", nodes / "single", "--data", rows, *options, "--seed", 100 * seed, "-o", mine / "model")
+        return {"rows": len(kept), "of": len(plain)}
+
     # -- questions -----------------------------------------------------------------------------------------------
 
     def chains(self, seed: int, part: int) -> list[dict[str, Any]]:
@@ -146,6 +164,7 @@ class Bench(experiment.Kept):
 
         problems = self.chains(seed, part)[: CONFIDENT if arm == "confident" else None]
         node = arm if arm in NODES else "aggregating"
+        mixed = self.work / f"mixed-{seed}" / "model"
         sampling: dict[str, Any] = {"temperature": 1.0, "max_tokens": 80, "logprobs": True}
         if arm == "confident":
             sampling["top_logprobs"] = 20
@@ -153,18 +172,29 @@ class Bench(experiment.Kept):
         sizes = list(SIZES) if any("small" in one for one in strategies) else ["large"]
         place = self.work / f"asked-{seed}-{arm}-{part}"
         with contextlib.ExitStack() as stack, verifier("chain") as chain:
-            served = [
-                stack.enter_context(serving(self.model(seed, size) / "nodes" / node, size, sampling)) for size in sizes
-            ]
+            models = {size: mixed if arm == "mixed" else self.model(seed, size) / "nodes" / node for size in sizes}
+            served = [stack.enter_context(serving(model, size, sampling)) for size, model in models.items()]
             run(problems, chain, strategies, served, place, seed=seed)
         if arm == "confident":
             return {"samples": scored(place, problems)}
         return {"problems": experiment.digest(json.dumps(problems)), **facts(place)}
 
 
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def right_candidates(chat: Sequence[dict[str, str]]) -> int:
+    """Of an aggregation prompt, how many of the attempts that it shows end with the right answer."""
+    answers = re.findall(r"#(\d+)$", chat[0]["content"], re.MULTILINE)
+    return answers.count(chat[-1]["content"].rpartition("#")[2])
+
+
 def smaller(strategy: str) -> str:
     """For a smoke run."""
-    return re.sub(r"\bn=8,k=4", "n=2,k=2", strategy).replace(f":{VOTES}", ":4").replace("gsa:4", "gsa:2")
+    for whole, part in ((f":{VOTES}", ":4"), ("gsa:4", "gsa:2"), ("gsa(n=4", "gsa(n=2"), ("n=8,k=4", "n=2,k=2")):
+        strategy = strategy.replace(whole, part)
+    return strategy
 
 
 def burnish(*words: object) -> None:
@@ -294,14 +324,15 @@ class Part:
 
 
 def summary(bench: Bench) -> dict[str, Any]:
-    places, arms = bench.finished(), bench.arms()
-    seeds = sorted({seed for seed, _ in places})
+    places = {arm: bench.finished(arm) for arm in ARMS}
     kept = {
-        arm: [joined(bench, arm, [place for place in places if place[0] == seed]) for seed in seeds]
-        for arm in arms
-        if arm != "confident"
+        arm: [joined(bench, arm, [place for place in ones if place[0] == seed]) for seed in sorted(dict(ones))]
+        for arm, ones in places.items()
+        if ones and arm != "confident"
     }
-    found: dict[str, Any] = {"seeds": seeds, "problems": len(places) * bench.problems}
+    seeds = sorted(dict(places["aggregating"]))
+    problems = {arm: len(ones) * bench.problems for arm, ones in places.items() if arm in kept}
+    found: dict[str, Any] = {"seeds": {arm: sorted(dict(places[arm])) for arm in kept}, "problems": problems}
     trained = {size: [f"{seed}, train, {size}" for seed in seeds] for size in SIZES}
     found["models"] = {
         size: [bench.read(n) for n in names if bench.file(n).is_file()] for size, names in trained.items()
@@ -314,8 +345,9 @@ def summary(bench: Bench) -> dict[str, Any]:
     found["prices"] = {title: {arm: against_votes(kept[arm], read) for arm in nodes} for title, read in PRICES.items()}
     if "routed" in kept:
         found["routing"] = {title: routing(kept["routed"], read) for title, read in PRICES.items()}
-    if "confident" in arms:
-        found["auroc"] = scores_of_samples([bench.read(f"{seed}, confident, 0")["samples"] for seed in seeds])
+    if places["confident"]:
+        confident = [bench.read(f"{seed}, confident, 0")["samples"] for seed, _ in places["confident"]]
+        found["auroc"] = scores_of_samples(confident)
     return found
 
 
@@ -503,7 +535,7 @@ def main() -> None:
     bench = Bench(options.work, smoke=options.smoke)
     names = [name for name in bench.names() if name.startswith(options.only)]
     done = options.so_far or bench.run(lambda: names, bench.measure, options.minutes)
-    if done and not options.only and bench.finished():
+    if done and not options.only and bench.finished("aggregating"):
         experiment.record(options.out, __doc__, summary(bench))
         for made in tables(json.loads(options.out.read_text())).values():
             print(made, end="\n\n")

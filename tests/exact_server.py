@@ -189,13 +189,29 @@ def completion(rule: Rule, body: Body, num_tops: int = 3) -> Body:
         tops = min(num_tops, body.get("top_logprobs", 0))
         choice["logprobs"] = {"content": [_token(word, draw, tops) for word in words]}
     usage = {"prompt_tokens": read, "completion_tokens": len(words), "total_tokens": read + len(words)}
-    return {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+    whole = {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+    if body.get("prompt_logprobs") is not None:
+        tops = min(num_tops, body["prompt_logprobs"])
+        positions = [_given(body["model"], word, tops) for word in text_of(body["messages"]).split()]
+        whole["prompt_logprobs"] = [None, *positions[1:]]
+    return whole
 
 
 def _token(word: str, draw: random.Random, tops: int) -> Body:
     own = -draw.random() / 4
     others = [{"token": word, "logprob": own}, *({"token": f"?{i}", "logprob": own - 1 - i} for i in range(tops - 1))]
     return {"token": word, "logprob": own, "top_logprobs": others[:tops]}
+
+
+def given_logprob(model: str, word: str) -> float:
+    """Of a word wherever it stands: it follows from the model and the word."""
+    return -random.Random(f"{model} {word}").random()
+
+
+def _given(model: str, word: str, tops: int) -> Body:
+    own = given_logprob(model, word)
+    others = {str(i): {"logprob": own - 1 - i, "rank": i + 2, "decoded_token": f" ?{i}"} for i in range(tops - 1)}
+    return {"own": {"logprob": own, "rank": 1, "decoded_token": f" {word}"}, **others}
 
 
 def _error(status: int, message: str) -> web.Response:

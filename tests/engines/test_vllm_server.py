@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import openai
 import pytest
 
 from burnish.core.engines import EngineProcess, vllm
-from burnish.reason import JournalReader
+from burnish.reason import Endpoint, Journal, JournalReader, Pool, Reply
 from burnish.reason.serve import Upstream
 from served import Served
 from small_models import small_llama, small_tokenizer
@@ -103,3 +104,30 @@ def test_the_proxy_in_front_of_the_server(engine: EngineProcess):
         assert ask(proxy.url, "rsa(n=3,k=2,loops=2)@tiny").model_extra["burnish"]["calls"] == 6
         with pytest.raises(openai.BadRequestError, match="max_model_len=2048"):  # the server's own words
             ask(proxy.url, "direct@tiny", max_tokens=5000)
+
+
+def test_a_foreign_answer_is_scored_as_by_a_full_forward_pass(
+    engine: EngineProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-right")
+    place, text = Path(os.environ["BURNISH_SERVE_OUT"]).parent / "tiny", "The work is given as it stands."
+    tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModelForCausalLM.from_pretrained(place)
+    start = len(tokenizer(CHAT[0]["content"])["input_ids"])
+    ids = tokenizer(CHAT[0]["content"] + text)["input_ids"]
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    wanted = [logprobs[i - 1, ids[i]].item() for i in range(start, len(ids))]
+
+    async def go() -> Reply:
+        with Journal(tmp_path) as journal:
+            async with Pool([Endpoint(engine.url, "tiny", sampling={"top_logprobs": 3})], journal) as pool:
+                turns = [*CHAT, {"role": "assistant", "content": text}]
+                return await pool.score("tiny", turns, "p/score", 3)
+
+    found = asyncio.run(go())
+    assert found.usage.prompt == len(ids) and found.usage.cached == 0
+    assert found.logprobs is not None and {len(one) for one in found.logprobs} <= {3, 4}
+    assert [one[0] for one in found.logprobs] == pytest.approx(wanted, abs=0.05)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from burnish.core.errors import SettingsError
-from burnish.generate import Engine, generate
+from burnish.generate import Engine, batch, generate
 from burnish.generate.batch import _wide
 from burnish.generate.cache import RoomyLayer
 from burnish.generate.speech import Speech
@@ -107,6 +107,22 @@ def test_noted_logprobs_are_the_models_own(engine: Engine, model: Any):
     torch.testing.assert_close(
         torch.tensor([[value for _, value in one.tops] for one in piece.noted]), tops, atol=1e-5, rtol=0
     )
+
+
+def test_a_given_text_is_scored_as_by_one_forward_pass(engine: Engine, model: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batch, "SCORED_AT_A_TIME", 5)
+    heard, _ = ask(engine, PROMPTS[2], max_new_tokens=1, num_given=3)
+    ids, given = engine.encode(PROMPTS[2]), heard.next().given
+    assert len(ids) > 11  # three pieces
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+    own = logprobs.gather(-1, torch.tensor(ids[1:])[:, None])
+    assert [one.token for one in given] == ids[1:]
+    assert [one.rank for one in given] == (1 + (logprobs > own).sum(-1)).tolist()
+    torch.testing.assert_close(torch.tensor([one.logprob for one in given]), own[:, 0], atol=1e-5, rtol=0)
+    tops = torch.tensor([[value for _, value in one.tops] for one in given])
+    torch.testing.assert_close(tops, logprobs.topk(3).values, atol=1e-5, rtol=0)
+    assert ask(engine, PROMPTS[2], max_new_tokens=1)[0].next().given == ()
 
 
 def test_who_cancels_frees_the_place_of_one_who_waits(engine: Engine):

@@ -54,6 +54,10 @@ class Made:
             chunks = [{"choices": [{"delta": {"content": "x"}}]}, {"choices": [], "usage": reply["usage"]}]
             chunks = chunks[: 1 if "stream-usage" in self.lacks else 2]
             return b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks) + b"data: [DONE]\n\n"
+        if "prompt_logprobs" in body and "foreign" not in self.lacks:
+            words = [word for turn in body["messages"] for word in turn["content"].split()]
+            positions = [{"1": {"logprob": -1.0, "rank": 2, "decoded_token": f" {word}"}} for word in words]
+            reply["prompt_logprobs"] = [None, *positions[1:]]
         if "usage" in self.lacks:
             del reply["usage"]
         return json.dumps(reply).encode()
@@ -120,7 +124,9 @@ def test_a_server_that_does_all_is_denied_nothing():
     assert found.findings["alternatives"].seen.startswith("5 besides the token")
 
 
-@pytest.mark.parametrize("lack", ["limit", "n", "seed", "samples", "stream-usage", "cached", "stop", "prefill"])
+@pytest.mark.parametrize(
+    "lack", ["limit", "n", "seed", "samples", "stream-usage", "cached", "stop", "prefill", "foreign"]
+)
 def test_what_a_server_lacks_is_denied_and_nothing_else(lack: str):
     assert denied(probed(lack)) == {lack}
 
@@ -182,6 +188,19 @@ def test_a_strategy_is_refused_for_what_is_denied_and_for_nothing_that_is_unknow
         Probe("http://h/v1", "m", findings={need: Finding(False, "none came")}).refuse(made)
     Probe("http://h/v1", "m", findings={need: Finding(None, "unclear")}).refuse(made)
     Probe("http://h/v1", "m").refuse(made)
+
+
+def test_a_scorer_alone_must_score_what_others_wrote():
+    made = strategy("routed-rsa(models=a+b,n=4,k=2,loops=2,scorer=a)")
+    assert made.needs_of("a") == ("samples", "logprobs", "alternatives", "foreign")
+    assert made.needs_of("b") == ("samples",)
+    other = strategy("routed-rsa(models=a+b,n=4,k=2,loops=2,scorer=judge)")
+    assert (other.needs_of("a"), other.needs_of("judge")) == (("samples",), ("foreign",))
+    assert other.asks == ("a", "b", "judge")
+    deaf = Probe("http://h/v1", "m", findings={"foreign": Finding(False, "none came")})
+    deaf.refuse(made, made.needs_of("b"))
+    with pytest.raises(SettingsError, match=f"needs {WORDS['foreign']}, which the probe of 'm' at http://h/v1 did not"):
+        deaf.refuse(made, made.needs_of("a"))
 
 
 def test_one_sample_needs_no_variety():

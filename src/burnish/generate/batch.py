@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 READ_AT_A_TIME = 4096
 """Tokens of prompts in a forward pass: what it computes then stays near the processor, and needs little memory."""
+SCORED_AT_A_TIME = 512
+"""Tokens of a prompt in a forward pass that keeps the logits of all of them."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ class Noted:
 
     logprob: float
     tops: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Given(Noted):
+    """A token of a prompt: also its id, and its rank, 1 for the likeliest."""
+
+    token: int
+    rank: int
 
 
 @dataclass
@@ -118,6 +128,20 @@ class Batch:
         else:
             self._cache, self._mask, self._positions, self._logits = cache, mask, positions, logits
         self.rows += rows
+
+    def scored(self, prompt: Sequence[int], num_tops: int) -> list[Given]:
+        """Every token of a prompt but the first, under the model; nothing of the batch is touched."""
+        tokens, mask = _padded([prompt], self.model.device)
+        cache, found, before = self._new_cache(), list[Given](), torch.empty(0, device=self.model.device)
+        for start in range(0, len(prompt), SCORED_AT_A_TIME):
+            stop = min(start + SCORED_AT_A_TIME, len(prompt))
+            positions = torch.arange(start, stop, device=tokens.device)[None]
+            fields = {"attention_mask": mask[:, :stop], "position_ids": positions, "past_key_values": cache}
+            logits = self.model(input_ids=tokens[:, start:stop], use_cache=True, **fields).logits[0].float()
+            logits = torch.cat([before, logits]) if start else logits
+            before = logits[-1:]  # foretells the first of the next piece
+            found += _given(logits[:-1].log_softmax(-1), tokens[0, max(start, 1) : stop], num_tops)
+        return found
 
     def step(self) -> list[tuple[Continuation, Sample]]:
         """Draws a token for every row; returns the rows that have ended, which are no longer in the batch."""
@@ -242,6 +266,18 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
     of_model = config.eos_token_id if config is not None else None
     found = of_model if isinstance(of_model, list) else [of_model]
     return frozenset(int(end) for end in [*found, tokenizer.eos_token_id] if isinstance(end, int))
+
+
+def _given(logprobs: Tensor, tokens: Tensor, num_tops: int) -> list[Given]:
+    """(tokens, vocabulary) and the tokens that stand there."""
+    own = logprobs.gather(-1, tokens[:, None])
+    ranks = (logprobs > own).sum(-1) + 1
+    tops = logprobs.topk(min(num_tops, logprobs.shape[-1]), -1)
+    columns = (own[:, 0], tops.indices, tops.values, tokens, ranks)
+    return [
+        Given(logprob, tuple(zip(ids, values, strict=True)), token, rank)
+        for logprob, ids, values, token, rank in zip(*(column.tolist() for column in columns), strict=True)
+    ]
 
 
 def _read_together(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from burnish.core.errors import DataError, SettingsError
-from burnish.generate.batch import Batch, Continuation, Noted, Wish, end_tokens
+from burnish.generate.batch import Batch, Continuation, Given, Noted, Wish, end_tokens
 from burnish.generate.speech import Speech
 from burnish.generate.warp import Sampling
 
@@ -34,6 +34,7 @@ class Piece:
         tokens: drawn since.
         noted: of each token, where that was asked for.
         finish: "stop" or "length" in the last piece, else empty.
+        given: of each token of the prompt but its first, in the last piece and where that was asked for.
     """
 
     place: int
@@ -41,6 +42,7 @@ class Piece:
     tokens: list[int]
     noted: list[Noted]
     finish: str = ""
+    given: Sequence[Given] = ()
 
 
 @dataclass(eq=False)
@@ -58,7 +60,9 @@ class Drawing:
     seed: int
     told: Callable[[Piece | Exception], None]
     gradual: bool
+    num_given: int | None = None
     cancelled: bool = False
+    _given: Sequence[Given] = ()
     _speeches: list[Speech] = field(default_factory=list)
     _told: list[int] = field(default_factory=list)
 
@@ -169,9 +173,13 @@ class Engine:
         stop: Sequence[str] = (),
         seed: int = 0,
         num_tops: int | None = None,
+        num_given: int | None = None,
         gradual: bool = False,
     ) -> Drawing:
         """Asks for n continuations; `told` hears of them. Settings are those of `burnish.generate.generate`.
+
+        With `num_given` the log-probability of every token of the prompt is told as well, with so many alternatives,
+        for a reading of the prompt of its own.
 
         Raises:
             SettingsError: a setting out of its range, or a prompt that is empty or too long.
@@ -180,7 +188,7 @@ class Engine:
         if not all(0 <= token < self._vocabulary for token in prompt):
             raise SettingsError(f"holds a token that is none of the {self._vocabulary:,}", where="prompt")
         wish = Wish(Sampling(temperature, top_k, top_p), max_new_tokens, self._ends, tuple(stop), num_tops)
-        drawing = Drawing(list(prompt), n, wish, seed, told, gradual)
+        drawing = Drawing(list(prompt), n, wish, seed, told, gradual, num_given)
         if gradual:
             drawing._speeches, drawing._told = [Speech(self.decode, wish.stop) for _ in range(n)], [0] * n
         self._asked.put(drawing)
@@ -232,6 +240,9 @@ class Engine:
             ]
             self._waiting = [other for other in self._waiting if other not in together]
             self._joining = together
+            for each in together:
+                if each.num_given is not None:
+                    each._given = self._batch.scored(each.prompt, each.num_given)
             self._batch.join([each.prompt for each in together], one.n, rows)
             self._joining = []
 
@@ -248,9 +259,10 @@ class Engine:
                 finish = sample.finish_reason if sample else ""
                 if text or finish:
                     start, one._told[row.place] = one._told[row.place], len(row.tokens)
-                    one.told(Piece(row.place, text, row.tokens[start:], row.noted[start:], finish))
+                    given = one._given if finish else ()
+                    one.told(Piece(row.place, text, row.tokens[start:], row.noted[start:], finish, given))
             elif sample is not None:
-                one.told(Piece(row.place, sample.text, row.tokens, row.noted, sample.finish_reason))
+                one.told(Piece(row.place, sample.text, row.tokens, row.noted, sample.finish_reason, one._given))
 
     def _fail(self, error: Exception) -> None:
         hearing = {id(row.owner): row.owner for row in self._batch.rows}

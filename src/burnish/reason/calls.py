@@ -71,6 +71,7 @@ class Endpoint:
         seeds: whether a seed, derived from the path, is sent.
         timeout: seconds for one reply.
         continuing: fields that make the server continue an assistant turn.
+        scoring: most texts at a time that it scores; each holds the logits of a whole prompt, which has ended servers.
     """
 
     base_url: str
@@ -87,6 +88,7 @@ class Endpoint:
     continuing: Mapping[str, Any] = field(
         default_factory=lambda: {"continue_final_message": True, "add_generation_prompt": False}
     )
+    scoring: int = 4
 
     def __post_init__(self) -> None:
         try:
@@ -99,7 +101,7 @@ class Endpoint:
             raise SettingsError("has credentials in its address and a key", where=self.address, fix="give one of them")
         if ours := sorted({"n", "stream", "messages", "model"} & set(self.sampling)):
             raise SettingsError(f"{ours[0]!r} is no sampling field", where=self.called, fix="leave it to the strategy")
-        if self.concurrency < 1:
+        if min(self.concurrency, self.scoring) < 1:
             raise SettingsError(f"concurrency is {self.concurrency}, but at least one call must be possible")
 
     @property
@@ -147,6 +149,11 @@ class Endpoint:
         if self.seeds:
             body.setdefault("seed", seed)
         return body
+
+    def scoring_body(self, conversation: Conversation, num_tops: int) -> dict[str, Any]:
+        """What is sent to have the last turn scored: nothing is drawn, and no sampling field matters."""
+        limit = {self.token_field: 1, "temperature": 0.0, "prompt_logprobs": num_tops}
+        return {"model": self.model, "messages": list(conversation), **limit, **self.continuing}
 
 
 @dataclass(frozen=True)

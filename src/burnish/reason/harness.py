@@ -126,7 +126,7 @@ def _made(specs: Sequence[str], endpoints: Sequence[Endpoint], probes: Sequence[
                 raise SettingsError(f"asks a model {model!r} that the run does not have", where=one.label, fix=fix)
             for found in probes:
                 if found.fits(named[model]):
-                    found.refuse(one)
+                    found.refuse(one, one.needs_of(model))
     return made
 
 

@@ -30,7 +30,7 @@ from burnish.reason.calls import (
 )
 from burnish.reason.journal import Journal
 from burnish.reason.limits import START, Budget, Limiter
-from burnish.reason.replies import read
+from burnish.reason.replies import Unscored, read, read_score
 
 _TOO_LONG = (
     "context length",
@@ -90,6 +90,7 @@ class Pool:
         self._start = start
         self._limiters = {name: Limiter(one.concurrency, start) for name, one in self.endpoints.items()}
         self._all = asyncio.Semaphore(concurrency)
+        self._scoring = {name: asyncio.Semaphore(one.scoring) for name, one in self.endpoints.items()}
         self._transport = transport or OpenAITransport(self.endpoints.values())
         self._under_way: dict[str, tuple[asyncio.Task[Reply], list[int]]] = {}
         before = journal.paid()
@@ -116,6 +117,7 @@ class Pool:
         """One more endpoint, for a pool with a transport that reaches it."""
         self.endpoints[endpoint.called] = endpoint
         self._limiters[endpoint.called] = Limiter(endpoint.concurrency, self._start)
+        self._scoring[endpoint.called] = asyncio.Semaphore(endpoint.scoring)
         self._used[endpoint.called] = Usage()
 
     def endpoint(self, name: str | None = None) -> Endpoint:
@@ -139,12 +141,29 @@ class Pool:
         """
         endpoint = self.endpoint(model)
         body = endpoint.body(conversation, fields or {}, derived_number(self.seed, endpoint.called, path))
+        return await self._once(endpoint, body, path)
+
+    async def score(self, model: str | None, conversation: Conversation, path: str, num_tops: int) -> Reply:
+        """The last turn of a conversation with its log-probabilities, in a reply that says nothing itself.
+
+        Few texts are scored at a time, and whoever waits for that takes nobody's place.
+
+        Raises:
+            BudgetSpent, ContextExceeded, UpstreamError: as of `call`, and where the server scores no texts.
+        """
+        endpoint = self.endpoint(model)
+        return await self._once(
+            endpoint, endpoint.scoring_body(conversation, num_tops), path, scored=conversation[-1]["content"]
+        )
+
+    async def _once(self, endpoint: Endpoint, body: Mapping[str, Any], path: str, scored: str | None = None) -> Reply:
+        """The answer of a call that is issued where nobody has it or waits for it; `scored` is a text to be scored."""
         key = call_key(endpoint, body, path)
         if key not in self._under_way:
             kept = self.journal.find(key)
             if kept is not None:
                 return kept
-            task = asyncio.create_task(self._issue(endpoint, body, path, key))
+            task = asyncio.create_task(self._issue_in_turn(endpoint, body, path, key, scored))
             self._under_way[key] = (task, [0])
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         task, waiting = self._under_way[key]
@@ -156,16 +175,26 @@ class Pool:
             if not waiting[0] and not task.done():
                 task.cancel()  # nobody wants it any more
 
-    async def _issue(self, endpoint: Endpoint, body: Mapping[str, Any], path: str, key: str) -> Reply:
+    async def _issue_in_turn(
+        self, endpoint: Endpoint, body: Mapping[str, Any], path: str, key: str, scored: str | None
+    ) -> Reply:
+        if scored is None:
+            return await self._issue(endpoint, body, path, key, None)
+        async with self._scoring[endpoint.called]:
+            return await self._issue(endpoint, body, path, key, scored)
+
+    async def _issue(
+        self, endpoint: Endpoint, body: Mapping[str, Any], path: str, key: str, scored: str | None
+    ) -> Reply:
         limiter = self._limiters[endpoint.called]
         for attempt in range(self._attempts):
             entered = await limiter.enter()
             trouble = False
             try:
                 async with self._all:
-                    return await self._fly(endpoint, body, path, key)
+                    return await self._fly(endpoint, body, path, key, scored)
             except UpstreamError as error:
-                trouble = error.status is None or error.status == 429 or error.status >= 500
+                trouble = worth_another(error) and error.status not in (408, 409, 425)
                 if not worth_another(error) or attempt + 1 == self._attempts:
                     raise
                 wait = self._wait(error, attempt)
@@ -174,7 +203,7 @@ class Pool:
             await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _fly(self, endpoint: Endpoint, body: Mapping[str, Any], path: str, key: str) -> Reply:
+    async def _fly(self, endpoint: Endpoint, body: Mapping[str, Any], path: str, key: str, scored: str | None) -> Reply:
         """One request, noted before it leaves and when it is back."""
         name = endpoint.called
         prices = {each: one.price for each, one in self.endpoints.items()}
@@ -185,7 +214,10 @@ class Pool:
         try:
             content = await self._transport(endpoint, body)
             continues = body["messages"][-1].get("role") == "assistant"
-            reply = read(content, endpoint, key, may_be_empty=continues)
+            if scored is None:
+                reply = read(content, endpoint, key, may_be_empty=continues)
+            else:
+                reply = read_score(content, endpoint, key, scored)
         except UpstreamError as error:
             status = str(error.status or "no answer")
             await self.journal.fail(flight, time.monotonic() - began, status, f"{error.what} {error.body}".strip())
@@ -291,7 +323,8 @@ def refused(endpoint: Endpoint, status: int, body: str, headers: Mapping[str, st
 
 
 def worth_another(error: UpstreamError) -> bool:
-    return error.status is None or error.status in RETRIED or error.status >= 500
+    passing = error.status is None or error.status in RETRIED or error.status >= 500
+    return passing and not isinstance(error, Unscored)
 
 
 def _limits(endpoint: Endpoint) -> Any:

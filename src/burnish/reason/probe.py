@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from burnish.core.errors import DataError, SettingsError
 from burnish.reason.calls import ContextExceeded, Endpoint, Reply, UpstreamError
 from burnish.reason.pool import OpenAITransport, worth_another
-from burnish.reason.replies import json_of, read
+from burnish.reason.replies import json_of, read, read_score
 
 if TYPE_CHECKING:
     from burnish.reason.strategies.base import Strategy
@@ -42,6 +42,7 @@ WORDS = {
     "logprobs": "log-probabilities of what it writes",
     "alternatives": "log-probabilities of alternatives",
     "given": "log-probabilities of a given text",
+    "foreign": "log-probabilities of an answer that another model wrote",
     "steady": "scores that neither cache nor load changes",
 }
 """What is asked for, by the names that `Strategy.needs` uses."""
@@ -78,12 +79,15 @@ class Probe:
     continuing: Mapping[str, Any] = field(default_factory=dict)
     findings: Mapping[str, Finding] = field(default_factory=dict)
 
-    def refuse(self, made: Strategy) -> None:
+    def refuse(self, made: Strategy, needs: Sequence[str] | None = None) -> None:
         """
+        Args:
+            needs: of this model; by default all that the strategy needs.
+
         Raises:
             SettingsError: the strategy needs what the server does not do.
         """
-        for need in made.needs:
+        for need in made.needs if needs is None else needs:
             finding = self.findings.get(need)
             if finding is not None and finding.does is False:
                 raise SettingsError(
@@ -166,6 +170,7 @@ class _Asking:
             findings[name] = await self.judged(check)
         findings["logprobs"], findings["alternatives"], tops = await self.logprobs()
         findings["given"], scored = await self.given()
+        findings["foreign"] = await self.judged(self.foreign)
         if findings["given"].does:
             findings["steady"] = await self.judged(lambda: self.steady(scored, self.raw))
         elif findings["logprobs"].does:
@@ -340,6 +345,15 @@ class _Asking:
     async def given_by(self, form: str, text: str) -> list[float]:
         body = {"prompt": text, "max_tokens": 1, "temperature": 0.0, **SCORING[form]}
         return given_scores(await self.ask(body, "/completions"), form)
+
+    async def foreign(self) -> Finding:
+        """Of an answer in a conversation: its tokens and no others are scored."""
+        text = "The lamp was lit seven times."
+        turns = [{"role": "user", "content": _TASK}, {"role": "assistant", "content": text}]
+        endpoint = replace(self.endpoint, continuing=self.continuing or CONTINUE)
+        body = endpoint.scoring_body(turns, 1)
+        scored = read_score(await self.carried(body, "/chat/completions"), endpoint, "", text).logprobs or ()
+        return Finding(True, f"of {len(scored)} tokens, the prompt's left out")
 
     async def raw(self, text: str) -> None:
         """Brings a text into the server's cache as it stands, without a template."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from burnish.reason.calls import Endpoint, Reply, UpstreamError, Usage
 
-_CLOSE, _OPEN = "</think>", "<think>"
+_CLOSE, _OPEN, _UNKNOWN = "</think>", "<think>", "\ufffd"
 
 
 def read(content: bytes, endpoint: Endpoint, key: str, *, may_be_empty: bool = False) -> Reply:
@@ -111,3 +112,75 @@ def logprobs(choice: Mapping[str, Any]) -> tuple[tuple[float, ...], ...] | None:
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
         return None
     return found if all(math.isfinite(one) for token in found for one in token) else None
+
+
+def read_score(content: bytes, endpoint: Endpoint, key: str, text: str) -> Reply:
+    """The reply of a chat completion that was asked for the log-probabilities of its prompt, whose last turn is a text.
+
+    Its `logprobs` are those of the text alone. Servers read such a prompt anew, so that nothing of it counts as cached.
+
+    Raises:
+        UpstreamError: what came has none, or the tokens at its end are not those of the text.
+    """
+    reply, body = read(content, endpoint, key, may_be_empty=True), json_of(content)
+    positions = body.get("prompt_logprobs")
+    if not isinstance(positions, list) or not positions:
+        raise Unscored(
+            "gave no log-probabilities of a given text", where=endpoint.address, fix="name another model as the scorer"
+        )
+    try:
+        scores = _of_text([_position(one) for one in positions if one is not None], text)
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        what = "gave log-probabilities of another text than the one it was given"
+        fix = "its chat template may rewrite answers; name another model as the scorer"
+        raise Unscored(what, where=endpoint.address, fix=fix) from None
+    return replace(reply, usage=replace(reply.usage, cached=0), logprobs=scores)
+
+
+class Unscored(UpstreamError):
+    """A server that does not score texts; to ask it again would change nothing."""
+
+
+Scored = tuple[str, tuple[float, ...]]
+"""A token as it is written, and its log-probability with those of the alternatives."""
+
+
+def _position(given: Mapping[str, Any]) -> Scored:
+    """Of a position, by the ids of tokens: the one that stands there is named first, then the likeliest."""
+    (_, own), *others = given.items()
+    found = (float(own["logprob"]), *(float(one["logprob"]) for _, one in others))
+    if not all(math.isfinite(one) for one in found):
+        raise ValueError("a score that is no number")
+    return str(own["decoded_token"]), found
+
+
+def _of_text(tokens: list[Scored], text: str) -> tuple[tuple[float, ...], ...]:
+    """Those tokens at the end that write the text, blanks left out of the comparison: servers show them in many ways.
+
+    A letter in several tokens shows as a sign for what is unknown; the next known token says where such a run began.
+
+    Raises:
+        ValueError: they write something else.
+    """
+    letters = "".join(text.split())
+    left, first, unknown = len(letters), len(tokens), False
+    while left > 0:
+        if first == 0:
+            raise ValueError("the text is longer than what was scored")
+        written = "".join(tokens[first - 1][0].split())
+        if _UNKNOWN in written:
+            unknown = True
+        elif letters.endswith(written, 0, left):
+            left, unknown = left - len(written), unknown and not written
+        elif written.endswith(letters[:left]):  # it begins in what stands before the text
+            left = 0
+        elif not unknown:
+            raise ValueError("another text")
+        elif (place := letters.rfind(written, 0, left)) >= 0:
+            left, unknown = place, False
+        elif letters[:left].isascii():
+            raise ValueError("another text")
+        else:  # the text begins with letters that are unknown
+            break
+        first -= 1
+    return tuple(scores for _, scores in tokens[first:])

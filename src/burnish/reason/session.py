@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from burnish.reason.calls import BudgetSpent, ContextExceeded, Conversation, Reply, Usage, derived_number
 from burnish.reason.pool import Pool
+
+MOST_SCORED = 32_768
+"""Letters of a text that is scored: a server holds the logits of all its tokens at a time."""
 
 
 class Answers(Protocol):
@@ -82,6 +85,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
     plain: dict[str, dict[int, Reply]] = field(default_factory=dict)
     _used: dict[str, Reply] = field(default_factory=dict)
+    _asked: dict[str, tuple[str, Conversation]] = field(default_factory=dict)
 
     async def sample(self, conversation: Conversation, slot: int, *, model: str | None = None, **fields: Any) -> Reply:
         """The plain sample of a slot, shared by all strategies."""
@@ -99,6 +103,29 @@ class Session:
         """A call of this strategy alone, by its names, such as ("loop2", 5)."""
         path = "/".join([self.problem, self.node, *map(str, names)])
         return await self._call(path, conversation, model, fields)
+
+    async def scored(self, reply: Reply, by: str, *, most: int = MOST_SCORED) -> Reply:
+        """The reply with log-probabilities of model `by`: its own where it has written it, without a call.
+
+        What another model has written is read once by `by`, as an answer to the conversation that it answers. The path
+        is that of the reply's own call, so that strategies share it.
+
+        Args:
+            most: letters; a longer text is scored up to there, and noted.
+        """
+        judge = self.pool.endpoint(by)
+        if reply.endpoint == judge.called:
+            return reply
+        path, conversation = self._asked[reply.key]
+        text = reply.whole
+        if len(text) > most:
+            self.notes.append(f"answers of more than {most:,} letters were scored by their beginning")
+            text = text[:most]
+        tops = int(judge.sampling.get("top_logprobs") or 0)
+        turns = [*conversation, {"role": "assistant", "content": text}]
+        score = await self.pool.score(by, turns, f"{path}/score", tops)
+        self._used[score.key] = score
+        return replace(reply, logprobs=score.logprobs)
 
     def random(self, *names: object) -> random.Random:
         """Chance that depends on the run's seed and on names, and on no order of events."""
@@ -124,7 +151,7 @@ class Session:
 
     async def _call(self, path: str, conversation: Conversation, model: str | None, fields: Mapping[str, Any]) -> Reply:
         reply = await self.pool.call(model or self.model, conversation, path, {**self.fields, **fields})
-        self._used[reply.key] = reply
+        self._used[reply.key], self._asked[reply.key] = reply, (path, conversation)
         return reply
 
 

@@ -29,6 +29,15 @@ class Odds(Protocol):
     def tops(self) -> Sequence[tuple[int, float]]: ...
 
 
+class GivenOdds(Odds, Protocol):
+    """Those of a token of the prompt, and how many are likelier, it included."""
+
+    @property
+    def token(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+
+
 class Part(Protocol):
     """What has come of one continuation since the last piece."""
 
@@ -42,6 +51,8 @@ class Part(Protocol):
     def noted(self) -> Sequence[Odds]: ...
     @property
     def finish(self) -> str: ...
+    @property
+    def given(self) -> Sequence[GivenOdds]: ...
 
 
 class Underway(Protocol):
@@ -73,6 +84,7 @@ class Writer(Protocol):
         stop: Sequence[str] = (),
         seed: int = 0,
         num_tops: int | None = None,
+        num_given: int | None = None,
         gradual: bool = False,
     ) -> Underway: ...
     def close(self) -> None: ...
@@ -101,6 +113,7 @@ class _Asked(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: _Stream | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
@@ -224,6 +237,8 @@ class Local:
             place = ".".join(map(str, error.errors()[0]["loc"][:1])) or None
             raise Refusal(first_mistake(error), param=place) from None
         self._check_name(asked.model)
+        if asked.stream and asked.prompt_logprobs is not None:
+            raise Refusal("a stream has no log-probabilities of its prompt", param="prompt_logprobs")
         prompts = await asyncio.to_thread(self._prompts, asked)
         limit = asked.max_tokens
         if isinstance(asked, _Chat):
@@ -248,6 +263,7 @@ class Local:
             "stop": [asked.stop] if isinstance(asked.stop, str) else asked.stop or [],
             "seed": secrets.randbits(63) if asked.seed is None else asked.seed,
             "num_tops": num_tops,
+            "num_given": asked.prompt_logprobs,
         }
         options = asked.stream_options
         return _Order(chat, prompts, asked.n or 1, how, bool(asked.stream), bool(options and options.include_usage))
@@ -272,16 +288,34 @@ class Local:
 
     async def _answer(self, order: _Order, name: str) -> dict[str, Any]:
         whole: dict[int, dict[str, Any]] = {}
+        given: dict[int, list[Any]] = {}
         written = 0
         with _Drawn(self.engine, order, gradual=False) as drawn:
             async for index, piece in drawn.pieces():
                 written += len(piece.tokens)
                 said = {"message": {"role": "assistant", "content": piece.text}} if order.chat else {"text": piece.text}
                 whole[index] = self._choice(order, index, said, piece, 0)
+                if order.how["num_given"] is not None:
+                    given[index] = self._given(piece)
         kind = "chat.completion" if order.chat else "text_completion"
         usage = usage_object(Usage(1, order.num_read, 0, written))
         choices = [whole[index] for index in sorted(whole)]
-        return {**head(name, kind, self.engine.name), "choices": choices, "usage": usage}
+        if not order.chat:  # a conversation's stand beside its choices, as in vLLM
+            choices = [one | {"prompt_logprobs": given.get(one["index"])} for one in choices]
+        more = {"prompt_logprobs": given[0]} if order.chat and given else {}
+        return {**head(name, kind, self.engine.name), "choices": choices, "usage": usage, **more}
+
+    def _given(self, piece: Part) -> list[dict[str, Any] | None]:
+        """Of each token of the prompt, by their ids, its own log-probability and the likeliest ones."""
+
+        def one(token: int, logprob: float, rank: int) -> dict[str, Any]:
+            return {"logprob": logprob, "rank": rank, "decoded_token": self.engine.decode([token], special=True)}
+
+        rows: list[dict[str, Any] | None] = [None]
+        for odds in piece.given:
+            tops = {str(token): one(token, logprob, rank) for rank, (token, logprob) in enumerate(odds.tops, start=1)}
+            rows.append({str(odds.token): one(odds.token, odds.logprob, odds.rank)} | tops)
+        return rows
 
     async def _stream(self, request: web.Request, order: _Order, name: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})

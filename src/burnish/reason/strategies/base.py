@@ -30,6 +30,10 @@ class Strategy(BaseModel, ABC):
         """What the server must do, by the names of `burnish.reason.probe.WORDS`."""
         return ()
 
+    def needs_of(self, model: str) -> tuple[str, ...]:
+        """What one of the models that it asks must do."""
+        return self.needs
+
     @property
     def asks(self) -> tuple[str, ...]:
         """The models that it asks; none where it asks the one of the session."""

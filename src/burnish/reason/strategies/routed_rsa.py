@@ -6,10 +6,11 @@
               f <= thr_1 -> strongest;  thr_i < f <= thr_{i+1} -> next cheaper;  f > thr_last -> cheapest
 
 "Squeeze Evolve: Unified Multi-Model Orchestration for Verifier-Free Evolution", 2026, arXiv:2604.07725. The confidence
-of a member comes from the log-probabilities of its own generation: no second pass, no other model. What differs from
-the authors' code: many distinct answers mean hard, so diversity counts with a minus (there a group that disagrees goes
-to the cheap model); `lite` compares answers and not texts; a score that is missing is an error and not the lowest
-confidence. Where all groups are equally hard none exceeds a threshold, and all go to the strongest; that is noted.
+of a member comes from the log-probabilities of its own generation: no second pass, no other model. With a `scorer` it
+comes from that model, which reads once, after its prompt, what another one has written. What differs from the authors'
+code: many distinct answers mean hard, so diversity counts with a minus (there a group that disagrees goes to the cheap
+model); `lite` compares answers and not texts; a score that is missing is an error and not the lowest confidence. Where
+all groups are equally hard none exceeds a threshold, and all go to the strongest; that is noted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from burnish.reason.calls import Conversation, Reply
 from burnish.reason.confidence import SCORES
-from burnish.reason.session import Result, Session, clusters, until_spent
+from burnish.reason.session import MOST_SCORED, Result, Session, clusters, until_spent
 from burnish.reason.strategies.base import Strategy, several
 from burnish.reason.strategies.rsa import Group, answered, drawn_groups, recombined
 
@@ -32,7 +33,7 @@ def _several(value: Any) -> Any:
 
 
 class RoutedRSA(Strategy):
-    """At most n * loops calls; with `lite` fewer.
+    """At most n * loops calls; with `lite` fewer, with a `scorer` one more for every member that it has not written.
 
     Attributes:
         models: from cheap to strong.
@@ -40,6 +41,9 @@ class RoutedRSA(Strategy):
             sends nothing to the tier, 100 and above everything.
         fitness: `confidence` or `logprob` of the members, or `diversity` of their answers; `random` is the control that
             knows nothing, against which the others must show what they are worth.
+        scorer: whose log-probabilities are compared, so that members of two models stand on one scale; each member's
+            own writer's where empty. Such a call reads the whole prompt, and is paid.
+        score_letters: letters of a member that a scorer reads at most; 32,768 where nothing is said.
         lite: `consensus` keeps a member of a cheap group whose answers are all equal, without a call.
         update: `replace` the population, or `accumulate` all members.
         n, k, loops, answer: as in RSA.
@@ -52,6 +56,8 @@ class RoutedRSA(Strategy):
     k: int = Field(4, ge=1)
     loops: int = Field(10, ge=1)
     fitness: Literal["confidence", "logprob", "diversity", "random"] = "confidence"
+    scorer: str = ""
+    score_letters: int | None = Field(None, ge=1)
     lite: Literal["", "consensus"] = ""
     update: Literal["replace", "accumulate"] = "replace"
     answer: Literal["majority", "uniform"] = "majority"
@@ -64,6 +70,8 @@ class RoutedRSA(Strategy):
             raise ValueError(f"{len(self.models)} models need {len(self.models) - 1} percentiles")
         if sorted(self.percentiles) != self.percentiles:
             raise ValueError("percentiles must rise")
+        if self.scorer and self.fitness not in SCORES:
+            raise ValueError(f"a scorer gives log-probabilities, of which fitness={self.fitness} knows nothing")
         return self
 
     @property
@@ -71,9 +79,18 @@ class RoutedRSA(Strategy):
         scores = {"logprob": ("logprobs",), "confidence": ("logprobs", "alternatives")}
         return several(self.n) + scores.get(self.fitness, ())
 
+    def needs_of(self, model: str) -> tuple[str, ...]:
+        """Log-probabilities of the scorer alone, where there is one; of a text, where others write."""
+        if not self.scorer:
+            return self.needs
+        foreign = ("foreign",) if set(self.models) != {self.scorer} else ()
+        if model not in self.models:
+            return foreign
+        return self.needs + foreign if model == self.scorer else several(self.n)
+
     @property
     def asks(self) -> tuple[str, ...]:
-        return tuple(self.models)
+        return tuple(dict.fromkeys([*self.models, *([self.scorer] if self.scorer else [])]))
 
     async def __call__(self, conversation: Conversation, session: Session) -> Result:
         strongest = self.models[-1]
@@ -94,7 +111,10 @@ class RoutedRSA(Strategy):
     ) -> tuple[list[Reply], bool]:
         groups = drawn_groups(session, loop, self.n, self.k, len(population))
         found = [session.extract(one) for one in population]
-        fitness = self._fitness(session, population, found, groups, loop)
+        scored, spent = await self._scored(session, population)
+        if spent:
+            return [], True
+        fitness = self._fitness(session, scored, found, groups, loop)
         if len(self.models) > 1 and len(set(fitness)) == 1:
             session.notes.append("all groups of a loop were equally hard, so that all went to one model")
         tiers = routed(fitness, self.percentiles if len(self.models) > 1 else [])
@@ -107,6 +127,13 @@ class RoutedRSA(Strategy):
             else:
                 calls.append(recombined(session, conversation, population, loop, slot, group, model))
         return await until_spent(calls)
+
+    async def _scored(self, session: Session, population: Sequence[Reply]) -> tuple[Sequence[Reply], bool]:
+        """The members with the log-probabilities that are compared, and whether a budget ended that."""
+        if not self.scorer or len(self.models) == 1:
+            return population, False
+        most = self.score_letters or MOST_SCORED
+        return await until_spent([session.scored(one, self.scorer, most=most) for one in population])
 
     def _fitness(
         self,
