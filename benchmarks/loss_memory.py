@@ -108,7 +108,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         return statistics.median(run[key] for run in sides[side])
 
     rows = []
-    for side, title in SIDES.items():
+    for side, title in ((side, title) for side, title in SIDES.items() if sides.get(side)):
         body = "distill body" if side.startswith("distill") else "body"
         added = "" if side == body else f"{(median(side, 'peak_bytes') - median(body, 'peak_bytes')) / 1e9:.2f}"
         loss = "" if side == body else f"{median(side, 'loss'):.6f}"

@@ -1,6 +1,6 @@
 """Texts and what is cut from them: reading files, windows of tokens, calibration slices."""
 
-from burnish.data.read import check_disjoint, data_hash, num_bytes, read_rows, read_texts, rows_of
+from burnish.data.read import check_disjoint, data_hash, files_digest, num_bytes, read_rows, read_texts, rows_of
 from burnish.data.windows import Slice, calibration, cut, windows
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "check_disjoint",
     "cut",
     "data_hash",
+    "files_digest",
     "num_bytes",
     "read_rows",
     "read_texts",

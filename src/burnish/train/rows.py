@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint import tokenizer_digest
 from burnish.core.stage import Context
 from burnish.core.store import Store, digest_of
-from burnish.data import data_hash, num_bytes, rows_of
+from burnish.data import files_digest, num_bytes, rows_of
+from burnish.data.hub import is_hub, spooled
 from burnish.data.packing import PackedRows, documents, pack
 
 if TYPE_CHECKING:
@@ -25,14 +27,32 @@ MOST_NAMED = 1000
 SKIPPED_FILE = "skipped.json"
 
 
+READ = ("data", "validation", "bound_data")
+"""The references that a training reads rows of; a teacher's checkpoint is none of them."""
+
+
 def is_large(data: Any) -> bool:
     """Whether the rows of a reference are kept on disk."""
-    return num_bytes(data) >= LARGE
+    return is_hub(data) or num_bytes(data) >= LARGE
 
 
 def any_large(inputs: Mapping[str, Any]) -> bool:
-    """Whether those of one of a training's references are; a teacher's checkpoint is none of them."""
-    return any(is_large(inputs.get(name)) for name in ("data", "validation", "bound_data"))
+    """Whether those of one of a training's references are."""
+    return any(is_large(inputs.get(name)) for name in READ)
+
+
+def on_disk(ctx: Context) -> Context:
+    """With files in the place of datasets of the hub, which are read here as far as an earlier start has not come.
+
+    Raises:
+        DataError, OSError: see `burnish.data.hub.spooled`.
+    """
+    inputs = dict(ctx.inputs)
+    for name in READ:
+        data = inputs.get(name)
+        if isinstance(data, str) and is_hub(data):
+            inputs[name] = str(spooled(data, ctx.work_dir / "streams", ctx.progress))
+    return replace(ctx, inputs=inputs)
 
 
 def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, ctx: Context, *, where: str) -> PackedRows:
@@ -53,7 +73,7 @@ def packed(settings: Train, tokenizer: PreTrainedTokenizerBase, data: Any, ctx: 
 
     if is_large(data):
         settled = {"context": settings.context, "overlong": settings.overlong, "bad_rows": settings.bad_rows}
-        key = {"data": data_hash(data), "tokenizer": tokenizer_digest(tokenizer), **settled}
+        key = {"files": files_digest(data), "tokenizer": tokenizer_digest(tokenizer), **settled}
         rows = _kept(Store(ctx.work_dir / "rows"), f"{where}-{digest_of(key)[:12]}", key, made, skipped, ctx)
     else:
         rows = made()

@@ -30,7 +30,7 @@ from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
-from burnish.train.rows import any_large, packed
+from burnish.train.rows import any_large, on_disk, packed
 from burnish.train.speed import speed_of
 from burnish.train.trackers import DIRECTORY, Trackers, tracker_names
 from burnish.train.world import World
@@ -88,9 +88,7 @@ def _run(
     settings.check(model.config)
     check_processes(settings, ctx, beside, world, own_loss=loss_of is not None)
     attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
-    with world.in_turn() if any_large(ctx.inputs) else nullcontext():
-        rows, held_out = training_rows(settings, model.tokenizer, ctx)
-        bounded = bounded_rows(settings, model.tokenizer, ctx)
+    rows, held_out, bounded = all_rows(settings, model.tokenizer, ctx, world)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out, "validation")
     module: Any = copy.deepcopy(model.module)
@@ -178,6 +176,15 @@ def finished(settings: Train, whole: Any, attention: str) -> Any:
     module = merged(module) if settings.lora_rank else module
     use(module, attention)
     return module
+
+
+def all_rows(
+    settings: Train, tokenizer: PreTrainedTokenizerBase, ctx: Context, world: World
+) -> tuple[PackedRows, PackedRows | None, Bounded | None]:
+    """To train on, to measure on, and whose loss is bounded; what is large one process reads, and then the others."""
+    with world.in_turn() if any_large(ctx.inputs) else nullcontext():
+        here = on_disk(ctx)
+        return *training_rows(settings, tokenizer, here), bounded_rows(settings, tokenizer, here)
 
 
 def training_rows(
