@@ -168,10 +168,14 @@ class Usage:
     unknown: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
-
-    def values(self) -> tuple[int, ...]:
-        return self.calls, self.prompt, self.cached, self.completion, self.reasoning, self.unknown
+        return Usage(
+            self.calls + other.calls,
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.completion + other.completion,
+            self.reasoning + other.reasoning,
+            self.unknown + other.unknown,
+        )
 
     def cost(self, price: Price | None) -> float | None:
         """In the price's money; None where a price or a number of tokens is unknown."""

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,8 @@ class Journal:
 
     async def arrive(self, flight: int, seconds: float, path: str, request: Mapping[str, Any], reply: Reply) -> None:
         """Notes an answer; on return it is durable."""
-        kept = self._clean(json.dumps(asdict(reply), ensure_ascii=False))
+        fields = vars(reply) | {"usage": vars(reply.usage)}  # `asdict` would copy every log-probability
+        kept = self._clean(json.dumps(fields, ensure_ascii=False))
         used = reply.usage
         tokens = (None,) * 4 if used.unknown else (used.prompt, used.cached, used.completion, used.reasoning)
         request_text = self._clean(json.dumps(request, ensure_ascii=False))

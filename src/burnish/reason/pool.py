@@ -86,7 +86,7 @@ class Pool:
         if not endpoints or len(self.endpoints) < len(endpoints):
             raise SettingsError("there must be one model or more", fix="give every model a name of its own")
         self.journal, self.seed, self._budget = journal, seed, budget or Budget()
-        self._attempts, self._first_wait = attempts, first_wait
+        self._attempts, self._first_wait, self._limited = attempts, first_wait, self._budget != Budget()
         self._start = start
         self._limiters = {name: Limiter(one.concurrency, start) for name, one in self.endpoints.items()}
         self._all = asyncio.Semaphore(concurrency)
@@ -206,8 +206,9 @@ class Pool:
     async def _fly(self, endpoint: Endpoint, body: Mapping[str, Any], path: str, key: str, scored: str | None) -> Reply:
         """One request, noted before it leaves and when it is back."""
         name = endpoint.called
-        prices = {each: one.price for each, one in self.endpoints.items()}
-        self._budget.check(self._used, prices, self._num_calls, time.monotonic() - self._began)
+        if self._limited:
+            prices = {each: one.price for each, one in self.endpoints.items()}
+            self._budget.check(self._used, prices, self._num_calls, time.monotonic() - self._began)
         self._num_calls += 1
         flight = await self.journal.depart(key, path, name)
         began = time.monotonic()

@@ -192,8 +192,10 @@ class Solver:
 
 def _task(wanted: Wanted, body: Mapping[str, Any], *, chat: bool) -> StrategyRequest:
     assert wanted.strategy is not None
-    if any("\ud800" <= letter <= "\udfff" for letter in json.dumps(body, ensure_ascii=False)):
-        raise Refusal("the body holds half of a surrogate pair, which is no character")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refusal("the body holds half of a surrogate pair, which is no character") from None
     if body.get("logprobs"):
         raise Refusal(
             "log-probabilities of a strategy's answer are not given", param="logprobs", code="unsupported_parameter"

@@ -17,7 +17,7 @@ from pydantic import Field
 from burnish.reason.calls import BudgetSpent, Conversation
 from burnish.reason.session import Result, Session
 from burnish.reason.strategies.base import Strategy
-from burnish.reason.strategies.continuing import continued, cued, finished, raw, reopened
+from burnish.reason.strategies.continuing import continued, finished, forced, raw, reopened
 
 
 class BudgetForcing(Strategy):
@@ -56,10 +56,7 @@ class BudgetForcing(Strategy):
                 text = reopened(session, text)
                 reply = await continued(session, conversation, text, "more", turn, max_tokens=self.chunk)
                 text = raw(reply, text)
-            if reply.cut:
-                text = cued(session, text)
-                reply = await continued(session, conversation, text, "answer", max_tokens=self.answer)
-                text = raw(reply, text)
+            reply, text = await forced(session, conversation, reply, text, most=self.answer)
         except BudgetSpent:
             return session.result(finished(reply, text) if reply else None, stopped="budget")
         return session.result(finished(reply, text))

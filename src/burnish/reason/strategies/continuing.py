@@ -30,6 +30,17 @@ async def continued(session: Session, conversation: Conversation, written: str, 
     return reply if reply.cut and reply.text == written else replace(reply, text=reply.text.removeprefix(written))
 
 
+async def forced(
+    session: Session, conversation: Conversation, reply: Reply, written: str, *, most: int
+) -> tuple[Reply, str]:
+    """An answer of at most so many tokens where a text was cut; one that ended by itself stays as it is."""
+    if not reply.cut:
+        return reply, written
+    asked = cued(session, written)
+    reply = await continued(session, conversation, asked, "answer", max_tokens=most)
+    return reply, raw(reply, asked)
+
+
 def raw(reply: Reply, written: str = "") -> str:
     """The text with a reply to it, as the model wrote both."""
     if not reply.reasoning:

@@ -26,7 +26,7 @@ from burnish.reason.confidence import mean_logprob
 from burnish.reason.journal import JournalReader
 from burnish.reason.session import Result, Session
 from burnish.reason.strategies.base import Strategy
-from burnish.reason.strategies.continuing import continued, cued, finished, raw
+from burnish.reason.strategies.continuing import continued, finished, forced, raw
 
 LEAST = 30
 """Recorded samples below which nothing is fitted."""
@@ -86,10 +86,7 @@ class Difficulty(Strategy):
                 if budget > self.first:
                     reply = await continued(session, conversation, text, "on", max_tokens=budget - self.first)
                     text = raw(reply, text)
-            if reply.cut:
-                text = cued(session, text)
-                reply = await continued(session, conversation, text, "answer", max_tokens=self.answer)
-                text = raw(reply, text)
+            reply, text = await forced(session, conversation, reply, text, most=self.answer)
         except BudgetSpent:
             return session.result(finished(reply, text) if reply else None, stopped="budget")
         return session.result(finished(reply, text))
