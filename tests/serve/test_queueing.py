@@ -14,9 +14,9 @@ from burnish.serve.policies.retention import NoRetention
 from burnish.serve.simulate import Simulation, simulate
 from burnish.serve.workload import Turn, Workflow, Workload
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 NUM = 500_000
-"""Requests; each is two events."""
+"""Requests; each is an arrival and an end."""
 LOAD = 0.6
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,10 @@ from hypothesis import strategies as st
 
 from burnish.serve.policies.protocol import Hold, Job
 from burnish.serve.policies.retention import FEW, KEPT, SECOND, FixedHold, LearnedHold, Pauses, exponential_hold
+
+
+def room(now: float = 0, running: int = 0) -> Any:
+    return SimpleNamespace(now=round(now * SECOND), num_running=running)
 
 
 def of(durations: list[float]) -> Pauses:
@@ -70,19 +76,19 @@ def test_many_exponential_pauses_come_to_the_closed_form():
 
 def test_before_pauses_were_seen_they_are_exponential_with_a_second():
     rule = LearnedHold(lambda tokens: tokens / 1000)
-    hold = rule.on_finish(Job("1", tool="t"), 5000, 0)
+    hold = rule.on_finish(Job("1", tool="t"), 5000, room())
     assert hold == round(math.log(5) * SECOND)
-    assert rule.on_finish(Job("1", tool="t"), 900, 0) == 0
+    assert rule.on_finish(Job("1", tool="t"), 900, room()) == 0
 
 
 def test_a_tool_with_few_pauses_has_those_of_all():
     rule = taught([3.0] * (FEW + 1), tool="known")
     rule.on_return(Job("1"), "rare", 9 * SECOND)
-    assert rule.on_finish(Job("1", tool="known"), 1, 0) == 3 * SECOND
-    assert rule.on_finish(Job("1", tool="rare"), 1, 0) == 3 * SECOND
+    assert rule.on_finish(Job("1", tool="known"), 1, room()) == 3 * SECOND
+    assert rule.on_finish(Job("1", tool="rare"), 1, room()) == 3 * SECOND
     for _ in range(FEW):
         rule.on_return(Job("1"), "rare", SECOND)
-    assert rule.on_finish(Job("1", tool="rare"), 1, 0) == SECOND
+    assert rule.on_finish(Job("1", tool="rare"), 1, room()) == SECOND
 
 
 def test_pauses_of_long_ago_are_forgotten():
@@ -91,37 +97,44 @@ def test_pauses_of_long_ago_are_forgotten():
 
 
 def test_the_last_turn_is_not_held():
-    assert taught([1.0] * 200).on_finish(Job("1", tool=""), 1000, 0) == 0
-    assert FixedHold().on_finish(Job("1", tool=""), 1000, 0) == 0
-    assert FixedHold().on_finish(Job("1", tool="t"), 1000, 0) == 2 * SECOND
+    assert taught([1.0] * 200).on_finish(Job("1", tool=""), 1000, room()) == 0
+    assert FixedHold().on_finish(Job("1", tool=""), 1000, room()) == 0
+    assert FixedHold().on_finish(Job("1", tool="t"), 1000, room()) == 2 * SECOND
 
 
 def test_a_wait_without_context_makes_holds_worth_more():
     rule = taught([4.0] * 200, recompute=1.0)
-    assert rule.on_finish(Job("1", tool="t"), 1, 0) == 0
+    assert rule.on_finish(Job("1", tool="t"), 1, room()) == 0
     rule.on_admit(Job("2", turn=1, kept=True), 60 * SECOND)
-    assert rule.on_finish(Job("1", tool="t"), 1, 0) == 0
+    assert rule.on_finish(Job("1", tool="t"), 1, room()) == 0
     rule.on_admit(Job("2", turn=1, kept=False), 60 * SECOND)
-    assert rule.on_finish(Job("1", tool="t"), 1, 0) == 4 * SECOND
+    assert rule.on_finish(Job("1", tool="t"), 1, room()) == 4 * SECOND
+
+
+def test_computing_again_holds_up_all_who_run():
+    rule = taught([4.0] * 200, recompute=1.0)
+    assert rule.worth(1, 3) == 4.0
+    assert rule.on_finish(Job("1", tool="t"), 1, room(running=3)) == 0
+    assert rule.on_finish(Job("1", tool="t"), 1, room(running=4)) == 4 * SECOND
 
 
 def test_turns_that_say_how_many_are_to_come_weigh_the_wait():
     """All workflows have ten turns: turns had and turns to come correlate by -1. Of one turn or many: less."""
     rule = LearnedHold(lambda tokens: 0.0)
     rule.on_admit(Job("1", turn=1), 10 * SECOND)
-    assert rule.worth(1) == 10.0  # nothing has finished yet
+    assert rule.worth(1, 0) == 10.0  # nothing has finished yet
     for number in range(20):
-        rule.on_finish(Job(str(number), turn=9), 1, 0)
-    assert rule.worth(1) == pytest.approx(10.0)
+        rule.on_finish(Job(str(number), turn=9), 1, room())
+    assert rule.worth(1, 0) == pytest.approx(10.0)
     for number in range(20):
-        rule.on_finish(Job(str(number), turn=random.Random(number).randrange(40)), 1, 0)
+        rule.on_finish(Job(str(number), turn=random.Random(number).randrange(40)), 1, room())
     pairs = [
         (k, n - k) for n in [10] * 20 + [random.Random(i).randrange(40) + 1 for i in range(20)] for k in range(1, n + 1)
     ]
     mean = [sum(pair[side] for pair in pairs) / len(pairs) for side in (0, 1)]
     spread = [sum((pair[side] - mean[side]) ** 2 for pair in pairs) for side in (0, 1)]
     together = sum((pair[0] - mean[0]) * (pair[1] - mean[1]) for pair in pairs)
-    assert rule.worth(1) == pytest.approx(-10 * together / math.sqrt(spread[0] * spread[1]))
+    assert rule.worth(1, 0) == pytest.approx(-10 * together / math.sqrt(spread[0] * spread[1]))
 
 
 def test_under_pressure_what_is_worth_least_for_its_room_goes_first():
@@ -129,7 +142,7 @@ def test_under_pressure_what_is_worth_least_for_its_room_goes_first():
     small = Hold(Job("small", tool="t"), 0, 2 * SECOND, 100)
     large = Hold(Job("large", tool="t"), 0, 2 * SECOND, 10_000)
     waits = Hold(Job("waits", tool="t"), 0, 2 * SECOND, 10_000, returned=True)
-    assert rule.on_pressure([small, waits, large], SECOND // 2) == [large, small, waits]
+    assert rule.on_pressure([small, waits, large], room(0.5)) == [large, small, waits]
     # after 1.5 s a return within the hold is hopeless, for whatever room
     late = Hold(Job("late", tool="t"), -SECOND, SECOND, 100)
-    assert rule.on_pressure([small, late, large], SECOND // 2)[0] is late
+    assert rule.on_pressure([small, late, large], room(0.5))[0] is late

@@ -54,7 +54,7 @@ def test_steps_taken_together_are_steps_one_by_one_to_the_nanosecond(policy: Pol
     assert facts(together) == facts(single)
     assert together.schedule == single.schedule
     assert replace(together.counters, calls=0) == replace(single.counters, calls=0)
-    assert seed or together.counters.preemptions > 0  # the pool is so small
+    assert seed or together.counters.preemptions + together.counters.reclaimed > 0  # the pool is so small
     if policy.order == "fcfs":
         assert together.counters.calls < single.counters.calls / 2
 

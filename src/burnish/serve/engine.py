@@ -349,7 +349,7 @@ class SimulatedEngine:
         reserved = whole if self.shape.reserve_full else hits * size + tokens
         idle = sum(pool.is_idle(job.key(index)) for index in range(hits))
         needed = -(-reserved // size) - hits + idle + (self._watermark if self.running else 0)
-        if needed > pool.free and not ((job.turn or not self.running) and self._reclaim(needed - pool.free, job)):
+        if needed > pool.free and not (not self.running and self._reclaim(needed - pool.free, job)):
             return 0
         self.order.on_leave(job, self.now)
         for index in range(hits):
@@ -433,7 +433,7 @@ class SimulatedEngine:
         self.order.on_finish(job, self.now)
         if job.program and job.tool:
             self._paused[job.program] = (job.tool, self.now)
-        wanted = self.retention.on_finish(job, job.computed, self.now)
+        wanted = self.retention.on_finish(job, job.computed, self)
         room = int(self.shape.budget * self.shape.num_blocks) - self._held
         if wanted > 0 and job.program and len(job.keys) <= room:
             keys = job.keys
@@ -469,7 +469,7 @@ class SimulatedEngine:
         open_to = [hold for hold in self.holds.values() if wanted_by is None or hold.job.program != wanted_by.program]
         if not open_to or sum(len(hold.keys) for hold in open_to) < num:
             return False
-        for hold in self.retention.on_pressure(open_to, self.now):
+        for hold in self.retention.on_pressure(open_to, self):
             assert isinstance(hold, HeldBlocks)
             part = min(num, len(hold.keys))
             self.counters.reclaimed += part

@@ -136,7 +136,7 @@ class Hold:
 class Retention(Protocol):
     """For how long the context of a finished turn is kept."""
 
-    def on_finish(self, job: Job, tokens: int, now: int) -> int:
+    def on_finish(self, job: Job, tokens: int, room: Room) -> int:
         """Nanoseconds to hold the context of a turn that ended in a tool call; 0 leaves it to the cache."""
         ...
 
@@ -148,6 +148,6 @@ class Retention(Protocol):
         """A later turn was admitted after it waited so long; `job.kept` says whether its context was still held."""
         ...
 
-    def on_pressure(self, holds: Iterable[Hold], now: int) -> Sequence[Hold]:
+    def on_pressure(self, holds: Iterable[Hold], room: Room) -> Sequence[Hold]:
         """The order in which holds are given up where running jobs need their room, the least worth first."""
         ...

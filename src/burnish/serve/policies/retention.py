@@ -3,13 +3,14 @@
 A workflow that pauses for T will want its context of r tokens back. Keeping it for tau saves, where T <= tau, what
 computing it again costs and what a returning turn without its context waits:
 
-    tau* = argmax_{tau >= 0} P(T <= tau) B - tau,     B = eta Q + R(r)
+    tau* = argmax_{tau >= 0} P(T <= tau) B - tau,     B = eta Q + R(r) (1 + n)
 
-with R the time to compute r tokens, Q the mean wait of returning turns whose context was gone, and eta = minus the
-correlation between the turns that finished workflows had had and those they still had (1 where that is undefined):
-Continuum, 2025, arXiv:2511.02230. The published program has a fixed two seconds in its place. P is what was seen: the
-pauses after the same tool, after any tool where there are not more than `FEW` of those; before that an exponential law
-with a mean of a second, for which tau* = max(0, log(lambda B) / lambda).
+with R the time to compute r tokens, n the requests that run and are held up by that, Q the mean wait of returning
+turns whose context was gone, and eta = minus the correlation between the turns that finished workflows had had and
+those they still had (1 where that is undefined): Continuum, 2025, arXiv:2511.02230, with n = 0. The published program
+has a fixed two seconds in its place. P is what was seen: the pauses after the same tool, after any tool where there are
+not more than `FEW` of those; before that an exponential law with a mean of a second, for which
+tau* = max(0, log(lambda B) / lambda).
 
 A hold is a wish, not a lock: where running requests need room, holds are given up in the order of what they are worth,
 
@@ -25,7 +26,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from burnish.serve.policies.protocol import Hold, Job
+from burnish.serve.policies.protocol import Hold, Job, Room
 
 SECOND = 1_000_000_000
 FEW = 100
@@ -36,7 +37,7 @@ KEPT = 1000
 class NoRetention:
     """The cache decides: what was used longest ago goes first."""
 
-    def on_finish(self, job: Job, tokens: int, now: int) -> int:
+    def on_finish(self, job: Job, tokens: int, room: Room) -> int:
         return 0
 
     def on_return(self, job: Job, tool: str, pause: int) -> None:
@@ -45,7 +46,7 @@ class NoRetention:
     def on_admit(self, job: Job, waited: int) -> None:
         pass
 
-    def on_pressure(self, holds: Iterable[Hold], now: int) -> Sequence[Hold]:
+    def on_pressure(self, holds: Iterable[Hold], room: Room) -> Sequence[Hold]:
         return sorted(holds, key=lambda hold: hold.since)
 
 
@@ -55,7 +56,7 @@ class FixedHold(NoRetention):
     def __init__(self, seconds: float = 2.0) -> None:
         self._time = round(seconds * SECOND)
 
-    def on_finish(self, job: Job, tokens: int, now: int) -> int:
+    def on_finish(self, job: Job, tokens: int, room: Room) -> int:
         return self._time if job.tool else 0
 
 
@@ -116,11 +117,11 @@ class LearnedHold(NoRetention):
         self._waits: deque[float] = deque(maxlen=KEPT)
         self._turns: deque[int] = deque(maxlen=KEPT)
 
-    def on_finish(self, job: Job, tokens: int, now: int) -> int:
+    def on_finish(self, job: Job, tokens: int, room: Room) -> int:
         if not job.tool:
             self._turns.append(job.turn + 1)
             return 0
-        law, worth = self._law(job.tool), self.worth(tokens)
+        law, worth = self._law(job.tool), self.worth(tokens, room.num_running)
         seconds = exponential_hold(worth) if law is None else law.best_hold(worth)
         return round(min(seconds, self._longest) * SECOND)
 
@@ -132,24 +133,24 @@ class LearnedHold(NoRetention):
         if not job.kept:
             self._waits.append(waited / SECOND)
 
-    def worth(self, tokens: int) -> float:
-        """B, in seconds."""
+    def worth(self, tokens: int, others: int) -> float:
+        """B, in seconds, where `others` run."""
         wait = sum(self._waits) / len(self._waits) if self._waits else 0.0
-        return self._memory() * wait + self._recompute(tokens)
+        return self._memory() * wait + self._recompute(tokens) * (1 + others)
 
-    def on_pressure(self, holds: Iterable[Hold], now: int) -> Sequence[Hold]:
-        return sorted(holds, key=lambda hold: (self._density(hold, now), hold.since))
+    def on_pressure(self, holds: Iterable[Hold], room: Room) -> Sequence[Hold]:
+        return sorted(holds, key=lambda hold: (self._density(hold, room), hold.since))
 
-    def _density(self, hold: Hold, now: int) -> float:
+    def _density(self, hold: Hold, room: Room) -> float:
         if hold.returned:
             return math.inf
-        elapsed, until = (now - hold.since) / SECOND, (hold.until - hold.since) / SECOND
+        elapsed, until = (room.now - hold.since) / SECOND, (hold.until - hold.since) / SECOND
         law = self._law(hold.job.tool)
         if law is None:
             chance, rest = 1 - math.exp(elapsed - until), 1 - math.exp(elapsed - until)
         else:
             chance, rest = law.chance(elapsed, until), law.mean_rest(elapsed, until)
-        return chance * self.worth(hold.tokens) / max(hold.tokens * rest, 1e-9)
+        return chance * self.worth(hold.tokens, room.num_running) / max(hold.tokens * rest, 1e-9)
 
     def _law(self, tool: str) -> Pauses | None:
         for law in (self._of_tool.get(tool), self._of_all):
