@@ -273,6 +273,20 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="unpacking",
+        does="packed weights (FP8, MXFP4, compressed-tensors) as dense ones, for the stages that need those",
+        use="burnish convert unpack",
+        source="DeepSeek-V3 Technical Report, 2024, arXiv:2412.19437",
+        page="unpacking",
+        verb=Verb(
+            name="unpack",
+            settings="burnish.convert.stage:Unpack",
+            help="Make packed weights dense: FP8 and MXFP4 a tensor at a time, compressed-tensors in memory.",
+            examples=("burnish convert unpack models/deepseek-v3 -o deepseek-v3-bf16",),
+            command="convert unpack",
+        ),
+    ),
+    Method(
         name="preference training",
         does="DPO and reward models as thin subclasses of TRL's trainers, with a loss chosen per pair",
         use="burnish align",

@@ -1,19 +1,25 @@
-"""`Upcycle`: a dense Llama-type checkpoint as a Mixtral that computes the same until it is trained.
+"""`Upcycle`: a dense Llama-type checkpoint as a Mixtral that computes the same until it is trained. `Unpack`: packed
+weights as dense ones, for the stages that need those.
 
 mixture = burnish.Upcycle(num_experts=8)(model)
+burnish.Unpack()(burnish.load("models/deepseek-v3")).save("deepseek-v3-bf16")
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from burnish.core.kinds import Plan
+from burnish.core.kinds import Plan, Weights
 from burnish.core.stage import Context, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
+
+
+STREAMED = ("fp8", "mxfp4")
+"""Packings that are read a tensor at a time; compressed-tensors goes through the stock loader, in memory."""
 
 
 class Upcycle(Stage):
@@ -59,3 +65,37 @@ class Upcycle(Stage):
         from burnish.convert.run import run
 
         return run(self, model, ctx)
+
+
+class Unpack(Stage):
+    """Multiplies packed weights by their scales and stores them as dense ones."""
+
+    name: ClassVar[str] = "unpack"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "packed weights (FP8, MXFP4, compressed-tensors) as dense ones"
+    memory_settings: ClassVar[str] = "dtype"
+    accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.PACKED})
+
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="of the dense weights")
+
+    def plan(self, before: Plan) -> Plan:
+        from math import prod
+
+        from burnish.convert.run import dense_config, packing_of
+
+        method, size = packing_of(before.config), 4 if self.dtype == "float32" else 2
+        largest = max(map(prod, before.shapes.values()))
+        num_bytes = size * before.num_parameters
+        memory = 24 * largest if method in STREAMED else before.num_bytes + 2 * num_bytes
+        return before.with_(
+            config=dense_config(before.config),
+            weights=Weights.DENSE,
+            num_bytes=num_bytes,
+            peak_memory_bytes=memory + 500_000_000,
+            notes=(*before.notes, f"weights packed as {method} are written in {self.dtype}"),
+        )
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.convert.run import run_unpack
+
+        return run_unpack(self, model, ctx)

@@ -145,7 +145,8 @@ class Stage(Settings):
             if isinstance(packing, dict) and "quant_method" in packing:
                 method = packing["quant_method"]
                 advice += (
-                    f", or name the dense original: quantization_config in config.json has quant_method {method!r}"
+                    ", make it dense with burnish convert unpack, or name the dense original: quantization_config in "
+                    f"config.json has quant_method {method!r}"
                 )
             raise RecipeError(
                 f"{self.name} needs {wanted} weights, but is given {before.weights} ones", where=where, fix=advice

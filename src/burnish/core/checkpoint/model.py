@@ -159,6 +159,7 @@ class Model:
         auto = getattr(transformers, STOCK_LOADER[self.lineage.kind].rsplit(".", 1)[1])
         extra: dict[str, Any] = {}
         if self.lineage.weights is Weights.PACKED:
+            check_read_by_stock(config, directory)
             from transformers import CompressedTensorsConfig
 
             extra["quantization_config"] = CompressedTensorsConfig(dequantize=True)
@@ -379,6 +380,19 @@ class Model:
         if self.quantization_config is not None:
             config["quantization_config"] = self.quantization_config
         return json.loads(json.dumps(config, default=str))
+
+
+def check_read_by_stock(config: PretrainedConfig, directory: Path) -> None:
+    """Refuses weights packed in a way that is read a tensor at a time, or not at all."""
+    packing: Any = getattr(config, "quantization_config", None) or {}
+    method = packing.get("quant_method") if isinstance(packing, dict) else packing.quant_method
+    if method == "compressed-tensors":
+        return
+    raise CheckpointError(
+        f"its weights are packed as {method!r}, and burnish computes with dense weights or compressed-tensors",
+        where=str(directory),
+        fix="make it dense with burnish convert unpack, or name the dense original",
+    )
 
 
 def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
