@@ -163,7 +163,8 @@ def test_a_full_disk_leaves_no_half_of_a_simulated_table(
 
     monkeypatch.setattr("pyarrow.csv.write_csv", full)
     (place / "e.csv").write_text("what was there")
-    assert "No space left on device" in refused(capsys, "events", "simulate", "--out", "e.csv", "--num-sequences", "2")
+    command = ("events", "simulate", "--out", "e.csv", "--num-sequences", "2", "--overwrite")
+    assert "No space left on device" in refused(capsys, *command)
     assert [path.name for path in place.iterdir()] == ["e.csv"]
     assert (place / "e.csv").read_text() == "what was there"
 

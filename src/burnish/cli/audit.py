@@ -46,8 +46,7 @@ def audit(
     known:
         An export of the page whose kept and flipped pairs correct the probabilities of all others; at least 20.
     soften:
-        The directory of an audit whose probabilities become soft labels, label_probability, of pairs that --decisions
-        leaves open.
+        Directory of an audit whose probabilities become soft labels of the pairs that --decisions leaves open.
     on_bad_pair:
         What to do with empty or identical pairs.
     limit:

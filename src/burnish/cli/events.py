@@ -46,8 +46,7 @@ class Columns:
         sphere: The place is a longitude and a latitude in degrees: the date line joins, and distances are on the earth.
         vertex: Column of the vertex (0, 1, ...); structured-thp needs it.
         covariates: Columns of numbers that are known at each event and may matter for the next.
-        exogenous: Table of numbers that change between events (weather, load): a column of times, perhaps one of
-            sequences, named as here, and one a value; each row holds until the next.
+        exogenous: Table of times (and sequences) with numbers that change between events; a row holds until the next.
         start: When observation began, if known, as the times are given: the waits for first events then count.
         end: When observation ended, if known: the time without an event up to it then counts.
         sort: Sort each sequence by time instead of refusing unsorted rows.
@@ -310,8 +309,7 @@ def forecast(
     seed:
         Of drawn futures.
     exogenous:
-        The table of values that change between events, of a forecaster that was fitted with one; those known last are
-        taken from then on.
+        The table of values that change between events, where fitted with one; the last ones are taken as lasting.
     """
     from burnish.core.apart import check_apart
     from burnish.events.forecaster import CONFIG_FILE, WEIGHTS_FILE

@@ -39,11 +39,9 @@ def sim(
     Parameters
     ----------
     trace:
-        A Mooncake .jsonl, an Azure or BurstGPT .csv, or a .jsonl of arrival_s, prompt_tokens, output_tokens, tenant
-        and program; also as .gz.
+        A Mooncake .jsonl, an Azure or BurstGPT .csv, or a .jsonl of arrival_s, prompt_tokens, output_tokens; or .gz.
     policy:
-        A YAML file, or fcfs, vtc, shares, dlpm, programs or least-service; several times for several. The first is
-        what the others are compared with.
+        A YAML file, or fcfs, vtc, shares, dlpm, programs or least-service; of several, the first is the baseline.
     engine:
         A YAML file with the limits of an engine and what its steps take.
     instances:
