@@ -44,7 +44,7 @@ from burnish.core.progress import Progress
 from burnish.data.preferences import read_pairs
 
 DEPTHS = (8 / 30, 12 / 30, 16 / 30, 20 / 30, 24 / 30, 1.0)
-MAX_LENGTH = {"hh": 96, "qa": 160}
+MAX_LENGTH = {"hh": 192, "qa": 160}
 TOP = 0.05
 FOLDS, REPEATS = 5, 2
 TUNING_SEEDS, SEEDS = range(100, 101 if experiment.SMOKE else 103), range(1 if experiment.SMOKE else 5)
@@ -300,7 +300,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="with --read: only so many pairs")
     arguments = parser.read()
     started = time.process_time()
-    model = burnish.load(arguments.model, dtype=torch.float32)
+    reading = torch.bfloat16 if arguments.read else torch.float32
+    model = burnish.load(arguments.model, dtype=reading)
     if arguments.read:
         target = arguments.features / f"{arguments.read}.npz"
         read_features(arguments.read, READERS[arguments.read](arguments.data), model, arguments.pairs, target)

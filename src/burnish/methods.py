@@ -325,6 +325,7 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(
             Benchmark("align_audit", needs="--data DIR with the two preference files, --model DIR"),
             Benchmark("align_calibration", needs="--data DIR with HH harmless-base"),
+            Benchmark("audit_features", needs="--data DIR with HH harmless-base, --model DIR"),
         ),
     ),
     Method(

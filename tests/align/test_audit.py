@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.align.answer_features import hidden_features, word_features
+from burnish.align.answer_features import hidden_features, nuisance_features, word_features
 from burnish.align.audit import audit_pairs, supported_by
 from burnish.align.audit_page import render, sampling_order
 from burnish.align.audit_settings import AuditSettings
@@ -261,6 +261,9 @@ def test_an_audit_gives_soft_labels_to_what_nobody_decided(audit, pairs, tmp_pat
     right = dict(zip(made.numbers, (row["label_probability"] for row in made.rows), strict=True))
     assert [right[row["row"]] for row in rows[:2]] == [1.0, 1.0]
     assert all(right[row["row"]] == pytest.approx(1 - row["wrong"]) for row in rows[3:])
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row | {"wrong": "often"}) + "\n" for row in rows))
+    with pytest.raises(DataError, match="the probability 'often'"):
+        apply_decisions(pairs, audit=tmp_path)
     (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0] | {"wrong": None}) + "\n")
     with pytest.raises(DataError, match="knows nothing of row"):
         apply_decisions(pairs, audit=tmp_path)
@@ -393,3 +396,30 @@ def test_what_annotators_said_stands_among_the_reasons(pairs, checkpoint):
     assert "2 of 3 annotators gave this label" in reasons[pairs.numbers[0]]
     assert "labelled with a confidence of 70%" in reasons[pairs.numbers[1]]
     assert set(found.annotators) == {"n0", "n1"} and "least supported" in render(found)
+
+
+def test_covariates_are_fitted_and_are_no_evidence():
+    """Labels follow a covariate alone: as a feature it makes the margins, and taken out it leaves next to nothing."""
+    draw = np.random.default_rng(0)
+    other, length = draw.standard_normal((300, 5)), draw.standard_normal((300, 1))
+    sign = np.sign(length)
+    given = {"groups": range(300), "loss": "bt", "l2": 1e-2, "num_folds": 5, "num_repeats": 1}
+
+    def margins(x, **rest):
+        return cross_fitted_margins(x, generator=torch.Generator().manual_seed(0), **given, **rest)[0]
+
+    as_feature = margins(np.hstack([other, length]) * sign)
+    removed = margins(other * sign, covariates=10 * length * sign)
+    assert (as_feature > 0).mean() > 0.9
+    assert abs((removed > 0).mean() - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("nuisance", ["feature", "remove"])
+def test_length_refusal_and_form_can_count_or_be_taken_out(nuisance, audit, pairs, checkpoint):
+    found = audit_pairs(pairs, load(checkpoint), AuditSettings(repeats=1, nuisance=nuisance))
+    margins = {row["row"]: row["margin"] for row in found.rows}
+    assert set(margins) == {row["row"] for row in audit.rows}
+    assert any(abs(margins[row["row"]] - row["margin"]) > 1e-6 for row in audit.rows)
+    features = nuisance_features(["I\u2019m sorry, but no.", "one\n- two `three`", ""])
+    assert features[:, -1].tolist() == [1.0, 0.0, 0.0] and not features[2].any()
+    assert features[1, 0] == pytest.approx(np.log(5))

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from burnish.align.answer_features import hidden_features, word_features
+from burnish.align.answer_features import hidden_features, nuisance_features, word_features
 from burnish.align.audit_settings import MARGINS, RANKINGS, AuditSettings
 from burnish.align.decisions import PAIRS_FILE, pair_key
 from burnish.align.kept_arrays import KeptArrays
@@ -59,6 +59,9 @@ REPORT_FILE = "report.html"
 
 ANNOTATOR = "annotator"
 """Column: who labelled a pair."""
+
+NEAR_FREE = 10.0
+"""Covariates are this much larger than features, so that l2 hardly holds them."""
 
 CAPPED = (0.05, 0.1, 0.2, 0.3)
 """Shares of pairs that may reach R3M's cap."""
@@ -206,7 +209,8 @@ def audit_pairs(
         read = KeptArrays(work_dir, key | {name: scoring[name] for name in ("depths", "max_length")})
         fitted = KeptArrays(work_dir, key | scoring | {"groups": digest_of({"groups": groups})})
     differences = answer_differences(model, split, settings, progress, read)
-    margins, lam = fit_margins(differences, groups, settings, progress=progress, kept=fitted)
+    covariates = NEAR_FREE * nuisance_differences(split) if settings.nuisance == "remove" else None
+    margins, lam = fit_margins(differences, groups, settings, progress=progress, kept=fitted, covariates=covariates)
     deciding = margins[RANKINGS[settings.rank_by][0]].mean(axis=0)
     judged = reliability(deciding, groups)
     if decided is not None:
@@ -248,10 +252,18 @@ def answer_differences(
         model, list(place), depths=settings.depths, max_length=settings.max_length, progress=progress, kept=kept
     )
     dense = unit_scale(hidden[first] - hidden[second])
+    if settings.nuisance == "feature":
+        dense = np.hstack([dense, nuisance_differences(split)])
     if not settings.words:
         return dense
     words = word_features(model, [answer for _, answer in place])
     return combine(dense, unit_scale(words[first] - words[second]))
+
+
+def nuisance_differences(split: Sequence[tuple[str, str, str]]) -> np.ndarray:
+    """Length, refusal and form of chosen minus rejected answers, a block of |d| about 1."""
+    chosen, rejected = (nuisance_features([pair[side] for pair in split]) for side in (1, 2))
+    return unit_scale(chosen - rejected)
 
 
 def combine(dense: np.ndarray, words: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -267,8 +279,12 @@ def fit_margins(
     *,
     progress: Progress | None = None,
     kept: KeptArrays | None = None,
+    covariates: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], float]:
-    """{loss: cross-fitted margins, [repeats, pairs]}, over the same folds, and R3M's lambda."""
+    """{loss: cross-fitted margins, [repeats, pairs]}, over the same folds, and R3M's lambda.
+
+    Covariates, [pairs, some], are fitted and left out of the margins.
+    """
     progress, kept = progress or Progress(enabled=False), kept or KeptArrays()
     differences = rotated(differences)
 
@@ -281,6 +297,7 @@ def fit_margins(
             num_folds=settings.folds,
             num_repeats=settings.repeats,
             generator=torch.Generator().manual_seed(settings.seed),
+            covariates=covariates,
             lam=lam,
             rho0=settings.rho0,
             tau0=settings.tau0,

@@ -39,6 +39,11 @@ class AuditSettings(Settings):
     folds: int = Field(default=5, ge=2, description="parts of the cross-fitting")
     repeats: int = Field(default=3, ge=1, description="cross-fittings with different folds, averaged")
     words: bool = Field(default=True, description="let the answers' words count beside the model's hidden states")
+    nuisance: Literal["ignore", "feature", "remove"] = Field(
+        default="ignore",
+        description="length, refusal and form of answers: no part of their own, features, or fitted and then "
+        "left out of the margins",
+    )
     depths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.5, 0.8), min_length=1, description="layers read, as shares of the model's depth"
     )

@@ -77,6 +77,8 @@ def _right_of(pairs: Pairs, file: Path) -> list[float]:
                 where=str(file),
                 fix="use a reader that knows the subject, or hard decisions alone",
             )
+        if not isinstance(probability, int | float) or not (math.isnan(probability) or 0 <= probability <= 1):
+            raise DataError(f"gives row {number} the probability {probability!r}", where=str(file))
         if math.isnan(probability):
             raise DataError(
                 f"knows nothing of row {number} of {pairs.source}",

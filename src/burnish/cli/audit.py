@@ -66,6 +66,12 @@ def audit(
     if pairs.unread:
         print(f"not read, though the pairs have no prompt: {', '.join(pairs.unread)}; --columns prompt=NAME names it")
     if decisions is not None or soften is not None:
+        if known is not None:
+            raise SettingsError(
+                "corrects the probabilities of a new audit, and --decisions and --soften carry out one that was made",
+                where="--known",
+                fix="audit again with --known first",
+            )
         from burnish.align.decisions import apply_decisions
 
         cleaned, counts = apply_decisions(pairs, decisions, audit=soften)

@@ -66,7 +66,8 @@ class Pairs:
         rows = [{column: row.get(column) for column in present} for row in self.rows]
         if RIGHT in present:  # a row that says nothing of its label is sure of it
             for row in rows:
-                row[RIGHT] = 1.0 if row[RIGHT] is None else row[RIGHT] * 1.0
+                right = row[RIGHT]
+                row[RIGHT] = 1.0 if right is None else float(right)
         return datasets.Dataset.from_list(rows)
 
 
