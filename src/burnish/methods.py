@@ -148,7 +148,11 @@ METHODS: tuple[Method, ...] = (
         use="burnish train",
         source="warm-up, stable, decay: MiniCPM, 2024, arXiv:2404.06395",
         page="training",
-        benchmarks=(Benchmark("train_loop"), Benchmark("loss_memory")),
+        benchmarks=(
+            Benchmark("train_loop"),
+            Benchmark("loss_memory", ("--work", "runs/loss-memory")),
+            Benchmark("families", ("--work", "runs/families")),
+        ),
         verb=Verb(
             name="train",
             settings="burnish.train.stage:Train",

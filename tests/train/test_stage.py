@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import burnish
+import small_models
 import warm
 from burnish.cli import main
 from burnish.core.checkpoint import model_card, plan_config
@@ -17,6 +18,7 @@ from burnish.core.ledger import Ledger, read_rows
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.train.loop import Loop
+from burnish.train.lora import with_adapters
 from burnish.train.rows import any_large
 from burnish.train.run import loop_of
 from burnish.train.scratch import initialise
@@ -188,6 +190,21 @@ def test_held_out_rows_are_measured_in_the_table(tiny, tmp_path):
 def test_validation_on_the_training_text_is_refused(tiny):
     with pytest.raises(DataError, match="shares 1 of its texts"):
         Train(**SMALL)(tiny, data=[PROSE * 8, OTHER * 8], validation=[OTHER * 8])
+
+
+@pytest.mark.parametrize("setting", [{"steps": 10**20}, {"epochs": 1e20}, {"batch": 10**20}])
+def test_a_slip_of_the_keyboard_is_not_planned(setting):
+    with pytest.raises(SettingsError, match=f"{next(iter(setting))}.*(less|most|1,?0)"):
+        Train.parse(setting, where="here")
+
+
+@pytest.mark.parametrize("kind, left_out, given", [("phimoe", "router", "q_proj"), ("mamba", "out_proj", "in_proj")])
+def test_adapters_are_for_layers_that_can_have_them(kind, left_out, given):
+    pytest.importorskip("peft")
+    module = with_adapters(small_models.make(kind), Train(lora_rank=2), None)
+    names = {name for name, _ in module.named_parameters() if ".lora_" in name}
+    assert any(f".{given}." in name for name in names)
+    assert not any(f".{left_out}." in name for name in names)
 
 
 def test_a_context_beyond_the_models_is_refused(tiny):

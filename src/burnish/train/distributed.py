@@ -175,7 +175,8 @@ class Processes(World):
             cast_forward_inputs=False,  # autocast decides, as without sharding
         )
         kinds = set(getattr(model, "_no_split_modules", None) or ())
-        for module in [module for module in model.modules() if type(module).__name__ in kinds]:
+        for module in reversed([module for module in model.modules() if type(module).__name__ in kinds]):
+            # Inner ones first: of a Mamba, block and mixer are both named, one in the other.
             fully_shard(module, mesh=self.mesh, mp_policy=low)
         fully_shard(model, mesh=self.mesh)
         for module in model.modules():

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ADAPTER_DIRECTORY = "adapter"
 """In the work directory of a node; the run keeps it beside the losses."""
 
+MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Models of which peft refuses `out_proj`."""
+
 CORDA_ROWS = 32
 """Rows that CorDA takes its input covariances from."""
 
@@ -110,12 +113,17 @@ def _run(module: nn.Module, rows: PackedRows) -> None:
 
 
 def _linear_names(module: Any) -> list[str]:
-    """Last names of all linear layers but the output head; peft's own "all-linear" does not reach CorDA."""
+    """Last names of all linear layers but the output head; peft's own "all-linear" does not reach CorDA.
+
+    A router that is a linear layer by its class gives more than one tensor, which an adapter cannot be added to; the
+    kernels of Mamba take the weight of `out_proj` without asking its module, so that peft refuses it.
+    """
     from transformers.pytorch_utils import Conv1D
 
     head = module.get_output_embeddings()
-    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    return sorted({name.rpartition(".")[2] for name in linear})
+    kinds = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    names = {name.rpartition(".")[2] for name, m in kinds if not type(m).__name__.endswith("Router")}
+    return sorted(names - {"out_proj"} if module.config.model_type in MAMBA else names)
 
 
 def merged(module: Any) -> nn.Module:

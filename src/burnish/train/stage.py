@@ -23,6 +23,8 @@ else:
     OptimizerName = Literal[(*OPTIMIZER_CLASSES, "pstorm")]
 
 LORA_BYTES_PER_PARAMETER = 5
+MOST_STEPS, MOST_EPOCHS, MOST_ROWS = 10**9, 10**6, 10**8
+"""What is beyond is a slip of the keyboard: a billion steps of a hundredth of a second take four months."""
 
 
 class Train(Stage):
@@ -63,9 +65,11 @@ class Train(Stage):
         default="refuse", description="rows that are no text or chat; skip leaves them out and names them"
     )
 
-    steps: int | None = Field(default=None, ge=1, description="optimizer steps; when not given, from epochs")
-    epochs: float = Field(default=1.0, gt=0, description="passes over the data")
-    batch: int = Field(default=16, ge=1, description="rows per optimizer step")
+    steps: int | None = Field(
+        default=None, ge=1, le=MOST_STEPS, description="optimizer steps; when not given, from epochs"
+    )
+    epochs: float = Field(default=1.0, gt=0, le=MOST_EPOCHS, description="passes over the data")
+    batch: int = Field(default=16, ge=1, le=MOST_ROWS, description="rows per optimizer step")
     micro_batch: int | None = Field(
         default=None, ge=1, description="rows per forward pass; all of the batch when not given"
     )
