@@ -274,6 +274,23 @@ def test_a_balance_that_transformers_does_not_compute_is_refused_and_the_advice_
     Train(**SMALL, balance=0)(model, data=[PROSE * 8])
 
 
+def test_only_what_is_named_is_trained_and_the_rest_stays_bit_for_bit(tmp_path):
+    experts = {"num_local_experts": 4, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"model_type": "mixtral", "hidden_size": 32, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    model = initialise(shape | experts, tokenizer="bpe:280", texts=[PROSE * 8])
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    for optimizer in ("normuon", "adamw", "soap"):
+        settings = SMALL | {"optimizer": optimizer}
+        trained = Train(**settings, only="*.mlp.gate.*, model.norm.weight")(model, data=[PROSE * 8]).module
+        changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert changed == {"model.norm.weight", *(f"model.layers.{layer}.mlp.gate.weight" for layer in range(2))}
+        assert all(parameter.requires_grad for parameter in trained.parameters())
+    with pytest.raises(SettingsError, match=r"no parameter has a name that fits '\*\.router'"):
+        Train(**SMALL, only="*.router")(model, data=[PROSE * 8])
+    with pytest.raises(SettingsError, match="only and lora_rank both say"):
+        Train.parse(SMALL | {"only": "*", "lora_rank": 4}, where="r.yaml")
+
+
 def test_a_balance_without_experts_is_refused(tiny):
     with pytest.raises(SettingsError, match="has no load-balancing loss"):
         Train(**SMALL, balance=0.1)(tiny, data=[PROSE * 8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import os
 import shutil
 from collections.abc import Callable
@@ -161,11 +162,38 @@ def prepared(settings: Train, module: Any, rows: PackedRows, attention: str, wor
     """The model as it is trained: on shared rows, with adapters, with activations computed again, as settings say."""
     if world.sequence is not None:
         world.sequence.attend(module, attention)
+    if settings.only is not None:
+        freeze_all_but(module, settings.only)
     if settings.lora_rank:
         module = with_adapters(module, settings, rows)
     if settings.activation_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return module
+
+
+def freeze_all_but(module: nn.Module, patterns: str) -> None:
+    """Leaves the parameters whose names fit one of the patterns to be trained.
+
+    Args:
+        module: the model.
+        patterns: as of file names, separated by commas.
+
+    Raises:
+        SettingsError: no name fits one of them.
+    """
+    fitting: dict[str, list[str]] = {}
+    names = [name for name, _ in module.named_parameters()]
+    for pattern in (part.strip() for part in patterns.split(",")):
+        fitting[pattern] = fnmatch.filter(names, pattern)
+        if not fitting[pattern]:
+            raise SettingsError(
+                f"no parameter has a name that fits {pattern!r}; the last ones are {', '.join(names[-3:])}",
+                where="only",
+                fix="'*' stands for anything: --only '*.mlp.gate.*'",
+            )
+    chosen = {name for some in fitting.values() for name in some}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in chosen)
 
 
 def finished(settings: Train, whole: Any, attention: str) -> Any:
@@ -174,6 +202,8 @@ def finished(settings: Train, whole: Any, attention: str) -> Any:
     if settings.activation_checkpointing:
         module.gradient_checkpointing_disable()
     module = merged(module) if settings.lora_rank else module
+    if settings.only is not None:
+        module.requires_grad_(True)
     use(module, attention)
     return module
 

@@ -104,6 +104,10 @@ class Train(Stage):
         default=None, ge=0, description="weight of the experts' load-balancing loss; the model's own when not given"
     )
 
+    only: str | None = Field(
+        default=None,
+        description="train parameters whose names fit one of these, '*.mlp.gate.*,lm_head.*', and no other",
+    )
     lora_rank: int = Field(
         default=0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights"
     )
@@ -188,6 +192,8 @@ class Train(Stage):
             }
             if given := [name for name, value in against.items() if value]:
                 raise ValueError(f"sequence_parallel does not go with {given[0]} {getattr(self, given[0])}")
+        if self.only is not None and self.lora_rank:
+            raise ValueError("only and lora_rank both say what is trained: give one of them")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
             raise ValueError("lora_init and lora_matrix need a lora_rank")
         if self.keep_adapter and self.lora_rank == 0:
