@@ -158,7 +158,8 @@ def _largest_dense(before: Plan, views: Sequence[MatrixView], per_weight: float,
     rounded = {view.disk for view in views} | {view.parameter for view in views}
     name, shape = max(((n, s) for n, s in before.shapes.items() if n not in rounded), key=lambda item: prod(item[1]))
     size = byte_count(per_weight * prod(shape))
-    return f"{byte_count(dense)} of that stay dense, of which {name.removesuffix('.weight')} alone takes {size}"
+    why = ", and no stock loader reads a packed embedding" if "embed" in name or "wte" in name else ""
+    return f"{byte_count(dense)} of that stay dense, of which {name.removesuffix('.weight')} alone takes {size}{why}"
 
 
 def groups_of(views: Sequence[MatrixView], scheme: Scheme, engine: str | None, scale_bytes: int) -> list[Group]:
