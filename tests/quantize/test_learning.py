@@ -66,12 +66,15 @@ def test_codes_move_by_one_step_at_most():
     assert (moved * direction.sign() <= 0).all(), "a code moved against its gradient"
 
 
+@pytest.mark.parametrize("coupled", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_gradient_is_that_of_straight_through_rounding(symmetric):
+def test_the_gradient_is_that_of_straight_through_rounding(symmetric, coupled):
     """Against autograd through the same formula, written with x + (round(x) - x) as a constant."""
     weight, direction = gaussian(5, 16), gaussian(5, 16, seed=1)
     grid = integer_grid(weight, bits=3, group_size=8, symmetric=symmetric)
-    learned = LearnedWeight.of(weight, some_codes(grid, (5, 16), 3), grid, torch.float64)
+    codes = grid.codes(weight) if coupled else some_codes(grid, (5, 16), 3)
+    learned = LearnedWeight.of(weight, codes, grid, torch.float64)
+    assert learned.coupled is coupled
     with torch.no_grad():
         learned.offset.copy_(0.3 * gaussian(5, 16, seed=4))
         learned.factor.copy_(1 + 0.1 * gaussian(5, 2, seed=5))
@@ -79,11 +82,24 @@ def test_the_gradient_is_that_of_straight_through_rounding(symmetric):
 
     scale = (grid.scale * learned.factor).repeat_interleave(8, dim=1)
     zero = grid.parameters()[1]
-    place = weight / scale + learned.shift + learned.offset
+    divisor = scale if coupled else grid.scale.repeat_interleave(8, dim=1)
+    place = weight / divisor + learned.shift + learned.offset
     levels = (place + (place.round() - place).detach()).clamp(grid.lowest - zero, grid.highest - zero)
     theirs = torch.autograd.grad((levels * scale * direction).sum(), [learned.offset, learned.factor])
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_scales_leave_the_codes_of_a_rule_with_feedback_alone():
+    weight = gaussian(6, 16)
+    grid = integer_grid(weight, bits=3, group_size=8)
+    codes = some_codes(grid, (6, 16), 1)
+    learned = LearnedWeight.of(weight, codes, grid, torch.float64)
+    with torch.no_grad():
+        learned.factor.copy_(1 + 0.2 * gaussian(6, 2, seed=1).tanh())
+    found, moved = learned.result()
+    assert torch.equal(found, codes)
+    torch.testing.assert_close(moved.scale, grid.scale * learned.factor.detach())
 
 
 def test_scales_are_numbers_that_the_checkpoint_can_hold():

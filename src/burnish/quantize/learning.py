@@ -33,6 +33,8 @@ from burnish.quantize.method import Quantized, proxies
 WEIGHTS, ROWS = "learned.safetensors", "rows.json"
 METRIC_DAMPING = 0.1
 """Of H_O, in multiples of its mean diagonal."""
+CAREFUL = 0.1
+"""Part of the whole way that signs go from codes that fit each other already."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,13 @@ def learn(
     with torch.no_grad():
         before = run.error()
     order = batch_order(len(block.inputs), how.iterations, how.seed * 1_000 + block.number)
+    careful = how.optimizer == "sign" and not all(weight.coupled for weight in weights.values())
     descend(
         list(weights.values()),
         lambda iteration: run.loss(order[iteration]),
         iterations=how.iterations,
         optimizer=how.optimizer,
+        rate=CAREFUL / how.iterations if careful else None,
     )
     with torch.no_grad():
         after = run.error()

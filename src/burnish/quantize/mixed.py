@@ -45,6 +45,8 @@ AROUND = (-0.5, -0.25, 0.25, 0.5)
 """Bits per weight from the target at which the frontier is measured too."""
 FACTORS = (2.0, 0.5)
 """By which groups of one kind are made to count more and less."""
+NUM_MEASURED = 15
+"""Whole models that are measured, about: the present answer, its rivals, and the frontier."""
 HEADER_ENTRY = 150
 """Bytes, beside its name, that a tensor takes in the header of a file, at most."""
 

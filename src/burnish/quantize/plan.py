@@ -11,7 +11,7 @@ from burnish.arch import MatrixView
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
-from burnish.quantize.mixed import budget_of, width_notes
+from burnish.quantize.mixed import NUM_MEASURED, WIDTHS, budget_of, width_notes
 from burnish.quantize.packing import check_loadable, ignored_modules
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, scheme_of, schemes_of
@@ -194,6 +194,9 @@ def text_cost(
     if settings.compares:
         num_candidates = len(settings.rounds_by.compared) * max(len(sketches), 1)
         flops += num_candidates * (WINDOWS * settings.length * 3 * active + rounding_flops)
+    if settings.target:  # a forecast for every width, then roundings and divergences of whole models
+        flops += len(WIDTHS) * sum(RULES["gptq"].flops(*view.shape) for view in views)
+        flops += NUM_MEASURED * (WINDOWS * settings.length * 3 * active + rounding_flops / 2)
     return flops, held, f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs"
 
 

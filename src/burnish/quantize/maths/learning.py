@@ -8,6 +8,10 @@ the dtype in which they are stored. `shift` makes an offset of zero give any cod
 those of two-sided rounding: it moves a weight just inside the interval that is rounded to its code, from the weight's
 own side. Where the code is the nearest one it is zero.
 
+Codes of nearest rounding follow the scales, which so learn where to cut off (W / s above). Codes of a rule with
+feedback were made to fit each other, and a scale that moved a few of them would undo that: there W / s_0 stands in its
+place, and scales move values alone.
+
 Only the sign of a gradient is followed: every offset and factor moves by the same step, which falls linearly to zero,
 so that the whole way is just long enough to cross its bounds.
 
@@ -43,6 +47,7 @@ class LearnedWeight:
         grid: that the codes at the start belong to; its scales are stored in `scale_dtype`.
         shift: see above.
         offset, factor: what is learned.
+        coupled: whether codes are those of the learned scales; else of the scales at the start.
     """
 
     weight: Float[Tensor, "out in"]
@@ -51,6 +56,7 @@ class LearnedWeight:
     shift: Float[Tensor, "out in"]
     offset: Float[Tensor, "out in"]
     factor: Float[Tensor, "out groups"]
+    coupled: bool = True
 
     @classmethod
     def of(
@@ -63,19 +69,20 @@ class LearnedWeight:
         is_nearest = start == grid.levels(grid.codes(weight))
         shift = torch.where(is_nearest, torch.zeros_like(place), inside - place)
         offset = torch.zeros_like(place).requires_grad_()
-        return cls(weight, grid, scale_dtype, shift, offset, torch.ones_like(grid.scale).requires_grad_())
+        factor = torch.ones_like(grid.scale).requires_grad_()
+        return cls(weight, grid, scale_dtype, shift, offset, factor, coupled=bool(is_nearest.all()))
 
     def values(self) -> Float[Tensor, "out in"]:
         """What, differentiable in `offset` and `factor`."""
         scale = _Stored.apply(self.grid.scale * self.factor, self.scale_dtype)
-        return _Rounded.apply(self.offset, scale, self.weight, self.shift, self.grid)
+        return _Rounded.apply(self.offset, scale, self.weight, self.shift, self.grid, self.coupled)
 
     def result(self) -> tuple[Tensor, IntegerGrid]:
         """The codes as they are now and their grid."""
         with torch.no_grad():
             scale = _Stored.apply(self.grid.scale * self.factor, self.scale_dtype)
             grid = replace(self.grid, scale=scale)
-            levels = _Rounded.apply(self.offset, scale, self.weight, self.shift, self.grid) / grid.parameters()[0]
+            levels = self.values() / grid.parameters()[0]
             return (levels.round() + grid.parameters()[1]).to(torch.int8), grid
 
     def variables(self) -> list[tuple[Tensor, tuple[float, float]]]:
@@ -96,25 +103,31 @@ class _Stored(torch.autograd.Function):
 
 
 class _Rounded(torch.autograd.Function):
-    """s * clip(round(W / s + shift + offset)), with the gradient of s * clip(W / s + shift + offset)."""
+    """s * clip(round(W / t + shift + offset)), with the gradient as if rounding were the identity.
+
+    t is s, or where that is not coupled the scale at the start.
+    """
 
     @staticmethod
-    def forward(ctx: Any, offset: Tensor, scale: Tensor, weight: Tensor, shift: Tensor, grid: IntegerGrid) -> Tensor:
+    def forward(
+        ctx: Any, offset: Tensor, scale: Tensor, weight: Tensor, shift: Tensor, grid: IntegerGrid, coupled: bool
+    ) -> Tensor:
         step = scale.repeat_interleave(grid.group_size, dim=-1)
-        zero = grid.parameters()[1]
-        place = weight / step
+        at_start, zero = grid.parameters()
+        place = weight / (step if coupled else at_start)
         rounded = (place + shift + offset).round_()
         levels = torch.maximum(torch.minimum(rounded, grid.highest - zero), grid.lowest - zero)
-        ctx.save_for_backward(step, levels - place * (levels == rounded), levels == rounded)
+        inside = levels == rounded
+        ctx.save_for_backward(step, levels - place * inside if coupled else levels, inside)
         ctx.group_size = grid.group_size
         return levels * step
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (gradient,) = gradients
         step, by_scale, inside = ctx.saved_tensors
         of_scale = (gradient * by_scale).unflatten(-1, (-1, ctx.group_size)).sum(dim=-1)
-        return gradient * step * inside, of_scale, None, None, None
+        return gradient * step * inside, of_scale, None, None, None, None
 
 
 def descend(
