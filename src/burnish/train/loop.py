@@ -375,14 +375,9 @@ class _Training:
         self.optimizer.step()
 
     def _two_point_update(self, optimizer: PStorm, step: int, weight: float) -> None:
-        """PStorm's second gradient is that of the same rows, and the same weight of the bound, at the point before."""
-
-        def same_rows() -> None:
-            self._gradients(step)
-            self._add_bound(step, weight)
-
+        """PStorm's second gradient is that of the same step at the point before; it is never clipped."""
         here = optimizer.gradients()
-        before = optimizer.gradients_before(same_rows)
+        before = optimizer.gradients_before(lambda: self._gradients_again(step, weight))
         for gradient in before.values():
             gradient.div_(weight)
         bad = [name for name, p in self.named if p in before and not before[p].isfinite().all()]
@@ -392,14 +387,18 @@ class _Training:
             optimizer.move(here, before)
 
     def _uphill_update(self, optimizer: WSAM, step: int, weight: float) -> None:
-        """WSAM's second gradient is that of the same rows and the same weight of the bound, clipped like the first."""
+        """WSAM's second gradient is that of the same step at a point uphill, clipped like the first."""
         first = optimizer.gradients()
         with optimizer.uphill(first):
             optimizer.zero_grad(set_to_none=True)
-            self._gradients(step)
-            self._add_bound(step, weight)
+            self._gradients_again(step, weight)
         if self._divide_and_clip(step, weight) is not None:
             optimizer.move(first)
+
+    def _gradients_again(self, step: int, weight: float) -> None:
+        """The gradient sums of a step where the weights are now: of its rows, and with the same weight of the bound."""
+        self._gradients(step)
+        self._add_bound(step, weight)
 
     def _gradients(self, step: int) -> tuple[Tensor, list[str]]:
         """Adds up the gradient of the sum over the tokens of this process's rows of the step.
