@@ -6,7 +6,7 @@ export VENV PYTHON
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: setup demo demo-reason test-reason wheel test test-slow test-long test-vllm lint bench docs clean
+.PHONY: setup demo demo-reason test-reason wheel test test-slow test-long test-vllm test-serve lint bench docs clean
 
 setup:
 	@scripts/setup
@@ -38,6 +38,10 @@ test-long: setup models/smollm2
 
 test-vllm: setup
 	@scripts/test-vllm
+
+# Scheduling policies inside vLLM, and the simulator at length. Half an hour.
+test-serve: setup models/smollm2
+	@scripts/test-serve
 
 models/smollm2: | setup
 	@$(VENV)/bin/burnish fetch smollm2 --out models/smollm2

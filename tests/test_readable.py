@@ -17,6 +17,7 @@ LONG_FUNCTIONS = {
     "cli/reason.py:run": OPTIONS,
     "cli/reason_serve.py:serve": OPTIONS,
     "cli/serve.py:sim": OPTIONS,
+    "cli/serve.py:up": OPTIONS,
 }
 SHARED_NAMES = {
     "Objective": "public in `events` and in `optim.constrained`, which never import each other",

@@ -152,10 +152,14 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
     ),
     "serve": (
         "Who is served next on a shared vLLM, and what another policy would change (strategies: burnish reason serve).",
-        {"sim": "Simulate engines with vLLM's scheduling on a trace, under one or more policies, and write a report."},
+        {
+            "sim": "Simulate engines with vLLM's scheduling on a trace, under several policies, and write a report.",
+            "up": "Start vLLM's server with a policy, on the loopback, until Ctrl-C.",
+        },
         (
             "burnish serve sim trace.jsonl.gz --policy fcfs --policy fair.yaml --tenants 8 -o runs/fair",
             "burnish serve sim trace.jsonl.gz --engine engine.yaml --policy vtc --instances 8",
+            "burnish serve up models/smollm2 --policy fair.yaml --trust-client-tenant",
         ),
     ),
     "data": (

@@ -91,6 +91,80 @@ def sim(
     print(f"report: {write_results(out, results)}")
 
 
+def up(
+    model: Path,
+    /,
+    *,
+    policy: str,
+    python: Path | None = None,
+    name: str | None = None,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
+    trust_client_tenant: Annotated[bool, Parameter(negative=())] = False,
+    dtype: str = "auto",
+    max_model_len: Count = 2048,
+    option: Many | None = None,
+    log: Path | None = None,
+) -> None:
+    """Start vLLM's server with a policy, on the loopback, until Ctrl-C.
+
+    The server is a small one for CPUs: no compilation, 1 GiB of keys and values. Clients name themselves in the field
+    vllm_xargs: tenant (organisation/team/tenant), program (the workflow), turn, tool (what the answer will call) and
+    last (true on the last turn).
+
+    Parameters
+    ----------
+    model:
+        A checkpoint directory.
+    policy:
+        The file that `burnish serve sim` takes, or the name of an order.
+    python:
+        Interpreter of an environment with vLLM; without it the one that VLLM_PYTHON names.
+    name:
+        By which clients call the model; the directory's where nothing is said.
+    port:
+        0 takes a free one, which is printed.
+    trust_client_tenant:
+        Believe a client which tenant it is of; without it all are of one.
+    dtype:
+        Of the weights.
+    max_model_len:
+        Tokens of a conversation, at most.
+    option:
+        One more option of vLLM's server, such as --option=--max-num-seqs=8; several times for several.
+    log:
+        File for what vLLM says.
+    """
+    import os
+    import tempfile
+    import time
+
+    from burnish.core.apart import check_apart
+    from burnish.core.engines import vllm
+    from burnish.core.errors import SettingsError
+    from burnish.serve.settings import read_policy
+    from burnish.serve.up import server_options
+
+    interpreter = python or os.environ.get("VLLM_PYTHON")
+    if not interpreter:
+        fix = "give --python, or set VLLM_PYTHON to what scripts/vllm-env prints"
+        raise SettingsError("no environment with vLLM is named", fix=fix)
+    chosen = read_policy(policy)
+    check_apart([log], [model, Path(policy)])
+    place = log or Path(tempfile.mkstemp(prefix="vllm-", suffix=".log")[1])
+    options = [*server_options(policy, trust_client_tenant=trust_client_tenant), *(option or [])]
+    server = vllm(
+        interpreter, model, *options, log=place, name=name, dtype=dtype, max_model_len=max_model_len, port=port
+    )
+    if chosen.warning:
+        print(chosen.warning)
+    print(f"starting; its log: {place}", flush=True)
+    with server as engine:
+        print(f"serving {name or model.resolve().name} under {chosen.called} at {engine.url}", flush=True)
+        while True:
+            time.sleep(1)
+            engine.check()
+
+
 def _print(results: dict[str, Any]) -> None:
     import sys
 

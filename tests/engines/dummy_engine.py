@@ -1,0 +1,223 @@
+"""A vLLM engine of one narrow layer with random weights, without a tokenizer, under a policy: prints JSON of counts.
+
+    python dummy_engine.py WORK SCENARIO POLICY
+
+It is run in the environment of vLLM by `test_vllm_scheduler.py`, in one process, so that its scheduler can be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_PLUGINS": "",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 256,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+POLICY = "burnish.serve.vllm.Scheduler"
+
+
+class Dummy:
+    """The engine, driven step by step.
+
+    Attributes:
+        admitted: ids of requests in the order of their admission.
+        steps: how many there were.
+        tokens: that were computed in them.
+        cached: tokens that each request found computed.
+    """
+
+    def __init__(self, work: Path, policy: str, **options: Any) -> None:
+        from vllm import EngineArgs, LLMEngine
+
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "config.json").write_text(json.dumps(CONFIG))
+        if policy != "none":
+            options["scheduler_cls"] = POLICY
+            options["additional_config"] = {"burnish": {"policy": policy, "trust_client_tenant": True}}
+        arguments = {
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "enforce_eager": True,
+            "max_model_len": 2048,
+            "dtype": "float32",
+            "disable_log_stats": True,
+            "num_gpu_blocks_override": 64,
+        }
+        self.engine = LLMEngine.from_engine_args(EngineArgs(model=str(work), **arguments | options))
+        self.scheduler = self.engine.engine_core.engine_core.scheduler
+        self.admitted: list[str] = []
+        self.steps = self.tokens = 0
+        self.cached: dict[str, int] = {}
+        self.seconds: list[float] = []
+        self.asked: dict[str, str] = {}
+        schedule = self.scheduler.schedule
+
+        def watched(*arguments: Any, **keywords: Any) -> Any:
+            before = time.perf_counter()
+            made = schedule(*arguments, **keywords)
+            self.seconds.append(time.perf_counter() - before)
+            self.admitted += [
+                self.asked.get(one.req_id.rsplit("-", 1)[0], one.req_id) for one in made.scheduled_new_reqs
+            ]
+            for one in made.scheduled_new_reqs:
+                self.cached[self.admitted[len(self.cached)]] = one.num_computed_tokens
+            self.steps += made.total_num_scheduled_tokens > 0
+            self.tokens += made.total_num_scheduled_tokens
+            return made
+
+        self.scheduler.schedule = watched
+
+    def ask(self, name: str, prompt: list[int], output: int, **said: Any) -> None:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=output, ignore_eos=True, detokenize=False, temperature=0, extra_args=said or None
+        )
+        self.asked[name] = name
+        self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
+
+    def run(self, most: int = 10**9) -> None:
+        while self.engine.has_unfinished_requests() and most:
+            self.engine.step()
+            most -= 1
+
+    @property
+    def blocks_in_use(self) -> int:
+        pool = self.scheduler.kv_cache_manager.block_pool
+        return pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()  # one is never given out
+
+
+def words(seed: int, num: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(3, 256) for _ in range(num)]
+
+
+def tenants(work: Path, policy: str) -> dict[str, Any]:
+    """Ten requests of A, then four of B, two places."""
+    dummy = Dummy(work, policy, max_num_seqs=2)
+    for number in range(14):
+        dummy.ask(f"{'A' if number < 10 else 'B'}{number}", words(number, 20), 8, tenant="A" if number < 10 else "B")
+    dummy.run()
+    return {"admitted": "".join(name[0] for name in dummy.admitted), "steps": dummy.steps, "tokens": dummy.tokens}
+
+
+def light(work: Path, policy: str) -> dict[str, Any]:
+    """Steps that a light tenant waits for its first token: alone, and beside one who sends all it has at once."""
+    waits: dict[str, list[int]] = {}
+    for name, crowd in (("alone", 0), ("beside", 60)):
+        dummy = Dummy(work, policy, max_num_seqs=8)
+        for number in range(crowd):
+            dummy.ask(f"heavy{number}", words(number, 64), 24, tenant="heavy")
+        waits[name] = []
+        for number in range(12):
+            dummy.run(3)
+            begun = dummy.steps
+            dummy.ask(f"light{number}", words(1000 + number, 32), 8, tenant="light")
+            while f"light{number}" not in dummy.admitted:
+                dummy.engine.step()
+            waits[name].append(dummy.steps - begun)
+        dummy.run()
+    return waits
+
+
+def returns(work: Path, policy: str) -> dict[str, Any]:
+    """A workflow pauses while eight others fill the 24 blocks; how much of its 640 tokens is found again."""
+    dummy = Dummy(work, policy, max_num_seqs=4, num_gpu_blocks_override=24)
+    context = words(1, 640)
+    dummy.ask("first", context, 4, program="agent", tool="search")
+    dummy.run()
+    held = dummy.blocks_in_use
+    for number in range(8):
+        dummy.ask(f"other{number}", words(100 + number, 640), 4)
+    dummy.run()
+    dummy.ask("second", context + words(2, 60), 4, program="agent", last=True)
+    dummy.run()
+    return {
+        "held": held,
+        "cached": dummy.cached["second"],
+        "in use": dummy.blocks_in_use,
+        "others": len(dummy.admitted),
+    }
+
+
+def aborts(work: Path, policy: str) -> dict[str, Any]:
+    """A thousand requests of workflows, most of them given up at a random moment."""
+    dummy, draw = Dummy(work, policy, max_num_seqs=16, num_gpu_blocks_override=40), random.Random(0)
+    for number in range(1000):
+        program = f"p{draw.randrange(40)}"
+        dummy.ask(f"r{number}", words(draw.randrange(60), draw.randint(1, 300)), draw.randint(1, 12), program=program)
+        if draw.random() < 0.7:
+            dummy.run(draw.randrange(3))
+        if draw.random() < 0.8:
+            dummy.engine.abort_request([f"r{draw.randrange(number + 1)}"])
+    dummy.run()
+    scheduler = dummy.scheduler
+    most = scheduler.num_pinned
+    for hold in scheduler.holds.values():
+        hold.until = 0
+    dummy.ask("end", words(0, 5), 1)
+    dummy.run()
+    left = [len(scheduler.order), scheduler.num_pinned, len(scheduler.holds), len(scheduler._jobs), dummy.blocks_in_use]
+    return {"pinned before": most, "left": left, "admitted": len(dummy.admitted)}
+
+
+def cost(work: Path, policy: str) -> dict[str, Any]:
+    """Median seconds of schedule() with 256 requests running, and what charging them takes."""
+    dummy = Dummy(work, policy, max_num_seqs=256, num_gpu_blocks_override=600)
+    for number in range(256):
+        dummy.ask(f"r{number}", words(number, 8), 60, tenant=f"org{number % 3}/team{number % 7}/t{number % 40}")
+    dummy.run(50)
+    scheduler = dummy.scheduler
+    found = {"running": len(scheduler.running), "schedule": sorted(dummy.seconds[-20:])[10]}
+    if policy != "none":
+        jobs = [scheduler.job(request) for request in scheduler.running]
+        taken = []
+        for _ in range(21):
+            before = time.process_time()
+            for job in jobs:
+                scheduler.order.on_scheduled(job, 0, 1)
+            taken.append(time.process_time() - before)
+        found["charge"] = sorted(taken)[10]
+    return found
+
+
+def pressure(work: Path, policy: str) -> dict[str, Any]:
+    """All that is free is held when somebody comes whose prompt needs more than is left."""
+    dummy = Dummy(work, policy, max_num_seqs=4, num_gpu_blocks_override=16)
+    for number in range(3):
+        dummy.ask(f"agent{number}", words(number, 300), 4, program=f"agent{number}")
+        dummy.run()
+    held = dummy.scheduler.num_pinned
+    dummy.ask("large", words(9, 1700), 4)
+    dummy.run(60)
+    return {"held": held, "finished": not dummy.engine.has_unfinished_requests(), "left": dummy.scheduler.num_pinned}
+
+
+if __name__ == "__main__":
+    scenario = {one.__name__: one for one in (tenants, light, returns, aborts, cost, pressure)}[sys.argv[2]]
+    print("FOUND " + json.dumps(scenario(Path(sys.argv[1]), sys.argv[3])))

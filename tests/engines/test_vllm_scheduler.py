@@ -1,0 +1,114 @@
+"""Policies inside vLLM's scheduler, on an engine of one narrow layer: counts, not seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from burnish import cli
+from small_models import small_llama, small_tokenizer
+
+pytestmark = pytest.mark.timeout(1800)
+SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
+HELD = "order: programs\nhold: fixed\nhold_seconds: 600\n"
+
+
+def found(tmp_path: Path, scenario: str, policy: str) -> Any:
+    """What the engine counts under a policy: a name, or the text of a file."""
+    if "\n" in policy:
+        (tmp_path / "policy.yaml").write_text(policy)
+        policy = str(tmp_path / "policy.yaml")
+    script = Path(__file__).with_name("dummy_engine.py")
+    done = subprocess.run(
+        [os.environ["VLLM_PYTHON"], str(script), str(tmp_path / "model"), scenario, policy],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert lines, done.stderr[-3000:]
+    return json.loads(lines[0].removeprefix("FOUND "))
+
+
+def test_tenants_take_turns_and_no_step_is_lost(tmp_path: Path):
+    plain, fcfs, fair = (found(tmp_path, "tenants", policy) for policy in ("none", "fcfs", "vtc"))
+    assert plain == fcfs  # the policy that vLLM has, by our hand
+    assert fcfs["admitted"] == "AAAAAAAAAABBBB"
+    assert fair["admitted"] == "ABABABABAAAAAA"
+    assert fair["tokens"] / fair["steps"] >= 0.97 * fcfs["tokens"] / fcfs["steps"]
+
+
+def test_weights_of_a_policy_file_hold(tmp_path: Path):
+    fair = found(tmp_path, "tenants", "order: shares\nweights: {A: 3, B: 1}\n")
+    assert fair["admitted"].index("B") < 3
+    assert fair["admitted"][:8].count("A") == 6
+
+
+def test_a_light_tenant_is_as_well_served_beside_a_heavy_one(tmp_path: Path):
+    fcfs, fair = (found(tmp_path, "light", policy) for policy in ("fcfs", "vtc"))
+    assert max(fcfs["beside"]) > 3 * max(fcfs["alone"])
+    assert max(fair["beside"]) < max(fcfs["beside"])
+    print(fcfs, fair)
+
+
+def test_a_paused_workflow_finds_its_context_again(tmp_path: Path):
+    lost, kept = (found(tmp_path, "returns", policy) for policy in ("fcfs", HELD))
+    assert lost == {"held": 0, "cached": 0, "in use": 0, "others": 10}
+    assert kept == {"held": 5, "cached": 640, "in use": 0, "others": 10}
+
+
+def test_nothing_is_left_after_a_thousand_random_aborts(tmp_path: Path):
+    counts = found(tmp_path, "aborts", HELD)
+    assert counts["pinned before"] > 0
+    assert counts["left"] == [0, 0, 0, 0, 0]
+
+
+def test_holds_give_way_to_the_only_one_who_waits(tmp_path: Path):
+    assert found(tmp_path, "pressure", HELD)["finished"]
+
+
+def test_a_mistake_in_the_policy_ends_the_start_with_one_sentence(tmp_path: Path):
+    with pytest.raises(AssertionError, match=r"order is 'fair', but input should be"):
+        found(tmp_path, "tenants", "order: fair\n")
+
+
+def test_the_policy_file_of_a_simulation_serves(tmp_path: Path):
+    """`burnish serve up` with the file that `burnish serve sim` takes: tenants are served, and Ctrl-C ends all."""
+    model, policy = tmp_path / "tiny", tmp_path / "fair.yaml"
+    small_llama(max_position_embeddings=2048, head_dim=32).save_pretrained(model)
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(model)
+    policy.write_text("name: fair\norder: shares\nweights: {a: 2, b: 1}\n")
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"arrival_s": 0, "prompt_tokens": 9, "output_tokens": 4, "tenant": name} for name in "aabb"]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli.main(["serve", "sim", str(trace), "--policy", str(policy), "-o", str(tmp_path / "sim")])
+    words = [sys.executable, "-P", "-m", "burnish", "serve", "up", str(model), "--policy", str(policy)]
+    words += ["--trust-client-tenant", "--option=--max-num-seqs=2", "--log", str(tmp_path / "log")]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SOURCE)})
+    assert server.stdout is not None
+    try:
+        said = [server.stdout.readline() for _ in range(2)]
+        assert "serving tiny under fair at http://127.0.0.1:" in said[1], (tmp_path / "log").read_text()[-2000:]
+        client = openai.OpenAI(base_url=said[1].split()[-1], api_key="none", max_retries=0)
+        for tenant in ("a", "b", 5):
+            answer = client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "The licence"}],
+                max_tokens=4,
+                extra_body={"vllm_xargs": {"tenant": tenant, "program": "p"}},
+            )
+            assert answer.usage is not None
+            assert answer.usage.completion_tokens > 0
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
