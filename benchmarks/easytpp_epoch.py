@@ -116,16 +116,38 @@ def curve(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     loader, num_marks = loader_of(source, size["batch_size"], shuffle=True)
-    held_out, _ = loader_of(validation, size["batch_size"], shuffle=False)
+    held_out, _ = loader_of(validation, size["batch_size"] // (1 if name == "THP" else 2), shuffle=False)
     model = model_of(num_marks, size, name)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     spent, points = 0.0, []
     while len(points) < num_epochs and spent < seconds:
         spent += trained(model, loader, optimizer)
-        model.eval()
-        with torch.no_grad():
-            sums = [(float(loss), int(count)) for loss, count in (model.loglike_loss(**batch) for batch in held_out)]
-        total, count = map(sum, zip(*sums, strict=True))
-        points.append([round(spent, 3), round(-total / count, 5)])
+        points.append([round(spent, 3), round(nats(model, held_out, fine=name != "THP"), 5)])
         print(name, lr, points[-1], flush=True)
     return points
+
+
+NODES = 300
+
+
+def nats(model: Any, held_out: Any, *, fine: bool) -> float:
+    """Validation log-likelihood of events 2 to N: its own, or of three batches with an integral that is exact enough.
+
+    Its integral is a mean over 20 even nodes. Between them a flexible intensity may be higher than at them: S2P2 comes
+    to a value above the true process's so.
+    """
+    import torch
+
+    before = model.use_mc_samples, model.loss_integral_num_sample_per_step
+    if fine:
+        model.use_mc_samples, model.loss_integral_num_sample_per_step = False, NODES  # False: the trapezoid rule
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for index, batch in enumerate(held_out):
+            if fine and index == 3:
+                break
+            loss, events = model.loglike_loss(**batch)
+            total, count = total - float(loss), count + int(events)
+    model.use_mc_samples, model.loss_integral_num_sample_per_step = before
+    return total / count
