@@ -130,7 +130,7 @@ def up(
     max_model_len:
         Tokens of a conversation, at most.
     option:
-        One more option of vLLM's server, such as --option=--max-num-seqs=8; several times for several.
+        One more option of vLLM's server as it is written there, value included; several times for several.
     log:
         File for what vLLM says.
     """

@@ -1,7 +1,7 @@
-"""The policies inside vLLM: `--scheduler-cls burnish.serve.vllm.Scheduler`
+"""The policies inside vLLM, as the class of its scheduler
 
-    vllm serve MODEL --scheduler-cls burnish.serve.vllm.Scheduler \\
-        --additional-config '{"burnish": {"policy": "fair.yaml", "trust_client_tenant": true}}'
+    settings = {"burnish": {"policy": "fair.yaml", "trust_client_tenant": True}}
+    LLM(model, scheduler_cls="burnish.serve.vllm.Scheduler", additional_config=settings)
 
 There is one adapter for each version of vLLM whose scheduler was read; nothing outside of this folder imports vLLM.
 """
