@@ -29,7 +29,7 @@ ROW = "pair_row"
 """Column that carries a pair's row number through TRL's data preparation, so that messages can name it. Data may bring
 its own numbers in it, such as the lines of a file."""
 
-SOFT_ADVICE = "use dpo, reward, or their aps and r3m forms, or remove that column"
+SOFT_ADVICE = "use dpo, reward, or their aps and r3m forms, or remove that column, or the votes it is made from"
 
 CARRIED = (ROW, RIGHT)
 """Columns that TRL's preparation lets through, and its collators leave behind."""
