@@ -133,7 +133,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     flops, statistics_bytes = 0.0, 0
     streams = settings.stream
     if streams is None:
-        whole = rule.not_by_layer or settings.curve or settings.target or unknown
+        whole = rule.not_by_layer or settings.curve or settings.target is not None or unknown
         streams = too_large(before.num_parameters) and not whole
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
@@ -194,7 +194,7 @@ def text_cost(
     if settings.compares:
         num_candidates = len(settings.rounds_by.compared) * max(len(sketches), 1)
         flops += num_candidates * (WINDOWS * settings.length * 3 * active + rounding_flops)
-    if settings.target:  # a forecast for every width, then roundings and divergences of whole models
+    if settings.target is not None:  # a forecast for every width, then roundings and divergences of whole models
         flops += len(WIDTHS) * sum(RULES["gptq"].flops(*view.shape) for view in views)
         flops += NUM_MEASURED * (WINDOWS * settings.length * 3 * active + rounding_flops / 2)
     return flops, held, f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs"
@@ -261,7 +261,7 @@ def check_combinations(settings: Quantize) -> None:
     if settings.stream and rule.not_by_layer:
         can = " or ".join(other for other in RULES if not RULES[other].not_by_layer)
         raise SettingsError(f"stream is true, but {rule.not_by_layer}", fix=f"use method: {can}")
-    if settings.target:
+    if settings.target is not None:
         check_target(settings)
     rule.check(settings)
 

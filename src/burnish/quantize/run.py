@@ -74,7 +74,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         walk = LayerByLayer(module, views, precision=PRECISION, changed=True)
     else:
         walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory)
-    budget = budget_of(settings, rounding.scheme, views, model.plan()) if settings.target else None
+    budget = budget_of(settings, rounding.scheme, views, model.plan()) if settings.target is not None else None
     work = _Work(settings, model, walk, rounding, text, unseen, ctx, budget)
     if not on_disk:
         packed = dict(work.packed(ctx.work_dir))
@@ -255,7 +255,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or settings.curve or settings.target:
+    if settings.stream is False or settings.curve or settings.target is not None:
         return None
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return None

@@ -145,7 +145,7 @@ class Quantize(Stage):
     def needs(self) -> frozenset[str]:
         """What is collected from the calibration text, see `RoundingRule`."""
         wanted = RULES[self.method].needs | ({"covariance"} if self.refit else set())
-        return wanted | ({"covariance", "sketch"} if self.target else set())
+        return wanted | ({"covariance", "sketch"} if self.target is not None else set())
 
     def plan(self, before: Plan) -> Plan:
         from burnish.quantize.plan import plan
