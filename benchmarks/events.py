@@ -363,7 +363,7 @@ def unseen(arguments: argparse.Namespace) -> None:
         model = SmurfTHP(len(process.mu), **size_of("likelihood", 32))
         training = TRAINING | FEW | {"seed": 0}
         states = None if arguments.state is None else arguments.state / f"process-{index}"
-        row, _ = fitted(model, {"objective": "likelihood"}, parts, training, 0, states)
+        row, _ = fitted(model, {"objective": "likelihood"}, parts, training, states, None)
         forecaster = EventForecaster(model)
         ratio = np.abs(np.linalg.eigvals(np.array(process.jumps) / process.decay)).max()
         row |= {"training": training | {"process": index}, "process": describe(process)}
