@@ -183,8 +183,8 @@ class Runs(experiment.Kept):
         return [f"tuning, first, {side}, {rate:g}, {TUNING_SEED}" for rate in self.rates(side)]
 
     def reported(self, cell: str) -> list[str]:
-        sides = [*SIDES, *(OFFICIAL if cell == "first" and self.official else ())]
-        return [self.name(cell, side, seed) for seed in SEEDS for side in sides]
+        sides = [SIDES, OFFICIAL] if cell == "first" and self.official else [SIDES]
+        return [self.name(cell, side, seed) for some in sides for seed in SEEDS for side in some]
 
     def name(self, cell: str, side: str, seed: int) -> str:
         rate = (self.best(side.removeprefix("official ")) or 0) * root(CELLS[cell])

@@ -90,6 +90,7 @@ class Method:
 EVENTS = Benchmark("events", ("hawkes3", "hawkes2"), needs="for the real data sets --data DIR, see the script")
 OPTIMIZERS = Benchmark("optimizers", needs="--data DIR with the speeches and Shakespeare, --work DIR")
 OPTIMIZER_STEP = Benchmark("optimizer_step")
+OPTIMIZER_SWEEP = Benchmark("optimizer_sweep", needs="--data DIR with speeches and reviews, --work DIR, --official DIR")
 QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with llm-compressor, --work DIR")
 YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
 LOW_BITS = Benchmark("low_bits", needs="--data DIR with movie reviews and speeches, --work DIR, the peer's environment")
@@ -180,7 +181,7 @@ METHODS: tuple[Method, ...] = (
         source="NorMuon, 2025, arXiv:2510.05491",
         page="normuon",
         optimizer="burnish.optim.normuon:NorMuon",
-        benchmarks=(OPTIMIZERS, OPTIMIZER_STEP),
+        benchmarks=(OPTIMIZERS, OPTIMIZER_STEP, OPTIMIZER_SWEEP),
     ),
     Method(
         name="Muon",
