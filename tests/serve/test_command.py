@@ -88,3 +88,37 @@ def test_help_tells_the_two_servers_apart(capsys: pytest.CaptureFixture[str]):
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "strategies: burnish reason serve" in said
     assert "policies of a shared server: burnish serve" in said
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_files_that_are_not_ours_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str):
+    (tmp_path / name).write_text("mine\n")
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "sim", str(trace(tmp_path, 5)), "-o", str(tmp_path)])
+    assert f"{name}: exists and is another kind of file; choose another place" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine\n"
+    assert not {"results.json", "report.html"} - {name} & {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("engine", ["linear: {step: 1.0e+300}", "cost: roofline\nroofline: {flops: 1.0e-300}"])
+def test_steps_of_years_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str):
+    path = tmp_path / "engine.yaml"
+    path.write_text(engine)
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "sim", str(trace(tmp_path, 5)), "--engine", str(path), "-o", str(tmp_path / "out")])
+    assert "the engine's costs: a step would take" in capsys.readouterr().err
+
+
+def test_requests_that_are_centuries_apart_are_measured(tmp_path: Path):
+    path = tmp_path / "far.jsonl"
+    rows = [{"arrival_s": time, "prompt_tokens": 10, "output_tokens": 1} for time in (0, 9e11)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli.main(["serve", "sim", str(path), "-o", str(tmp_path / "out")])
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads((tmp_path / "out/results.json").read_text(), parse_constant=refuse)["policies"]["fcfs"]
+    assert found["seconds"] == pytest.approx(9e11)
+    assert found["tpot"]["mean"] is None  # no answer has a second token
+    assert 0 < found["ttft"]["mean"] < 1

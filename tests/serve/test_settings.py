@@ -44,6 +44,11 @@ def test_a_plain_name_is_a_policy_of_that_order():
         ("order: vtc\nprompt_price: 0\noutput_price: 0", "nothing costs anything"),
         ("order: vtc\nprompt_price: -1", "prompt_price is -1"),
         ("hold: fixed\nhold_seconds: 0", "hold_seconds is 0"),
+        ("hold: fixed\nhold_seconds: 1.0e+300", "hold_seconds is 1e.300, but input should be less"),
+        ("hold_seconds: 5", "hold_seconds needs hold: fixed, but hold is none"),
+        ("order: shares\nquantum: 5", "quantum needs order: dlpm, but order is shares"),
+        ("order: shares\nweights: {a: 1.0e+300}", "weight of 'a' is 1e.300; write weights between"),
+        ("order: vtc\norder: fcfs", "the key 'order' twice"),
         ("order: shares\nweights: &a {x: *a}", "."),
         ("order: shares\nweights: {a: {b: {c: {d: {e: {f: {g: {h: {i: {j: 1}}}}}}}}}}", "nested deeper"),
         ("- fcfs", "holds no settings"),
@@ -83,6 +88,7 @@ def test_the_settings_reach_the_objects():
         ("num_blocks: 0", "num_blocks is 0"),
         ("watermark: 1", "watermark is 1"),
         ("linear: {step: -1}", "linear.step is -1"),
+        ("cost: roofline\nlinear: {step: 1}", "linear needs cost: linear, but cost is roofline"),
     ],
 )
 def test_mistakes_of_an_engine(tmp_path: Path, text: str, told: str):
@@ -93,5 +99,5 @@ def test_mistakes_of_an_engine(tmp_path: Path, text: str, told: str):
 def test_every_cost_can_be_asked_for():
     table = {"prefill": [[1, 5.0]], "decode": [[1, 1.0]]}
     for cost in ("linear", "roofline", "dynosim", "table"):
-        settings = EngineSettings.model_validate({"cost": cost, "table": table})
+        settings = EngineSettings.model_validate({"cost": cost} | ({"table": table} if cost == "table" else {}))
         assert float(settings.costs().nanoseconds([(5, 0)], 1, 10.0)) > 0

@@ -128,3 +128,32 @@ def test_drawn_workflows_have_the_laws_that_are_stated():
     assert (first.prompt, second.prompt) == (12_000, 13_200)
     assert (second.pause, second.tool) == (0, "")
     assert workload.synthetic
+
+
+def test_azures_dates_have_a_zone_and_a_fraction_or_not(tmp_path: Path):
+    stamps = ["2024-05-10 00:00:00.0099309+00:00", "2024-05-10 00:00:01+00:00", "2024-05-10 00:00:02"]
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"{stamp},3,4\n" for stamp in stamps)
+    workload = read_trace(written(tmp_path, text, "azure.csv"))
+    assert [one.arrival for one in workload.workflows] == [0, 990_070_000, 1_990_070_000]
+
+
+def test_a_field_without_end_is_said_with_its_line(tmp_path: Path):
+    text = f"TIMESTAMP,ContextTokens,GeneratedTokens\n{'x' * 200_000},3,4\n"
+    with pytest.raises(DataError, match=r"azure.csv:2: is no row of a table \(field larger"):
+        read_trace(written(tmp_path, text, "azure.csv"))
+
+
+def test_a_program_has_one_tenant(tmp_path: Path):
+    first = {"arrival_s": 0, "prompt_tokens": 10, "output_tokens": 5, "program": "p", "tenant": "a"}
+    later = {"pause_s": 1, "prompt_tokens": 20, "output_tokens": 5, "program": "p"}
+    assert read_trace(written(tmp_path, lines(first, later))).workflows[0].tenant == "a"
+    with pytest.raises(DataError, match=r":2: is of tenant 'b', but its program 'p' began as 'a'"):
+        read_trace(written(tmp_path, lines(first, later | {"tenant": "b"})))
+
+
+def test_what_is_too_much_is_said_with_the_bound(tmp_path: Path):
+    row = {"arrival_s": 0, "prompt_tokens": 10, "output_tokens": 5}
+    with pytest.raises(DataError, match="from 1 to 100,000,000"):
+        read_trace(written(tmp_path, lines(row | {"prompt_tokens": 10**12})))
+    with pytest.raises(DataError, match="below 1e12"):
+        read_trace(written(tmp_path, lines(row | {"arrival_s": 1e300})))

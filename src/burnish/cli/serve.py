@@ -14,7 +14,7 @@ from burnish.serve.workload import RouterName
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Many = Annotated[list[str], Parameter(negative=())]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
-Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0, lte=1e9))]
 
 
 def sim(
@@ -66,7 +66,7 @@ def sim(
         Directory of results.json and report.html.
     """
     from burnish.core.apart import check_apart
-    from burnish.serve.compare import FILE, compare, write_results
+    from burnish.serve.compare import FILE, check_place, compare, write_results
     from burnish.serve.settings import EngineSettings, read_engine, read_policy
     from burnish.serve.traces import read_trace, with_tenants
 
@@ -76,6 +76,7 @@ def sim(
     workload = read_trace(trace, limit=limit)
     if tenants:
         workload = with_tenants(workload, {f"tenant{place}": 1 / place for place in range(1, tenants + 1)}, seed)
+    check_place(out)
     results = compare(
         workload,
         policies,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import DataError, SettingsError
+from burnish.core.errors import DataError, OutputError, SettingsError
 from burnish.serve.measures import measure
 from burnish.serve.settings import EngineSettings, PolicySettings
 from burnish.serve.simulate import Simulation, simulate
@@ -94,10 +94,33 @@ def compare_schedules(name: str, one: Simulation, other: Simulation) -> None:
     )
 
 
+def check_place(directory: Path) -> None:
+    """Refuses a directory with files of other kinds under our names, before anything is computed.
+
+    Raises:
+        OutputError: what `write_results` would write over is no older result.
+    """
+    from burnish.core.page.frame import check_page
+    from burnish.serve import page
+
+    check_page(directory / page.FILE)
+    path, begin = directory / FILE, _text({"trace": {}})[:11].encode()
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(begin)) != begin:
+                fix = "choose another place with -o"
+                raise OutputError("exists and is another kind of file", where=str(path), fix=fix)
+
+
+def _text(results: dict[str, Any]) -> str:
+    return json.dumps(results, indent=1, allow_nan=False) + "\n"
+
+
 def write_results(directory: Path, results: dict[str, Any]) -> Path:
     """Writes `results.json` and the page; returns where that is."""
     from burnish.serve.page import write_page
 
+    check_place(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / FILE, json.dumps(results, indent=1) + "\n")
+    write_atomically(directory / FILE, _text(results))
     return write_page(directory, results)

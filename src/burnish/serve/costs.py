@@ -14,9 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from burnish.core.errors import SettingsError
+
 Chunks = Sequence[tuple[int, int]]
 _MOST = 4096
 """Steps that are laid out at a time."""
+_LONGEST = 1e15
+"""Nanoseconds of a step, eleven days: `_MOST` of them together are within 64 bits."""
 
 
 class CostModel(Protocol):
@@ -28,8 +32,21 @@ class CostModel(Protocol):
 
 
 def step(model: CostModel, chunks: Chunks, decodes: int, context: int) -> int:
-    """One step, at least a nanosecond."""
-    return max(1, round(float(model.nanoseconds(chunks, decodes, float(context)))))
+    """One step, at least a nanosecond.
+
+    Raises:
+        SettingsError: it would take longer than any step does.
+    """
+    return max(1, round(_possible(float(model.nanoseconds(chunks, decodes, float(context))))))
+
+
+def _possible(longest: float) -> float:
+    if not longest <= _LONGEST:
+        what = f"a step would take {longest / 1e9:.3g} seconds"
+        raise SettingsError(
+            what, where="the engine's costs", fix="give nanoseconds, and what a device does in a second"
+        )
+    return longest
 
 
 def run(model: CostModel, decodes: int, context: int, most: int, until: float = math.inf) -> tuple[int, int, int]:
@@ -52,6 +69,7 @@ def run(model: CostModel, decodes: int, context: int, most: int, until: float = 
         num = min(_MOST, most - taken)
         contexts = float(context + decodes * taken) + float(decodes) * np.arange(num)
         times = np.broadcast_to(np.asarray(model.nanoseconds((), decodes, contexts)), num)
+        _possible(float(times.max()))
         ends = end + np.cumsum(np.maximum(np.rint(times), 1.0).astype(np.int64))
         last = min(int(np.searchsorted(ends, until)), num - 1) if until < math.inf else num - 1
         begin, end = int(ends[last - 1]) if last else end, int(ends[last])

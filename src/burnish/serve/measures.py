@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,9 +33,9 @@ def measure(found: Simulation, *, ttft: float, tpot: float, weight: Callable[[st
         weight: of a tenant.
     """
     jobs, counters = found.jobs, found.counters
-    first = np.array([job.first_token - job.arrival for job in jobs]) / SECOND
-    whole = np.array([job.finished - job.arrival for job in jobs]) / SECOND
-    each = np.array([(job.finished - job.first_token) / max(1, job.output - 1) for job in jobs]) / SECOND
+    first = _seconds(job.first_token - job.arrival for job in jobs)
+    whole = _seconds(job.finished - job.arrival for job in jobs)
+    each = _seconds((job.finished - job.first_token) / max(1, job.output - 1) for job in jobs)
     good = (first <= ttft) & (each <= tpot)
     spans = workflow_spans(jobs)
     seconds = found.makespan / SECOND
@@ -48,7 +48,7 @@ def measure(found: Simulation, *, ttft: float, tpot: float, weight: Callable[[st
         "ttft": _spread(first),
         "tpot": _spread(each[[job.output > 1 for job in jobs]]),
         "latency": _spread(whole),
-        "completion": _spread(np.array(list(spans.values())) / SECOND),
+        "completion": _spread(_seconds(spans.values())),
         "slo": {"ttft": ttft, "tpot": tpot},
         "goodput": float(good.sum()) / seconds,
         "good_share": float(good.mean()),
@@ -70,10 +70,15 @@ def measure(found: Simulation, *, ttft: float, tpot: float, weight: Callable[[st
     }
 
 
+def _seconds(nanoseconds: Iterable[float]) -> Float[np.ndarray, " num"]:
+    """Also of whole numbers beyond 64 bits, as a trace of centuries has."""
+    return np.array(list(nanoseconds), dtype=np.float64) / SECOND
+
+
 def _spread(values: Float[np.ndarray, " num"]) -> dict[str, Any]:
     """Mean and quantiles, each with its interval."""
     if not len(values):
-        return {"mean": math.nan, "quantiles": {}}
+        return {"mean": None, "quantiles": {}}
     ranked, num = np.sort(values), len(values)
     quantiles = {}
     for q in QUANTILES:
@@ -131,7 +136,7 @@ def fairness(
     (sum x)^2 / (n sum x^2) of their service over weight, 1 where all are equal. The largest gap is that of the service
     over weight that two of them had in any stretch of windows in which both waited.
     """
-    edges = np.linspace(0, makespan, WINDOWS + 1)
+    edges = np.linspace(0, float(makespan), WINDOWS + 1)
     tenants = sorted({job.tenant for job in jobs})
     place = {tenant: row for row, tenant in enumerate(tenants)}
     served = np.zeros((len(tenants), WINDOWS + 1))

@@ -25,6 +25,10 @@ OrderName = Literal["fcfs", "vtc", "shares", "dlpm", "programs", "least-service"
 MAX_DEPTH = 8
 
 
+_ONLY_WITH = {"hold_seconds": ("hold", "fixed"), "longest_hold": ("hold", "learned"), "quantum": ("order", "dlpm")}
+"""Settings of a policy that do nothing without another one."""
+
+
 class PolicySettings(Settings):
     """A policy: who is served next, and what is kept for those who pause."""
 
@@ -44,8 +48,8 @@ class PolicySettings(Settings):
     hold: Literal["none", "fixed", "learned"] = Field(
         default="none", description="for how long a paused context is kept"
     )
-    hold_seconds: float = Field(default=2.0, gt=0, description="of hold: fixed")
-    longest_hold: float = Field(default=600.0, gt=0, description="of hold: learned, seconds")
+    hold_seconds: float = Field(default=2.0, gt=0, le=1e9, description="of hold: fixed")
+    longest_hold: float = Field(default=600.0, gt=0, le=1e9, description="of hold: learned, seconds")
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -58,12 +62,17 @@ class PolicySettings(Settings):
         for path, weight in self.weights.items():
             if not weight > 0:
                 raise ValueError(f"the weight of {path!r} is {weight:g}, but a weight is above 0")
+            if not 1e-9 <= weight <= 1e9:
+                raise ValueError(f"the weight of {path!r} is {weight:g}; write weights between 1e-9 and 1e9")
             if not path or "" in path.split("/"):
                 raise ValueError(f"{path!r} is no path of tenants; write organisation/team/tenant")
         if self.weights and self.order != "shares":
             raise ValueError(f"weights need order: shares, and {self.order} has none")
         if not (self.prompt_price or self.output_price):
             raise ValueError("prompt_price and output_price are both 0, so that nothing costs anything")
+        for field, (setting, value) in _ONLY_WITH.items():
+            if field in self.model_fields_set and getattr(self, setting) != value:
+                raise ValueError(f"{field} needs {setting}: {value}, but {setting} is {getattr(self, setting)}")
         return self
 
     def weight(self, tenant: str) -> float:
@@ -204,6 +213,9 @@ class EngineSettings(Settings):
     def _has_table(self) -> EngineSettings:
         if self.cost == "table" and self.table is None:
             raise ValueError("cost: table needs the table itself, `table: {prefill: [...], decode: [...]}`")
+        for cost in ("linear", "roofline", "table"):
+            if cost in self.model_fields_set and cost != self.cost:
+                raise ValueError(f"{cost} needs cost: {cost}, but cost is {self.cost}")
         return self
 
     def shape(self) -> EngineShape:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import csv
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,13 @@ def _rows(path: Path) -> Rows:
     """(line, fields) of a table or of JSON lines."""
     lines = (line.decode("utf-8-sig", "replace").rstrip("\r") for line in read_lines(path))
     if ".csv" in path.suffixes:
-        for row in (reader := csv.DictReader(lines)):
-            yield reader.line_num, {str(key): value for key, value in row.items()}
+        reader = csv.DictReader(lines)
+        try:
+            for row in reader:
+                yield reader.line_num, {str(key): value for key, value in row.items()}
+        except csv.Error as error:
+            where = f"{path}:{reader.reader.line_num}"
+            raise DataError(f"is no row of a table ({error})", where=where, fix="give CSV with commas") from None
         return
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -97,7 +103,9 @@ def _count(row: dict[str, Any], field: str, where: str, least: int = 1) -> int:
     except ValueError:
         number = -1
     if not least <= number <= MAX_TOKENS:
-        raise DataError(f"{field} is {shown(value)}", where=where, fix=f"give a whole number from {least} on")
+        raise DataError(
+            f"{field} is {shown(value)}", where=where, fix=f"give a whole number from {least} to {MAX_TOKENS:,}"
+        )
     return number
 
 
@@ -109,7 +117,8 @@ def _seconds(row: dict[str, Any], field: str, where: str, scale: int = _SECOND) 
     except ValueError:
         number = math.nan
     if not 0 <= number < 1e12:
-        raise DataError(f"{field} is {shown(value)}", where=where, fix="give a time from 0 on")
+        fix = "give a time from 0 on, and below 1e12"
+        raise DataError(f"{field} is {shown(value)}", where=where, fix=fix)
     return round(number * scale)
 
 
@@ -150,9 +159,10 @@ def _azure(rows: Rows, path: str, dropped: dict[str, int]) -> list[Workflow]:
         where = f"{path}:{number}"
         stamp = _text(row, "TIMESTAMP", where)
         try:
-            date = datetime.fromisoformat(stamp[:26])  # of seven digits of a second, six can be read
+            date = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", stamp))  # of seven digits, six can be read
         except ValueError:
             raise DataError(f"TIMESTAMP is {shown(stamp)}", where=where, fix="give a date and a time") from None
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
         first = first or date
         passed = date - first
         time = (passed.days * 86400 + passed.seconds) * _SECOND + passed.microseconds * 1000
@@ -189,7 +199,10 @@ def _own(rows: Rows, path: str, dropped: dict[str, int]) -> list[Workflow]:
         if program not in programs:
             programs[program] = (tenant, _seconds(row, "arrival_s", where), [turn])
             continue
-        turns = programs[program][2]
+        owner, _, turns = programs[program]
+        if tenant not in ("", owner):
+            what = f"is of tenant {tenant!r}, but its program {program!r} began as {owner!r}"
+            raise DataError(what, where=where, fix="give the rows of a program one tenant, or another program")
         if turn.prompt < turns[-1].prompt + turns[-1].output:
             what = f"the prompt of {turn.prompt:,} tokens does not hold the turn of {program!r} before it"
             raise DataError(what, where=where, fix="give the later rows another program")

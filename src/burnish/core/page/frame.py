@@ -68,6 +68,19 @@ def policy(script: str) -> str:
     return "; ".join(allowed)
 
 
+def check_page(path: Path, first: bytes = b"<!doctype html>") -> None:
+    """Refuses a place that a page may not be written to.
+
+    Raises:
+        OutputError: it holds a file whose first line is another: a table, a ledger.
+    """
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.readline(len(first) + 2).rstrip() != first:
+                fix = "choose another place with -o"
+                raise OutputError("exists and is another kind of file", where=str(path), fix=fix)
+
+
 def write(path: Path, page: str) -> Path:
     """Writes a page whole or not at all, perhaps over an older one, and returns where it is.
 
@@ -76,11 +89,7 @@ def write(path: Path, page: str) -> Path:
     """
     first = page.partition("\n")[0].encode()
     try:
-        if path.is_file() and path.stat().st_size:
-            with path.open("rb") as file:
-                if file.readline(len(first) + 2).rstrip() != first:
-                    fix = "choose another place with -o"
-                    raise OutputError("exists and is another kind of file", where=str(path), fix=fix)
+        check_page(path, first)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page)
     except OSError as error:
