@@ -58,6 +58,7 @@ ARMS = {
         f"routed-rsa(models=small+large,percentiles=0,{RSA},fitness=logprob)",
         f"routed-rsa(models=small+large,percentiles=30,{RSA},fitness=logprob)",
         f"routed-rsa(models=small+large,percentiles=30,{RSA},fitness=random)",
+        f"routed-rsa(models=small+large,percentiles=30,{RSA},fitness=logprob,scorer=small)",
     ),
     "confident": ("self-consistency:8",),
 }
@@ -235,9 +236,11 @@ def facts(place: Path) -> dict[str, Any]:
     reader = JournalReader(place)
     try:
         records = list(reader.records().values())
+        scorings = [call["reply"]["usage"] for call in reader.calls() if call["path"].endswith("/score")]
     finally:
         reader.close()
     found: dict[str, Any] = {"strategies": {}, "votes": []}
+    found["scorings"] = [sum(one["prompt"] for one in scorings), sum(one["completion"] for one in scorings)]
     for record in sorted(records, key=lambda one: one["problem"]):
         kept = found["strategies"].setdefault(record["strategy"], {"scores": [], "used": [], "loops": []})
         found["failed"] = found.get("failed", 0) + bool(record["error"])  # and wrong: an empty answer, say
@@ -311,6 +314,7 @@ class Part:
         self.votes = np.array(kept["votes"])
         self.scores = {name: np.array(one["scores"]) for name, one in kept["strategies"].items()}
         self.loops = {name: np.mean(one["loops"], 0) for name, one in kept["strategies"].items()}
+        self.scorings = cost({"small": kept["scorings"]}, read)
         used = {name: one["used"] for name, one in kept["strategies"].items()}
         self.costs = {name: float(np.mean([cost(one, read) for one in all_])) for name, all_ in used.items()}
         vote = next((name for name in self.costs if name.startswith("self-consistency")), None)
@@ -355,6 +359,7 @@ def joined(bench: Bench, arm: str, places: Sequence[tuple[int, int]]) -> dict[st
     """The parts of one seed as one."""
     parts = [bench.read(f"{seed}, {arm}, {part}") for seed, part in places]
     found: dict[str, Any] = {"votes": [row for one in parts for row in one["votes"]], "strategies": {}}
+    found["scorings"] = np.sum([one.get("scorings", [0, 0]) for one in parts], 0).tolist()
     for name in parts[0]["strategies"]:
         ones = [one["strategies"][name] for one in parts]
         found["strategies"][name] = {key: [row for one in ones for row in one[key]] for key in ones[0]}
@@ -402,9 +407,11 @@ def routing(kept: Sequence[dict[str, Any]], read: float) -> list[dict[str, Any]]
             continue
         score = np.concatenate([part.scores[name] for part in parts])
         saved = [1 - part.costs[name] / part.costs[dear] for part in parts]
+        second = [part.scorings / (part.costs[name] * len(part.scores[name])) for part in parts]
+        overhead = float(np.mean(second)) if "scorer=" in name else 0.0
         rows.append(
             {"strategy": name, "accuracy": as_dict(score), "saved": float(np.mean(saved)), "saved_by_seed": saved}
-            | {"difference": paired(score, whole)}
+            | {"difference": paired(score, whole), "overhead": overhead}
         )
     return rows
 
@@ -448,7 +455,7 @@ ORDER = "strategy | model | accuracy (95 %): | costs as many samples: | vote of 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
-    made = {"votes": votes_table(results["votes"]), "loops": loops_table(results["prices"])}
+    made = {"votes": votes_table(results), "loops": loops_table(results["prices"])}
     for number, (title, arms) in enumerate(results["prices"].items()):
         ending = "" if number == 0 else "-dear"
         for page, wanted in (("gsa", ("best", "gsa")), ("rsa", ("rsa",))):
@@ -480,16 +487,23 @@ def line(row: dict[str, Any], arm: str) -> list[str]:
     ]
 
 
-def votes_table(votes: dict[str, list[dict[str, float]]]) -> str:
+def votes_table(results: dict[str, Any]) -> str:
+    votes = results["votes"]
     numbers = [one["samples"] for one in next(iter(votes.values()))]
-    header = " | ".join(["vote of", *(f"{number}:" for number in numbers)])
-    return experiment.table(header, ([arm, *(f"{one['mean']:.3f}" for one in row)] for arm, row in votes.items()))
+    header = " | ".join(["model", "trainings:", "problems:", *(f"vote of {number}:" for number in numbers)])
+    rows = (
+        [arm, str(len(results["seeds"][arm])), str(results["problems"][arm]), *(f"{one['mean']:.3f}" for one in row)]
+        for arm, row in votes.items()
+    )
+    return experiment.table(header, rows)
 
 
 def routing_table(prices: dict[str, list[dict[str, Any]]]) -> str:
     columns = zip(*prices.values(), strict=True)
     header = " | ".join(
-        ["routed", "accuracy (95 %):", "less RSA of the large model (95 %):", *(f"saved, {title}:" for title in prices)]
+        ["routed", "accuracy (95 %):", "less RSA of the large model (95 %):"]
+        + [f"saved, {title}:" for title in prices]
+        + ["second passes, share of the cost:"]
     )
     rows = [
         [
@@ -497,6 +511,7 @@ def routing_table(prices: dict[str, list[dict[str, Any]]]) -> str:
             experiment.cell(ones[0]["accuracy"]),
             experiment.cell(ones[0]["difference"], "+.3f"),
             *(f"{one['saved']:.0%}" for one in ones),
+            f"{ones[0]['overhead']:.1%}",
         ]
         for ones in columns
     ]

@@ -71,7 +71,7 @@ def cases(report: Path) -> dict[str, Any]:
     for case in ElementTree.parse(report).iter("testcase"):
         said = next((word for word in ("failure", "error", "skipped") if case.find(word) is not None), "passed")
         counts = {one.get("name", ""): one.get("value") for one in case.iter("property")}
-        found[f"{case.get('classname')}.{case.get('name')}"] = {"outcome": said, **counts} if counts else said
+        found[f"{case.get('classname')}.{case.get('name')}"] = {"outcome": said, **counts}
     return found
 
 

@@ -398,6 +398,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish reason run",
         source="Squeeze Evolve, 2026, arXiv:2604.07725",
         page="routed-rsa",
+        benchmarks=(REASON_TINY,),
     ),
     Method(
         name="aggregation-aware training",

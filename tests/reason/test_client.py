@@ -84,7 +84,7 @@ def test_no_secret_is_in_any_file(tmp_path: Path, where: str):
 def test_two_processes_or_runs_do_not_share_a_journal(tmp_path: Path):
     with Journal(tmp_path, {"data": 1}), pytest.raises(OutputError, match="written by another process"):
         Journal(tmp_path, {"data": 1})
-    with pytest.raises(OutputError, match="its data differ"):
+    with pytest.raises(OutputError, match="what differs: data"):
         Journal(tmp_path, {"data": 2})
     Journal(tmp_path, {"data": 1}).close()
 

@@ -59,7 +59,7 @@ def test_another_run_in_the_same_place_is_refused(
     main(command(problems, server, tmp_path / "run"))
     with pytest.raises(SystemExit):
         main(command(problems, server, tmp_path / "run", "--seed", "1"))
-    assert "belongs to another run (its seed differ)" in capsys.readouterr().err
+    assert "belongs to another run (what differs: seed)" in capsys.readouterr().err
 
 
 def test_a_probe_is_printed_kept_and_refuses_what_the_server_does_not_do(
@@ -98,7 +98,7 @@ def test_prompts_of_a_file_take_the_place_of_ours_and_are_what_a_run_is(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(ask)
-    assert "belongs to another run (its prompts differ)" in capsys.readouterr().err
+    assert "belongs to another run (what differs: prompts)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,14 @@ def test_the_newest_long_run_is_kept():
     kept = json.loads((Path(__file__).parent / "killed.json").read_text())
     assert kept["kills"] >= 100
     assert kept["records_that_differ"] == kept["issued_again_after_success"] == 0
+
+
+def test_the_newest_outcome_of_make_test_reason_is_kept():
+    kept = json.loads((Path(__file__).parent / "at_length.json").read_text())
+    assert {"long tests", "tests against vLLM"} <= set(kept)
+    assert all(part["passed"] for part in kept.values())
+    tests = {name.rpartition(".")[2]: outcome for name, outcome in kept["long tests"]["tests"].items()}
+    assert tests["test_a_hundred_kills"] | {"kills": "100"} == tests["test_a_hundred_kills"]
+    assert tests["test_ten_kills_against_vllm"] | {"kills": "10"} == tests["test_ten_kills_against_vllm"]
+    assert float(tests["test_fifty_thousand_calls_leave_memory_as_it_was"]["bytes_more_a_call"]) < 100
+    assert tests["test_164_solutions_pass_and_164_mutants_fail"]["outcome"] == "passed"

@@ -238,6 +238,14 @@ def test_scores_of_another_text_are_no_scores(tokens: tuple[str, ...]):
         scored("a b", *tokens)
 
 
+@pytest.mark.parametrize("position", [7, "x", {"1": 7}, {"1": {"logprob": float("nan"), "decoded_token": "a"}}, {}])
+def test_scores_that_are_none_are_told_as_that(position: Any):
+    choice = {"message": {"content": "x"}, "finish_reason": "length"}
+    body = json.dumps({"choices": [choice], "prompt_logprobs": [None, position]}).encode()
+    with pytest.raises(UpstreamError, match="of a given text that are none; name another model"):
+        read_score(body, Endpoint(NOWHERE, "m"), "k", "a")
+
+
 def test_over_http_it_is_the_same(tmp_path: Path):
     with ExactServer() as server:
         endpoints = [Endpoint(server.url, name, sampling=SAMPLING) for name in ("cheap", "strong")]

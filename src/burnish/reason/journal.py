@@ -7,7 +7,9 @@
 Two sums follow. *Paid* is the sum over flights, with retries and those that were lost; *attributed* is what a strategy
 used, and belongs to the strategy. Rows are committed in groups by a thread of their own: whoever waits for a row waits
 for the end of the group in which it lies, one fsync for all. After kill -9 a second process finds every call that was
-answered and asks for the others again.
+answered and asks for the others again. A note that a request is about to leave is written before it leaves, which the
+death of the process cannot undo, but only the next answer brings it to the disk: a machine that loses its power may
+forget requests that were under way, and no answer.
 
 The file is readable for its owner alone, and every secret the endpoints know of is cut from what is written.
 """
@@ -107,9 +109,8 @@ class Journal:
         """Notes a request that is about to leave; returns its number."""
         number, self._next_flight = self._next_flight, self._next_flight + 1
         row = (number, key, path, endpoint, time.time())
-        await self._durable(
-            ("INSERT INTO flights (id, key, path, endpoint, started) VALUES (?, ?, ?, ?, ?)", row),
-        )
+        statement = "INSERT INTO flights (id, key, path, endpoint, started) VALUES (?, ?, ?, ?, ?)"
+        await self._durable((statement, row), on_disk=False)
         return number
 
     async def arrive(self, flight: int, seconds: float, path: str, request: Mapping[str, Any], reply: Reply) -> None:
@@ -170,12 +171,12 @@ class Journal:
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    async def _durable(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+    async def _durable(self, *statements: tuple[str, tuple[Any, ...]], on_disk: bool = True) -> None:
         if self._broken:
             raise _unwritten(self.path, self._broken)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._waiting.put(_Write(statements, loop, done))
+        self._waiting.put(_Write(statements, loop, done, on_disk))
         await done
 
     def _write(self) -> None:
@@ -187,6 +188,8 @@ class Journal:
             writes = [write for write in group if write is not None]
             error: BaseException | None = None
             try:
+                mode = "FULL" if any(write.on_disk for write in writes) else "NORMAL"
+                self._database.execute(f"PRAGMA synchronous={mode}")
                 with self._database:
                     for write in writes:
                         for statement, values in write.statements:
@@ -234,7 +237,7 @@ class Journal:
             before, now = json.loads(kept["run"]), json.loads(wanted["run"])
             names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             raise OutputError(
-                f"belongs to another run (its {', '.join(names)} differ)",
+                f"belongs to another run (what differs: {', '.join(names)})",
                 where=str(self.path),
                 fix="choose another directory with -o, or give the same settings to continue it",
             )
@@ -334,6 +337,7 @@ class _Write:
     statements: tuple[tuple[str, tuple[Any, ...]], ...]
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[None]
+    on_disk: bool
 
 
 def _settle(futures: list[asyncio.Future[None]], error: BaseException | None) -> None:

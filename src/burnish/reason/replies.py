@@ -129,8 +129,13 @@ def read_score(content: bytes, endpoint: Endpoint, key: str, text: str) -> Reply
             "gave no log-probabilities of a given text", where=endpoint.address, fix="name another model as the scorer"
         )
     try:
-        scores = _of_text([_position(one) for one in positions if one is not None], text)
+        tokens = [_position(one) for one in positions if one is not None]
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        what = "gave log-probabilities of a given text that are none"
+        raise Unscored(what, where=endpoint.address, fix="name another model as the scorer") from None
+    try:
+        scores = _of_text(tokens, text)
+    except ValueError:
         what = "gave log-probabilities of another text than the one it was given"
         fix = "its chat template may rewrite answers; name another model as the scorer"
         raise Unscored(what, where=endpoint.address, fix=fix) from None
