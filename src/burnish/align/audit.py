@@ -43,6 +43,7 @@ from burnish.align.repeats import find_repeats
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, OutputError
 from burnish.core.ledger import LEDGER_FILE, Ledger
+from burnish.core.page.frame import check_page
 from burnish.core.progress import Progress
 from burnish.core.statistics import Interval
 from burnish.core.store import digest_of
@@ -172,6 +173,11 @@ def check_place(target: Path) -> None:
         raise OutputError("is a file", where=str(target), fix="name a directory with -o")
     if target.is_dir() and {path.name for path in target.iterdir()} - {PAIRS_FILE, PAGE_FILE, LEDGER_FILE, REPORT_FILE}:
         raise OutputError("exists and holds other files", where=str(target), fix="choose another place with -o")
+    for name in (PAGE_FILE, REPORT_FILE):
+        check_page(target / name)
+    if (target / PAGE_FILE).exists() and not (target / PAIRS_FILE).exists():
+        what = f"has a page and no {PAIRS_FILE}, so that it is no audit"
+        raise OutputError(what, where=str(target), fix="choose another place with -o")
 
 
 def audit_pairs(
