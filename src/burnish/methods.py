@@ -472,6 +472,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish serve sim",
         source="ours; scheduling as in vLLM 0.32",
         page="simulator",
+        benchmarks=(Benchmark("serve_speed", needs="--data DIR with the Mooncake traces"),),
     ),
     Method(
         name="fair shares",

@@ -208,7 +208,7 @@ def cost(work: Path, policy: str) -> dict[str, Any]:
 
 def pressure(work: Path, policy: str) -> dict[str, Any]:
     """All that is free is held when somebody comes whose prompt needs more than is left."""
-    dummy = Dummy(work, policy, max_num_seqs=4, num_gpu_blocks_override=16)
+    dummy = Dummy(work, policy, max_num_seqs=4, num_gpu_blocks_override=16, max_model_len=1792)
     for number in range(3):
         dummy.ask(f"agent{number}", words(number, 300), 4, program=f"agent{number}")
         dummy.run()
