@@ -96,6 +96,7 @@ YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step t
 LOW_BITS = Benchmark("low_bits", needs="--data DIR with movie reviews and speeches, --work DIR, the peer's environment")
 SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
 REASON_TINY = Benchmark("reason_tiny", needs="--work DIR, and some hours of one core")
+REASON_NULL = Benchmark("reason_null", needs="--data FILE with problems of GSM8K, --work DIR")
 ALIGN_LINEAR = Benchmark("align_linear")
 ALIGN_STEP = Benchmark("align_step")
 ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
@@ -382,7 +383,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish reason run",
         source="LLMs Can Generate a Better Answer by Aggregating Their Own Responses, 2025, arXiv:2503.04104",
         page="gsa",
-        benchmarks=(REASON_TINY,),
+        benchmarks=(REASON_TINY, REASON_NULL),
     ),
     Method(
         name="RSA",
