@@ -73,6 +73,11 @@ def _upcycle(model: burnish.Model, place: Path) -> None:
     burnish.Upcycle(num_experts=4)(model, work_dir=place)
 
 
+def _unpack(model: burnish.Model, place: Path) -> None:
+    packed = burnish.Quantize(method="rtn", group_size=32)(model).save(place.with_name("packed"))
+    burnish.Unpack()(burnish.load(packed), work_dir=place)
+
+
 def _chain(model: burnish.Model, place: Path) -> None:
     burnish.DrawChains(number=4)(model, work_dir=place)
 
@@ -120,6 +125,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     ),
     "slim": (_slim, set()),
     "upcycle": (_upcycle, set()),
+    "unpack": (_unpack, set()),
     "chain": (_chain, set()),
     "aggregate": (_aggregate, set()),
     "audit": (
