@@ -307,13 +307,18 @@ def auroc(right: np.ndarray, score: np.ndarray) -> float:
     return float(below.mean() / (2 * len(bad)))
 
 
+def complete(loops: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Those of problems that have been through all loops: a strategy that an empty answer ended has fewer."""
+    return [one for one in loops if len(one) == max(map(len, loops))]
+
+
 class Part:
     """What one arm of one seed found, at one price of reading."""
 
     def __init__(self, kept: dict[str, Any], read: float) -> None:
         self.votes = np.array(kept["votes"])
         self.scores = {name: np.array(one["scores"]) for name, one in kept["strategies"].items()}
-        self.loops = {name: np.mean(one["loops"], 0) for name, one in kept["strategies"].items()}
+        self.loops = {name: np.mean(complete(one["loops"]), 0) for name, one in kept["strategies"].items()}
         self.scorings = cost({"small": kept["scorings"]}, read)
         used = {name: one["used"] for name, one in kept["strategies"].items()}
         self.costs = {name: float(np.mean([cost(one, read) for one in all_])) for name, all_ in used.items()}
