@@ -170,6 +170,9 @@ def test_wrong_values_are_refused() -> None:
         EventForecaster(small(SmurfTHP, num_marks=1, num_exogenous=1), objective="score").fit(data, data, epochs=1)
     with pytest.raises(DataError, match="begin at 5, after 0"):
         replace(data.sequences[0], exogenous=Exogenous(np.array([5.0]), np.zeros((1, 1))))
+    for times, values in (([0.0, 1.0], [[1e308], [1.0]]), ([-1e200, 1.0], [[1.0], [1.0]])):
+        with pytest.raises(DataError, match=r"not finite, or beyond 1e\+100"):
+            Exogenous(np.array(times), np.array(values))
     with pytest.raises(DataError, match="do not increase"):
         Exogenous(np.array([1.0, 1.0]), np.zeros((2, 1)))
     with pytest.raises(DataError, match="--exogenous"):

@@ -72,6 +72,11 @@ def test_a_time_that_is_none_forecasts_nothing(forecast: NextEvents, elapsed: fl
         forecast.quantile(LEVELS, elapsed)
 
 
+def test_a_wait_so_long_that_a_gap_more_is_lost_in_rounding_is_refused(forecast: NextEvents) -> None:
+    with pytest.raises(SettingsError, match="waits cannot be told apart"):
+        forecast.quantile(LEVELS, 1e20)
+
+
 def test_no_time_elapsed_changes_nothing(forecast: NextEvents) -> None:
     assert torch.equal(forecast.quantile(LEVELS, 0.0), forecast.quantile(LEVELS))
 

@@ -344,7 +344,15 @@ class NextEvents:
         if not bool(((values >= 0) & values.isfinite()).all()):
             wrong = float(values[~((values >= 0) & values.isfinite())].flatten()[0])
             raise SettingsError(f"elapsed time is {wrong}, but must be finite and at least 0")
-        values = (values.double() / self.unit).to(self.table.edges).reshape(-1, 1)
+        scaled = values.double() / self.unit
+        smallest = torch.finfo(self.table.edges.dtype).eps
+        if bool((scaled * smallest > 0.5).any()):  # one gap more or less is lost in rounding
+            most = 0.5 / smallest * self.unit
+            raise SettingsError(
+                f"elapsed time is {float(values.max()):g}, and beyond {most:.3g} waits cannot be told apart",
+                fix="check the unit of time, and that the last event is the last",
+            )
+        values = scaled.to(self.table.edges).reshape(-1, 1)
         return values.expand(len(self), 1)
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from burnish.events.sequence import EventSequence
 
 
+LARGEST = 1e100
+"""Of a time or value, and the inverse of the smallest gap: squares of both, and quotients, stay numbers."""
+
+
 @dataclass(frozen=True)
 class Exogenous:
     """Values from given times on.
@@ -39,8 +43,9 @@ class Exogenous:
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.times.shape != self.values.shape[:1] or not len(self.times):
             raise DataError("exogenous values need a row for each of their times, and at least one")
-        if not (np.isfinite(self.times).all() and np.isfinite(self.values).all()):
-            raise DataError("exogenous values or their times are not finite", fix="drop the incomplete rows")
+        if not ((np.abs(self.times) <= LARGEST).all() and (np.abs(self.values) <= LARGEST).all()):
+            what = f"exogenous values or their times are not finite, or beyond {LARGEST:g}"
+            raise DataError(what, fix="drop the incomplete rows, or count in another unit")
         if (np.diff(self.times) <= 0).any():
             raise DataError("the times of exogenous values do not increase", fix="give one row a time, in order")
 

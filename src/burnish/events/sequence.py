@@ -17,14 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.core.errors import DataError
-from burnish.events.exogenous import Exogenous
+from burnish.events.exogenous import LARGEST, Exogenous
 
 NANOSECONDS = 1_000_000_000
 """In a second: dates are whole numbers of them."""
-
-
-LARGEST = 1e100
-"""Of a time, and the inverse of the smallest gap: squares of both, and quotients, stay numbers."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from burnish.core.errors import DataError, SettingsError, nearest
 from burnish.events.batches import calendar
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.excitation import ExcitedModel
+from burnish.events.exogenous import LARGEST
 from burnish.events.model import EncodedModel
 from burnish.events.online import IncrementalEncoder, OnlineHazard, OnlineLaw
 from burnish.events.place_mixture import PlaceMixture
-from burnish.events.sequence import LARGEST
 from burnish.events.smurf import SmurfTHP
 
 if TYPE_CHECKING:
