@@ -232,4 +232,5 @@ def baseline_location_evaluation(
         observed.append(sequence.locations[index] * scale + mean)
         events.append((number, index))
     values = location_scores(np.array(samples), np.array(observed), sphere=train.sphere)
-    return LocationEvaluation(*np.array(events).T, values), law
+    of_sequence, at = np.array(events).T
+    return LocationEvaluation(of_sequence, at, values), law
