@@ -127,7 +127,7 @@ MALFORMED: dict[str, tuple[Spoil, str]] = {
     ),
     "a quantization that is not ours to read": (
         config(quantization_config={"quant_method": "nonsense"}),
-        "the weights cannot be loaded",
+        "its weights are packed as 'nonsense'",
     ),
     "a torch_dtype of another kind": (
         config(dtype=..., torch_dtype="load"),

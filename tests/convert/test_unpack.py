@@ -89,6 +89,7 @@ def test_what_stock_loading_passes_over_is_unpacked_too_and_the_result_slims(tmp
     assert narrow.num_parameters < load(out).plan().num_parameters
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = packed_as_fp8(tmp_path, "qwen3", [16, 16])
     main(["convert", "unpack", str(path), "-o", str(tmp_path / "out"), "--dtype", "float32"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from burnish.convert.stage import STREAMED
 from burnish.convert.upcycle import mixtral_config, upcycle
 from burnish.core.checkpoint import DeferredModel, Model, cast
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError
+from burnish.core.kinds import STREAMED
 from burnish.core.stage import Context
 
 if TYPE_CHECKING:

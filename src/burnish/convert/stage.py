@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from burnish.core.kinds import Plan, Weights
+from burnish.core.kinds import STREAMED, Plan, Weights
 from burnish.core.stage import Context, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
-
-
-STREAMED = ("fp8", "mxfp4")
-"""Packings that are read a tensor at a time; compressed-tensors goes through the stock loader, in memory."""
 
 
 class Upcycle(Stage):

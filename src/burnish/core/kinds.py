@@ -42,6 +42,12 @@ class Weights(StrEnum):
     PACKED = "packed"
 
 
+STREAMED = ("fp8", "mxfp4")
+"""Values of `quant_method` whose weights are unpacked a tensor at a time."""
+UNPACK = "burnish convert unpack"
+"""What does that."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is known of a checkpoint before it exists.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from burnish.core.errors import RecipeError, SettingsError
-from burnish.core.kinds import Kind, Plan, Weights
+from burnish.core.kinds import STREAMED, UNPACK, Kind, Plan, Weights
 from burnish.core.outside import MAX_SEED
 from burnish.core.progress import Progress
 from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
@@ -144,10 +144,8 @@ class Stage(Settings):
             packing = getattr(before.config, "quantization_config", None)
             if isinstance(packing, dict) and "quant_method" in packing:
                 method = packing["quant_method"]
-                advice += (
-                    ", make it dense with burnish convert unpack, or name the dense original: quantization_config in "
-                    f"config.json has quant_method {method!r}"
-                )
+                other = f"make it dense with {UNPACK}" if method in STREAMED else "name the dense original"
+                advice += f", or {other}: quantization_config in config.json has quant_method {method!r}"
             raise RecipeError(
                 f"{self.name} needs {wanted} weights, but is given {before.weights} ones", where=where, fix=advice
             )

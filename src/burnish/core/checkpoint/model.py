@@ -46,7 +46,7 @@ from burnish.core.checkpoint.shards import shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import module_shapes, plan_checkpoint
 from burnish.core.checkpoint.tokenizer import has_tokenizer, read_tokenizer
 from burnish.core.errors import CheckpointError, CheckpointWarning
-from burnish.core.kinds import STOCK_LOADER, Plan, Weights
+from burnish.core.kinds import STOCK_LOADER, STREAMED, UNPACK, Plan, Weights
 from burnish.core.outside import answered_for
 
 if TYPE_CHECKING:
@@ -391,7 +391,7 @@ def check_read_by_stock(config: PretrainedConfig, directory: Path) -> None:
     raise CheckpointError(
         f"its weights are packed as {method!r}, and burnish computes with dense weights or compressed-tensors",
         where=str(directory),
-        fix="make it dense with burnish convert unpack, or name the dense original",
+        fix=f"make it dense with {UNPACK}" if method in STREAMED else "name the dense original",
     )
 
 
