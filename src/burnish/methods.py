@@ -99,6 +99,7 @@ REASON_TINY = Benchmark("reason_tiny", needs="--work DIR, and some hours of one 
 REASON_NULL = Benchmark("reason_null", needs="--data FILE with problems of GSM8K, --work DIR")
 ALIGN_LINEAR = Benchmark("align_linear")
 ALIGN_STEP = Benchmark("align_step")
+ALIGN_POLICY = Benchmark("align_policy", needs="--data DIR with movie reviews and sentence polarity, --work DIR")
 ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
 
 METHODS: tuple[Method, ...] = (
@@ -312,7 +313,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish align --loss aps-dpo",
         source="Adaptive Preference Scaling, 2024, arXiv:2406.02764",
         page="aps",
-        benchmarks=(ALIGN_LINEAR, ALIGN_DPO),
+        benchmarks=(ALIGN_LINEAR, ALIGN_DPO, ALIGN_POLICY),
     ),
     Method(
         name="R3M",
@@ -320,7 +321,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish align --loss r3m-dpo",
         source="Robust RL from Corrupted Human Feedback, 2024, arXiv:2406.15568",
         page="r3m",
-        benchmarks=(ALIGN_LINEAR, ALIGN_DPO),
+        benchmarks=(ALIGN_LINEAR, ALIGN_DPO, ALIGN_POLICY),
     ),
     Method(
         name="label audit",
