@@ -489,6 +489,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish serve sim --policy programs",
         source="Continuum, 2025, arXiv:2511.02230; Autellix, 2025, arXiv:2502.13965; order and growth rule ours",
         page="programs",
+        benchmarks=(Benchmark("serve_programs", ("--work", "runs/serve-programs", "--minutes", "30")),),
     ),
 )
 

@@ -67,7 +67,7 @@ def test_a_policy_that_is_no_file_is_said():
 
 
 def test_holding_without_an_order_is_warned_of_with_its_number():
-    assert "0.77 to 0.96" in PolicySettings(hold="learned").warning
+    assert "order: programs" in PolicySettings(hold="learned").warning
     assert not PolicySettings(order="programs", hold="learned").warning
     assert not PolicySettings(order="shares", within="programs", hold="learned").warning
     assert not PolicySettings().warning

@@ -93,8 +93,8 @@ class PolicySettings(Settings):
         if self.order == "shares" and self.within == "programs":
             return ""
         return (
-            f"{self.called}: holding contexts under an order that does not put returning workflows first was worse "
-            "than no hold in 6 of 7 measured settings (0.77 to 0.96 of the speed); use order: programs"
+            f"{self.called}: holds gain less where the order does not put returning workflows first (in simulations "
+            "1.1 to 1.6 times sooner than plain caching, with order: programs 1.1 to 5.1 times); use order: programs"
         )
 
     def objects(self, costs: CostModel) -> tuple[Order, Retention]:
