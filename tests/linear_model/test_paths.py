@@ -156,7 +156,7 @@ def test_no_small_problem_cycles_or_ends_at_a_wrong_basis(**drawn: Any) -> None:
 
 
 # The same problems in every run; they follow from the text of the function.
-@pytest.mark.slow
+@pytest.mark.long
 @SMALL_PROBLEMS
 @settings(max_examples=2000, deadline=None, derandomize=True)
 def test_no_small_problem_of_2000_cycles(**drawn: Any) -> None:

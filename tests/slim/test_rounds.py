@@ -148,4 +148,5 @@ def test_a_run_in_rounds_that_was_killed_goes_on_where_it_was(model_of, tmp_path
     lineage = json.loads((out / "burnish.json").read_text())
     assert lineage["stage"] == "distill"
     assert lineage["parents"]["teacher"] == Lineage(files=hash_directory(start)).hash
-    assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == 8
+    before, after = (AutoModelForCausalLM.from_pretrained(place).num_parameters() for place in (start, out))
+    assert 0.5 < after / before <= 0.6
