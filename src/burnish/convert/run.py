@@ -9,7 +9,7 @@ from burnish.convert.upcycle import mixtral_config, upcycle
 from burnish.core.checkpoint import DeferredModel, Model, cast
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError
-from burnish.core.kinds import STREAMED
+from burnish.core.kinds import STREAMED, packing
 from burnish.core.stage import Context
 
 if TYPE_CHECKING:
@@ -50,12 +50,6 @@ def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
                 task.advance()
 
     return DeferredModel(model, without_weights(bare), unpacking.layout, tensors, stored_dtype=dtype)
-
-
-def packing(config: Any) -> dict[str, Any]:
-    """The quantization_config of a configuration as a dict; empty where there is none."""
-    found = getattr(config, "quantization_config", None) or {}
-    return found if isinstance(found, dict) else found.to_dict()
 
 
 def packing_of(config: Any) -> str:

@@ -48,6 +48,12 @@ UNPACK = "burnish convert unpack"
 """What does that."""
 
 
+def packing(config: Any) -> dict[str, Any]:
+    """The `quantization_config` of a transformers configuration; empty where it has none."""
+    found = getattr(config, "quantization_config", None) or {}
+    return found if isinstance(found, dict) else found.to_dict()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is known of a checkpoint before it exists.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from burnish.core.errors import RecipeError, SettingsError
-from burnish.core.kinds import STREAMED, UNPACK, Kind, Plan, Weights
+from burnish.core.kinds import STREAMED, UNPACK, Kind, Plan, Weights, packing
 from burnish.core.outside import MAX_SEED
 from burnish.core.progress import Progress
 from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
@@ -141,9 +141,7 @@ class Stage(Settings):
         if before.weights not in self.accepts_weights:
             wanted = " or ".join(sorted(self.accepts_weights))
             advice = "put it before the stage that packs the weights"
-            packing = getattr(before.config, "quantization_config", None)
-            if isinstance(packing, dict) and "quant_method" in packing:
-                method = packing["quant_method"]
+            if (method := packing(before.config).get("quant_method")) is not None:
                 other = f"make it dense with {UNPACK}" if method in STREAMED else "name the dense original"
                 advice += f", or {other}: quantization_config in config.json has quant_method {method!r}"
             raise RecipeError(

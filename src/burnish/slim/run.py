@@ -89,6 +89,11 @@ class _Choice:
         )
 
     @property
+    def cuts_shared(self) -> bool:
+        was, now = (experts_of(config) for config in (self.uncut.module.config, self.config))
+        return was.shared_intermediate_size != now.shared_intermediate_size
+
+    @property
     def cuts_groups(self) -> bool:
         return describe(self.uncut.module).num_key_value_heads != describe(self.config).num_key_value_heads
 
@@ -105,11 +110,10 @@ def _narrow(choice: _Choice) -> Chosen:
     """Neurons by the score; experts, where fewer are wanted too, by what the neurons that they keep add up to."""
     settings = choice.settings
     was, now = experts_of(choice.uncut.module.config), experts_of(choice.config)
-    shared = was.shared_intermediate_size != now.shared_intermediate_size
     score = SCORES[settings.score_name]
     sums = None
     if score.terms:
-        sums = _collect(choice, score, shared=shared, groups=choice.cuts_groups)
+        sums = _collect(choice, score, shared=choice.cuts_shared, groups=choice.cuts_groups)
         _check_seen(sums, was.intermediate_size, settings, choice.ctx)
     neurons, experts, rows = {}, {}, []
     for layer, scores in _scores_by_layer(choice, sums, score):
@@ -124,12 +128,7 @@ def _narrow(choice: _Choice) -> Chosen:
             row |= {"fewest tokens": int(counts.min()), "experts without tokens": int((counts == 0).sum())}
             row |= {"score kept": float(kept_scores.sum() / scores.sum())}
         rows.append(row)
-    kept_shared = {}
-    for view in choice.views("shared_expert") if shared else ():
-        assert view.layer is not None
-        scores = _neuron_scores(choice, view, sums, score)
-        kept_shared[view.layer] = keep_highest(scores, now.shared_intermediate_size)
-    kept = Kept(neurons, kept_shared, experts, _groups(choice, sums, score))
+    kept = Kept(neurons, _shared(choice, sums, score), experts, _groups(choice, sums, score))
     refitted: dict[tuple[int, int | None], Tensor] = {}
     if settings.refit:
         for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress):
@@ -145,8 +144,7 @@ def _drop(choice: _Choice) -> Chosen:
     was, now = experts_of(choice.uncut.module.config), experts_of(choice.config)
     sums = None
     if name in ("reap", "frequency"):
-        shared_too = now.shared_intermediate_size != was.shared_intermediate_size
-        sums = _collect(choice, part_score, shared=shared_too, groups=choice.cuts_groups)
+        sums = _collect(choice, part_score, shared=choice.cuts_shared, groups=choice.cuts_groups)
         unseen = sum(int((counts == 0).sum()) for counts in sums.counts.values())
         if unseen:
             choice.ctx.progress.log(f"{unseen} experts saw no calibration token; they are dropped first")
@@ -163,16 +161,12 @@ def _drop(choice: _Choice) -> Chosen:
             scores = reap(sums.reap[layer], counts) if name == "reap" else counts.double()
         experts[layer] = _kept_experts(choice, scores)
         rows.append({"layer": layer, "experts": now.num_experts, "kept": experts[layer].tolist()})
-    neurons, shared = {}, {}
+    neurons = {}
     if now.intermediate_size < was.intermediate_size:
         for layer, scores in _scores_by_layer(choice, sums, part_score):
             neurons[layer] = keep_highest(scores, now.intermediate_size)
-    if now.shared_intermediate_size != was.shared_intermediate_size:
-        for view in choice.views("shared_expert"):
-            assert view.layer is not None
-            scores = _neuron_scores(choice, view, sums, part_score)
-            shared[view.layer] = keep_highest(scores, now.shared_intermediate_size)
-    return Kept(neurons, shared, experts, _groups(choice, sums, part_score)), {}, rows
+    kept = Kept(neurons, _shared(choice, sums, part_score), experts, _groups(choice, sums, part_score))
+    return kept, {}, rows
 
 
 def _kept_experts(choice: _Choice, scores: Tensor) -> Tensor:
@@ -181,6 +175,15 @@ def _kept_experts(choice: _Choice, scores: Tensor) -> Tensor:
     inside = keep_highest(scores.view(num_groups, -1), num_kept // num_groups)
     first = torch.arange(num_groups)[:, None] * (len(scores) // num_groups)
     return (inside + first).flatten()
+
+
+def _shared(choice: _Choice, sums: ScoreSums | None, score: Score) -> dict[int, Tensor]:
+    """Neurons of shared experts that are kept, by layer; empty where all are."""
+    width, kept = experts_of(choice.config).shared_intermediate_size, {}
+    for view in choice.views("shared_expert") if choice.cuts_shared else ():
+        assert view.layer is not None
+        kept[view.layer] = keep_highest(_neuron_scores(choice, view, sums, score), width)
+    return kept
 
 
 def _scores_by_layer(choice: _Choice, sums: ScoreSums | None, score: Score) -> Iterator[tuple[int, Tensor]]:

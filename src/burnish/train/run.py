@@ -181,17 +181,16 @@ def freeze_all_but(module: nn.Module, patterns: str) -> None:
     Raises:
         SettingsError: no name fits one of them.
     """
-    fitting: dict[str, list[str]] = {}
-    names = [name for name, _ in module.named_parameters()]
+    names, chosen = [name for name, _ in module.named_parameters()], set[str]()
     for pattern in (part.strip() for part in patterns.split(",")):
-        fitting[pattern] = fnmatch.filter(names, pattern)
-        if not fitting[pattern]:
+        fitting = fnmatch.filter(names, pattern)
+        if not fitting:
             raise SettingsError(
                 f"no parameter has a name that fits {pattern!r}; the last ones are {', '.join(names[-3:])}",
                 where="only",
                 fix="'*' stands for anything: --only '*.mlp.gate.*'",
             )
-    chosen = {name for some in fitting.values() for name in some}
+        chosen.update(fitting)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
 

@@ -46,7 +46,7 @@ from burnish.core.checkpoint.shards import shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import module_shapes, plan_checkpoint
 from burnish.core.checkpoint.tokenizer import has_tokenizer, read_tokenizer
 from burnish.core.errors import CheckpointError, CheckpointWarning
-from burnish.core.kinds import STOCK_LOADER, STREAMED, UNPACK, Plan, Weights
+from burnish.core.kinds import STOCK_LOADER, STREAMED, UNPACK, Plan, Weights, packing
 from burnish.core.outside import answered_for
 
 if TYPE_CHECKING:
@@ -384,8 +384,7 @@ class Model:
 
 def check_read_by_stock(config: PretrainedConfig, directory: Path) -> None:
     """Refuses weights packed in a way that is read a tensor at a time, or not at all."""
-    packing: Any = getattr(config, "quantization_config", None) or {}
-    method = packing.get("quant_method") if isinstance(packing, dict) else packing.quant_method
+    method = packing(config).get("quant_method")
     if method == "compressed-tensors":
         return
     raise CheckpointError(
