@@ -434,14 +434,14 @@ def _renamed(reading: Reading, renamed: Renamed) -> Reading:
 
 def _check_ours(out: Path | None, *columns: str) -> None:
     """Refuses to write a table over a file that is not an older one of the same kind, which has these columns."""
-    from burnish.core.errors import OutputError
+    from burnish.core.outside import check_kind
 
-    if out is None or not out.is_file() or not out.stat().st_size:
-        return
-    with out.open("rb") as file:
-        found = file.readline(10_000).decode("utf-8", errors="replace").strip().split(",")
-    if not set(columns) <= set(found):
-        raise OutputError("exists and is another kind of file", where=str(out), fix="choose another place with -o")
+    def is_ours(head: bytes) -> bool:
+        found = head.partition(b"\n")[0].decode("utf-8", errors="replace").strip().split(",")
+        return set(columns) <= set(found)
+
+    if out is not None:
+        check_kind(out, is_ours)
 
 
 def _write(rows: Iterable[list[str]], out: Path | None, done: str) -> None:

@@ -16,12 +16,12 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from burnish.core.errors import BurnishError, CheckpointError, DataError
+from burnish.core.errors import BurnishError, CheckpointError, DataError, OutputError
 
 MAX_JSON_BYTES = 200_000_000
 MAX_DEPTH = 64
@@ -327,3 +327,20 @@ def reason_of(cause: BaseException) -> str:
     said = said if len(said) <= 200 else f"{said[:197]}..."
     named = isinstance(cause, KeyError | AttributeError | IndexError | RecursionError) or not said
     return f"{type(cause).__name__}: {said}".rstrip(": ") if named else said
+
+
+def check_kind(path: Path, is_ours: Callable[[bytes], bool]) -> None:
+    """Refuses to write over a file of another kind, as its beginning tells.
+
+    Args:
+        path: where a file is to be written, which need not exist; an empty one is nobody's.
+        is_ours: (at most 10,000 first bytes) -> whether it is an older one of the same kind.
+
+    Raises:
+        OutputError: it is not.
+    """
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if not is_ours(file.read(10_000)):
+                fix = "choose another place with -o"
+                raise OutputError("exists and is another kind of file", where=str(path), fix=fix)

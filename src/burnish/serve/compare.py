@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.checkpoint import write_atomically
-from burnish.core.errors import DataError, OutputError, SettingsError
+from burnish.core.errors import DataError, SettingsError
+from burnish.core.outside import check_kind
 from burnish.serve.measures import measure
 from burnish.serve.settings import EngineSettings, PolicySettings
 from burnish.serve.simulate import Simulation, simulate
@@ -104,12 +105,8 @@ def check_place(directory: Path) -> None:
     from burnish.serve import page
 
     check_page(directory / page.FILE)
-    path, begin = directory / FILE, _text({"trace": {}})[:11].encode()
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb") as file:
-            if file.read(len(begin)) != begin:
-                fix = "choose another place with -o"
-                raise OutputError("exists and is another kind of file", where=str(path), fix=fix)
+    begin = _text({"trace": {}})[:11].encode()
+    check_kind(directory / FILE, lambda head: head.startswith(begin))
 
 
 def _text(results: dict[str, Any]) -> str:

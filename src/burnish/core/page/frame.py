@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from burnish._version import __version__
 from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import OutputError
+from burnish.core.outside import check_kind
 from burnish.core.page import numbers, palette
 
 if TYPE_CHECKING:
@@ -74,11 +75,7 @@ def check_page(path: Path, first: bytes = b"<!doctype html>") -> None:
     Raises:
         OutputError: it holds a file whose first line is another: a table, a ledger.
     """
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb") as file:
-            if file.readline(len(first) + 2).rstrip() != first:
-                fix = "choose another place with -o"
-                raise OutputError("exists and is another kind of file", where=str(path), fix=fix)
+    check_kind(path, lambda head: head[: len(first) + 2].partition(b"\n")[0].rstrip() == first)
 
 
 def write(path: Path, page: str) -> Path:
