@@ -173,3 +173,12 @@ def test_compressed_tensors_are_unpacked_by_the_stock_loader(tiny_llama: Path, t
     wanted = load(packed, dtype=torch.float32).module.state_dict()
     found = AutoModelForCausalLM.from_pretrained(dense).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+    assert load_file(dense / "model.safetensors").keys() == load_file(tiny_llama / "model.safetensors").keys()
+
+
+def test_a_packed_model_that_is_in_memory_already_is_unpacked_too(tiny_llama: Path, tmp_path: Path):
+    packed = load(Quantize(method="rtn", bits=4, group_size=32)(load(tiny_llama)).save(tmp_path / "packed"))
+    wanted = packed.module.state_dict()
+    dense = Unpack()(packed).save(tmp_path / "dense")
+    assert wanted.keys() == load(dense).module.state_dict().keys()
+    assert "quantization_config" not in json.loads((dense / "config.json").read_text())

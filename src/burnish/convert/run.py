@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from burnish.convert.upcycle import mixtral_config, upcycle
-from burnish.core.checkpoint import DeferredModel, Model, cast
+from burnish.core.checkpoint import DeferredModel, Model, cast, load_config
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError
 from burnish.core.kinds import STREAMED, packing
@@ -34,13 +34,15 @@ def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
     from burnish.convert.unpack import Unpacking
 
     dtype = getattr(torch, settings.dtype)
-    if packing_of(model.config) not in STREAMED:
+    # The stock loader takes its packing out of the configuration of a network that it has made dense.
+    config = model.config if model.path is None else load_config(model.path)
+    if packing_of(config) not in STREAMED:
         return model.derive(module=cast(copy.deepcopy(model.module), dtype))
     if model.path is None:
         raise CheckpointError("exists in memory only, and packed weights are unpacked from files", fix="save it first")
-    unpacking = Unpacking(model.path, packing(model.config), dtype)
+    unpacking = Unpacking(model.path, packing(config), dtype)
     bare = Model(path=model.path, lineage=model.lineage)
-    bare.config = dense_config(model.config)
+    bare.config = dense_config(config)
     total = len(unpacking.layout)
 
     def tensors(_: Any) -> Any:

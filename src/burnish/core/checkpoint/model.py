@@ -188,8 +188,10 @@ class Model:
         if info["missing_keys"]:
             absent = sorted(info["missing_keys"])
             raise CheckpointError(f"{len(absent)} weights are missing, the first is {absent[0]}", where=str(directory))
-        if self.dtype is not None and self.lineage.weights is Weights.PACKED:
-            cast(module, self.dtype)
+        if self.lineage.weights is Weights.PACKED:
+            drop_packing(module)
+            if self.dtype is not None:
+                cast(module, self.dtype)
         self._as_read["module"] = module_digest(module)
         if config_digest(config) == self._as_read.get("config"):  # the module's own says more, such as its dtype
             self._as_read["config"] = config_digest(module.config)
@@ -392,6 +394,16 @@ def check_read_by_stock(config: PretrainedConfig, directory: Path) -> None:
         where=str(directory),
         fix=f"make it dense with {UNPACK}" if method in STREAMED else "name the dense original",
     )
+
+
+def drop_packing(module: PreTrainedModel) -> None:
+    """Removes the scales, zero points and shapes that the stock loader leaves beside the dense weights made of them."""
+    for part in module.modules():
+        names = [name for name, _ in part.named_parameters(recurse=False)]
+        names += [name for name, _ in part.named_buffers(recurse=False)]
+        for name in names if "weight" in names else ():
+            if name.startswith("weight_"):
+                delattr(part, name)
 
 
 def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
