@@ -1,1 +1,1 @@
-"""Preference losses on plain vectors of margins. Imports torch, numpy, scipy and jaxtyping only."""
+"""Losses of preference margins; rewards, advantages and losses of a policy. Torch, numpy, scipy and jaxtyping only."""
