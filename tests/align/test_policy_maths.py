@@ -156,7 +156,7 @@ def test_gspos_gradient_by_tokens_is_that_of_the_sequences_ratio() -> None:
     log_prob, old = drawn(2, 6).mul(0.1).requires_grad_(), drawn(2, 6) * 0.1 + 0.02
     mask = torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2], dtype=torch.float64)
     advantage = torch.tensor([[1.0], [-2.0]], dtype=torch.float64).expand(2, 6)
-    by_token = share(importance(sequence_log_ratio(log_prob - old, mask), advantage), mask, 2, "sequence")
+    by_token = share(importance(sequence_log_ratio(log_prob - old, mask), advantage), mask, 2.0, "sequence")
     whole = ((log_prob - old) * mask).sum(1) / mask.sum(1)
     by_row = (-whole.exp() * advantage[:, 0]).mean()
     torch.testing.assert_close(by_token, by_row)
