@@ -342,6 +342,7 @@ def test_population_optimum_takes_an_end_of_the_interval_by_the_entropy_of_the_p
         assert best.item() == pytest.approx(expected * math.log(p / (1 - p)), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_population_optimum_of_the_quadratic_penalty():
     # Prop. 3.2: tau* = max(tau0, (log 2 - H(p)) / (2 rho0))
     for p, rho0 in [(0.95, 0.1), (0.9, 0.05), (0.6, 0.1)]:

@@ -65,6 +65,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path):
         read_rows(tmp_path / "a.txt")
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_refused_before_it_has_expanded(tmp_path: Path):
     with gzip.open(tmp_path / "a.txt.gz", "wb", compresslevel=9) as file:
         for _ in range(300):
@@ -77,6 +78,7 @@ def test_a_gzip_bomb_is_refused_before_it_has_expanded(tmp_path: Path):
     assert peak < 3 * BOMB_BYTES
 
 
+@pytest.mark.slow
 def test_a_parquet_bomb_is_refused_before_it_has_expanded(tmp_path: Path):
     table = pyarrow.table({"text": ["a" * 100_000] * 5_000})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=True)

@@ -73,6 +73,7 @@ def actions(work: Run) -> dict[str, str]:
     return {decision.node.name: decision.action for decision in work.execute()}
 
 
+@pytest.mark.slow
 def test_data_is_made_read_by_another_node_and_skipped_afterwards(run: Any, texts: Path, tmp_path: Path):
     work = run(recipe(texts))
     decisions = work.decide()

@@ -108,6 +108,7 @@ def test_a_finished_fit_leaves_no_state_behind(folder: Path) -> None:
     assert not (folder / "model.fit").exists()
 
 
+@pytest.mark.slow
 def test_smash_report_shows_the_place(tmp_path: Path, places) -> None:
     rows = ["sequence_id,time,mark,lon,lat"]
     for s in places.sequences:

@@ -85,6 +85,7 @@ def test_a_stream_says_the_same_about_the_place(drawn: PlaceMixture, places: Eve
         assert torch.allclose(value.double(), online[name].double(), atol=1e-9), name
 
 
+@pytest.mark.slow
 def test_a_walk_is_learned_to_go_on_from_where_it_is(places: EventDataset, tmp_path: Path) -> None:
     """Steps of 0.3 from the last place; the overall spread of the places is several times that."""
     forecaster = EventForecaster(mixture())

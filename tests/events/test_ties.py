@@ -36,6 +36,7 @@ def learned(tied: EventDataset) -> EventForecaster:
     return forecaster
 
 
+@pytest.mark.slow
 def test_the_probability_of_a_tie_is_learned_from_the_type_before(learned: EventForecaster, tied) -> None:
     probs = {0: [], 1: []}
     for sequence in tied.sequences[:10]:

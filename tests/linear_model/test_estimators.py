@@ -91,6 +91,7 @@ def test_an_intercept_is_free_and_standardized_coefficients_are_given_for_the_da
     assert tall.intercept_ == pytest.approx(np.quantile(y[:41], 0.85, method="inverted_cdf"))
 
 
+@pytest.mark.slow
 def test_a_pipeline_a_grid_search_and_a_data_frame() -> None:
     frame, y = load_diabetes(return_X_y=True, as_frame=True)
     search = GridSearchCV(DantzigSelector(fit_intercept=True), {"lmbda": [10.0, 200.0]}, cv=3).fit(frame, y)
@@ -115,6 +116,7 @@ def test_sparse_input_is_never_made_dense() -> None:
         CompressedSensing(0.0, max_nonzeros=10).fit(X, y)
 
 
+@pytest.mark.slow
 def test_clime_recovers_a_chain() -> None:
     rng = np.random.default_rng(0)
     size = 12

@@ -151,6 +151,7 @@ SMALL_PROBLEMS = given(
 
 @SMALL_PROBLEMS
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_no_small_problem_cycles_or_ends_at_a_wrong_basis(**drawn: Any) -> None:
     check_small_problem(**drawn)
 
@@ -285,6 +286,7 @@ def test_sparse_and_dense_designs_give_the_same_path(name: str) -> None:
     np.testing.assert_allclose(sparse.values, dense.values, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_long_path_with_many_updates_of_the_factors_stays_exact() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(120, 400))

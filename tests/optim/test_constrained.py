@@ -148,6 +148,7 @@ def test_an_inactive_bound_has_no_multiplier():
 
 
 @pytest.mark.parametrize("multiplier_step", ["classical", "bounded"])
+@pytest.mark.slow
 def test_both_steps_of_the_multipliers_converge(multiplier_step):
     x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     result = constrained_minimize(

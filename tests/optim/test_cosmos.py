@@ -31,6 +31,7 @@ def test_every_step_has_the_same_length(shape):
     assert change.square().mean().sqrt().item() == pytest.approx(0.01 * 0.2, rel=1e-7)  # eps 1e-8 in the norm
 
 
+@pytest.mark.slow
 def test_the_basis_stays_orthonormal_and_the_covariance_symmetric_and_positive():
     weight, generator = random(10, 6), torch.Generator().manual_seed(3)
     grads = [torch.randn(10, 6, dtype=torch.float64, generator=generator) for _ in range(1000)]

@@ -72,6 +72,7 @@ def mixtral(model):
     return Model(module=make("mixtral"), tokenizer=model.tokenizer)
 
 
+@pytest.mark.slow
 def test_experts_that_saw_no_token_borrow_and_the_table_says_so(mixtral, texts, tmp_path, monkeypatch):
     import transformers.models.mixtral.modeling_mixtral as modeling
 

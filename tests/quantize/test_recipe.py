@@ -13,6 +13,7 @@ NODES = {node["name"]: node for node in yaml.safe_load(RECIPE.read_text())["node
 
 
 @pytest.mark.parametrize("name", NODES)
+@pytest.mark.slow
 def test_every_node_of_the_recipe_makes_a_checkpoint(model, texts, tmp_path, name):
     settings = {key: value for key, value in NODES[name].items() if key not in ("name", "from", "stage", "calibration")}
     if "tokens" in settings:

@@ -98,6 +98,7 @@ def test_strengths_are_compared_on_the_grids_of_overrides(model, texts, tmp_path
     assert {group["weights"]["num_bits"] for group in quantized.quantization_config["config_groups"].values()} == {2, 8}
 
 
+@pytest.mark.slow
 def test_the_curve_has_a_point_for_each_part_of_the_text_and_method(model, texts, tmp_path, monkeypatch):
     stage = Quantize(method="yaqa", bits=3, group_size=32, tokens=2048, length=64, curve=True)
     ctx = Context({"calibration": texts}, tmp_path, "cpu", seeded_generator(0), Progress(False), Ledger(None))

@@ -316,6 +316,7 @@ def test_many_checkpoints_stand_below_each_other(make_run, nodes):
     assert len(page.cells("Size on disk")) == 13
 
 
+@pytest.mark.slow
 def test_a_ledger_of_ten_thousand_rows_stays_below_a_megabyte(make_run, nodes):
     experts = [
         {"name": f"model.layers.{layer}.mlp.experts.{expert}.w1", "relative_error": 0.01 + expert / 1e4, "bits": 3}

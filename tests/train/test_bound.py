@@ -42,6 +42,7 @@ def weights(model):
     return list(model.module.state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_bound_that_plain_training_breaks_is_kept(tiny, tmp_path):
     """The tiny model starts near the uniform loss on both texts; learning one alone makes it worse at the other."""
     more = SMALL | {"steps": 60}
