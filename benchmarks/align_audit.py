@@ -38,6 +38,7 @@ from sklearn.linear_model import LogisticRegression
 import burnish
 from burnish.align.answer_features import hidden_features, word_features
 from burnish.align.audit import combine
+from burnish.align.kept_arrays import KeptArrays
 from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import uniform
 from burnish.core.progress import Progress
@@ -91,9 +92,11 @@ READERS = {"hh": read_hh, "qa": read_qa}
 
 
 def read_features(name: str, judged: Judged, model: Any, pairs: int | None, target: Path) -> None:
-    """Hidden states of the first `pairs` pairs' answers at DEPTHS, [answers, depths, hidden]."""
+    """Hidden states of the first `pairs` pairs' answers at DEPTHS, [answers, depths, hidden]; may be interrupted."""
     texts = judged.texts if pairs is None else judged.texts[: 2 * pairs]
-    made = hidden_features(model, texts, depths=DEPTHS, max_length=MAX_LENGTH[name], progress=Progress())
+    key = {"data": name, "pairs": pairs, "model": model.identity, "depths": DEPTHS, "max_length": MAX_LENGTH[name]}
+    kept = KeptArrays(target.parent / f"{name}.work", key)
+    made = hidden_features(model, texts, depths=DEPTHS, max_length=MAX_LENGTH[name], progress=Progress(), kept=kept)
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez(target, features=made.reshape(len(texts), len(DEPTHS), -1))
 

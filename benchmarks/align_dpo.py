@@ -1,11 +1,12 @@
-"""Do the margins of DPO, Ada-DPO and R3M-DPO tell flipped preference pairs from clean ones?
+"""Do the margins of DPO, Ada-DPO, R3M-DPO and TRL's other losses tell flipped preference pairs from clean ones?
 
     python benchmarks/align_dpo.py --data DIR --model DIR --work DIR [--minutes 10]
 
 SmolLM2-135M-Instruct on HH harmless-base test (Bai et al., 2022): conversations of at most 64 tokens, whole, one for
-each opening question; 200 pairs are trained on, one pass, with 0 or 20 % of the labels flipped at random, two seeds;
-the next pairs are held out with their labels as given. Each run is a cell of its own, kept in --work: an interrupted
-call continues with the next cell. (Planned were 400 pairs of 256 tokens; this is what an hour of one core allows.)
+each opening question; 200 pairs are trained on, one pass, with 20 % of the labels flipped at random, three seeds, and
+with none, two seeds (our losses and DPO); the next pairs are held out with their labels as given. Each run is a cell of
+its own, kept in --work: an interrupted call continues with the next cell. (Planned were 400 pairs of 256 tokens; this
+is what an hour of one core allows.)
 
 Measures. Separation: AUC with which a score of the 200 trained pairs tells the flipped ones, after training; scores
 are minus the margin, R3M's delta and APS's tau with the sign of the contradiction (ties count half). Accuracy: share of
@@ -17,6 +18,10 @@ output for a token is always the same; it is computed once and looked up where t
 the upper layers that TRL trains like any other. The script measures that both give the same log-probabilities. The
 reference's log-probabilities are computed once and shared by all cells. TRL scores every position on a CPU; here it
 scores the answers' only, as it does on a GPU, which is measured to be the same.
+
+The other losses are TRL's own through the product's trainers: cDPO and rDPO, which are told the share of flips, IPO,
+SLiC's hinge, DPO per token (sigmoid_norm), DPO with the chosen answer's cross-entropy, and KTO on the answers one by
+one. After all of them the margin is DPO's, of sums of log-probabilities.
 
 Nothing is tuned but the learning rate: by separation of plain DPO on a slice of its own, then used for all losses.
 rho0, tau0, tau_max and lambda 0.75 are those published for dialogue; lambda 0.3 is shown beside it. R3M is not DPO
@@ -31,7 +36,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +48,19 @@ from datasets import Dataset
 from peft import LoraConfig
 from ranking import auc, spread
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig
 from upper_layers import lower_layers, upper_layers
 
 import burnish
 from burnish.align.losses import aps, r3m
 from burnish.align.maths.noise import uniform
 from burnish.align.maths.robust import threshold
-from burnish.align.trainers import PairDPOConfig, PairDPOTrainer
+from burnish.align.trainers import PairDPOConfig, PairDPOTrainer, StockDPOConfig, StockDPOTrainer, StockKTOTrainer
 from burnish.data.preferences import read_pairs
 
 TOKENS, UPPER = 64, 4
 TRAINED, TUNING = (4, 4) if experiment.SMOKE else (200, 60)
-SEEDS, TUNING_SEED = range(1 if experiment.SMOKE else 2), 100
+SEEDS, CLEAN_SEEDS, TUNING_SEED = range(1 if experiment.SMOKE else 3), range(1 if experiment.SMOKE else 2), 100
 RATES = (5e-4, 2e-3)
 BETA, LAM = 0.1, 0.75
 APS = {"rho0": 0.05, "tau0": 0.1, "tau_max": 5.0}
@@ -65,8 +70,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "R3M-DPO 0.75": {"pair_loss": "r3m", "lam": LAM},
     "R3M-DPO 0.3": {"pair_loss": "r3m", "lam": 0.3},
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "cDPO": {"pair_loss": "bt", "label_smoothing": 0.2},
+    "rDPO": {"loss_type": ["robust"], "label_smoothing": 0.2},
+    "IPO": {"loss_type": ["ipo"]},
+    "hinge (SLiC)": {"loss_type": ["hinge"]},
+    "DPO per token": {"loss_type": ["sigmoid_norm"]},
+    "DPO and SFT": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
+    "KTO": {},
+}
+"""Baselines, on flipped labels only."""
 SCORES = ("margin", "delta", "tau")
-FLIPS = (0.2, 0.0)
 DRAWS = 20 if experiment.SMOKE else 2000
 
 
@@ -136,6 +150,17 @@ def remember(work: Path, model: Any, upper: Any, tokenizer: Any, pairs: list[dic
     return content
 
 
+def reader_of(model: Any) -> Callable[[tuple[int, ...]], Tensor]:
+    """States of tokens that stand in no pair: KTO sets an answer under another one's question."""
+    lower = lower_layers(model, UPPER)
+
+    def read(tokens: tuple[int, ...]) -> Tensor:
+        with torch.no_grad():
+            return lower(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+
+    return read
+
+
 @contextlib.contextmanager
 def every_position() -> Iterator[None]:
     """TRL's way on a CPU: the head scores prompts and padding too."""
@@ -164,6 +189,7 @@ def make_trainer(
     machine = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
     silent = {"save_strategy": "no", "disable_tqdm": True, "logging_steps": 10}
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 4}
+    batches |= {key: settings.pop(key) for key in batches if key in settings}
     steps = {"learning_rate": rate, "warmup_steps": 0.1, "num_train_epochs": 1, "seed": seed}
     args = config(str(directory), max_length=TOKENS, beta=BETA, **machine, **silent, **batches, **steps, **settings)
     torch.manual_seed(seed)
@@ -190,9 +216,16 @@ def run_cell(upper: Any, tokenizer: Any, pairs: dict[str, Any], cell: dict[str, 
     trained = pairs[slice_name]
     flips = uniform(len(trained), cell["flipped"], torch.Generator().manual_seed(cell["seed"])).tolist()
     rows = [flipped(pair, wrong) for pair, wrong in zip(trained, flips, strict=True)]
-    choice = {"seed": cell["seed"], "rate": cell["rate"]} | METHODS[cell["method"]]
+    loss = (METHODS | OTHERS)[cell["method"]]
+    choice = {"seed": cell["seed"], "rate": cell["rate"]}
     network = copy.deepcopy(upper)
-    trainer = make_trainer(PairDPOTrainer, PairDPOConfig, network, tokenizer, rows, scratch, **choice)
+    if cell["method"] == "KTO":
+        network = after_kto(network, tokenizer, rows, scratch, **choice)
+        trainer = make_trainer(PairDPOTrainer, PairDPOConfig, network, tokenizer, rows, scratch, **choice)
+        found, losses = {"flips": flips, "margins": margins(trainer, rows)}, []
+        return cell | found | {"held out": margins(trainer, pairs["held out"]), "losses": losses}
+    kinds = (StockDPOTrainer, StockDPOConfig) if "loss_type" in loss else (PairDPOTrainer, PairDPOConfig)
+    trainer = make_trainer(*kinds, network, tokenizer, rows, scratch, **choice, **loss)
     trainer.precompute_ref_logps = True  # the pairs bring the reference's log-probabilities along
     lowest = [math.inf]
     margin = trainer._margin
@@ -212,6 +245,23 @@ def run_cell(upper: Any, tokenizer: Any, pairs: dict[str, Any], cell: dict[str, 
     return cell | found | {"losses": losses}
 
 
+def after_kto(network: Any, tokenizer: Any, rows: list[dict[str, Any]], scratch: Path, **choice: Any) -> Any:
+    """The network after KTO on the answers of the pairs in a drawn order, as many pairs a step as with the others."""
+    answers = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    order = torch.randperm(len(answers), generator=torch.Generator().manual_seed(choice["seed"])).tolist()
+    mixed = [answers[place] for place in order]
+    pairs = {"per_device_train_batch_size": 4}
+    trainer = make_trainer(StockKTOTrainer, KTOConfig, network, tokenizer, mixed, scratch, **choice, **pairs)
+    trainer.train()
+    merged = trainer.model.merge_and_unload()
+    merged.__dict__.pop("forward", None)  # TRL's fused head; the next trainer sets its own
+    return merged
+
+
 def margins(trainer: Any, rows: list[dict[str, Any]]) -> list[float]:
     report = trainer.pair_report(Dataset.from_list(rows))
     by_row = dict(zip(report["row"], report["margin"], strict=True))
@@ -220,12 +270,9 @@ def margins(trainer: Any, rows: list[dict[str, Any]]) -> list[float]:
 
 def cells(rate: float) -> list[dict[str, Any]]:
     """The grid; what matters most first, so that a call cut short leaves whole comparisons."""
-    return [
-        {"method": method, "seed": seed, "flipped": share, "rate": rate}
-        for share in FLIPS
-        for seed in SEEDS
-        for method in METHODS
-    ]
+    grid = [(method, seed, 0.2) for seed in SEEDS for method in (*METHODS, *OTHERS)]
+    grid += [(method, seed, 0.0) for seed in CLEAN_SEEDS for method in METHODS]
+    return [{"method": method, "seed": seed, "flipped": share, "rate": rate} for method, seed, share in grid]
 
 
 TUNING_CELLS = [{"method": "DPO", "seed": TUNING_SEED, "flipped": 0.2, "rate": rate} for rate in RATES]
@@ -240,6 +287,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="directory with hh_harmless_test.jsonl.gz")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of SmolLM2-135M-Instruct")
     parser.keeps("where states and finished cells are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="measure these now; more calls do the rest")
     arguments = parser.read()
     torch.set_num_threads(1)
     trl.trainer.utils._use_triton = lambda device: True
@@ -253,6 +301,7 @@ def main() -> None:
     kept = remember(arguments.work, model, copy.deepcopy(upper), loaded.tokenizer, everything)
     print(f"states: {time.process_time() - before:.0f} CPU seconds, {kept['errors']}", flush=True)
     upper.model.embed_tokens.states = kept["states"]
+    upper.model.embed_tokens.read = reader_of(model)
     pairs: dict[str, Any] = {}
     log_probs = iter(kept["reference"])
     for name, part in slices.items():
@@ -272,6 +321,9 @@ def main() -> None:
         best = max(tuned, key=lambda found: auc(suspicion("margin", found["margins"]), found["flips"]))
         return [*TUNING_CELLS, *cells(best["rate"])]
 
+    def asked() -> list[str]:
+        return [name_of(cell) for cell in wanted() if cell["seed"] in (TUNING_SEED, *arguments.seeds)]
+
     def measure(name: str) -> dict[str, Any]:
         cell = next(cell for cell in wanted() if name_of(cell) == name)
         plain = name_of(cell | {"method": "DPO"})
@@ -282,7 +334,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             return run_cell(upper, loaded.tokenizer, pairs, cell, Path(scratch))
 
-    runs.run(lambda: map(name_of, wanted()), measure, arguments.minutes)
+    runs.run(asked, measure, arguments.minutes)
     done = known(wanted()[len(TUNING_CELLS) :])
     if done:
         content = content_of(slices, known(TUNING_CELLS), done) | {"model": loaded.name}
@@ -313,7 +365,7 @@ def measures(cell: dict[str, Any], trained: np.ndarray, held: np.ndarray) -> dic
         "accuracy, trained": 100 * float(np.mean((values > 0) != wrong)),
     }
     if wrong.any():
-        lam = METHODS[cell["method"]].get("lam", LAM)
+        lam = METHODS.get(cell["method"], {}).get("lam", LAM)
         found |= {f"AUC, {score}": auc(suspicion(score, values, lam), wrong) for score in SCORES}
     return found
 
@@ -322,7 +374,7 @@ def summary(done: list[dict[str, Any]], share: float) -> dict[str, Any]:
     """{method: {measure: mean, interval, and the same of the difference to DPO}} over the seeds that all have."""
     of = {(cell["method"], cell["seed"]): cell for cell in done if cell["flipped"] == share}
     seeds = [seed for seed in SEEDS if ("DPO", seed) in of]
-    methods = [method for method in METHODS if all((method, seed) in of for seed in seeds)]
+    methods = [method for method in (*METHODS, *OTHERS) if all((method, seed) in of for seed in seeds)]
     if not seeds:
         return {}
     generator = np.random.default_rng(0)
@@ -358,12 +410,13 @@ def content_of(slices: dict[str, Any], tuned: list[Any], done: list[Any]) -> dic
     return {
         "data": "HH harmless-base test (anthropics/hh-rlhf, MIT)",
         "slices": {"tuning": hashes["tuning"], "reporting": sorted(hashes["trained"] + hashes["held out"])},
-        "settings": settings | {"pairs": {name: len(part) for name, part in slices.items()}, "methods": METHODS},
+        "settings": settings
+        | {"pairs": {name: len(part) for name, part in slices.items()}, "methods": METHODS | OTHERS},
         "tried": [
             {"rate": cell["rate"], "auc": auc(suspicion("margin", cell["margins"]), cell["flips"])} for cell in tuned
         ],
         "rate": done[0]["rate"],
-        "cells": {"done": len(done), "of": len(FLIPS) * len(SEEDS) * len(METHODS)},
+        "cells": {"done": len(done), "of": len(cells(0.0))},
         "flipped 20 %": summary(done, 0.2),
         "flipped 0 %": summary(done, 0.0),
         "lowest margin in training": [{key: cell.get(key) for key in facts} for cell in done],

@@ -7,6 +7,7 @@ used; the optimizer step is the one of its model wrapper (zero_grad, loss / num_
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,17 @@ def model_of(num_marks: int, size: dict[str, Any], name: str = "THP") -> Any:
     return model
 
 
-def trained(model: Any, loader: Any, optimizer: Any) -> float:
-    """CPU seconds of one epoch."""
-    model.train()
+def steps(model: Any, loader: Any, optimizer: Any) -> Iterator[float]:
+    """CPU seconds of each step of one epoch; what the caller does between two of them does not count."""
     started = time.process_time()
     for batch in loader:
+        model.train()
         loss, num_events = model.loglike_loss(**batch)
         optimizer.zero_grad()
         (loss / num_events).backward()
         optimizer.step()
-    return time.process_time() - started
+        yield time.process_time() - started
+        started = time.process_time()
 
 
 def epochs(source: Path, repeats: int, size: dict[str, Any]) -> list[float]:
@@ -97,7 +99,7 @@ def epochs(source: Path, repeats: int, size: dict[str, Any]) -> list[float]:
     loader, num_marks = loader_of(source, size["batch_size"], shuffle=True)
     model = model_of(num_marks, size)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    return [trained(model, loader, optimizer) for _ in range(repeats + 1)]
+    return [sum(steps(model, loader, optimizer)) for _ in range(repeats + 1)]
 
 
 def curve(
@@ -110,7 +112,10 @@ def curve(
     seconds: float,
     name: str = "THP",
 ) -> list[list[float]]:
-    """[CPU seconds of training, validation nats of events 2 to N] after every epoch, until the seconds are over."""
+    """[CPU seconds of training, validation nats of events 2 to N], until the seconds are over.
+
+    After every epoch, and within one whenever a quarter of the seconds has passed since the last point.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -120,10 +125,19 @@ def curve(
     model = model_of(num_marks, size, name)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     spent, points = 0.0, []
-    while len(points) < num_epochs and spent < seconds:
-        spent += trained(model, loader, optimizer)
+
+    def measure() -> None:
         points.append([round(spent, 3), round(nats(model, held_out, fine=name != "THP"), 5)])
         print(name, lr, points[-1], flush=True)
+
+    for _ in range(num_epochs):
+        for step in steps(model, loader, optimizer):
+            spent += step
+            if spent - (points[-1][0] if points else 0.0) > seconds / 4:
+                measure()
+            if spent > seconds:
+                return points
+        measure()
     return points
 
 

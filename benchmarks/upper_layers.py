@@ -8,6 +8,7 @@ would: the small model is an ordinary causal LM that any trainer takes, and exac
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +17,18 @@ from transformers import LlamaForCausalLM
 
 
 class Remembered(nn.Module):
-    """In the place of the embedding: what the lower layers made of each sequence, by its tokens."""
+    """In the place of the embedding: what the lower layers made of each sequence, by its tokens.
+
+    Attributes:
+        states: by tokens without padding.
+        read: what makes the states of tokens that are not among them; without it they are an error.
+    """
 
     def __init__(self, pad: int) -> None:
         super().__init__()
         self.states: dict[tuple[int, ...], Tensor] = {}
         self.pad = pad
+        self.read: Callable[[tuple[int, ...]], Tensor] | None = None
 
     def key(self, tokens: list[int]) -> tuple[int, ...]:
         """Without the padding at the end, nor the end mark, which is the same token: no other position reads it."""
@@ -31,7 +38,10 @@ class Remembered(nn.Module):
         return tuple(tokens[:end])
 
     def forward(self, ids: Tensor) -> Tensor:
-        found = [self.states[self.key(tokens)][: ids.shape[1]] for tokens in ids.tolist()]
+        keys = [self.key(tokens) for tokens in ids.tolist()]
+        if self.read is not None:
+            self.states |= {key: self.read(key) for key in dict.fromkeys(keys) if key not in self.states}
+        found = [self.states[key][: ids.shape[1]] for key in keys]
         rows = torch.zeros(*ids.shape, found[0].shape[1])
         for row, states in zip(rows, found, strict=True):
             row[: len(states)] = states

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from burnish.align.answer_features import hidden_features, nuisance_features, word_features
-from burnish.align.audit import audit_pairs, supported_by
+from burnish.align.audit import annotators_of, audit_pairs, supported_by
 from burnish.align.audit_page import render, sampling_order
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.decisions import apply_decisions, decisions_of, flipped, labels_known
@@ -261,6 +261,8 @@ def test_an_audit_gives_soft_labels_to_what_nobody_decided(audit, pairs, tmp_pat
     right = dict(zip(made.numbers, (row["label_probability"] for row in made.rows), strict=True))
     assert [right[row["row"]] for row in rows[:2]] == [1.0, 1.0]
     assert all(right[row["row"]] == pytest.approx(1 - row["wrong"]) for row in rows[3:])
+    voted = Pairs([row | {"votes": [3, 0]} for row in pairs.rows], pairs.numbers, pairs.source)
+    assert not any("votes" in row for row in apply_decisions(voted, audit=tmp_path)[0].rows)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row | {"wrong": "often"}) + "\n" for row in rows))
     with pytest.raises(DataError, match="the probability 'often'"):
         apply_decisions(pairs, audit=tmp_path)
@@ -382,10 +384,17 @@ def test_each_annotator_has_the_share_of_labels_that_the_reader_supports():
     rows = [{"annotator": "ann" if place < 60 else "bob"} for place in range(100)]
     margins = np.where(np.arange(100) < 60, 1.0, np.where(np.arange(100) % 2, 1.0, -1.0))
     pairs = Pairs(rows, list(range(100)), "prefs.jsonl")
-    found = supported_by(pairs, margins, [str(place) for place in range(100)])
+    found = supported_by(annotators_of(pairs), margins, [str(place) for place in range(100)])
     assert list(found) == ["bob", "ann"]
     assert found["bob"][0] == 40 and found["bob"][1].value == 0.5 and found["bob"][1].high < found["ann"][1].value
-    assert supported_by(Pairs(rows[:60], list(range(60)), "prefs.jsonl"), margins[:60], ["q"] * 60) == {}
+    assert annotators_of(Pairs(rows[:60], list(range(60)), "prefs.jsonl")) == {}
+
+
+@pytest.mark.parametrize("name", [["ann", "bob"], {"id": 7}, 0.5])
+def test_an_annotator_has_one_name(name, checkpoint):
+    rows = [{"chosen": "a", "rejected": "b", "annotator": name}]
+    with pytest.raises(DataError, match=r"prefs\.jsonl:4.*must be one name.*one row for each annotator"):
+        audit_pairs(Pairs(rows, [4], "prefs.jsonl"), load(checkpoint))
 
 
 def test_what_annotators_said_stands_among_the_reasons(pairs, checkpoint):

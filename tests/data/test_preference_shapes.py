@@ -149,6 +149,19 @@ def test_other_votes_are_refused(votes):
         pairs_of(pairs)
 
 
+@pytest.mark.parametrize(("votes", "right"), [([5, 0], 0.1), ([0, 1], 0.9)])
+def test_votes_and_a_soft_label_that_contradict_each_other_are_refused(votes, right):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "votes": votes, "label_probability": right}
+    with pytest.raises(DataError, match=r"votes.jsonl:7.*but label_probability is 0\.\d"):
+        pairs_of(Pairs([row], [7], "votes.jsonl"))
+
+
+def test_votes_are_counts_also_beside_a_soft_label():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "votes": "2-1", "label_probability": 0.7}
+    with pytest.raises(DataError, match="votes are '2-1'"):
+        pairs_of(Pairs([row], [7], "votes.jsonl"))
+
+
 @pytest.mark.parametrize("value", [1.2, -0.1, "0.5", True, float("nan")])
 def test_a_soft_label_is_a_probability(value):
     row = {"prompt": "p", "chosen": "a", "rejected": "b", "label_probability": value}

@@ -87,3 +87,33 @@ def test_something_is_left_of_an_answer_that_the_other_continues():
 def test_large_groups_do_not_change_the_name_of_small_ones():
     rows = [SHAPES["column"](f"question {number}", "yes", "no") for number in range(30)]
     assert question_groups(rows) == [row["prompt"] for row in rows]
+
+
+QUESTION = "please tell me how one should best store fresh apples and pears over a long and cold winter in the north"
+GOOD = "put them in a dry dark cellar on straw with space between them and look at them once a week at least"
+BAD = "leave them in the warm kitchen in a closed plastic bag and do not look at them again before the spring"
+
+
+def test_nearly_equal_prompts_are_one_question():
+    others = [SHAPES["column"](f"question {number}", "yes", "no") for number in range(30)]
+    first, second = (
+        {"prompt": prompt, "chosen": "yes", "rejected": "no"}
+        for prompt in (QUESTION, QUESTION.replace("north", "south"))
+    )
+    groups = question_groups([first, *others, second])
+    assert groups[0] == groups[-1] and len(set(groups)) == 31
+
+
+@pytest.mark.parametrize("prompts", [(None, None), ("one?", "two?")])
+def test_copies_of_a_pair_are_one_question_whichever_way_they_are_labelled(prompts):
+    others = [SHAPES["column"](f"question {number}", "yes", "no") for number in range(30)]
+    first, second = ({} if prompt is None else {"prompt": prompt} for prompt in prompts)
+    first |= {"chosen": GOOD, "rejected": BAD}
+    second |= {"chosen": BAD.replace("spring", "summer"), "rejected": GOOD}
+    groups = question_groups([first, *others, second])
+    assert groups[0] == groups[-1] and len(set(groups)) == 31
+
+
+def test_a_template_of_a_crowd_is_no_question():
+    rows = [{"prompt": f"{QUESTION}: {number}", "chosen": "yes", "rejected": "no"} for number in range(30)]
+    assert len(set(question_groups(rows))) == 30

@@ -202,9 +202,11 @@ def audit_pairs(
             (`recalibration`).
 
     Raises:
-        DataError: fewer prompts than folds, or fewer decided pairs than a correction needs.
+        DataError: fewer prompts than folds, fewer decided pairs than a correction needs, or an annotator without a
+            single name.
     """
     settings, progress = settings or AuditSettings(), progress or Progress(enabled=False)
+    by_annotator = annotators_of(pairs)
     split = [split_prompt(row) for row in pairs.rows]
     groups = question_groups(pairs.rows)
     _check(settings, len(set(groups)), pairs.source)
@@ -222,20 +224,34 @@ def audit_pairs(
     if decided is not None:
         judged = recalibrated(judged, deciding, decided)
     rows = _assemble(pairs, split, margins, settings, judged, lam)
-    annotators = supported_by(pairs, deciding, groups)
+    annotators = supported_by(by_annotator, deciding, groups)
     return Audit(rows, pairs.source, settings, model.name, judged, lam, pairs.dropped, annotators)
 
 
-def supported_by(pairs: Pairs, margins: np.ndarray, groups: Sequence[str]) -> dict[str, tuple[int, Interval]]:
-    """Of each annotator: how many pairs, and the share of their labels that margins support, the smallest first."""
+def annotators_of(pairs: Pairs) -> dict[str, list[int]]:
+    """{annotator: places of the pairs that they labelled}, if there are two or more."""
     places: dict[str, list[int]] = {}
     for place, row in enumerate(pairs.rows):
-        if row.get(ANNOTATOR) is not None:
-            places.setdefault(str(row[ANNOTATOR]), []).append(place)
-    if len(places) < 2:
-        return {}
+        name = row.get(ANNOTATOR)
+        if name is None:
+            continue
+        if not isinstance(name, str | int):
+            raise DataError(
+                f"{ANNOTATOR} is {name!r}, but it must be one name",
+                where=pairs.where(place),
+                fix="write one row for each annotator, or count theirs in votes, [for, against]",
+            )
+        places.setdefault(str(name), []).append(place)
+    return places if len(places) > 1 else {}
+
+
+def supported_by(
+    annotators: Mapping[str, list[int]], margins: np.ndarray, groups: Sequence[str]
+) -> dict[str, tuple[int, Interval]]:
+    """Of each annotator: how many pairs, and the share of their labels that margins support, the smallest first."""
     found = {
-        name: (len(own), agreement_of(margins[own], [groups[place] for place in own])) for name, own in places.items()
+        name: (len(own), agreement_of(margins[own], [groups[place] for place in own]))
+        for name, own in annotators.items()
     }
     return dict(sorted(found.items(), key=lambda item: item[1][1].value))
 

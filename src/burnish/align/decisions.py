@@ -34,7 +34,7 @@ def apply_decisions(
         pairs: as read from the audited file.
         decisions: the page's export, decisions.json or decisions.jsonl.
         audit: the directory of an audit, whose probabilities become soft labels (`label_probability`) of the pairs that
-            nobody decided; decided ones are sure.
+            nobody decided, in place of their votes; decided ones are sure.
 
     Returns:
         the cleaned pairs, and counts of keep, flip and drop, and of soft labels.
@@ -54,7 +54,8 @@ def apply_decisions(
             continue
         after = flipped(row) if decision == "flip" else row
         if right is not None:
-            after = after | {RIGHT: 1.0 if decision else right[place]}
+            after = {name: value for name, value in after.items() if name != VOTES}  # they may say the opposite
+            after[RIGHT] = 1.0 if decision else right[place]
         rows.append(after)
         numbers.append(number)
     soft = {} if right is None else {"soft": len(rows) - counts["keep"] - counts["flip"]}

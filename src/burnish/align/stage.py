@@ -69,7 +69,7 @@ class Align(Stage):
     """Train on preference pairs with a loss that adapts to each pair."""
 
     name: ClassVar[str] = "align"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     summary: ClassVar[str] = "preference training with DPO or a reward model; APS and R3M for weak and wrong labels"
     changeable: ClassVar[frozenset[str] | None] = frozenset()
     memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"

@@ -14,7 +14,7 @@ A prompt that is also at the start of both answers is taken out of them, a text 
 becomes a message, and {from, value} becomes {role, content}. Ties are no preference, and are counted.
 
 Beside any pair, `votes` [for, against] of several annotators becomes `label_probability` (for + 1/2) / (all + 1), the
-mean of Jeffreys' posterior, where the row has no such column of its own.
+mean of Jeffreys' posterior, where the row has no such column of its own; two that contradict each other are an error.
 """
 
 from __future__ import annotations
@@ -155,14 +155,22 @@ def _renamed(row: Row, columns: dict[str, str], where: str) -> Row:
 
 
 def _voted(row: Row, where: str) -> Row:
-    """A row with the soft label of its votes."""
-    votes = row.get(VOTES)
-    if votes is None or row.get(RIGHT) is not None:
+    """A row with the soft label of its votes, if it has none of its own."""
+    votes, right = row.get(VOTES), row.get(RIGHT)
+    if votes is None:
         return row
     counts = isinstance(votes, Sequence) and len(votes) == 2 and all(type(n) is int and n >= 0 for n in votes)
     if not counts or sum(votes) == 0:
         raise DataError(f"votes are {votes!r}", where=where, fix="write [for, against], of at least one annotator")
-    return row | {RIGHT: (votes[0] + 0.5) / (sum(votes) + 1)}
+    if right is None:
+        return row | {RIGHT: (votes[0] + 0.5) / (sum(votes) + 1)}
+    if isinstance(right, int | float) and (votes[0] - votes[1]) * (right - 0.5) < 0:
+        raise DataError(
+            f"votes are {votes!r}, [for, against] the label, but {RIGHT} is {right:g}",
+            where=where,
+            fix=f"remove the column that is wrong; votes alone become the {RIGHT}",
+        )
+    return row
 
 
 def _first(row: Row, names: Sequence[str]) -> str | None:

@@ -9,15 +9,19 @@ A question must not be split between the parts of a cross-fitting or between tra
 prompt is stored: pairs of one group share their opening turn (or, where no turns are marked, their opening line). An
 opening that many pairs share and that no prompt ends with, such as a system message or an instruction's first line, is
 followed by the next turn until it tells questions apart. Pairs without a prompt share a group where they share an
-answer.
+answer. Nearly the same counts as the same (`near_copies`): for openings, whole prompts and both answers of a pair
+together, unless a crowd of pairs is made of one template, and for the answers of pairs without a prompt.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
+
+from burnish.data.near_copies import WORD, same_texts
 
 TURN = re.compile(
     r"(?:^|(?<=\n)|(?<=\s))(?:"
@@ -38,6 +42,9 @@ MOST = 0.9
 LEAST_CROWD = 8
 """Fewer pairs than this are no crowd."""
 
+TELLING = 16
+"""Words and marks of two answers that together tell a question: "yes" and "no" answer many."""
+
 
 def split_prompt(row: dict[str, Any]) -> tuple[str, str, str]:
     """(prompt, chosen, rejected) as text; a row without `prompt` is cut at the last border that its answers share."""
@@ -56,7 +63,8 @@ def question_groups(rows: Sequence[dict[str, Any]]) -> list[str]:
         for place in unmarked:  # that a few answers share their first lines makes these no prompts
             turns[place] = ()
     openings = _openings(turns)
-    groups = _joined([(opening,) if opening else _answers(row) for row, opening in zip(rows, openings, strict=True)])
+    near = _near_copies(rows, openings)
+    groups = _joined([(opening, *keys) if opening else keys for opening, keys in zip(openings, near, strict=True)])
     names: dict[int, str] = {}
     for row, group in zip(rows, groups, strict=True):
         prompt, chosen, _ = split_prompt(row)
@@ -142,8 +150,29 @@ def _openings(turns: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return found
 
 
-def _answers(row: dict[str, Any]) -> tuple[str, str]:
-    return _plain(text_of(row["chosen"])), _plain(text_of(row["rejected"]))
+def _near_copies(rows: Sequence[dict[str, Any]], openings: Sequence[tuple[str, ...]]) -> list[list[Hashable]]:
+    """Of every pair: what it shares with pairs of nearly the same opening, prompt, or two answers."""
+    split = [
+        split_prompt(row) if opening else ("", text_of(row["chosen"]), text_of(row["rejected"]))
+        for row, opening in zip(rows, openings, strict=True)
+    ]
+    said = same_texts([answer for _, *both in split for answer in both])
+    found: list[list[Hashable]] = [[] for _ in rows]
+
+    def share(kind: str, names: Sequence[Hashable]) -> None:
+        count = Counter(names)
+        for keys, name in zip(found, names, strict=True):
+            if name is not None and 1 < count[name] <= max(LEAST_CROWD, CROWD * len(rows)):
+                keys.append((kind, name))
+
+    for kind, texts in (("opening", [" ".join(opening) for opening in openings]), ("prompt", [p for p, *_ in split])):
+        share(kind, [name if text else None for name, text in zip(same_texts(texts), texts, strict=True)])
+    telling = [len(WORD.findall(f"{chosen} {rejected}")) >= TELLING for _, chosen, rejected in split]
+    share("pair", [frozenset(said[2 * n : 2 * n + 2]) if tells else None for n, tells in enumerate(telling)])
+    for keys, opening, both in zip(found, openings, zip(said[::2], said[1::2], strict=True), strict=True):
+        if not opening:  # nothing but answers tells which question it was
+            keys += [("answer", number) for number in both]
+    return found
 
 
 def _joined(keys: Sequence[Iterable[Any]]) -> list[int]:
