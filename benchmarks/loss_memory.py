@@ -62,11 +62,12 @@ def step(side: str, directory: Path, context: int) -> dict[str, float]:
         loss = module.base_model(**inputs).last_hidden_state.sum()
         if teacher is not None:
             with torch.no_grad():
-                loss = loss + teacher.base_model(**inputs).last_hidden_state.sum()
+                taught = teacher.base_model(**inputs).last_hidden_state.sum()
+            loss = loss + taught
     loss.backward()
     seconds = time.process_time() - started
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_bytes": peak, "seconds": seconds, "loss": float(loss) / context}
+    return {"peak_bytes": peak, "seconds": seconds, "loss": float(loss.detach()) / context}
 
 
 def main() -> None:
