@@ -135,7 +135,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method yaqa",
         source="Model-Preserving Adaptive Rounding, 2025, arXiv:2505.22988",
         page="yaqa",
-        benchmarks=(YAQA, QUANTIZE_BASELINES, LOW_BITS),
+        benchmarks=(YAQA, QUANTIZE_BASELINES, LOW_BITS, Benchmark("fast_units")),
     ),
     Method(
         name="learned rounding",

@@ -1,5 +1,6 @@
 """Shrinkage by measured divergence: what it measures, what it leaves alone, and what it says."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from burnish.quantize.formats import FORMATS
 from burnish.quantize.method import Rounding
 from burnish.quantize.rule import Strength
 from burnish.quantize.rules import RULES
+from burnish.quantize.run import calibration_windows
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import Original, candidates, choose_rounding, filled
 
@@ -65,11 +67,52 @@ def chosen_of(windows, monkeypatch) -> int:
     """Number of the candidate that is chosen when these are the divergences of three."""
     monkeypatch.setattr(tuning, "rounded_under", lambda _, roundings, *__: {name: {} for name in roundings})
     answers = iter(windows)
-    original = SimpleNamespace(divergence=lambda: next(answers))
+    original = SimpleNamespace(divergence=lambda: next(answers), windows=torch.zeros(4, 2))
     three = dict(list(candidates(TWO_BITS, YAQA.compared, ("a", "b")).items())[:3])
     rounding, rows = choose_rounding([], three, None, original)
     assert [row["chosen"] for row in rows] == [one is rounding for one in three.values()]
     return list(three.values()).index(rounding)
+
+
+def test_a_tie_is_measured_on_more_windows_by_those_that_tie_alone(model, views, tmp_path, monkeypatch):
+    """Sixteen windows cannot tell the first from the second, which is smaller; more of them can."""
+    few = {"a": [0.2, 0.2, 0.2, 0.2], "b": [0.21, 0.21, 0.21, 0.09], "c": [1.0] * 4}
+    more = {"a": [0.2] * 8, "b": [0.1] * 8}
+    asked = []
+
+    def measured(_, roundings, *__):
+        asked.append(roundings[""])
+        return {"": {}}
+
+    class Remembered:
+        def __init__(self, module, windows):
+            self.module, self.windows = module, windows
+
+        def divergence(self):
+            return (few if len(self.windows) == 4 else more)[asked[-1]]
+
+    monkeypatch.setattr(tuning, "rounded_under", measured)
+    monkeypatch.setattr(tuning, "Original", Remembered)
+    windows = torch.zeros(12, 2, dtype=torch.long)
+    roundings = {name: name for name in few}  # a rounding is handed through as it is
+    first = Remembered(None, windows[:4])
+    chosen, rows = choose_rounding([], roundings, None, first, reserve=windows[4:])
+    assert asked == ["a", "b", "c", "a", "b"] and chosen == "b"
+    assert {row["rule"]: row["windows"] for row in rows} == {"a": 12, "b": 12, "c": 4}
+    assert [row["chosen"] for row in rows] == [False, True, False]
+    assert choose_rounding([], roundings, None, first)[0] == "a", "without more windows it is a tie for the simpler"
+
+
+def test_what_roundings_are_compared_on_was_not_collected_from(model, views, texts):
+    ctx = Context({"calibration": texts}, Path(), "cpu", seeded_generator(3), Progress(False), Ledger(None))
+    stage = Quantize(method="yaqa", group_size=32, tokens=512, length=16)
+    text, few, more = calibration_windows(stage, model, ctx, views)
+    seen, few_, more_ = ({tuple(row.tolist()) for row in rows} for rows in (text.tokens, few, more))
+    assert len(few) == 16 and len(more_) == len(more) > 0 and not more_ & (seen | few_)
+    fixed = Quantize(method="yaqa", group_size=32, tokens=512, length=16, sketch="a", damping=0.1)
+    ctx = Context({"calibration": texts}, Path(), "cpu", seeded_generator(3), Progress(False), Ledger(None))
+    alone, _, none = calibration_windows(fixed, model, ctx, views)
+    assert torch.equal(alone.tokens, text.tokens) and not len(none), "more windows change what is collected from"
 
 
 def test_one_sided_candidates_have_no_sketch_and_two_sided_ones_every():

@@ -230,8 +230,11 @@ class _LearnedLayer:
 
 
 def fast_units(hidden: Tensor) -> AbstractContextManager[Any]:
-    """Products in bfloat16, added up in float32, where the machine has units for it; those in float64 stay so."""
-    has_units = hidden.is_cuda or torch.cpu._is_avx512_bf16_supported()
+    """Products in bfloat16, added up in float32, where that is faster; those in float64 stay so.
+
+    On CPUs that takes AMX: with AVX512_BF16 alone they were slower than in float32 (`benchmarks/fast_units.py`).
+    """
+    has_units = hidden.is_cuda or torch.cpu._is_amx_tile_supported()
     if hidden.dtype is torch.float64 or not has_units:
         return nullcontext()
     return torch.autocast(hidden.device.type, torch.bfloat16)

@@ -173,7 +173,7 @@ def text_cost(
     """Operations from calibration text to rounded matrices, bytes of the sums held at once, and a note on both."""
     from burnish.arch import num_active_parameters
     from burnish.calibrate.sums import layer_groups, sums_bytes
-    from burnish.quantize.tuning import WINDOWS
+    from burnish.quantize.tuning import RESERVE, WINDOWS
 
     rule, sketches = RULES[settings.method], sketches_of(settings)
     groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.memory)
@@ -194,6 +194,7 @@ def text_cost(
     if settings.compares:
         num_candidates = len(settings.rounds_by.compared) * max(len(sketches), 1)
         flops += num_candidates * (WINDOWS * settings.length * 3 * active + rounding_flops)
+        flops += 2 * (RESERVE * settings.length * 3 * active + rounding_flops)  # the last two, where they tie
     if settings.target is not None:  # a forecast for every width, then roundings and divergences of whole models
         flops += len(WIDTHS) * sum(RULES["gptq"].flops(*view.shape) for view in views)
         flops += NUM_MEASURED * (WINDOWS * settings.length * 3 * active + rounding_flops / 2)

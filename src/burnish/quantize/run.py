@@ -36,7 +36,7 @@ from burnish.quantize.plan import check_combinations, matrices_of, roundings_of,
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import scheme_of, schemes_of
-from burnish.quantize.tuning import WINDOWS, Original, choose_rounding, curve
+from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +66,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         refit=settings.refit,
         overrides=schemes,
     )
-    text, unseen = calibration_windows(settings, model, ctx, views) if settings.needs else (None, None)
+    text, unseen, reserve = calibration_windows(settings, model, ctx, views) if settings.needs else (None, None, None)
     walk: Walk
     if on_disk:
         walk = FromDisk(on_disk, views, precision=PRECISION, changed=settings.propagate)
@@ -75,7 +75,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     else:
         walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory)
     budget = budget_of(settings, rounding.scheme, views, model.plan()) if settings.target is not None else None
-    work = _Work(settings, model, walk, rounding, text, unseen, ctx, budget)
+    work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget)
     if not on_disk:
         packed = dict(work.packed(ctx.work_dir))
         config = work.quantization_config()
@@ -105,6 +105,7 @@ class _Work:
     rounding: Rounding
     text: Calibration | None
     unseen: Tensor | None
+    reserve: Tensor | None
     ctx: Context
     budget: ByteBudget | None = None
 
@@ -209,7 +210,8 @@ class _Work:
     ) -> None:
         """The best of the roundings."""
         progress = self.ctx.progress
-        self.rounding, rows = choose_rounding(views, compared, statistics, original, progress=progress)
+        reserve = self.reserve
+        self.rounding, rows = choose_rounding(views, compared, statistics, original, reserve=reserve, progress=progress)
         self.ctx.ledger.table("shrinkage", rows)
         if self.rounding.strength.is_one_sided:
             assert self.text is not None, "there are statistics of it"
@@ -297,8 +299,9 @@ def working_copy(model: Model, device: str) -> PreTrainedModel:
 
 def calibration_windows(
     settings: Quantize, model: Model, ctx: Context, views: Sequence[MatrixView]
-) -> tuple[Calibration, Tensor]:
-    """Windows of the calibration text, drawn with the stage's seed: to collect from, and a few others to measure on.
+) -> tuple[Calibration, Tensor, Tensor]:
+    """Windows of the calibration text, drawn with the stage's seed: to collect from, a few others to measure on, and
+    more such where roundings are compared, for those that the few cannot tell apart.
 
     Raises:
         DataError: the text is too short for a fold each, or for the widest layer: with fewer tokens than inputs its
@@ -311,9 +314,9 @@ def calibration_windows(
     wanted = max(settings.num_tokens // length, 1)
     mixes = settings.target is not None
     extra = WINDOWS * length * ((bool(settings.rounds_by.compared) or mixes) + (settings.curve or mixes))
-    drawn = calibration(
-        model.tokenizer, data, length=length, max_tokens=settings.num_tokens + extra, generator=ctx.generator
-    )
+    draw = partial(calibration, model.tokenizer, data, length=length)
+    again = torch.Generator().set_state(ctx.generator.get_state())
+    drawn = draw(max_tokens=settings.num_tokens + extra, generator=ctx.generator)
     # Spread over the text; of a text that is too short for both a sixteenth.
     num_kept_back = max(len(drawn) - wanted, len(drawn) // WINDOWS) if extra else 0
     kept_back = torch.linspace(0, len(drawn) - 1, num_kept_back + 2)[1:-1].round().long()
@@ -339,4 +342,9 @@ def calibration_windows(
         ctx.progress.log(
             f"the calibration text has only {windows.numel():,} of the {settings.num_tokens:,} tokens asked for"
         )
-    return Calibration(windows, seed=settings.seed, num_folds=num_folds), unseen
+    reserve = drawn[:0]
+    if settings.compares:  # the same draw goes on; a window of the same words as one above is none that was not seen
+        known = set(map(tuple, drawn.tolist()))
+        more = draw(max_tokens=settings.num_tokens + extra + RESERVE * length, generator=again)
+        reserve = more[[tuple(window) not in known for window in more.tolist()]]
+    return Calibration(windows, seed=settings.seed, num_folds=num_folds), unseen, reserve

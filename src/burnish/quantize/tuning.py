@@ -4,7 +4,7 @@ A proxy foretells what one matrix costs if all else stays as it is and the diver
 2 to 3 bits neither holds, nor does a sample of layers foretell the whole model: so KL(original || rounded) per token is
 measured on the whole model, for one-sided rounding and for two-sided rounding with every sketch and strength of a
 rule's list. Where the smallest divergence cannot be told from that of a simpler candidate, by the paired interval over
-windows, the simpler one is taken.
+windows, both are measured on more windows; what these cannot tell apart either is a tie, and the simpler one is taken.
 
 The same measurement over growing parts of the calibration text is the curve of KL against calibration tokens.
 """
@@ -41,7 +41,9 @@ NOISE = 1e-5
 """Divergences in nats that float32 logits cannot tell apart; without it ties would be decided by the last bit."""
 
 WINDOWS = 16
-"""That are kept back to decide on; what they cannot tell apart counts as a tie."""
+"""That are kept back to decide on."""
+RESERVE = 48
+"""More of them, for candidates that the first cannot tell apart; what these cannot tell apart either is a tie."""
 ROWS = 64
 """Positions whose distributions are compared at a time."""
 
@@ -134,6 +136,7 @@ def choose_rounding(
     statistics: Statistics,
     original: Original,
     *,
+    reserve: Int[Tensor, "windows length"] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Rounding, list[dict[str, Any]]]:
     """The simplest rounding whose divergence cannot be told from the smallest, and what each gave.
@@ -143,28 +146,55 @@ def choose_rounding(
         roundings: by name, from the simplest.
         statistics: with the sketches of all of them.
         original: predictions on windows that are in no fold of the statistics.
+        reserve: more such windows, for those that the first cannot tell from the smallest.
         progress: where to show a bar.
 
     Returns:
-        The rounding, and rows {rule, kl, ratio, low, high, chosen} for the ledger: the ratio is that to the smallest
-        divergence, with its paired interval over windows.
+        The rounding, and rows {rule, kl, windows, ratio, low, high, chosen} for the ledger: the ratio is that to the
+        smallest divergence on the same windows, with its paired interval over them.
     """
     bars = progress or Progress(enabled=False)
-    measured: dict[str, list[float]] = {}
-    with bars.task("choosing how to round", total=len(roundings), unit="candidates") as task:
-        for name, rounding in roundings.items():
-            with filled(views, rounded_under(views, {"": rounding}, statistics)[""]):
-                measured[name] = original.divergence()
-            task.advance()
-    smallest = min(measured.values(), key=np.mean)
+    measured: dict[str, list[float]] = {name: [] for name in roundings}
+
+    def measure(names: Sequence[str], on: Original) -> None:
+        with bars.task("choosing how to round", total=len(names), unit="candidates") as task:
+            for name in names:
+                with filled(views, rounded_under(views, {"": roundings[name]}, statistics)[""]):
+                    measured[name] += on.divergence()
+                task.advance()
+
+    measure(list(roundings), original)
+    open_ones = _not_told_apart(measured)
+    if len(open_ones) > 1 and reserve is not None and len(reserve):
+        bars.log(f"{len(original.windows)} windows cannot tell {' from '.join(open_ones)}: {len(reserve)} more")
+        measure(open_ones, Original(original.module, reserve))
+        open_ones = _not_told_apart({name: measured[name] for name in open_ones})
+    most = max(map(len, measured.values()))
+    best = min((name for name in measured if len(measured[name]) == most), key=lambda name: np.mean(measured[name]))
     rows = []
     for name, kl in measured.items():
-        against = interval(np.add(kl, NOISE), np.add(smallest, NOISE), scale="log")
+        against = interval(np.add(kl, NOISE), np.add(measured[best][: len(kl)], NOISE), scale="log")
         ends = {"ratio": against.value, "low": against.low, "high": against.high}
-        rows.append({"rule": name, "kl": float(np.mean(kl))} | ends)
-    enough = float(np.mean(smallest)) * (1 + NEGLIGIBLE) + NOISE
-    chosen = next(row for row in rows if row["low"] <= 1 or row["kl"] <= enough)["rule"]
-    return roundings[chosen], [row | {"chosen": row["rule"] == chosen} for row in rows]
+        rows.append({"rule": name, "kl": float(np.mean(kl)), "windows": len(kl)} | ends)
+    return roundings[open_ones[0]], [row | {"chosen": row["rule"] == open_ones[0]} for row in rows]
+
+
+def _not_told_apart(measured: Mapping[str, Sequence[float]]) -> list[str]:
+    """Names of what could be taken, from the simplest; one alone is settled.
+
+    The last is in effect as good as the best, and those before it are simpler and not told from the best by the paired
+    interval.
+    """
+    best = min(measured, key=lambda name: np.mean(measured[name]))
+    enough = float(np.mean(measured[best])) * (1 + NEGLIGIBLE) + NOISE
+    found = []
+    for name, kl in measured.items():
+        if float(np.mean(kl)) <= enough:
+            return [*found, name]
+        against = interval(np.add(kl, NOISE), np.add(measured[best], NOISE), scale="log")
+        if against.low <= 1:
+            found.append(name)
+    raise AssertionError("the best is as good as itself")
 
 
 def curve(
