@@ -1,0 +1,299 @@
+"""GRPO on TRL's trainer: every private method of TRL that is replaced stands here, and nowhere else.
+
+What is replaced, and why:
+
+    _generate_single_turn             our sampler: finished rows leave the batch, every token keeps the log-probability
+                                      that it was drawn with
+    _calculate_rewards                the only place where whole groups are seen: what TRL returns there is gathered
+                                      from all processes, a reward by itself sees its own process's rows
+    _generate_and_score_completions   the old log-probabilities are the sampler's, not the trainer's own repeated
+    _compute_loss                     rows without advantage are not forwarded, rows go in order of length, losses of
+                                      `burnish.align.maths`, shares of the step's own denominator
+    _save_checkpoint,
+    _load_optimizer_and_scheduler     state besides the optimizer's
+
+Their signatures are held by `tests/align/test_grpo.py`: another version of TRL fails there and not in a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate.utils import gather
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig, GRPOTrainer
+
+from burnish.align.maths import policy_loss
+from burnish.align.maths.reduction import Normaliser, share
+from burnish.core.errors import DataError, NumericalError, SettingsError
+from burnish.generate import generate
+
+NORMALISERS: dict[str, Normaliser] = {"dapo": "token", "dr_grpo": "constant"}
+"""TRL's names of losses that differ in their denominator; its others average over micro-batches."""
+STATE = "length_control.json"
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class SampledGRPOConfig(GRPOConfig):
+    """GRPOConfig for `SampledGRPOTrainer`, with defaults under which its numbers can be checked."""
+
+    loss_type: str = field(default="dapo", metadata={"help": "Denominator: dapo (tokens of the step) or dr_grpo."})
+    scale_rewards: str = field(default="none", metadata={"help": "Divide by the group's deviation, or not."})
+    mask_truncated_completions: bool = field(default=True, metadata={"help": "No loss on answers that were cut off."})
+    policy_loss: Literal["clip", "dual", "cispo", "importance", "gspo"] = field(
+        default="clip", metadata={"help": "Loss of a token; see burnish.align.maths.policy_loss."}
+    )
+    dual_clip: float = field(default=3.0, metadata={"help": "dual: what a bad token costs at most, in |A|."})
+    sampler_rows: int = field(default=256, metadata={"help": "Answers that are drawn at a time."})
+    most_unscorable: float = field(
+        default=0.1, metadata={"help": "Share of answers without a reward that stops a run."}
+    )
+    skip_unmoved: bool = field(default=True, metadata={"help": "Do not forward rows whose advantage is zero."})
+
+    def __post_init__(self) -> None:
+        if self.loss_type not in NORMALISERS:
+            raise SettingsError(
+                f"is {self.loss_type!r}, which depends on how a step is cut into micro-batches or is not known here",
+                where="loss_type",
+                fix="use dapo (tokens of the whole step) or dr_grpo (a constant)",
+            )
+        if self.use_vllm:
+            raise SettingsError("needs an engine that this trainer does not speak to", where="use_vllm")
+        if not 0 <= self.most_unscorable < 1:
+            raise SettingsError(f"is {self.most_unscorable}, but a share below 1 is needed", where="most_unscorable")
+        if (self.num_generations or 0) < 2:
+            raise SettingsError(
+                f"is {self.num_generations}, and an answer alone has nothing to be better than",
+                where="num_generations",
+                fix="use 2 or more; 8 is usual",
+            )
+        super().__post_init__()
+
+
+class SampledGRPOTrainer(GRPOTrainer):
+    """GRPO whose answers come from `burnish.generate`, with the log-probabilities that they were drawn with."""
+
+    args: SampledGRPOConfig
+    drawn_tokens: int = 0
+    forwarded_rows: int = 0
+    left_out_rows: int = 0
+
+    @property
+    def mode(self) -> Literal["train", "eval"]:
+        """What TRL's metrics are filed under."""
+        policy: Any = self.model
+        return "train" if policy.training else "eval"
+
+    @property
+    def longest(self) -> int:
+        """Tokens that an answer may have."""
+        return int(self.args.max_completion_length or 0)
+
+    # -- drawing -------------------------------------------------------------------------------------------------------
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        if images is not None or multimodal_fields:
+            raise SettingsError("prompts with images are not drawn by this sampler", where="train_dataset")
+        prompts, several = _together([list(one) for one in prompt_ids], num_generations)
+        step = f"{self.args.seed} {self.state.global_step} {self._step % self.args.gradient_accumulation_steps}"
+        first = self.accelerator.process_index * len(prompts)
+        # a stream of each prompt's own: a run that goes on from a checkpoint draws what it would have drawn
+        seeds = [_number(f"{step} {self.mode} {first + place}") for place in range(len(prompts))]
+        with self._inferring() as module:
+            drawn = generate(
+                module,
+                self._tokenizer,
+                prompts,
+                n=several,
+                max_new_tokens=self.longest,
+                temperature=self.temperature,
+                top_k=self.args.top_k if self.args.top_k > 0 else 0,
+                top_p=self.args.top_p,
+                stop_tokens=self.eos_token_ids,
+                seed=seeds,
+                batch_size=self.args.sampler_rows,
+            )
+        self.drawn_tokens += sum(len(one.tokens) for one in drawn)
+        return [one.tokens for one in drawn], [one.logprobs for one in drawn]
+
+    @contextlib.contextmanager
+    def _inferring(self) -> Iterator[Any]:
+        module = self.accelerator.unwrap_model(self.model)
+        training = module.training
+        module.eval()
+        try:
+            yield module
+        finally:
+            module.train(training)
+
+    # -- rewards -------------------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Sequence[Sequence[int]]
+    ) -> Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        unscorable = float(rewards.isnan().all(dim=1).float().mean())
+        self._metrics[self.mode]["unscorable"].append(unscorable)
+        if unscorable > self.args.most_unscorable:
+            raise DataError(
+                f"{unscorable:.0%} of the answers of a step have no reward (None or NaN), above "
+                f"{self.args.most_unscorable:.0%}",
+                where=", ".join(self.reward_func_names),
+                fix="mend the reward, or raise most_unscorable",
+            )
+        lengths = torch.tensor([float(len(ids)) for ids in completion_ids_list], device=rewards.device)
+        several = int((self.num_generations if self.mode == "train" else self.num_generations_eval) or 1)
+        lengths = cast(Tensor, gather(lengths)).view(-1, several)
+        shaped = self.shape_rewards(rewards.view(-1, several, rewards.shape[1]), lengths)
+        return shaped.reshape(rewards.shape)
+
+    def shape_rewards(self, rewards: Tensor, lengths: Tensor) -> Tensor:
+        """What subclasses change: rewards (groups, rollouts, functions) of all processes, tokens (groups, rollouts)."""
+        del lengths
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> Batch:
+        output = super()._generate_and_score_completions(inputs)
+        output["old_per_token_logps"] = output.pop("sampling_per_token_logps")
+        return output
+
+    # -- loss ----------------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
+        if self.aux_loss_enabled:
+            raise SettingsError("a mixture of experts needs its balancing loss, which this loss has not", where="model")
+        mask = inputs["completion_mask"]
+        mask = (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).float()
+        advantages = inputs["advantages"]
+        advantages = (advantages if advantages.dim() == 2 else advantages[:, None]).expand_as(mask) * (mask > 0)
+        rows = self._forwarded(advantages, mask)
+        part = {name: value[rows] for name, value in inputs.items() if _by_row(name, value, len(mask))}
+        part, width = _trimmed(part, mask[rows])
+        logps, entropy, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([part["prompt_ids"], part["completion_ids"]], 1),
+            torch.cat([part["prompt_mask"], part["completion_mask"]], 1),
+            width,
+            compute_entropy=True,
+        )
+        assert entropy is not None, "it was asked for"
+        weight, gain = mask[rows, :width], advantages[rows, :width]
+        log_ratio = (logps - part["old_per_token_logps"]) * weight
+        loss = self._token_loss(logps, log_ratio, gain, weight)
+        if self.beta:
+            loss = loss + self.beta * policy_loss.divergence(logps, part["ref_per_token_logps"])
+        normaliser = NORMALISERS[self.loss_type]
+        self._note(log_ratio.detach(), gain, entropy.detach(), weight)
+        return share(loss, weight, self._denominator(inputs, len(mask), normaliser), normaliser)
+
+    def _token_loss(self, logps: Tensor, log_ratio: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
+        low, high, kind = self.epsilon_low, self.epsilon_high, self.args.policy_loss
+        if kind == "cispo":
+            return policy_loss.cispo(logps, log_ratio, gain, 0.0, 1 + high)
+        if kind == "importance":
+            return policy_loss.importance(log_ratio, gain)
+        if kind == "gspo":
+            return policy_loss.clipped(policy_loss.sequence_log_ratio(log_ratio, weight), gain, low, high)
+        dual = self.args.dual_clip if kind == "dual" else None
+        return policy_loss.clipped(log_ratio, gain, low, high, dual)
+
+    def _forwarded(self, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Rows that move the policy, the longest last; one at least, so that there is a gradient to be zero."""
+        moved = (advantages != 0).any(1) if self.args.skip_unmoved and not self.beta else mask.any(1)
+        lengths = mask.sum(1)
+        rows = moved.nonzero()[:, 0]
+        if not len(rows):
+            rows = lengths.argmin()[None]
+        self.forwarded_rows += len(rows)
+        self.left_out_rows += len(mask) - len(rows)
+        return rows[lengths[rows].argsort(stable=True)]
+
+    def _denominator(self, inputs: Batch, rows: int, normaliser: Normaliser) -> Tensor:
+        """D of the optimizer step, divided by the processes, whose gradients are averaged."""
+        training = self.mode == "train"
+        cuts = self.current_gradient_accumulation_steps if training else 1
+        if normaliser == "constant":
+            return torch.tensor(float(rows * cuts * self.longest))
+        total = inputs["num_items_in_batch"].float() / self.accelerator.num_processes
+        return total * cuts / (self.args.steps_per_generation or 1) if training else total
+
+    def _note(self, log_ratio: Tensor, gain: Tensor, entropy: Tensor, weight: Tensor) -> None:
+        """Metrics of a micro-batch, over the tokens that were forwarded."""
+        here = weight > 0
+        count = max(int(here.sum()), 1)
+        ratio = log_ratio.exp()[here]
+        if not bool(ratio.isfinite().all()):
+            raise NumericalError("a ratio of probabilities is not finite", where="training", fix="lower learning_rate")
+        clip = policy_loss.is_clipped(log_ratio, gain, self.epsilon_low, self.epsilon_high)[here]
+        found = {
+            "entropy": float(entropy[here].sum()) / count,
+            "ratio/mean": float(ratio.sum()) / count,
+            "ratio/furthest": float((ratio - 1).abs().max()) if len(ratio) else 0.0,
+            "clip_ratio/region_mean": float(clip.float().sum()) / count,
+            "kl/sampler": float(policy_loss.divergence(-log_ratio[here], torch.zeros_like(ratio)).sum()) / count,
+            "packing": float(here.sum()) / weight.numel(),
+        }
+        for name, value in found.items():
+            self._metrics[self.mode][name].append(value)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def control_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides TRL's own, as JSON can hold it."""
+        return {"drawn_tokens": self.drawn_tokens, "rows": [self.forwarded_rows, self.left_out_rows]}
+
+    def load_control_state(self, state: dict[str, Any]) -> None:
+        self.drawn_tokens = state["drawn_tokens"]
+        self.forwarded_rows, self.left_out_rows = state["rows"]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # before TRL's own files, whose last one is what makes a checkpoint whole
+        if self.args.should_save:
+            place = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / STATE).write_text(json.dumps(self.control_state()))
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.load_control_state(json.loads((Path(checkpoint) / STATE).read_text()))
+
+
+def _together(prompts: list[list[int]], several: int) -> tuple[list[list[int]], int]:
+    """Each group's prompt once and how many answers it has; where groups are cut by a process's slice, every row."""
+    groups = [prompts[start : start + several] for start in range(0, len(prompts), several)]
+    whole = all(len(group) == several and all(one == group[0] for one in group) for group in groups)
+    return ([group[0] for group in groups], several) if whole else (prompts, 1)
+
+
+def _number(name: str) -> int:
+    """A seed of a name."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+
+
+def _by_row(name: str, value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and name != "advantages" and value.dim() == 2 and value.shape[0] == rows
+
+
+def _trimmed(part: Batch, mask: Tensor) -> tuple[Batch, int]:
+    """Without the columns that only rows had that are not here: prompts end at the right, answers begin at the left."""
+    before = int(part["prompt_mask"].sum(1).max())
+    width = max(int((mask > 0).sum(1).max()), int(part["completion_mask"].sum(1).max()), 1)
+    return {
+        name: value[:, value.shape[1] - before :] if name.startswith("prompt") else value[:, :width]
+        for name, value in cast(dict[str, Tensor], part).items()
+    }, width
