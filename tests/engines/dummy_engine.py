@@ -1,19 +1,20 @@
 """A vLLM engine of one narrow layer with random weights, without a tokenizer, under a policy: prints JSON of counts.
 
-    python dummy_engine.py WORK SCENARIO POLICY
+    python dummy_engine.py WORK SCENARIO POLICY [SETTINGS of the plug-in, as JSON]
 
 It is run in the environment of vLLM by `test_vllm_scheduler.py`, in one process, so that its scheduler can be seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -49,7 +50,10 @@ class Dummy:
         steps: how many there were.
         tokens: that were computed in them.
         cached: tokens that each request found computed.
+        schedule: sha256 over what every step computed for whom.
     """
+
+    plugin: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, work: Path, policy: str, **options: Any) -> None:
         from vllm import EngineArgs, LLMEngine
@@ -58,7 +62,8 @@ class Dummy:
         (work / "config.json").write_text(json.dumps(CONFIG))
         if policy != "none":
             options["scheduler_cls"] = POLICY
-            options["additional_config"] = {"burnish": {"policy": policy, "trust_client_tenant": True}}
+            settings = {"policy": policy, "trust_client_tenant": True} | self.plugin
+            options["additional_config"] = {"burnish": settings}
         arguments = {
             "load_format": "dummy",
             "skip_tokenizer_init": True,
@@ -75,6 +80,8 @@ class Dummy:
         self.cached: dict[str, int] = {}
         self.seconds: list[float] = []
         self.asked: dict[str, str] = {}
+        self.schedule = hashlib.sha256()
+        self.lost = 0
         schedule = self.scheduler.schedule
 
         def watched(*arguments: Any, **keywords: Any) -> Any:
@@ -88,6 +95,10 @@ class Dummy:
                 self.cached[self.admitted[len(self.cached)]] = one.num_computed_tokens
             self.steps += made.total_num_scheduled_tokens > 0
             self.tokens += made.total_num_scheduled_tokens
+            taken = {name.rsplit("-", 1)[0]: num for name, num in made.num_scheduled_tokens.items()}
+            blocks = [one.block_ids for one in made.scheduled_new_reqs], made.scheduled_cached_reqs.new_block_ids
+            self.lost += len(made.preempted_req_ids or ())
+            self.schedule.update(repr((taken, blocks)).encode())
             return made
 
         self.scheduler.schedule = watched
@@ -186,6 +197,37 @@ def aborts(work: Path, policy: str) -> dict[str, Any]:
     return {"pinned before": most, "left": left, "admitted": len(dummy.admitted)}
 
 
+def mixed(work: Path, policy: str) -> dict[str, Any]:
+    """Workflows of several tenants in a pool that is too small, some given up: the whole schedule, as a hash."""
+    dummy, draw = Dummy(work, policy, max_num_seqs=8, num_gpu_blocks_override=16, max_model_len=1792), random.Random(0)
+    for number in range(90):
+        said = {"program": f"p{draw.randrange(9)}", "tenant": f"t{draw.randrange(3)}", "tool": "t"}
+        context = words(int(said["program"][1:]), draw.randint(200, 600))
+        dummy.ask(f"r{number}", context, draw.randint(1, 40), **said)
+        dummy.run(draw.randrange(6))
+        if draw.random() < 0.1:
+            dummy.engine.abort_request([f"r{draw.randrange(number + 1)}"])
+    dummy.run()
+    return {"schedule": dummy.schedule.hexdigest(), "steps": dummy.steps, "lost": dummy.lost}
+
+
+def leaves(work: Path, policy: str) -> dict[str, Any]:
+    """A policy that is left in the middle: contexts that it held, and those who waited."""
+    dummy = Dummy(work, policy, max_num_seqs=2)
+    dummy.ask("first", words(1, 300), 2, program="agent", tool="t")
+    dummy.run()
+    held = dummy.scheduler.num_pinned
+    for number in range(14):
+        dummy.ask(f"{'A' if number < 10 else 'B'}{number}", words(number, 20), 8, tenant="A" if number < 10 else "B")
+    dummy.run(12)
+    before = len(dummy.admitted)
+    dummy.scheduler.fall_back("a test")
+    dummy.run()
+    left = [dummy.scheduler.num_pinned, len(dummy.scheduler.waiting), dummy.blocks_in_use]
+    order = "".join(name[0] for name in dummy.admitted)
+    return {"held": held, "before": order[:before], "after": order[before:], "left": left}
+
+
 def cost(work: Path, policy: str) -> dict[str, Any]:
     """Median seconds of schedule() with 256 requests running, and what charging them takes."""
     dummy = Dummy(work, policy, max_num_seqs=256, num_gpu_blocks_override=600)
@@ -219,5 +261,8 @@ def pressure(work: Path, policy: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    scenario = {one.__name__: one for one in (tenants, light, returns, aborts, cost, pressure)}[sys.argv[2]]
+    scenario = {one.__name__: one for one in (tenants, light, returns, aborts, mixed, leaves, cost, pressure)}[
+        sys.argv[2]
+    ]
+    Dummy.plugin = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
     print("FOUND " + json.dumps(scenario(Path(sys.argv[1]), sys.argv[3])))

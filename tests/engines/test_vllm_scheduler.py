@@ -21,14 +21,14 @@ SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
 HELD = "order: programs\nhold: fixed\nhold_seconds: 600\n"
 
 
-def found(tmp_path: Path, scenario: str, policy: str) -> Any:
-    """What the engine counts under a policy: a name, or the text of a file."""
+def found(tmp_path: Path, scenario: str, policy: str, **plugin: Any) -> Any:
+    """What the engine counts under a policy: a name, or the text of a file; `plugin` are further settings."""
     if "\n" in policy:
         (tmp_path / "policy.yaml").write_text(policy)
         policy = str(tmp_path / "policy.yaml")
     script = Path(__file__).with_name("dummy_engine.py")
     done = subprocess.run(
-        [os.environ["VLLM_PYTHON"], str(script), str(tmp_path / "model"), scenario, policy],
+        [os.environ["VLLM_PYTHON"], str(script), str(tmp_path / "model"), scenario, policy, json.dumps(plugin)],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(SOURCE)},
@@ -44,6 +44,28 @@ def test_tenants_take_turns_and_no_step_is_lost(tmp_path: Path):
     assert fcfs["admitted"] == "AAAAAAAAAABBBB"
     assert fair["admitted"] == "ABABABABAAAAAA"
     assert fair["tokens"] / fair["steps"] >= 0.97 * fcfs["tokens"] / fcfs["steps"]
+
+
+def test_all_but_enforce_leave_the_schedule_as_it_is(tmp_path: Path):
+    """Every step, every token and every block of workflows in a pool that is too small."""
+    policy = "order: shares\nwithin: programs\nhold: fixed\nhold_seconds: 600\n"
+    plain = found(tmp_path, "mixed", "none")
+    assert plain["lost"] > 0
+    for mode in ("off", "telemetry", "shadow", "advise"):
+        telemetry = tmp_path / f"{mode}.jsonl"
+        assert found(tmp_path, "mixed", policy, mode=mode, telemetry=str(telemetry)) == plain, mode
+        events = [json.loads(line)["event"] for line in telemetry.read_text().splitlines()] if mode != "off" else []
+        assert events.count("request") == (0 if mode == "off" else 90)
+        assert ("advice" in events) == (mode == "advise")
+    assert found(tmp_path, "mixed", policy, mode="enforce") != plain
+
+
+def test_a_policy_that_is_left_holds_nothing_and_goes_on_in_the_order_of_arrival(tmp_path: Path):
+    counts = found(tmp_path, "leaves", "order: shares\nhold: fixed\nhold_seconds: 600\n", fall_back=False)
+    assert counts["held"] > 0
+    assert counts["before"] == "fABAB"
+    assert counts["after"] == "AAAAAAAABB"
+    assert counts["left"] == [0, 0, 0]
 
 
 def test_weights_of_a_policy_file_hold(tmp_path: Path):

@@ -24,7 +24,9 @@ def job(arguments: Any, *, session: str | None = None, trusted: bool = True):
 def test_a_request_says_who_it_is():
     made = job({"tenant": "org/team/anna", "program": "p", "turn": 3, "tool": "search"})
     assert (made.tenant, made.program, made.turn, made.tool, made.prompt) == ("org/team/anna", "p", 3, "search", 7)
-    assert job({"program": "p", "tool": "search", "last": True}).tool == ""
+    for last in (True, 1, 1.0, "true"):  # over HTTP, vLLM makes a number of true
+        assert job({"program": "p", "tool": "search", "last": last}).tool == ""
+    assert job({"program": "p", "tool": "search", "last": 0}).tool == "search"
     assert job({"program": "p"}).tool == "tool"
     assert job({}, session="s").program == "s"
     assert job(None).program == job(None).tool == ""
@@ -53,6 +55,8 @@ def test_what_is_no_number_of_a_turn_is_the_first(turn: Any):
         ({"burnish": {"policy": "nowhere.yaml"}}, "nowhere.yaml: is no policy file"),
         ({"burnish": {"budget": 2}}, r"additional_config.burnish.budget: is 2"),
         ({"burnish": {"prefill_tokens_per_second": 0}}, "prefill_tokens_per_second: is 0"),
+        ({"burnish": {"mode": "watch"}}, "mode is 'watch'"),
+        ({"burnish": {"share": 2}}, "share is 2"),
     ],
 )
 def test_a_mistake_of_the_operator_is_one_sentence(given: Any, told: str):

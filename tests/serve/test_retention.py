@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from burnish.serve.policies.laws import FEW, KEPT, Law
 from burnish.serve.policies.protocol import Hold, Job
-from burnish.serve.policies.retention import FEW, KEPT, SECOND, FixedHold, LearnedHold, Pauses, exponential_hold
+from burnish.serve.policies.retention import SECOND, FixedHold, LearnedHold, exponential_hold
 
 
 def room(now: float = 0, running: int = 0) -> Any:
     return SimpleNamespace(now=round(now * SECOND), num_running=running)
 
 
-def of(durations: list[float]) -> Pauses:
-    law = Pauses()
+def of(durations: list[float]) -> Law:
+    law = Law()
     for duration in durations:
         law.add(duration)
     return law

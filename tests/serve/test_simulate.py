@@ -208,5 +208,5 @@ def test_no_hold_is_plain_caching():
 
 
 def test_blocks_of_the_engine_divide_those_of_the_trace():
-    with pytest.raises(SettingsError, match="does not divide"):
+    with pytest.raises(SettingsError, match="neither divides the"):
         run(drawn(0, blocks=True), PolicySettings(), TIGHT.model_copy(update={"block_size": 48}))

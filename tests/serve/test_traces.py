@@ -89,6 +89,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         (lines(MOONCAKE | {"input_length": 1025}), "t.jsonl", "1,025 tokens in 2 pieces of 512"),
         (lines(MOONCAKE | {"hash_ids": "3"}), "t.jsonl", "hash_ids are '3'"),
         (lines(MOONCAKE | {"hash_ids": [-1, 2]}), "t.jsonl", "hash_ids are"),
+        (lines(MOONCAKE | {"hash_ids": [True, False]}), "t.jsonl", "hash_ids are"),
         (lines(MOONCAKE, MOONCAKE | {"timestamp": 26}), "t.jsonl", "t.jsonl:2: is earlier than the row before it"),
         (lines(MOONCAKE | {"input_length": 0}), "t.jsonl", "input_length is 0"),
         (lines(MOONCAKE | {"output_length": True}), "t.jsonl", "output_length is True"),

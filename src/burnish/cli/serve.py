@@ -8,8 +8,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from burnish.core.errors import SettingsError
 from burnish.core.outside import MAX_SEED
-from burnish.serve.workload import RouterName
+from burnish.serve.watch import Mode
+from burnish.serve.workload import RouterName, Workload
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Many = Annotated[list[str], Parameter(negative=())]
@@ -27,6 +29,9 @@ def sim(
     router: RouterName = "least-loaded",
     tenants: Annotated[int, Parameter(validator=Number(gte=0, lte=100_000))] = 0,
     limit: Count | None = None,
+    shrink: Count = 1,
+    speed: Seconds = 1.0,
+    longest: Count | None = None,
     ttft: Seconds = 10.0,
     tpot: Seconds = 0.1,
     seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = 0,
@@ -39,7 +44,7 @@ def sim(
     Parameters
     ----------
     trace:
-        A Mooncake .jsonl, an Azure or BurstGPT .csv, or a .jsonl of arrival_s, prompt_tokens, output_tokens; or .gz.
+        Of Mooncake, Azure or BurstGPT, of our own, or a server's telemetry, which has the engine's limits and costs.
     policy:
         A YAML file, or fcfs, vtc, shares, dlpm, programs or least-service; of several, the first is the baseline.
     engine:
@@ -52,6 +57,12 @@ def sim(
         Draw so many tenants for the requests, of sizes 1, 1/2, 1/3 and so on; the report says that they are drawn.
     limit:
         Take so many rows of the trace only.
+    shrink:
+        Divide the lengths of prompts and answers, for a smaller server.
+    speed:
+        Divide the times between arrivals, and pauses.
+    longest:
+        Leave out conversations of more tokens than this, after `shrink`.
     ttft:
         Seconds to the first token that are good service.
     tpot:
@@ -66,16 +77,17 @@ def sim(
         Directory of results.json and report.html.
     """
     from burnish.core.apart import check_apart
-    from burnish.serve.compare import FILE, check_place, compare, write_results
+    from burnish.serve.compare import FILE, check_place, compare
+    from burnish.serve.recorded import is_recording, read_recording
     from burnish.serve.settings import EngineSettings, read_engine, read_policy
-    from burnish.serve.traces import read_trace, with_tenants
 
     check_apart([out / FILE, out / "report.html"], [trace, engine])
     policies = [read_policy(one) for one in policy or ["fcfs"]]
-    machine = read_engine(engine) if engine else EngineSettings()
-    workload = read_trace(trace, limit=limit)
-    if tenants:
-        workload = with_tenants(workload, {f"tenant{place}": 1 / place for place in range(1, tenants + 1)}, seed)
+    recorded = read_recording(trace, limit=limit) if is_recording(trace) else None
+    machine = read_engine(engine) if engine else recorded.engine if recorded else EngineSettings()
+    workload = recorded.workload if recorded else _workload(trace, limit, shrink, speed, longest, tenants, seed)
+    if recorded and (shrink > 1 or speed != 1 or longest or tenants):
+        raise SettingsError("a recording is taken as it is", fix="leave out --shrink, --speed, --longest and --tenants")
     check_place(out)
     results = compare(
         workload,
@@ -87,9 +99,22 @@ def sim(
         tpot=tpot,
         step_by_step=step_by_step,
         check=check,
+        recorded=recorded,
     )
-    _print(results)
-    print(f"report: {write_results(out, results)}")
+    _show(out, results)
+
+
+def _workload(
+    trace: Path, limit: int | None, shrink: int, speed: float, longest: int | None, tenants: int, seed: int
+) -> Workload:
+    from burnish.serve.traces import read_trace, scaled, with_tenants
+
+    workload = read_trace(trace, limit=limit)
+    if shrink > 1 or speed != 1 or longest:
+        workload = scaled(workload, shrink=shrink, speed=speed, longest=longest)
+    if tenants:
+        workload = with_tenants(workload, {f"tenant{place}": 1 / place for place in range(1, tenants + 1)}, seed)
+    return workload
 
 
 def up(
@@ -101,6 +126,9 @@ def up(
     name: str | None = None,
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
     trust_client_tenant: Annotated[bool, Parameter(negative=())] = False,
+    mode: Mode = "enforce",
+    telemetry: Path | None = None,
+    metrics_port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
     dtype: str = "auto",
     max_model_len: Count = 2048,
     option: Many | None = None,
@@ -126,6 +154,12 @@ def up(
         0 takes a free one, which is printed.
     trust_client_tenant:
         Believe a client which tenant it is of; without it all are of one.
+    mode:
+        off is plain vLLM; each further one adds: records, forecasts, what the policy would do, the policy itself.
+    telemetry:
+        File that is appended to; `burnish serve sim` reads it as a trace.
+    metrics_port:
+        Show metrics for Prometheus at this port of the loopback.
     dtype:
         Of the weights.
     max_model_len:
@@ -141,7 +175,6 @@ def up(
 
     from burnish.core.apart import check_apart
     from burnish.core.engines import vllm
-    from burnish.core.errors import SettingsError
     from burnish.serve.settings import read_policy
     from burnish.serve.up import server_options
 
@@ -150,9 +183,12 @@ def up(
         fix = "give --python, or set VLLM_PYTHON to what scripts/vllm-env prints"
         raise SettingsError("no environment with vLLM is named", fix=fix)
     chosen = read_policy(policy)
-    check_apart([log], [model, Path(policy)])
+    check_apart([log, telemetry], [model, Path(policy)])
     place = log or Path(tempfile.mkstemp(prefix="vllm-", suffix=".log")[1])
-    options = [*server_options(policy, trust_client_tenant=trust_client_tenant), *(option or [])]
+    plugin = {"trust_client_tenant": trust_client_tenant, "mode": mode, "metrics_port": metrics_port}
+    if telemetry:
+        plugin["telemetry"] = str(telemetry.resolve())
+    options = [*server_options(policy, **plugin), *(option or [])]
     server = vllm(
         interpreter, model, *options, log=place, name=name, dtype=dtype, max_model_len=max_model_len, port=port
     )
@@ -164,6 +200,93 @@ def up(
         while True:
             time.sleep(1)
             engine.check()
+
+
+def replay(
+    trace: Path,
+    /,
+    *,
+    url: str,
+    model: str | None = None,
+    policy: str | None = None,
+    tenants: Annotated[int, Parameter(validator=Number(gte=0, lte=100_000))] = 0,
+    limit: Count | None = None,
+    shrink: Count = 1,
+    speed: Seconds = 1.0,
+    longest: Count | None = None,
+    at_most: Count = 64,
+    ttft: Seconds = 10.0,
+    tpot: Seconds = 0.1,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = 0,
+    out: Out = Path("runs/replay"),
+) -> None:
+    """Ask what a trace asked of a live vLLM, at its times, and write what a client sees.
+
+    Texts are drawn. What the server itself saw is in its telemetry (burnish serve up --telemetry FILE), and burnish
+    serve sim FILE puts it beside simulations.
+
+    Parameters
+    ----------
+    trace:
+        As for burnish serve sim.
+    url:
+        Of the server, up to and with /v1; a key is read from VLLM_API_KEY.
+    model:
+        By its name there; the first that the server has where nothing is said.
+    policy:
+        That the server has, for the report.
+    tenants:
+        Draw so many tenants for the requests.
+    limit:
+        Take so many rows of the trace only.
+    shrink:
+        Divide the lengths of prompts and answers, for a smaller server.
+    speed:
+        Divide the times between arrivals, and pauses.
+    longest:
+        Leave out conversations of more tokens than this, after `shrink`.
+    at_most:
+        Requests under way at a time; others wait, and are counted.
+    ttft:
+        Seconds to the first token that are good service.
+    tpot:
+        Seconds for each further token that are good service.
+    seed:
+        Of the draw of tenants.
+    out:
+        Directory of requests.jsonl, results.json and report.html.
+    """
+    import os
+
+    from burnish.core.apart import check_apart
+    from burnish.serve.compare import FILE, check_place, compare
+    from burnish.serve.recorded import read_recording
+    from burnish.serve.replay import FILE as REQUESTS
+    from burnish.serve.replay import model_of
+    from burnish.serve.replay import replay as ask
+    from burnish.serve.settings import EngineSettings, PolicySettings, read_policy
+
+    check_apart([out / FILE, out / REQUESTS, out / "report.html"], [trace])
+    workload = _workload(trace, limit, shrink, speed, longest, tenants, seed)
+    chosen = read_policy(policy) if policy else PolicySettings(name="server")
+    check_place(out)
+    key = os.environ.get("VLLM_API_KEY", "")
+    about = {"policy": chosen.model_dump(mode="json", exclude_defaults=True), "mode": "client"}
+    place, made = ask(workload, url, model or model_of(url, key), out, most=at_most, key=key, about=about)
+    for why, count in made.failed.items():
+        print(f"{count:,} requests were refused: {why}")
+    if made.late:
+        print(f"{made.late:,} requests waited here because {at_most} were under way")
+    results = compare(workload, [], EngineSettings(), ttft=ttft, tpot=tpot, recorded=read_recording(place))
+    _show(out, results)
+
+
+def _show(out: Path, results: dict[str, Any]) -> None:
+    """Prints the results and writes them."""
+    from burnish.serve.compare import write_results
+
+    _print(results)
+    print(f"report: {write_results(out, results)}")
 
 
 def _print(results: dict[str, Any]) -> None:

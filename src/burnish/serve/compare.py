@@ -13,6 +13,7 @@ from burnish.core.checkpoint import write_atomically
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.outside import check_kind
 from burnish.serve.measures import measure
+from burnish.serve.recorded import Recording
 from burnish.serve.settings import EngineSettings, PolicySettings
 from burnish.serve.simulate import Simulation, simulate
 from burnish.serve.workload import RouterName, Workload
@@ -31,6 +32,7 @@ def compare(
     tpot: float = 0.1,
     step_by_step: bool = False,
     check: bool = False,
+    recorded: Recording | None = None,
 ) -> dict[str, Any]:
     """The results of every policy, as JSON.
 
@@ -42,6 +44,7 @@ def compare(
         ttft, tpot: limits of good service, seconds.
         step_by_step: takes every step for itself.
         check: simulates twice, taking steps together and step by step, and compares.
+        recorded: what really happened to this workload, for a row of its own.
 
     Raises:
         SettingsError: two policies of one name; a policy whose order is not what it says of itself (`check`).
@@ -56,29 +59,52 @@ def compare(
         found = serve(step_by_step=step_by_step)
         if check:
             compare_schedules(policy.called, found, serve(step_by_step=not step_by_step))
-        if not found.jobs:
-            raise DataError("no request fits into the pool of the engine", fix="give the engine more blocks")
-        if found.strangers:
-            names = ", ".join(sorted(found.strangers)[:5])
-            notes.append(f"{policy.called}: tenants without a weight are under `default`: {names}")
-        if found.refused:
-            notes.append(f"{policy.called}: {len(found.refused):,} requests fit into no empty pool and were refused")
-        settings = policy.model_dump(mode="json", exclude_defaults=True)
-        results[policy.called] = measure(found, ttft=ttft, tpot=tpot, weight=policy.weight) | {"settings": settings}
+        notes += _notes(policy, found)
+        results[policy.called] = measure(found, ttft=ttft, tpot=tpot, weight=policy.weight) | {
+            "settings": _said(policy)
+        }
+    if recorded:
+        notes += recorded.notes
+        policy = recorded.policy
+        results[f"{policy.called}, live"] = measure(recorded.found, ttft=ttft, tpot=tpot, weight=policy.weight) | {
+            "settings": _said(policy),
+            "live": {"policy": policy.called, "mode": recorded.mode},
+        }
     return {
-        "trace": {
-            "source": workload.source,
-            "requests": workload.num_requests,
-            "workflows": len(workload.workflows),
-            "synthetic": list(workload.synthetic),
-            "dropped": workload.dropped,
-        },
+        "trace": _about(workload),
         "engine": engine.model_dump(mode="json", exclude_defaults=True) or {"num_blocks": engine.num_blocks},
         "instances": instances,
         "router": router,
         "notes": notes,
         "policies": results,
     }
+
+
+def _about(workload: Workload) -> dict[str, Any]:
+    return {
+        "source": workload.source,
+        "requests": workload.num_requests,
+        "workflows": len(workload.workflows),
+        "synthetic": list(workload.synthetic),
+        "dropped": workload.dropped,
+    }
+
+
+def _notes(policy: PolicySettings, found: Simulation) -> list[str]:
+    """What has to be said of a simulation."""
+    notes = []
+    if not found.jobs:
+        raise DataError("no request fits into the pool of the engine", fix="give the engine more blocks")
+    if found.strangers:
+        names = ", ".join(sorted(found.strangers)[:5])
+        notes.append(f"{policy.called}: tenants without a weight are under `default`: {names}")
+    if found.refused:
+        notes.append(f"{policy.called}: {len(found.refused):,} requests fit into no empty pool and were refused")
+    return notes
+
+
+def _said(policy: PolicySettings) -> dict[str, Any]:
+    return policy.model_dump(mode="json", exclude_defaults=True)
 
 
 def compare_schedules(name: str, one: Simulation, other: Simulation) -> None:

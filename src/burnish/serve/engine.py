@@ -38,6 +38,7 @@ class EngineShape:
         watermark: share of the blocks that an admission leaves free while others run.
         budget: share of the blocks that may be held for those who pause.
         prefix_caching: whether what was computed is found again.
+        chunked_prefill: whether a prompt may be computed in several steps.
     """
 
     num_blocks: int
@@ -48,6 +49,7 @@ class EngineShape:
     watermark: float = 0.0
     budget: float = 0.5
     prefix_caching: bool = True
+    chunked_prefill: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -196,8 +198,11 @@ class SimulatedEngine:
     # -- events ----------------------------------------------------------------------------------------------------
 
     def fits(self, job: SimulatedJob) -> bool:
-        """Whether the whole of a job fits into the empty pool."""
-        return -(-(job.prompt + job.output) // self.shape.block_size) <= self.shape.num_blocks
+        """Whether the whole of a job fits into the empty pool, and into a step where prompts are not cut."""
+        whole, shape = job.prompt + job.output, self.shape
+        if not shape.chunked_prefill and whole > shape.max_num_batched_tokens:
+            return False
+        return -(-whole // shape.block_size) <= shape.num_blocks
 
     def submit(self, job: SimulatedJob, now: int) -> None:
         """A job comes; `interrupt` has been called."""
@@ -345,6 +350,8 @@ class SimulatedEngine:
         """Admits a job where it fits; how many tokens it computes in this step, 0 where it does not fit."""
         size, pool, hits = self.shape.block_size, self.pool, self._hits(job)
         whole = job.prompt + job.generated
+        if not self.shape.chunked_prefill and whole - hits * size > budget:
+            return 0
         tokens = min(whole - hits * size, budget)
         reserved = whole if self.shape.reserve_full else hits * size + tokens
         idle = sum(pool.is_idle(job.key(index)) for index in range(hits))

@@ -47,9 +47,11 @@ def _heading(policies: Mapping[str, dict[str, Any]]) -> str:
 
 
 def sentences(policies: Mapping[str, dict[str, Any]]) -> list[str]:
-    """What each policy changes, beside the first."""
+    """What each policy changes, beside the first; and what was measured, beside what a simulation says of it."""
+    live = {name: one for name, one in policies.items() if "live" in one}
+    policies = {name: one for name, one in policies.items() if "live" not in one} or live
     base, *others = policies
-    said = []
+    said = [_beside(name, one, policies) for name, one in live.items() if one["live"]["policy"] in policies]
     for name in others:
         one, first = policies[name], policies[base]
         ratio = relative(policies, base)[name]
@@ -70,12 +72,26 @@ def sentences(policies: Mapping[str, dict[str, Any]]) -> list[str]:
     return said
 
 
+def _beside(name: str, live: Mapping[str, Any], policies: Mapping[str, dict[str, Any]]) -> str:
+    """A live run and the simulation of its policy."""
+    told, simulated = [], policies[live["live"]["policy"]]
+    for which, what in (("ttft", "first token"), ("completion", "completion")):
+        measured, guessed = live[which]["mean"], simulated[which]["mean"]
+        off = percent(abs(guessed / measured - 1)) if measured else DASH
+        way = "above" if guessed > measured else "below"
+        told.append(
+            f"mean time to the {what} {number_seconds(guessed)} simulated, {off} {way} {number_seconds(measured)}"
+        )
+    return f"{name}: {'; '.join(told)} measured."
+
+
 def _about(results: Mapping[str, Any]) -> str:
     trace = results["trace"]
     dropped = "".join(f", {count:,} rows left out ({why})" for why, count in trace["dropped"].items())
     engines = f"{results['instances']} engines" if results["instances"] > 1 else "one engine"
     asked = f"{trace['requests']:,} requests in {trace['workflows']:,} workflows of {trace['source']}"
-    return f"{asked}{dropped}; {engines}, simulated."
+    live = any("live" in one for one in results["policies"].values())
+    return f"{asked}{dropped}; {engines}, {'live and ' if live else ''}simulated."
 
 
 def policy_table(policies: Mapping[str, dict[str, Any]], *, brief: bool = False) -> Table:

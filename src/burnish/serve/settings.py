@@ -204,6 +204,7 @@ class EngineSettings(Settings):
     watermark: float = Field(default=0.0, ge=0, lt=1)
     budget: float = Field(default=0.5, ge=0, le=1, description="share of the pool that may be held for those who pause")
     prefix_caching: bool = True
+    chunked_prefill: bool = Field(default=True, description="a prompt may be computed in several steps")
     cost: Literal["linear", "roofline", "table", "dynosim"] = "linear"
     linear: LinearCost = LinearCost()
     roofline: RooflineCost = RooflineCost()
@@ -230,6 +231,7 @@ class EngineSettings(Settings):
             self.watermark,
             self.budget,
             self.prefix_caching,
+            self.chunked_prefill,
         )
 
     def costs(self) -> CostModel:

@@ -79,7 +79,7 @@ def simulate(
         times: nanoseconds, rising.
 
     Raises:
-        SettingsError: the blocks of the engine do not divide those of the workload.
+        SettingsError: the blocks of the engine and those of the workload do not fit together.
     """
     return _Clock(workload, policies, shape, costs, instances, router, step_by_step).run(at, times)
 
@@ -97,12 +97,13 @@ class _Clock:
         router: RouterName,
         step_by_step: bool,
     ) -> None:
-        if workload.block_tokens and workload.block_tokens % shape.block_size:
+        piece = workload.block_tokens
+        if piece and piece % shape.block_size and shape.block_size % piece:
             raise SettingsError(
-                f"is {shape.block_size}, which does not divide the {workload.block_tokens} tokens of a block of "
-                f"{workload.source}",
+                f"is {shape.block_size}, which neither divides the {piece} tokens of a block of {workload.source} nor "
+                "is a multiple of them",
                 where="block_size",
-                fix=f"give a divisor of {workload.block_tokens}, such as {workload.block_tokens}",
+                fix=f"give a divisor or a multiple of {piece}, such as {piece}",
             )
         self._workload, self._size, self._router = workload, shape.block_size, router
         self._hash = hashlib.sha256()
@@ -114,6 +115,7 @@ class _Clock:
         self._events: list[tuple[int, int, int, object]] = []
         self._number = 0
         self._places: dict[str, int] = {}
+        self._keys: dict[tuple[int, ...], int] = {}
         self._present = self._last = self._turns = 0
         self._origin: dict[SimulatedJob, tuple[Workflow, int, int]] = {}
         self.found = Simulation(num_blocks=shape.num_blocks * instances)
@@ -237,11 +239,24 @@ class _Clock:
         """Keys of the full blocks that the workload names; below 0, so that no workflow's own is among them."""
         if not turn.blocks:
             return ()
-        parts = self._workload.block_tokens // self._size
-        full = turn.prompt // self._size
+        piece, size = self._workload.block_tokens, self._size
+        answer = turn.output if self._workload.answers_in_blocks else 0
+        full = min((turn.prompt + answer) // size, len(turn.blocks) * piece // size)
+        if piece < size:
+            return self._joined(turn.blocks, full, size // piece)
+        parts = piece // size
         if parts == 1:
             return [-1 - block for block in turn.blocks[:full]]
         return [-1 - (turn.blocks[index // parts] * parts + index % parts) for index in range(full)]
+
+    def _joined(self, pieces: Sequence[int], full: int, num: int) -> list[int]:
+        """Keys of blocks of `num` pieces each; equal where they and all before them are."""
+        found, before = [], 0
+        for index in range(full):
+            known = self._keys
+            before = known.setdefault((before, *pieces[index * num : (index + 1) * num]), -1 - len(known))
+            found.append(before)
+        return found
 
     def _route(self, job: SimulatedJob) -> int:
         if len(self.engines) == 1:

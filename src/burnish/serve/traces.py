@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from burnish.core.errors import DataError
+from burnish.core.errors import DataError, SettingsError
 from burnish.core.outside import parse_json, read_lines, shown
 from burnish.serve.workload import Turn, Workflow, Workload
 
@@ -141,7 +141,7 @@ def _mooncake(rows: Rows, path: str, dropped: dict[str, int]) -> list[Workflow]:
         last = time
         prompt, output = _count(row, "input_length", where), _count(row, "output_length", where, 0)
         ids = row.get("hash_ids")
-        if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < 2**40 for one in ids):
+        if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < 2**40 for one in ids):
             raise DataError(f"hash_ids are {shown(ids)}", where=where, fix="give a list of whole numbers")
         if len(ids) * MOONCAKE_TOKENS < prompt:
             what = f"has {prompt:,} tokens in {len(ids)} pieces of {MOONCAKE_TOKENS}, which hold fewer"
@@ -232,6 +232,48 @@ def with_tenants(workload: Workload, shares: dict[str, float], seed: int = 0) ->
     drawn = draw.choices(names, weights, k=len(workload.workflows))
     workflows = tuple(replace(one, tenant=name) for one, name in zip(workload.workflows, drawn, strict=True))
     return replace(workload, workflows=workflows, synthetic=(*workload.synthetic, "tenants are drawn"))
+
+
+def scaled(workload: Workload, *, shrink: int = 1, speed: float = 1.0, longest: int | None = None) -> Workload:
+    """The same workload for a smaller or slower server.
+
+    Args:
+        workload: of a large one.
+        shrink: lengths are divided by it, the pieces that prompts share as well.
+        speed: times between arrivals, and pauses, are divided by it.
+        longest: workflows with a longer conversation, after that, are left out.
+
+    Raises:
+        SettingsError: the pieces of prompts cannot be divided by `shrink`.
+    """
+    if workload.block_tokens % shrink:
+        what = f"is {shrink}, which does not divide the {workload.block_tokens} tokens of a block of {workload.source}"
+        raise SettingsError(what, where="shrink", fix="give a power of two")
+    made, dropped = [], dict(workload.dropped)
+    for workflow in workload.workflows:
+        turns: list[Turn] = []
+        for turn in workflow.turns:
+            before = turns[-1].prompt + turns[-1].output if turns else 1
+            prompt = max(before, -(-turn.prompt // shrink))
+            turns.append(
+                replace(turn, prompt=prompt, output=-(-turn.output // shrink), pause=round(turn.pause / speed))
+            )
+        if longest is not None and turns[-1].prompt + turns[-1].output > longest:
+            why = f"longer than {longest:,} tokens"
+            dropped[why] = dropped.get(why, 0) + 1
+        else:
+            made.append(replace(workflow, arrival=round(workflow.arrival / speed), turns=tuple(turns)))
+    if not made:
+        raise DataError(f"has no workflow of at most {longest:,} tokens", where=workload.source)
+    said = [f"lengths are divided by {shrink}"] if shrink > 1 else []
+    said += [f"times are divided by {speed:g}"] if speed != 1 else []
+    return replace(
+        workload,
+        workflows=tuple(made),
+        block_tokens=workload.block_tokens // shrink,
+        synthetic=(*workload.synthetic, *said),
+        dropped=dropped,
+    )
 
 
 def drawn_programs(

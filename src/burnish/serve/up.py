@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 SCHEDULER = "burnish.serve.vllm.Scheduler"
 
 
-def server_options(policy: str, *, trust_client_tenant: bool) -> list[str]:
-    """Options of vLLM's server for a policy file, or the name of an order."""
+def server_options(policy: str, **plugin: Any) -> list[str]:
+    """Options of vLLM's server for a policy file, or the name of an order.
+
+    Args:
+        policy: as above.
+        plugin: settings of the plug-in that are said; see `burnish.serve.vllm.requests.PluginSettings`.
+    """
     place = str(Path(policy).resolve()) if Path(policy).is_file() else policy
-    plugin = {"policy": place, "trust_client_tenant": trust_client_tenant}
-    return ["--scheduler-cls", SCHEDULER, "--additional-config", json.dumps({"burnish": plugin})]
+    settings = {"policy": place} | plugin
+    return ["--scheduler-cls", SCHEDULER, "--additional-config", json.dumps({"burnish": settings})]

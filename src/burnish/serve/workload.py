@@ -56,6 +56,7 @@ class Workload:
         workflows: as above.
         source: where they are from, for reports.
         block_tokens: tokens of a piece that `Turn.blocks` names; 0 without any.
+        answers_in_blocks: whether the pieces go on through the answer; all of them are whole then.
         synthetic: what about them is made up, a clause each ("tenants are drawn"), for every output.
         dropped: rows of the source that were left out, by reason.
     """
@@ -65,6 +66,7 @@ class Workload:
     block_tokens: int = 0
     synthetic: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
+    answers_in_blocks: bool = False
 
     @property
     def num_requests(self) -> int:

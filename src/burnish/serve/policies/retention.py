@@ -22,16 +22,13 @@ the least first, tails first.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from burnish.serve.policies.laws import KEPT, Laws
 from burnish.serve.policies.protocol import Hold, Job, Room
 
 SECOND = 1_000_000_000
-FEW = 100
-KEPT = 1000
-"""Pauses of a tool that are remembered, and waits and workflows that means are taken over."""
 
 
 class NoRetention:
@@ -60,43 +57,6 @@ class FixedHold(NoRetention):
         return self._time if job.tool else 0
 
 
-class Pauses:
-    """The pauses that were seen, as a law; seconds."""
-
-    def __init__(self) -> None:
-        self.sorted: list[float] = []
-        self._recent: deque[float] = deque()
-
-    def add(self, seconds: float) -> None:
-        self._recent.append(seconds)
-        insort(self.sorted, seconds)
-        if len(self._recent) > KEPT:
-            del self.sorted[bisect_right(self.sorted, self._recent.popleft()) - 1]
-
-    def best_hold(self, worth: float) -> float:
-        """The smallest tau, of 0 and the pauses seen, at which P(T <= tau) worth - tau is largest."""
-        best, at, share = 0.0, 0.0, worth / len(self.sorted)
-        for number, pause in enumerate(self.sorted, start=1):
-            if pause > worth:
-                break
-            if number * share - pause > best:
-                best, at = number * share - pause, pause
-        return at
-
-    def chance(self, elapsed: float, until: float) -> float:
-        """P(T <= until | T > elapsed)."""
-        gone, there = bisect_right(self.sorted, elapsed), bisect_right(self.sorted, until)
-        left = len(self.sorted) - gone
-        return (there - gone) / left if left else 0.0
-
-    def mean_rest(self, elapsed: float, until: float) -> float:
-        """E[min(T, until) - elapsed | T > elapsed]."""
-        later = self.sorted[bisect_right(self.sorted, elapsed) :]
-        if not later:
-            return until - elapsed
-        return sum(min(pause, until) - elapsed for pause in later) / len(later)
-
-
 def exponential_hold(worth: float, rate: float = 1.0) -> float:
     """tau* where pauses are exponential."""
     return max(0.0, math.log(rate * worth) / rate) if worth > 0 else 0.0
@@ -112,8 +72,7 @@ class LearnedHold(NoRetention):
 
     def __init__(self, recompute: Callable[[int], float], longest: float = 600.0) -> None:
         self._recompute, self._longest = recompute, longest
-        self._of_tool: dict[str, Pauses] = {}
-        self._of_all = Pauses()
+        self._pauses = Laws()
         self._waits: deque[float] = deque(maxlen=KEPT)
         self._turns: deque[int] = deque(maxlen=KEPT)
 
@@ -121,13 +80,12 @@ class LearnedHold(NoRetention):
         if not job.tool:
             self._turns.append(job.turn + 1)
             return 0
-        law, worth = self._law(job.tool), self.worth(tokens, room.num_running)
+        law, worth = self._pauses.find(job.tool), self.worth(tokens, room.num_running)
         seconds = exponential_hold(worth) if law is None else law.best_hold(worth)
         return round(min(seconds, self._longest) * SECOND)
 
     def on_return(self, job: Job, tool: str, pause: int) -> None:
-        for law in (self._of_tool.setdefault(tool, Pauses()), self._of_all):
-            law.add(pause / SECOND)
+        self._pauses.add(pause / SECOND, tool)
 
     def on_admit(self, job: Job, waited: int) -> None:
         if not job.kept:
@@ -145,18 +103,12 @@ class LearnedHold(NoRetention):
         if hold.returned:
             return math.inf
         elapsed, until = (room.now - hold.since) / SECOND, (hold.until - hold.since) / SECOND
-        law = self._law(hold.job.tool)
+        law = self._pauses.find(hold.job.tool)
         if law is None:
             chance, rest = 1 - math.exp(elapsed - until), 1 - math.exp(elapsed - until)
         else:
             chance, rest = law.chance(elapsed, until), law.mean_rest(elapsed, until)
         return chance * self.worth(hold.tokens, room.num_running) / max(hold.tokens * rest, 1e-9)
-
-    def _law(self, tool: str) -> Pauses | None:
-        for law in (self._of_tool.get(tool), self._of_all):
-            if law is not None and len(law.sorted) > FEW:
-                return law
-        return None
 
     def _memory(self) -> float:
         """eta over finished workflows: the pairs (turns had, turns to come) of each of their turns."""

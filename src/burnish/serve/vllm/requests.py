@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from burnish.core.errors import SettingsError
 from burnish.core.settings import Settings
 from burnish.serve.policies.protocol import Job
 from burnish.serve.settings import PolicySettings, read_policy
+from burnish.serve.watch import Mode
 
 MAX_NAME = 200
 
@@ -22,12 +26,27 @@ class PluginSettings(Settings):
         trust_client_tenant: whether a client's own word for its tenant counts.
         budget: share of the KV blocks that may be held for workflows that pause.
         prefill_tokens_per_second: what computing a context again takes, for `hold: learned`.
+        mode: off is vLLM as it is; telemetry records; shadow forecasts and counts what the policy would do; advise also
+            records what that is; enforce does it.
+        telemetry: file that is appended to; none where it is empty.
+        metrics_port: of the loopback, at which Prometheus finds metrics; 0 is none.
+        share: of the workflows, whose contexts may be held.
+        fall_back: whether enforce becomes telemetry where forecasts are lost or others pay; see `burnish.serve.guard`.
     """
 
     policy: str = "fcfs"
     trust_client_tenant: bool = False
     budget: float = 0.5
     prefill_tokens_per_second: float = 10_000.0
+    mode: Mode = "enforce"
+    telemetry: str = ""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    share: float = Field(default=1.0, ge=0, le=1)
+    fall_back: bool = True
+
+    def holds(self, program: str) -> bool:
+        """Whether a workflow is of the share."""
+        return zlib.crc32(program.encode("utf-8", "surrogatepass")) / 2**32 < self.share
 
 
 def read_plugin(additional: Any) -> tuple[PluginSettings, PolicySettings]:
@@ -66,7 +85,8 @@ def job_of(
     turn = given.get("turn", 0)
     turn = turn if isinstance(turn, int) and not isinstance(turn, bool) and turn >= 0 else 0
     program = _text(given, "program") or (session or "")[:MAX_NAME]
-    tool = "" if given.get("last") is True else _text(given, "tool") or "tool"
+    last = given.get("last") in (True, "true")  # over HTTP, vLLM makes 1 of true
+    tool = "" if last else _text(given, "tool") or "tool"
     tenant = _text(given, "tenant") if trusted else ""
     return Job(name, tenant, program, turn, prompt, now, now, tool if program else "")
 

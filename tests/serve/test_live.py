@@ -1,0 +1,289 @@
+"""What a live scheduler is told: forecasts and their scores, a shadow, the guard, metrics, and a replay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from burnish.core.errors import EngineError
+from burnish.serve import metrics
+from burnish.serve.forecasts import LEVELS, Forecasts, Scores, interval
+from burnish.serve.guard import PolicyGuard
+from burnish.serve.policies.laws import FEW, MOST, Law, Laws
+from burnish.serve.policies.protocol import Job
+from burnish.serve.policies.queues import ProgramFirst
+from burnish.serve.policies.retention import FixedHold
+from burnish.serve.policies.shares import VirtualTokenCounter
+from burnish.serve.recorded import read_recording
+from burnish.serve.replay import WORDS, Replay, prompt_of
+from burnish.serve.shadow import Shadow
+from burnish.serve.telemetry import Recorder
+from burnish.serve.watch import Watcher
+from burnish.serve.workload import Turn, Workflow, Workload
+
+SECOND = 10**9
+ROOM: Any = SimpleNamespace(now=0, num_running=0, free=10**6, living=0, cached=lambda job: 0)
+
+
+# -- forecasts ---------------------------------------------------------------------------------------------------------
+
+
+def test_quantiles_are_those_of_numpy():
+    law = Law()
+    for value in (draw := random.Random(0).choices(range(1000), k=37)):
+        law.add(value)
+    assert law.quantiles(LEVELS) == np.quantile(draw, LEVELS, method="inverted_cdf").tolist()
+
+
+def test_the_right_law_covers_what_it_says_and_scores_best():
+    draw = np.random.default_rng(0)
+    right, wide, late = Scores(), Scores(), Scores()
+    quantiles = np.quantile(draw.exponential(size=20_000), LEVELS)
+    for outcome in draw.exponential(size=4000):
+        right.add(quantiles.tolist(), outcome)
+        wide.add((3 * quantiles).tolist(), outcome)
+        late.add((quantiles + 1).tolist(), outcome)
+    assert right.means()["coverage_80"] == pytest.approx(0.8, abs=0.03)
+    assert right.means()["crps"] == pytest.approx(0.5, rel=0.05)  # of the unit exponential law by itself
+    assert right.crps < min(wide.crps, late.crps)
+    assert interval(LEVELS) == pytest.approx((0.1, 0.9))
+
+
+def test_a_group_with_few_values_has_the_law_of_all():
+    laws = Laws()
+    for _ in range(FEW + 1):
+        laws.add(5, "common")
+    laws.add(7, "rare")
+    assert laws.find("rare") is laws.of_all
+    assert laws.find("rare", "common") is laws.find("common") is not laws.of_all
+    for name in range(2 * MOST):
+        laws.add(1, name)
+    assert len(laws._of) == MOST  # names come from clients
+
+
+def test_forecasts_are_made_before_and_scored_after():
+    forecasts = Forecasts()
+    for number in range(FEW + 1):
+        job = Job(str(number), "a", prompt=100)
+        assert forecasts.asked(job) is None
+        forecasts.answered(job, number)
+    job = Job("next", "a", prompt=100)
+    made = forecasts.asked(job)
+    assert made == np.quantile(range(FEW + 1), LEVELS, method="inverted_cdf").tolist()
+    forecasts.answered(job, 50)
+    assert forecasts.lengths.means()["coverage_80"] == 1
+    assert forecasts.paused("p", "t") is None
+    assert forecasts.returned("p", "t", SECOND) is None
+
+
+# -- a shadow ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_shadow_says_what_it_would_have_done():
+    shadow = Shadow(VirtualTokenCounter(), FixedHold(2.0), ROOM)
+    jobs = [Job("a1", "a", prompt=10), Job("a2", "a", prompt=10), Job("b1", "b", prompt=10)]
+    for job in jobs:
+        shadow.submit(job, 0, None)
+    assert [shadow.admitted(name, 0, 0) for name in ("a1", "a2", "b1")] == ["a1", "b1", "b1"]
+    assert (shadow.counts.agreed, shadow.counts.differed) == (2, 1)
+    assert all(job.paid == 0 for job in jobs)  # nothing reaches the scheduler's own
+
+
+def test_a_shadow_counts_holds_that_would_have_been_found():
+    shadow = Shadow(ProgramFirst(), FixedHold(2.0), ROOM)
+    for number, pause in enumerate((1, 3)):
+        program = f"p{number}"
+        shadow.submit(Job("first", "", program, tool="t"), 0, None)
+        shadow.admitted("first", 0, 0)
+        assert shadow.ended("first", 0, 10, waits=False, whole=True) == 2 * SECOND
+        shadow.submit(Job("second", "", program, 1), pause * SECOND, ("t", pause * SECOND))
+        shadow.ended("second", pause * SECOND, 10, waits=True, whole=False)
+    assert (shadow.counts.holds, shadow.counts.hits, shadow.counts.late) == (2, 1, 1)
+    assert len(shadow.order) == 0
+
+
+def test_a_watcher_in_the_mode_advise_records_what_would_have_been_done(tmp_path: Path):
+    shadow = Shadow(VirtualTokenCounter(), FixedHold(2.0), ROOM)
+    watcher = Watcher("advise", 0, recorder=Recorder(tmp_path / "t", {}), shadow=shadow)
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        watcher.arrived(Job(name, tenant, program=name, tool="t", prompt=10), 0)
+    watcher.admitted("a1", 1, 0)
+    watcher.admitted("a2", 1, 0)
+    watcher.ended("a1", 5, how="stopped", computed=10)
+    watcher.idle()
+    rows = [json.loads(line) for line in (tmp_path / "t").read_text().splitlines()]
+    advice = [row for row in rows if row["event"] == "advice"]
+    assert [row.get("request") for row in advice] == ["b1", None]
+    assert advice[1]["hold_ns"] == 2 * SECOND
+
+
+# -- the guard ---------------------------------------------------------------------------------------------------------
+
+
+def fed(slower: float) -> PolicyGuard:
+    """A guard that saw control times and others, in which requests waited so much longer."""
+    guard, draw = PolicyGuard(), random.Random(0)
+    for _ in range(300):
+        guard.first_token(45, draw.uniform(1, 2))
+        guard.first_token(300, slower * draw.uniform(1, 2))
+    return guard
+
+
+def test_a_policy_at_whose_cost_others_wait_is_left():
+    assert fed(1.0).why(1000) == ""
+    assert "in control times" in fed(1.2).why(1000)
+
+
+def test_a_control_time_begins_when_older_holds_have_had_time_to_end():
+    assert [PolicyGuard.is_control(now) for now in (0, 59, 60, 599, 600)] == [True, True, False, False, True]
+    assert [PolicyGuard.counts_as_control(now) for now in (0, 29, 30, 59, 60)] == [False, False, True, True, False]
+    guard = PolicyGuard()
+    for _ in range(300):
+        guard.first_token(10, 100.0)  # neither side
+        guard.first_token(45, 1.0)
+    assert guard.why(1000) == ""
+
+
+def test_a_policy_whose_forecasts_are_lost_is_left():
+    guard = PolicyGuard()
+    for number in range(200):
+        guard.forecast(inside=number % 5 > 0)
+    assert guard.why(0) == ""
+    for number in range(200):
+        guard.forecast(inside=number % 2 > 0)
+    assert guard.why(0) == "50% of the last pauses were within the central 80 % of their forecast"
+
+
+def test_holds_over_their_budget_are_borne_for_half_a_minute():
+    guard = PolicyGuard()
+    guard.held(100, over=True)
+    assert guard.why(129) == ""
+    guard.held(129, over=False)
+    guard.held(130, over=True)
+    assert guard.why(159) == ""
+    assert "over their budget" in guard.why(160)
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_clients_do_not_grow_the_metrics():
+    tally = metrics.TenantSums(most=3)
+    for number in range(1000):
+        tally.add(f"t{number}", requests_total=1)
+    assert tally.columns()["requests_total"] == {"t0": 1, "t1": 1, "t2": 1, "other": 997}
+
+
+def test_metrics_are_read_over_http():
+    values = {"tenant_requests_total:tenant": {'a"\\\n': 3}, "held_blocks": 7}
+    port = metrics.show(lambda: values, 0)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    assert lines == [
+        "# TYPE burnish_tenant_requests_total counter",
+        'burnish_tenant_requests_total{tenant="a\\"\\\\\\n"} 3',
+        "# TYPE burnish_held_blocks gauge",
+        "burnish_held_blocks 7",
+    ]
+    with pytest.raises(EngineError, match=f"port {port}: cannot be listened at"):
+        metrics.show(lambda: values, port)
+
+
+# -- a replay ----------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_share_what_the_workload_says_and_go_on():
+    shared = tuple(Workflow(str(n), "", 0, (Turn(40, 2, blocks=(1, 2 + n)), Turn(60, 1))) for n in range(2))
+    workload = Workload(shared, block_tokens=32)
+    one, other = (prompt_of(workload, workflow, 0, []) for workflow in shared)
+    assert len(one) == 40
+    assert one[:32] == other[:32]
+    assert one[32:] != other[32:]
+    second = prompt_of(workload, shared[0], 1, [*one, 7, 8])
+    assert (second[:42], len(second)) == ([*one, 7, 8], 60)
+    assert set(second[:40]) <= set(WORDS)
+
+
+async def against(answer: Any, workload: Workload, path: Path, most: int = 2) -> Replay:
+    """A replay against a server of ours."""
+    application = web.Application()
+    application.router.add_post("/v1/completions", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    recorder = Recorder(path, {})
+    made = Replay(workload, f"http://127.0.0.1:{port}/v1/", "m", most=most, recorder=recorder)
+    try:
+        await made.run()
+    finally:
+        recorder.close()
+        await runner.cleanup()
+    return made
+
+
+async def streamed(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    reply = web.StreamResponse()
+    await reply.prepare(request)
+    for token in range(body["max_tokens"]):
+        piece = {"choices": [{"text": "x", "token_ids": [token]}]}
+        await reply.write(f"data: {json.dumps(piece)}\n\n".encode())
+    usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
+    await reply.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
+    return reply
+
+
+def test_a_replay_asks_what_the_trace_asked(tmp_path: Path):
+    seen, at_once, most = [], 0, 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal at_once, most
+        body = await request.json()
+        seen.append(body)
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        if body["vllm_xargs"]["tenant"] == "refused":
+            return web.Response(status=400, text="no")
+        return await streamed(request, body)
+
+    turns = (Turn(20, 3, 10_000_000, "search"), Turn(30, 2))
+    workflows = [Workflow("p", "a", 0, turns), *(Workflow(f"r{n}", "b", n, (Turn(5, 1),)) for n in range(6))]
+    workload = Workload((*workflows, Workflow("x", "refused", 0, (Turn(5, 1),))))
+    made = asyncio.run(against(answer, workload, tmp_path / "r.jsonl"))
+    assert (made.served, list(made.failed), most) == (8, ["status 400: no"], 2)
+    assert made.late >= 5
+    first, second = (body for body in seen if body["vllm_xargs"].get("program") == "p")
+    assert first["vllm_xargs"] == {"tenant": "a", "program": "p", "turn": 0, "tool": "search"}
+    assert second["vllm_xargs"]["last"] == 1
+    assert second["prompt"][:23] == [*first["prompt"], 0, 1, 2]
+    found = read_recording(tmp_path / "r.jsonl")
+    assert [len(workflow.turns) for workflow in found.workload.workflows if workflow.name == "p"] == [2]
+    assert found.found.jobs[0].prompt in (5, 20)
+
+
+def test_what_was_measured_before_a_server_dies_is_kept(tmp_path: Path):
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if len(body["prompt"]) == 9:
+            await asyncio.sleep(0.2)
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return await streamed(request, body)
+
+    workload = Workload(tuple(Workflow(str(n), "", 0, (Turn(9 if n == 2 else 5, 1),)) for n in range(4)))
+    with pytest.raises(EngineError, match="3 requests were served before"):
+        asyncio.run(against(answer, workload, tmp_path / "r.jsonl", most=8))
+    assert len(read_recording(tmp_path / "r.jsonl").found.jobs) == 3
