@@ -78,6 +78,10 @@ def _unpack(model: burnish.Model, place: Path) -> None:
     burnish.Unpack()(burnish.load(packed), work_dir=place)
 
 
+def _mla(model: burnish.Model, place: Path) -> None:
+    burnish.LatentAttention(rank=16, rope_dim=16, **CALIBRATION)(model, calibration=[PROSE.read_text()], work_dir=place)
+
+
 def _chain(model: burnish.Model, place: Path) -> None:
     burnish.DrawChains(number=4)(model, work_dir=place)
 
@@ -126,6 +130,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "slim": (_slim, set()),
     "upcycle": (_upcycle, set()),
     "unpack": (_unpack, set()),
+    "mla": (_mla, {"moments/layerN/moments.safetensors", "converted/layerN/layer.safetensors"}),
     "chain": (_chain, set()),
     "aggregate": (_aggregate, set()),
     "audit": (

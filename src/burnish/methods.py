@@ -280,6 +280,23 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="latent attention",
+        does="keys and values as a latent with half the cache, in a checkpoint that stock engines load",
+        use="burnish convert mla",
+        source="CARE, 2026, arXiv:2603.17946; TransMLA, 2025, arXiv:2502.07864",
+        page="care",
+        verb=Verb(
+            name="mla",
+            settings="burnish.convert.stage:LatentAttention",
+            help="Replace keys and values by a latent and one rotary key, as in DeepSeek: a smaller cache.",
+            examples=(
+                "burnish convert mla models/smollm2 --cache 0.5 -o smollm2-mla --evaluate",
+                "burnish convert mla models/smollm2 --cache 0.75 --engine transformers -o smollm2-mla",
+            ),
+            command="convert mla",
+        ),
+    ),
+    Method(
         name="unpacking",
         does="packed weights (FP8, MXFP4, compressed-tensors) as dense ones, for the stages that need those",
         use="burnish convert unpack",

@@ -1,19 +1,27 @@
-"""What the stages of this room do: `Upcycle` in memory, `Unpack` from file to file."""
+"""What the stages of this room do: `Upcycle` and `LatentAttention` in memory, `Unpack` from file to file."""
 
 from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from burnish.calibrate import Calibration
+from burnish.convert.latent_config import cached_numbers, check_widths
+from burnish.convert.latent_network import cache_rows
+from burnish.convert.mla import Conversion
 from burnish.convert.upcycle import mixtral_config, upcycle
-from burnish.core.checkpoint import DeferredModel, Model, cast, load_config
+from burnish.core.checkpoint import DeferredModel, Model, cast, load, load_config, move
 from burnish.core.checkpoint.skeleton import without_weights
-from burnish.core.errors import CheckpointError
+from burnish.core.errors import CheckpointError, DataError
 from burnish.core.kinds import STREAMED, packing
 from burnish.core.stage import Context
 
 if TYPE_CHECKING:
-    from burnish.convert.stage import Unpack, Upcycle
+    from transformers import PreTrainedModel
+
+    from burnish.convert.stage import LatentAttention, Unpack, Upcycle
 
 
 def run(settings: Upcycle, model: Model, ctx: Context) -> Model:
@@ -29,8 +37,6 @@ def run(settings: Upcycle, model: Model, ctx: Context) -> Model:
 
 def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
     """The dense model; it is made while it is saved, unless only the stock loader can read the packed one."""
-    import torch
-
     from burnish.convert.unpack import Unpacking
 
     dtype = getattr(torch, settings.dtype)
@@ -75,3 +81,48 @@ def dense_config(config: Any) -> Any:
     if hasattr(dense, "quantization_config"):
         del dense.quantization_config
     return dense
+
+
+@torch.no_grad()
+def run_mla(settings: LatentAttention, model: Model, ctx: Context) -> Model:
+    """The converted model; the input stays as it is."""
+    source = working_copy(model, ctx.device)
+    text = calibration_text(settings, model, ctx)
+    key = {"model": model.identity, "calibration text": text.hash, "dtype": str(source.dtype)}
+    work = Conversion(settings, ctx, source, text, key)
+    store = work.first_pass()
+    choice = work.choose(store)
+    check_widths(model.config, choice.widths, extra=settings.extra, allow_larger=settings.allow_larger)
+    new = work.convert(choice, store)
+    ctx.ledger.table("cache", cache_rows(model, new))
+    return model.derive(module=move(cast(new, model.stored_dtype), "cpu"))
+
+
+def working_copy(model: Model, device: str) -> PreTrainedModel:
+    """The network for text to go through: in float32 on a CPU (or float64), on a GPU as it is stored."""
+    stored = model.stored_dtype
+    dtype = stored if device.startswith("cuda") or stored is torch.float64 else torch.float32
+    if model.path is not None and not model.is_loaded:
+        return load(model.path, dtype=dtype, device=device).module
+    return move(cast(copy.deepcopy(model.module), dtype), device).eval()
+
+
+def calibration_text(settings: LatentAttention, model: Model, ctx: Context) -> Calibration:
+    """Windows of the calibration data.
+
+    Raises:
+        DataError: fewer tokens than the latent has ranks.
+    """
+    from burnish.data import calibration
+
+    length = min(settings.length, model.config.max_position_embeddings)
+    data = ctx.inputs.get("calibration", settings.calibration)
+    tokens = calibration(model.tokenizer, data, length=length, max_tokens=settings.tokens, generator=ctx.generator)
+    needed = cached_numbers(model.config)
+    if tokens.numel() < needed:
+        raise DataError(
+            f"has {tokens.numel():,} tokens, but second moments of {needed} keys and values need at least as many",
+            where="calibration text",
+            fix="use a longer text or more --tokens",
+        )
+    return Calibration(tokens, num_folds=1)

@@ -1,20 +1,24 @@
 """`Upcycle`: a dense Llama-type checkpoint as a Mixtral that computes the same until it is trained. `Unpack`: packed
-weights as dense ones, for the stages that need those.
+weights as dense ones, for the stages that need those. `LatentAttention`: keys and values as a latent, with less cache.
 
 mixture = burnish.Upcycle(num_experts=8)(model)
+half = burnish.LatentAttention(cache=0.5)(model, calibration=texts)
 burnish.Unpack()(burnish.load("models/deepseek-v3")).save("deepseek-v3-bf16")
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.core.kinds import STREAMED, Plan, Weights
+from burnish.core.settings import DataRef
 from burnish.core.stage import Context, Stage
 
 if TYPE_CHECKING:
+    from burnish.convert.latent_config import Widths
     from burnish.core.checkpoint import Model
 
 
@@ -95,3 +99,110 @@ class Unpack(Stage):
         from burnish.convert.run import run_unpack
 
         return run_unpack(self, model, ctx)
+
+
+class LatentAttention(Stage):
+    """Replaces keys and values of every layer by a latent and one rotary key, as DeepSeek's attention has them."""
+
+    name: ClassVar[str] = "mla"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "grouped-query attention as latent attention, with a smaller cache"
+    memory_settings: ClassVar[str] = "tokens or length"
+
+    cache: float = Field(
+        default=0.5, gt=0, description="share of the source's cache that is left, where no rank is given"
+    )
+    rank: int | None = Field(default=None, ge=1, description="of the latent, instead of a share of the cache")
+    rope_dim: int | None = Field(
+        default=None, ge=2, description="channels of the shared rotary key; chosen by predicted error if not given"
+    )
+    engine: Literal["vllm", "transformers"] = Field(
+        default="vllm", description="what shall load it; transformers takes any rotary frequencies, vLLM a grid"
+    )
+    objective: Literal["attention", "two-sided", "transmla", "care", "svd"] = Field(
+        default="attention", description="what the latent is the best one for; all but the first are baselines"
+    )
+    rope: str = Field(
+        default="auto",
+        description="pairs that keep turning: free (transformers), grid, and the published rorope and freqfold:N; "
+        "auto is free or grid, by engine",
+    )
+    norm: Literal["functional", "bias", "fold"] = Field(
+        default="functional",
+        description="what makes the latent's norm harmless: a nearly constant channel, one that is exactly constant "
+        "(transformers), or nothing but its mean (a baseline, much worse)",
+    )
+    sequential: bool = Field(
+        default=True, description="convert each layer on what the converted ones before it give, not on the original's"
+    )
+    context: int | None = Field(
+        default=None,
+        ge=2,
+        description="positions to be served, for the choice of pairs; the window length if not given",
+    )
+    calibration: DataRef = Field(default="wikitext2-valid", description="text to convert on; mix what will be served")
+    tokens: int = Field(default=16_384, ge=1, description="calibration tokens")
+    length: int = Field(default=512, ge=8, description="tokens per calibration window")
+    allow_larger: bool = Field(default=False, description="convert although the cache does not get smaller")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LatentAttention:
+        if self.rope not in ("auto", "free", "grid", "rorope") and not re.fullmatch(r"freqfold:[1-9]\d*", self.rope):
+            raise ValueError(f"rope is {self.rope!r}, but is one of auto, free, grid, rorope and freqfold:N")
+        if self.rope == "free" and self.engine == "vllm":
+            raise ValueError(
+                "rope: free repeats frequencies, and vLLM computes them from one base; use rope: grid, or "
+                "engine: transformers"
+            )
+        if self.norm == "bias" and self.engine == "vllm":
+            raise ValueError("norm: bias needs a bias that vLLM does not read; use norm: functional")
+        if self.rank is not None and self.rope_dim is None:
+            raise ValueError("rank is given without rope_dim; give both, or a share of the cache")
+        if self.cache >= 1 and self.rank is None and not self.allow_larger:
+            raise ValueError(f"cache is {self.cache:g}, which is no less than the source's; give a share below 1")
+        return self
+
+    @property
+    def rope_mode(self) -> str:
+        """free, grid or folded."""
+        if self.rope == "auto":
+            return "grid" if self.engine == "vllm" else "free"
+        return self.rope if self.rope in ("free", "grid") else "folded"
+
+    @property
+    def fold(self) -> int:
+        """Frequencies that are pooled, for the published choices."""
+        return int(self.rope.partition(":")[2] or 1)
+
+    @property
+    def extra(self) -> int:
+        """Ranks of the latent that hold a constant."""
+        return 0 if self.norm == "fold" else 1
+
+    def total(self, config: Any) -> int:
+        """Numbers to cache for a token and a layer, where a share is given."""
+        from burnish.convert.latent_config import cached_numbers
+
+        return 2 * int(self.cache * cached_numbers(config) / 2)
+
+    def widths(self, config: Any) -> Widths | None:
+        """The widths, where they are given or follow; None where they are to be chosen."""
+        from burnish.arch import describe
+        from burnish.convert.latent_config import Widths
+
+        rope_dim = self.rope_dim
+        if rope_dim is None and self.rope_mode == "folded":
+            rope_dim = describe(config).head_dim
+        if rope_dim is None:
+            return None
+        return Widths(self.total(config) - rope_dim if self.rank is None else self.rank, rope_dim)
+
+    def plan(self, before: Plan) -> Plan:
+        from burnish.convert.latent_plan import plan
+
+        return plan(self, before)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.convert.run import run_mla
+
+        return run_mla(self, model, ctx)

@@ -248,3 +248,10 @@ def turned_queries(
     groups = kept.up.view(-1, half, kept.up.shape[1]).conj()
     per_head = groups.repeat_interleave(num_heads // len(groups), 0) * rotations
     return per_head.mT @ queries
+
+
+def extended(distances: Float64[Tensor, "heads length"], reach: int) -> Float64[Tensor, "heads reach"]:
+    """Attention at distances beyond those that were seen: as much at each as in the last quarter of what was seen."""
+    length = distances.shape[1]
+    tail = distances[:, length - max(length // 4, 1) :].mean(1, keepdim=True)
+    return torch.cat([distances, tail.expand(-1, max(reach - length, 0))], 1)

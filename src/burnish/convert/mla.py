@@ -1,0 +1,261 @@
+"""Keys and values of grouped-query attention as one latent and one rotary key: a stock `deepseek_v3` checkpoint.
+
+Calibration text goes through the model twice. The first time, through the original layers, it tells what every layer's
+attention does with its keys and values; from that come the choices that all layers share: the widths, and the rotary
+frequencies. The second time each layer is converted on what the converted layers before it give.
+
+    predicted error of a layer = what pairs lose that stand still or turn at another frequency     (`maths.rotary`)
+                               + what the latent has no rank for                                   (`maths.latent`)
+
+both as a share of the layer's attention output, which is how widths are compared.
+
+Sources: CARE (2026, arXiv:2603.17946), TransMLA (2025, arXiv:2502.07864). What differs is on the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from burnish.arch import HiddenStates, first_inputs, layers
+from burnish.calibrate import Calibration
+from burnish.convert.latent_config import Widths, tried_widths
+from burnish.convert.latent_layer import AttentionWeights, LatentWeights, LayerChoice, Rest, norm_weight
+from burnish.convert.latent_network import Choice, fill, network
+from burnish.convert.maths.ranks import greedy_ranks, loss
+from burnish.convert.maths.rotary import Directions, extended, grid, kept_everywhere, lost_share
+from burnish.convert.moments import Attention, LayerMoments, collect
+from burnish.core.store import Store
+
+if TYPE_CHECKING:
+    from transformers import DeepseekV3ForCausalLM, PreTrainedModel
+
+    from burnish.convert.stage import LatentAttention
+    from burnish.core.stage import Context
+
+BASES = tuple(number / 20 for number in range(4, 25))
+"""Powers of the model's rotary base that are tried as the base of a grid."""
+LATENT_FILE = "layer.safetensors"
+
+
+@dataclass
+class Conversion:
+    """A model on its way to latent attention.
+
+    Attributes:
+        settings, ctx: of the stage.
+        source: the network, in the dtype in which text goes through it.
+        text: calibration windows.
+        key: what the moments depend on.
+    """
+
+    settings: LatentAttention
+    ctx: Context
+    source: PreTrainedModel
+    text: Calibration
+    key: dict[str, Any]
+
+    # -- the first time through --------------------------------------------------------------------------------------
+
+    @cached_property
+    def frequencies(self) -> Float64[Tensor, " half"]:
+        """Of the source, in radians per position."""
+        rotary: Any = self.source.base_model.rotary_emb
+        return rotary.inv_freq.detach().to("cpu", torch.float64)
+
+    def states(self, module: PreTrainedModel) -> list[HiddenStates]:
+        """The text in front of a network's first layer."""
+        batches = (batch for fold in range(self.text.num_folds) for batch in self.text.batches(fold, module.device))
+        return [first_inputs(module, batch.tokens, batch.mask) for batch in batches]
+
+    def first_pass(self) -> Store:
+        """The moments of every layer on the original activations."""
+        store, number_of_layers = Store(self.ctx.work_dir / "moments"), len(layers(self.source))
+        if all(store.find(entry(number), self.key) for number in range(number_of_layers)):
+            return store
+        text = self.states(self.source)
+        with self.ctx.progress.task("reading attention", total=number_of_layers, unit="layers") as task:
+            for number, (_, layer) in enumerate(layers(self.source)):
+                if store.find(entry(number), self.key) is None:
+                    with store.writing(entry(number), self.key) as path:
+                        collect(Attention(self.source, number), text).write(path)
+                for states in text:
+                    states.hidden = states.through(number, layer)
+                task.advance()
+        return store
+
+    def layer(self, attention: Attention, moments: LayerMoments) -> LayerChoice:
+        """What turns in a layer."""
+        weights = {role: tensor.to("cpu", torch.float64) for role, tensor in attention.weights.items()}
+        heads = attention.num_heads, attention.num_key_value_heads
+        own = AttentionWeights(weights["q"], weights["k"], weights["v"], weights["o"], *heads)
+        reach = self.settings.context or self.text.tokens.shape[1]
+        return LayerChoice(own, moments, self.frequencies, extended(moments.distances, reach))
+
+    def original(self, store: Store) -> Iterator[LayerChoice]:
+        """Every layer on the original activations."""
+        for number in range(len(layers(self.source))):
+            path = store.find(entry(number), self.key)
+            assert path is not None, "the first pass is finished"
+            yield self.layer(Attention(self.source, number), LayerMoments.read(path))
+
+    # -- what all layers share ---------------------------------------------------------------------------------------
+
+    def choose(self, store: Store) -> Choice:
+        """Widths and frequencies, with the table of what was compared."""
+        settings, config = self.settings, self.source.config
+        given = settings.widths(config)
+        tried = [given] if given is not None else tried_widths(config, settings.total(config), extra=settings.extra)
+        choices = [self.slots(widths, store) for widths in tried]
+        if len(choices) == 1:
+            return choices[0]
+        rows = self.compare(choices, store)
+        self.ctx.ledger.table("widths", rows)
+        best = min(range(len(rows)), key=lambda number: rows[number]["predicted error"])
+        self.ctx.progress.log("\n".join(line(row, number == best) for number, row in enumerate(rows)))
+        return choices[best]
+
+    def slots(self, widths: Widths, store: Store) -> Choice:
+        """The frequencies for a rotary key of some width."""
+        num_slots, theta = widths.rope_dim // 2, float(self.source.config.rope_parameters["rope_theta"])
+        mode = self.settings.rope_mode
+        if mode == "free":
+            found = []
+            for layer in self.original(store):
+                still = lost_share(layer.mean_distances, self.frequencies, torch.zeros(1, dtype=torch.float64))
+                worth = layer.found.energy.unflatten(0, (len(self.frequencies), -1)) * still
+                found.append(worth / layer.moments.output)
+            return Choice(widths, self.frequencies[kept_everywhere(torch.stack(found), num_slots)], None)
+        if mode == "grid":
+            bases = [theta**power for power in BASES]
+            lost = torch.zeros(len(bases), dtype=torch.float64)
+            for layer in self.original(store):
+                errors = [layer.assigned(grid(base, num_slots))[1] for base in bases]
+                lost += torch.tensor(errors, dtype=torch.float64) / layer.moments.output
+            base = bases[int(lost.argmin())]
+            return Choice(widths, grid(base, num_slots), base)
+        return Choice(widths, grid(theta, num_slots), theta)
+
+    def compare(self, choices: Sequence[Choice], store: Store) -> list[dict[str, Any]]:
+        """The predicted error of every way to share the cache, as a mean over layers of shares of the output."""
+        settings = self.settings
+        rope, rest = torch.zeros(2, len(choices), dtype=torch.float64)
+        spectra: list[list[Tensor]] = [[] for _ in choices]
+        for layer in self.original(store):
+            for number, choice in enumerate(choices):
+                kept, lost = layer.assigned(choice.slots)
+                after = Rest(layer, kept, choice.slots, averaged=True)
+                factors = after.factors(settings.objective, choice.widths.rank - settings.extra)
+                rope[number] += lost / layer.moments.output
+                rest[number] += after.error(factors) / layer.moments.output
+                spectra[number].append(after.factors("attention", 0).spectrum / layer.moments.output)
+        num_layers = len(spectra[0])
+        rows = []
+        for number, choice in enumerate(choices):
+            total = (choice.widths.rank - settings.extra) * num_layers
+            other = loss(spectra[number], greedy_ranks(spectra[number], total)) / num_layers
+            rows.append(
+                {
+                    "rank": choice.widths.rank,
+                    "rope_dim": choice.widths.rope_dim,
+                    "predicted error": float(rope[number] + rest[number]) / num_layers,
+                    "of rotations": float(rope[number]) / num_layers,
+                    "of rank": float(rest[number]) / num_layers,
+                    "of rank, if layers could differ": other,
+                }
+            )
+        return rows
+
+    # -- the second time through -------------------------------------------------------------------------------------
+
+    def convert(self, choice: Choice, store: Store) -> DeepseekV3ForCausalLM:
+        """The new network, in the dtype of the source."""
+        new = network(self.source, choice, self.settings)
+        kept, key = Store(self.ctx.work_dir / "converted"), self.key | {"settings": self.settings.canonical()}
+        text, after = self.states(self.source), self.states(new)
+        with self.ctx.progress.task("converting", total=len(text and layers(new)), unit="layers") as task:
+            for number, (_, layer) in enumerate(layers(new)):
+                attention = Attention(self.source, number)
+                path = kept.find(entry(number), key)
+                if path is None:
+                    tensors, row = self.converted(attention, text, choice, store)
+                    with kept.writing(entry(number), key) as path:
+                        save_file(tensors, path / LATENT_FILE, {name: str(value) for name, value in row.items()})
+                else:
+                    tensors = load_file(path / LATENT_FILE)
+                fill(new, number, tensors)
+                for before, states in zip(text, after, strict=True):
+                    states.hidden = before.hidden = states.through(number, layer)
+                task.advance()
+        self.ctx.ledger.table(
+            "latent", [row_of(kept.directory / entry(n) / LATENT_FILE) for n in range(len(layers(new)))]
+        )
+        return new
+
+    def converted(
+        self, attention: Attention, text: Sequence[HiddenStates], choice: Choice, store: Store
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a layer's attention, by role, and the row of the ledger's table."""
+        settings = self.settings
+        path = store.find(entry(attention.number), self.key)
+        assert path is not None, "the first pass is finished"
+        sees_changes = settings.sequential and attention.number > 0
+        moments = collect(attention, text) if sees_changes else LayerMoments.read(path)
+        layer = self.layer(attention, moments)
+        kept, lost = self.turning(layer, choice)
+        rest = Rest(layer, kept, choice.slots, averaged=settings.rope_mode in ("free", "grid"))
+        factors = rest.factors(settings.objective, choice.widths.rank - settings.extra)
+        made = rest.weights(factors, settings.norm)
+        weight, variation = norm_weight(latents(made, choice.widths.rank, attention, text))
+        row: dict[str, Any] = {"layer": attention.number}
+        if lost is not None:
+            row["of rotations"] = float(lost / moments.output)
+        row |= {"of rank": float(rest.error(factors) / moments.output), "variation of the norm": variation}
+        tensors = {"q": made.q, "kv_a": made.kv_a, "kv_b": made.kv_b, "o": layer.weights.o}
+        tensors["norm"] = torch.full((choice.widths.rank,), weight, dtype=torch.float64)
+        if made.bias is not None:
+            tensors["bias"] = made.bias
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}, row
+
+    def turning(self, layer: LayerChoice, choice: Choice) -> tuple[Directions, float | None]:
+        """What a layer keeps turning, and the predicted error, where it can be predicted."""
+        if self.settings.rope_mode in ("free", "grid"):
+            return layer.assigned(choice.slots)
+        return layer.folded(len(choice.slots), self.settings.fold), None
+
+
+def entry(number: int) -> str:
+    return f"layer{number:03d}"
+
+
+def line(row: dict[str, Any], chosen: bool) -> str:
+    """A row of the comparison, for the log."""
+    mark = "  <- chosen" if chosen else ""
+    return f"rank {row['rank']}, rope_dim {row['rope_dim']}: predicted error {row['predicted error']:.4f}{mark}"
+
+
+def row_of(file: Any) -> dict[str, Any]:
+    """The ledger's row of a layer, which lies in its file."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        found = opened.metadata()
+    return {"layer": int(found.pop("layer"))} | {name: float(value) for name, value in sorted(found.items())}
+
+
+def latents(made: LatentWeights, rank: int, attention: Attention, text: Sequence[HiddenStates]) -> Tensor:
+    """What the norm of the latent is given, for all tokens: (tokens, rank)."""
+    rows = made.kv_a[:rank]
+    found = []
+    for states in text:
+        inputs = attention.inputs(states).flatten(0, 1)
+        found.append((inputs @ rows.to(inputs).mT).to("cpu", torch.float64))
+    latent = torch.cat(found)
+    return latent if made.bias is None else latent + made.bias[:rank]
