@@ -10,7 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```python\n# (in )?(src/\S+|tests/\S+)\n(.*?)```", re.DOTALL)
-ENDS = {"src/burnish/methods.py": "\n)\n\nBESIDE_METHODS"}
+ENDS = {
+    "src/burnish/methods.py": "\n)\n\nBESIDE_METHODS",
+    "src/burnish/arch/table.py": "\n# -- mixtures of experts --",
+}
 """Where what a page adds to a file goes: before this."""
 
 

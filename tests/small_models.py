@@ -53,10 +53,76 @@ DEEPSEEK = LATENT | {
     "topk_group": 1,
     "num_key_value_heads": 4,  # latent attention expands to as many keys as queries
 }
+GRANITE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+GATED_DELTA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "head_dim": 16,
+}
+GROUPED = {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "head_dim": 16,
+}
+TEXT = SHAPE | {"head_dim": 16}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "phimoe": {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "minimax": {"num_local_experts": 4, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "rotary_dim": 8},
+    "granitemoe": GRANITE,
+    "granitemoeshared": GRANITE | {"shared_intermediate_size": 32},
+    "granitemoehybrid": GRANITE
+    | {"shared_intermediate_size": 32, "layer_types": ["mamba", "attention"], "mamba_n_heads": 8}
+    | {"mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2},
+    "qwen3_5_text": GATED_DELTA,
+    "qwen3_5_moe_text": OWN_WIDTH | GATED_DELTA | {"shared_expert_intermediate_size": 32},
+    "qwen3_next": OWN_WIDTH | GATED_DELTA | {"shared_expert_intermediate_size": 32},
+    "glm4_moe": GROUPED | {"n_shared_experts": 2, "n_routed_experts": 4, "use_qk_norm": True},
+    "glm4_moe_lite": LATENT
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_key_value_heads": 4}
+    | {"q_lora_rank": 24},
+    "dots1": GROUPED | {"n_shared_experts": 2, "n_routed_experts": 4},
+    "solar_open": GROUPED | {"n_shared_experts": 2, "n_routed_experts": 4},
+    "exaone_moe": GROUPED | {"num_experts": 4, "num_shared_experts": 2},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 48, "moe_num_shared_experts": 2}
+    | {"moe_layer_start_index": 1, "moe_layer_end_index": 1},
+    "afmoe": OWN_WIDTH | {"num_shared_experts": 2, "num_dense_layers": 1, "head_dim": 16},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "helium": {"head_dim": 16},
+    "ministral": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
+    "llama4_text": {"num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 16, "moe_layers": [1]}
+    | {"intermediate_size_mlp": 112, "attention_chunk_size": 64},
+    "cohere2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "prefix_dense_intermediate_size": 112}
+    | {"mlp_layer_types": ["dense", "sparse"], "num_shared_experts": 2},
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
+    "lfm2": {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": OWN_WIDTH | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "jamba": {"num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+    | {"expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+    | {"head_dim": 16},
+    "nemotron_h": GROUPED
+    | {"n_routed_experts": 4, "n_shared_experts": 1, "moe_shared_expert_intermediate_size": 32, "num_hidden_layers": 4}
+    | {"layers_block_type": ["mamba", "moe", "attention", "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 16}
+    | {"ssm_state_size": 8, "n_groups": 1, "expand": 2},
+    "gemma3": {"text_config": TEXT, "vision_config": VISION, "mm_tokens_per_image": 4},
     "qwen2_moe": OWN_WIDTH | {"shared_expert_intermediate_size": 32, "mlp_only_layers": [0]},
     "qwen3_moe": OWN_WIDTH,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
@@ -68,8 +134,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def small_config(kind: str = "llama", **changes: Any) -> PretrainedConfig:
-    """The configuration of a small model of a `model_type`."""
-    return AutoConfig.for_model(kind, **SHAPE | KINDS.get(kind, {}) | changes)
+    """The configuration of a small model of a `model_type`; of its language model where it has a part for that."""
+    own = KINDS.get(kind, {})
+    if "text_config" in own:
+        return AutoConfig.for_model(kind, **own | {"text_config": own["text_config"] | changes})
+    return AutoConfig.for_model(kind, **SHAPE | own | changes)
 
 
 def make(
@@ -91,6 +160,9 @@ def make(
     """
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(small_config(kind, **changes), dtype=dtype).eval()
+    if dtype is torch.float64:
+        for parameter in module.parameters():  # some routers are float32 whatever they are asked for
+            parameter.data = parameter.data.to(dtype)
     if hasattr(module, "set_experts_implementation"):
         module.set_experts_implementation("eager")
     if disturbed:

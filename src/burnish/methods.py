@@ -155,6 +155,7 @@ METHODS: tuple[Method, ...] = (
             Benchmark("train_loop"),
             Benchmark("loss_memory", ("--work", "runs/loss-memory")),
             Benchmark("families", ("--work", "runs/families")),
+            Benchmark("architectures", ("--work", "runs/architectures")),
         ),
         verb=Verb(
             name="train",

@@ -39,20 +39,51 @@ CONFIGS = {
     "deepseek_v2_low_rank": ("deepseek_v2", {"q_lora_rank": 24}),
     "deepseek_v3": ("deepseek_v3", {"q_lora_rank": 24}),
 }
+CORE = {
+    "gpt_oss": ("gpt_oss", {}),
+    "qwen3_next": ("qwen3_next", {}),
+    "nemotron_h": ("nemotron_h", {}),
+    "gemma3": ("gemma3", HEADS_OF_24),
+}
+"""Each needs something that no row above needs: looked at by the slow tests."""
+
+MORE = {
+    "cohere_norms": ("cohere", {"use_qk_norm": True}),
+    "granitemoehybrid": ("granitemoehybrid", {}),
+    "granitemoehybrid_dense": ("granitemoehybrid", {"num_local_experts": 0}),
+    "nemotron_h_latent": ("nemotron_h", {"moe_latent_size": 32}),
+    **{
+        kind: (kind, {})
+        for kind in (
+            *("ministral", "ministral3", "helium", "seed_oss", "ernie4_5", "hunyuan_v1_dense", "arcee", "starcoder2"),
+            *("olmo3", "exaone4", "cohere", "cohere2", "glm", "glm4", "phi", "qwen3_5_text", "falcon_h1", "lfm2"),
+            *("minimax", "minimax_m2", "qwen3_5_moe_text", "flex_olmo", "glm4_moe_lite", "glm4_moe", "dots1"),
+            *("solar_open", "exaone_moe", "ernie4_5_moe", "afmoe", "hunyuan_v1_moe", "llama4_text", "cohere2_moe"),
+            *("granitemoe", "granitemoeshared", "lfm2_moe", "jamba"),
+        )
+    },
+}
+"""Looked at by the long tests."""
+
+EVERY = [
+    *CONFIGS,
+    *(pytest.param(name, marks=pytest.mark.slow) for name in CORE),
+    *(pytest.param(name, marks=pytest.mark.long) for name in MORE),
+]
 
 
 def make_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model whose every parameter and buffer differs from its initial value."""
-    kind, changes = CONFIGS[name]
+    kind, changes = (CONFIGS | CORE | MORE)[name]
     return make(kind, dtype=dtype, disturbed=True, **SHAPE | changes)
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=EVERY)
 def any_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return make_model(request.param)
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=EVERY)
 def any_model64(request: pytest.FixtureRequest) -> PreTrainedModel:
     return make_model(request.param, torch.float64)
 
@@ -69,4 +100,4 @@ def token_ids() -> torch.Tensor:
 
 @pytest.fixture
 def tested_model_types() -> set[str]:
-    return {kind for kind, _ in CONFIGS.values()}
+    return {kind for kind, _ in (CONFIGS | CORE | MORE).values()}

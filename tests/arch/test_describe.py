@@ -19,7 +19,8 @@ def test_every_row_is_tested_on_a_model(tested_model_types):
 
 def test_width_keys_are_keys_of_the_configuration_class(any_model):
     facts = arch.describe(any_model)
-    keys = set(any_model.config.to_dict()) | set(any_model.config.attribute_map)
+    config = any_model.config.get_text_config()
+    keys = set(config.to_dict()) | set(config.attribute_map) | set(dir(type(config)))  # some follow from other keys
     wanted = {facts.key(width) for width in WIDTHS}
     if facts.experts is not None:
         wanted |= {facts.key("num_experts"), facts.key("moe_intermediate_size")}
@@ -32,9 +33,10 @@ def test_attention_widths_are_those_of_the_matrices(any_model):
     if facts.attention == "mla":
         assert views.get("q", views.get("q_b")).shape[0] == facts.num_attention_heads * facts.head_dim
         return
-    assert views["q"].shape == (facts.num_attention_heads * facts.head_dim, facts.hidden_size)
+    all_heads = facts.num_attention_heads * facts.head_dim
+    assert views["q"].shape == ((1 + facts.row.query_gate) * all_heads, facts.hidden_size)
     assert views["k"].shape == views["v"].shape == (facts.num_key_value_heads * facts.head_dim, facts.hidden_size)
-    assert views["o"].shape == views["q"].shape[::-1]
+    assert views["o"].shape == (facts.hidden_size, all_heads)
 
 
 def test_mlp_widths_are_those_of_the_matrices(any_model):
@@ -47,27 +49,29 @@ def test_mlp_widths_are_those_of_the_matrices(any_model):
 def test_expert_facts_are_those_of_the_matrices(any_model):
     facts = arch.describe(any_model)
     views = arch.matrices(any_model)
-    gates = [view for view in views if view.expert is not None and view.role == "gate"]
+    gates = [view for view in views if view.expert is not None and view.role == "up"]
     if facts.experts is None:
         assert gates == []
         return
     experts = facts.experts
-    assert {view.shape for view in gates} == {(experts.intermediate_size, facts.hidden_size)}
+    inner = getattr(facts.config, "moe_latent_size", None) or facts.hidden_size
+    assert {view.shape for view in gates} == {(experts.intermediate_size, inner)}
     assert {view.layer for view in gates} == set(experts.sparse_layers)
     assert {view.layer for view in views if view.part == "mlp"} == set(experts.dense_layers)
-    assert sorted(view.expert for view in gates if view.layer == 1) == list(range(experts.num_experts))
+    last = experts.sparse_layers[-1]
+    assert sorted(view.expert for view in gates if view.layer == last) == list(range(experts.num_experts))
     routers = [view for view in views if view.role == "router"]
     assert [view.parameter for view in routers] == [
-        f"model.layers.{layer}.{experts.router}.weight" for layer in experts.sparse_layers
+        f"{facts.row.layers}.{layer}.{experts.router}.weight" for layer in experts.sparse_layers
     ]
     assert {view.shape for view in routers} == {(experts.num_experts, facts.hidden_size)}
-    shared = {view.shape for view in views if view.part == "shared_expert" and view.role == "gate"}
+    shared = {view.shape for view in views if view.part == "shared_expert" and view.role == "up"}
     assert shared == ({(experts.shared_intermediate_size, facts.hidden_size)} if experts.shared else set())
 
 
 def test_top_k_is_the_number_of_experts_a_token_visits(any_model, token_ids):
     facts = arch.describe(any_model)
-    gates = [view for view in arch.matrices(any_model) if view.expert is not None and view.role == "gate"]
+    gates = [view for view in arch.matrices(any_model) if view.expert is not None and view.role == "up"]
     visits = torch.zeros(facts.num_layers, token_ids.numel(), dtype=torch.int64)
     with arch.capture(any_model, gates) as captured, torch.no_grad():
         captured.callback = lambda view, _x, _g, index: visits[view.layer].index_add_(0, index, torch.ones_like(index))
@@ -105,10 +109,12 @@ def test_a_gain_moves_from_each_norm_into_the_matrices_it_feeds(any_model64, tok
 
 def test_query_and_key_norms_span_what_the_row_says(any_model):
     facts = arch.describe(any_model)
+    names = {"q": ("q_norm", "query_layernorm", "q_layernorm"), "k": ("k_norm", "key_layernorm", "k_layernorm")}
     sizes = {
-        vector.name.split(".")[-2]: vector.tensor.numel()
+        f"{role}_norm": vector.tensor.numel()
         for vector in arch.vectors(any_model)
-        if vector.name.endswith(("q_norm.weight", "k_norm.weight"))
+        for role, words in names.items()
+        if vector.role == "norm" and vector.name.split(".")[-2] in words
     }
     expected = {
         "none": {},
@@ -123,7 +129,8 @@ def test_query_and_key_norms_span_what_the_row_says(any_model):
 
 def test_norm_biases_exist_exactly_for_layer_norms(any_model):
     has_bias = any(vector.role == "norm_bias" for vector in arch.vectors(any_model))
-    assert has_bias == (arch.describe(any_model).norm == "layer")
+    without = arch.describe(any_model).model_type in ("cohere", "cohere2", "cohere2_moe")
+    assert has_bias == (arch.describe(any_model).norm == "layer" and not without)
 
 
 def test_an_unknown_model_type_names_the_known_ones_and_the_page():

@@ -84,6 +84,8 @@ def test_conv1d_is_stepped_along_its_output_axis():
 def test_gpt_oss_experts_are_stored_transposed():
     one = by_name("gpt_oss")["model.layers.0.mlp.experts.gate_up_proj"]
     assert one.algorithm == "normuon" and one.layout == {"neuron_dim": -1}
+    apart = by_name("gpt_oss", split=True)["model.layers.0.mlp.experts.gate_up_proj"]
+    assert apart.layout == {"neuron_dim": -1}, "rows of gate and up alternate, so they are no blocks"
 
 
 def test_experts_are_a_stack_of_matrices():

@@ -28,8 +28,8 @@ def unknown(kind, place, **settings):
         ("stablelm", 14),
         ("gpt_neox", 8),
         ("opt", 12),
-        ("lfm2", 14),
-        ("cohere", 14),
+        ("olmo", 14),
+        ("apertus", 12),
     ],
 )
 def test_its_linear_layers_are_rounded_and_a_stock_loader_reads_them(kind, number, ids, tmp_path):
@@ -68,8 +68,8 @@ def test_a_type_that_stock_loaders_could_not_read_is_refused(tmp_path):
 
 
 def test_a_type_with_other_names_on_disk_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"'granitemoe' has no row .* other names on disk"):
-        RTN.plan(unknown("granitemoe", tmp_path / "model").plan())
+    with pytest.raises(CheckpointError, match=r"'olmo_hybrid' has no row .* other names on disk"):
+        RTN.plan(unknown("olmo_hybrid", tmp_path / "model").plan())
 
 
 def test_it_is_not_streamed(tmp_path):

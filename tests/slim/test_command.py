@@ -43,9 +43,9 @@ def test_a_dense_model(refused, tiny_llama):
 def test_an_unknown_architecture(refused, saved):
     place = saved("olmoe")
     config = (place / "config.json").read_text()
-    (place / "config.json").write_text(config.replace('"olmoe"', '"granitemoe"'))
+    (place / "config.json").write_text(config.replace('"olmoe"', '"stablelm"'))
     (place / "burnish.json").unlink()
-    assert "granitemoe" in refused("slim", place, "--target", "50%")
+    assert "stablelm" in refused("slim", place, "--target", "50%")
 
 
 def test_a_width_that_is_not_divisible(refused, saved):

@@ -77,7 +77,7 @@ def test_output_energy_of_one_group_is_the_squared_output(expert):
 
 def test_magnitude_of_a_neuron_scales_with_its_weights():
     gate, up, down = (torch.randn(s, dtype=torch.float64) for s in ((3, 2), (3, 2), (2, 3)))
-    torch.testing.assert_close(magnitude(2 * gate, 2 * up, 2 * down), 2 * magnitude(gate, up, down))
+    torch.testing.assert_close(magnitude([2 * gate, 2 * up], 2 * down), 2 * magnitude([gate, up], down))
 
 
 @settings(max_examples=30)

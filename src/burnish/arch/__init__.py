@@ -13,6 +13,7 @@ the parameters that are not matrices. Together `matrices` and `vectors` hold eve
 
 from burnish.arch.capture import Capture, capture, hidden_neurons
 from burnish.arch.describe import Architecture, Experts, describe, known_model_types
+from burnish.arch.expert_calls import is_registered, routed
 from burnish.arch.experts import is_routed, num_active_parameters, num_experts, share_used
 from burnish.arch.head import AllLogits, Head, head_of
 from burnish.arch.plain import plain_matrices
@@ -36,6 +37,7 @@ __all__ = [
     "first_inputs",
     "head_of",
     "hidden_neurons",
+    "is_registered",
     "is_routed",
     "known_model_types",
     "layers",
@@ -44,6 +46,7 @@ __all__ = [
     "num_experts",
     "plain_matrices",
     "plain_name",
+    "routed",
     "share_used",
     "unwrapped",
     "vectors",

@@ -15,14 +15,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from burnish.arch import expert_calls
 from burnish.arch.view import MatrixView, layers
 from burnish.core.errors import SettingsError
 
@@ -103,39 +104,39 @@ class Capture:
             return
         with torch.no_grad():
             for view in views:
-                block = None if gradients is None else gradients[:, view.rows[0] : view.rows[1]]
+                block = None if gradients is None else gradients[:, view.block]
                 self.callback(view, inputs, block, token_index)
 
     def plain_hook(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook of a module with one weight matrix. Routers return their logits first."""
-        product = output[0] if isinstance(output, tuple) else output
-        self.observe(self.plain[owner], self.flat(args[0]), product, self.token_index(args[0]))
+        """Forward hook of a module with one weight matrix. Routers return their logits among other things."""
+        views = self.plain[owner]
+        product = output[views[0].output] if isinstance(output, tuple) else output
+        self.observe(views, self.flat(args[0]), product, self.token_index(args[0]))
 
-    def experts_forward(
-        self, experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-    ) -> Tensor:
+    def experts_forward(self, experts: Any, *args: Tensor) -> Tensor:
         """Σ over chosen experts of routing weight * down(act(gate(x)) * up(x)), expert by expert.
 
         Args:
             experts: the experts module of a layer (3-D parameters).
-            hidden_states: (tokens, hidden).
-            top_k_index, top_k_weights: (tokens, k): numbers of the chosen experts and their routing weights.
+            args: what it is called with, see `expert_calls.routed`.
         """
+        hidden_states, top_k_index, top_k_weights = expert_calls.routed(experts, args)
         result = torch.zeros_like(hidden_states)
-        for expert in range(experts.num_experts):
-            token_index, choice = torch.where(top_k_index == expert)
-            if token_index.numel() == 0:
+        for expert in range(len(experts.down_proj)):
+            rows, choice = torch.where(top_k_index == expert)
+            if rows.numel() == 0:
                 continue
-            inputs = hidden_states[token_index]
-            gate_up = self._expert_product(experts, "gate_up_proj", expert, inputs, token_index)
-            hidden = experts._apply_gate(gate_up)
-            output = self._expert_product(experts, "down_proj", expert, hidden, token_index)
-            weighted = output * top_k_weights[token_index, choice, None]
-            result = result.index_add(0, token_index, weighted.to(result.dtype))
+            tokens = expert_calls.token_numbers(experts, rows, len(hidden_states))
+            inputs = hidden_states[rows]
+            first = self._expert_product(experts, expert_calls.first_attribute(experts), expert, inputs, tokens)
+            hidden = expert_calls.activated(experts, first)
+            output = self._expert_product(experts, "down_proj", expert, hidden, tokens)
+            weighted = output * top_k_weights[rows, choice, None]
+            result = result.index_add(0, rows, weighted.to(result.dtype))
         return result
 
     def _expert_product(self, experts: Any, attribute: str, expert: int, inputs: Tensor, token_index: Tensor) -> Tensor:
-        product = F.linear(inputs, getattr(experts, attribute)[expert])
+        product = expert_calls.product(experts, attribute, expert, inputs)
         views = self.experts.get((experts, attribute, expert))
         if views is not None:
             self.observe(views, inputs.detach(), product, token_index)
@@ -145,7 +146,9 @@ class Capture:
 def hidden_neurons(view: MatrixView, inputs: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows width"]:
     """What the down projection `view` of a routed expert is given, for rows that the expert is given."""
     experts: Any = view.owner
-    return experts._apply_gate(F.linear(inputs, experts.gate_up_proj[view.expert]))
+    assert view.expert is not None, "asked for only of routed experts"
+    first = expert_calls.product(experts, expert_calls.first_attribute(experts), view.expert, inputs)
+    return expert_calls.activated(experts, first)
 
 
 @contextmanager
@@ -265,6 +268,16 @@ def _experts_implementation(module: PreTrainedModel, captured: Capture) -> Itera
     """Enters the capturing experts implementation in transformers' registry and selects it inside the block."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+    owners = {owner for owner, _, _ in captured.experts}
+    if unregistered := [owner for owner in owners if not expert_calls.is_registered(owner)]:
+        for owner in unregistered:
+            owner.forward = partial(captured.experts_forward, owner)
+        try:
+            yield
+        finally:
+            for owner in unregistered:
+                del owner.forward
+        return
     name = f"burnish_capture_{next(_numbers)}"
     before = module.get_experts_implementation()
     # The registry calls with the experts module as first argument.

@@ -28,6 +28,7 @@ class Experts:
         routing: how logits become weights: `softmax` (softmax, top-k, renormalised when the configuration or the class
             says so), `sparsemixer` (Phi-MoE), `softmax_groups` and `sigmoid_groups` (DeepSeek V2 and V3).
         sparse_layers, dense_layers: layer numbers with experts, and those with an ordinary MLP.
+        shares_width: whether the configuration has one width for experts and ordinary MLPs, and there are both.
     """
 
     num_experts: int
@@ -39,11 +40,18 @@ class Experts:
     routing: str
     sparse_layers: tuple[int, ...]
     dense_layers: tuple[int, ...]
+    shares_width: bool
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model type is (`row`), for one configuration. Widths are read from the configuration when asked for."""
+    """What a model type is (`row`), for one configuration. Widths are read from the configuration when asked for.
+
+    Attributes:
+        model_type: of the whole configuration.
+        row: of the table.
+        config: of the language model, which is a part of the whole configuration where there is a vision tower.
+    """
 
     model_type: str
     row: ArchitectureRow
@@ -118,9 +126,14 @@ class Architecture:
         moe = self.row.moe
         if moe is None:
             return None
+        num_experts = self.width("num_experts")
+        if not num_experts:
+            return None
         sparse = tuple(layer for layer in range(self.num_layers) if moe.is_sparse(self.config, layer))
+        others = (layer for layer in range(self.num_layers) if layer not in sparse)
+        dense = tuple(layer for layer in others if moe.is_dense(self.config, layer))
         return Experts(
-            num_experts=self.width("num_experts"),
+            num_experts=num_experts,
             top_k=self.config.num_experts_per_tok,
             intermediate_size=self.width("moe_intermediate_size"),
             shared_intermediate_size=moe.shared_intermediate_size(self.config),
@@ -128,7 +141,8 @@ class Architecture:
             shared=moe.shared,
             routing=moe.routing,
             sparse_layers=sparse,
-            dense_layers=tuple(layer for layer in range(self.num_layers) if layer not in sparse),
+            dense_layers=dense,
+            shares_width=bool(dense) and self.key("intermediate_size") == self.key("moe_intermediate_size"),
         )
 
 
@@ -148,4 +162,4 @@ def describe(config_or_module: PretrainedConfig | PreTrainedModel) -> Architectu
             f"burnish does not know model_type {config.model_type!r}; it knows {', '.join(known_model_types())}",
             fix='one row in src/burnish/arch/table.py adds it, see the docs page "add an architecture"',
         )
-    return Architecture(config.model_type, TABLE[config.model_type], config)
+    return Architecture(config.model_type, TABLE[config.model_type], config.get_text_config())

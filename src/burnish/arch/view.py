@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from burnish.arch.describe import Architecture, describe
-from burnish.arch.row import ExpertsPart, MatrixPart, NormPart, Part, VectorPart
+from burnish.arch.expert_calls import is_registered
+from burnish.arch.row import ExpertsPart, MatrixPart, NormPart, OpaquePart, Part, VectorPart
 from burnish.arch.wrappers import plain_name
 from burnish.core.errors import CheckpointError
 
@@ -31,14 +32,16 @@ class MatrixView:
     """One weight matrix.
 
     Attributes:
-        name: unique; the weight's key on disk, or `KEY[q]` for one block of rows of a tensor that is one on disk too.
+        name: unique; the weight's key on disk, or `KEY[q]` for one block of rows of a tensor that is one on disk too,
+            and `KEY[3 gate]` for one of the matrices of an expert in a tensor of all of them.
         disk: the key on disk that holds it (several views may share one: q, k and v of GPT-2).
         parameter: the state_dict name of the parameter that holds it in memory.
         expert: number of the routed expert, None otherwise.
         rows: first and last + 1 of its output rows inside the parameter.
-        role: q, k, v, o, gate, up, down, router, shared_expert_gate, q_a, q_b, kv_a, kv_b, embedding,
-            position_embedding, lm_head, score.
-        part: embedding, attention, mlp, router, experts, shared_expert or head.
+        step: from one of these rows to the next; 2 where those of gate and up alternate.
+        role: q, k, v, o, gate, up, down, router, shared_expert_gate, attention_gate, q_a, q_b, kv_a, kv_b, embedding,
+            position_embedding, lm_head, score, latent_in, latent_out.
+        part: embedding, attention, mlp, router, latent (projections around experts), experts, shared_expert or head.
         layer: number of the decoder layer, None outside.
         fused_group: name of what vLLM joins it into; equal for its siblings (a quantizer must treat them alike), "" for
             a matrix that stays alone.
@@ -47,6 +50,7 @@ class MatrixView:
             of which gets its own rows of that tensor.
         transposed: the parameter stores (in, out).
         tied: names of state_dict entries that are this same parameter (an output head tied to the embedding).
+        output: place of the product among what its module returns, where that is several things.
 
     Row numbers hold for the shapes that `matrices` saw: after surgery that changes a parameter's shape, ask again.
     """
@@ -65,6 +69,18 @@ class MatrixView:
     transposed: bool
     tied: tuple[str, ...]
     owner: nn.Module = field(repr=False, compare=False)
+    step: int = 1
+    output: int = 0
+
+    @property
+    def block(self) -> slice:
+        """Its output rows inside the parameter."""
+        return slice(*self.rows, self.step)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the experts of a layer are one tensor on disk too."""
+        return self.expert is not None and self.name != self.disk
 
     @property
     def attribute(self) -> str:
@@ -98,7 +114,7 @@ class MatrixView:
         """This matrix's block, as (out, in), of a tensor shaped like the parameter: a gradient, a momentum, a mask."""
         block = like_parameter if self.expert is None else like_parameter[self.expert]
         block = block.T if self.transposed else block
-        return block[self.rows[0] : self.rows[1]]
+        return block[self.block]
 
     def write_(self, new: Float[Tensor, "out in"]) -> None:
         """Replaces the weights in place, casting to the parameter's dtype and device.
@@ -120,7 +136,9 @@ class VectorView:
     Attributes:
         name: key on disk.
         parameter: state_dict name.
-        role: norm, norm_bias, bias or router_correction.
+        role: norm, norm_bias, bias, router_correction (its last axis is of experts), per_head (an entry for each query
+            head), expert_bias (of all experts of a layer, beside the parameter whose name it continues), or opaque: a
+            tensor of any shape in a part that methods leave as it is.
         layer: number of the decoder layer, None outside.
         feeds: for a norm, the tensor that it produces ("" where no matrix takes it in unchanged): what is multiplied
             into the norm must be divided out of exactly the matrices whose `reads` has this name.
@@ -196,7 +214,7 @@ class _Inventory:
         self.tied = _tied_names(self.state)
         self.matrices: list[MatrixView] = []
         self.vectors: list[VectorView] = []
-        row = self.architecture.row
+        row = self.row = self.architecture.row
         decoder_layers = layers(module)
         self._embedding(row.embedding, "embedding")
         if row.position_embedding:
@@ -212,11 +230,17 @@ class _Inventory:
                         feeds = f"{path}.{part.feeds}" if part.feeds else ""
                         self._norm(f"{path}.{part.module}", number, feeds)
                     case VectorPart():
-                        self._vector(f"{path}.{part.parameter}", part.role, number)
+                        disk = f"{path}.{part.on_disk}" if part.on_disk else ""
+                        self._vector(f"{path}.{part.parameter}", part.role, number, disk)
+                    case OpaquePart():
+                        self._opaque(f"{path}.{part.module}", number)
         self._norm(row.final_norm, None, "head_input")
+        for path in row.beside:
+            self._opaque(path, None)
         for head, role in row.heads.items():
             self._head(head, role)
         self._drop_groups_of_one()
+        self._name_readers()
         if complete:
             self._check_complete()
 
@@ -243,7 +267,17 @@ class _Inventory:
             name = disk if len(part.roles) == 1 else f"{disk}[{role}]"
             rows = (start, start + size)
             self._add(
-                parameter, disk, role, part.part, layer, reads, name, rows, fused=fused, transposed=part.transposed
+                parameter,
+                disk,
+                role,
+                part.part,
+                layer,
+                reads,
+                name,
+                rows,
+                fused=fused,
+                transposed=part.transposed,
+                output=part.output,
             )
             start += size
         self._vector(f"{path}.{part.module}.bias", "bias", layer, f"{path}.{module}.bias")
@@ -258,32 +292,50 @@ class _Inventory:
                 return [num_rows // len(part.roles)] * len(part.roles)
 
     def _experts(self, part: ExpertsPart, path: str, layer: int) -> None:
-        gate_up = f"{path}.{part.module}.gate_up_proj"
+        first = f"{path}.{part.module}.{'gate_up_proj' if part.gate else 'up_proj'}"
         down = f"{path}.{part.module}.down_proj"
-        if not self._has(gate_up):
+        if not self._has(first):
             return
-        num_experts, num_rows, _ = self.state[gate_up].shape
-        half = num_rows // 2
-        for expert in range(num_experts):
-            rows_in, hidden = f"{path}.expert_input.{expert}", f"{path}.expert_hidden.{expert}"
-            for role, template, rows in (("gate", part.gate, (0, half)), ("up", part.up, (half, num_rows))):
-                name = f"{path}.{template.format(expert=expert)}"
-                fused = f"{name.removesuffix('.weight').rpartition('.')[0]}.gate_up_proj"
+        owner: Any = self.modules[f"{path}.{part.module}"]
+        transposed = not is_registered(owner) or owner.is_transposed
+        alternate = is_registered(owner) and not owner.is_concatenated
+        wide, hidden_size = (self.state[name].shape[2 if transposed else 1] for name in (first, down))
+        blocks = {"up": (0, wide, 1)}
+        if part.gate:
+            gate, up = ((0, wide, 2), (1, wide, 2)) if alternate else ((0, wide // 2, 1), (wide // 2, wide, 1))
+            blocks = {"gate": gate, "up": up}
+        blocks["down"] = (0, hidden_size, 1)
+        through = part.through if part.through and self._has(f"{path}.{part.through}.weight") else part.reads
+        for expert in range(len(self.state[first])):
+            for role, (start, stop, step) in blocks.items():
+                template = {"gate": part.gate, "up": part.up, "down": part.down}[role]
+                disk = f"{path}.{template.format(expert=expert)}"
+                stacked, inward = "{expert}" not in template, role != "down"
+                fused = f"{disk.removesuffix('.weight').rpartition('.')[0]}.gate_up_proj"
+                hidden = f"{path}.expert_hidden.{expert}"
                 self._add(
-                    gate_up,
-                    name,
+                    first if inward else down,
+                    disk,
                     role,
                     "experts",
                     layer,
-                    f"{path}.{part.reads}",
-                    rows=rows,
+                    f"{path}.{through}" if inward else hidden,
+                    f"{disk}[{expert} {role}]" if stacked else "",
+                    (start, stop),
+                    step=step,
                     expert=expert,
-                    fused=fused,
-                    input_group=rows_in,
+                    fused=fused if inward and not stacked else "",
+                    transposed=transposed,
+                    input_group=f"{path}.expert_input.{expert}" if inward else hidden,
                 )
-            self._add(
-                down, f"{path}.{part.down.format(expert=expert)}", "down", "experts", layer, hidden, expert=expert
-            )
+        for parameter in (first, down):
+            self._vector(f"{parameter}_bias", "expert_bias", layer)
+
+    def _opaque(self, path: str, layer: int | None) -> None:
+        """Everything that is saved below a path."""
+        for parameter in self.state:
+            if parameter.startswith(f"{path}."):
+                self._vector(parameter, "opaque", layer)
 
     def _head(self, path: str, role: str) -> None:
         parameter = f"{path}.weight"
@@ -298,7 +350,15 @@ class _Inventory:
     def _vector(self, parameter: str, role: str, layer: int | None, name: str = "", feeds: str = "") -> None:
         if self._has(parameter):
             owner = self.modules[parameter.rpartition(".")[0]]
-            self.vectors.append(VectorView(name or parameter, parameter, role, layer, feeds, owner))
+            disk = self._on_disk(name or parameter)
+            self.vectors.append(VectorView(disk, parameter, role, layer, feeds, owner))
+
+    def _on_disk(self, name: str) -> str:
+        """A name with the start that it has in published checkpoints."""
+        for start, stored in self.row.on_disk.items():
+            if name.startswith(start):
+                return stored + name.removeprefix(start)
+        return name
 
     def _add(
         self,
@@ -316,24 +376,28 @@ class _Inventory:
         transposed: bool = False,
         tied: tuple[str, ...] = (),
         input_group: str = "",
+        step: int = 1,
+        output: int = 0,
     ) -> None:
         shape = self.state[parameter].shape if expert is None else self.state[parameter].shape[1:]
         self.matrices.append(
             MatrixView(
-                name=name or disk,
-                disk=disk,
+                name=self._on_disk(name or disk),
+                disk=self._on_disk(disk),
                 parameter=parameter,
                 expert=expert,
                 rows=rows or (0, shape[1] if transposed else shape[0]),
                 role=role,
                 part=part,
                 layer=layer,
-                fused_group=fused,
+                fused_group=self._on_disk(fused),
                 reads=reads,
                 input_group=input_group or reads,
                 transposed=transposed,
                 tied=tied,
                 owner=self.modules[parameter.rpartition(".")[0]],
+                step=step,
+                output=output,
             )
         )
 
@@ -343,6 +407,11 @@ class _Inventory:
         self.matrices = [
             replace(view, fused_group="") if sizes[view.fused_group] == 1 else view for view in self.matrices
         ]
+
+    def _name_readers(self) -> None:
+        """In a layer with an opaque mixer no matrix may read what a norm feeds in others."""
+        read = {view.reads for view in self.matrices}
+        self.vectors = [vector if vector.feeds in read else replace(vector, feeds="") for vector in self.vectors]
 
     def _check_complete(self) -> None:
         claimed = {view.parameter for view in (*self.matrices, *self.vectors)}

@@ -30,7 +30,7 @@ from burnish.distill.maths.divergence import (
 )
 from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
 from burnish.distill.offline import IDS, LOG_PROBABILITIES
-from burnish.train.losses import Batch, Loss, model_inputs
+from burnish.train.losses import Batch, Loss, balance_of, model_inputs
 from burnish.train.maths.stretches import in_stretches, tokens_at_once
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Distillation:
             "cross_entropy": weights.weighted_sum(cross.detach(), counted)[0],
         }
         if self.balance:
-            balance = output.aux_loss.to(total.device) * weight
+            balance = balance_of(output).to(total.device) * weight
             total, metrics["balance"] = total + self.balance * balance, balance.detach()
         return Loss(total, weight, metrics)
 

@@ -34,7 +34,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     check_match(settings, model.config, wanted)
     vocabulary = common_vocabulary(model, source, role="teacher")
     teacher = source.identity
-    own = getattr(model.config, "router_aux_loss_coef", None)
+    own = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
     if own is None and settings.balance:
         raise SettingsError("the student has no load-balancing loss", where="balance", fix="leave balance out")
     teacher_module = None if settings.offline else move(source.module, ctx.device).eval()
@@ -64,7 +64,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
 
         del source  # it is loaded where it is needed, and not beside the student
         return train(settings, model, ctx, loss_of=loss_of, prepare=prepare, key={"teacher": teacher})
-    sizes_differ = wanted.hidden_size != model.config.hidden_size
+    sizes_differ = wanted.get_text_config().hidden_size != model.config.get_text_config().hidden_size
     beside = projections(model.config, wanted, ctx.generator) if settings.hidden and sizes_differ else None
     return train(settings, model, ctx, loss_of=loss_of, beside=beside, key={"teacher": teacher})
 

@@ -209,6 +209,7 @@ def _of_views(views: list[MatrixView], *, split: bool) -> _Decision:
     if first.expert is not None:
         reason += f", {len({view.expert for view in views})} in a stack"
     if len(roles) > 1:
+        split = split and first.step == 1  # rows that alternate are no blocks
         if split:
             blocks = sorted({view.rows for view in views})
             layout["split_sizes"] = tuple(end - start for start, end in blocks)

@@ -90,9 +90,10 @@ def quantization_config(
 
 
 def ignored_modules(module: PreTrainedModel, quantized: Sequence[MatrixView]) -> list[str]:
-    """Names of the linear modules that stay dense, as the loader must be told."""
+    """Names of the linear modules, and of modules of experts, that stay dense, as the loader must be told."""
     done = {id(view.owner) for view in quantized}
-    return sorted(name for name, part in module.named_modules() if isinstance(part, nn.Linear) and id(part) not in done)
+    parts = ((name, part) for name, part in module.named_modules() if id(part) not in done)
+    return sorted(name for name, part in parts if isinstance(part, nn.Linear) or "down_proj" in part._parameters)
 
 
 def check_loadable(views: Sequence[MatrixView], schemes: Mapping[str, Scheme]) -> None:

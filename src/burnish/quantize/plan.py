@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from burnish.arch import MatrixView
+from burnish.arch import MatrixView, is_registered
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
@@ -38,7 +38,9 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
     Raises:
         SettingsError: a pattern that matches nothing, or some but not all of a group that vLLM fuses.
     """
-    candidates = [v for v in views if v.layer is not None and v.part in QUANTIZED_PARTS and v.role not in SMALL_ROLES]
+    inside = [v for v in views if v.layer is not None and v.part in QUANTIZED_PARTS and v.role not in SMALL_ROLES]
+    # Packed formats know linear layers, not tensors of all experts.
+    candidates = [view for view in inside if not view.stacked]
     for pattern in ignore:
         if not any(matches(pattern, view) for view in views):
             guess = nearest(pattern, [view.name.removesuffix(".weight") for view in candidates])
@@ -92,6 +94,22 @@ def check_loader(module: PreTrainedModel, views: Sequence[MatrixView]) -> None:
             ) from None
 
 
+def check_experts(views: Sequence[MatrixView]) -> None:
+    """Refuses experts that lie in one tensor, but that a packed checkpoint would have to hold one by one.
+
+    Raises:
+        SettingsError: transformers puts linear layers in their place when it reads a packed checkpoint.
+    """
+    for view in views:
+        if view.stacked and not is_registered(view.owner):
+            raise SettingsError(
+                f"transformers reads a packed checkpoint with other modules in place of {type(view.owner).__name__}, "
+                "and their weights have other names than those of the dense one",
+                where=view.disk,
+                fix="quantize a model of another type",
+            )
+
+
 def too_large(num_parameters: int) -> bool:
     """Whether the float32 network would fill more than half of the free memory."""
     import psutil
@@ -106,7 +124,9 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     from burnish.data.attempt import check_length
 
     module = without_memory(before.config)
-    views = select(matrices_of(module, settings), settings.ignore)
+    inside = matrices_of(module, settings)
+    views = select(inside, settings.ignore)
+    check_experts(inside)
     schemes = schemes_of(settings, views)
     check_length(settings.length, type(settings).model_fields["length"].default, before.config)
     check_combinations(settings)
@@ -125,6 +145,8 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         packed, num_bytes = budget.allowed, budget.dense + budget.allowed
         notes += width_notes(budget)
     notes.append(f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included")
+    if stacked := {view.parameter for view in inside if view.stacked}:
+        notes.append(f"{len(stacked)} tensors of routed experts stay dense: packed formats know linear layers only")
     unknown = module.config.model_type not in known_model_types()
     if unknown:
         check_loader(module, views)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from burnish.arch import MatrixView, describe, matrices
+from burnish.arch import MatrixView, describe, matrices, routed
 from burnish.calibrate.walk import WholeModel
 from burnish.calibrate.windows import Calibration, WindowBatch
 from burnish.core.errors import NumericalError, SettingsError
@@ -192,7 +192,7 @@ def noted_routing(views: Sequence[MatrixView], routing: _RoutingWeights) -> Iter
     """While the block runs, notes what routers decide."""
 
     def note(owner: nn.Module, args: tuple[Tensor, ...]) -> None:
-        _, index, weights = args
+        _, index, weights = routed(owner, args)
         routing.last[owner] = (index.detach(), weights.detach())
 
     hooks = [owner.register_forward_pre_hook(note) for owner in {view.owner for view in views}]

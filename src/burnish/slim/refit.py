@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from burnish.arch import MatrixView, describe, hidden_neurons
+from burnish.arch import MatrixView, describe, hidden_neurons, routed
 from burnish.calibrate.walk import LayerByLayer, Stop
 from burnish.calibrate.windows import Calibration
 from burnish.core.errors import NumericalError
@@ -96,7 +96,7 @@ def _given(walk: LayerByLayer, stop: Stop, shared: Sequence[_SharedGram]) -> lis
     """What a layer's routed experts are given while the text goes past, batch by batch."""
     given: list[tuple[Tensor, ...]] = []
     owners = {view.owner for view in stop.views if view.expert is not None}
-    hooks = [owner.register_forward_pre_hook(lambda _, args: given.append(args)) for owner in owners]
+    hooks = [owner.register_forward_pre_hook(lambda of, args: given.append(routed(of, args))) for owner in owners]
     hooks += [one.view.owner.register_forward_pre_hook(one) for one in shared]
     for _ in walk.run(stop, 0, None):
         pass

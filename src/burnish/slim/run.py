@@ -79,7 +79,7 @@ class _Choice:
         from burnish.data import calibration
 
         data = self.ctx.inputs.get("calibration", self.settings.calibration)
-        length = min(self.settings.length, self.model.config.max_position_embeddings)
+        length = min(self.settings.length, self.model.config.get_text_config().max_position_embeddings)
         return calibration(
             self.model.tokenizer,
             data,
@@ -202,8 +202,8 @@ def _scores_by_layer(choice: _Choice, sums: ScoreSums | None, score: Score) -> I
 def _neuron_sizes(uncut: Uncut, down: MatrixView) -> Tensor:
     """`magnitude` of the neurons in front of a down projection."""
     same = uncut.experts[down.layer, down.part, down.expert]
-    gate, up, down_proj = (uncut.matrix(same[role]).double() for role in ("gate", "up", "down"))
-    return magnitude(gate, up, down_proj)
+    inward = [uncut.matrix(same[role]).double() for role in ("gate", "up") if role in same]
+    return magnitude(inward, uncut.matrix(same["down"]).double())
 
 
 def _neuron_scores(choice: _Choice, view: MatrixView, sums: ScoreSums | None, score: Score) -> Tensor:

@@ -108,17 +108,14 @@ def _pairs(uncut: Uncut, new: PreTrainedModel, kept: Kept) -> Iterator[tuple[Vie
 def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) -> Iterator[tuple[View, Tensor]]:
     """Everything that the smaller model holds, with its values, one after the other."""
     facts = describe(uncut.module)
-    rows_of: dict[str, Index] = {}
+    rows_of: dict[str, list[_Rows]] = {}
     for target, source in _pairs(uncut, new, kept):
         if isinstance(source, VectorView):
-            values = uncut.vector(source)
-            # A bias, and the router's correction, belong to the rows of the matrix beside them.
-            rows = rows_of.get(source.parameter.rpartition(".")[0])
-            yield target, values if rows is None else values[rows]
+            yield target, _cut_vector(uncut.vector(source), target, source, rows_of, kept, facts)
             continue
+        assert isinstance(target, MatrixView)
         rows, columns = _selection(source, kept, facts)
-        if source.expert is None:
-            rows_of[source.parameter.rpartition(".")[0]] = rows
+        rows_of.setdefault(source.parameter, []).append((target, source, rows))
         replacement = None
         if source.role == "down" and source.layer is not None and source.part in ("experts", "shared_expert"):
             replacement = refitted.get((source.layer, source.expert))
@@ -128,6 +125,43 @@ def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) 
         values = uncut.matrix(source)
         values = values if rows is None else values[rows]
         yield target, values if columns is None else values[:, columns]
+
+
+_Rows = tuple[MatrixView, MatrixView, Index]
+"""A matrix of the smaller model, what it is cut from, and which rows of that it has."""
+
+
+def _cut_vector(
+    values: Tensor,
+    target: View,
+    source: VectorView,
+    rows_of: Mapping[str, list[_Rows]],
+    kept: Kept,
+    facts: Architecture,
+) -> Tensor:
+    """What stays of a vector; a bias belongs to the rows of the matrix beside it."""
+    layer = -1 if source.layer is None else source.layer
+    if source.role == "expert_bias":
+        new = torch.empty(target.tensor.shape, dtype=values.dtype)
+        for small, large, rows in rows_of[source.parameter.removesuffix("_bias")]:
+            block = values[large.expert, large.block]
+            new[small.expert, small.block] = block if rows is None else block[rows]
+        return new
+    if source.role == "router_correction":
+        return values[..., kept.experts[layer]] if layer in kept.experts else values
+    if source.role == "per_head":
+        return values[_of_groups(len(values), kept.groups[layer], facts)] if layer in kept.groups else values
+    beside = rows_of.get(f"{source.parameter.removesuffix('.bias')}.weight")
+    if source.role == "bias" and beside:
+        blocks = ((values[large.block], rows) for _, large, rows in beside)
+        return torch.cat([block if rows is None else block[rows] for block, rows in blocks])
+    return values
+
+
+def _of_groups(size: int, groups: Tensor, facts: Architecture) -> Tensor:
+    """Places of what belongs to some attention groups along an axis that holds all of them, one after the other."""
+    block = size // facts.num_key_value_heads
+    return (groups[:, None] * block + torch.arange(block)).flatten()
 
 
 def _place(view: MatrixView, expert: int | None) -> tuple[int | None, str, str, int | None]:
@@ -154,8 +188,6 @@ def _selection(view: MatrixView, kept: Kept, facts: Architecture) -> tuple[Index
     if view.role == "router":
         return kept.experts.get(layer), None
     if view.part == "attention" and layer in kept.groups:
-        group_size = 1 if view.role in ("k", "v") else facts.num_attention_heads // facts.num_key_value_heads
-        block = group_size * facts.head_dim
-        features = (kept.groups[layer][:, None] * block + torch.arange(block)).flatten()
+        features = _of_groups(view.shape[1 if view.role == "o" else 0], kept.groups[layer], facts)
         return (None, features) if view.role == "o" else (features, None)
     return None, None

@@ -76,9 +76,17 @@ def resized(
     """
     facts, experts = describe(config), experts_of(config)
     new = copy.deepcopy(config)
+    text = new.get_text_config()
     if width is not None:
         _check_below("width", width, experts.intermediate_size, config)
-        setattr(new, facts.key("moe_intermediate_size"), width)
+        if experts.shares_width and width != experts.intermediate_size:
+            raise SettingsError(
+                f"a {config.model_type} model has one width for its experts and for the MLPs of its other layers, so "
+                "its experts cannot be narrowed alone",
+                where="width",
+                fix="use method: drop, which removes whole experts",
+            )
+        setattr(text, facts.key("moe_intermediate_size"), width)
     if num_experts is not None:
         _check_below("num_experts", num_experts, experts.num_experts, config)
         groups = router_groups(config)
@@ -89,13 +97,13 @@ def resized(
                 f"num_experts is {num_experts}, but it must be at least {allowed} (the router chooses {experts.top_k})"
                 f"{inside}"
             )
-        setattr(new, facts.key("num_experts"), num_experts)
+        setattr(text, facts.key("num_experts"), num_experts)
     if num_key_value_heads is not None:
         check_groups(facts, num_key_value_heads)
         queries = facts.num_attention_heads // facts.num_key_value_heads
-        new.head_dim = facts.head_dim  # otherwise it would follow from the smaller number of heads
-        setattr(new, facts.key("num_key_value_heads"), num_key_value_heads)
-        setattr(new, facts.key("num_attention_heads"), queries * num_key_value_heads)
+        text.head_dim = facts.head_dim  # otherwise it would follow from the smaller number of heads
+        setattr(text, facts.key("num_key_value_heads"), num_key_value_heads)
+        setattr(text, facts.key("num_attention_heads"), queries * num_key_value_heads)
     return new
 
 
@@ -114,6 +122,12 @@ def check_groups(facts: Architecture, num_key_value_heads: int) -> None:
             where=facts.model_type,
             fix="leave num_key_value_heads out",
         )
+    if facts.row.same_heads:
+        raise SettingsError(
+            f"attention groups cannot be cut: {facts.row.same_heads} have as many heads",
+            where=facts.model_type,
+            fix="leave num_key_value_heads out",
+        )
     _check_below("num_key_value_heads", num_key_value_heads, facts.num_key_value_heads, facts.config)
 
 
@@ -125,7 +139,7 @@ def _check_below(name: str, value: int, present: int, config: Any) -> None:
 def router_groups(config: Any) -> int:
     """Groups of experts that the router ranks first (DeepSeek), 1 for all others."""
     routing = experts_of(config).routing
-    return config.n_group or 1 if routing in ("sigmoid_groups", "softmax_groups") else 1
+    return config.get_text_config().n_group or 1 if routing in ("sigmoid_groups", "softmax_groups") else 1
 
 
 @dataclass(frozen=True)
@@ -185,7 +199,7 @@ def fit(
         )
     if smallest > allowed:
         size = byte_count(BYTES_PER_PARAMETER * smallest)
-        groups_too = ", cut attention groups too (num_key_value_heads)" if _cuts_groups(config) else ""
+        groups_too = ", cut attention groups too (num_key_value_heads)" if cuts_groups(config) else ""
         raise SettingsError(
             f"the target allows {allowed:,} parameters, but with experts of {widths[0]}, and {numbers[0]} of them, "
             f"{smallest:,} are left ({size} in bfloat16)",
@@ -257,6 +271,8 @@ def _between(value: int, ends: tuple[int, int], counts: list[int]) -> int:
     return counts[0] + (value - ends[0]) * (counts[1] - counts[0]) // (ends[1] - ends[0])
 
 
-def _cuts_groups(config: Any) -> bool:
+def cuts_groups(config: Any) -> bool:
+    """Whether attention groups can be cut."""
     facts = describe(config)
-    return facts.attention != "mla" and facts.qk_norm != "all_heads" and facts.num_key_value_heads > 1
+    fixed = facts.attention == "mla" or facts.qk_norm == "all_heads" or facts.row.same_heads
+    return not fixed and facts.num_key_value_heads > 1

@@ -121,14 +121,23 @@ def balanced_loss(coefficient: float) -> LossFn:
     return loss_fn
 
 
-def _balanced(loss: Loss, outputs: Any, coefficient: float) -> Loss:
-    if not isinstance(outputs.aux_loss, Tensor):
+def balance_of(outputs: Any) -> Tensor:
+    """The load-balancing loss that a forward pass computed.
+
+    Raises:
+        SettingsError: none, as with classes that only have the coefficient.
+    """
+    if not isinstance(found := outputs.get("aux_loss"), Tensor):
         raise SettingsError(
             "transformers computes no load-balancing loss for this model, though its configuration has a coefficient",
             where="balance",
             fix="train with balance: 0",
         )
-    balance = outputs.aux_loss.to(loss.total.device) * loss.weight
+    return found
+
+
+def _balanced(loss: Loss, outputs: Any, coefficient: float) -> Loss:
+    balance = balance_of(outputs).to(loss.total.device) * loss.weight
     return Loss(loss.total + coefficient * balance, loss.weight, {"balance": balance.detach()})
 
 

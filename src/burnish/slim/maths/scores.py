@@ -18,7 +18,7 @@ the exact squared error that removing one neuron makes in the layer's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +92,12 @@ SCORES: dict[str, Score] = {
 
 
 def magnitude(
-    gate: Float[Tensor, "width hidden"], up: Float[Tensor, "width hidden"], down: Float[Tensor, "hidden width"]
+    inward: Sequence[Float[Tensor, "width hidden"]], down: Float[Tensor, "hidden width"]
 ) -> Float[Tensor, " width"]:
-    """sqrt(‖w_gate,j‖² + ‖w_up,j‖² + ‖W_down[:, j]‖²): the size of everything that belongs to a neuron."""
-    return (gate.square().sum(1) + up.square().sum(1) + down.square().sum(0)).sqrt()
+    """sqrt(‖w_gate,j‖² + ‖w_up,j‖² + ‖W_down[:, j]‖²): the size of everything that belongs to a neuron.
+
+    Args:
+        inward: gate and up, or up alone.
+        down: the other way.
+    """
+    return sum((matrix.square().sum(1) for matrix in inward), down.square().sum(0)).sqrt()
