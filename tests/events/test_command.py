@@ -73,6 +73,21 @@ def test_forecast_writes_one_row_a_sequence(folder: Path) -> None:
     assert waits == sorted(waits)
 
 
+@pytest.mark.parametrize("wait", [("--now", "nan"), ("--elapsed", "nan"), ("--elapsed", "-1"), ("--elapsed", "1e300")])
+def test_a_refused_forecast_prints_nothing(folder: Path, capsys, wait: tuple[str, str]) -> None:
+    with pytest.raises(BurnishError):
+        call("forecast", folder / "model", folder / "h.csv", f"{wait[0]}={wait[1]}")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_events_themselves_are_no_exogenous_table(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes((folder / "h.csv").read_bytes())
+    for table in (folder / "h.csv", copy):
+        with pytest.raises(BurnishError, match="is the table of the events itself"):
+            call("fit", folder / "h.csv", "-o", tmp_path / "m", "--exogenous", table, *SMALL)
+
+
 def test_a_file_that_is_not_ours_stays(folder: Path, capsys) -> None:
     foreign = folder / "notes.csv"
     foreign.write_text("name,salary\nann,1\n")

@@ -144,6 +144,43 @@ def test_score_only_forecasts_are_renormalised() -> None:
     assert forecast.cdf([horizon]).numpy() == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["a horizon", "a process that stops"])
+def test_after_the_end_of_a_law_there_is_no_further_event(kind: str) -> None:
+    model = double(small(SmurfTHP if kind == "a horizon" else THP))
+    if kind != "a horizon":
+        with torch.no_grad():
+            model.intensity.slope.fill_(-3.0)
+            model.intensity.weight.bias.fill_(-1.0)
+    forecast = law(model, renormalise=kind == "a horizon")
+    over = 2 * model.statistics.longest + 1e5
+    draws, _ = forecast.sample(5, generator=torch.Generator().manual_seed(0), elapsed=over)
+    assert torch.isinf(forecast.quantile([0.01, 0.9], over)).all() and torch.isinf(draws).all()
+    assert (forecast.cdf([1.0, 1e6], over).abs() < 1e-12).all()
+    assert forecast.prob_none_after(over).numpy() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_that_no_event_comes_is_likelier_the_longer_none_came() -> None:
+    model = double(small(THP))
+    with torch.no_grad():
+        model.intensity.slope.fill_(-3.0)
+        model.intensity.weight.bias.fill_(-1.0)
+    forecast = law(model)
+    assert torch.equal(forecast.prob_none_after(0.0), forecast.prob_no_event)
+    expected = forecast.prob_no_event / forecast.survival([0.6]).squeeze(-1)
+    assert torch.allclose(forecast.prob_none_after(0.6), expected, rtol=1e-9)
+
+
+def test_types_after_a_wait_are_those_of_the_gaps_beyond_it(forecast: NextEvents) -> None:
+    gaps, marks = forecast.sample(40_000, generator=torch.Generator().manual_seed(0))
+    found = forecast.mark_probs(elapsed=2.0)
+    assert found.sum(-1).numpy() == pytest.approx(1.0, abs=1e-12)
+    for row in range(len(forecast)):
+        later = marks[row][gaps[row] > 2.0]
+        for mark in range(3):
+            error = 4 * np.sqrt(0.25 / max(len(later), 1)) + 1e-3
+            assert float(found[row, mark]) == pytest.approx(float((later == mark).double().mean()), abs=error)
+
+
 def test_quantile_level_outside_is_refused(forecast: NextEvents) -> None:
     with pytest.raises(SettingsError, match="below 1"):
         forecast.quantile(1.0)

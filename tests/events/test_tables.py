@@ -10,7 +10,8 @@ import pytest
 
 from burnish import cli
 from burnish.core.errors import BurnishError
-from burnish.events import EventDataset, EventForecaster
+from burnish.events import EventDataset, EventForecaster, EventSequence
+from burnish.events.columns import shown_time
 from burnish.events.run import Fitted
 
 app = cli.app["events"]
@@ -26,6 +27,15 @@ def read(tmp_path: Path, text: str | bytes, name: str = "t.csv", **columns) -> E
     path = tmp_path / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return EventDataset.from_csv(path, **columns)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.5, "1970-01-01T00:00:00.5"), (1e10, "2286-11-20T17:46:40"), (1e25, "beyond all dates")],
+)
+def test_a_date_after_that_of_any_nanosecond_is_shown(seconds: float, shown: str) -> None:
+    one = EventSequence(np.zeros(1), np.zeros(1, int))
+    assert shown_time(one, seconds, True) == shown
 
 
 # -- tables that mean something: what they mean ----------------------------------------------------------------------

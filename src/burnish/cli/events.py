@@ -165,7 +165,7 @@ def fit(
     check_free(out, overwrite=overwrite)
     kind = model_class(network.model or ("smurf-thp" if columns.x is None and columns.y is None else "place-mixture"))
     reading = _reading(columns, kind, parts.split_column)
-    dataset, names = reading.with_exogenous(reading.read(data), columns.exogenous)
+    dataset, names = reading.read_with(data, columns.exogenous)
     reading = replace(reading, exogenous=names)
     for note in dataset.notes:
         _say(note)
@@ -229,7 +229,7 @@ def evaluate(
     check_apart([target], [data, exogenous])
     fitted = Fitted.load(forecaster)
     loaded = fitted.forecaster
-    dataset, _ = fitted.reading.with_exogenous(fitted.reading.read(data, loaded.mark_names), exogenous)
+    dataset, _ = fitted.reading.read_with(data, exogenous, loaded.mark_names)
     part = "all events, also those that fitting has seen"
     if not all:
         dataset, part = fitted.seen.unseen(dataset)
@@ -320,7 +320,7 @@ def forecast(
     fitted = Fitted.load(forecaster)
     reading = _renamed(fitted.reading, renamed)
     waits = Waits.given(waited.elapsed, waited.now, waited.as_of, reading.sequence)
-    dataset, _ = reading.with_exogenous(reading.read(data, fitted.forecaster.mark_names), exogenous)
+    dataset, _ = reading.read_with(data, exogenous, fitted.forecaster.mark_names)
     rows = table_of_forecasts(fitted.forecaster, dataset, Asked(quantiles, waits, next, conformal, seed))
     _write(rows, out, f"forecasts: {out} ({len(dataset):,} sequences)")
 
@@ -359,7 +359,7 @@ def anomalies(
     _check_ours(out, "sequence", "event", "surprise", "p_value")
     fitted = Fitted.load(forecaster)
     reading = _renamed(fitted.reading, renamed)
-    dataset, _ = reading.with_exogenous(reading.read(data, fitted.forecaster.mark_names), exogenous)
+    dataset, _ = reading.read_with(data, exogenous, fitted.forecaster.mark_names)
     rows = table_of_surprises(fitted.forecaster, dataset)
     _write(rows, out, f"surprises: {out} ({len(dataset):,} sequences)")
 
@@ -445,14 +445,19 @@ def _check_ours(out: Path | None, *columns: str) -> None:
 
 
 def _write(rows: Iterable[list[str]], out: Path | None, done: str) -> None:
-    """A table as CSV to standard output, or to a file whole or not at all."""
+    """A table as CSV to standard output or to a file, whole or not at all."""
     import csv
+    import shutil
     import sys
+    import tempfile
 
     from burnish.core.checkpoint.durable import replacing
 
     if out is None:
-        csv.writer(sys.stdout).writerows(rows)
+        with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+            file.seek(0)
+            shutil.copyfileobj(file, sys.stdout)
         return
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

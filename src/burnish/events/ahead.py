@@ -28,7 +28,7 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Ahead:
-    """What is said of one event to come."""
+    """What is said of one event to come; without a region where there are no places, or no such event."""
 
     waits: NDArray[np.float64]
     prob_no_event: float
@@ -104,8 +104,9 @@ def sample_paths(
         condition = conditions(forecaster, futures)
         law = NextEvents(model, condition, renormalise=forecaster.renormalise)
         each = num_paths if step == 0 else 1
-        gap, mark = law.sample(each, generator=generator, elapsed=elapsed if step == 0 else 0.0)
-        where = law.location_sample(gap, generator=generator) if places is not None else None
+        waited = elapsed if step == 0 else 0.0
+        gap, mark = law.sample(each, generator=generator, elapsed=waited)
+        where = law.location_sample(gap + waited, generator=generator) if places is not None else None
         comes = np.isfinite(gap.flatten().numpy())
         begin = np.array([float(future.times[-1]) for future in futures]) if step else last
         times = (begin + gap.flatten().double().numpy())[comes]

@@ -26,6 +26,9 @@ type."""
 EXACT = 2**53
 """Whole numbers up to this are exact in float64."""
 
+LARGEST_INTEGER = 2**63 - 1
+"""Of a date's nanoseconds, which is in the year 2262, or seconds, which is in the year 3e11."""
+
 MANY_TYPES = 1000
 
 
@@ -156,6 +159,9 @@ def shown_time(sequence: EventSequence, time: float, dates: bool) -> str:
     """A time of a sequence as its file would have it."""
     if dates:
         total = sequence.epoch + round(time * NANOSECONDS)
+        if abs(total) > LARGEST_INTEGER:
+            seconds = total // NANOSECONDS
+            return str(np.datetime64(seconds, "s")) if abs(seconds) <= LARGEST_INTEGER else "beyond all dates"
         text = str(np.datetime64(total, "ns"))
         return text.rstrip("0").rstrip(".") if "." in text else text
     if sequence.epoch:

@@ -8,6 +8,10 @@ the time already waited if that is given:
 A model of data with ties adds a point mass pi at s = 0, of which nothing is left after any wait:
 
     F(s) = pi + (1 - pi) F_untied(s)     Q(q) = 0 for q <= pi, else Q_untied((q - pi)/(1 - pi))
+
+A law may end: S is zero from some wait on, of a process that stops or of a density that is known up to a horizon. Where
+so long was waited already there is no further event: every quantile and draw is infinite, F is zero, and
+P(no event) is one.
 """
 
 from __future__ import annotations
@@ -99,6 +103,20 @@ class NextEvents:
         """P(no further event ever)."""
         return self._never * (1 - self.prob_tie)
 
+    def prob_none_after(self, elapsed: ArrayLike | Tensor) -> Float[Tensor, " S"]:
+        """P(no further event ever | none until `elapsed`)."""
+        waited = self._elapsed(elapsed)
+        start = self.table.compensator(waited)
+        never = (self._never.to(start).unsqueeze(-1).log() + start).exp().clamp_max(1.0)
+        never = torch.where(waited > 0, never, self.prob_no_event.to(start).unsqueeze(-1))
+        return torch.where(self._ended(start), 1.0, never).squeeze(-1)
+
+    def _ended(self, start: Float[Tensor, "S 1"]) -> Tensor:
+        """Whether nothing of the law is left at a compensator."""
+        if self.mass is not None:
+            return -torch.expm1(-start) >= self.mass
+        return start >= -torch.log(self._never.to(start)).unsqueeze(-1)
+
     def _untied(self, level: Tensor, waited: Float[Tensor, "S 1"]) -> Tensor:
         """The level among untied gaps that belongs to a level of all; after a wait all are untied."""
         tie = torch.where(waited > 0, 0.0, self.prob_tie.unsqueeze(-1))
@@ -127,9 +145,9 @@ class NextEvents:
         if self.mass is None:
             tie = torch.where(waited > 0, 0.0, self.prob_tie.unsqueeze(-1))
             return tie - (1 - tie) * torch.expm1(self.table.compensator(waited) - compensator)
-        alive = self.mass + torch.expm1(-self.table.compensator(waited))
-        later = self.mass + torch.expm1(-compensator)
-        return (1 - later / alive).clamp(0.0, 1.0)
+        start = self.table.compensator(waited)
+        left = 1 - (self.mass + torch.expm1(-compensator)) / (self.mass + torch.expm1(-start))
+        return torch.where(self._ended(start), 0.0, left.clamp(0.0, 1.0))
 
     @torch.no_grad()
     def log_density(self, gap: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
@@ -146,26 +164,28 @@ class NextEvents:
     def quantile(self, q: ArrayLike, elapsed: ArrayLike | Tensor = 0.0) -> Float[Tensor, "S q"]:
         """The residual wait that is not exceeded with probability q, given that `elapsed` has passed already.
 
-        inf where the process may never have another event and q exceeds the probability that it does.
+        inf where the process may never have another event and q exceeds the probability that it does, and where so long
+        was waited that the law has ended.
         """
         levels = torch.as_tensor(np.atleast_1d(np.asarray(q, np.float64)))
         if not bool(((levels >= 0) & (levels < 1)).all()):
             raise SettingsError(f"quantile level is {q}, but must be at least 0 and below 1")
         levels = levels.to(self.table.edges)
         waited = self._elapsed(elapsed)
+        return (self._reached(levels, waited) - waited).clamp_min(0.0) * self.unit
+
+    def _reached(self, levels: Tensor, waited: Float[Tensor, "S 1"]) -> Float[Tensor, "S q"]:
+        """The wait from the last event, in mean gaps, that is not exceeded with each probability; inf for no event."""
         start = self.table.compensator(waited)
         if self.mass is None:
             target = start - torch.log1p(-self._untied(levels, waited))
+            never = target >= -torch.log(self._never.to(target)).unsqueeze(-1)
         else:
             passed = -torch.expm1(-start)
             reached = passed + levels * (self.mass - passed)
-            target = -torch.log1p(-reached.clamp(0.0, 1.0))
-            target = torch.maximum(target, start)
-        found = self.table.invert(target)
-        if self.mass is None:
-            ever = -torch.log(self._never.to(target)).unsqueeze(-1)
-            found = torch.where(target >= ever, torch.inf, found)
-        return (found - waited).clamp_min(0.0) * self.unit
+            target = torch.maximum(-torch.log1p(-reached.clamp(0.0, 1.0)), start)
+            never = self._ended(start)
+        return torch.where(never, torch.inf, self.table.invert(target))
 
     def mean(self) -> Float[Tensor, " S"]:
         """E[gap], by its closed form or as int S(s) ds; inf for a process that may stop."""
@@ -210,11 +230,16 @@ class NextEvents:
     # -- marks, samples, places --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def mark_probs(self, gap: ArrayLike | Tensor | None = None) -> Float[Tensor, "S K"]:
-        """p(k | s) at one gap a history, or averaged over the law of the gap when none is given."""
+    def mark_probs(
+        self, gap: ArrayLike | Tensor | None = None, elapsed: ArrayLike | Tensor = 0.0
+    ) -> Float[Tensor, "S K"]:
+        """p(k | s) at one gap a history, or when none is given averaged over the law of what is left of the gap."""
         if gap is not None:
             at = self._gaps(gap)
             return self.model.mark_log_probs(self.condition, at[:, :1]).exp().squeeze(-2)
+        waited = self._elapsed(elapsed)
+        if bool((waited > 0).any()):
+            return self._mark_probs_after(waited)
         coarse = self.table.edges[::4]
         survival = torch.exp(-self.table.cumulative[:, ::4])
         weight = survival[:, :-1] - survival[:, 1:]
@@ -228,6 +253,15 @@ class NextEvents:
         tied = self.model.mark_log_probs(self.condition, torch.zeros_like(tie)).exp().squeeze(-2)
         return tie * tied + (1 - tie) * average
 
+    def _mark_probs_after(self, waited: Float[Tensor, "S 1"]) -> Float[Tensor, "S K"]:
+        """Over the table's panels beyond the wait, and what lies beyond the table at its end; then nothing is tied."""
+        cut = torch.maximum(self.table.edges[::4].expand(len(self), -1), waited)
+        survival = torch.exp(self.table.compensator(waited) - self.table.compensator(cut))
+        weight = torch.cat([survival[:, :-1] - survival[:, 1:], survival[:, -1:]], dim=-1)
+        middle = torch.cat([(cut[:, 1:] + cut[:, :-1]) / 2, cut[:, -1:]], dim=-1)
+        average = (weight.unsqueeze(-1) * self.model.mark_log_probs(self.condition, middle).exp()).sum(-2)
+        return average / average.sum(-1, keepdim=True).clamp_min(1e-30)
+
     def head_mark_probs(self) -> Float[Tensor, "S K"] | None:
         """What a separate type head says (THP), or None."""
         logits = self.condition.get("type_logits")
@@ -237,16 +271,10 @@ class NextEvents:
     def sample(
         self, num_samples: int, *, generator: torch.Generator, elapsed: ArrayLike | Tensor = 0.0
     ) -> tuple[Float[Tensor, "S n"], Tensor]:
-        """Residual waits by inverting the compensator at uniform draws, and a mark for each."""
+        """Residual waits by inverting the compensator at uniform draws, and a mark for each; inf for no event."""
         uniform = torch.rand((len(self), num_samples), generator=generator, dtype=torch.float64)
         waited = self._elapsed(elapsed)
-        start = self.table.compensator(waited)
-        if self.mass is None:
-            target = start - torch.log1p(-self._untied(uniform.to(start), waited))
-        else:
-            passed = -torch.expm1(-start)
-            target = -torch.log1p(-(passed + uniform.to(start) * (self.mass - passed)))
-        gap = self.table.invert(target)
+        gap = self._reached(uniform.to(self.table.edges), waited)
         probs = self.model.mark_log_probs(self.condition, gap.clamp_max(float(self.table.edges[-1]))).exp()
         marks = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(gap.shape)
         return (gap - waited).clamp_min(0.0) * self.unit, marks
@@ -287,18 +315,28 @@ class NextEvents:
     def location_sample(
         self, gap: Float[Tensor, "S n"], *, generator: torch.Generator, **details: Any
     ) -> Float[Tensor, "S n 2"]:
-        """Places of the next event given its gap, in the data's coordinates (models of places)."""
+        """Places of the next event given its whole gap, in the data's coordinates (models of places).
+
+        Of an infinite gap, which has no event, a place is drawn as of gap 0.
+        """
+        gap = torch.where(gap.isfinite(), gap, 0.0)
         return self._located().sample_locations(
             self.condition, gap.to(self.table.edges) / self.unit, generator=generator, **details
         )
 
     def location_region(
-        self, q: float, *, generator: torch.Generator, num_samples: int = 300, grid: int = 64
+        self,
+        q: float,
+        *,
+        generator: torch.Generator,
+        num_samples: int = 300,
+        grid: int = 64,
+        elapsed: ArrayLike | Tensor = 0.0,
     ) -> list[LocationRegion]:
         """The smallest region that holds the next place with probability q, one a history."""
         from burnish.events.locations import highest_density_region
 
-        gaps, _ = self.sample(num_samples, generator=generator)
+        gaps = self.sample(num_samples, generator=generator, elapsed=elapsed)[0] + self._elapsed(elapsed) * self.unit
         places = self.location_sample(gaps, generator=generator).double().cpu().numpy()
         if self.model.statistics.sphere:
             places = np.stack([unwrapped(points, mean_longitude(points[:, 0])) for points in places])
@@ -396,14 +434,18 @@ class NextEvent:
     def prob_no_event(self) -> float:
         return float(self.many.prob_no_event[0])
 
+    def prob_none_after(self, elapsed: float) -> float:
+        """P(no further event ever), given the elapsed time."""
+        return float(self.many.prob_none_after(elapsed)[0])
+
     @property
     def prob_tie(self) -> float:
         """P(the next event comes at the same time as the last)."""
         return float(self.many.prob_tie[0])
 
-    def mark_probs(self, gap: float | None = None) -> dict[str, float]:
-        """Probability of every mark, given the gap or averaged over it."""
-        probs = self.many.mark_probs(None if gap is None else [gap])[0]
+    def mark_probs(self, gap: float | None = None, elapsed: float = 0.0) -> dict[str, float]:
+        """Probability of every mark, given the gap, or averaged over what is left of it after the elapsed time."""
+        probs = self.many.mark_probs(None if gap is None else [gap], elapsed)[0]
         return {name: float(p) for name, p in zip(self.mark_names, probs, strict=True)}
 
     def sample(self, num_samples: int, *, seed: int = 0, elapsed: float = 0.0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -412,10 +454,12 @@ class NextEvent:
         gaps, marks = self.many.sample(num_samples, generator=generator, elapsed=elapsed)
         return gaps[0].double().cpu().numpy(), marks[0].cpu().numpy()
 
-    def location_region(self, q: float = 0.9, *, seed: int = 0, num_samples: int = 300) -> LocationRegion:
-        """The smallest region that holds the next place with probability q."""
+    def location_region(
+        self, q: float = 0.9, *, seed: int = 0, num_samples: int = 300, elapsed: float = 0.0
+    ) -> LocationRegion:
+        """The smallest region that holds the next place with probability q, given the elapsed time."""
         generator = torch.Generator().manual_seed(seed)
-        return self.many.location_region(q, generator=generator, num_samples=num_samples)[0]
+        return self.many.location_region(q, generator=generator, num_samples=num_samples, elapsed=elapsed)[0]
 
 
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,19 +71,32 @@ class Reading:
         columns.pop("exogenous")
         return EventDataset(**from_table(table, where=str(path), **columns))
 
-    def with_exogenous(self, dataset: EventDataset, path: Path | None) -> tuple[EventDataset, tuple[str, ...]]:
-        """The events with the values of a table, and the names of these; without a table as they are.
+    def read_with(
+        self, path: Path, exogenous: Path | None, mark_names: tuple[str, ...] | None = None
+    ) -> tuple[EventDataset, tuple[str, ...]]:
+        """The events of a file with the values of a table of exogenous ones, and the names of these.
 
-        The columns of sequences and times have the names that they have in the table of the events.
+        The columns of sequences and times have the same names in both.
 
         Raises:
-            DataError: the table lacks a column that the fit had, or there is none and the fit had one.
+            DataError: the table lacks a column that the fit had, there is none and the fit had one, or it is the table
+                of the events itself.
         """
-        if path is None:
-            if self.exogenous:
-                what = f"the fit had exogenous values ({', '.join(self.exogenous)})"
-                raise DataError(what, fix="give their table with --exogenous")
-            return dataset, ()
+        if exogenous is not None and exogenous.is_file() and path.is_file() and filecmp.cmp(path, exogenous, False):
+            raise DataError(
+                "is the table of the events itself, and values that events bring along are not exogenous",
+                where=str(exogenous),
+                fix="name their columns with --covariates, or give a table of other times",
+            )
+        dataset = self.read(path, mark_names)
+        if exogenous is not None:
+            return self._with_exogenous(dataset, exogenous)
+        if self.exogenous:
+            what = f"the fit had exogenous values ({', '.join(self.exogenous)})"
+            raise DataError(what, fix="give their table with --exogenous")
+        return dataset, ()
+
+    def _with_exogenous(self, dataset: EventDataset, path: Path) -> tuple[EventDataset, tuple[str, ...]]:
         table = read_any(path, sequence=self.sequence, time=self.time)
         if missing := [name for name in self.exogenous if name not in table.column_names]:
             raise DataError(f"has no column {missing[0]!r}, which the fit had", where=str(path), fix="add it")
@@ -190,16 +205,22 @@ class Waits:
     def of(self, sequence: EventSequence, dates: bool) -> float:
         """Time from the last event of a sequence to now."""
         if self.own is None:
-            return self.elapsed if self.now is None else _until(sequence, self.now, dates)
+            return _checked_wait(self.elapsed) if self.now is None else _until(sequence, self.now, dates)
         if sequence.name not in self.own:
             raise DataError(f"--as-of has no row for sequence {sequence.name!r}", fix="add one, with 0 elapsed")
         column, value = self.own[sequence.name]
         if column == "now":
             return _until(sequence, value, dates)
         try:
-            return float(value)
+            return _checked_wait(float(value), f" of sequence {sequence.name!r}")
         except ValueError:
             raise DataError(f"elapsed of sequence {sequence.name!r} is {value!r}, not a number") from None
+
+
+def _checked_wait(elapsed: float, whose: str = "") -> float:
+    if not 0 <= elapsed < math.inf:
+        raise SettingsError(f"elapsed{whose} is {elapsed:g}, but must be finite and at least 0")
+    return elapsed
 
 
 def _own_waits(path: Path, sequence: str) -> dict[str, tuple[str, str]]:
@@ -262,14 +283,15 @@ def table_of_forecasts(forecaster: EventForecaster, dataset: EventDataset, asked
                 times = [
                     shown_time(sequence, last + waited + w, True) if np.isfinite(w) else "never" for w in found.waits
                 ]
-            top = int(found.mark_probs.argmax())
             row = [sequence.name, *([str(number)] if ahead else []), shown_time(sequence, last, dataset.dates)]
             row += [*(f"{wait:.6g}" for wait in found.waits), *times, f"{found.prob_no_event:.4g}"]
+            if row[-1] == "1":  # of no event there is no type and no place
+                yield [*row, "", "", *("" for _ in place)]
+                continue
+            top = int(found.mark_probs.argmax())
             row += [forecaster.mark_names[top], f"{found.mark_probs[top]:.4f}"]
-            yield [
-                *row,
-                *(_place(found.region, forecaster.model.statistics.sphere) if found.region is not None else []),
-            ]
+            where = [] if found.region is None else _place(found.region, forecaster.model.statistics.sphere)
+            yield [*row, *(where or ["" for _ in place])]
 
 
 def _ahead(forecaster: EventForecaster, sequence: EventSequence, waited: float, asked: Asked) -> Iterator[Ahead]:
@@ -282,9 +304,9 @@ def _ahead(forecaster: EventForecaster, sequence: EventSequence, waited: float, 
         assert forecaster.conformal is not None
         passed = law.cdf(waited) if waited else 0.0
         levels = np.array([forecaster.conformal.level(q, passed) for q in levels])
-    region = law.location_region(0.5) if forecaster.model.has_location else None
-    probs = np.array(list(law.mark_probs().values()))
-    yield Ahead(np.atleast_1d(law.quantile(levels, waited)), law.prob_no_event, probs, region)
+    probs, none = np.array(list(law.mark_probs(elapsed=waited).values())), law.prob_none_after(waited)
+    region = law.location_region(0.5, elapsed=waited) if forecaster.model.has_location and none < 1 else None
+    yield Ahead(np.atleast_1d(law.quantile(levels, waited)), none, probs, region)
     if asked.num_events == 1:
         return
     if asked.conformal:
@@ -302,6 +324,8 @@ def _until(sequence: EventSequence, now: str, dates: bool) -> float:
             waited = float(now) - sequence.epoch - last
         except ValueError:
             raise SettingsError(f"now is {now!r}, but the times are numbers", fix="give a number") from None
+    if not math.isfinite(waited):
+        raise SettingsError(f"now is {now}, which is no time", fix="give a finite number")
     if waited < 0:
         raise SettingsError(
             f"now is {now}, but sequence {sequence.name!r} has an event at {shown_time(sequence, last, dates)}",
