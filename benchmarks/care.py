@@ -30,7 +30,7 @@ from burnish.data import read_texts, windows
 LENGTH = 64 if experiment.SMOKE else 512
 TOKENS = 8 * LENGTH if experiment.SMOKE else 10 * LENGTH
 """Calibration tokens of each kind."""
-WINDOWS = 2 if experiment.SMOKE else 8
+WINDOWS = 2 if experiment.SMOKE else 6
 """Reporting windows of each kind."""
 LONG = 128 if experiment.SMOKE else 4096
 KINDS = ("wikitext", "code")
@@ -42,24 +42,24 @@ HALF = {"rank": 129, "rope_dim": 64}
 WHOLE = {"rank": 321, "rope_dim": 64, "allow_larger": True}
 """The latent is of full rank, so that only rotations are lost."""
 
-OBJECTIVES = ("svd", "care", "two-sided", "transmla", "attention")
-ROPES = ("free", "rorope", "freqfold:4", "grid")
-CACHES = (0.75, 0.5, 1 / 3)
+OBJECTIVES = ("attention", "transmla", "svd", "two-sided", "care")
+ROPES = ("free", "grid", "rorope", "freqfold:4")
+CACHES = (0.5, 0.75, 1 / 3)
 SHARES = (32, 96, 128)
 NORMS = ("functional", "fold")
+
+OF_HALF = {"engine": "transformers", "sequential": False, "rank": 128, "rope_dim": 64}
 
 SETTINGS: dict[str, dict[str, Any]] = {
     **{f"objective {name}": EXACT | HALF | {"objective": name} for name in OBJECTIVES},
     **{f"rotations {name}": EXACT | WHOLE | {"rope": name} for name in ROPES},
-    **{f"cache {share:.2f}": EXACT | {"cache": share} for share in CACHES},
     "as shipped vllm": {"cache": 0.5},
-    **{
-        f"norm {norm}": {"engine": "transformers", "norm": norm, "sequential": False, "rank": 128, "rope_dim": 64}
-        for norm in NORMS
-    },
-    **{f"share {rope_dim}": EXACT | {"rank": 193 - rope_dim, "rope_dim": rope_dim} for rope_dim in SHARES},
+    **{f"norm {norm}": OF_HALF | {"norm": norm} for norm in NORMS},
+    **{f"cache {share:.2f}": EXACT | {"cache": share} for share in CACHES},
     "as shipped transformers": {"cache": 0.5, "engine": "transformers"},
+    **{f"share {rope_dim}": EXACT | {"rank": 193 - rope_dim, "rope_dim": rope_dim} for rope_dim in SHARES},
 }
+"""In the order of what is asked first, for whoever stops early."""
 
 
 class Bench(experiment.Kept):

@@ -1,7 +1,8 @@
 """Greedy tokens of vLLM: `python generate.py JOBS.json RESULTS.json`, run by the interpreter of vLLM's environment.
 
 It knows nothing of burnish: a checkpoint goes in as any user would give it. Jobs are a list of {model, dtype, prompts,
-num_tokens}; prompts are lists of token ids. The engine runs inside this process and ends with it.
+num_tokens} and, where wanted, `engine`, further arguments of vLLM's; prompts are lists of token ids. The engine runs
+inside this process and ends with it.
 
 vLLM's wheel for CPUs has its kernel for packed 4-bit weights in the AVX-512 build only; elsewhere it chooses that
 kernel and fails at the first product. There a plain product with the unpacked weights takes its place, through vLLM's
@@ -89,6 +90,7 @@ def main(jobs_file: str, results_file: str) -> None:
             max_num_seqs=4,
             enforce_eager=True,
             kv_cache_memory_bytes=64 * 2**20,
+            **job.get("engine", {}),
         )
         sampling = SamplingParams(temperature=0.0, max_tokens=job["num_tokens"], ignore_eos=True, logprobs=TOP)
         prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from burnish.convert.stage import LatentAttention
 from burnish.core.checkpoint import Model, load
 from burnish.quantize.stage import Quantize
 from burnish.slim.stage import Slim
@@ -74,12 +76,18 @@ def slimmed_model(name: str, cut: str) -> Model:
     return Slim(multiple=32, **CUTS[cut])(mixture)
 
 
-def in_vllm(directory: Path, jobs: list[dict]) -> subprocess.CompletedProcess[str]:
-    """Runs `generate.py` with vLLM's interpreter; results.json in `directory` has its answer."""
+def in_vllm(directory: Path, jobs: list[dict], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `generate.py` with vLLM's interpreter; results.json in `directory` has its answer.
+
+    Args:
+        directory: for questions and answers.
+        jobs: of `generate.py`.
+        variables: of its environment.
+    """
     (directory / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("generate.py")
     command = [os.environ["VLLM_PYTHON"], str(script), str(directory / "jobs.json"), str(directory / "results.json")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000, check=False)
 
 
@@ -179,3 +187,53 @@ def test_what_engine_vllm_cpu_refuses_has_no_kernel_there(tmp_path, bits, reason
     process = in_vllm(tmp_path, [job(quantized.save(tmp_path / "model"))])
     assert process.returncode != 0
     assert "Failed to find a kernel" in process.stderr + process.stdout and reason in process.stderr + process.stdout
+
+
+# -- latent attention --------------------------------------------------------------------------------------------------
+
+TEXT = Path(__file__).resolve().parents[2] / "LICENSE"
+
+
+def latent_model(**widths: int) -> Model:
+    """Ten query and five key heads of 64, tied, so that a latent of 512 + 64 is below full rank."""
+    shape = {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64, "initializer_range": 0.2}
+    source = Model(module=small_llama(hidden_size=160, intermediate_size=256, **shape), tokenizer=small_tokenizer())
+    stage = LatentAttention(tokens=2048, length=64, **widths)
+    return stage(source, calibration=[TEXT.read_text()])
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("rank", "rope_dim", "disabled"), [(512, 64, "0"), (512, 64, "1"), (96, 32, "1")], ids=["kernel", "512", "96"]
+)
+def test_latent_attention_gives_the_same_tokens(tmp_path, rank, rope_dim, disabled):
+    """With vLLM's kernel for latents, which on CPUs knows 512 + 64 alone, and with expanded keys and values."""
+    made = latent_model(rank=rank, rope_dim=rope_dim)
+    work = job(made.save(tmp_path / "model"))
+    if disabled == "0":  # a processor with AMX would take the kernel that knows bfloat16 alone
+        work["engine"] = {"attention_backend": "CPU_MLA"}
+    process = in_vllm(tmp_path, [work], VLLM_MLA_DISABLE=disabled)
+    assert process.returncode == 0, process.stderr[-4000:]
+    (outputs,) = json.loads((tmp_path / "results.json").read_text())["outputs"]
+    assert [output["tokens"] for output in outputs] == [greedy(made.module, prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("trap", ["head", "unscaled"])
+def test_the_naive_form_of_latent_attention_answers_nonsense(tmp_path, trap):
+    """What the form for vLLM avoids: it loads without a word. Should vLLM mend it, this fails, and the page changes."""
+    made = latent_model(rank=96, rope_dim=32)
+    directory = made.save(tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    if trap == "head":
+        stored = load_file(directory / "model.safetensors")
+        del stored["lm_head.weight"]
+        save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+        config["tie_word_embeddings"] = True
+    else:
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_parameters"]["rope_theta"]}
+    (directory / "config.json").write_text(json.dumps(config))
+    process = in_vllm(tmp_path, [job(directory)], VLLM_MLA_DISABLE="1")
+    assert process.returncode == 0, process.stderr[-4000:]
+    (outputs,) = json.loads((tmp_path / "results.json").read_text())["outputs"]
+    assert [output["tokens"] for output in outputs] != [greedy(made.module, prompt) for prompt in PROMPTS]
