@@ -146,6 +146,14 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(LOW_BITS,),
     ),
     Method(
+        name="stride-wise OBS quantization",
+        does="convolutions and linear layers of any network in mixed widths, by the kernel, for one kind of content",
+        use="burnish.quantize.strides",
+        source="Optimal Brain Compression, 2022, arXiv:2208.11580",
+        page="strides",
+        benchmarks=(Benchmark("strides"),),
+    ),
+    Method(
         name="training",
         does="one loop: exact token weighting, packing that keeps documents apart, states that survive kill -9",
         use="burnish train",
