@@ -517,6 +517,14 @@ METHODS: tuple[Method, ...] = (
         page="programs",
         benchmarks=(Benchmark("serve_programs", ("--work", "runs/serve-programs", "--minutes", "30")),),
     ),
+    Method(
+        name="Schemble",
+        does="each query of an ensemble gets the models that its difficulty asks for and its deadline leaves room for",
+        use="burnish.serve.Schemble",
+        source="Li et al., ICDE 2023, doi:10.1109/ICDE55515.2023.00082, from its abstract",
+        page="schemble",
+        benchmarks=(Benchmark("serve_ensemble"),),
+    ),
 )
 
 BESIDE_METHODS = (

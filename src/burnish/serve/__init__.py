@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from burnish.serve.balance import TailBalancer as TailBalancer
+    from burnish.serve.ensemble import Schemble as Schemble
     from burnish.serve.settings import EngineSettings as EngineSettings
     from burnish.serve.settings import PolicySettings as PolicySettings
     from burnish.serve.settings import read_engine as read_engine
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "EngineSettings": ".settings",
     "PolicySettings": ".settings",
+    "Schemble": ".ensemble",
     "Simulation": ".simulate",
+    "TailBalancer": ".balance",
     "Turn": ".workload",
     "Workflow": ".workload",
     "Workload": ".workload",
