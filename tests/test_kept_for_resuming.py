@@ -53,6 +53,12 @@ def _align(model: burnish.Model, place: Path) -> None:
     burnish.Align(**settings, on_bad_pair="drop")(model, data=str(PAIRS), work_dir=place)
 
 
+def _grpo(model: burnish.Model, place: Path) -> None:
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    shape: dict[str, Any] = {"problems": 2, "held_out": 0, "prompts": 2, "rollouts": 2, "max_new_tokens": 4}
+    burnish.Grpo(**shape, updates=2, save_every=1)(model, work_dir=place)
+
+
 def _quantize(model: burnish.Model, place: Path) -> None:
     stage = burnish.Quantize(method="yaqa", bits=3, group_size=32, **CALIBRATION)
     stage(model, calibration=[PROSE.read_text()], work_dir=place)
@@ -121,6 +127,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
         },
     ),
     "align": (_align, {"trainer/"}),
+    "grpo": (_grpo, {"trainer/"}),
     "quantize": (_quantize, {"statistics/layerN-foldN/sums.safetensors"}),
     "quantize, learned": (
         _learn,

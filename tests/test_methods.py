@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import burnish
-from burnish.cli import app
+from burnish.cli import add_within, app
 from burnish.methods import BENCHMARKS, METHODS, VERBS, Method, Verb
 from burnish.stages import stage_class
 
@@ -62,6 +62,7 @@ def test_what_a_row_says_to_type_is_a_command_with_these_options(method: Method)
     words = method.use.split()[1:]
     options = [word for word in words if word.startswith("--")]
     command = words[: words.index(options[0])] if options else words
+    add_within(command[0])
     place = app
     for word in command:
         place = place[word]

@@ -15,6 +15,7 @@ TYPE_CHECKING = False  # that of `typing`, which takes longer to import than all
 if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.aggregate.stage import Aggregate as Aggregate
     from burnish.align.stage import Align as Align
+    from burnish.align.stage import Grpo as Grpo
     from burnish.convert.stage import LatentAttention as LatentAttention
     from burnish.convert.stage import Unpack as Unpack
     from burnish.convert.stage import Upcycle as Upcycle

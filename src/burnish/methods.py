@@ -350,6 +350,30 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(ALIGN_LINEAR, ALIGN_DPO, ALIGN_POLICY),
     ),
     Method(
+        name="GRPO",
+        does="training on answers that can be checked, with the sampler's own log-probabilities and every number told",
+        use="burnish align grpo",
+        source="DeepSeekMath, 2024, arXiv:2402.03300; Dr. GRPO, 2025, arXiv:2503.20783",
+        page="rl",
+        verb=Verb(
+            name="grpo",
+            settings="burnish.align.stage:Grpo",
+            help="Train by GRPO on problems whose answers are checked, with or without a rule that looks at length.",
+            examples=(
+                "burnish align grpo models/reasoner --env chain --shaping short_arc -o shorter",
+                "burnish align grpo models/mine --env reasoning_gym:chain_sum --reward correct -o better",
+            ),
+            command="align grpo",
+        ),
+    ),
+    Method(
+        name="Short-ARC",
+        does="shorter answers while accuracy holds: a length rule that keeps order, and a controller of its pressure",
+        use="burnish align grpo --shaping short_arc",
+        source="Short-ARC, a title submitted for ICLR 2026; the formulation is ours",
+        page="short-arc",
+    ),
+    Method(
         name="label audit",
         does="which preference labels to distrust, from margins of models that did not see them",
         use="burnish audit",

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import warm
+from burnish.align.around_trainer import last_state
 from burnish.align.audit import audit_pairs
 from burnish.align.audit_settings import AuditSettings
 from burnish.align.kept_arrays import KeptArrays
-from burnish.align.run import _last_state
 from burnish.core.checkpoint import load
 from burnish.data.preferences import Pairs
 
@@ -143,4 +143,4 @@ def test_a_training_state_that_was_cut_short_is_passed_over(tmp_path):
         state = tmp_path / "trainer" / f"checkpoint-{step}"
         state.mkdir(parents=True)
         (state / "trainer_state.json").write_text(text)
-    assert _last_state(tmp_path / "trainer").endswith("checkpoint-2")
+    assert last_state(tmp_path / "trainer").endswith("checkpoint-2")

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from burnish.align import run as method
+from burnish.align.around_trainer import last_state
 from burnish.align.run import hold_out, run
 from burnish.align.stage import SMOOTHED, Align
 from burnish.core.checkpoint import load
@@ -208,10 +209,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(loss, checkpoint, rows, tmp_p
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(method._Bar, "on_step_end", stop_at_fifth_step)
+        patch.setattr(method.Bar, "on_step_end", stop_at_fifth_step)
         with pytest.raises(Stop):
             Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
-    assert method._last_state(tmp_path / "trainer").endswith("checkpoint-4")
+    assert last_state(tmp_path / "trainer").endswith("checkpoint-4")
     resumed = Align(**settings)(load(checkpoint), data=rows, work_dir=tmp_path)
     for name, value in whole.module.state_dict().items():
         assert torch.equal(value, resumed.module.state_dict()[name]), name
@@ -245,7 +246,7 @@ def test_a_state_of_another_reference_is_refused(checkpoint, reference_checkpoin
 def test_a_state_of_other_settings_is_refused_and_named_and_stays(checkpoint, rows, interrupted):
     with pytest.raises(CheckpointError, match=r"beta was 0.1, now 0.2"):
         Align(**SHORT | {"beta": 0.2})(load(checkpoint), data=rows, work_dir=interrupted)
-    assert method._last_state(interrupted / "trainer") is not None
+    assert last_state(interrupted / "trainer") is not None
 
 
 def test_how_often_states_are_written_may_change(checkpoint, rows, interrupted):

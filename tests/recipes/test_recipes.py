@@ -180,3 +180,25 @@ def test_the_reasoner_is_made_from_a_configuration_and_reads_its_own_answers(tmp
     for target in (run.target("aggregating"), run.target("plain"), partner.target("aggregating")):
         assert load(target).tokenizer.chat_template
     assert {decision.action for decision in run_of("tiny_reasoner").execute()} == {"skip"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_recipe_of_shorter_answers_goes_from_a_configuration_to_both_rewards(tmp_path: Path):
+    """Two steps of everything, from a start that would be refused; what is learned is for the benchmark to say."""
+    words = ["--tokenizer", "bpe:257", "--data", ROOT / "src" / "burnish" / "reason" / "prompts"]
+    words += ["--chat-template", ROOT / "examples" / "reasoner.jinja", "-o", tmp_path / "start"]
+    main(list(map(str, ["init", ROOT / "examples" / "chain_reasoner.json", *words])))
+    smaller: dict[str, dict[str, object]] = {"chain": {"number": 60}, "train": {"steps": 2, "holdout": 0.2}}
+    smaller["grpo"] = {"updates": 2, "prompts": 2, "rollouts": 2, "problems": 4, "max_new_tokens": 12}
+    smaller["grpo"] |= {"floor": 0.0, "redundant": 0.0, "held_out": 8}
+    content = yaml.safe_load((ROOT / "recipes" / "short_arc.yaml").read_text()) | {"start": str(tmp_path / "start")}
+    content["nodes"] = [node | smaller[node["stage"]] for node in content["nodes"]]
+    small = tmp_path / "short_arc.yaml"
+    small.write_text(yaml.safe_dump(content))
+    run = Run(read_recipe(small), tmp_path / "run", ROOMS)
+    run.execute()
+    tables = [row for row in read_rows(tmp_path / "run" / LEDGER_FILE) if row["row"] == "table"]
+    measured = {row["node"] for row in tables if row["name"] == "rl_difficulty"}
+    assert measured == {"correct", "shorter"}
+    assert all(load(run.target(name)).tokenizer.chat_template for name in measured)

@@ -177,17 +177,29 @@ ENVIRONMENTS = ("chain", "reasoning_gym:TASK")
 """How they are named."""
 
 
-def environment(name: str, size: int, seed: int, *, apart_from: set[str] | frozenset[str] = frozenset()) -> Environment:
-    """The environment of a name.
+def environment(
+    name: str, size: int, seed: int, kind: Chains | None = None, *, apart_from: set[str] | frozenset[str] = frozenset()
+) -> Environment:
+    """The environment of a name, its problems drawn.
+
+    Raises:
+        SettingsError: no such environment.
+    """
+    check_environment(name)
+    if name == "chain":
+        return ChainEnv(size, seed, kind, apart_from=apart_from)
+    return ReasoningGymEnv(name.partition(":")[2], size, seed, apart_from=apart_from)
+
+
+def check_environment(name: str) -> None:
+    """Refuses a name that none has.
 
     Raises:
         SettingsError: no such environment.
     """
     kind, _, task = name.partition(":")
-    if kind == "chain" and not task:
-        return ChainEnv(size, seed, apart_from=apart_from)
-    if kind == "reasoning_gym" and task:
-        return ReasoningGymEnv(task, size, seed, apart_from=apart_from)
+    if (kind == "chain" and not task) or (kind == "reasoning_gym" and task):
+        return
     guess = nearest(kind, ["chain", "reasoning_gym"])
     fix = f"did you mean {guess!r}?" if guess and guess != kind else f"use {' or '.join(ENVIRONMENTS)}"
     raise SettingsError(f"there is no environment {name!r}", where="env", fix=fix)

@@ -166,6 +166,9 @@ class SampledGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
         output = super()._generate_and_score_completions(inputs)
         output["old_per_token_logps"] = output.pop("sampling_per_token_logps")
+        # TRL shuffles the rows next, with the global generator, whose state at an epoch's start is not what it would
+        # have been after an interruption
+        torch.manual_seed(_number(f"rows {self.args.seed} {self.state.global_step} {self.accelerator.process_index}"))
         return output
 
     # -- loss ----------------------------------------------------------------------------------------------------------

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import json
-import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,11 +20,11 @@ from burnish.data.prompts import question_groups
 from burnish.optim import optimizer_class
 
 try:
-    from accelerate.logging import MultiProcessAdapter
     from accelerate.utils import is_peft_model
-    from transformers.trainer_callback import PrinterCallback, TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
     from trl import KTOConfig, extract_prompt
 
+    from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device
     from burnish.align.pair_checks import ROW, SOFT_ADVICE, DataReport
     from burnish.align.stage import STOCK_LOSSES
     from burnish.align.trainers import (
@@ -47,65 +42,13 @@ except ImportError as error:
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, Trainer
 
-    from burnish.align.stage import Align
-    from burnish.core.progress import Task
+    from burnish.align.stage import Align, Grpo
 
 AnyTrainer: TypeAlias = "PairDPOTrainer | PairRewardTrainer | StockKTOTrainer"
 
 LOGGED = ("loss", "rewards/margins", "margin", "pairs/accuracy", "pairs/tau", "pairs/delta")
-
-
-class _Passed(logging.Handler):
-    """Hands warnings on as lines of the stage's own."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.say(f"TRL: {record.getMessage().removeprefix('[RANK 0] ')}")
-
-
-@contextlib.contextmanager
-def _libraries_quiet(say: Callable[[str], None]) -> Iterator[None]:
-    """The stage has a bar and messages of its own: those of datasets and transformers stay out of them.
-
-    What TRL warns of is about the user's data (a prompt whose last tokens merge with the answer's), so it is said.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    datasets = import_datasets()
-    trl, passed = logging.getLogger("trl"), _Passed(say)
-    before, verbosity, inherited = trl.propagate, transformers_logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
-    bars = [
-        enable
-        for enable, is_shown in (
-            (datasets.enable_progress_bars, not datasets.are_progress_bars_disabled()),
-            (transformers_logging.enable_progress_bar, transformers_logging.is_progress_bar_enabled()),
-        )
-        if is_shown
-    ]
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    trl.addHandler(passed)
-    trl.propagate = False
-    MultiProcessAdapter.warning_once.cache_clear()  # once a process otherwise, and silent for every later data set
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        for enable in bars:
-            enable()
-        transformers_logging.set_verbosity(verbosity)
-        trl.removeHandler(passed)
-        trl.propagate = before
-        if inherited is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = inherited
 
 
 def run(settings: Align, model: Model, ctx: Context) -> Model:
@@ -115,8 +58,15 @@ def run(settings: Align, model: Model, ctx: Context) -> Model:
         DataError: no pairs, or unusable ones (see `read_pairs` and the trainers).
         CheckpointError: the reference reads other tokens, or the state in the work directory is of another training.
     """
-    with _libraries_quiet(ctx.progress.log):
+    with libraries_quiet(ctx.progress.log):
         return _train(settings, model, ctx)
+
+
+def run_grpo(settings: Grpo, model: Model, ctx: Context) -> Model:
+    """Trains `model` on answers that can be checked; see `burnish.align.grpo_run`."""
+    from burnish.align.grpo_run import run
+
+    return run(settings, model, ctx)
 
 
 def _train(settings: Align, model: Model, ctx: Context) -> Model:
@@ -136,8 +86,8 @@ def _train(settings: Align, model: Model, ctx: Context) -> Model:
     ctx.ledger.table("preference_data", [_counts(name, report) for name, report in reports.items()])
     before = trainer.evaluate() if held_out is not None else {}
     with ctx.progress.task(f"align ({settings.loss})", unit="steps") as task:
-        trainer.add_callback(_Bar(task))
-        trainer.train(resume_from_checkpoint=_last_state(states))
+        trainer.add_callback(Bar(task))
+        trainer.train(resume_from_checkpoint=last_state(states))
     after = trainer.evaluate() if held_out is not None else {}
     _record(trainer, before, after, ctx)
     kind = Kind.SEQUENCE_CLASSIFIER if settings.makes_reward else Kind.CAUSAL_LM
@@ -172,7 +122,7 @@ def _trainer(
     """The trainer of the loss, with its optimizer, on a copy of the model."""
     made = _answers if settings.loss == "kto" else _numbered
     # float32 weights: at these learning rates bfloat16 would round updates away
-    module = _on_device(_reward_module(model, settings.seed) if settings.makes_reward else model.module, ctx)
+    module = on_device(_reward_module(model, settings.seed) if settings.makes_reward else model.module, ctx)
     common: dict[str, Any] = {
         "train_dataset": made(train, ctx.generator),
         "eval_dataset": made(held_out, ctx.generator) if held_out is not None else None,
@@ -186,7 +136,7 @@ def _trainer(
         # without a second model the policy is its own reference: log-probabilities are taken before the first step
         own = reference is None and not settings.lora_rank
         arguments |= {"beta": settings.beta, "precompute_ref_log_probs": own}
-        second = None if reference is None else _on_device(reference.module, ctx)
+        second = None if reference is None else on_device(reference.module, ctx)
         if settings.loss == "kto":
             trainer = StockKTOTrainer(module, second, _kto_config(arguments), **common)
         elif settings.loss in STOCK_LOSSES:
@@ -201,11 +151,6 @@ def _trainer(
     # made after the trainer has added its adapters, which are routed too; the Trainer then makes none of its own
     trainer.optimizer = optimizer_class(settings.optimizer).for_model(policy, settings.learning_rate, weight_decay=0.0)
     return trainer
-
-
-def _on_device(module: PreTrainedModel, ctx: Context) -> PreTrainedModel:
-    """A float32 copy on the stage's device."""
-    return copy.deepcopy(module).float().to(torch.device(ctx.device))  # type: ignore[arg-type]  # their stubs
 
 
 def _trained(trainer: AnyTrainer) -> PreTrainedModel:
@@ -353,20 +298,6 @@ def _counts(name: str, report: DataReport) -> dict[str, str | int]:
     return {"data": name} | numbers | {"left out": why or "none"}
 
 
-def _last_state(directory: Path) -> str | None:
-    """The newest whole state of an interrupted run, or None. The trainer writes its summary last."""
-    whole = [path for path in directory.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
-
-
-def _is_whole(summary: Path) -> bool:
-    try:
-        json.loads(summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def _record(trainer: Trainer, before: dict[str, float], after: dict[str, float], ctx: Context) -> None:
     rows = []
     for entry in trainer.state.log_history:
@@ -383,18 +314,3 @@ def _record(trainer: Trainer, before: dict[str, float], after: dict[str, float],
         ctx.ledger.table("preference_held_out", held)
         said = ", ".join(f"{row['measure']} {row['before']:.3f} -> {row['after']:.3f}" for row in held)
         ctx.progress.log(f"held-out pairs: {said}")
-
-
-class _Bar(TrainerCallback):
-    """Moves the progress bar once per optimizer step."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.task.total = state.max_steps
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.task.advance()

@@ -1,15 +1,16 @@
-"""The stage `align`: a model trained on preference pairs, or a reward model made from one."""
+"""The stages `align`, preference pairs or a reward model made from them, and `grpo`, answers that can be checked."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Kind, Plan
 from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Stage
+from burnish.data.chain import Chains
 from burnish.train.stage import OptimizerName
 
 if TYPE_CHECKING:
@@ -213,3 +214,102 @@ class Align(Stage):
         from burnish.align.run import run
 
         return run(self, model, ctx)
+
+
+class Grpo(Stage):
+    """Train by GRPO on problems whose answers are checked; Short-ARC makes answers shorter while accuracy holds."""
+
+    name: ClassVar[str] = "grpo"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "GRPO on verifiable problems, with length control"
+    changeable: ClassVar[frozenset[str] | None] = frozenset()
+    memory_settings: ClassVar[str] = "micro_batch, prompts or max_new_tokens"
+
+    env: str = Field(default="chain", description="what is asked: chain, or reasoning_gym:TASK")
+    kind: Chains = Field(default=Chains(), description="chain: what chains are made of, as in `burnish data chain`")
+    problems: int = Field(default=1000, ge=2, description="different problems to train on; they are gone through again")
+    held_out: int = Field(default=320, ge=0, description="other problems, to measure on before and after; 0 for none")
+    reward: Literal["correct"] = Field(default="correct", description="what an answer earns: 1 where it is right")
+    shaping: str = Field(
+        default="none", description="rule that looks at length: none, short_arc, or a published one such as kimi"
+    )
+    shaping_options: dict[str, Any] = Field(default={}, description="settings of a published rule, as {weight: 0.4}")
+    floor: float = Field(
+        default=0.8, ge=0, le=1, description="least sampled accuracy of the start at every difficulty; below, no RL"
+    )
+    redundant: float = Field(
+        default=0.1, ge=0, lt=1, description="least share of redundant tokens that a length rule is begun with"
+    )
+
+    acc_target: float | None = Field(
+        default=None, ge=0, le=1, description="short_arc: accuracy to hold; that of the first updates if not given"
+    )
+    target_updates: int = Field(default=5, ge=1, description="short_arc: updates whose accuracy that is")
+    tolerance: float = Field(default=0.01, gt=0, description="short_arc: what accuracy may lose")
+    alpha: float = Field(default=0.5, ge=0, lt=1, description="short_arc: what a long answer loses, at the start")
+    alpha_max: float = Field(default=0.9, ge=0, lt=1, description="short_arc: and at most")
+    eta: float = Field(default=0.02, ge=0, description="short_arc: largest step of alpha upwards")
+    p_min: float = Field(default=0.5, ge=0, lt=1, description="short_arc: solve rate from which there is pressure")
+    token_scale: float | None = Field(
+        default=None, gt=0, description="short_arc: tokens over which the reward falls; relative if not given"
+    )
+
+    updates: int = Field(default=60, ge=1, description="optimizer steps")
+    prompts: int = Field(default=12, ge=1, description="problems per step")
+    rollouts: int = Field(default=8, ge=2, description="answers to each")
+    micro_batch: int | None = Field(default=None, ge=1, description="answers per forward pass; all if not given")
+    max_new_tokens: int = Field(default=256, ge=1, description="of an answer")
+    temperature: float = Field(default=1.0, gt=0, description="of sampling, in training and where sampled is measured")
+    policy_loss: Literal["clip", "dual", "cispo", "importance", "gspo"] = Field(
+        default="clip", description="loss of a token"
+    )
+    normaliser: Literal["token", "constant"] = Field(
+        default="token", description="what a step's loss is divided by: its tokens, or answers times max_new_tokens"
+    )
+    divide_by_deviation: bool = Field(default=False, description="divide advantages by the group's deviation")
+    lr: float = Field(default=1e-4, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["linear", "constant"] = Field(default="linear", description="learning rate over time")
+    max_grad_norm: float = Field(default=0.1, gt=0, description="gradients are scaled down to this norm")
+    save_every: int = Field(
+        default=10,
+        ge=1,
+        description="steps between states that an interrupted run continues from",
+        json_schema_extra=VOLATILE,
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Grpo:
+        answers = self.prompts * self.rollouts
+        if self.micro_batch is not None and answers % self.micro_batch:
+            raise ValueError(f"a step has {answers} answers, which micro_batch {self.micro_batch} does not divide")
+        if self.alpha > self.alpha_max:
+            raise ValueError(f"alpha is {self.alpha:g}, above alpha_max {self.alpha_max:g}")
+        if self.problems < self.prompts:
+            raise ValueError(f"problems is {self.problems}, fewer than the {self.prompts} prompts of a step")
+        return self
+
+    @property
+    def methods(self) -> list[str]:
+        """With sources, as a model card says it."""
+        found = ["GRPO: DeepSeekMath, 2024, arXiv:2402.03300, centred as in Dr. GRPO, 2025, arXiv:2503.20783"]
+        if self.shaping == "short_arc":
+            found.append("Short-ARC: adaptive reasoning control, after a title submitted for ICLR 2026")
+        elif self.shaping != "none":
+            from burnish.align.maths.length_rules import RULES
+
+            found.append(f"length rule {self.shaping}: {RULES[self.shaping].source}")
+        return found
+
+    def plan(self, before: Plan) -> Plan:
+        """The same model; refuses an environment or a rule that is not there before anything runs."""
+        from burnish.align.envs import check_environment
+        from burnish.align.shaping import length_rule
+
+        check_environment(self.env)
+        length_rule(self.shaping, self.shaping_options)
+        return before.with_(peak_memory_bytes=ADAM_BYTES * before.num_parameters)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.align.run import run_grpo
+
+        return run_grpo(self, model, ctx)

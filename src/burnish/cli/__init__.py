@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Group
 
 from burnish._version import __version__
 from burnish.core.errors import BurnishError, OutputError, SettingsError
-from burnish.methods import VERBS
+from burnish.methods import VERBS, Verb
 
 RECIPES = Group.create_ordered("Recipes")
 LOOK = Group.create_ordered("Look at a model or a run")
@@ -180,13 +180,28 @@ for _word, (_help, _parts, _shown) in _TOPICS.items():
 _FAMILIES = {"convert": "Write a checkpoint in another architecture."}
 for _word, _help in _FAMILIES.items():
     app.command(App(name=_word, group=CHANGE, help=_help, help_epilogue=""))
+_WITHIN: dict[str, list[Verb]] = {}
+"""Commands below one that does something itself, `align grpo` below `align`; adding one imports the other."""
+
+
+def _add(verb: Verb) -> None:
+    *family, name = verb.words
+    path = verb.function or f"stage_command:{verb.name}"
+    place, group = (app[family[0]], None) if family else (app, CHANGE)
+    place.command(f"burnish.cli.{path}", name=name, help=verb.help, group=group, help_epilogue=_examples(verb.examples))
+
+
 for _verb in VERBS.values():
-    *_family, _name = _verb.words
-    _path = _verb.function or f"stage_command:{_verb.name}"
-    _place, _group = (app[_family[0]], None) if _family else (app, CHANGE)
-    _place.command(
-        f"burnish.cli.{_path}", name=_name, help=_verb.help, group=_group, help_epilogue=_examples(_verb.examples)
-    )
+    if _verb.words[0] in VERBS and len(_verb.words) > 1:
+        _WITHIN.setdefault(_verb.words[0], []).append(_verb)
+    else:
+        _add(_verb)
+
+
+def add_within(word: str) -> None:
+    """Adds the commands below one that does something itself, before it is asked for them."""
+    for verb in _WITHIN.pop(word, ()):
+        _add(verb)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -197,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _check_working_directory()
         _check_words(arguments)
+        add_within(arguments[0] if arguments else "")
         if not {"--help", "-h"}.isdisjoint(arguments):
             from burnish.cli.help_page import HelpPage  # with rich, which other commands do without
 

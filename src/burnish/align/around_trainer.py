@@ -1,0 +1,109 @@
+"""What stages do around a trainer of transformers: quiet libraries, a bar, float32 weights, the state to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import MultiProcessAdapter
+from transformers.trainer_callback import TrainerCallback
+
+from burnish.data.preferences import import_datasets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+
+    from burnish.core.progress import Task
+    from burnish.core.stage import Context
+
+
+class _Passed(logging.Handler):
+    """Hands warnings on as lines of the stage's own."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(f"TRL: {record.getMessage().removeprefix('[RANK 0] ')}")
+
+
+@contextlib.contextmanager
+def libraries_quiet(say: Callable[[str], None]) -> Iterator[None]:
+    """The stage has a bar and messages of its own: those of datasets and transformers stay out of them.
+
+    What TRL warns of is about the user's data (a prompt whose last tokens merge with the answer's), so it is said.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    datasets = import_datasets()
+    trl, passed = logging.getLogger("trl"), _Passed(say)
+    before, verbosity, inherited = trl.propagate, transformers_logging.get_verbosity(), os.environ.get("TQDM_DISABLE")
+    bars = [
+        enable
+        for enable, is_shown in (
+            (datasets.enable_progress_bars, not datasets.are_progress_bars_disabled()),
+            (transformers_logging.enable_progress_bar, transformers_logging.is_progress_bar_enabled()),
+        )
+        if is_shown
+    ]
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    trl.addHandler(passed)
+    trl.propagate = False
+    MultiProcessAdapter.warning_once.cache_clear()  # once a process otherwise, and silent for every later data set
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        for enable in bars:
+            enable()
+        transformers_logging.set_verbosity(verbosity)
+        trl.removeHandler(passed)
+        trl.propagate = before
+        if inherited is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = inherited
+
+
+def on_device(module: PreTrainedModel, ctx: Context) -> PreTrainedModel:
+    """A float32 copy on the stage's device."""
+    return copy.deepcopy(module).float().to(torch.device(ctx.device))  # type: ignore[arg-type]  # their stubs
+
+
+def last_state(directory: Path) -> str | None:
+    """The newest whole state of an interrupted run, or None. The trainer writes its summary last."""
+    whole = [path for path in directory.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def _is_whole(summary: Path) -> bool:
+    try:
+        json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class Bar(TrainerCallback):
+    """Moves the progress bar once per optimizer step."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task.total = state.max_steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.task.advance()

@@ -1,0 +1,241 @@
+"""What the stage `grpo` does: problems drawn apart from each other, the start measured, GRPO, the end measured."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from burnish.align.envs import ChainEnv, Environment, environment
+from burnish.align.held_out import DrawnAnswers, answers, check_ready
+from burnish.core.checkpoint import Lineage, Model, cast
+from burnish.core.errors import MissingExtraError, SettingsError
+from burnish.core.kinds import Kind
+from burnish.core.store import Store
+from burnish.data.preferences import import_datasets
+
+try:
+    from transformers.trainer_callback import PrinterCallback
+
+    from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device
+    from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
+except ImportError as error:
+    raise MissingExtraError(error.name or "trl", "align", "training by GRPO") from None
+
+if TYPE_CHECKING:
+    from burnish.align.stage import Grpo
+    from burnish.core.stage import Context
+
+LOGGED = {
+    "accuracy": "accuracy",
+    "reward": "rewards/correct/mean",
+    "tokens": "completions/mean_length",
+    "cut off": "completions/clipped_ratio",
+    "redundancy": "redundancy",
+    "alpha": "alpha",
+    "target": "acc_target",
+    "none solved": "solved/none",
+    "all solved": "solved/all",
+    "without variance": "frac_reward_zero_std",
+    "unscorable": "unscorable",
+    "ratio furthest from 1": "ratio/furthest",
+    "clipped": "clip_ratio/region_mean",
+    "entropy": "entropy",
+    "gradient norm": "grad_norm",
+    "packing": "packing",
+}
+"""Columns of the table of updates, and what the trainer calls them."""
+SHOWN = 12
+"""Answers that the report shows, before and after."""
+
+
+def run(settings: Grpo, model: Model, ctx: Context) -> Model:
+    """Trains `model` on the environment and returns it.
+
+    Raises:
+        DataError: the start is right too seldom, has nothing to shorten, or too many answers have no reward.
+        SettingsError: answers that do not fit the model's context.
+        CheckpointError: the state in the work directory is of another training.
+    """
+    with libraries_quiet(ctx.progress.log):
+        return _train(settings, model, ctx)
+
+
+def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
+    asked = _held_out(settings)
+    env = environment(
+        settings.env, settings.problems, settings.seed, settings.kind, apart_from=asked.questions if asked else set()
+    )
+    key = settings.canonical() | {"stage": f"{settings.name} {settings.version}", "model": model.identity}
+    states = Store(ctx.work_dir).open("trainer", key)
+    module = on_device(model.module, ctx)
+    measured = {"before": _measured(settings, model, module, asked)}
+    if asked is not None:
+        _check_start(settings, asked, measured["before"]["sampled"], ctx)
+    trainer = ShortARCTrainer(
+        module,
+        reward_funcs=[env.reward],  # type: ignore[list-item]  # a callable, not a function
+        args=ShortARCConfig(**_arguments(settings, ctx, states)),
+        train_dataset=import_datasets().Dataset.from_list(_in_order(env.rows, settings)),
+        processing_class=copy.deepcopy(model.tokenizer),
+    )
+    trainer.remove_callback(PrinterCallback)
+    with ctx.progress.task("grpo", unit="steps") as task:
+        trainer.add_callback(Bar(task))
+        trainer.train(resume_from_checkpoint=last_state(states))
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained.__dict__.pop("forward", None)  # TRL's fused head; the class's own forward is what a checkpoint has
+    measured["after"] = _measured(settings, model, trained, asked)
+    _record(trainer, env, asked, measured, ctx)
+    env.close()
+    lineage = Lineage(
+        kind=Kind.CAUSAL_LM, base_model=model.name, licence=model.lineage.licence, methods=settings.methods
+    )
+    return model.derive(module=cast(trained, model.module.dtype).eval(), lineage=lineage, tokenizer=model.tokenizer)
+
+
+def _in_order(rows: list[dict[str, Any]], settings: Grpo) -> list[dict[str, Any]]:
+    """All prompts of the run, one pass after the other, each in an order of its own.
+
+    TRL's sampler shuffles every pass with one generator, which after an interruption between two passes begins anew;
+    in a single long pass the trainer skips what was seen.
+    """
+    generator, found = torch.Generator().manual_seed(settings.seed), list[int]()
+    while len(found) < settings.updates * settings.prompts:
+        found += torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[place] for place in found[: settings.updates * settings.prompts]]
+
+
+def _held_out(settings: Grpo) -> Environment | None:
+    """Problems to measure on; of chains, as many of every number of steps."""
+    if not settings.held_out:
+        return None
+    seed = settings.seed + 1_000_003
+    if settings.env == "chain":
+        return ChainEnv(settings.held_out, seed, settings.kind, each=True)
+    return environment(settings.env, settings.held_out, seed)
+
+
+def _measured(settings: Grpo, model: Model, module: Any, asked: Environment | None) -> dict[str, DrawnAnswers]:
+    if asked is None:
+        return {}
+    return {
+        how: answers(
+            module,
+            model.tokenizer,
+            asked,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=temperature,
+            seed=settings.seed,
+        )
+        for how, temperature in (("sampled", settings.temperature), ("greedy", 0.0))
+    }
+
+
+def _check_start(settings: Grpo, asked: Environment, found: DrawnAnswers, ctx: Context) -> None:
+    shaped = settings.shaping != "none"
+    check_ready(found, asked.name, settings.floor, settings.redundant if shaped else 0.0)
+    mean = found.table("sampled")[-1]
+    redundant = f", {found.redundant:.0%} of them redundant" if found.redundant == found.redundant else ""
+    ctx.progress.log(f"start: sampled accuracy {mean['accuracy']:.3f}, {mean['tokens']:.1f} tokens{redundant}")
+
+
+def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
+    on_gpu, answers_each = ctx.device.startswith("cuda"), settings.prompts * settings.rollouts
+    rows = settings.micro_batch or answers_each
+    if rows > answers_each:
+        raise SettingsError(f"is {rows}, more than the {answers_each} answers of a step", where="micro_batch")
+    return {
+        "output_dir": str(states),
+        "length_shaping": settings.shaping,
+        "shaping_options": settings.shaping_options,
+        "acc_target": settings.acc_target,
+        "target_updates": settings.target_updates,
+        "tolerance": settings.tolerance,
+        "alpha": settings.alpha,
+        "alpha_max": settings.alpha_max,
+        "eta": settings.eta,
+        "p_min": settings.p_min,
+        "token_scale": settings.token_scale,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": answers_each // rows,
+        "num_generations": settings.rollouts,
+        "max_completion_length": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "policy_loss": settings.policy_loss,
+        "loss_type": {"token": "dapo", "constant": "dr_grpo"}[settings.normaliser],
+        "scale_rewards": "group" if settings.divide_by_deviation else "none",
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": settings.schedule,
+        "max_grad_norm": settings.max_grad_norm,
+        "max_steps": settings.updates,
+        "shuffle_dataset": False,
+        "seed": settings.seed,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,
+    }
+
+
+def _record(
+    trainer: ShortARCTrainer,
+    env: Environment,
+    asked: Environment | None,
+    measured: dict[str, dict[str, DrawnAnswers]],
+    ctx: Context,
+) -> None:
+    """Tables of the ledger: updates, difficulty, what was counted, and answers to read."""
+    rows = [
+        {"step": entry["step"]}
+        | {name: float(entry[key]) for name, key in LOGGED.items() if entry.get(key) is not None}
+        for entry in trainer.state.log_history
+        if "accuracy" in entry
+    ]
+    ctx.ledger.table("rl_training", rows)
+    forwarded, left = trainer.forwarded_rows, trainer.left_out_rows
+    counted = {
+        "drawn tokens": trainer.drawn_tokens,
+        "answers forwarded": forwarded,
+        "answers without advantage, not forwarded": left,
+    } | {f"answers whose judging failed: {why}": number for why, number in env.failures.items()}
+    ctx.ledger.table("rl_counts", [{"what": what, "number": number} for what, number in counted.items()])
+    if asked is None:
+        return
+    by_difficulty = [
+        {"when": when} | row
+        for when, found in measured.items()
+        for how, drawn in found.items()
+        for row in drawn.table(how)
+    ]
+    ctx.ledger.table("rl_difficulty", by_difficulty)
+    ctx.ledger.table("rl_answers", _shown(asked, measured))
+    first, last = (measured[when]["sampled"].table("sampled")[-1] for when in ("before", "after"))
+    ctx.progress.log(
+        f"held-out problems, sampled: accuracy {first['accuracy']:.3f} -> {last['accuracy']:.3f}, "
+        f"tokens {first['tokens']:.1f} -> {last['tokens']:.1f}"
+    )
+
+
+def _shown(asked: Environment, measured: dict[str, dict[str, DrawnAnswers]]) -> list[dict[str, Any]]:
+    """A few answers of every difficulty, before and after, for a person to read."""
+    count = len(asked.problems)
+    places = torch.linspace(0, count - 1, min(SHOWN, count)).long().tolist()
+    return [
+        {
+            "question": asked.problems[place]["question"],
+            "when": when,
+            "answer": found["sampled"].texts[place],
+            "right": bool(found["sampled"].correct[place]),
+            "tokens": int(found["sampled"].tokens[place]),
+        }
+        for place in places
+        for when, found in measured.items()
+    ]

@@ -1,0 +1,97 @@
+"""The stage `grpo` and its command: refusals before anything runs, its tables, going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import burnish
+import warm
+from burnish.core.errors import BurnishError, DataError
+
+SMALL: dict[str, Any] = {
+    "problems": 6,
+    "held_out": 8,
+    "prompts": 4,
+    "rollouts": 2,
+    "max_new_tokens": 12,
+    "updates": 4,
+    "floor": 0.0,
+    "redundant": 0.0,
+    "save_every": 2,
+    "lr": 1e-3,
+}
+
+
+def weights(model: burnish.Model) -> torch.Tensor:
+    return torch.cat([one.detach().flatten() for one in model.module.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"env": "chian"}, "did you mean 'chain'"),
+        ({"env": "reasoning_gym"}, "there is no environment"),
+        ({"shaping": "shortarc"}, "did you mean 'short_arc'"),
+        ({"shaping": "kimi", "shaping_options": {"wait": 1}}, "do not fit 'kimi'"),
+        ({"rollouts": 1}, "rollouts"),
+        ({"micro_batch": 5}, "does not divide"),
+        ({"alpha": 0.95}, "above alpha_max"),
+        ({"alpha_max": 1.0}, "alpha_max"),
+        ({"problems": 4}, "fewer than the 12 prompts"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(
+    settings: dict[str, Any], said: str, checkpoint: Path
+) -> None:
+    with pytest.raises((BurnishError, ValueError), match=said):
+        burnish.Grpo(**settings).plan(burnish.load(checkpoint).plan())
+
+
+@pytest.mark.slow
+def test_a_start_below_the_floor_is_not_trained(checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="right too seldom for RL"):
+        burnish.Grpo(**SMALL | {"floor": 0.8})(burnish.load(checkpoint))
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_the_same_weights(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    from burnish.align import grpo_run
+
+    # a reward that random weights earn sometimes
+    monkeypatch.setattr(grpo_run.ChainEnv, "score", lambda self, text, number: float(len(text) % 2))
+    model = burnish.load(checkpoint)
+    stage = burnish.Grpo(**SMALL | {"shaping": "short_arc", "target_updates": 1})
+    whole = weights(stage(model))
+    assert not torch.equal(whole, weights(model))
+    moved = grpo_run.Bar.on_step_end
+
+    def interrupted(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        moved(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grpo_run.Bar, "on_step_end", interrupted)
+        stage(model, work_dir=tmp_path)
+    assert torch.equal(weights(stage(model, work_dir=tmp_path)), whole)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_a_checkpoint_and_tables_by_difficulty(checkpoint: Path, tmp_path: Path) -> None:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    out = tmp_path / "out"
+    warm.run(tmp_path / "log", "align", "grpo", checkpoint, "--env", "chain", "--shaping", "kimi", *options, "-o", out)
+    rows = [json.loads(line) for line in (tmp_path / "out.run" / "ledger.jsonl").read_text().splitlines()]
+    tables = {row["name"]: row["rows"] for row in rows if row["row"] == "table"}
+    assert [row["step"] for row in tables["rl_training"]] == [1, 2, 3, 4]
+    assert {"accuracy", "tokens", "ratio furthest from 1"} <= set(tables["rl_training"][0])
+    kinds = {(row["when"], row["drawn"]) for row in tables["rl_difficulty"]}
+    assert kinds == {(when, how) for when in ("before", "after") for how in ("sampled", "greedy")}
+    assert sum(row["difficulty"] == "8 steps" for row in tables["rl_difficulty"]) == 4
+    assert burnish.load(out).module.num_parameters() == burnish.load(checkpoint).module.num_parameters()
