@@ -57,6 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"norm {norm}": OF_HALF | {"norm": norm} for norm in NORMS},
     **{f"cache {share:.2f}": EXACT | {"cache": share} for share in CACHES},
     "as shipped transformers": {"cache": 0.5, "engine": "transformers"},
+    "as shipped vllm refitted": {"cache": 0.5, "refit": True},
     **{f"share {rope_dim}": EXACT | {"rank": 193 - rope_dim, "rope_dim": rope_dim} for rope_dim in SHARES},
 }
 """In the order of what is asked first, for whoever stops early."""

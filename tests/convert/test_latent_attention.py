@@ -231,6 +231,25 @@ def test_a_fresh_process_without_burnish_computes_the_same(tmp_path, ids):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(made.module, ids), rtol=0, atol=0)
 
 
+# -- refitted ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_refitted_layers_give_more_of_what_the_original_gave(monkeypatch):
+    tables: dict[str, Any] = {}
+    monkeypatch.setattr("burnish.core.ledger.Ledger.table", lambda self, name, rows: tables.update({name: rows}))
+    made = converted(source(), rank=9, rope_dim=8, tokens=4096, refit=True).module
+    assert all(row["output error, refitted"] <= row["output error"] for row in tables["latent"])
+    assert tables["latent"][0]["output error, refitted"] < 0.95 * tables["latent"][0]["output error"]
+    before, after = (module.model.layers[0].self_attn.o_proj.weight for module in (source().module, made))
+    assert not torch.equal(before, after)
+
+
+def test_a_text_without_a_part_to_hold_out_is_refused():
+    with pytest.raises(DataError, match="a part of more than 1,024 is held out"):
+        converted(source(), refit=True)
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from burnish.convert.maths.latent import (
     value_cost,
 )
 from burnish.convert.maths.ranks import greedy_ranks, loss, paper_ranks
+from burnish.convert.maths.refit import RegressionSums, chosen, refitted
 from burnish.convert.maths.rotary import (
     Directions,
     as_channels,
@@ -217,10 +218,10 @@ def test_the_assignment_is_the_best_of_all_assignments():
     standing = lost_share(DISTANCES, FREQUENCIES, torch.zeros(1, dtype=torch.float64))[found.frequency, 0]
     turning = lost_share(DISTANCES, FREQUENCIES, slots)[found.frequency]
     every = []
-    for chosen in itertools.permutations(range(5), 3):
-        rest = [n for n in range(5) if n not in chosen]
+    for picked in itertools.permutations(range(5), 3):
+        rest = [n for n in range(5) if n not in picked]
         every.append(
-            sum(float(found.energy[n] * turning[n, slot]) for slot, n in enumerate(chosen))
+            sum(float(found.energy[n] * turning[n, slot]) for slot, n in enumerate(picked))
             + float((found.energy * standing)[rest].sum())
         )
     assert float(lost) == pytest.approx(min(every), rel=1e-12)
@@ -367,6 +368,36 @@ def test_the_near_constant_is_the_least_squares_of_one():
     inputs = INPUTS + 3
     best = torch.linalg.lstsq(inputs, torch.ones(TOKENS, 1, dtype=torch.float64)).solution[:, 0]
     near(near_constant(inputs.mT @ inputs / TOKENS, inputs.mean(0), 0.0), best, 1e-8)
+
+
+# -- fitted again --------------------------------------------------------------------------------------------------
+
+WEIGHT, WANTED = drawn(8, WIDTH, seed=20), drawn(TOKENS, 8, seed=21)
+
+
+def test_without_a_ridge_the_refitted_weight_is_least_squares():
+    best = torch.linalg.lstsq(INPUTS, WANTED).solution.mT
+    near(refitted(WEIGHT, RegressionSums.of(INPUTS, WANTED), 0.0), best, 1e-8)
+
+
+def test_with_a_large_ridge_it_is_the_weight_that_is_there():
+    near(refitted(WEIGHT, RegressionSums.of(INPUTS, WANTED), 1e12), WEIGHT, 1e-8)
+
+
+def test_the_error_of_a_weight_comes_from_sums_alone():
+    parts = RegressionSums.of(INPUTS[:10], WANTED[:10]) + RegressionSums.of(INPUTS[10:], WANTED[10:])
+    error = (WANTED - INPUTS @ WEIGHT.mT).square().sum() / WANTED.square().sum()
+    assert parts.error(WEIGHT) == pytest.approx(float(error), rel=1e-10)
+
+
+def test_held_out_text_may_choose_to_change_nothing():
+    given, held_out = RegressionSums.of(INPUTS[:12], WANTED[:12]), INPUTS[12:]
+    exact = RegressionSums.of(held_out, held_out @ WEIGHT.mT)
+    weight, before, after = chosen(WEIGHT, given, exact)
+    assert weight is WEIGHT
+    assert before == after == pytest.approx(0, abs=1e-12)
+    same = RegressionSums.of(INPUTS[:12], WANTED[:12])
+    assert chosen(WEIGHT, given, same)[2] < 0.5 * chosen(WEIGHT, given, same)[1]
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------------

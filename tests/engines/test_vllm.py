@@ -194,11 +194,11 @@ def test_what_engine_vllm_cpu_refuses_has_no_kernel_there(tmp_path, bits, reason
 TEXT = Path(__file__).resolve().parents[2] / "LICENSE"
 
 
-def latent_model(**widths: int) -> Model:
+def latent_model(rank: int, rope_dim: int) -> Model:
     """Ten query and five key heads of 64, tied, so that a latent of 512 + 64 is below full rank."""
     shape = {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64, "initializer_range": 0.2}
     source = Model(module=small_llama(hidden_size=160, intermediate_size=256, **shape), tokenizer=small_tokenizer())
-    stage = LatentAttention(tokens=2048, length=64, **widths)
+    stage = LatentAttention(tokens=2048, length=64, rank=rank, rope_dim=rope_dim)
     return stage(source, calibration=[TEXT.read_text()])
 
 

@@ -32,6 +32,7 @@ from burnish.convert.latent_network import Choice, fill, network
 from burnish.convert.maths.ranks import greedy_ranks, loss
 from burnish.convert.maths.rotary import Directions, extended, grid, kept_everywhere, lost_share
 from burnish.convert.moments import Attention, LayerMoments, collect
+from burnish.convert.refit import refit
 from burnish.core.store import Store
 
 if TYPE_CHECKING:
@@ -180,12 +181,17 @@ class Conversion:
         new = network(self.source, choice, self.settings)
         kept, key = Store(self.ctx.work_dir / "converted"), self.key | {"settings": self.settings.canonical()}
         text, after = self.states(self.source), self.states(new)
+        original = self.states(self.source) if self.settings.refit else []
         with self.ctx.progress.task("converting", total=len(text and layers(new)), unit="layers") as task:
             for number, (_, layer) in enumerate(layers(new)):
                 attention = Attention(self.source, number)
                 path = kept.find(entry(number), key)
                 if path is None:
                     tensors, row = self.converted(attention, text, choice, store)
+                    if original:
+                        fill(new, number, tensors)
+                        tensors["o"], *errors = refit(self.source, new, number, original, after)
+                        row |= dict(zip(("output error", "output error, refitted"), errors, strict=True))
                     with kept.writing(entry(number), key) as path:
                         save_file(tensors, path / LATENT_FILE, {name: str(value) for name, value in row.items()})
                 else:
@@ -193,6 +199,8 @@ class Conversion:
                 fill(new, number, tensors)
                 for before, states in zip(text, after, strict=True):
                     states.hidden = before.hidden = states.through(number, layer)
+                for states in original:
+                    states.hidden = states.through(number, layers(self.source)[number][1])
                 task.advance()
         self.ctx.ledger.table(
             "latent", [row_of(kept.directory / entry(n) / LATENT_FILE) for n in range(len(layers(new)))]

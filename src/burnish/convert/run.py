@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.calibrate import Calibration
+from burnish.calibrate.windows import BATCH_TOKENS
 from burnish.convert.latent_config import cached_numbers, check_widths
 from burnish.convert.latent_network import cache_rows
 from burnish.convert.mla import Conversion
@@ -124,5 +125,11 @@ def calibration_text(settings: LatentAttention, model: Model, ctx: Context) -> C
             f"has {tokens.numel():,} tokens, but second moments of {needed} keys and values need at least as many",
             where="calibration text",
             fix="use a longer text or more --tokens",
+        )
+    if settings.refit and tokens.numel() <= BATCH_TOKENS:
+        raise DataError(
+            f"has {tokens.numel():,} tokens, and to refit a part of more than {BATCH_TOKENS:,} is held out",
+            where="calibration text",
+            fix="use a longer text or more --tokens, or leave refit out",
         )
     return Calibration(tokens, num_folds=1)

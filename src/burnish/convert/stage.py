@@ -135,6 +135,9 @@ class LatentAttention(Stage):
     sequential: bool = Field(
         default=True, description="convert each layer on what the converted ones before it give, not on the original's"
     )
+    refit: bool = Field(
+        default=False, description="fit each output projection to the original's attention output, by held-out choice"
+    )
     context: int | None = Field(
         default=None,
         ge=2,
