@@ -11,6 +11,7 @@ from burnish.core.checkpoint import load, read_safetensors_header
 from burnish.core.errors import DataError, EngineError, NumericalError, RecipeError, SettingsError
 from burnish.core.kinds import Weights
 from burnish.quantize.stage import Quantize
+from small_models import small_llama, small_tokenizer
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32}
 
@@ -38,6 +39,40 @@ def test_channel_and_group_scales_load_without_any_argument(model, ids, tmp_path
     quantized.save(tmp_path / "out")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(read, ids), logits(quantized.module, ids), rtol=0, atol=0)
+
+
+@pytest.fixture
+def untied(tmp_path):
+    small_llama(tie_word_embeddings=False).save_pretrained(tmp_path / "untied")
+    small_tokenizer().save_pretrained(tmp_path / "untied")
+    return load(tmp_path / "untied")
+
+
+@pytest.mark.parametrize("loader", [None, CompressedTensorsConfig(dequantize=True)], ids=["default", "dequantized"])
+def test_an_untied_head_of_another_width_is_read_as_it_was_rounded(untied, ids, tmp_path, loader):
+    stage = Quantize(method="rtn", bits=3, group_size=32, head_bits=8)
+    quantized = stage(untied)
+    quantized.save(tmp_path / "out")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", **({"quantization_config": loader} if loader else {}))
+    torch.testing.assert_close(logits(read, ids), logits(quantized.module, ids), rtol=0, atol=0)
+    head, before = (one.module.lm_head.weight for one in (quantized, untied))
+    step = before.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True) / 128
+    assert ((head - before).unflatten(1, (-1, 32)).abs() <= step * 1.01).all() and not torch.equal(head, before)
+    header = read_safetensors_header(tmp_path / "out" / "model.safetensors")
+    assert "lm_head.weight_packed" in header and "lm_head.weight" not in header
+    dense = Quantize(method="rtn", bits=3, group_size=32).plan(untied.plan())
+    planned, size = stage.plan(untied.plan()), (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert planned.num_bytes < dense.num_bytes and abs(size - planned.num_bytes) < 0.1 * size
+
+
+def test_a_head_that_cannot_be_packed_is_refused_in_words(model, untied):
+    with pytest.raises(SettingsError, match="no stock loader reads packed"):
+        Quantize(method="rtn", group_size=32, head_bits=8).plan(model.plan())
+    for other, name in (({"target": "3.0bits"}, "target"), ({"stream": True}, "stream")):
+        with pytest.raises(SettingsError, match=f"head_bits and {name} cannot"):
+            Quantize(method="rtn", group_size=32, head_bits=8, **other).plan(untied.plan())
+    with pytest.raises(EngineError, match="lm_head"):
+        Quantize(method="rtn", group_size=32, bits=4, head_bits=3, engine="vllm").plan(untied.plan())
 
 
 def test_bfloat16_checkpoints_stay_bfloat16(model, ids, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from burnish.arch import MatrixView, is_registered
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
     from burnish.quantize.method import Rounding
+    from burnish.quantize.scheme import Scheme
     from burnish.quantize.stage import Quantize
 
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
@@ -61,6 +63,30 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
                 fix="ignore all of " + ", ".join(other.name for other in siblings),
             )
     return chosen
+
+
+def head_of(settings: Quantize, module: PreTrainedModel) -> tuple[MatrixView, Scheme] | None:
+    """The head, where it is rounded too, and its scheme: of the stage's groups, with a width of its own.
+
+    Raises:
+        SettingsError: it is the embedding, it is not found, or the groups do not divide its inputs.
+    """
+    if settings.head_bits is None:
+        return None
+    heads = [view for view in matrices_of(module, settings) if view.part == "head"]
+    if not heads:
+        tied = module.config.get_text_config().tie_word_embeddings
+        raise SettingsError(
+            f"head_bits is {settings.head_bits}, but "
+            + ("the head is the embedding, which no stock loader reads packed" if tied else "no head was found"),
+            where="head_bits",
+            fix="leave head_bits out",
+        )
+    scheme = replace(scheme_of(settings), bits=settings.head_bits)
+    check_loadable(heads, {view.name: scheme for view in heads})
+    if settings.engine is not None:
+        scheme.check_kernel(heads[0], settings.engine)
+    return heads[0], scheme
 
 
 def matrices_of(module: PreTrainedModel, settings: Quantize) -> list[MatrixView]:
@@ -140,6 +166,10 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     scale_bytes = max(round(per_parameter), 2)
     packed = sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views)
     num_bytes, notes = round(before.num_bytes - per_parameter * num_weights + packed), []
+    if head := head_of(settings, module):
+        of_head = head[1].num_bytes(*head[0].shape, scale_bytes)
+        num_bytes += round(of_head - per_parameter * math.prod(head[0].shape))
+        notes.append(f"{head[0].name} at {settings.head_bits} bits, rounded to nearest")
     if settings.target is not None:
         budget = budget_of(settings, scheme_of(settings), views, before)
         packed, num_bytes = budget.allowed, budget.dense + budget.allowed
@@ -155,7 +185,8 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     flops, statistics_bytes = 0.0, 0
     streams = settings.stream
     if streams is None:
-        whole = rule.not_by_layer or settings.curve or settings.target is not None or unknown
+        at_once = settings.curve or settings.target is not None or settings.head_bits is not None
+        whole = rule.not_by_layer or at_once or unknown
         streams = too_large(before.num_parameters) and not whole
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
@@ -286,6 +317,9 @@ def check_combinations(settings: Quantize) -> None:
         raise SettingsError(f"stream is true, but {rule.not_by_layer}", fix=f"use method: {can}")
     if settings.target is not None:
         check_target(settings)
+    if settings.head_bits is not None and (settings.scheme != "int" or settings.stream or settings.target):
+        other = "target" if settings.target else "stream" if settings.stream else f"scheme {settings.scheme}"
+        raise SettingsError(f"head_bits and {other} cannot be combined", where="head_bits", fix="leave one of them out")
     rule.check(settings)
 
 

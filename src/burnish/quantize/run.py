@@ -32,9 +32,10 @@ from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Rounding, quantize_matrices
 from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, frontier_line
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
-from burnish.quantize.plan import check_combinations, matrices_of, roundings_of, select, sketches_of, too_large
+from burnish.quantize.plan import check_combinations, head_of, matrices_of, roundings_of, select, sketches_of, too_large
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
+from burnish.quantize.scheme import Scheme
 from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve
 
@@ -75,7 +76,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     else:
         walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory)
     budget = budget_of(settings, rounding.scheme, views, model.plan()) if settings.target is not None else None
-    work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget)
+    work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget, head_of(settings, module))
     if not on_disk:
         packed = dict(work.packed(ctx.work_dir))
         config = work.quantization_config()
@@ -108,12 +109,17 @@ class _Work:
     reserve: Tensor | None
     ctx: Context
     budget: ByteBudget | None = None
+    head: tuple[MatrixView, Scheme] | None = None
 
     def quantization_config(self) -> dict[str, Any]:
         """The section of config.json; where widths are chosen it is known when everything is packed."""
-        views, rounding = self.walk.views, self.rounding
+        views, rounding = [*self.walk.views], self.rounding
+        schemes = dict(rounding.overrides)
+        if self.head:
+            views.append(self.head[0])
+            schemes[self.head[0].name] = self.head[1]
         dense = ignored_modules(self.walk.module, views)
-        return quantization_config(rounding.scheme, views, rounding.overrides, dense)
+        return quantization_config(rounding.scheme, views, schemes, dense)
 
     def packed(self, directory: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """(name on disk of a weight, what is written in its place), in order; statistics go into the directory."""
@@ -152,6 +158,13 @@ class _Work:
                     )
                     del quantized
                     yield from tensors.items()
+        if self.head:
+            view, scheme = self.head
+            nearest = replace(self.rounding, rule=RULES["rtn"], refit=0, scheme=scheme, overrides={})
+            quantized = quantize_matrices([view], nearest, None)
+            rows += quantized.rows
+            kept = {view.name: scheme}
+            yield from pack_all(quantized.codes, quantized.grids, [view], kept, scale_dtype=nearest.scale_dtype).items()
         self.ctx.ledger.table("layers", rows)
         if blocks:
             self.ctx.ledger.table("blocks", blocks)
@@ -257,7 +270,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or settings.curve or settings.target is not None:
+    if settings.stream is False or settings.curve or settings.target is not None or settings.head_bits is not None:
         return None
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return None

@@ -95,6 +95,9 @@ class Quantize(Stage):
         default=False,
         description="gptq only: statistics from activations of the layers quantized so far, not the original's",
     )
+    head_bits: int | None = Field(
+        default=None, ge=2, le=8, description="also round an untied head, to nearest and to so many bits"
+    )
     ignore: tuple[str, ...] = Field(default=(), description="matrices to leave dense: names, or re:PATTERN")
     engine: Literal["vllm", "vllm-cpu"] | None = Field(
         default=None, description="refuse what this engine has no kernel for"
