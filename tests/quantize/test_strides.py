@@ -139,6 +139,15 @@ class Small(nn.Module):
         return self.head(self.depthwise(causal).relu().mean(-1))
 
 
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(3, 3, 2)
+
+    def forward(self, signal):
+        return self.layer(signal), None
+
+
 @pytest.fixture
 def network() -> Small:
     torch.manual_seed(0)
@@ -231,6 +240,10 @@ def test_what_is_no_matrix_over_patches_is_refused_in_words(layer, what):
 def test_wrong_settings_are_refused_in_words(network, signals):
     with pytest.raises(SettingsError, match="does not have"):
         patch_sums(network, [signals], ignore=["nowhere"])
+    with pytest.raises(SettingsError, match="examples first"):
+        patch_sums(nn.Sequential(network.causal), [signals[0]])
+    with pytest.raises(SettingsError, match="wrap it"):
+        patch_sums(_Pair(), [signals])
     with pytest.raises(SettingsError, match="not reached"):
         patch_sums(network, [])
     sums = patch_sums(network, [signals])

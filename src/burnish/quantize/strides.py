@@ -97,14 +97,22 @@ def patch_sums(
         seed: of what is drawn.
 
     Raises:
-        SettingsError: a layer that is no matrix over patches, or that no batch reached.
+        SettingsError: a layer that is no matrix over patches, that no batch reached, or that got an example without a
+            batch; or outputs that are no tensor.
     """
     layers = layers_of(network, ignore)
     generator, sums = torch.Generator().manual_seed(seed), dict[str, LayerSums]()
     with _watched(network, layers) as calls:
         for batch in batches:
             calls.clear()
-            total = loss(network(batch), generator)
+            outputs = network(batch)
+            if not isinstance(outputs, Tensor):
+                raise SettingsError(
+                    f"gives a {type(outputs).__name__}, and no tensor of outputs",
+                    where="network",
+                    fix="wrap it in a module that gives its logits",
+                )
+            total = loss(outputs, generator)
             gradients = torch.autograd.grad(total, [output for *_, output in calls], allow_unused=True)
             for (name, inputs, output), gradient in zip(calls, gradients, strict=True):
                 given = torch.zeros_like(output) if gradient is None else gradient
@@ -341,6 +349,8 @@ def _watched(network: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
 
 def _add(sums: dict[str, LayerSums], name: str, layer: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
     """One call of a layer."""
+    if not isinstance(layer, nn.Linear) and inputs.dim() != layer.weight.dim():  # type: ignore[operator]
+        raise SettingsError("got one example by itself", where=name, fix="give batches, examples first")
     rows = patches(layer, inputs).double()
     channels = gradient if isinstance(layer, nn.Linear) else gradient.movedim(1, -1)
     slopes = channels.reshape(rows.shape[1], len(rows), -1).transpose(0, 1).double()
