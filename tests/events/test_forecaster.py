@@ -181,6 +181,17 @@ def test_types_after_a_wait_are_those_of_the_gaps_beyond_it(forecast: NextEvents
             assert float(found[row, mark]) == pytest.approx(float((later == mark).double().mean()), abs=error)
 
 
+@pytest.mark.parametrize("elapsed", [float("nan"), float("inf"), -1.0, 1e30])
+def test_a_stream_is_not_asked_after_a_time_that_is_none(fitted: EventForecaster, elapsed: float) -> None:
+    stream = fitted.stream()
+    stream.observe(1.0, 0)
+    for ask in (stream.quantile, stream.cdf):
+        with pytest.raises(SettingsError, match="elapsed time is"):
+            ask(0.5, elapsed)
+    with pytest.raises(SettingsError, match="below 1"):
+        stream.quantile(1.0)
+
+
 def test_quantile_level_outside_is_refused(forecast: NextEvents) -> None:
     with pytest.raises(SettingsError, match="below 1"):
         forecast.quantile(1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +23,10 @@ from burnish.events.smurf import SmurfTHP
 
 if TYPE_CHECKING:
     from burnish.events.forecaster import EventForecaster
+
+
+LONGEST = 0.5 / sys.float_info.epsilon
+"""Mean gaps that can be waited."""
 
 
 class Observed(NamedTuple):
@@ -177,14 +183,31 @@ class EventStream:
             previous = event.time
 
     def quantile(self, q: float, elapsed: float = 0.0) -> float:
-        """Residual wait not exceeded with probability q, given the time since the last event."""
+        """Residual wait not exceeded with probability q, given the time since the last event.
+
+        Raises:
+            SettingsError: a level outside [0, 1), or a time that is none.
+        """
+        if not 0 <= q < 1:
+            raise SettingsError(f"quantile level is {q}, but must be at least 0 and below 1")
+        self._check(elapsed)
         law = self._online()
         return self.next_event().quantile(q, elapsed) if law is None else law.quantile(q, elapsed)
 
     def cdf(self, gap: float, elapsed: float = 0.0) -> float:
-        """P(the next event comes within `gap`), given the time since the last event."""
+        """P(the next event comes within `gap`), given the time since the last event; errors as of `quantile`."""
+        self._check(elapsed)
         law = self._online()
         return self.next_event().cdf(gap, elapsed) if law is None else law.cdf(gap, elapsed)
+
+    def _check(self, elapsed: float) -> None:
+        if not 0 <= elapsed < math.inf:
+            raise SettingsError(f"elapsed time is {elapsed}, but must be finite and at least 0")
+        if elapsed / self.model.statistics.mean_gap > LONGEST:  # one gap more or less is lost in rounding
+            raise SettingsError(
+                f"elapsed time is {elapsed:g}, so long that waits cannot be told apart",
+                fix="check the unit of time, and that the last event is the last",
+            )
 
     def _online(self) -> OnlineLaw | None:
         """The law in numpy, made once per event; None for models that only the batched code covers."""
