@@ -20,6 +20,8 @@ EVERY = tuple(EXAMPLES)
         ("3.0bits", Target(3, "bits")),
         (".5 bit", Target(0.5, "bits")),
         ("100M parameters", Target(100e6, "parameters")),
+        ("7.65B", Target(7.65e9, "parameters")),
+        ("350 m", Target(350e6, "parameters")),
         ("1.3B params", Target(1.3e9, "parameters")),
         ("7 param", Target(7, "parameters")),
     ],
@@ -47,3 +49,9 @@ def test_a_unit_that_means_nothing_here_is_refused_with_those_that_do(text):
 
 def test_a_share_is_rounded_down():
     assert Target(33, "%").share(10) == 3
+
+
+def test_a_bare_letter_counts_parameters_only_where_they_can_be_asked_for():
+    assert parse_target("24B", takes=("%", "bytes"), whole="it") == Target(24, "bytes")
+    with pytest.raises(SettingsError, match="target is '24M'"):
+        parse_target("24M", takes=("%", "bytes"), whole="it")

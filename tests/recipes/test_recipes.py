@@ -76,6 +76,26 @@ def test_the_slimming_recipe_runs_small_end_to_end(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_the_recipe_that_trains_routers_changes_nothing_else(tmp_path: Path):
+    text = (ROOT / "LICENSE").read_text()
+    start = initialise(ROOT / "examples" / "moe_1m.json", tokenizer="bpe:257", texts=[text], seed=0)
+    content = yaml.safe_load((ROOT / "recipes" / "slim_router.yaml").read_text()) | {
+        "start": str(start.save(tmp_path / "start")),
+        "evaluate": None,
+    }
+    del content["evaluate"]
+    cut, trained = {"tokens": 1024, "allow_unseen": True}, {"steps": 2}
+    content["nodes"] = [node | (cut if node["stage"] == "slim" else trained) for node in content["nodes"]]
+    small = tmp_path / "slim_router.yaml"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), tmp_path / "run", ROOMS).execute()
+    for name in ("narrow", "drop"):
+        before, after = (load(tmp_path / "run" / "nodes" / n).module.state_dict() for n in (name, f"{name}_routed"))
+        changed = {key for key in before if not before[key].equal(after[key])}
+        assert changed == {f"model.layers.{layer}.mlp.gate.weight" for layer in range(3)}
+
+
+@pytest.mark.slow
 def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama: Path, tmp_path: Path):
     content = yaml.safe_load((ROOT / "recipes" / "teacher_tree.yaml").read_text()) | {"start": str(tiny_llama)}
     content["evaluate"] |= SMALL | {"speed": False}

@@ -285,6 +285,9 @@ def test_only_what_is_named_is_trained_and_the_rest_stays_bit_for_bit(tmp_path):
         changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])}
         assert changed == {"model.norm.weight", *(f"model.layers.{layer}.mlp.gate.weight" for layer in range(2))}
         assert all(parameter.requires_grad for parameter in trained.parameters())
+    routers = Train(**SMALL, only="routers")(model, data=[PROSE * 8]).module.state_dict()
+    changed = {name for name, tensor in routers.items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"model.layers.{layer}.mlp.gate.weight" for layer in range(2)}
     with pytest.raises(SettingsError, match=r"no parameter has a name that fits '\*\.router'"):
         Train(**SMALL, only="*.router")(model, data=[PROSE * 8])
     with pytest.raises(SettingsError, match="only and lora_rank both say"):

@@ -1,5 +1,6 @@
-"""A size that is asked for, from one line: "45%", "24GB", "3.0bits", "100M parameters".
+"""A size that is asked for, from one line: "45%", "24GB", "3.0bits", "7.65B", "100M parameters".
 
+A bare K, M, B or T counts parameters, as everybody writes them, where a number of parameters can be asked for.
 What a stage makes of it is the stage's own matter; what can be written is the same for all.
 """
 
@@ -21,7 +22,7 @@ EXAMPLES: dict[Unit, str] = {
     "%": "a share of {whole} (45%)",
     "bytes": "a size (24GB, 100MB)",
     "bits": "bits per weight (3.0bits)",
-    "parameters": "a number of parameters (100M parameters)",
+    "parameters": "a number of parameters (7.65B, 100M parameters)",
 }
 
 
@@ -55,7 +56,7 @@ def parse_target(text: str, *, takes: Sequence[Unit], whole: str) -> Target:
         SettingsError: it is none, is zero, or has a unit that means nothing here.
     """
     found = re.fullmatch(
-        r"\s*(\d+\.?\d*|\.\d+)\s*(%|bits?|([KMBT]?)\s*param(?:eter)?s?|[KMGT]?i?B)\s*", text, flags=re.I
+        r"\s*(\d+\.?\d*|\.\d+)\s*(%|bits?|([KMBT]?)\s*param(?:eter)?s?|[KMGT]?i?B|[KMT])\s*", text, flags=re.I
     )
     target = None
     if found is not None and float(found[1]) > 0:
@@ -66,6 +67,8 @@ def parse_target(text: str, *, takes: Sequence[Unit], whole: str) -> Target:
             target = Target(amount, "bits")
         elif found[3] is not None:
             target = Target(amount * COUNTS[found[3].upper()], "parameters")
+        elif unit in COUNTS and "parameters" in takes:
+            target = Target(amount * COUNTS[unit], "parameters")
         elif unit in BYTES:
             target = Target(amount * BYTES[unit], "bytes")
     if target is None or target.unit not in takes:

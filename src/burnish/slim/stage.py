@@ -40,7 +40,7 @@ class Slim(Stage):
     )
     target: str | None = Field(
         default=None,
-        description="size to reach: a share of the parameters (20%), 100M parameters, or bytes in bfloat16 (24GB)",
+        description="size to reach: a share of the parameters (20%), their number (7.65B), or bytes in bfloat16 (24GB)",
     )
     width: int | None = Field(default=None, ge=1, description="width of each expert, instead of a target")
     num_experts: int | None = Field(default=None, ge=1, description="experts to keep per layer, instead of a target")

@@ -48,7 +48,7 @@ def allowed_parameters(target: str, before: Plan) -> int:
     """Parameters that a target allows.
 
     Args:
-        target: "20%" of the parameters, "100M parameters", or bytes of weights in bfloat16: "24GB", "22.4GiB".
+        target: "20%" of the parameters, their number ("7.65B"), or bytes of weights in bfloat16 ("24GB", "22.4GiB").
         before: the model as it is.
 
     Raises:

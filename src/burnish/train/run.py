@@ -176,14 +176,14 @@ def freeze_all_but(module: nn.Module, patterns: str) -> None:
 
     Args:
         module: the model.
-        patterns: as of file names, separated by commas.
+        patterns: as of file names, separated by commas; "routers" stands for what decides which experts a token uses.
 
     Raises:
         SettingsError: no name fits one of them.
     """
     names, chosen = [name for name, _ in module.named_parameters()], set[str]()
     for pattern in (part.strip() for part in patterns.split(",")):
-        fitting = fnmatch.filter(names, pattern)
+        fitting = _routers(module) if pattern == "routers" else fnmatch.filter(names, pattern)
         if not fitting:
             raise SettingsError(
                 f"no parameter has a name that fits {pattern!r}; the last ones are {', '.join(names[-3:])}",
@@ -193,6 +193,16 @@ def freeze_all_but(module: nn.Module, patterns: str) -> None:
         chosen.update(fitting)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
+
+
+def _routers(module: Any) -> list[str]:
+    """Names of the parameters of routers."""
+    from burnish.arch import matrices
+
+    views = matrices(module, complete=False)
+    owners = {id(view.owner) for view in views if view.role == "router"}
+    parts = ((name, part) for name, part in module.named_modules() if id(part) in owners)
+    return [f"{name}.{own}" for name, part in parts for own, _ in part.named_parameters(recurse=False)]
 
 
 def finished(settings: Train, whole: Any, attention: str) -> Any:

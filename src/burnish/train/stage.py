@@ -106,7 +106,8 @@ class Train(Stage):
 
     only: str | None = Field(
         default=None,
-        description="train parameters whose names fit one of these, '*.mlp.gate.*,lm_head.*', and no other",
+        description="train parameters whose names fit one of these, '*.mlp.gate.*,lm_head.*', and no other; routers: "
+        "those of a mixture",
     )
     lora_rank: int = Field(
         default=0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights"

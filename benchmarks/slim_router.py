@@ -1,0 +1,189 @@
+"""How much of what a cut costs do 60 steps of distillation win back that train routers alone, and does merging help?
+
+    python benchmarks/slim_router.py --work runs/slim-router --minutes 8      # again, until all is done
+
+Half of the parameters of all experts: every expert narrowed and refitted, half of them dropped (REAP, random,
+magnitude), or the dropped ones merged into those that stay. Merging (as M-SMoE does): a dropped expert goes to the kept
+one whose router row is most alike (cosine), and weights are averaged by the tokens that each was given. Then the
+routers alone, 2,304 parameters or half of that, are trained to predict the teacher's distribution, on 61,440 tokens;
+together with 8,192 for the cut less than 100,000, and no expert is trained. Teachers, texts and windows are those of
+`slim.py`; the learning rate is searched on the first seed and the tuning windows, for every way of cutting.
+
+"gap closed" is the share of (cut - teacher) that the routers win back, with the interval of the ratio over windows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import byte_windows
+import experiment
+
+import slim
+
+STEPS, SEARCH = 60, (3e-3, 1e-2, 3e-2)
+CUTS: dict[str, dict[str, Any]] = {
+    "narrow by energy and refit": {"width": 64, "score": "energy", "refit": True},
+    "narrow by fisher and refit": {"width": 64, "score": "fisher", "refit": True},
+    "drop by reap": {"method": "drop", "num_experts": 4, "score": "reap"},
+    "drop by reap and merge": {},
+    "drop by magnitude": {"method": "drop", "num_experts": 4, "score": "magnitude"},
+    "drop by random": {"method": "drop", "num_experts": 4, "score": "random"},
+}
+
+
+class Bench(slim.Bench):
+    """What is measured, by name: "seed, cut" and "seed, cut, routers", and with a learning rate in the search."""
+
+    def names(self) -> list[str]:
+        cut = [f"{seed}, {name}" for seed in self.seeds for name in ("teacher", *CUTS)]
+        tried = [searched(name, lr) for name in CUTS for lr in SEARCH]
+        return [*cut, *tried, *(f"{seed}, {name}, routers" for seed in self.seeds for name in CUTS)]
+
+    def measure(self, name: str) -> dict[str, Any]:
+        number, what, *rest = name.split(", ")
+        seed = int(number)
+        if what == "teacher":
+            return self.losses(self.teacher(seed))
+        student = self.merged(seed) if what == "drop by reap and merge" else self.slim(seed, **CUTS[what])
+        if not rest:
+            return self.losses(student)
+        lr = float(rest[1].removeprefix("lr ")) if len(rest) > 1 else self.best(what)
+        return self.losses(self.routed(seed, student, lr)) | {"lr": lr}
+
+    def best(self, what: str) -> float:
+        return min(SEARCH, key=lambda lr: self.tuning_loss(searched(what, lr)))
+
+    def routed(self, seed: int, student: Any, lr: float) -> Any:
+        import burnish
+
+        settings = self.training(seed, 2 if self.smoke else STEPS, lr) | {"only": "routers", "balance": 0.0}
+        return burnish.Distill(**settings)(student, data=[self.train_text], teacher=self.teacher(seed))
+
+    def merged(self, seed: int) -> Any:
+        """The experts that REAP keeps, each the average of itself and the dropped ones that are most like it."""
+        import torch
+
+        from burnish.arch import matrices
+
+        teacher = self.teacher(seed)
+        cut = self.slim(seed, **CUTS["drop by reap"])
+        old, new = (by_place(matrices(model.module)) for model in (teacher, cut))
+        counts = self.counts(seed)
+        for layer in counts:
+            rows, kept_rows = (views[layer, "router", None].tensor.double() for views in (old, new))
+            kept = [int((rows == row).all(1).nonzero()[0, 0]) for row in kept_rows]
+            like = torch.nn.functional.normalize(rows, dim=1) @ torch.nn.functional.normalize(kept_rows, dim=1).T
+            goes_to = like.argmax(1)
+            goes_to[kept] = torch.arange(len(kept))
+            for place, own in enumerate(kept):
+                members = [own, *(int(e) for e in (goes_to == place).nonzero()[:, 0] if int(e) != own)]
+                shares = counts[layer][members].double() + 1e-9
+                for role in ("gate", "up", "down"):
+                    stack = torch.stack([old[layer, role, expert].tensor.double() for expert in members])
+                    mean = torch.einsum("e,eoi->oi", shares / shares.sum(), stack)
+                    new[layer, role, place].write_(mean.to(new[layer, role, place].tensor.dtype))
+        return cut
+
+    def counts(self, seed: int) -> dict[int, Any]:
+        """Tokens of the calibration text that each expert of the teacher is given."""
+        import torch
+
+        from burnish.core.progress import Progress
+        from burnish.data import calibration
+        from burnish.slim.collect import collect
+        from burnish.slim.maths.scores import SCORES
+
+        teacher = self.teacher(seed)
+        tokens = calibration(
+            teacher.tokenizer,
+            [self.train_text],
+            length=byte_windows.LENGTH,
+            max_tokens=1024 if self.smoke else slim.CALIBRATION,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        generator, progress = torch.Generator().manual_seed(seed), Progress(enabled=False)
+        return collect(teacher.module.eval(), tokens, SCORES["energy"], generator=generator, progress=progress).counts
+
+
+def by_place(views: list[Any]) -> dict[tuple[int | None, str, int | None], Any]:
+    return {(view.layer, view.role, view.expert): view for view in views}
+
+
+def searched(what: str, lr: float) -> str:
+    return f"{slim.SEEDS[0]}, {what}, routers, lr {lr:g}"
+
+
+def summary(bench: Bench) -> dict[str, Any]:
+    teacher = bench.reported([f"{seed}, teacher" for seed in bench.seeds])
+    rows: dict[str, Any] = {}
+    for what in CUTS:
+        before = bench.reported([f"{seed}, {what}" for seed in bench.seeds])
+        after = bench.reported([f"{seed}, {what}, routers" for seed in bench.seeds])
+        runs = bench.runs([f"{seed}, {what}, routers" for seed in bench.seeds])
+        rows[what] = {
+            "cut": float(before.mean()),
+            "routers": float(after.mean()),
+            "by_seed": [before.mean(1).tolist(), after.mean(1).tolist()],
+            "against": {"name": what} | byte_windows.against(after, before),
+            "gap_closed": closed(before, after, teacher),
+            "parameters": runs[0]["parameters"],
+            "lr": runs[0]["lr"],
+            "cpu_seconds": [run["cpu_seconds"] for run in runs],
+        }
+    return {
+        "settings": {"steps": STEPS, "tokens": STEPS * byte_windows.BATCH * byte_windows.LENGTH, "search": SEARCH},
+        "slices": byte_windows.slices(bench.teacher(bench.seeds[0]).tokenizer, bench.test_text),
+        "seeds": list(bench.seeds),
+        "teacher": float(teacher.mean()),
+        "search": {name: bench.tuning_loss(name) for name in (searched(w, lr) for w in CUTS for lr in SEARCH)},
+        "summary": rows,
+    }
+
+
+def closed(before: Any, after: Any, teacher: Any) -> dict[str, float]:
+    """Share of the gap in percent, with the central 95 % of a bootstrap over windows."""
+    import numpy as np
+
+    b, a, t = (values.mean(0) for values in (before, after, teacher))
+    drawn = np.random.default_rng(0).integers(0, len(t), (4000, len(t)))
+    shares = 100 * (b - a)[drawn].sum(1) / (b - t)[drawn].sum(1)
+    low, high = np.quantile(shares, (0.025, 0.975))
+    return {"value": float(100 * (b - a).sum() / (b - t).sum()), "low": float(low), "high": float(high)}
+
+
+def main() -> None:
+    import torch
+
+    command = experiment.Command(__file__, __doc__)
+    command.keeps("directory of teachers and of what has been measured")
+    arguments = command.read()
+    torch.set_num_threads(1)
+    bench = Bench(Path(arguments.work), smoke=arguments.smoke)
+    if bench.run(bench.names, bench.measure, arguments.minutes):
+        note = "one thread, shared with other work; CPU times only"
+        experiment.record(arguments.out, __doc__, summary(bench), note=note)
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Markdown tables for the documentation."""
+    rows = results["summary"]
+    rule = experiment.rule(next(iter(rows.values()))["against"])
+    lines = [
+        [
+            what,
+            f"{row['cut']:.3f}",
+            f"{row['routers']:.3f}",
+            experiment.cell(row["against"], "+.3f"),
+            f"{row['gap_closed']['value']:.0f} % [{row['gap_closed']['low']:.0f}, {row['gap_closed']['high']:.0f}]",
+        ]
+        for what, row in sorted(rows.items(), key=lambda one: one[1]["routers"])
+    ]
+    heading = f"{len(results['seeds'])} seeds, nats per byte; teacher {results['teacher']:.3f}"
+    columns = f"{heading} | cut: | and its routers: | difference ({rule}): | gap closed:"
+    return {"routers": experiment.table(columns, lines)}
+
+
+if __name__ == "__main__":
+    main()
