@@ -263,6 +263,7 @@ def plan_of(config, **settings: Any) -> Plan:
     [
         ("qwen2", {}, {}, "the queries of a qwen2 have biases"),
         ("qwen3", {}, {}, "normalises every key head"),
+        ("deepseek_v3", {}, {}, "has latent attention already"),
         ("gemma2", {}, {}, "a gemma2 has norms, scalings or layers"),
         ("llama", {"attention_bias": True}, {}, "attention_bias is set"),
         ("mistral", {"sliding_window": 64}, {}, "the last 64 of 256 positions"),

@@ -24,6 +24,8 @@ Engine = Literal["vllm", "transformers"]
 SOURCES = ("llama", "mistral")
 """Model types whose layers are DeepSeek's but for attention and, in DeepSeek, experts."""
 REFUSED = {
+    "deepseek_v2": "a deepseek_v2 has latent attention already",
+    "deepseek_v3": "a deepseek_v3 has latent attention already",
     "qwen2": "the queries of a qwen2 have biases, and DeepSeek's query projection has none",
     "qwen3": "a qwen3 normalises every key head, and a latent holds no head that could be normalised",
 }
@@ -47,6 +49,12 @@ def cached_numbers(config: Any) -> int:
     """Keys and values of a token and a layer of the source."""
     facts = describe(config)
     return 2 * facts.num_key_value_heads * facts.head_dim
+
+
+def shared_total(config: Any, share: float) -> int:
+    """A share of them: the nearest multiple of 16, so that ranks stay such that formats and kernels take them."""
+    numbers = share * cached_numbers(config)
+    return STEP * round(numbers / STEP) if numbers >= 8 * STEP - 1 else 2 * int(numbers / 2)
 
 
 def check_source(config: Any, engine: Engine) -> None:

@@ -184,9 +184,9 @@ class LatentAttention(Stage):
 
     def total(self, config: Any) -> int:
         """Numbers to cache for a token and a layer, where a share is given."""
-        from burnish.convert.latent_config import cached_numbers
+        from burnish.convert.latent_config import shared_total
 
-        return 2 * int(self.cache * cached_numbers(config) / 2)
+        return shared_total(config, self.cache)
 
     def widths(self, config: Any) -> Widths | None:
         """The widths, where they are given or follow; None where they are to be chosen."""
