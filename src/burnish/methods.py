@@ -525,7 +525,10 @@ METHODS: tuple[Method, ...] = (
         use="burnish serve sim",
         source="ours; scheduling as in vLLM 0.32",
         page="simulator",
-        benchmarks=(Benchmark("serve_speed", needs="--data DIR with the Mooncake traces"),),
+        benchmarks=(
+            Benchmark("serve_speed", needs="--data DIR with the Mooncake traces"),
+            Benchmark("serve_engine", ("--work", "runs/serve-engine"), needs="--data DIR likewise, and VLLM_PYTHON"),
+        ),
     ),
     Method(
         name="fair shares",

@@ -209,6 +209,37 @@ def test_a_tenant_that_is_also_a_parent_stands_among_its_children():
             assert abs(own.served - child.served) <= 2 * 2 * 2 * 30
 
 
+def test_workflows_that_do_not_come_back_are_forgotten():
+    """None of them says that it has ended; two run at a time."""
+    order, running, most = FairShares(by_program=True), [], 0
+    for number in range(3000):
+        job = Job(f"r{number}", f"t{number % 2}", f"p{number}", prompt=1 + number * 7 % 50, tool="t")
+        order.on_submit(job, 0)
+        while len(running) > 1:
+            order.on_finish(running.pop(0), 0)
+        head = order.head(ROOM)
+        assert head is not None
+        order.on_leave(head, 0)
+        order.on_scheduled(head, head.prompt, 0)
+        running.append(head)
+        most = max(most, sum(len(tenant.children) for tenant in order.root.children.values()))
+    assert most < 150
+    assert len(order._leaves) < 150
+
+
+def test_a_workflow_that_pauses_ahead_of_others_does_not_come_back_as_a_new_one():
+    order = FairShares(by_program=True)
+    ahead, behind = Job("a", "t", "ahead", prompt=100, tool="t"), Job("b", "t", "behind", prompt=10, tool="t")
+    for job in (ahead, behind):
+        order.on_submit(job, 0)
+    order.on_leave(ahead, 0)
+    order.on_scheduled(ahead, 100, 0)
+    order.on_finish(ahead, 0)
+    order.on_submit(Job("a2", "t", "ahead", 1, prompt=10), 0)
+    assert order.share(("t", "program ahead")).runtime == 100 * UNIT
+    assert order.head(ROOM) is behind
+
+
 def test_workflows_of_a_tenant_are_forgotten_with_their_last_turn():
     order = FairShares(by_program=True)
     for number in range(20):

@@ -126,6 +126,7 @@ def up(
     name: str | None = None,
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
     trust_client_tenant: Annotated[bool, Parameter(negative=())] = False,
+    keys: Path | None = None,
     mode: Mode = "enforce",
     telemetry: Path | None = None,
     metrics_port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
@@ -154,6 +155,8 @@ def up(
         0 takes a free one, which is printed.
     trust_client_tenant:
         Believe a client which tenant it is of; without it all are of one.
+    keys:
+        YAML file of mode 600 with a line `key: tenant` each; a request needs one of them, which decides its tenant.
     mode:
         off is plain vLLM; each further one adds: records, forecasts, what the policy would do, the policy itself.
     telemetry:
@@ -176,7 +179,8 @@ def up(
     from burnish.core.apart import check_apart
     from burnish.core.engines import vllm
     from burnish.serve.settings import read_policy
-    from burnish.serve.up import server_options
+    from burnish.serve.up import KEYS, server_options
+    from burnish.serve.vllm.keys import read_keys
 
     interpreter = python or os.environ.get("VLLM_PYTHON")
     if not interpreter:
@@ -188,7 +192,12 @@ def up(
     plugin = {"trust_client_tenant": trust_client_tenant, "mode": mode, "metrics_port": metrics_port}
     if telemetry:
         plugin["telemetry"] = str(telemetry.resolve())
-    options = [*server_options(policy, **plugin), *(option or [])]
+    if keys:
+        read_keys(keys)
+        plugin["trust_client_tenant"] = True  # what a client claims is overwritten before it gets there
+        os.environ["BURNISH_KEYS"] = str(keys.resolve())
+    layer = ["--middleware", KEYS] if keys else []
+    options = [*server_options(policy, **plugin), *layer, *(option or [])]
     server = vllm(
         interpreter, model, *options, log=place, name=name, dtype=dtype, max_model_len=max_model_len, port=port
     )

@@ -51,6 +51,8 @@ class Share:
         heap: (runtime, number, child) of waiting children; a runtime in it may be smaller than the child's is by now.
         key: the runtime of its valid entry in its parent's heap, None without one.
         last: the child that waited last, while none does.
+        present: jobs that wait or run in this leaf.
+        idle: (runtime, number, child) of workflows with no job, which are forgotten once it makes no difference.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Share:
     heap: list[tuple[int, int, Share]] = field(default_factory=list)
     key: int | None = None
     last: Share | None = None
+    present: int = 0
+    idle: list[tuple[int, int, Share]] = field(default_factory=list)
 
     def first(self) -> Share | None:
         """The waiting child with the smallest runtime."""
@@ -124,7 +128,7 @@ class FairShares:
         self._prices = (prompt_price, output_price)
         self._credit, self._lift_when_idle = credit * UNIT, lift_when_idle
         self._by_program, self._within = by_program, within
-        self._leaves: list[Share] = []
+        self._leaves: dict[Share, None] = {}
         self._above: dict[Job, tuple[Share, ...]] = {}
         self._number = 0
         self.strangers: set[str] = set()
@@ -167,7 +171,7 @@ class FairShares:
             leaf = self.share((*self.path(job), "itself"))
         if leaf.queue is None:
             leaf.queue = self._within()
-            self._leaves.append(leaf)
+            self._leaves[leaf] = None
         return leaf
 
     def _lineage(self, job: Job) -> tuple[Share, ...]:
@@ -179,6 +183,7 @@ class FairShares:
                 line.append(node)
                 node = node.parent
             found = self._above[job] = tuple(line)
+            found[0].present += 1
         return found
 
     # -- the order -------------------------------------------------------------------------------------------------
@@ -197,11 +202,18 @@ class FairShares:
         self.root.waiting += 1
 
     def _lift(self, node: Share, parent: Share) -> None:
+        lifted = self._lifted(parent)
+        if lifted is not None:
+            node.runtime = max(node.runtime, lifted)
+
+    def _lifted(self, parent: Share) -> int | None:
+        """The runtime below which no child begins to wait."""
         first = parent.first()
         if first is not None:
-            node.runtime = max(node.runtime, first.runtime - self._credit)
-        elif self._lift_when_idle and parent.last is not None:
-            node.runtime = max(node.runtime, parent.last.runtime - self._credit)
+            return first.runtime - self._credit
+        if self._lift_when_idle and parent.last is not None:
+            return parent.last.runtime - self._credit
+        return None
 
     def head(self, room: Room) -> Job | None:
         node = self.root
@@ -248,10 +260,25 @@ class FairShares:
         queue = line[0].queue
         assert queue is not None
         queue.on_finish(job, now)
-        leaf = line[0]
-        if self._by_program and not job.tool and not leaf.waiting and leaf.parent is not None:
-            leaf.parent.children.pop(leaf.name, None)
-            self._leaves.remove(leaf)
+        leaf, parent = line[0], line[0].parent
+        leaf.present -= 1
+        if self._by_program and parent is not None:
+            if not leaf.present:
+                heapq.heappush(parent.idle, (leaf.runtime if job.tool else -1, leaf.number, leaf))
+            self._forget(parent)
+
+    def _forget(self, parent: Share) -> None:
+        """Forgets workflows without a job: those that have ended, and those to whose runtime a new one would be lifted.
+
+        Whoever begins to wait is at least where `_lift` puts him, and that only rises, so a workflow that pauses and
+        is not further than that loses nothing by it but its place among equals.
+        """
+        lifted = self._lifted(parent)
+        while parent.idle and parent.idle[0][0] <= (-1 if lifted is None else lifted):
+            runtime, _, leaf = heapq.heappop(parent.idle)
+            if not leaf.present and runtime in (-1, leaf.runtime) and parent.children.get(leaf.name) is leaf:
+                del parent.children[leaf.name]
+                del self._leaves[leaf]
 
     def __len__(self) -> int:
         return self.root.waiting

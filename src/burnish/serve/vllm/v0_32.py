@@ -178,12 +178,12 @@ class PolicyScheduler(AsyncScheduler):
 
     def _watcher(self) -> Watcher:
         plugin = self.plugin
-        recorder = Recorder(Path(plugin.telemetry), self._about()) if plugin.telemetry else None
+        recorder = Recorder(Path(plugin.telemetry), self.about()) if plugin.telemetry else None
         shadow = Shadow(*self._policy(), self.room) if plugin.mode in ("shadow", "advise") else None
         guard = PolicyGuard() if plugin.mode == "enforce" and plugin.fall_back and self.policy.hold != "none" else None
         return Watcher(plugin.mode, self.now, recorder=recorder, shadow=shadow, guard=guard)
 
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """Of the start in the telemetry; limits have the names of an engine file."""
         config, caching = self.scheduler_config, self.cache_config.enable_prefix_caching
         return {
@@ -260,7 +260,7 @@ class PolicyScheduler(AsyncScheduler):
         self._look()
         made = super().schedule(throttle_prefills)
         if self.watcher.recorder and made.total_num_scheduled_tokens:
-            self._clock.planned(made, begun, idle=idle, what=_computed(made))
+            self._clock.planned(made, begun, idle=idle, what=computed(made))
         return made
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -414,7 +414,7 @@ class PolicyScheduler(AsyncScheduler):
                 return
 
 
-def _computed(plan: Any) -> dict[str, int]:
+def computed(plan: Any) -> dict[str, int]:
     """What a step computes: tokens of prompts, requests that decode, and tokens that those hold."""
     prompt = sum(plan.num_scheduled_tokens[new.req_id] for new in plan.scheduled_new_reqs)
     decodes = context = 0

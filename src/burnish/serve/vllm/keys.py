@@ -1,0 +1,137 @@
+"""The key of a request decides its tenant: a layer before vLLM's server.
+
+    BURNISH_KEYS=keys.yaml vllm serve MODEL --middleware burnish.serve.vllm.keys.KeyedTenants ...
+
+`keys.yaml` has one line `key: organisation/team/tenant` for each key, and is readable by its owner alone. A request to
+/v1 without one of the keys is answered with status 401. In all others `vllm_xargs.tenant` is set to that of the key,
+whatever the client wrote there, so the plug-in may trust it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from burnish.core.errors import SettingsError
+from burnish.core.outside import read_bytes
+from burnish.core.yaml12 import Loader
+
+MOST_BYTES = 64 << 20
+"""Of a request's body."""
+Message = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Tenants by key.
+
+    Raises:
+        SettingsError: no such file, one that others can read, or one with something else in it; no key is named.
+    """
+    fix = "write one line `key: organisation/team/tenant` for each key"
+    text = read_bytes(path, error=SettingsError).decode("utf-8", "replace")
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise SettingsError("can be read by others", where=str(path), fix=f"chmod 600 {path}")
+    try:
+        found = yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, RecursionError):
+        raise SettingsError("is not YAML", where=str(path), fix=fix) from None  # its error would show a key
+    if not isinstance(found, dict) or not found:
+        raise SettingsError("holds no keys", where=str(path), fix=fix)
+    for place, (key, tenant) in enumerate(found.items(), start=1):
+        if not isinstance(key, str) or not key or not isinstance(tenant, str) or "" in tenant.split("/"):
+            raise SettingsError(f"key number {place} is not a text with a tenant", where=str(path), fix=fix)
+    return found
+
+
+class KeyedTenants:
+    """The layer, as ASGI has it.
+
+    Args:
+        app: the server.
+        keys: tenants by key; of the file that BURNISH_KEYS names where nothing is said.
+    """
+
+    def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]], keys: Mapping[str, str] | None = None):
+        self._app = app
+        self._keys = dict(keys) if keys is not None else read_keys(Path(os.environ["BURNISH_KEYS"]))
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1"):
+            await self._app(scope, receive, send)
+            return
+        tenant = self._tenant(dict(scope["headers"]).get(b"authorization", b""))
+        if tenant is None:
+            await _answer(send, 401, "the request has no key that is known")
+            return
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        body = await _body(receive)
+        if body is None:
+            await _answer(send, 413, "the request is too long")
+            return
+        body = _said(body, tenant)
+        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        sent = False
+
+        async def once() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope | {"headers": headers}, once, send)
+
+    def _tenant(self, header: bytes) -> str | None:
+        """Of a key; every key is compared, in a time that does not tell how much of it is right."""
+        given = header.removeprefix(b"Bearer ")
+        found = None
+        for key, tenant in self._keys.items():
+            if hmac.compare_digest(key.encode(), given):
+                found = tenant
+        return found
+
+
+def _said(body: bytes, tenant: str) -> bytes:
+    """A request with its tenant; what is no JSON object is for the server to refuse."""
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    if not isinstance(asked, dict):
+        return body
+    given = asked.get("vllm_xargs")
+    asked["vllm_xargs"] = (given if isinstance(given, dict) else {}) | {"tenant": tenant}
+    return json.dumps(asked).encode()
+
+
+async def _body(receive: Receive) -> bytes | None:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b"".join(parts)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MOST_BYTES:
+            return None
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _answer(send: Send, status: int, why: str) -> None:
+    body = json.dumps({"error": {"message": why, "type": "invalid_request_error", "code": status}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
