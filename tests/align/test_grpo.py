@@ -15,6 +15,7 @@ from trl import GRPOTrainer
 from burnish.align.envs import ChainEnv, text_of
 from burnish.align.grpo_seam import SampledGRPOConfig, SampledGRPOTrainer
 from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
+from burnish.align.maths.length_rules import Kimi, LaserD
 from burnish.core.errors import DataError, SettingsError
 from burnish.data.chain import Chains
 
@@ -108,6 +109,13 @@ def test_the_private_methods_that_are_replaced_have_the_arguments_they_had() -> 
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=said):
         config(ShortARCConfig, tmp_path, **changes)
+
+
+def test_settings_of_a_rule_may_be_texts_as_the_command_line_gives_them(tmp_path: Path) -> None:
+    given = config(ShortARCConfig, tmp_path, length_shaping="kimi", shaping_options={"weight": "0.3"})
+    assert given.rule == Kimi(weight=0.3)
+    bins = config(ShortARCConfig, tmp_path, length_shaping="laser_d", shaping_options={"limits": [10, 20, 30]})
+    assert bins.rule == LaserD((10, 20, 30))
 
 
 @pytest.mark.slow

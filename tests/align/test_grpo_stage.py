@@ -38,6 +38,8 @@ def weights(model: burnish.Model) -> torch.Tensor:
         ({"env": "reasoning_gym"}, "there is no environment"),
         ({"shaping": "shortarc"}, "did you mean 'short_arc'"),
         ({"shaping": "kimi", "shaping_options": {"wait": 1}}, "do not fit 'kimi'"),
+        ({"shaping": "kimi", "shaping_options": {"weight": "heavy"}}, "do not fit 'kimi'"),
+        ({"max_new_tokens": 100_000}, "max_new_tokens"),
         ({"rollouts": 1}, "rollouts"),
         ({"micro_batch": 5}, "does not divide"),
         ({"alpha": 0.95}, "above alpha_max"),

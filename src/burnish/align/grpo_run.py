@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 LOGGED = {
     "accuracy": "accuracy",
-    "reward": "rewards/correct/mean",
     "tokens": "completions/mean_length",
-    "cut off": "completions/clipped_ratio",
-    "redundancy": "redundancy",
     "alpha": "alpha",
+    "redundancy": "redundancy",
+    "ratio furthest from 1": "ratio/furthest",
     "target": "acc_target",
+    "reward": "rewards/correct/mean",
+    "cut off": "completions/clipped_ratio",
     "none solved": "solved/none",
     "all solved": "solved/all",
     "without variance": "frac_reward_zero_std",
     "unscorable": "unscorable",
-    "ratio furthest from 1": "ratio/furthest",
     "clipped": "clip_ratio/region_mean",
     "entropy": "entropy",
     "gradient norm": "grad_norm",
     "packing": "packing",
 }
-"""Columns of the table of updates, and what the trainer calls them."""
+"""Columns of the table of updates, and what the trainer calls them; the report draws the first of them."""
 SHOWN = 12
 """Answers that the report shows, before and after."""
 

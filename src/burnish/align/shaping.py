@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from burnish.align.maths.length_rules import RULES, LengthRule
 from burnish.core.errors import SettingsError, nearest
+from burnish.core.settings import first_mistake
 
 SHAPINGS = ("short_arc", *RULES)
 
@@ -24,8 +28,13 @@ def length_rule(name: str, options: dict[str, Any]) -> LengthRule | None:
         guess = nearest(name, list(SHAPINGS))
         fix = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(SHAPINGS)}"
         raise SettingsError(f"there is no length rule {name!r}", where="length_shaping", fix=fix)
+    known = [one.name for one in fields(RULES[name])]  # type: ignore[arg-type]  # all of them are dataclasses
+    if strange := next((key for key in options if key not in known), None):
+        has = f"has {', '.join(known)}" if known else "has no settings"
+        raise SettingsError(
+            f"do not fit {name!r}: {strange!r} is none of them", where="shaping_options", fix=f"it {has}"
+        )
     try:
-        return RULES[name](**options)
-    except TypeError as error:
-        said = str(error).partition("()")[2].strip() or str(error)
-        raise SettingsError(f"do not fit {name!r}: {said}", where="shaping_options") from None
+        return TypeAdapter(RULES[name]).validate_python(options)  # the command line gives texts
+    except ValidationError as error:
+        raise SettingsError(f"do not fit {name!r}: {first_mistake(error)}", where="shaping_options") from None

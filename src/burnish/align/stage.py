@@ -304,8 +304,11 @@ class Grpo(Stage):
         """The same model; refuses an environment or a rule that is not there before anything runs."""
         from burnish.align.envs import check_environment
         from burnish.align.shaping import length_rule
+        from burnish.data.attempt import check_length
 
         check_environment(self.env)
+        default = type(self).model_fields["max_new_tokens"].default
+        check_length(self.max_new_tokens, default, before.config, name="max_new_tokens")
         length_rule(self.shaping, self.shaping_options)
         return before.with_(peak_memory_bytes=ADAM_BYTES * before.num_parameters)
 
