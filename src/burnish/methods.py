@@ -100,6 +100,7 @@ REASON_NULL = Benchmark("reason_null", needs="--data FILE with problems of GSM8K
 ALIGN_LINEAR = Benchmark("align_linear")
 ALIGN_STEP = Benchmark("align_step")
 ALIGN_POLICY = Benchmark("align_policy", needs="--data DIR with movie reviews and sentence polarity, --work DIR")
+SHORT_ARC = Benchmark("short_arc", needs="--start DIR, the supervised half of recipes/short_arc.yaml, --work DIR")
 ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
 
 METHODS: tuple[Method, ...] = (
@@ -373,6 +374,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish align grpo --shaping short_arc",
         source="Short-ARC, a title submitted for ICLR 2026; the formulation is ours",
         page="short-arc",
+        benchmarks=(SHORT_ARC,),
     ),
     Method(
         name="label audit",
