@@ -10,8 +10,7 @@ from cyclopts.validators import Number
 
 from burnish.core.errors import SettingsError
 from burnish.core.outside import MAX_SEED
-from burnish.serve.watch import Mode
-from burnish.serve.workload import RouterName, Workload
+from burnish.serve.workload import Mode, RouterName, Workload
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Many = Annotated[list[str], Parameter(negative=())]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from burnish.serve.forecasts import Forecasts, interval
 from burnish.serve.guard import SECOND, PolicyGuard
@@ -17,8 +17,8 @@ from burnish.serve.metrics import TenantSums, Values
 from burnish.serve.policies.protocol import Job
 from burnish.serve.shadow import Shadow
 from burnish.serve.telemetry import BlockNumbers, Recorder
+from burnish.serve.workload import Mode
 
-Mode = Literal["off", "telemetry", "shadow", "advise", "enforce"]
 MOST_PROGRAMS = 100_000
 """Paused workflows that are remembered."""
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 RouterName = Literal["least-loaded", "workflow", "round-robin"]
 """How requests are spread over engines; see `burnish.serve.simulate`."""
+Mode = Literal["off", "telemetry", "shadow", "advise", "enforce"]
+"""What the plug-in does in a live server; see `burnish.serve.watch`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from burnish.core.errors import SettingsError
 from burnish.core.settings import Settings
 from burnish.serve.policies.protocol import Job
 from burnish.serve.settings import PolicySettings, read_policy
-from burnish.serve.watch import Mode
+from burnish.serve.workload import Mode
 
 MAX_NAME = 200
 
