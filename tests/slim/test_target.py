@@ -14,6 +14,7 @@ from transformers import (
 from burnish.core.checkpoint import plan_config
 from burnish.core.errors import SettingsError
 from burnish.slim.target import allowed_parameters, experts_of, fit, resized, router_groups
+from small_models import small_config
 
 PHI = PhimoeConfig(
     vocab_size=32064,
@@ -147,3 +148,12 @@ def test_fewer_experts_than_the_router_chooses_are_refused(module_of):
 def test_nothing_grows(setting, module_of):
     with pytest.raises(SettingsError, match="slim only cuts"):
         resized(module_of("mixtral").config, **{setting: 1000})
+
+
+def test_experts_that_share_their_width_with_other_layers_are_dropped_and_not_narrowed():
+    config = small_config("jamba", num_experts=8)
+    full = plan_config(config).num_parameters
+    found = fit(config, full * 8 // 10, by="num_experts", multiple=8, num_key_value_heads=None)
+    assert found.width == experts_of(config).intermediate_size and found.num_experts < 8
+    with pytest.raises(SettingsError, match="one width for its experts and for the MLPs"):
+        fit(config, full * 8 // 10, by="width", multiple=8, num_key_value_heads=None)

@@ -186,6 +186,8 @@ def fit(
     experts, groups = experts_of(config), router_groups(config)
     fewest = groups * math.ceil(max(experts.top_k, 2 * groups if groups > 1 else 1) / groups)
     widths = [*range(multiple, experts.intermediate_size, multiple), experts.intermediate_size]
+    if by == "num_experts" and experts.shares_width:
+        widths = widths[-1:]
     numbers = [*range(fewest, experts.num_experts, groups), experts.num_experts]
     if len(widths if by == "width" else numbers) == 1:
         none = f"multiple of {multiple}" if by == "width" else "number that the router can choose from"
