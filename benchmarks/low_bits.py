@@ -184,10 +184,15 @@ class Measuring:
         return self.originals[domain]
 
     def windows_of(self, domain: str) -> torch.Tensor:
-        files = {"movies": "movie_reviews.jsonl.gz", "speeches": "us_speeches.jsonl.gz"}
-        texts = read_texts(self.arguments.data / files[domain] if domain in files else "wikitext2-test")
-        every = windows(self.model.tokenizer, texts, REPORT_LENGTH, max_chars=REPORT_CHARS)
-        return every[torch.linspace(0, len(every) - 1, REPORT_WINDOWS).round().long()]
+        return windows_of_domain(self.model, self.arguments.data, domain)
+
+
+def windows_of_domain(model: Any, data: Path | None, domain: str) -> torch.Tensor:
+    """What the divergence from a model is measured on; `data` is where the two texts are that the package lacks."""
+    files = {"movies": "movie_reviews.jsonl.gz", "speeches": "us_speeches.jsonl.gz"}
+    texts = read_texts((data or Path()) / files[domain] if domain in files else "wikitext2-test")
+    every = windows(model.tokenizer, texts, REPORT_LENGTH, max_chars=REPORT_CHARS)
+    return every[torch.linspace(0, len(every) - 1, REPORT_WINDOWS).round().long()]
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:

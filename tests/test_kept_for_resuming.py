@@ -48,6 +48,11 @@ def _distill(model: burnish.Model, place: Path) -> None:
     stage(model, data=[PROSE.read_text()], teacher=burnish.load(model.path or ""), work_dir=place)
 
 
+def _tune(model: burnish.Model, place: Path) -> None:
+    packed = burnish.Quantize(method="rtn", group_size=32)(model).save(place.with_name("packed"))
+    burnish.Tune(**SHORT)(burnish.load(packed), data=[PROSE.read_text()], teacher=str(model.path), work_dir=place)
+
+
 def _align(model: burnish.Model, place: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 4, "save_every": 2, "batch": 4, "micro_batch": 2, "max_length": 128}
     burnish.Align(**settings, on_bad_pair="drop")(model, data=str(PAIRS), work_dir=place)
@@ -126,6 +131,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
             "teacher-data/rows-N/log_probabilities.npy",
         },
     ),
+    "tune": (_tune, {"states/step-N/state.safetensors", "best/step-N/weights.safetensors"}),
     "align": (_align, {"trainer/"}),
     "grpo": (_grpo, {"trainer/"}),
     "quantize": (_quantize, {"statistics/layerN-foldN/sums.safetensors"}),

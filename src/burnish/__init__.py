@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.quantize.stage import Quantize as Quantize
     from burnish.slim.stage import Slim as Slim
     from burnish.train.stage import Train as Train
+    from burnish.tune.stage import Tune as Tune
 
 _PUBLIC = {
     "BurnishError": "burnish.core.errors",

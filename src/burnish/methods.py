@@ -94,6 +94,7 @@ OPTIMIZER_SWEEP = Benchmark("optimizer_sweep", needs="--data DIR with speeches a
 QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with llm-compressor, --work DIR")
 YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
 LOW_BITS = Benchmark("low_bits", needs="--data DIR with movie reviews and speeches, --work DIR, the peer's environment")
+SCALE_TUNING = Benchmark("scale_tuning", needs="--data DIR with movie reviews and speeches, --work DIR")
 SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
 REASON_TINY = Benchmark("reason_tiny", needs="--work DIR, and some hours of one core")
 REASON_NULL = Benchmark("reason_null", needs="--data FILE with problems of GSM8K, --work DIR")
@@ -153,6 +154,24 @@ METHODS: tuple[Method, ...] = (
         source="Optimal Brain Compression, 2022, arXiv:2208.11580",
         page="strides",
         benchmarks=(Benchmark("strides"),),
+    ),
+    Method(
+        name="scale tuning",
+        does="scales and norms of a packed checkpoint trained against the original's predictions; codes and size stay",
+        use="burnish tune",
+        source="ours; the gradient through rounding: straight-through estimator, 2013, arXiv:1308.3432",
+        page="scale-tuning",
+        benchmarks=(SCALE_TUNING,),
+        verb=Verb(
+            name="tune",
+            settings="burnish.tune.stage:Tune",
+            help="Train the scales and norms of a packed checkpoint against the original.",
+            examples=(
+                "burnish tune smollm2-3bit --teacher models/smollm2 --data texts.jsonl -o smollm2-3bit-tuned",
+                "burnish tune smollm2-3bit --teacher models/smollm2 --data texts.jsonl --no-norms -o tuned",
+            ),
+            makes="packed checkpoint",
+        ),
     ),
     Method(
         name="training",

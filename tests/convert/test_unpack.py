@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,16 @@ def test_compressed_tensors_are_unpacked_by_the_stock_loader(tiny_llama: Path, t
     found = AutoModelForCausalLM.from_pretrained(dense).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
     assert load_file(dense / "model.safetensors").keys() == load_file(tiny_llama / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("settings", [{"group_size": 16}, {"scheme": "fp8-dynamic"}])
+def test_packed_experts_are_unpacked_too(tmp_path: Path, settings: dict[str, Any]):
+    original = Model(module=make("mixtral", disturbed=True), tokenizer=small_tokenizer()).save(tmp_path / "original")
+    packed = Quantize(method="rtn", **settings)(load(original)).save(tmp_path / "packed")
+    dense = Unpack(dtype="float32")(load(packed)).save(tmp_path / "dense")
+    assert load_file(dense / "model.safetensors").keys() == load_file(original / "model.safetensors").keys()
+    wanted, found = load(packed, dtype=torch.float32).module, load(dense, dtype=torch.float32).module
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in wanted.state_dict().items())
 
 
 def test_a_packed_model_that_is_in_memory_already_is_unpacked_too(tiny_llama: Path, tmp_path: Path):

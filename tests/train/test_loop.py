@@ -219,6 +219,47 @@ def test_settings_that_only_watch_may_change(model_of, rows, context):
     assert train(model_of(), rows, context(), save_every=4, eval_every=2, log_every=1).resumed_from == 3
 
 
+def stopping(at, *, unlearning):
+    """The loss of the loop's tests, which gives up at one of its calls; or of other targets than those measured on."""
+    calls = iter(range(1, 10_000))
+
+    def loss_fn(model, batch):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        if model.training and unlearning:
+            batch = batch | {"targets": batch["targets"].clamp(max=7)}
+        return causal_lm_loss(model, batch)
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("unlearning", [False, True])
+def test_the_weights_of_the_best_step_are_kept_also_when_it_was_stopped(model_of, rows, context, unlearning):
+    kept_rows, held_out = rows.split(8)
+
+    def run(name, at=0):
+        model, loss_fn = model_of(), stopping(at, unlearning=unlearning)
+        how = Loop(steps=9, batch_size=4, eval_every=2, keep_best=True, save_every=3)
+        optimizer = NorMuon.for_model(model, lr=0.05)
+        return model, fit(model, kept_rows, loss_fn, optimizer, context(name), how, validation=held_out)
+
+    whole, result = run("whole")
+    last = result.rows[-1]["validation_loss"]
+    assert (result.validation["loss"] < last) == unlearning
+    kept = evaluate(whole, held_out, causal_lm_loss, micro_batch_size=4)
+    assert kept == pytest.approx(result.validation)
+    for at in (4, 14, 17):
+        with pytest.raises(KeyboardInterrupt):
+            run(f"stopped{at}", at)
+        again, _ = run(f"stopped{at}")
+        assert torch.equal(weights(whole), weights(again))
+
+
+def test_keeping_the_best_needs_something_to_measure_on(model_of, rows, context):
+    with pytest.raises(SettingsError, match="keep_best needs held-out rows"):
+        train(model_of(), rows, context(), keep_best=True)
+
+
 def test_a_damaged_state_is_refused_and_the_advice_works(model_of, rows, context):
     train(model_of(), rows, context(), save_every=3)
     (path,) = context().work_dir.glob("states/*/state.safetensors")

@@ -43,7 +43,7 @@ def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
     dtype = getattr(torch, settings.dtype)
     # The stock loader takes its packing out of the configuration of a network that it has made dense.
     config = model.config if model.path is None else load_config(model.path)
-    if packing_of(config) not in STREAMED:
+    if model.packed or packing_of(config) not in STREAMED:
         return model.derive(module=cast(copy.deepcopy(model.module), dtype))
     if model.path is None:
         raise CheckpointError("exists in memory only, and packed weights are unpacked from files", fix="save it first")

@@ -112,6 +112,13 @@ class PackedRows:
         parts = [getattr(self, field.name) for field in fields(self)]
         return PackedRows(*(part[:cut] for part in parts)), PackedRows(*(part[cut:] for part in parts))
 
+    def spread(self, most: int | None) -> PackedRows:
+        """All rows, or `most` of them that are spread evenly where there are more."""
+        if most is None or most >= len(self):
+            return self
+        places = np.linspace(0, len(self) - 1, most).round().astype(int)
+        return PackedRows(*(getattr(self, field.name)[places] for field in fields(self)))
+
     @classmethod
     def mapped(cls, directory: Path) -> PackedRows:
         """What `pack` has written into a directory."""

@@ -30,6 +30,7 @@ from burnish.core.store import Key
 from burnish.optim.constrained.pstorm import PStorm
 from burnish.optim.optimizer import MatrixOptimizer
 from burnish.optim.wsam import WSAM
+from burnish.train.best import Best
 from burnish.train.bound import Bound, Bounded
 from burnish.train.losses import Batch, LossFn, detached
 from burnish.train.maths.schedule import Schedule
@@ -78,6 +79,7 @@ class Loop:
         precision: "float32", or "bfloat16" for bfloat16 products with float32 weights and state.
         on_nonfinite: "stop" with an error that names the parameter, or "skip" the step.
         eval_every: steps between two measurements on the held-out rows; 0 measures at the end only.
+        keep_best: end with the weights of the lowest loss on the held-out rows, those of the start among them.
         save_every: steps between two saved states; 0 saves none.
         save_async: with several processes, go on training while a state is written (it is copied first).
         log_every: steps per row of the loss table; 0 chooses so that there are at most 400 rows.
@@ -93,6 +95,7 @@ class Loop:
     precision: Literal["float32", "bfloat16"] = "float32"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     eval_every: int = 0
+    keep_best: bool = False
     save_every: int = 100
     save_async: bool = False
     log_every: int = 0
@@ -112,7 +115,7 @@ class Fit:
         tokens: input tokens of all steps.
         rows: the loss table {step, loss, validation_loss, lr, gradient_norm, tokens_per_second, tokens}, and
             {flops_per_second, mfu} of one device where they are known.
-        validation: metrics on the held-out rows after the last step, empty without any.
+        validation: metrics on the held-out rows of the weights that are kept, empty without any.
     """
 
     steps: int
@@ -164,7 +167,7 @@ def fit(
         CheckpointError: `work_dir` holds the state of another training.
         OutputError: a state could not be written.
     """
-    _check(data, loop, world)
+    _check(data, loop, world, validation)
     return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world, key, bounded, speed, trackers).run()
 
 
@@ -208,7 +211,7 @@ def evaluate(
     return {"loss": total / weight} | {name: value / weight for name, value in zip(names, metrics, strict=True)}
 
 
-def _check(data: Rows, loop: Loop, world: World) -> None:
+def _check(data: Rows, loop: Loop, world: World, validation: Rows | None) -> None:
     micro = loop.micro_batch_size or loop.batch_size
     if loop.steps < 1 or loop.batch_size < 1 or micro < 1:
         raise SettingsError(f"steps {loop.steps}, batch_size {loop.batch_size} and micro_batch_size {micro} must be 1+")
@@ -220,6 +223,11 @@ def _check(data: Rows, loop: Loop, world: World) -> None:
         )
     if len(data) == 0:
         raise SettingsError("there are no rows to train on")
+    if loop.keep_best and validation is None:
+        what = "keep_best needs held-out rows to measure on"
+        raise SettingsError(what, where="keep_best", fix="give validation, or a holdout")
+    if loop.keep_best and world.size > 1:
+        raise SettingsError("keep_best is for one process only", where="keep_best", fix="leave keep_best out")
 
 
 class _Training:
@@ -255,6 +263,7 @@ class _Training:
             parts["bound"] = bounded.key
         self.bound = None if bounded is None else Bound(bounded)
         self.states = States(ctx.work_dir, parts | {"data": data.hash}, ctx.may_change)
+        self.best = Best(ctx.work_dir, self.states.key) if loop.keep_best else None
         self.rows: list[dict[str, Any]] = []
         self.window = _Window()
         self.skipped: list[dict[str, Any]] = []
@@ -289,6 +298,8 @@ class _Training:
             self.trackers.start(first)
         if self.bound is not None and first == 0:
             self._start_bound(self.bound)
+        if self.best is not None and self.best.step < 0:
+            self.best.offer(0, self._evaluate(), self.model)
         self.model.train()
         validation: dict[str, float] = {}
         length = self.data.take([0])["input_ids"].shape[1]
@@ -306,6 +317,8 @@ class _Training:
                 due = loop.eval_every and done % loop.eval_every == 0
                 if self.validation is not None and (due or done == loop.steps):
                     validation = self._evaluate()
+                    if self.best is not None:
+                        self.best.offer(done, validation, self.model)
                 if done % self.log_every == 0 or done == loop.steps or validation:
                     task.note(f"loss {self._log(done, validation):.4g}")
                 if done < loop.steps:
@@ -313,6 +326,9 @@ class _Training:
                     if loop.save_every and done % loop.save_every == 0:
                         self._save(done)
         self.world.finish()
+        if self.best is not None:
+            self.best.put_into(self.model)
+            validation = self.best.metrics
         if self.world.is_main:
             self.ctx.progress.log(self._result(validation))
             self.ctx.ledger.table("loss", self.rows)
@@ -327,6 +343,8 @@ class _Training:
         """One line for logs, where no progress bar has shown it."""
         last = self.rows[-1] if self.rows else {}
         held_out = f", on held-out rows {validation['loss']:.4g}" if validation else ""
+        if self.best is not None:
+            held_out += f" (of step {self.best.step:,}, the best and the one that is kept)"
         loss = f"{last['loss']:.4g}" if "loss" in last else "unknown, for the last steps had no gradient"
         each = last.get("tokens_per_second", 0.0) / self.world.size
         speed = f"; {self.speed.words(each)}" if self.speed is not None and each else ""
@@ -535,6 +553,8 @@ class _Training:
         extra |= {"tokens": self.tokens, "next_place": self.sampler.place(step)}
         if self.bound is not None:
             extra |= {"bound": self.bound.state()}
+        if self.best is not None:
+            extra |= {"best": self.best.state()}
         wait = not self.loop.save_async
         self.world.save(self.states, step, self.model, self.optimizer, extra=extra, wait=wait)
 
@@ -553,6 +573,8 @@ class _Training:
         self.skipped, self.tokens = extra["skipped"], extra["tokens"]
         if self.bound is not None:
             self.bound.go_on(extra["bound"], self.loop.steps)
+        if self.best is not None:
+            self.best.go_on(extra["best"])
         self.changes = extra["changes"] + [{"after_step": step, "change": text} for text in resumed.changes.values()]
         self.sampler.go_on(step, extra["next_place"])
         if self.world.is_main:  # what was logged after the state was saved will be logged again

@@ -91,7 +91,7 @@ def _run(
     attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
     rows, held_out, bounded = all_rows(settings, model.tokenizer, ctx, world)
     batches = prepare(rows, "data")
-    validation = None if held_out is None else prepare(held_out, "validation")
+    validation = None if held_out is None else prepare(held_out.spread(settings.validation_rows), "validation")
     module: Any = copy.deepcopy(model.module)
     for read in [rows] if bounded is None else [rows, bounded.rows]:
         check_vocabulary(module, read)
@@ -407,6 +407,7 @@ def loop_of(settings: Train, steps: int, device: str) -> Loop:
         precision=precision_of(settings, device),
         on_nonfinite=settings.on_nonfinite,
         eval_every=settings.eval_every,
+        keep_best=settings.keep_best,
         save_every=settings.save_every,
         save_async=settings.save_async,
         compile=settings.compile,

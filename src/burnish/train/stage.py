@@ -36,12 +36,15 @@ class Train(Stage):
     memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
     changeable: ClassVar[frozenset[str] | None] = frozenset(
         {"steps", "epochs", "batch", "micro_batch", "lr", "adamw_lr", "schedule", "warmup", "decay", "final_lr"}
-        | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation", "keep_adapter"}
+        | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation", "validation_rows", "keep_adapter"}
     )
 
     data: DataRef | None = Field(default=None, description="texts or chats to train on; must be given")
     validation: DataRef | None = Field(default=None, description="texts or chats to measure on during training")
     holdout: float = Field(default=0.0, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
+    validation_rows: int | None = Field(
+        default=None, ge=1, description="most rows that are measured on, spread over those held out; all if not given"
+    )
     bound_data: DataRef | None = Field(
         default=None, description="other texts or chats whose loss must stay at or below a level"
     )
@@ -141,6 +144,10 @@ class Train(Stage):
         ge=0,
         description="steps between measurements on held-out rows; 0 measures at the end",
         json_schema_extra=VOLATILE,
+    )
+    keep_best: bool = Field(
+        default=False,
+        description="end with the weights of the lowest loss on held-out rows, measured at the start and by eval_every",
     )
     save_every: int = Field(
         default=100,

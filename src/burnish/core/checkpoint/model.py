@@ -286,7 +286,8 @@ class Model:
         if self.path is not None:
             return plan_checkpoint(self.path)
         num_bytes = sum(p.numel() * p.element_size() for p in self.module.parameters())
-        return Plan(self.config, self.lineage.kind, self.lineage.weights, module_shapes(self.module), num_bytes)
+        weights = Weights.PACKED if self.packed else self.lineage.weights
+        return Plan(self.config, self.lineage.kind, weights, module_shapes(self.module), num_bytes)
 
     def derive(self, **changes: Any) -> Model:
         """A new in-memory model that keeps this one's tokenizer and lineage unless they are given."""
@@ -397,13 +398,23 @@ def check_read_by_stock(config: PretrainedConfig, directory: Path) -> None:
 
 
 def drop_packing(module: PreTrainedModel) -> None:
-    """Removes the scales, zero points and shapes that the stock loader leaves beside the dense weights made of them."""
+    """Makes a network that the stock loader has decompressed one like any other.
+
+    The loader leaves scales, zero points and shapes beside the weights that it has made of them, and it remembers how
+    it read packed experts; saved that way, they would be split into packed ones again, which cannot be.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
     for part in module.modules():
         names = [name for name, _ in part.named_parameters(recurse=False)]
         names += [name for name, _ in part.named_buffers(recurse=False)]
         for name in names if "weight" in names else ():
             if name.startswith("weight_"):
                 delattr(part, name)
+    known: Any = getattr(module, "_weight_conversions", None)
+    if known is not None:
+        own = {tuple(one.target_patterns): one for one in get_model_conversion_mapping(module, add_legacy=False)}
+        known[:] = [own.get(tuple(one.target_patterns), one) for one in known]
 
 
 def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,0 +1,118 @@
+"""The whole numbers and scales of a packed checkpoint, and the layers of its network that they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from burnish.core.errors import CheckpointError, SettingsError
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+
+WORDS, SCALE, ZERO, SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
+"""How the names of a packed weight's tensors end (compressed-tensors, `pack-quantized`)."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One weight.
+
+    Attributes:
+        levels: codes less their zero points (out, in).
+        scale: (out, groups), in the dtype of the checkpoint.
+        tensors: all of it as it is on disk, by name.
+        scale_name: which of them the scales are.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    tensors: Mapping[str, Tensor]
+    scale_name: str
+
+
+def quantization_config(model: Model) -> dict[str, Any]:
+    """That of config.json, word for word, or of the model that has not been saved."""
+    if model.quantization_config is not None:
+        return model.quantization_config
+    assert model.path is not None, "a packed model is on disk, or has been packed in memory"
+    return json.loads((model.path / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+
+
+def packed_weights(model: Model) -> Iterator[tuple[str, Packed]]:
+    """(name on disk of the weight, what it is packed as), one at a time.
+
+    Raises:
+        SettingsError: its weights are packed, but not as whole numbers in groups.
+        CheckpointError: a packed weight lacks a tensor, or has one of another shape.
+    """
+    found = False
+    for disk, tensors in _tensors_by_weight(model):
+        found = True
+        yield disk, _read(disk, tensors)
+    if not found:
+        form = quantization_config(model).get("format")
+        raise SettingsError(
+            f"the weights are packed as {form!r}, and scales are tuned of whole numbers (pack-quantized)",
+            fix="quantize with scheme: int",
+        )
+
+
+def _tensors_by_weight(model: Model) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if model.packed:
+        for disk, tensors in model.packed.items():
+            if any(name.endswith(WORDS) for name in tensors):
+                yield disk, dict(tensors)
+        return
+    from burnish.core.checkpoint.tensor_files import TensorReader
+
+    assert model.path is not None
+    files = TensorReader(model.path)
+    for name in files.meta:
+        if name.endswith("." + WORDS):
+            prefix = name.removesuffix(WORDS)
+            own = [prefix + end for end in (WORDS, SCALE, ZERO, SHAPE) if prefix + end in files.meta]
+            yield f"{prefix}weight", {part: files.read(part) for part in own}
+
+
+def _read(disk: str, tensors: dict[str, Tensor]) -> Packed:
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    prefix = disk.removesuffix("weight")
+    absent = [prefix + end for end in (SCALE, SHAPE) if prefix + end not in tensors]
+    if absent:
+        raise CheckpointError(f"{absent[0]} is missing", where=disk, fix="download the checkpoint again")
+    words, scale = tensors[prefix + WORDS], tensors[prefix + SCALE]
+    shape = torch.Size(tensors[prefix + SHAPE].tolist())
+    bits = 32 * words.shape[1] // shape[1]
+    whole = scale.ndim == 2 and scale.shape[0] == shape[0] and shape[1] % scale.shape[1] == 0
+    if not (whole and 1 <= bits <= 8 and words.shape == (shape[0], -(-shape[1] * bits // 32))):
+        raise CheckpointError(
+            f"{tuple(words.shape)} words and {tuple(scale.shape)} scales are not those of a weight {tuple(shape)}",
+            where=disk,
+            fix="only whole groups of inputs, packed densely, can be tuned",
+        )
+    levels = unpack_from_int32(words, bits, shape)
+    zero = tensors.get(prefix + ZERO)
+    if zero is not None:
+        zeros = unpack_from_int32(zero, bits, torch.Size((shape[0], scale.shape[1])), packed_dim=0)
+        levels = levels.short() - zeros.short().repeat_interleave(shape[1] // scale.shape[1], dim=1)
+    return Packed(levels, scale, tensors, prefix + SCALE)
+
+
+def layers_of(module: Any) -> dict[str, tuple[str, nn.Linear]]:
+    """{name on disk of a weight: (name of the linear layer that it is the whole weight of, the layer)}."""
+    from burnish.arch import known_model_types, matrices, plain_matrices
+
+    known = module.config.model_type in known_model_types()
+    names = {id(part): name for name, part in module.named_modules()}
+    return {
+        view.disk: (names[id(view.owner)], view.owner)
+        for view in (matrices(module) if known else plain_matrices(module))
+        if isinstance(view.owner, nn.Linear)
+    }
