@@ -167,8 +167,8 @@ METHODS: tuple[Method, ...] = (
             settings="burnish.tune.stage:Tune",
             help="Train the scales and norms of a packed checkpoint against the original.",
             examples=(
-                "burnish tune smollm2-3bit --teacher models/smollm2 --data texts.jsonl -o smollm2-3bit-tuned",
-                "burnish tune smollm2-3bit --teacher models/smollm2 --data texts.jsonl --no-norms -o tuned",
+                "burnish tune small --teacher models/smollm2 --data texts.jsonl -o tuned",
+                "burnish tune small --teacher models/smollm2 --data a.txt --no-norms -o tuned",
             ),
             makes="packed checkpoint",
         ),
@@ -381,8 +381,8 @@ METHODS: tuple[Method, ...] = (
             settings="burnish.align.stage:Grpo",
             help="Train by GRPO on problems whose answers are checked, with or without a rule that looks at length.",
             examples=(
-                "burnish align grpo models/reasoner --env chain --shaping short_arc -o shorter",
-                "burnish align grpo models/mine --env reasoning_gym:chain_sum --reward correct -o better",
+                "burnish align grpo models/mine --env chain --shaping short_arc -o shorter",
+                "burnish align grpo models/mine --env reasoning_gym:chain_sum -o better",
             ),
             command="align grpo",
         ),

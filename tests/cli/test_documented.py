@@ -48,7 +48,7 @@ def test_there_are_as_many_as_a_reader_sees():
     assert len(SHOWN) > 60
 
 
-OTHERS = ("methods.py", "engines.py", "up.py")
+OTHERS = ("methods.py", "engines.py", "up.py", "keys.py")
 """Files that name options of benchmarks and of vLLM."""
 
 

@@ -178,7 +178,7 @@ def up(
     from burnish.core.apart import check_apart
     from burnish.core.engines import vllm
     from burnish.serve.settings import read_policy
-    from burnish.serve.up import KEYS, server_options
+    from burnish.serve.up import KEYED, server_options
     from burnish.serve.vllm.keys import read_keys
 
     interpreter = python or os.environ.get("VLLM_PYTHON")
@@ -195,8 +195,7 @@ def up(
         read_keys(keys)
         plugin["trust_client_tenant"] = True  # what a client claims is overwritten before it gets there
         os.environ["BURNISH_KEYS"] = str(keys.resolve())
-    layer = ["--middleware", KEYS] if keys else []
-    options = [*server_options(policy, **plugin), *layer, *(option or [])]
+    options = [*server_options(policy, **plugin), *(KEYED if keys else ()), *(option or [])]
     server = vllm(
         interpreter, model, *options, log=place, name=name, dtype=dtype, max_model_len=max_model_len, port=port
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEDULER = "burnish.serve.vllm.Scheduler"
-KEYS = "burnish.serve.vllm.keys.KeyedTenants"
+KEYED = ["--middleware", "burnish.serve.vllm.keys.KeyedTenants"]
 
 
 def server_options(policy: str, **plugin: Any) -> list[str]:
