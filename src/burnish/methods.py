@@ -315,6 +315,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish convert mla",
         source="CARE, 2026, arXiv:2603.17946; TransMLA, 2025, arXiv:2502.07864",
         page="care",
+        benchmarks=(Benchmark("care", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),),
         verb=Verb(
             name="mla",
             settings="burnish.convert.stage:LatentAttention",
