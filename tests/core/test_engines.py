@@ -39,7 +39,7 @@ def engine(log: Path, *more: str, code: str = SERVER, **options: float) -> Engin
 def child_of(log: Path) -> int:
     while "child" not in log.read_text():
         time.sleep(0.01)
-    return int(log.read_text().split()[1])
+    return int(log.read_text().split("child")[1].split()[0])
 
 
 def gone(pid: int) -> bool:

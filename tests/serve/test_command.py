@@ -122,3 +122,25 @@ def test_requests_that_are_centuries_apart_are_measured(tmp_path: Path):
     assert found["seconds"] == pytest.approx(9e11)
     assert found["tpot"]["mean"] is None  # no answer has a second token
     assert 0 < found["ttft"]["mean"] < 1
+
+
+def test_a_server_is_not_started_over_files_of_somebody_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model, mine, keys = tmp_path / "m", tmp_path / "mine", tmp_path / "keys.yaml"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    mine.write_text("mine")
+    keys.write_text("k: a\n")
+    keys.chmod(0o600)
+    begin = ["serve", "up", str(model), "--policy", "fcfs", "--python", str(tmp_path / "none")]
+    for options, told in (
+        (["--log", str(mine)], "mine: exists and is another kind of file"),
+        (["--telemetry", str(mine)], "mine: exists and is another kind of file"),
+        (["--keys", str(keys), "--log", str(keys)], "keys.yaml: is what is read"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*begin, *options])
+        assert told in capsys.readouterr().err
+    assert (mine.read_text(), keys.read_text()) == ("mine", "k: a\n")
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "up", str(tmp_path), *begin[3:]])
+    assert "has no config.json, so it is no checkpoint" in capsys.readouterr().err

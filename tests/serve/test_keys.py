@@ -77,6 +77,11 @@ def test_a_body_without_end_is_refused(monkeypatch: pytest.MonkeyPatch):
         ("k1: 5\n", 0o600, "key number 1 is not a text"),
         ("k1: a//b\n", 0o600, "key number 1"),
         ("secret: [\n", 0o600, "is not YAML"),
+        ("k1: a\nk1: b\n", 0o600, "has a key twice"),
+        ("k1ü: a\n", 0o600, "key number 1 has a character that no header brings"),
+        ('"k1\\n": a\n', 0o600, "key number 1 has a character"),
+        ("k1: ' '\n", 0o600, "key number 1 is not a text"),
+        (f"k1: {'a' * 201}\n", 0o600, "key number 1 is not a text"),
     ],
 )
 def test_a_file_that_is_no_list_of_keys_is_refused_without_naming_one(tmp_path: Path, text: str, mode: int, told: str):

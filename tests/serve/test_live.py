@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from burnish.core.errors import EngineError
+from burnish.core.errors import EngineError, OutputError, SettingsError
 from burnish.serve import metrics
 from burnish.serve.forecasts import LEVELS, Forecasts, Scores, interval
 from burnish.serve.guard import PolicyGuard
@@ -24,7 +25,7 @@ from burnish.serve.policies.queues import ProgramFirst
 from burnish.serve.policies.retention import FixedHold
 from burnish.serve.policies.shares import VirtualTokenCounter
 from burnish.serve.recorded import read_recording
-from burnish.serve.replay import WORDS, Replay, prompt_of
+from burnish.serve.replay import WORDS, Replay, model_of, prompt_of, replay
 from burnish.serve.shadow import Shadow
 from burnish.serve.telemetry import Recorder
 from burnish.serve.watch import Watcher
@@ -287,3 +288,59 @@ def test_what_was_measured_before_a_server_dies_is_kept(tmp_path: Path):
     with pytest.raises(EngineError, match="3 requests were served before"):
         asyncio.run(against(answer, workload, tmp_path / "r.jsonl", most=8))
     assert len(read_recording(tmp_path / "r.jsonl").found.jobs) == 3
+
+
+EVENT = b'data: {"choices": [{"text": "x", "token_ids": [1]}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"<html>a page</html>", r"does not end with \[DONE\]"),
+        (EVENT, r"does not end with \[DONE\]"),
+        (b"data: [DONE]\n\n", "without a token"),
+        (EVENT + b"data: {oops\n\n", "no JSON"),
+        (b"data: [1]\n\n", "no JSON object"),
+        (b"data: " + b"x" * 600_000 + b"\n\n", "too long"),
+        (EVENT + b'data: {"error": {"message": "dead"}}\n\ndata: [DONE]\n\n', "an error in its answer.*dead"),
+        (b'data: {"choices": [1]}\n\n', "no list of objects"),
+        (b'data: {"choices": [{"token_ids": "ab"}]}\n\n', "no whole numbers"),
+    ],
+)
+def test_what_is_no_whole_answer_is_not_recorded_as_served(tmp_path: Path, said: bytes, why: str):
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=said)
+
+    made = asyncio.run(against(answer, Workload((Workflow("a", "", 0, (Turn(5, 2),)),)), tmp_path / "r.jsonl"))
+    assert made.served == 0
+    assert re.search(why, " ".join(made.failed))
+
+
+def test_counts_that_a_server_cannot_mean_are_those_of_the_trace(tmp_path: Path):
+    async def answer(request: web.Request) -> web.Response:
+        usage = {"prompt_tokens": -5, "completion_tokens": "x", "prompt_tokens_details": [1]}
+        return web.Response(body=EVENT + f"data: {json.dumps({'usage': usage})}\n\ndata: [DONE]\n\n".encode())
+
+    asyncio.run(against(answer, Workload((Workflow("a", "", 0, (Turn(5, 2),)),)), tmp_path / "r.jsonl"))
+    (job,) = read_recording(tmp_path / "r.jsonl").found.jobs
+    assert (job.prompt, job.cached, job.output) == (5, 0, 2)
+
+
+def test_a_file_of_somebody_else_stays_where_a_replay_would_write(tmp_path: Path):
+    (tmp_path / "requests.jsonl").write_text("mine")
+    workload = Workload((Workflow("a", "", 0, (Turn(5, 2),)),))
+    with pytest.raises(OutputError, match="another kind of file"):
+        replay(workload, "http://127.0.0.1:1/v1", "m", tmp_path, most=1, about={})
+    assert (tmp_path / "requests.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "url", ["foo", "http://a b/v1", "http://[/v1", "ftp://x/v1", "http://h:99999/v1", "http:///v1"]
+)
+def test_what_is_no_address_is_said_before_anything_is_asked(tmp_path: Path, url: str):
+    workload = Workload((Workflow("a", "", 0, (Turn(5, 2),)),))
+    with pytest.raises(SettingsError, match="is no address of a server; write http://HOST:PORT/v1"):
+        replay(workload, url, "m", tmp_path / "out", most=1, about={})
+    with pytest.raises(SettingsError, match="is no address"):
+        model_of(url)
+    assert not (tmp_path / "out").exists()

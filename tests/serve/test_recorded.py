@@ -131,6 +131,17 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path):
             '"cached_tokens": 0, "blocks": [7, 0, 0]}',
             ":2: names a block that no row before it has",
         ),
+        (
+            '{"event": "request", "arrival_ns": 1, "t_ns": 2, "prompt_tokens": 3, "output_tokens": 1, '
+            '"cached_tokens": 0, "blocks": [-1, 0, 1000000000]}',
+            ":2: blocks are .*; give no more blocks than tokens",
+        ),
+        (
+            '{"event": "request", "arrival_ns": 1, "t_ns": 2, "prompt_tokens": 3, "output_tokens": 1, '
+            '"cached_tokens": 0, "blocks": [-1, -1, 2]}',
+            ":2: numbers new blocks as older ones are",
+        ),
+        ('{"event": "start", "schema": 1, "unix_ns": 2000000000000000000, "policy": 7}', ":2: policy is 7"),
     ],
 )
 def test_a_line_that_cannot_be_is_named(tmp_path: Path, line: str, told: str):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.outside import MAX_SEED
 from burnish.serve.workload import Mode, RouterName, Workload
 
@@ -176,8 +176,9 @@ def up(
     import time
 
     from burnish.core.apart import check_apart
-    from burnish.core.engines import vllm
+    from burnish.core.engines import check_log, vllm
     from burnish.serve.settings import read_policy
+    from burnish.serve.telemetry import check_recording
     from burnish.serve.up import KEYED, server_options
     from burnish.serve.vllm.keys import read_keys
 
@@ -186,7 +187,14 @@ def up(
         fix = "give --python, or set VLLM_PYTHON to what scripts/vllm-env prints"
         raise SettingsError("no environment with vLLM is named", fix=fix)
     chosen = read_policy(policy)
-    check_apart([log, telemetry], [model, Path(policy)])
+    if not (model / "config.json").is_file():
+        raise CheckpointError("has no config.json, so it is no checkpoint", where=str(model), fix="name its directory")
+    check_apart([log, telemetry], [model, Path(policy), keys])
+    if telemetry:
+        check_apart([log], [telemetry])
+        check_recording(telemetry)
+    if log:
+        check_log(log)
     place = log or Path(tempfile.mkstemp(prefix="vllm-", suffix=".log")[1])
     plugin = {"trust_client_tenant": trust_client_tenant, "mode": mode, "metrics_port": metrics_port}
     if telemetry:
@@ -235,7 +243,7 @@ def replay(
     Parameters
     ----------
     trace:
-        As for burnish serve sim.
+        Of Mooncake, Azure or BurstGPT, or of our own.
     url:
         Of the server, up to and with /v1; a key is read from VLLM_API_KEY.
     model:
@@ -267,13 +275,16 @@ def replay(
 
     from burnish.core.apart import check_apart
     from burnish.serve.compare import FILE, check_place, compare
-    from burnish.serve.recorded import read_recording
+    from burnish.serve.recorded import is_recording, read_recording
     from burnish.serve.replay import FILE as REQUESTS
     from burnish.serve.replay import model_of
     from burnish.serve.replay import replay as ask
     from burnish.serve.settings import EngineSettings, PolicySettings, read_policy
 
     check_apart([out / FILE, out / REQUESTS, out / "report.html"], [trace])
+    if is_recording(trace):
+        fix = "give the trace that was asked; burnish serve sim reads a recording"
+        raise DataError("is a recording, which cannot be asked again", where=str(trace), fix=fix)
     workload = _workload(trace, limit, shrink, speed, longest, tenants, seed)
     chosen = read_policy(policy) if policy else PolicySettings(name="server")
     check_place(out)
@@ -281,7 +292,7 @@ def replay(
     about = {"policy": chosen.model_dump(mode="json", exclude_defaults=True), "mode": "client"}
     place, made = ask(workload, url, model or model_of(url, key), out, most=at_most, key=key, about=about)
     for why, count in made.failed.items():
-        print(f"{count:,} requests were refused: {why}")
+        print(f"{count:,} requests were refused or not answered whole: {why}")
     if made.late:
         print(f"{made.late:,} requests waited here because {at_most} were under way")
     results = compare(workload, [], EngineSettings(), ttft=ttft, tpot=tpot, recorded=read_recording(place))

@@ -26,11 +26,14 @@ from typing import Any, Self
 
 from burnish.core.children import childs_environment
 from burnish.core.errors import EngineError
+from burnish.core.outside import check_kind
 
 HOST = "127.0.0.1"
 GRACE = 20.0
 """Seconds that an engine has to end by itself."""
 _POLL = 0.05
+_BEGIN = "# what an engine says, begun by burnish\n"
+"""Of a log, so that no other file is written over."""
 
 
 class EngineProcess:
@@ -82,6 +85,8 @@ class EngineProcess:
         command = [part.replace("{port}", str(self.port)) for part in self._command]
         added = {name: value.replace("{port}", str(self.port)) for name, value in self._environment.items()}
         with self.log.open("wb") as log:
+            log.write(_BEGIN.encode())
+            log.flush()
             self._guard = subprocess.Popen(
                 [sys.executable, "-P", "-m", "burnish.core.engines", *command],
                 stdin=subprocess.PIPE,
@@ -131,7 +136,7 @@ class EngineProcess:
             time.sleep(_POLL)
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = self.log.read_text(encoding="utf-8", errors="replace").removeprefix(_BEGIN).split("\n")
         said = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f" ({said[-300:]})" if said else ""
 
@@ -174,6 +179,15 @@ def vllm(
         "HF_HUB_OFFLINE": "1",
     }
     return EngineProcess(command, log=log, health="/health", environment=environment, port=port)
+
+
+def check_log(path: Path) -> None:
+    """Refuses to write a log over a file of another kind.
+
+    Raises:
+        OutputError: it is no log of an engine.
+    """
+    check_kind(path, lambda head: head.startswith(_BEGIN.encode()))
 
 
 def free_port(wanted: int = 0) -> int:

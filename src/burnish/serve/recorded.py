@@ -26,6 +26,7 @@ from burnish.serve.engine import Counters, SimulatedJob
 from burnish.serve.settings import EngineSettings, PolicySettings
 from burnish.serve.simulate import Simulation
 from burnish.serve.telemetry import ALL_STEPS, SCHEMA, SOME_STEPS
+from burnish.serve.traces import MAX_TOKENS
 from burnish.serve.workload import Turn, Workflow, Workload
 
 MOST = 2**62
@@ -104,7 +105,7 @@ def read_recording(path: str | Path, *, limit: int | None = None) -> Recording:
         replace(_workload(ended, path.name, engine.block_size), dropped=dropped),
         _simulation(ended, counters, engine.num_blocks),
         engine,
-        PolicySettings.parse(dict(about.get("policy") or {}), where=f"{path}:1"),
+        PolicySettings.parse(about.get("policy") or {}, where=f"{path}:1"),
         str(about.get("mode", "")),
         table,
         _notes(about, starts, table, engine),
@@ -154,7 +155,7 @@ def _rows(path: Path, dropped: dict[str, int]) -> Iterator[tuple[str, dict[str, 
 def _whole(row: dict[str, Any], name: str, where: str, most: int = MOST) -> int:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise DataError(f"{name} is {shown(value)}", where=where, fix="give a whole number from 0 on")
+        raise DataError(f"{name} is {shown(value)}", where=where, fix=f"give a whole number from 0 to {most:,}")
     return value
 
 
@@ -170,6 +171,8 @@ def _start(row: dict[str, Any], starts: Sequence[dict[str, Any]], where: str) ->
     if row.get("schema") != SCHEMA:
         raise DataError(f"is of schema {shown(row.get('schema'))}", where=where, fix=f"give one of schema {SCHEMA}")
     begun = _whole(row, "unix_ns", where)
+    if not isinstance(row.get("policy") or {}, dict):
+        raise DataError(f"policy is {shown(row['policy'])}", where=where, fix="give the file as it was written")
     if starts and begun < starts[-1]["unix_ns"]:
         raise DataError("starts before the run above it did", where=where, fix="give the runs in their order")
     return begun - starts[0]["unix_ns"] if starts else 0
@@ -203,7 +206,10 @@ def _request(row: dict[str, Any], offset: int, where: str, chains: _Chains) -> _
     blocks = row.get("blocks", (-1, 0, 0))
     if not isinstance(blocks, list | tuple) or len(blocks) != 3 or not all(type(one) is int for one in blocks):
         raise DataError(f"blocks are {shown(blocks)}", where=where, fix="give three whole numbers")
-    prompt = max(1, _whole(row, "prompt_tokens", where))
+    prompt = max(1, _whole(row, "prompt_tokens", where, MAX_TOKENS))
+    output = _whole(row, "output_tokens", where, MAX_TOKENS)
+    if blocks[2] > prompt + output:
+        raise DataError(f"blocks are {shown(blocks)}", where=where, fix="give no more blocks than tokens")
     job = SimulatedJob(
         name=_text(row, "request", where),
         tenant=_text(row, "tenant", where),
@@ -212,7 +218,7 @@ def _request(row: dict[str, Any], offset: int, where: str, chains: _Chains) -> _
         prompt=prompt,
         arrival=offset + arrival,
         program_arrival=offset + arrival,
-        output=_whole(row, "output_tokens", where),
+        output=output,
         cached=min(prompt, _whole(row, "cached_tokens", where)),
         redone=_whole(row, "redone_tokens", where) if "redone_tokens" in row else 0,
         preemptions=_whole(row, "preemptions", where) if "preemptions" in row else 0,
@@ -308,11 +314,11 @@ class _Chains:
 
     def __init__(self) -> None:
         self._before: dict[int, int] = {}
-        self._base = 0
+        self._base = self._next = 0
 
     def start(self) -> None:
         """Numbers begin anew."""
-        self._base = max(self._before, default=-1) + 1
+        self._base = self._next
 
     def of(self, last: int, first: int, num: int, where: str) -> tuple[int, ...]:
         """
@@ -321,6 +327,9 @@ class _Chains:
         """
         if num < 0 or last < -1 or (last >= 0 and last + self._base not in self._before):
             raise DataError("names a block that no row before it has", where=where, fix="give the whole file")
+        if num and first + self._base < self._next:
+            raise DataError("numbers new blocks as older ones are", where=where, fix="give the file as it was written")
+        self._next = max(self._next, first + self._base + num)
         at, known = (last + self._base if last >= 0 else -1), []
         while at >= 0:
             known.append(at)

@@ -16,12 +16,14 @@ import json
 import random
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from burnish.core.errors import EngineError, MissingExtraError
-from burnish.serve.telemetry import Recorder
+from burnish.core.errors import EngineError, MissingExtraError, SettingsError
+from burnish.core.outside import shown
+from burnish.serve.telemetry import Recorder, check_recording
 from burnish.serve.workload import Turn, Workflow, Workload
 
 FILE = "requests.jsonl"
@@ -43,7 +45,7 @@ class Replay:
 
     Attributes:
         served: requests that ended.
-        failed: those that the server refused, by its word.
+        failed: those that the server refused or did not answer whole, by why.
         late: those that had to wait here because `most` were under way.
     """
 
@@ -104,7 +106,7 @@ class Replay:
     async def _ask(
         self, session: Any, workflow: Workflow, place: int, prompt: list[int], said: dict[str, Any]
     ) -> list[int] | None:
-        """The tokens of an answer; None where the server refused."""
+        """The tokens of an answer; None where there is no whole one."""
         turn, arrival = workflow.turns[place], time.monotonic_ns()
         self.late += self._places.locked()
         body = {
@@ -122,20 +124,16 @@ class Replay:
         if not said:
             del body["vllm_xargs"]
         async with self._places, session.post(f"{self._url}/completions", json=body) as reply:
+            answer = _Answer()
             if reply.status != 200:
-                why = f"status {reply.status}: {(await reply.text())[:200]}"
-                self.failed[why] = self.failed.get(why, 0) + 1
-                return None
-            answer, first, usage = [], None, {}
-            async for part in _events(reply.content):
-                usage = part.get("usage") or usage
-                for choice in part.get("choices") or ():
-                    ids = choice.get("token_ids") or []
-                    if first is None and (ids or choice.get("text")):
-                        first = time.monotonic_ns()
-                    answer += ids
-        self._record(workflow, place, turn, arrival, first, usage, said)
-        return answer
+                why = f"status {reply.status}: {(await reply.read()).decode('utf-8', 'replace')[:200]}"
+            else:
+                why = await answer.read(reply.content)
+        if why:
+            self.failed[why] = self.failed.get(why, 0) + 1
+            return None
+        self._record(workflow, place, turn, arrival, answer.first, answer.usage, said)
+        return answer.tokens
 
     def _record(
         self,
@@ -149,7 +147,7 @@ class Replay:
     ) -> None:
         now, began = time.monotonic_ns(), self._began
         self.served += 1
-        details = usage.get("prompt_tokens_details") or {}
+        details = usage.get("prompt_tokens_details")
         self._recorder.write(
             "request",
             t_ns=now - began,
@@ -162,9 +160,9 @@ class Replay:
             arrival_ns=arrival - began,
             admitted_ns=None if first is None else first - began,
             first_token_ns=None if first is None else first - began,
-            prompt_tokens=usage.get("prompt_tokens", turn.prompt),
-            cached_tokens=details.get("cached_tokens") or 0,
-            output_tokens=usage.get("completion_tokens", turn.output),
+            prompt_tokens=_count(usage, "prompt_tokens", turn.prompt),
+            cached_tokens=_count(details if isinstance(details, dict) else {}, "cached_tokens", 0),
+            output_tokens=_count(usage, "completion_tokens", turn.output),
         )
 
 
@@ -173,7 +171,9 @@ def model_of(url: str, key: str = "") -> str:
 
     Raises:
         EngineError: it is not there, or has none.
+        SettingsError: no address.
     """
+    check_url(url)
     asked = urllib.request.Request(
         f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}
     )
@@ -184,11 +184,80 @@ def model_of(url: str, key: str = "") -> str:
         raise EngineError(f"is no server with a model ({error})", where=url, fix="give its address up to /v1") from None
 
 
-async def _events(lines: Any) -> AsyncIterator[dict[str, Any]]:
-    """The objects of a stream of server-sent events."""
-    async for line in lines:
-        if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-            yield json.loads(line[5:])
+@dataclass
+class _Answer:
+    """What came of one request.
+
+    Attributes:
+        tokens: ids.
+        first: when the first of them came, in nanoseconds.
+        usage: the server's own counts.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    first: int | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+
+    async def read(self, lines: Any) -> str:
+        """Takes a stream of server-sent events; returns why it is no whole answer, or nothing.
+
+        A page of another program, an error in the middle and an end without [DONE] come with status 200 as well.
+        """
+        from aiohttp.http_exceptions import LineTooLong
+
+        try:
+            async for line in lines:
+                if not line.startswith(b"data:"):
+                    continue
+                if line[5:].strip() == b"[DONE]":
+                    return "" if self.tokens or self.first else "an answer without a token"
+                if why := self._take(json.loads(line[5:])):
+                    return why
+        except LineTooLong:
+            return "an event that is too long"
+        except (ValueError, RecursionError):
+            return "an event that is no JSON"
+        return "an answer that does not end with [DONE], as that of vLLM does"
+
+    def _take(self, part: Any) -> str:
+        """One event; returns what is wrong with it."""
+        if not isinstance(part, dict):
+            return "an event that is no JSON object"
+        if part.get("error"):
+            return f"an error in its answer: {str(part['error'])[:200]}"
+        if isinstance(usage := part.get("usage"), dict):
+            self.usage = usage
+        choices = part.get("choices") or []
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            return "an event whose choices are no list of objects"
+        for choice in choices:
+            ids = choice.get("token_ids") or []
+            if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+                return "an event whose token_ids are no whole numbers"
+            if self.first is None and (ids or choice.get("text")):
+                self.first = time.monotonic_ns()
+            self.tokens += ids
+        return ""
+
+
+def _count(said: dict[str, Any], name: str, otherwise: int) -> int:
+    """A number of tokens that a server says; `otherwise` where it says none."""
+    value = said.get(name)
+    return value if type(value) is int and value >= 0 else otherwise
+
+
+def check_url(url: str) -> None:
+    """
+    Raises:
+        SettingsError: no address that a server can be asked at.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or " " in url:
+        raise SettingsError("is no address of a server", where=shown(url), fix="write http://HOST:PORT/v1")
 
 
 def prompt_of(workload: Workload, workflow: Workflow, place: int, before: list[int]) -> list[int]:
@@ -218,10 +287,14 @@ def replay(
         about: what is known of the run, such as its policy.
 
     Raises:
-        EngineError: the server is not there, or is gone; what ended before is recorded.
+        EngineError: the server is not there, or is gone; what ended before is recorded. Or it answered no request.
+        OutputError: there is a `requests.jsonl` that is no recording.
+        SettingsError: no address.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    check_url(url)
     path = directory / FILE
+    check_recording(path)
+    directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     recorder = Recorder(path, about)
     made = Replay(workload, url, model, most=most, key=key, recorder=recorder)
@@ -229,4 +302,7 @@ def replay(
         asyncio.run(made.run())
     finally:
         recorder.close()
+    if not made.served:
+        why = "; ".join(list(made.failed)[:3]) or "nothing was asked"
+        raise EngineError(f"answered none of the requests ({why})", where=url, fix="give the address of a vLLM")
     return path, made

@@ -35,6 +35,15 @@ GATHERED = 1_000_000_000
 _BEGIN = b'{"event": "start", "schema": '
 
 
+def check_recording(path: Path) -> None:
+    """Refuses to write to a file of another kind.
+
+    Raises:
+        OutputError: it is no recording.
+    """
+    check_kind(path, lambda head: head.startswith(_BEGIN))
+
+
 class Recorder:
     """Appends events to a file.
 
@@ -47,7 +56,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        check_kind(path, lambda head: head.startswith(_BEGIN))
+        check_recording(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -22,6 +22,7 @@ import yaml
 from burnish.core.errors import SettingsError
 from burnish.core.outside import read_bytes
 from burnish.core.yaml12 import Loader
+from burnish.serve.vllm.requests import MAX_NAME
 
 MOST_BYTES = 64 << 20
 """Of a request's body."""
@@ -43,13 +44,24 @@ def read_keys(path: Path) -> dict[str, str]:
     try:
         found = yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, RecursionError):
-        raise SettingsError("is not YAML", where=str(path), fix=fix) from None  # its error would show a key
+        what = "is not YAML, or has a key twice"
+        raise SettingsError(what, where=str(path), fix=fix) from None  # its error would show a key
     if not isinstance(found, dict) or not found:
         raise SettingsError("holds no keys", where=str(path), fix=fix)
     for place, (key, tenant) in enumerate(found.items(), start=1):
-        if not isinstance(key, str) or not key or not isinstance(tenant, str) or "" in tenant.split("/"):
+        if not isinstance(key, str) or not key or not _is_tenant(tenant):
             raise SettingsError(f"key number {place} is not a text with a tenant", where=str(path), fix=fix)
+        if not key.isascii() or not key.isprintable() or " " in key:
+            what = f"key number {place} has a character that no header brings"
+            raise SettingsError(what, where=str(path), fix="take letters, digits and signs of ASCII, without spaces")
     return found
+
+
+def _is_tenant(name: object) -> bool:
+    """Whether the plug-in takes it as it is: a longer one would count as none, as all of those do."""
+    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+        return False
+    return all(part.strip() for part in name.split("/"))
 
 
 class KeyedTenants:
