@@ -279,7 +279,6 @@ METHODS: tuple[Method, ...] = (
         page="slimmoe",
         benchmarks=(
             SLIM,
-            Benchmark("slim_router", ("--work", "runs/slim-router")),
             Benchmark("slim_reap", needs="an environment with llm-compressor: --peer PYTHON, --model MIXTURE"),
         ),
         verb=Verb(
