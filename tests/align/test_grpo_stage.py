@@ -55,6 +55,14 @@ def test_what_cannot_work_is_refused_before_anything_runs(
         burnish.Grpo(**settings).plan(burnish.load(checkpoint).plan())
 
 
+def test_a_model_without_a_chat_template_is_refused(checkpoint: Path) -> None:
+    start = burnish.load(checkpoint)
+    burnish.Grpo(**SMALL).preflight(start, start.plan())
+    start.tokenizer.chat_template = None
+    with pytest.raises(DataError, match="tokenizer has no chat template"):
+        burnish.Grpo(**SMALL).preflight(start, start.plan())
+
+
 @pytest.mark.slow
 def test_a_start_below_the_floor_is_not_trained(checkpoint: Path) -> None:
     with pytest.raises(DataError, match="right too seldom for RL"):

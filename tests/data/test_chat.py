@@ -3,7 +3,7 @@
 import pytest
 
 from burnish.core.errors import DataError
-from burnish.data.chat import chat_tokens
+from burnish.data.chat import chat_tokens, check_questions
 from burnish.data.packing import IGNORED, documents, pack
 from burnish.train.scratch import learn_tokenizer
 
@@ -66,3 +66,13 @@ def test_a_chat_without_an_answer_is_refused(tokenizer):
 def test_a_tokenizer_without_a_template_is_refused():
     with pytest.raises(DataError, match="the tokenizer has no chat template"):
         chat_tokens(learn_tokenizer([TEXT], 280), CHAT)
+
+
+def test_a_tokenizer_that_cannot_put_a_question_is_refused(tokenizer):
+    check_questions(tokenizer)
+    with pytest.raises(DataError, match="put to the model as chats, but its tokenizer has no chat template; use"):
+        check_questions(learn_tokenizer([TEXT], 280))
+    broken = learn_tokenizer([TEXT], 280)
+    broken.chat_template = "{{ raise_exception('two turns are needed') }}"
+    with pytest.raises(DataError, match=r"cannot write it out.*two turns are needed"):
+        check_questions(broken)

@@ -41,6 +41,7 @@ def test_a_row_follows_from_its_seed_and_neighbouring_seeds_share_none():
     [
         (["chain_sums"], "no task 'chain_sums'.*did you mean 'chain_sum'"),
         (["composite"], "has no task 'composite'"),
+        (["nonsense"], r"^reasoning-gym has no task 'nonsense'; its \d+ tasks are such as .{20,200}$"),
         ([], "each of them once"),
         (["maze", "maze"], "each of them once"),
     ],

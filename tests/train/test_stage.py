@@ -20,7 +20,7 @@ from burnish.core.stage import Context, seeded_generator
 from burnish.train.loop import Loop
 from burnish.train.lora import with_adapters
 from burnish.train.rows import any_large
-from burnish.train.run import loop_of
+from burnish.train.run import freeze_all_but, loop_of
 from burnish.train.scratch import initialise
 from burnish.train.stage import Train
 
@@ -290,6 +290,8 @@ def test_only_what_is_named_is_trained_and_the_rest_stays_bit_for_bit(tmp_path):
     assert changed == {f"model.layers.{layer}.mlp.gate.weight" for layer in range(2)}
     with pytest.raises(SettingsError, match=r"no parameter has a name that fits '\*\.router'"):
         Train(**SMALL, only="*.router")(model, data=[PROSE * 8])
+    with pytest.raises(SettingsError, match=r"^only: the model has no routers, as it is no mixture of experts; leave"):
+        freeze_all_but(small_models.small_llama(), "routers")
     with pytest.raises(SettingsError, match="only and lora_rank both say"):
         Train.parse(SMALL | {"only": "*", "lora_rank": 4}, where="r.yaml")
 

@@ -14,6 +14,7 @@ from burnish.core.checkpoint import Lineage, Model, cast
 from burnish.core.errors import MissingExtraError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.store import Store
+from burnish.data.chat import check_questions
 from burnish.data.preferences import import_datasets
 
 try:
@@ -55,10 +56,12 @@ def run(settings: Grpo, model: Model, ctx: Context) -> Model:
     """Trains `model` on the environment and returns it.
 
     Raises:
-        DataError: the start is right too seldom, has nothing to shorten, or too many answers have no reward.
+        DataError: the tokenizer has no chat template, the start is right too seldom, has nothing to shorten, or too
+            many answers have no reward.
         SettingsError: answers that do not fit the model's context.
         CheckpointError: the state in the work directory is of another training.
     """
+    check_questions(model.tokenizer)
     with libraries_quiet(ctx.progress.log):
         return _train(settings, model, ctx)
 

@@ -312,6 +312,12 @@ class Grpo(Stage):
         length_rule(self.shaping, self.shaping_options)
         return before.with_(peak_memory_bytes=ADAM_BYTES * before.num_parameters)
 
+    def preflight(self, start: Model, before: Plan) -> None:
+        """Writes out a question by the chat template."""
+        from burnish.data.chat import check_questions
+
+        check_questions(start.tokenizer)
+
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.align.run import run_grpo
 

@@ -78,6 +78,21 @@ def written_out(
         )
 
 
+def check_questions(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes out one question, as it is put to a model that shall answer it.
+
+    Raises:
+        DataError: no chat template, or one that cannot write it out.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "problems are put to the model as chats, but its tokenizer has no chat template",
+            fix="use a model with a chat template",
+        )
+    question = [{"role": "user", "content": "?"}]
+    written_out(tokenizer, question, where="a question (role user)", add_generation_prompt=True)
+
+
 def assistant_spans(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], text: str, *, where: str
 ) -> list[tuple[int, int]]:

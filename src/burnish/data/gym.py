@@ -54,8 +54,8 @@ def _entries(task: str, number: int, seed: int) -> Iterator[dict[str, Any]]:
     known = sorted(set(DATASETS) - {"composite"})
     if task not in known:
         guess = nearest(task, known)
-        fix = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(known)}"
-        raise SettingsError(f"reasoning-gym has no task {task!r}", where="--task", fix=fix)
+        fix = f"did you mean {guess!r}?" if guess else f"its {len(known)} tasks are such as {', '.join(known[:8])}"
+        raise SettingsError(f"reasoning-gym has no task {task!r}", fix=fix)
     start = int.from_bytes(hashlib.sha256(f"{seed} {task}".encode()).digest()[:4]) >> 1
     made = create_dataset(task, seed=start, size=number * TRIES)
     return (json.loads(json.dumps(made[index], default=str)) for index in range(number * TRIES))

@@ -184,6 +184,12 @@ def freeze_all_but(module: nn.Module, patterns: str) -> None:
     names, chosen = [name for name, _ in module.named_parameters()], set[str]()
     for pattern in (part.strip() for part in patterns.split(",")):
         fitting = _routers(module) if pattern == "routers" else fnmatch.filter(names, pattern)
+        if not fitting and pattern == "routers":
+            raise SettingsError(
+                "the model has no routers, as it is no mixture of experts",
+                where="only",
+                fix="leave only out, or name parameters: --only '*.mlp.*'",
+            )
         if not fitting:
             raise SettingsError(
                 f"no parameter has a name that fits {pattern!r}; the last ones are {', '.join(names[-3:])}",

@@ -87,22 +87,44 @@ def _read(disk: str, tensors: dict[str, Tensor]) -> Packed:
     absent = [prefix + end for end in (SCALE, SHAPE) if prefix + end not in tensors]
     if absent:
         raise CheckpointError(f"{absent[0]} is missing", where=disk, fix="download the checkpoint again")
-    words, scale = tensors[prefix + WORDS], tensors[prefix + SCALE]
-    shape = torch.Size(tensors[prefix + SHAPE].tolist())
-    bits = 32 * words.shape[1] // shape[1]
-    whole = scale.ndim == 2 and scale.shape[0] == shape[0] and shape[1] % scale.shape[1] == 0
-    if not (whole and 1 <= bits <= 8 and words.shape == (shape[0], -(-shape[1] * bits // 32))):
+    words, scale, zero = tensors[prefix + WORDS], tensors[prefix + SCALE], tensors.get(prefix + ZERO)
+    shape = torch.Size(tensors[prefix + SHAPE].flatten().tolist())
+    bits = _bits(words, scale, zero, shape)
+    if bits is None:
         raise CheckpointError(
-            f"{tuple(words.shape)} words and {tuple(scale.shape)} scales are not those of a weight {tuple(shape)}",
+            f"{_seen(words)} words and {_seen(scale)} scales are not those of a weight {tuple(shape)}"
+            if zero is None
+            else f"{_seen(words)} words, {_seen(scale)} scales and {_seen(zero)} zero points are not those of a weight "
+            f"{tuple(shape)}",
             where=disk,
             fix="only whole groups of inputs, packed densely, can be tuned",
         )
+    if not scale.isfinite().all():
+        raise CheckpointError("scales are not finite", where=disk, fix="download the checkpoint again")
     levels = unpack_from_int32(words, bits, shape)
-    zero = tensors.get(prefix + ZERO)
     if zero is not None:
         zeros = unpack_from_int32(zero, bits, torch.Size((shape[0], scale.shape[1])), packed_dim=0)
         levels = levels.short() - zeros.short().repeat_interleave(shape[1] // scale.shape[1], dim=1)
     return Packed(levels, scale, tensors, prefix + SCALE)
+
+
+def _bits(words: Tensor, scale: Tensor, zero: Tensor | None, shape: torch.Size) -> int | None:
+    """Of a code; None where the tensors are not those of a weight (out, in) in whole groups of inputs."""
+    if len(shape) != 2 or min(shape) < 1 or words.ndim != 2 or scale.ndim != 2 or not scale.is_floating_point():
+        return None
+    rows, inputs = shape
+    groups, bits = scale.shape[1], 32 * words.shape[1] // inputs
+    whole = scale.shape[0] == rows and groups > 0 and inputs % groups == 0
+    dense = 1 <= bits <= 8 and words.dtype == torch.int32 and words.shape == (rows, -(-inputs * bits // 32))
+    if not (whole and dense):
+        return None
+    fits = zero is None or (zero.dtype == torch.int32 and zero.shape == (-(-rows * bits // 32), groups))
+    return bits if fits else None
+
+
+def _seen(tensor: Tensor) -> str:
+    """Shape and numbers of a tensor, for a message."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def layers_of(module: Any) -> dict[str, tuple[str, nn.Linear]]:
