@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import DataError, SettingsError
 from burnish.serve.balance import TailBalancer
 from burnish.serve.ensemble import (
     Neighbours,
@@ -229,3 +230,36 @@ def test_a_balancer_of_nothing_is_refused():
         TailBalancer(np.ones((2, 2)), np.ones((1, 3)), 0.5)
     with pytest.raises(SettingsError, match="latency of 0"):
         TailBalancer(np.zeros((2, 2)), np.ones((1, 2)), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "deadlines", "told"),
+    [
+        ([0.0], [1.0, 1.0], "1 arrivals and 2 deadlines for 2 queries"),
+        ([0.0] * 3, [1.0] * 3, "3 arrivals and 3 deadlines for 2 queries"),
+        ([0.0, float("nan")], [1.0, 1.0], "arrivals: are not all finite"),
+        ([0.0, 0.0], [1.0, float("nan")], "deadlines: are not all numbers"),
+    ],
+)
+def test_times_that_cannot_be_are_said(arrivals: list[float], deadlines: list[float], told: str):
+    with pytest.raises(DataError, match=told):
+        run_ensemble(Static([1.0]), np.ones((1, 2, 2)) / 2, np.zeros(2, dtype=int), arrivals, deadlines)
+
+
+class Even:
+    """A model that says nothing."""
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        return np.full((len(X), 2), 0.5)
+
+
+@pytest.mark.parametrize("labels", [[], [0], [0, 1], [0, 1, 2], [0, -1, 1], ["a", "b", "a"], [0.0, 1.0, 1.0]])
+def test_labels_that_are_no_places_of_classes_are_said(labels: list[object]):
+    with pytest.raises(DataError, match="y: are"):
+        Schemble([Even()], [1.0]).fit(np.zeros((min(len(labels), 1) * 3, 1)), np.array(labels))
+
+
+@pytest.mark.parametrize("setting", [{"num_bins": 0}, {"most": 0}, {"cap": 0}, {"eps": float("nan")}, {"eps": -1.0}])
+def test_settings_that_leave_no_plan_are_refused(setting: dict[str, Any]):
+    with pytest.raises(SettingsError, match="are num_bins="):
+        Schemble([Even()], [1.0], **setting)

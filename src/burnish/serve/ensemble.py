@@ -31,7 +31,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from jaxtyping import Float, Int
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import DataError, SettingsError
 
 Array = np.ndarray
 CAP = 64
@@ -276,6 +276,9 @@ class Schemble:
             raise SettingsError(f"are {list(times)}", where="times", fix="give seconds above 0")
         if len(models) > 8:
             raise SettingsError(f"are {len(models)}", where="models", fix="give at most 8: all sub-ensembles are tried")
+        if num_bins < 1 or most < 1 or (cap is not None and cap < 1) or not 0 <= eps < float("inf"):
+            what = f"are num_bins={num_bins}, most={most}, cap={cap} and eps={eps}"
+            raise SettingsError(what, where="settings", fix="give eps from 0 on and whole numbers from 1 on")
         self.models, self.times, self.num_bins = list(models), list(times), num_bins
         self.regression: Regression = regression or Neighbours()
         self.eps, self.cap, self.most = eps, cap, most
@@ -284,15 +287,28 @@ class Schemble:
         return np.stack([model.predict_proba(X) for model in self.models])
 
     def fit(self, X: Any, y: Int[Array, " queries"]) -> Self:
-        """From a validation set that no model was fitted to; `y` are places of classes."""
-        outputs = self.outputs(X)
+        """From a validation set that no model was fitted to; `y` are places of classes.
+
+        Raises:
+            DataError: fewer than two queries, or labels that are no place of a class for each.
+        """
+        outputs, y = self.outputs(X), np.asarray(y)
+        _, num, num_classes = outputs.shape
+        if num < 2 or y.shape != (num,):
+            raise DataError(
+                f"are of shape {y.shape} for {num} queries", where="y", fix="give two or more, a label each"
+            )
+        if y.dtype.kind not in "iu" or not (y.min() >= 0 and y.max() < num_classes):
+            raise DataError(
+                "are no places of classes", where="y", fix=f"give whole numbers from 0 to {num_classes - 1}"
+            )
         hard = difficulty(outputs)
         self.regression.fit(X, hard)
         left_out = getattr(self.regression, "predict_left_out", self.regression.predict)
         guessed = left_out(X)
         self.edges = np.unique(np.quantile(guessed, np.arange(1, self.num_bins) / self.num_bins))
         bins = np.searchsorted(self.edges, guessed, side="right")
-        self.rewards = profile(outputs, np.asarray(y), bins, self.num_bins)
+        self.rewards = profile(outputs, y, bins, self.num_bins)
         return self
 
     def bins(self, X: Any) -> Int[Array, " queries"]:
@@ -353,8 +369,13 @@ def run_ensemble(
     deadlines: Sequence[float],
 ) -> EnsembleRun:
     """Queries on a virtual clock: a plan at every arrival and every end, and each free model takes the first query, by
-    deadline, whose plan has it."""
+    deadline, whose plan has it.
+
+    Raises:
+        DataError: not one arrival and one deadline for each query, or an arrival that never is.
+    """
     num_models, num, _ = outputs.shape
+    _check_times(arrivals, deadlines, num)
     found = EnsembleRun(np.zeros(num, dtype=int), np.full(num, -1), np.full(num, np.nan), [0.0] * num_models)
     times, available = chooser.times, [0.0] * num_models
     working: list[Query | None] = [None] * num_models
@@ -394,6 +415,16 @@ def run_ensemble(
     for query in present:
         _give(found, query, outputs, now=query.deadline)
     return found
+
+
+def _check_times(arrivals: Sequence[float], deadlines: Sequence[float], num: int) -> None:
+    if not len(arrivals) == len(deadlines) == num:
+        what = f"{len(arrivals)} arrivals and {len(deadlines)} deadlines for {num} queries"
+        raise DataError(what, fix="give one of each for every query")
+    if not np.isfinite(np.asarray(arrivals, dtype=float)).all():
+        raise DataError("are not all finite", where="arrivals", fix="give seconds")
+    if np.isnan(np.asarray(deadlines, dtype=float)).any():
+        raise DataError("are not all numbers", where="deadlines", fix="give seconds, or inf where there is none")
 
 
 def _give(found: EnsembleRun, query: Query, outputs: Float[Array, "models queries classes"], *, now: float) -> None:
