@@ -146,6 +146,14 @@ def test_what_does_not_go_together_is_refused(settings, said):
         Tune(**settings)
 
 
+def test_keeping_the_best_without_held_out_rows_is_not_planned(packed):
+    before = load(packed).plan()
+    with pytest.raises(SettingsError, match=r"keep_best needs held-out rows.*leave keep_best out"):
+        Tune(data="text.txt", teacher="models/mine", holdout=0).plan(before)
+    Tune(data="text.txt", teacher="models/mine", holdout=0, keep_best=False).plan(before)
+    Tune(data="text.txt", teacher="models/mine", validation="other.txt").plan(before)
+
+
 def test_dense_weights_and_other_packings_are_refused(tiny_llama, tmp_path):
     with pytest.raises(RecipeError, match="packed weights"):
         tuned(tiny_llama, tiny_llama)

@@ -227,6 +227,9 @@ class Train(Stage):
 
         if self.data is None:
             raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
+        if self.keep_best and self.validation is None and not self.holdout:
+            what = "keep_best needs held-out rows to measure on"
+            raise SettingsError(what, where="keep_best", fix="give validation, or a holdout, or leave keep_best out")
         self.check(before.config)
         each = LORA_BYTES_PER_PARAMETER
         if self.lora_rank == 0:
