@@ -177,6 +177,17 @@ def test_compressed_tensors_are_unpacked_by_the_stock_loader(tiny_llama: Path, t
     assert load_file(dense / "model.safetensors").keys() == load_file(tiny_llama / "model.safetensors").keys()
 
 
+def test_scales_that_are_no_numbers_are_refused(tiny_llama: Path, tmp_path: Path):
+    packed = Quantize(method="rtn", bits=4, group_size=32)(load(tiny_llama)).save(tmp_path / "packed")
+    tensors = load_file(packed / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("q_proj.weight_scale"))
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    (packed / "burnish.json").unlink()  # it has the hash of every file
+    with pytest.raises(CheckpointError, match=r"q_proj.weight holds numbers that are not finite"):
+        Unpack()(load(packed))
+
+
 @pytest.mark.parametrize("settings", [{"group_size": 16}, {"scheme": "fp8-dynamic"}])
 def test_packed_experts_are_unpacked_too(tmp_path: Path, settings: dict[str, Any]):
     original = Model(module=make("mixtral", disturbed=True), tokenizer=small_tokenizer()).save(tmp_path / "original")

@@ -190,6 +190,7 @@ class Model:
             raise CheckpointError(f"{len(absent)} weights are missing, the first is {absent[0]}", where=str(directory))
         if self.lineage.weights is Weights.PACKED:
             drop_packing(module)
+            check_finite(module, directory)
             if self.dtype is not None:
                 cast(module, self.dtype)
         self._as_read["module"] = module_digest(module)
@@ -395,6 +396,17 @@ def check_read_by_stock(config: PretrainedConfig, directory: Path) -> None:
         where=str(directory),
         fix=f"make it dense with {UNPACK}" if method in STREAMED else "name the dense original",
     )
+
+
+def check_finite(module: PreTrainedModel, directory: Path) -> None:
+    """Refuses weights that are no numbers; the stock loader multiplies damaged scales without a word."""
+    for name, weight in module.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise CheckpointError(
+                f"{name} holds numbers that are not finite once it is unpacked",
+                where=str(directory),
+                fix="download or quantize it again",
+            )
 
 
 def drop_packing(module: PreTrainedModel) -> None:
