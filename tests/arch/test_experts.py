@@ -36,8 +36,12 @@ def test_what_has_no_configuration_uses_all_that_it_has():
     assert num_active_parameters(plan.of_data()) == 0
 
 
-STOCK_LOADING = {"reading": {"mistral"}}
+STOCK_LOADING = {"reading": {"mistral", "ministral"}}
 """Stock loading turns this type into another where its layers differ; who reads a config as it does must too."""
+
+
+COMMON = {"seed"}
+"""First words of model types that mean something else everywhere (`seed_oss`)."""
 
 
 def words(source: str) -> Iterator[str]:
@@ -57,7 +61,7 @@ def words(source: str) -> Iterator[str]:
 
 def known_only_to_arch(source: str) -> set[str]:
     """Words that name a model type, or the experts of one."""
-    families = {re.findall("[a-z]+", name)[0] for name in known_model_types()}
+    families = {re.findall("[a-z]+", name)[0] for name in known_model_types()} - COMMON
 
     def parts(word: str) -> set[str]:
         return {part.lower() for part in re.findall("[A-Z]?[a-z]+", word)}

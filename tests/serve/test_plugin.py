@@ -123,6 +123,8 @@ def test_what_keeps_the_server_from_starting_is_one_line(
 ):
     monkeypatch.delenv("VLLM_PYTHON", raising=False)
     policy = [] if "--policy" in options else ["--policy", "vtc"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(SystemExit, match="1"):
         cli.main(["serve", "up", str(tmp_path / "model"), *policy, *options, "--log", str(tmp_path / "log")])
     assert told in capsys.readouterr().err
