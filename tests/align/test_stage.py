@@ -180,6 +180,7 @@ def test_the_input_is_left_as_it_was(checkpoint, rows):
     assert all(torch.equal(value, before[name]) for name, value in start.module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_another_reference_changes_the_result_and_the_model_itself_does_not(checkpoint, reference_checkpoint, rows):
     own = Align(**SHORT)(load(checkpoint), data=rows).module.lm_head.weight
     same, other = (
@@ -196,6 +197,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("loss", ["aps-r3m-dpo", "kto"])
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(loss, checkpoint, rows, tmp_path, monkeypatch):
     settings = SHORT | {"max_steps": 6, "save_every": 2, "loss": loss}
     whole = Align(**settings)(load(checkpoint), data=rows)

@@ -121,6 +121,7 @@ def test_a_volatile_setting_reruns_nothing(chain: Path, tiny_llama: Path):
     assert actions(run(CHAIN.replace("{name: a,", "{name: a, pause: 0.01,"), tiny_llama, chain))["a"] == "skip"
 
 
+@pytest.mark.slow
 def test_a_changed_later_node_leaves_the_earlier_one_alone(chain: Path, tiny_llama: Path):
     assert actions(run(CHAIN.replace("0.25", "0.75"), tiny_llama, chain)) == {"a": "skip", "b": "run"}
 

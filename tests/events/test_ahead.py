@@ -159,6 +159,7 @@ def table(folder: Path, *options: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_next_events_have_a_row_each(folder: Path) -> None:
     rows = table(folder, "--next", "3", "--quantiles", "0.1", "0.5")
     assert [row["event"] for row in rows[:4]] == ["1", "2", "3", "1"]

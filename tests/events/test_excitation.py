@@ -137,6 +137,7 @@ def test_silence_up_to_a_known_end_is_counted() -> None:
     assert rates[1] < 0.3 * rates[0]
 
 
+@pytest.mark.slow
 def test_a_process_near_its_explosion_is_found() -> None:
     """Branching ratio 0.95, two decays apart from the grid; the fit is within its sampling error of the truth."""
     preset = HawkesParameters(mu=(0.02, 0.03), jumps=((1.9, 0.5), (0.5, 1.9)), decay=2.6)

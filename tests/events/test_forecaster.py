@@ -170,6 +170,7 @@ def test_that_no_event_comes_is_likelier_the_longer_none_came() -> None:
     assert torch.allclose(forecast.prob_none_after(0.6), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_types_after_a_wait_are_those_of_the_gaps_beyond_it(forecast: NextEvents) -> None:
     gaps, marks = forecast.sample(40_000, generator=torch.Generator().manual_seed(0))
     found = forecast.mark_probs(elapsed=2.0)

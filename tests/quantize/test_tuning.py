@@ -134,6 +134,7 @@ def test_strengths_are_measured_and_weights_left_alone(model, views, tmp_path):
     assert all(torch.equal(one, view.tensor) for one, view in zip(before, views, strict=True))
 
 
+@pytest.mark.slow
 def test_strengths_are_compared_on_the_grids_of_overrides(model, texts, tmp_path):
     overrides = {"re:.*down_proj": {"bits": 8}}
     stage = Quantize(method="yaqa", bits=2, group_size=32, tokens=1024, length=64, overrides=overrides)

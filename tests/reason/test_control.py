@@ -123,6 +123,7 @@ def test_an_early_end_is_sent_on_and_the_sum_is_bounded(tmp_path: Path):
     assert sum("Wait," in body["messages"][-1]["content"] for body in model.bodies) > 20
 
 
+@pytest.mark.slow
 def test_stable_answers_end_the_thinking_where_no_constant_budget_does_as_well(tmp_path: Path):
     """Of budgets, the one that is right as often must write more."""
     budgets = range(3, 125, 6)

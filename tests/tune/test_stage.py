@@ -57,6 +57,7 @@ def test_a_rate_of_nothing_changes_no_byte(packed, tiny_llama, tmp_path):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_few_of_the_rows_held_out_are_measured_on(packed, tiny_llama, tmp_path):
     def rows_of(validation_rows):
         place = tmp_path / str(validation_rows)
