@@ -1,5 +1,6 @@
 """The stage `tune`: codes stay, scales and norms come nearer to the original, and the files are as stock as before."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -72,10 +73,10 @@ def test_unit_scales_compute_what_the_packed_model_computes(packed, tiny_llama):
     from burnish.core.ledger import Ledger
     from burnish.core.progress import Progress
     from burnish.core.stage import Context, seeded_generator
-    from burnish.tune.run import _Scales, plain, regain
+    from burnish.tune.run import _Scales, regain
 
     model = load(packed)
-    network = plain(model)
+    network = copy.deepcopy(model.module).float()
     ctx = Context({}, Path(), "cpu", seeded_generator(0), Progress(enabled=False), Ledger(None))
     _Scales(model).put_into(network, ctx)
     regain(network, model.module)
@@ -161,6 +162,9 @@ def test_dense_weights_and_other_packings_are_refused(tiny_llama, tmp_path):
     floats = Quantize(scheme="fp8-dynamic", method="rtn")(load(tiny_llama)).save(tmp_path / "floats")
     with pytest.raises(SettingsError, match="whole numbers"):
         tuned(floats, tiny_llama)
+    mixed = Quantize(method="rtn", group_size=16, overrides={"re:.*down_proj.*": {"scheme": "fp8-dynamic"}})
+    with pytest.raises(SettingsError, match="packed as 'float-quantized'"):
+        tuned(mixed(load(tiny_llama)).save(tmp_path / "mixed"), tiny_llama, scales=False)
 
 
 def test_damaged_scales_are_named(packed, tiny_llama, tmp_path):

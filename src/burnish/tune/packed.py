@@ -26,14 +26,10 @@ class Packed:
     Attributes:
         levels: codes less their zero points (out, in).
         scale: (out, groups), in the dtype of the checkpoint.
-        tensors: all of it as it is on disk, by name.
-        scale_name: which of them the scales are.
     """
 
     levels: Tensor
     scale: Tensor
-    tensors: Mapping[str, Tensor]
-    scale_name: str
 
 
 def quantization_config(model: Model) -> dict[str, Any]:
@@ -48,22 +44,28 @@ def packed_weights(model: Model) -> Iterator[tuple[str, Packed]]:
     """(name on disk of the weight, what it is packed as), one at a time.
 
     Raises:
-        SettingsError: its weights are packed, but not as whole numbers in groups.
         CheckpointError: a packed weight lacks a tensor, or has one of another shape.
     """
-    found = False
-    for disk, tensors in _tensors_by_weight(model):
-        found = True
-        yield disk, _read(disk, tensors)
-    if not found:
-        form = quantization_config(model).get("format")
+    return ((disk, _read(disk, tensors)) for disk, tensors in packed_tensors(model))
+
+
+def check_whole_numbers(packing: Mapping[str, Any]) -> None:
+    """Refuses a `quantization_config` of which some weights are no whole numbers.
+
+    Raises:
+        SettingsError: it names another format.
+    """
+    own, groups = packing.get("format"), (packing.get("config_groups") or {}).values()
+    forms = {str(group.get("format") or own) for group in groups} or {str(own)}
+    if others := sorted(forms - {"pack-quantized"}):
         raise SettingsError(
-            f"the weights are packed as {form!r}, and scales are tuned of whole numbers (pack-quantized)",
+            f"the weights are packed as {others[0]!r}, and scales are tuned of whole numbers (pack-quantized)",
             fix="quantize with scheme: int",
         )
 
 
-def _tensors_by_weight(model: Model) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def packed_tensors(model: Model) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(name on disk of a weight that is packed as whole numbers, its tensors by name on disk), one at a time."""
     if model.packed:
         for disk, tensors in model.packed.items():
             if any(name.endswith(WORDS) for name in tensors):
@@ -105,7 +107,7 @@ def _read(disk: str, tensors: dict[str, Tensor]) -> Packed:
     if zero is not None:
         zeros = unpack_from_int32(zero, bits, torch.Size((shape[0], scale.shape[1])), packed_dim=0)
         levels = levels.short() - zeros.short().repeat_interleave(shape[1] // scale.shape[1], dim=1)
-    return Packed(levels, scale, tensors, prefix + SCALE)
+    return Packed(levels, scale)
 
 
 def _bits(words: Tensor, scale: Tensor, zero: Tensor | None, shape: torch.Size) -> int | None:

@@ -15,7 +15,14 @@ from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.stage import Context
 from burnish.distill.run import run as distill
 from burnish.tune.maths.rescaled import RelativeGain, Rescaled
-from burnish.tune.packed import layers_of, packed_weights, quantization_config
+from burnish.tune.packed import (
+    SCALE,
+    check_whole_numbers,
+    layers_of,
+    packed_tensors,
+    packed_weights,
+    quantization_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +41,8 @@ def run(settings: Tune, model: Model, ctx: Context) -> Model:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SettingsError("tune is for one process only", fix="leave `launch` out of this node")
-    dense = plain(model)
+    check_whole_numbers(quantization_config(model))
+    dense = cast(copy.deepcopy(model.module), torch.float32)
     scales = _Scales(model)
     if settings.scales:
         scales.put_into(dense, ctx)
@@ -50,21 +58,6 @@ def run(settings: Tune, model: Model, ctx: Context) -> Model:
     made = model.derive(module=result, packed=written, quantization_config=quantization_config(model))
     made.lineage.continued = trained.lineage.continued
     return made
-
-
-def plain(model: Model) -> PreTrainedModel:
-    """The network in float32 and apart from the input's own, of which transformers no longer says that it is packed."""
-    module: Any = copy.deepcopy(model.module)
-    for name in ("is_quantized", "hf_quantizer", "quantization_method"):
-        if name in vars(module):
-            delattr(module, name)
-    if hasattr(module.config, "quantization_config"):
-        del module.config.quantization_config
-    for part in module.modules():
-        if isinstance(part, nn.Linear):  # the stock loader leaves scales beside the weights that it has made of them
-            for name in [name for name, _ in part.named_parameters(recurse=False) if name not in ("weight", "bias")]:
-                delattr(part, name)
-    return cast(module, torch.float32)
 
 
 class _Scales:
@@ -100,12 +93,11 @@ class _Scales:
     def taken_from(self, module: nn.Module) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
         """`Model.packed` with the scales that were trained, and how far they moved."""
         packed, rows = {}, []
-        for disk, weight in packed_weights(self.model):
-            tensors = dict(weight.tensors)
+        for disk, tensors in packed_tensors(self.model):
             if disk in self.layers:
                 own: Any = module.get_submodule(self.layers[disk]).parametrizations
                 relative = own["weight"].original.detach()
-                tensors[weight.scale_name] = own["weight"][0].scales(relative).contiguous()
+                tensors[disk.removesuffix("weight") + SCALE] = own["weight"][0].scales(relative).contiguous()
                 rows.append({"matrix": disk.removesuffix(".weight")} | _moved(relative))
             packed[disk] = tensors
         return packed, rows

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan, Weights
 from burnish.core.stage import VOLATILE, Context
 from burnish.distill.stage import Distill
@@ -82,13 +81,9 @@ class Tune(Distill):
         super().preflight(start, before)
         if before.weights is Weights.PACKED and start.path is not None:
             from burnish.core.kinds import packing
+            from burnish.tune.packed import check_whole_numbers
 
-            form = packing(before.config).get("format")
-            if form not in ("pack-quantized", "mixed-precision"):
-                raise SettingsError(
-                    f"the weights are packed as {form!r}, and scales are tuned of whole numbers (pack-quantized)",
-                    fix="quantize with scheme: int",
-                )
+            check_whole_numbers(packing(before.config))
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.tune.run import run
