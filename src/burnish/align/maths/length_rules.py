@@ -25,8 +25,9 @@ rewards but change advantages; they stand below. Ours is `burnish.align.maths.sh
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,7 +37,11 @@ TINY = 1e-7
 """Added to a standard deviation that is divided by."""
 
 
-class LengthRule(Protocol):
+Rollouts = Float[Tensor, "groups rollouts"]
+"""A number of each rollout; c, l and the rewards."""
+
+
+class LengthRule(ABC):
     """Settings of a rule are its fields; a call gives the rewards of groups.
 
     Attributes:
@@ -48,15 +53,15 @@ class LengthRule(Protocol):
     @property
     def preserves_order(self) -> bool:
         """Whether a correct rollout always earns more than a wrong one of its group, at these settings."""
-        ...
+        return False
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]: ...
+    @abstractmethod
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
+        """The rewards."""
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(LengthRule):
     """Correctness alone."""
 
     source: ClassVar[str] = "correctness alone"
@@ -65,14 +70,12 @@ class Plain:
     def preserves_order(self) -> bool:
         return True
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return correct.clone()
 
 
 @dataclass(frozen=True)
-class Truncation:
+class Truncation(LengthRule):
     """Nothing for an answer beyond the limit.
 
     Attributes:
@@ -82,18 +85,12 @@ class Truncation:
     limit: int
     source: ClassVar[str] = "ThinkPrune, 2025, arXiv:2504.01296"
 
-    @property
-    def preserves_order(self) -> bool:
-        return False
-
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return correct * (length <= self.limit)
 
 
 @dataclass(frozen=True)
-class SoftOverlong:
+class SoftOverlong(LengthRule):
     """A penalty that grows over the last `buffer` tokens before the limit, for right and wrong answers alike.
 
     Attributes:
@@ -105,18 +102,12 @@ class SoftOverlong:
     buffer: int
     source: ClassVar[str] = "DAPO, 2025, arXiv:2503.14476"
 
-    @property
-    def preserves_order(self) -> bool:
-        return False
-
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return correct + ((self.limit - self.buffer - length) / self.buffer).clamp(-1, 0)
 
 
 @dataclass(frozen=True)
-class Kimi:
+class Kimi(LengthRule):
     """Shorter than the middle of the group earns, longer pays; a wrong answer can only pay.
 
     Without the 1 for a correct answer (`only_length`), which is the rule as it is often copied, the longest correct
@@ -135,9 +126,7 @@ class Kimi:
     def preserves_order(self) -> bool:
         return not self.only_length and 0 <= self.weight < 2
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         low, high = length.aminmax(dim=1, keepdim=True)
         spread = high - low
         share = torch.where(spread > 0, 0.5 - (length - low) / spread.clamp(min=TINY), 0.0)
@@ -146,7 +135,7 @@ class Kimi:
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(LengthRule):
     """A correct answer loses up to the share a, by how its length stands among the correct ones of the group.
 
     Attributes:
@@ -160,16 +149,14 @@ class Sigmoid:
     def preserves_order(self) -> bool:
         return 0 <= self.weight < 1
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         mean = correct_mean(correct, length)
         spread = correct_mean(correct, (length - mean) ** 2).sqrt()
         return correct * (1 - self.weight * torch.sigmoid((length - mean) / (spread + TINY)))
 
 
 @dataclass(frozen=True)
-class L1Exact:
+class L1Exact(LengthRule):
     """The distance from the number of tokens that the prompt asks for.
 
     Attributes:
@@ -181,18 +168,12 @@ class L1Exact:
     weight: float = 3e-4
     source: ClassVar[str] = "L1: Controlling How Long a Reasoning Model Thinks, 2025, arXiv:2503.04697"
 
-    @property
-    def preserves_order(self) -> bool:
-        return False
-
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return correct - self.weight * (self.target - length).abs()
 
 
 @dataclass(frozen=True)
-class L1Max:
+class L1Max(LengthRule):
     """A correct answer earns less the nearer it comes to the number of tokens, and nothing well beyond it.
 
     The published program computes (clip(a d, -1, 1) + 1)/2 with d = n - l, so its a is twice the paper's.
@@ -206,18 +187,12 @@ class L1Max:
     weight: float = 3e-4
     source: ClassVar[str] = "L1: Controlling How Long a Reasoning Model Thinks, 2025, arXiv:2503.04697"
 
-    @property
-    def preserves_order(self) -> bool:
-        return False
-
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return correct * (self.weight * (self.target - length) + 0.5).clamp(0, 1)
 
 
 @dataclass(frozen=True)
-class Laser:
+class Laser(LengthRule):
     """A correct answer within the limit earns half more.
 
     Attributes:
@@ -231,14 +206,12 @@ class Laser:
     def preserves_order(self) -> bool:
         return True
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return _stepped(correct, length <= self.limit)
 
 
 @dataclass(frozen=True)
-class LaserD:
+class LaserD(LengthRule):
     """The same with a limit by how many rollouts of the prompt are correct.
 
     Attributes:
@@ -252,14 +225,12 @@ class LaserD:
     def preserves_order(self) -> bool:
         return True
 
-    def limit(self, correct: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups 1"]:
+    def limit(self, correct: Rollouts) -> Float[Tensor, "groups 1"]:
         easy, middling, hard = (correct.new_tensor(limit) for limit in self.limits)
         rate = correct.mean(dim=1, keepdim=True)
         return torch.where(rate >= 2 / 3, easy, torch.where(rate >= 1 / 3, middling, hard))
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return _stepped(correct, length <= self.limit(correct))
 
 
@@ -269,22 +240,20 @@ class LaserDE(LaserD):
 
     def explored(
         self,
-        correct: Float[Tensor, "groups rollouts"],
-        length: Float[Tensor, "groups rollouts"],
+        correct: Rollouts,
+        length: Rollouts,
         repeats: Bool[Tensor, "groups rollouts"],
-    ) -> Float[Tensor, "groups rollouts"]:
+    ) -> Rollouts:
         """With `repeats`, which says where an answer repeats itself."""
         explores = (correct == 0) & (length > self.limit(correct)) & ~repeats
         return super().__call__(correct, length) + 0.5 * explores
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return self.explored(correct, length, torch.zeros_like(correct, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
-class Alp:
+class Alp(LengthRule):
     """A price per token that is higher the more often the prompt is solved; wrong answers pay it too.
 
     Attributes:
@@ -300,15 +269,13 @@ class Alp:
     def preserves_order(self) -> bool:
         return 0 <= self.weight < 1
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         rate = correct.mean(dim=1, keepdim=True).clamp(min=1 / correct.shape[1])
         return correct - self.weight / self.limit * length * rate
 
 
 @dataclass(frozen=True)
-class FixedPenalty:
+class FixedPenalty(LengthRule):
     """A price per token, for right and wrong answers alike; moved by `penalty_step` it is A-DLP.
 
     Attributes:
@@ -322,14 +289,12 @@ class FixedPenalty:
     def preserves_order(self) -> bool:
         return self.price == 0
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         return correct - self.price * length
 
 
 @dataclass(frozen=True)
-class GatedEfficiency:
+class GatedEfficiency(LengthRule):
     """A correct answer earns up to twice, by how far it stays below the mean length of the correct ones."""
 
     source: ClassVar[str] = "prime-rl"
@@ -338,9 +303,7 @@ class GatedEfficiency:
     def preserves_order(self) -> bool:
         return True
 
-    def __call__(
-        self, correct: Float[Tensor, "groups rollouts"], length: Float[Tensor, "groups rollouts"]
-    ) -> Float[Tensor, "groups rollouts"]:
+    def __call__(self, correct: Rollouts, length: Rollouts) -> Rollouts:
         mean = correct_mean(correct, length).clamp(min=TINY)
         return correct * (1 + (1 - length / mean).clamp(0, 1))
 
@@ -363,9 +326,7 @@ RULES: dict[str, type[LengthRule]] = {
 """Name -> rule."""
 
 
-def correct_mean(
-    correct: Float[Tensor, "groups rollouts"], value: Float[Tensor, "groups rollouts"]
-) -> Float[Tensor, "groups 1"]:
+def correct_mean(correct: Rollouts, value: Rollouts) -> Float[Tensor, "groups 1"]:
     """Of a value over the correct rollouts of each group; 0 where there are none."""
     return (correct * value).sum(dim=1, keepdim=True) / correct.sum(dim=1, keepdim=True).clamp(min=1)
 
@@ -403,8 +364,8 @@ def covering_limit(
 
 
 def kept_shortest(
-    correct: Float[Tensor, "groups rollouts"],
-    length: Float[Tensor, "groups rollouts"],
+    correct: Rollouts,
+    length: Rollouts,
     keep: int,
     by_efficiency: bool = False,
 ) -> Bool[Tensor, "groups rollouts"]:
@@ -422,16 +383,14 @@ def kept_shortest(
 
 
 def thinking_advantage(
-    correct: Float[Tensor, "groups rollouts"],
+    correct: Rollouts,
     thinks: Bool[Tensor, "groups rollouts"],
     before: Float[Tensor, " groups"],
     bonus: float = 0.05,
-) -> Float[Tensor, "groups rollouts"]:
+) -> Rollouts:
     """AdaptThink: c minus the start model's accuracy on the prompt, and a bonus for an answer without thinking."""
     return correct - before[:, None] + bonus * ~thinks
 
 
-def _stepped(
-    correct: Float[Tensor, "groups rollouts"], within: Bool[Tensor, "groups rollouts"]
-) -> Float[Tensor, "groups rollouts"]:
+def _stepped(correct: Rollouts, within: Bool[Tensor, "groups rollouts"]) -> Rollouts:
     return torch.where(correct > 0, 1 + 0.5 * within, -0.5).to(correct.dtype)
