@@ -20,6 +20,7 @@ from burnish.data.preferences import import_datasets
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
+    from burnish.align.stage import Align, Grpo
     from burnish.core.progress import Task
     from burnish.core.stage import Context
 
@@ -78,6 +79,24 @@ def libraries_quiet(say: Callable[[str], None]) -> Iterator[None]:
 def on_device(module: PreTrainedModel, ctx: Context) -> PreTrainedModel:
     """A float32 copy on the stage's device."""
     return copy.deepcopy(module).float().to(torch.device(ctx.device))  # type: ignore[arg-type]  # their stubs
+
+
+def trainer_arguments(settings: Align | Grpo, ctx: Context, states: Path) -> dict[str, Any]:
+    """What every trainer is told of where it works, of what it keeps, and that the stage speaks for it."""
+    on_gpu = ctx.device.startswith("cuda")
+    return {
+        "output_dir": str(states),
+        "seed": settings.seed,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,
+    }
 
 
 def last_state(directory: Path) -> str | None:

@@ -20,7 +20,7 @@ from burnish.data.preferences import import_datasets
 try:
     from transformers.trainer_callback import PrinterCallback
 
-    from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device
+    from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device, trainer_arguments
     from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
 except ImportError as error:
     raise MissingExtraError(error.name or "trl", "align", "training by GRPO") from None
@@ -146,12 +146,11 @@ def _check_start(settings: Grpo, asked: Environment, found: DrawnAnswers, ctx: C
 
 
 def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
-    on_gpu, answers_each = ctx.device.startswith("cuda"), settings.prompts * settings.rollouts
+    answers_each = settings.prompts * settings.rollouts
     rows = settings.micro_batch or answers_each
     if rows > answers_each:
         raise SettingsError(f"is {rows}, more than the {answers_each} answers of a step", where="micro_batch")
     return {
-        "output_dir": str(states),
         "length_shaping": settings.shaping,
         "shaping_options": settings.shaping_options,
         "acc_target": settings.acc_target,
@@ -175,17 +174,7 @@ def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "max_steps": settings.updates,
         "shuffle_dataset": False,
-        "seed": settings.seed,
-        "save_strategy": "steps",
-        "save_steps": settings.save_every,
-        "save_total_limit": 1,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": on_gpu,
-        "use_cpu": not on_gpu,
-        "gradient_checkpointing": on_gpu,
-    }
+    } | trainer_arguments(settings, ctx, states)
 
 
 def _record(

@@ -24,7 +24,7 @@ try:
     from transformers.trainer_callback import PrinterCallback
     from trl import KTOConfig, extract_prompt
 
-    from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device
+    from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device, trainer_arguments
     from burnish.align.pair_checks import ROW, SOFT_ADVICE, DataReport
     from burnish.align.stage import STOCK_LOSSES
     from burnish.align.trainers import (
@@ -219,9 +219,7 @@ def _numbered(pairs: Pairs, generator: torch.Generator) -> Dataset:
 
 def _arguments(settings: Align, ctx: Context, states: Path) -> dict[str, Any]:
     """Of both configurations."""
-    on_gpu = ctx.device.startswith("cuda")
     return {
-        "output_dir": str(states),
         "pair_loss": settings.pair_loss,
         "rho0": settings.rho0,
         "tau0": settings.tau0,
@@ -237,17 +235,7 @@ def _arguments(settings: Align, ctx: Context, states: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": settings.batch // settings.micro_batch,
         "max_length": settings.max_length,
         "warmup_steps": settings.warmup,
-        "seed": settings.seed,
-        "save_strategy": "steps",
-        "save_steps": settings.save_every,
-        "save_total_limit": 1,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": on_gpu,
-        "use_cpu": not on_gpu,
-        "gradient_checkpointing": on_gpu,
-    }
+    } | trainer_arguments(settings, ctx, states)
 
 
 def _lora(settings: Align) -> LoraConfig | None:
