@@ -13,15 +13,13 @@ from burnish.convert.latent_config import cached_numbers, check_widths
 from burnish.convert.latent_network import cache_rows
 from burnish.convert.mla import Conversion
 from burnish.convert.upcycle import mixtral_config, upcycle
-from burnish.core.checkpoint import DeferredModel, Model, cast, load, load_config, move
+from burnish.core.checkpoint import DeferredModel, Model, cast, load_config, move, working_copy
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError, DataError
 from burnish.core.kinds import STREAMED, packing
 from burnish.core.stage import Context
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from burnish.convert.stage import LatentAttention, Unpack, Upcycle
 
 
@@ -87,7 +85,9 @@ def dense_config(config: Any) -> Any:
 @torch.no_grad()
 def run_mla(settings: LatentAttention, model: Model, ctx: Context) -> Model:
     """The converted model; the input stays as it is."""
-    source = working_copy(model, ctx.device)
+    stored = model.stored_dtype  # text goes through it so on a GPU, on a CPU in float32 or float64
+    wide = ctx.device.startswith("cuda") or stored is torch.float64
+    source = working_copy(model, stored if wide else torch.float32, ctx.device)
     text = calibration_text(settings, model, ctx)
     key = {"model": model.identity, "calibration text": text.hash, "dtype": str(source.dtype)}
     work = Conversion(settings, ctx, source, text, key)
@@ -97,15 +97,6 @@ def run_mla(settings: LatentAttention, model: Model, ctx: Context) -> Model:
     new = work.convert(choice, store)
     ctx.ledger.table("cache", cache_rows(model, new))
     return model.derive(module=move(cast(new, model.stored_dtype), "cpu"))
-
-
-def working_copy(model: Model, device: str) -> PreTrainedModel:
-    """The network for text to go through: in float32 on a CPU (or float64), on a GPU as it is stored."""
-    stored = model.stored_dtype
-    dtype = stored if device.startswith("cuda") or stored is torch.float64 else torch.float32
-    if model.path is not None and not model.is_loaded:
-        return load(model.path, dtype=dtype, device=device).module
-    return move(cast(copy.deepcopy(model.module), dtype), device).eval()
 
 
 def calibration_text(settings: LatentAttention, model: Model, ctx: Context) -> Calibration:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from burnish.calibrate.collect import PRECISION, collected
 from burnish.calibrate.statistics import Statistics
 from burnish.calibrate.walk import FromDisk, LayerByLayer, Walk, WholeModel
 from burnish.calibrate.windows import Calibration
-from burnish.core.checkpoint import DeferredModel, Model, cast, move
+from burnish.core.checkpoint import DeferredModel, Model, cast, working_copy
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.progress import Task
@@ -40,8 +39,6 @@ from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from burnish.quantize.stage import Quantize
 
 CURVE_FOLDS = 8
@@ -53,7 +50,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     taken from disk layer by layer is made when it is saved."""
     check_combinations(settings)
     on_disk = to_be_streamed(settings, model)
-    module = on_disk.module if on_disk else working_copy(model, ctx.device)
+    module = on_disk.module if on_disk else working_copy(model, working_dtype(model), ctx.device)
     views = select(matrices_of(module, settings), settings.ignore)
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
@@ -297,17 +294,13 @@ def layout_of(on_disk: OnDisk, views: Sequence[MatrixView], rounding: Rounding) 
     return layout, rest
 
 
-def working_copy(model: Model, device: str) -> PreTrainedModel:
-    """The network in float32 on the device, apart from the input's own, which stays as it is.
+def working_dtype(model: Model) -> torch.dtype:
+    """Of the network that is rounded, float64 where that is given.
 
     Statistics and rounding are computed in float32: bfloat16 gradients lose the small ones, and CPUs without bfloat16
     instructions are many times slower in it.
     """
-    if model.path is not None and not model.is_loaded:
-        return Model(path=model.path, lineage=model.lineage, dtype=torch.float32, device=device).module
-    module = copy.deepcopy(model.module)
-    working = torch.float64 if module.dtype is torch.float64 else torch.float32
-    return move(cast(module, working), device).eval()
+    return torch.float64 if model.is_loaded and model.module.dtype is torch.float64 else torch.float32
 
 
 def calibration_windows(

@@ -34,7 +34,7 @@ from burnish.core.checkpoint.lineage import (
     library_versions,
     model_card,
 )
-from burnish.core.checkpoint.model import Model, cast, compute_dtype, load, move, pick_device
+from burnish.core.checkpoint.model import Model, cast, compute_dtype, load, move, pick_device, working_copy
 from burnish.core.checkpoint.network import without_memory
 from burnish.core.checkpoint.passed_over import check_fits
 from burnish.core.checkpoint.reading import (
@@ -108,6 +108,7 @@ __all__ = [
     "weights_of",
     "without_memory",
     "without_weights",
+    "working_copy",
     "write_atomically",
     "write_config",
     "write_index",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import warnings
@@ -439,6 +440,13 @@ def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return module
+
+
+def working_copy(model: Model, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """The network in a dtype on a device, apart from the model's own, which stays as it is; read anew if it can be."""
+    if model.path is not None and not model.is_loaded:
+        return Model(path=model.path, lineage=model.lineage, dtype=dtype, device=device).module
+    return move(cast(copy.deepcopy(model.module), dtype), device).eval()
 
 
 def move(module: PreTrainedModel, device: str) -> PreTrainedModel:
