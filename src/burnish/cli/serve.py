@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,58 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seconds = Annotated[float, Parameter(validator=Number(gt=0, lte=1e9))]
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Taken:
+    """What of a trace is asked.
+
+    Attributes:
+        tenants: Draw so many tenants for the requests, of sizes 1, 1/2, 1/3 and so on; the report says so.
+        limit: Take so many rows of the trace only.
+        shrink: Divide the lengths of prompts and answers, for a smaller server.
+        speed: Divide the times between arrivals, and pauses.
+        longest: Leave out conversations of more tokens than this, after `shrink`.
+        seed: Of the draw of tenants.
+    """
+
+    tenants: Annotated[int, Parameter(validator=Number(gte=0, lte=100_000))] = 0
+    limit: Count | None = None
+    shrink: Count = 1
+    speed: Seconds = 1.0
+    longest: Count | None = None
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = 0
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether lengths or times are others than the trace's, or some are left out for their length."""
+        return self.shrink > 1 or self.speed != 1 or self.longest is not None
+
+    def workload(self, trace: Path) -> Workload:
+        from burnish.serve.traces import read_trace, scaled, with_tenants
+
+        found = read_trace(trace, limit=self.limit)
+        if self.is_scaled:
+            found = scaled(found, shrink=self.shrink, speed=self.speed, longest=self.longest)
+        if self.tenants:
+            sizes = {f"tenant{place}": 1 / place for place in range(1, self.tenants + 1)}
+            found = with_tenants(found, sizes, self.seed)
+        return found
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Service:
+    """What is good service.
+
+    Attributes:
+        ttft: Seconds to the first token that are good service.
+        tpot: Seconds for each further token that are good service.
+    """
+
+    ttft: Seconds = 10.0
+    tpot: Seconds = 0.1
+
+
 def sim(
     trace: Path,
     /,
@@ -26,14 +79,8 @@ def sim(
     engine: Path | None = None,
     instances: Count = 1,
     router: RouterName = "least-loaded",
-    tenants: Annotated[int, Parameter(validator=Number(gte=0, lte=100_000))] = 0,
-    limit: Count | None = None,
-    shrink: Count = 1,
-    speed: Seconds = 1.0,
-    longest: Count | None = None,
-    ttft: Seconds = 10.0,
-    tpot: Seconds = 0.1,
-    seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = 0,
+    taken: Taken = Taken(),
+    service: Service = Service(),
     step_by_step: Annotated[bool, Parameter(negative=())] = False,
     check: Annotated[bool, Parameter(negative=())] = False,
     out: Out = Path("runs/serve"),
@@ -52,22 +99,6 @@ def sim(
         Engines, each with its own policy.
     router:
         How requests are spread over engines.
-    tenants:
-        Draw so many tenants for the requests, of sizes 1, 1/2, 1/3 and so on; the report says that they are drawn.
-    limit:
-        Take so many rows of the trace only.
-    shrink:
-        Divide the lengths of prompts and answers, for a smaller server.
-    speed:
-        Divide the times between arrivals, and pauses.
-    longest:
-        Leave out conversations of more tokens than this, after `shrink`.
-    ttft:
-        Seconds to the first token that are good service.
-    tpot:
-        Seconds for each further token that are good service.
-    seed:
-        Of the draw of tenants.
     step_by_step:
         Take every step of the engine for itself: slow, and the same result.
     check:
@@ -82,10 +113,10 @@ def sim(
 
     check_apart([out / FILE, out / "report.html"], [trace, engine])
     policies = [read_policy(one) for one in policy or ["fcfs"]]
-    recorded = read_recording(trace, limit=limit) if is_recording(trace) else None
+    recorded = read_recording(trace, limit=taken.limit) if is_recording(trace) else None
     machine = read_engine(engine) if engine else recorded.engine if recorded else EngineSettings()
-    workload = recorded.workload if recorded else _workload(trace, limit, shrink, speed, longest, tenants, seed)
-    if recorded and (shrink > 1 or speed != 1 or longest or tenants):
+    workload = recorded.workload if recorded else taken.workload(trace)
+    if recorded and (taken.is_scaled or taken.tenants):
         raise SettingsError("a recording is taken as it is", fix="leave out --shrink, --speed, --longest and --tenants")
     check_place(out)
     results = compare(
@@ -94,26 +125,13 @@ def sim(
         machine,
         instances=instances,
         router=router,
-        ttft=ttft,
-        tpot=tpot,
+        ttft=service.ttft,
+        tpot=service.tpot,
         step_by_step=step_by_step,
         check=check,
         recorded=recorded,
     )
     _show(out, results)
-
-
-def _workload(
-    trace: Path, limit: int | None, shrink: int, speed: float, longest: int | None, tenants: int, seed: int
-) -> Workload:
-    from burnish.serve.traces import read_trace, scaled, with_tenants
-
-    workload = read_trace(trace, limit=limit)
-    if shrink > 1 or speed != 1 or longest:
-        workload = scaled(workload, shrink=shrink, speed=speed, longest=longest)
-    if tenants:
-        workload = with_tenants(workload, {f"tenant{place}": 1 / place for place in range(1, tenants + 1)}, seed)
-    return workload
 
 
 def up(
@@ -224,15 +242,9 @@ def replay(
     url: str,
     model: str | None = None,
     policy: str | None = None,
-    tenants: Annotated[int, Parameter(validator=Number(gte=0, lte=100_000))] = 0,
-    limit: Count | None = None,
-    shrink: Count = 1,
-    speed: Seconds = 1.0,
-    longest: Count | None = None,
+    taken: Taken = Taken(),
     at_most: Count = 64,
-    ttft: Seconds = 10.0,
-    tpot: Seconds = 0.1,
-    seed: Annotated[int, Parameter(validator=Number(gte=0, lte=MAX_SEED))] = 0,
+    service: Service = Service(),
     out: Out = Path("runs/replay"),
 ) -> None:
     """Ask what a trace asked of a live vLLM, at its times, and write what a client sees.
@@ -250,24 +262,8 @@ def replay(
         By its name there; the first that the server has where nothing is said.
     policy:
         That the server has, for the report.
-    tenants:
-        Draw so many tenants for the requests.
-    limit:
-        Take so many rows of the trace only.
-    shrink:
-        Divide the lengths of prompts and answers, for a smaller server.
-    speed:
-        Divide the times between arrivals, and pauses.
-    longest:
-        Leave out conversations of more tokens than this, after `shrink`.
     at_most:
         Requests under way at a time; others wait, and are counted.
-    ttft:
-        Seconds to the first token that are good service.
-    tpot:
-        Seconds for each further token that are good service.
-    seed:
-        Of the draw of tenants.
     out:
         Directory of requests.jsonl, results.json and report.html.
     """
@@ -285,7 +281,7 @@ def replay(
     if is_recording(trace):
         fix = "give the trace that was asked; burnish serve sim reads a recording"
         raise DataError("is a recording, which cannot be asked again", where=str(trace), fix=fix)
-    workload = _workload(trace, limit, shrink, speed, longest, tenants, seed)
+    workload = taken.workload(trace)
     chosen = read_policy(policy) if policy else PolicySettings(name="server")
     check_place(out)
     key = os.environ.get("VLLM_API_KEY", "")
@@ -295,7 +291,9 @@ def replay(
         print(f"{count:,} requests were refused or not answered whole: {why}")
     if made.late:
         print(f"{made.late:,} requests waited here because {at_most} were under way")
-    results = compare(workload, [], EngineSettings(), ttft=ttft, tpot=tpot, recorded=read_recording(place))
+    results = compare(
+        workload, [], EngineSettings(), ttft=service.ttft, tpot=service.tpot, recorded=read_recording(place)
+    )
     _show(out, results)
 
 
