@@ -16,7 +16,6 @@ LONG_FUNCTIONS = {
     "cli/reason.py:evolve": OPTIONS,
     "cli/reason.py:run": OPTIONS,
     "cli/reason_serve.py:serve": OPTIONS,
-    "cli/serve.py:replay": OPTIONS,
     "cli/serve.py:sim": OPTIONS,
     "cli/serve.py:up": OPTIONS,
 }
