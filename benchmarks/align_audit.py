@@ -20,33 +20,35 @@ they are made by `--read hh --pairs 1000` or `--read qa`, and kept. HH with hidd
 
 from __future__ import annotations
 
-import gzip
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import experiment
 import numpy as np
 import torch
+from judged_pairs import (
+    DEPTHS,
+    MAX_LENGTH,
+    READERS,
+    TOP,
+    Judged,
+    Slice,
+    exchanged,
+    keep_hidden,
+    kept_hidden,
+    lift,
+    slices,
+)
 from ranking import auc, spread
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import burnish
-from burnish.align.answer_features import hidden_features, word_features
-from burnish.align.audit import combine
-from burnish.align.kept_arrays import KeptArrays
-from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups, rotated, unit_scale
-from burnish.align.maths.noise import uniform
-from burnish.core.progress import Progress
-from burnish.data.preferences import read_pairs
+from burnish.align.answer_features import word_features
+from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups
 
-DEPTHS = (8 / 30, 12 / 30, 16 / 30, 20 / 30, 24 / 30, 1.0)
-MAX_LENGTH = {"hh": 192, "qa": 160}
-TOP = 0.05
 FOLDS, REPEATS = 5, 2
 TUNING_SEEDS, SEEDS = range(100, 101 if experiment.SMOKE else 103), range(1 if experiment.SMOKE else 5)
 L2_GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -54,104 +56,6 @@ LAMBDAS = (0.2, 0.35, 0.5)
 C_GRID = (0.1, 0.3, 1.0, 3.0)
 DEPTH_GRID = ((2,), (4,), (5,), (2, 4))
 PEER = "TF-IDF, logistic regression"
-
-
-@dataclass
-class Judged:
-    """Texts (prompt, answer), and pairs as indices into them with the better answer first."""
-
-    texts: list[tuple[str, str]]
-    first: np.ndarray
-    second: np.ndarray
-
-
-def read_hh(directory: Path) -> Judged:
-    pairs = read_pairs(directory / "hh_harmless_test.jsonl.gz", on_bad_pair="drop")
-    texts = [(row["prompt"], row[side]) for row in pairs.rows for side in ("chosen", "rejected")]
-    places = np.arange(len(pairs))
-    return Judged(texts, 2 * places, 2 * places + 1)
-
-
-def read_qa(directory: Path) -> Judged:
-    order = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # of the six judgements in the file
-    texts, first, second = [], [], []
-    with gzip.open(directory / "qa_feedback_dev.jsonl.gz", "rt", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            base = len(texts)
-            for (i, j), judged in zip(order, row["preference"], strict=True):
-                if judged and row["predictions"][i].strip() != row["predictions"][j].strip():
-                    better, worse = (i, j) if judged == 1 else (j, i)
-                    first.append(base + better)
-                    second.append(base + worse)
-            texts += [(row["question"], answer) for answer in row["predictions"]]
-    return Judged(texts, np.array(first), np.array(second))
-
-
-READERS = {"hh": read_hh, "qa": read_qa}
-
-
-def read_features(name: str, judged: Judged, model: Any, pairs: int | None, target: Path) -> None:
-    """Hidden states of the first `pairs` pairs' answers at DEPTHS, [answers, depths, hidden]; may be interrupted."""
-    texts = judged.texts if pairs is None else judged.texts[: 2 * pairs]
-    key = {"data": name, "pairs": pairs, "model": model.identity, "depths": DEPTHS, "max_length": MAX_LENGTH[name]}
-    kept = KeptArrays(target.parent / f"{name}.work", key)
-    made = hidden_features(model, texts, depths=DEPTHS, max_length=MAX_LENGTH[name], progress=Progress(), kept=kept)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(target, features=made.reshape(len(texts), len(DEPTHS), -1))
-
-
-def check_features(name: str, judged: Judged, model: Any, known: np.ndarray) -> None:
-    """Reads a few answers again; kept features must be what this model makes of these texts."""
-    some = list(range(0, len(known), max(1, len(known) // 6)))
-    again = hidden_features(
-        model,
-        [judged.texts[i] for i in some],
-        depths=DEPTHS,
-        max_length=MAX_LENGTH[name],
-        progress=Progress(enabled=False),
-    )
-    if np.abs(known[some].reshape(len(some), -1) - again).max() > 1e-2 * np.abs(again).max():
-        raise SystemExit(f"the kept features of {name} were made by another model or another way of reading")
-
-
-class Slice:
-    """Some pairs and their features as differences, better minus worse."""
-
-    def __init__(self, judged: Judged, keep: np.ndarray, hidden: np.ndarray | None, words: Any, tfidf: Any) -> None:
-        first, second = judged.first[keep], judged.second[keep]
-        prompts = [judged.texts[i][0] for i in first]
-        names = {prompt: index for index, prompt in enumerate(sorted(set(prompts)))}
-        self.group = np.array([names[prompt] for prompt in prompts])
-        self.hashes = sorted({digest(prompt) for prompt in names})
-        self.words = unit_scale(words[first] - words[second])
-        self.tfidf = (tfidf[first] - tfidf[second]).tocsr()
-        self.dense: list[np.ndarray] = []
-        if hidden is not None:
-            gaps = (hidden[first] - hidden[second]).astype(np.float64)
-            self.dense = [unit_scale(gaps[:, depth]) for depth in range(len(DEPTHS))]
-        self.made: dict[Any, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self.group)
-
-    def differences(self, depths: tuple[int, ...], words: bool) -> np.ndarray:
-        if (depths, words) not in self.made:
-            dense = unit_scale(np.hstack([self.dense[d] for d in depths])) if depths else np.zeros((len(self), 0))
-            self.made[depths, words] = rotated(combine(dense, self.words) if words else dense)
-        return self.made[depths, words]
-
-    def flips(self, seed: int, share: float) -> np.ndarray:
-        return uniform(len(self), share, torch.Generator().manual_seed(seed)).numpy()
-
-
-def digest(prompt: str) -> str:
-    return experiment.digest(prompt)[:16]
-
-
-def signed(differences: Any, flip: np.ndarray) -> Any:
-    sign = np.where(flip, -1.0, 1.0)[:, None]
-    return differences.multiply(sign).tocsr() if sparse.issparse(differences) else differences * sign
 
 
 def ours(
@@ -167,9 +71,10 @@ def ours(
     lam: float = 0.3,
 ) -> np.ndarray:
     """Suspicion of every pair: minus the cross-fitted margin."""
+    names = ("hidden",) * bool(depths) + ("words",) * words
     margins = cross_fitted_margins(
-        signed(part.differences(tuple(depths), words), flip),
-        list(part.group),
+        exchanged(part.differences(names, tuple(depths)), flip),
+        list(part.question),
         loss,
         l2=l2,
         num_folds=FOLDS,
@@ -185,10 +90,10 @@ def ours(
 
 def peer(part: Slice, flip: np.ndarray, seed: int, repeats: int, *, c: float) -> np.ndarray:
     """TF-IDF and logistic regression, cross-fitted over the same folds."""
-    differences, generator = signed(part.tfidf, flip), torch.Generator().manual_seed(seed)
+    differences, generator = exchanged(part.raw["tfidf"], flip), torch.Generator().manual_seed(seed)
     score = np.zeros(len(part))
     for _ in range(repeats):
-        fold = folds_of_groups(list(part.group), FOLDS, generator)
+        fold = folds_of_groups(list(part.question), FOLDS, generator)
         for number in range(FOLDS):
             inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
             both = sparse.vstack([differences[inside], -differences[inside]])
@@ -196,11 +101,6 @@ def peer(part: Slice, flip: np.ndarray, seed: int, repeats: int, *, c: float) ->
             model = LogisticRegression(C=c, fit_intercept=False, max_iter=300).fit(both, label)
             score[outside] -= differences[outside] @ model.coef_.ravel()
     return score / repeats
-
-
-def lift(score: np.ndarray, flip: np.ndarray) -> float:
-    top = np.argsort(-score, kind="stable")[: max(1, round(TOP * len(score)))]
-    return float(flip[top].mean() / flip.mean())
 
 
 def tune(part: Slice) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -245,7 +145,7 @@ def report(part: Slice, chosen: dict[str, Any], share: float) -> dict[str, Any]:
         for name, settings in chosen.items():
             method = peer if "c" in settings else ours
             scores[name].append(method(part, flip, seed, REPEATS, **settings))
-    draws = bootstrap(part.group, flips, scores)
+    draws = bootstrap(part.question, flips, scores)
     rows = {}
     for name in chosen:
         rows[name] = {}
@@ -276,11 +176,7 @@ def bootstrap(group: np.ndarray, flips: list[np.ndarray], scores: dict[str, list
 
 
 def run(name: str, judged: Judged, hidden: np.ndarray | None, words: Any, tfidf: Any) -> dict[str, Any]:
-    usable = np.ones(len(judged.first), dtype=bool)
-    if hidden is not None:
-        usable = (judged.first < len(hidden)) & (judged.second < len(hidden))
-    tuned = np.array([int(digest(judged.texts[i][0]), 16) % 4 == 0 for i in judged.first])
-    tuning, reporting = (Slice(judged, np.flatnonzero(usable & side), hidden, words, tfidf) for side in (tuned, ~tuned))
+    tuning, reporting = slices(judged, hidden, words=words, tfidf=tfidf)
     chosen, tried = tune(tuning)
     print(name, len(tuning), len(reporting), flush=True)
     return {
@@ -306,8 +202,8 @@ def main() -> None:
     reading = torch.bfloat16 if arguments.read else torch.float32
     model = burnish.load(arguments.model, dtype=reading)
     if arguments.read:
-        target = arguments.features / f"{arguments.read}.npz"
-        read_features(arguments.read, READERS[arguments.read](arguments.data), model, arguments.pairs, target)
+        judged = READERS[arguments.read](arguments.data)
+        keep_hidden(arguments.read, judged, model, arguments.pairs, arguments.features)
         return
     found: dict[str, Any] = {}
     for name, reader in READERS.items():
@@ -318,12 +214,10 @@ def main() -> None:
         words = word_features(model, answers)
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
         tfidf = vectorizer.fit_transform([answer.strip().lower() for answer in answers])
-        kept = arguments.features / f"{name}.npz" if arguments.features else None
+        hidden = kept_hidden(name, judged, model, arguments.features)
         if name == "hh":
             found[name] = run(name, judged, None, words, tfidf)
-        if kept is not None and kept.is_file():
-            hidden = np.load(kept, allow_pickle=False)["features"]
-            check_features(name, judged, model, hidden)
+        if hidden is not None:
             found[f"{name}, hidden states"] = run(name, judged, hidden, words, tfidf)
         elif name != "hh":
             found[name] = run(name, judged, None, words, tfidf)

@@ -26,16 +26,15 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from align_audit import DEPTHS, check_features, digest, lift, read_hh
+from judged_pairs import Slice, exchanged, kept_hidden, lift, read_hh, slices
 from ranking import auc
 from scipy.optimize import minimize
 from scipy.special import expit
 
 import burnish
 from burnish.align.answer_features import nuisance_features, word_features
-from burnish.align.audit import NEAR_FREE, caps_of, combine
-from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups, rotated, unit_scale
-from burnish.align.maths.noise import uniform
+from burnish.align.audit import NEAR_FREE, caps_of
+from burnish.align.linear_reward import cross_fitted_margins, folds_of_groups
 from burnish.align.reliability import reliability
 
 SHARE, FOLDS, REPEATS = 0.1, 5, 2
@@ -43,60 +42,31 @@ TUNING_SEEDS, SEEDS = range(100, 101 if experiment.SMOKE else 103), range(10, 11
 L2_GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DEPTH_GRID = ((2,), (3,), (4,), (5,), (2, 4))
 BASELINE = "words and length"
+REMOVED = "-form"
+"""Form as covariates that are fitted and left out of the margin."""
 FEATURES: dict[str, tuple[str, ...]] = {
     "words": ("words",),
     BASELINE: ("words", "length"),
     "words and form": ("words", "form"),
-    "words, form removed": ("words", "-form"),
+    "words, form removed": ("words", REMOVED),
     "hidden states": ("hidden",),
     "hidden states and words": ("hidden", "words"),
     "hidden states, words and form": ("hidden", "words", "form"),
-    "hidden states and words, form removed": ("hidden", "words", "-form"),
+    "hidden states and words, form removed": ("hidden", "words", REMOVED),
 }
 STACKED = "stacked: hidden states beside words and form"
 CAPPED = "hidden states, words and form, R3M"
 SIDES = (*FEATURES, STACKED, CAPPED)
 
 
-class Slice:
-    """Pairs with their features as differences, better minus worse, in blocks of one size."""
-
-    def __init__(self, judged: Any, keep: np.ndarray, hidden: np.ndarray | None, words: Any, form: np.ndarray) -> None:
-        first, second = judged.first[keep], judged.second[keep]
-        self.groups = [judged.texts[i][0] for i in first]
-        self.hashes = sorted({digest(prompt) for prompt in self.groups})
-        self.words = unit_scale(words[first] - words[second])
-        self.form = form[first] - form[second]
-        self.dense: list[np.ndarray] = []
-        if hidden is not None:
-            gaps = (hidden[first] - hidden[second]).astype(np.float64)
-            self.dense = [unit_scale(gaps[:, depth]) for depth in range(len(DEPTHS))]
-        self.made: dict[Any, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def block(self, name: str, depths: tuple[int, ...]) -> np.ndarray:
-        if name == "hidden":
-            return unit_scale(np.hstack([self.dense[depth] for depth in depths]))
-        return unit_scale(self.form[:, :1] if name == "length" else self.form)
-
-    def differences(self, names: tuple[str, ...], depths: tuple[int, ...]) -> np.ndarray:
-        if (names, depths) not in self.made:
-            dense = [self.block(name, depths) for name in names if name != "words" and not name.startswith("-")]
-            joined = np.hstack([np.zeros((len(self), 0)), *dense])
-            self.made[names, depths] = rotated(combine(joined, self.words) if "words" in names else joined)
-        return self.made[names, depths]
-
-
 def fitted(part: Slice, flip: np.ndarray, seed: int, settings: dict[str, Any], **loss: Any) -> np.ndarray:
     """Cross-fitted margins, [repeats, pairs]."""
-    sign = np.where(flip, -1.0, 1.0)[:, None]
-    names = tuple(settings["features"])
-    covariates = NEAR_FREE * part.block("form", ()) * sign if "-form" in names else None
+    features = settings["features"]
+    names = tuple(name for name in features if name != REMOVED)
+    covariates = exchanged(NEAR_FREE * part.block("form"), flip) if REMOVED in features else None
     return cross_fitted_margins(
-        part.differences(names, tuple(settings["depths"])) * sign,
-        part.groups,
+        exchanged(part.differences(names, tuple(settings["depths"])), flip),
+        part.prompts,
         loss.pop("name", "bt"),
         l2=settings["l2"],
         num_folds=FOLDS,
@@ -113,7 +83,7 @@ def stacked(part: Slice, seed: int, sides: list[np.ndarray]) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     for values in zip(*sides, strict=True):
         columns = np.stack([value / np.sqrt(np.mean(value**2)) for value in values], axis=1)
-        fold = folds_of_groups(part.groups, FOLDS, generator)
+        fold = folds_of_groups(part.prompts, FOLDS, generator)
         for number in range(FOLDS):
             inside, outside = columns[fold != number], fold == number
 
@@ -128,12 +98,12 @@ def stacked(part: Slice, seed: int, sides: list[np.ndarray]) -> np.ndarray:
 def capped(part: Slice, flip: np.ndarray, seed: int, settings: dict[str, Any], plain: np.ndarray) -> np.ndarray:
     """R3M with the cap that makes the cross-fitted labels likeliest."""
     tried = [fitted(part, flip, seed, settings, name="r3m", lam=lam).mean(axis=0) for lam in caps_of(plain)]
-    return max(tried, key=lambda margins: reliability(margins, part.groups).log_likelihood)
+    return max(tried, key=lambda margins: reliability(margins, part.prompts).log_likelihood)
 
 
 def tune(part: Slice) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     tried: list[dict[str, Any]] = []
-    flips = {seed: uniform(len(part), SHARE, torch.Generator().manual_seed(seed)).numpy() for seed in TUNING_SEEDS}
+    flips = {seed: part.flips(seed, SHARE) for seed in TUNING_SEEDS}
 
     def best(name: str, depths: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
         options = [{"features": FEATURES[name], "depths": d, "l2": l2, "repeats": 1} for d in depths for l2 in L2_GRID]
@@ -158,7 +128,7 @@ def report(part: Slice, chosen: dict[str, Any]) -> dict[str, dict[str, list[floa
     sides = SIDES if part.dense else tuple(chosen)
     found: dict[str, dict[str, list[float]]] = {side: {"lift": [], "auc": []} for side in sides}
     for seed in SEEDS:
-        flip = uniform(len(part), SHARE, torch.Generator().manual_seed(seed)).numpy()
+        flip = part.flips(seed, SHARE)
         each = {name: fitted(part, flip, seed, settings) for name, settings in chosen.items()}
         margins = {name: values.mean(axis=0) for name, values in each.items()}
         if part.dense:
@@ -182,17 +152,10 @@ def main() -> None:
     started = time.process_time()
     model = burnish.load(arguments.model, dtype=torch.float32)
     judged = read_hh(arguments.data)
-    hidden = None
-    if arguments.features is not None:
-        hidden = np.load(arguments.features / "hh.npz", allow_pickle=False)["features"]
-        check_features("hh", judged, model, hidden)
+    hidden = kept_hidden("hh", judged, model, arguments.features)
     answers = [answer for _, answer in judged.texts]
     words, form = word_features(model, answers), nuisance_features(answers)
-    usable = np.ones(len(judged.first), dtype=bool)
-    if hidden is not None:
-        usable = (judged.first < len(hidden)) & (judged.second < len(hidden))
-    tuned = np.array([int(digest(judged.texts[i][0]), 16) % 4 == 0 for i in judged.first])
-    tuning, reporting = (Slice(judged, np.flatnonzero(usable & side), hidden, words, form) for side in (tuned, ~tuned))
+    tuning, reporting = slices(judged, hidden, words=words, form=form)
     chosen, tried = tune(tuning)
     print(len(tuning), len(reporting), chosen, flush=True)
     content = {
