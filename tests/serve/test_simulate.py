@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -57,6 +58,28 @@ def test_steps_taken_together_are_steps_one_by_one_to_the_nanosecond(policy: Pol
     assert seed or together.counters.preemptions + together.counters.reclaimed > 0  # the pool is so small
     if policy.order == "fcfs":
         assert together.counters.calls < single.counters.calls / 2
+
+
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 60))])
+def test_whatever_the_limits_steps_taken_together_are_steps_one_by_one(seed: int):
+    """Also where not all who decode get a token in every step, prompts are not cut, or nothing is found again."""
+    draw = random.Random(seed)
+    engine = EngineSettings(
+        num_blocks=draw.choice([30, 40, 60, 200]),
+        block_size=draw.choice([8, 16, 32]),
+        max_num_batched_tokens=draw.choice([4, 64, 256, 1000]),
+        max_num_seqs=draw.choice([2, 8, 30]),
+        cost=draw.choice(["linear", "roofline", "dynosim"]),
+        prefix_caching=draw.random() < 0.8,
+        reserve_full=draw.random() < 0.5,
+        watermark=draw.choice([0, 0.05]),
+        chunked_prefill=draw.random() < 0.85,
+        budget=draw.choice([0.2, 0.5, 0.9]),
+    )
+    workload, policy = drawn(seed, num=30, rate=draw.choice([1, 6, 20]), blocks=draw.random() < 0.3), POLICIES[seed % 8]
+    together, single = (run(workload, policy, engine, step_by_step=one) for one in (False, True))
+    assert facts(together) == facts(single)
+    assert replace(together.counters, calls=0) == replace(single.counters, calls=0)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.called)

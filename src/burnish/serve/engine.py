@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from burnish.serve.blocks import BlockPool
 from burnish.serve.costs import CostModel, run, step
+from burnish.serve.decoding import Decoding
 from burnish.serve.policies.protocol import Hold, Job, Order, Retention
 
 
@@ -71,6 +72,9 @@ class SimulatedJob(Job):
         redone: of those, what it had itself computed before it lost its place.
         preemptions: times that it lost its place.
         lost: tokens that it had when it lost its place last.
+        seat: its place among all admissions.
+        since: step from which it decodes with others; see `burnish.serve.decoding`, which also says what `computed`,
+            `scheduled` and `generated` are until then.
     """
 
     output: int = 1
@@ -90,6 +94,8 @@ class SimulatedJob(Job):
     redone: int = 0
     preemptions: int = 0
     lost: int = 0
+    seat: int = 0
+    since: int = 0
 
     def key(self, index: int) -> int:
         """Of its block number `index`."""
@@ -138,7 +144,7 @@ class SimulatedEngine:
         shape: its limits.
         costs: what a step takes.
         order, retention: the policy; objects of this engine alone.
-        step_by_step: never takes steps together.
+        step_by_step: never takes steps together, nor requests.
         note: is called as `note(time, what, job)` for every admission ("admit"), preemption ("preempt") and end
             ("finish").
     """
@@ -162,9 +168,11 @@ class SimulatedEngine:
         self.until: int | None = None
         """When the run of steps under way ends; None while idle."""
         self._step_by_step, self._note = step_by_step, note
-        self._batch: list[tuple[SimulatedJob, int]] = []
+        self._decoding = Decoding(shape.block_size)
+        self._together = not step_by_step and shape.max_num_seqs <= shape.max_num_batched_tokens  # else some get none
+        self._batch: list[tuple[SimulatedJob, int]] = []  # of a step, all others
         self._steps = self._began = self._before = self._context = 0
-        self._held = 0
+        self._held = self._seats = 0
         self._paused: dict[str, tuple[str, int]] = {}
         self._watermark = int(shape.watermark * shape.num_blocks)
 
@@ -226,26 +234,27 @@ class SimulatedEngine:
         self.now = now
         self.counters.calls += 1
         chunks, lowered, stalled = self._schedule()
-        if not self._batch:
+        decodes = self._decoding.num + len(self._batch) - len(chunks)
+        if not decodes and not chunks:
             self.until = None
             return
-        decodes = len(self._batch) - len(chunks)
         self._began, self._steps = now, 1
-        self._context = sum(job.computed for job, _ in self._batch) - sum(before for _, before in chunks)
-        if chunks or lowered or self._step_by_step or (stalled and not self.order.stable):
+        self._context = self._decoding.context
+        if self._batch:
+            self._context += sum(job.computed for job, _ in self._batch) - sum(before for _, before in chunks)
+        alone = bool(self._batch) or lowered or self._step_by_step or (stalled and not self.order.stable)
+        if alone or (most := self._most_steps()) == 1:
             self.until = now + step(self.costs, chunks, decodes, self._context)
             return
-        self._steps = self._most_steps()
-        _, self._before, length = run(self.costs, decodes, self._context, self._steps)
+        self._steps, self._before, length = run(self.costs, decodes, self._context, most)
         self.until = now + length
 
     def interrupt(self, now: int) -> bool:
         """Something happens during a run of steps: it ends with the step under way. Whether `until` has changed."""
         if self.until is None or self._steps <= 1:
             return False
-        decodes = len(self._batch)
         began = self._began
-        steps, before, length = run(self.costs, decodes, self._context, self._steps, now - began)
+        steps, before, length = run(self.costs, self._decoding.num, self._context, self._steps, now - began)
         changed = steps != self._steps
         if steps > 1:
             self._advance(steps - 1, before)
@@ -260,19 +269,21 @@ class SimulatedEngine:
             self._advance(self._steps - 1, self._before)
         self.counters.busy += self.now - self._began
         self.counters.steps += 1
-        finished = []
+        finished = self._decoded(1)
         for job, tokens in self._batch:
             job.computed += tokens
             job.scheduled += tokens
             self.counters.scheduled += tokens
-            if job.computed < job.prompt + job.generated:
-                continue
-            job.generated += 1
-            if job.generated == 1:
-                job.first_token = self.now
-            self.order.on_scheduled(job, 0, 1)
-            if job.generated == job.output:
-                finished.append(job)
+            if job.computed == job.prompt + job.generated:
+                job.generated += 1
+                if job.generated == 1:
+                    job.first_token = self.now
+                self.order.on_scheduled(job, 0, 1)
+                if job.generated == job.output:
+                    finished.append(job)
+                    continue
+            if self._together and job.generated and job.computed == job.prompt + job.generated - 1:
+                self._decoding.join(job)
         self._batch, self._steps, self.until = [], 0, None
         if finished:
             gone = set(finished)
@@ -281,28 +292,41 @@ class SimulatedEngine:
                 self._finish(job)
         return finished
 
+    def _decoded(self, steps: int) -> list[SimulatedJob]:
+        """So many steps are over for those who decode together; returns those who have finished."""
+        together = self._decoding
+        if not together.num:
+            return []
+        self.counters.scheduled += steps * together.num
+        self.order.on_outputs(self.running[: together.num], steps)
+        together.step(steps)
+        return together.ended()
+
     def _advance(self, steps: int, length: int) -> None:
         """So many steps of the run under way are over, after `length`; the blocks of the next one are taken."""
         self._began += length
         self._steps -= steps
-        self._context += steps * len(self._batch)
         self.counters.busy += length
         self.counters.steps += steps
-        self.counters.scheduled += steps * len(self._batch)
-        for job, _ in self._batch:
-            job.computed += steps
-            job.scheduled += steps
-            job.generated += steps
-            self.order.on_scheduled(job, 0, steps)
-            self._grow(job, job.computed + 1)
+        together, last = self._decoding, self._decoding.steps + steps
+        while together.next_due() <= last:
+            self._decoded(together.next_due() - together.steps)
+            for job, tokens in together.blocks_due():
+                self._grow(job, tokens)
+                together.has_blocks(job)
+        self._decoded(last - together.steps)
+        self._context = together.context
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def _schedule(self) -> tuple[list[tuple[int, int]], bool, bool]:
-        """Fills `_batch`. Returns the chunks of prompts, whether anybody lost its place or was admitted, and whether
-        somebody waits whom the order could let in were it asked again."""
+        """Fills `_batch` with those who do not decode together. Returns the chunks of prompts, whether anybody lost its
+        place or was admitted, and whether somebody waits whom the order could let in were it asked again."""
         shape, batch, chunks = self.shape, [], []
-        budget, place, lowered = shape.max_num_batched_tokens, 0, False
+        if not self._blocks_for_all():
+            self._decoding.part()
+        place, lowered = self._decoding.num, False
+        budget = shape.max_num_batched_tokens - place
         while place < len(self.running) and budget:
             job = self.running[place]
             wanted = job.prompt + job.generated - job.computed
@@ -328,6 +352,18 @@ class SimulatedEngine:
             return chunks, True, bool(len(self.order))
         admitted, stalled = self._admit(budget, chunks)
         return chunks, admitted, stalled
+
+    def _blocks_for_all(self) -> bool:
+        """Gives those who decode together the blocks of the next step; False, and nothing done, where some lack."""
+        if self._decoding.next_due() > self._decoding.steps:
+            return True
+        due = self._decoding.blocks_due()
+        if sum(job.num_blocks * self.shape.block_size < tokens for job, tokens in due) > self.pool.free:
+            return False
+        for job, tokens in due:
+            self._grow(job, tokens)
+            self._decoding.has_blocks(job)
+        return True
 
     def _admit(self, budget: int, chunks: list[tuple[int, int]]) -> tuple[bool, bool]:
         """Lets in who waits. Returns whether anybody was, and whether places and tokens were left."""
@@ -366,6 +402,8 @@ class SimulatedEngine:
         job.computed = hits * size
         self._account(job)
         self._grow(job, job.computed + tokens)
+        self._seats += 1
+        job.seat = self._seats
         self.running.append(job)
         self._note(self.now, "admit", job)
         if job.turn and not job.preempted:
@@ -394,8 +432,8 @@ class SimulatedEngine:
                 return False
             pool.take(missing)
             job.num_blocks += missing
-        if tokens // size > job.looked and self.shape.prefix_caching:
-            for index in range(job.looked, tokens // size):
+        if tokens // size > job.looked:
+            for index in range(job.looked, tokens // size) if self.shape.prefix_caching else ():
                 key = job.key(index)
                 if pool.name(key):
                     job.keys.append(key)
@@ -406,15 +444,19 @@ class SimulatedEngine:
         return -(-tokens // self.shape.block_size) - job.num_blocks - self.pool.free
 
     def _most_steps(self) -> int:
-        """Steps until the first of the batch ends, or until a block is missing; the first step's blocks are taken."""
-        most = min(job.output - job.generated for job, _ in self._batch)
+        """Steps until the first of those who decode ends, or until a block is missing; the first step's are taken."""
+        together = self._decoding
+        if not together.num:
+            return 1
+        most = together.most_steps()
         size, free = self.shape.block_size, self.pool.free
-        if len(self._batch) * (-(-most // size)) <= free:
+        if together.num * (-(-most // size)) <= free:
             return most
+        lengths = [(together.tokens(job), job.num_blocks) for job in self.running[: together.num]]
         low, high = 1, most
         while low < high:
             middle = (low + high + 1) // 2
-            needed = sum(-(-(job.computed + middle) // size) - job.num_blocks for job, _ in self._batch)
+            needed = sum(-(-(tokens + middle) // size) - blocks for tokens, blocks in lengths)
             low, high = (middle, high) if needed <= free else (low, middle - 1)
         return low
 

@@ -99,6 +99,11 @@ class Order(Protocol):
         """An admitted job takes so many tokens of its prompt that were not cached, or has made output tokens."""
         ...
 
+    def on_outputs(self, jobs: Sequence[Job], each: int) -> None:
+        """Each of several admitted jobs has made so many output tokens: the same as `on_scheduled` for one after the
+        other."""
+        ...
+
     def on_preempted(self, job: Job, computed: int) -> None:
         """It loses its place, with so many tokens computed, cached ones included. `on_submit` follows."""
         ...

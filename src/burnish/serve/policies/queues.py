@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from burnish.serve.policies.protocol import Job, Room
 
@@ -15,6 +15,9 @@ class Uncharged:
     stable = True
 
     def on_scheduled(self, job: Job, prompt: int, output: int) -> None:
+        pass
+
+    def on_outputs(self, jobs: Sequence[Job], each: int) -> None:
         pass
 
     def on_preempted(self, job: Job, computed: int) -> None:
@@ -165,6 +168,10 @@ class LeastAttainedService(ProgramFirst):
 
     def on_scheduled(self, job: Job, prompt: int, output: int) -> None:
         job.paid += prompt + output
+
+    def on_outputs(self, jobs: Sequence[Job], each: int) -> None:
+        for job in jobs:
+            job.paid += each
 
     def on_finish(self, job: Job, now: int) -> None:
         super().on_finish(job, now)

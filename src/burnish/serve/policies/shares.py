@@ -23,8 +23,8 @@ in units of 1/2^40 token at weight 1, so that charging k tokens at once is exact
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from burnish.serve.policies.protocol import Job, Order, Room
@@ -240,16 +240,20 @@ class FairShares:
             if job.preempted:  # what it had computed before is not charged again
                 prompt = max(0, min(prompt, job.prompt - job.cached - job.paid))
             job.paid += prompt
-        self._charge(job, self._prices[0] * prompt + self._prices[1] * output)
+        self._charge(self._lineage(job), self._prices[0] * prompt + self._prices[1] * output)
+
+    def on_outputs(self, jobs: Sequence[Job], each: int) -> None:
+        for line, num in Counter(map(self._above.__getitem__, jobs)).items():
+            self._charge(line, self._prices[1] * num * each)
 
     def on_preempted(self, job: Job, computed: int) -> None:
         back = job.paid - max(0, min(computed, job.prompt) - job.cached)
         if back > 0:
             job.paid -= back
-            self._charge(job, -self._prices[0] * back)
+            self._charge(self._lineage(job), -self._prices[0] * back)
 
-    def _charge(self, job: Job, cost: int) -> None:
-        for node in self._lineage(job):
+    def _charge(self, line: Sequence[Share], cost: int) -> None:
+        for node in line:
             node.runtime += cost * node.per_token
             node.served += cost
             if cost < 0 and node.waiting and node.parent is not None:
@@ -336,6 +340,11 @@ class DeficitLongestPrefix:
     def on_scheduled(self, job: Job, prompt: int, output: int) -> None:
         self._chosen = None
         self.deficits[job.tenant] -= self._prices[0] * prompt + self._prices[1] * output
+
+    def on_outputs(self, jobs: Sequence[Job], each: int) -> None:
+        self._chosen = None
+        for tenant, num in Counter(job.tenant for job in jobs).items():
+            self.deficits[tenant] -= self._prices[1] * num * each
 
     def on_preempted(self, job: Job, computed: int) -> None:
         self._chosen = None
