@@ -55,8 +55,10 @@ def test_infinite_scores_have_no_error(fitted: EventForecaster, parts) -> None:
     with torch.no_grad():
         forecaster.model.intensity.slope.fill_(-5.0)
         forecaster.model.intensity.weight.bias.fill_(-2.0)
-    result = forecaster.score(parts[2], bootstrap=5)
+    with np.errstate(invalid="raise"):  # no infinity is taken from another
+        result = forecaster.score(parts[2], bootstrap=5)
     assert np.isinf(result.scores["crps"]) and "crps" not in result.errors
+    assert np.isinf(result.scores["width_50"]) and not np.isnan(result.events["width_50"]).any()
     assert all("nan" not in cell.text for s in score_table(result).sections for row in s.rows for cell in row.cells)
 
 

@@ -12,6 +12,7 @@ from burnish.events.excitation import ExcitedModel
 from burnish.events.hawkes import PRESETS, HawkesParameters, simulate_hawkes, truth
 from burnish.events.maths.excitation import decay_grid, excitement, maximum_likelihood
 from burnish.events.maths.hawkes import excitation_path
+from burnish.events.model import TrainingStatistics
 
 # -- mathematics -----------------------------------------------------------------------------------------------------
 
@@ -62,6 +63,16 @@ def test_decays_are_at_most_a_factor_of_two_apart() -> None:
 
 
 # -- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_decays_enough_where_events_come_in_a_few_clumps() -> None:
+    times = np.repeat([5.0, 6.0, 7.0], 60)  # the mean gap is a hundredth of the only one that is not zero
+    dataset = EventDataset.from_sequences([times], [np.zeros(len(times), int)])
+    model = small(SmurfTHP, num_marks=1)
+    model.statistics = TrainingStatistics.of(dataset)
+    model.prepare(dataset, 0)
+    decays = model.excitation.decays[1:].numpy()
+    assert len(decays) == model.excitation.num_decays and (np.diff(decays) > 0).all()
 
 
 def test_before_training_it_is_the_hawkes_process() -> None:

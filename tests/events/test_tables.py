@@ -12,7 +12,7 @@ from burnish import cli
 from burnish.core.errors import BurnishError
 from burnish.events import EventDataset, EventForecaster, EventSequence
 from burnish.events.columns import shown_time
-from burnish.events.run import Fitted
+from burnish.events.run import Fitted, Reading
 
 app = cli.app["events"]
 
@@ -136,7 +136,8 @@ BAD = {
     "thousands": ('time;mark\n"1,000.5";x\n', "'1,000.5' in row 1, which is not a time"),
     "yes and no for times": ("time,mark\ntrue,x\nfalse,y\n", "holds bool, not times"),
     "names in capitals": ("Time,mark\n1,x\n", "did you mean 'Time'"),
-    "not text": (b"\xff\xfe\x00\x01time", "not a table|no column"),
+    "not text": (b"\x00\xff\x00\x01time", "not a table|no column"),
+    "text in two bytes a letter": ("time,mark\n1,x\n".encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
 }
 
 
@@ -252,6 +253,33 @@ def test_other_column_names_at_the_forecast(log: Path, capsys) -> None:
     expected = forecasts(log, log_lines(300), capsys)
     renamed = log_lines(300).replace("when,status", "moment,code")
     assert forecasts(log, renamed, capsys, "--time", "moment", "--type", "code") == expected
+
+
+def test_numbers_where_the_fit_had_dates_are_seconds_or_refused(log: Path, capsys) -> None:
+    [by_dates] = forecasts(log, log_lines(50), capsys)
+    seconds = [line.split(",") for line in log_lines(50).splitlines()[1:]]
+    since = [(np.datetime64(when.rstrip("Z"), "ns").astype(np.int64), status) for when, status in seconds]
+    [by_seconds] = forecasts(log, "when,status\n" + "".join(f"{int(t) / 1e9!r},{s}\n" for t, s in since), capsys)
+    assert float(by_seconds["wait_0.5"]) == pytest.approx(float(by_dates["wait_0.5"]), rel=1e-4)
+    forecasts(log, "when,status\n0,200\n3,200\n", capsys)
+    with pytest.raises(BurnishError, match="which as seconds since 1970 is no date, and the fit had dates"):
+        forecasts(log, "when,status\n" + "".join(f"{t // 10**6},{s}\n" for t, s in since), capsys)
+
+
+@pytest.mark.parametrize(("unit", "refused"), [("", False), ("Seconds", False), ("hours", True)])
+def test_dates_where_the_fit_had_numbers_are_seconds_or_refused(unit: str, refused: bool) -> None:
+    dates = EventDataset((EventSequence(np.arange(2.0), np.zeros(2, int)),), ("a",), dates=True)
+    if refused:
+        with pytest.raises(BurnishError, match="has dates, and the times of the fit were numbers, in hours"):
+            Reading(unit=unit, dates=False).other_clock(dates, Path("t.csv"))
+    else:
+        assert "their seconds are taken" in str(Reading(unit=unit, dates=False).other_clock(dates, Path("t.csv")))
+    assert Reading(unit=unit).other_clock(dates, Path("t.csv")) is None
+
+
+def test_a_place_needs_two_columns(tmp_path: Path) -> None:
+    with pytest.raises(BurnishError, match="both columns of the place are 'x'"):
+        call("fit", tmp_path / "t.csv", "-o", tmp_path / "m", "--x", "x", "--y", "x", *SMALL)
 
 
 def test_merging_files_changes_no_forecast(log: Path, capsys) -> None:

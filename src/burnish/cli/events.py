@@ -166,7 +166,7 @@ def fit(
     kind = model_class(network.model or ("smurf-thp" if columns.x is None and columns.y is None else "place-mixture"))
     reading = _reading(columns, kind, parts.split_column)
     dataset, names = reading.read_with(data, columns.exogenous)
-    reading = replace(reading, exogenous=names)
+    reading = replace(reading, exogenous=names, dates=dataset.dates)
     for note in dataset.notes:
         _say(note)
     train, validation, _ = split(dataset, parts.split_by, parts.fractions, training.seed, parts.split_column)
@@ -229,7 +229,7 @@ def evaluate(
     check_apart([target], [data, exogenous])
     fitted = Fitted.load(forecaster)
     loaded = fitted.forecaster
-    dataset, _ = fitted.reading.read_with(data, exogenous, loaded.mark_names)
+    dataset = _read(fitted.reading, data, exogenous, loaded)
     part = "all events, also those that fitting has seen"
     if not all:
         dataset, part = fitted.seen.unseen(dataset)
@@ -320,7 +320,7 @@ def forecast(
     fitted = Fitted.load(forecaster)
     reading = _renamed(fitted.reading, renamed)
     waits = Waits.given(waited.elapsed, waited.now, waited.as_of, reading.sequence)
-    dataset, _ = reading.read_with(data, exogenous, fitted.forecaster.mark_names)
+    dataset = _read(reading, data, exogenous, fitted.forecaster)
     rows = table_of_forecasts(fitted.forecaster, dataset, Asked(quantiles, waits, next, conformal, seed))
     _write(rows, out, f"forecasts: {out} ({len(dataset):,} sequences)")
 
@@ -359,7 +359,7 @@ def anomalies(
     _check_ours(out, "sequence", "event", "surprise", "p_value")
     fitted = Fitted.load(forecaster)
     reading = _renamed(fitted.reading, renamed)
-    dataset, _ = reading.read_with(data, exogenous, fitted.forecaster.mark_names)
+    dataset = _read(reading, data, exogenous, fitted.forecaster)
     rows = table_of_surprises(fitted.forecaster, dataset)
     _write(rows, out, f"surprises: {out} ({len(dataset):,} sequences)")
 
@@ -426,6 +426,14 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+def _read(reading: Reading, data: Path, exogenous: Path | None, forecaster: EventForecaster) -> EventDataset:
+    """A table of after the fit, and a word where its clock is another."""
+    dataset, _ = reading.read_with(data, exogenous, forecaster.mark_names)
+    if note := reading.other_clock(dataset, data):
+        _say(note)
+    return dataset
+
+
 def _renamed(reading: Reading, renamed: Renamed) -> Reading:
     """How a table is read that was not there at the fit: it has no split, and what it observes has no known end."""
     names = {"sequence": renamed.sequence, "time": renamed.time, "mark": renamed.type}
@@ -474,6 +482,8 @@ def _reading(columns: Columns, kind: type[EventModel], split_column: str | None)
     if x is None and kind.has_location:
         what = f"{kind.kind} forecasts places, but no columns for them were given"
         raise SettingsError(what, fix="give --x and --y")
+    if x is not None and x == y:
+        raise SettingsError(f"both columns of the place are {x!r}", fix="give two with --x and --y")
     given = {name: value for name, value in asdict(columns).items() if name not in ("x", "y", "type", "exogenous")}
     place = None if x is None or y is None else (x, y)
     return Reading(**given, mark=columns.type, location=place, group=split_column)

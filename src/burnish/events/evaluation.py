@@ -160,8 +160,10 @@ def _score(
         result["correct_head"] = (head.argmax(-1) == mark).double().numpy()
         result["mean_head"] = law.condition["mean_gap"].double().numpy() * unit
     for i, level in enumerate(WIDTH_LEVELS):
-        result[f"width_{round(100 * level)}"] = quantiles[:, 2 + 2 * i] - quantiles[:, 1 + 2 * i]
-        result[f"upper_{round(100 * level)}"] = quantiles[:, 2 + 2 * i]
+        low, high = quantiles[:, 1 + 2 * i], quantiles[:, 2 + 2 * i]
+        endless = np.full_like(high, math.inf)  # an interval without an end is, wherever it begins
+        result[f"width_{round(100 * level)}"] = np.subtract(high, low, out=endless, where=np.isfinite(high))
+        result[f"upper_{round(100 * level)}"] = high
     return result
 
 
@@ -189,8 +191,7 @@ def summary(events: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> dict[st
         scores["rmse_head"] = float(np.sqrt(np.square(error).mean()))
     for level in WIDTH_LEVELS:
         name = round(100 * level)
-        width = events[f"width_{name}"][rows]
-        scores[f"width_{name}"] = float(width.mean()) if np.isfinite(width).all() else math.inf
+        scores[f"width_{name}"] = float(events[f"width_{name}"][rows].mean())
         scores[f"central_coverage_{name}"] = metrics.central_coverage(events["pit"][rows], level)
     if events["prob_tie"][rows].any():
         scores["share_tied"] = float((events["gap"][rows] <= 0).mean())

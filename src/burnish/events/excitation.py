@@ -69,7 +69,7 @@ class Excitation(nn.Module):
 
     def fit(self, training: EventDataset, statistics: TrainingStatistics, seed: int) -> None:
         """Chooses the decays by those of the events together, and fits base rates and jumps to them."""
-        grid = decay_grid(2 * statistics.knee, SLOWEST)
+        grid = decay_grid(2 * statistics.knee, SLOWEST, self.num_decays)
         most = int(MOST_NUMBERS / max(len(grid), self.size))
         gaps, marks, counted = _observed(training, statistics.mean_gap, most, seed)
         decays = grid[:0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def read_csv(path: Path) -> pa.Table:
 
     _must_exist(path)
     content = read_bytes(path)
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise DataError("is text in UTF-16", where=str(path), fix="save it as UTF-8")
     with answered_for("is not a table of comma-separated values", where=str(path), error=DataError):
         parse = csv.ParseOptions(delimiter=_delimiter(content))
         convert = csv.ConvertOptions(null_values=[""])  # a type may be called NA or null

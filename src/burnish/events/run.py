@@ -15,7 +15,16 @@ from pydantic import TypeAdapter, ValidationError
 from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.settings import first_mistake
 from burnish.events.ahead import Ahead, sample_paths
-from burnish.events.columns import MARK, SEQUENCE, TIME, from_table, nanoseconds, shown_time, with_exogenous
+from burnish.events.columns import (
+    LARGEST_INTEGER,
+    MARK,
+    SEQUENCE,
+    TIME,
+    from_table,
+    nanoseconds,
+    shown_time,
+    with_exogenous,
+)
 from burnish.events.data import EventDataset
 from burnish.events.forecaster import CONFIG_FILE, EventForecaster, read_forecaster_config
 from burnish.events.locations import LocationRegion
@@ -35,6 +44,9 @@ ROLES = {
 }
 """Values of a split column."""
 
+SECONDS = ("s", "sec", "second", "seconds")
+"""How a unit is called that is the one of dates."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -47,6 +59,7 @@ class Reading:
         start, end: of observation, if known.
         sort: sort the events of a sequence.
         unit: of time, for reports.
+        dates: whether the times were dates; None where the fit did not keep it.
     """
 
     sequence: str = SEQUENCE
@@ -62,13 +75,15 @@ class Reading:
     end: str | None = None
     sort: bool = False
     unit: str = ""
+    dates: bool | None = None
 
     def read(self, path: Path, mark_names: tuple[str, ...] | None = None) -> EventDataset:
         """The events of a file; types that `mark_names` does not have are refused."""
         table = read_any(path, sequence=self.sequence, time=self.time)
         location = None if self.location is None else (self.location[0], self.location[1])
         columns: dict[str, Any] = asdict(self) | {"location": location, "mark_names": mark_names}
-        columns.pop("exogenous")
+        for name in ("exogenous", "dates"):
+            columns.pop(name)
         return EventDataset(**from_table(table, where=str(path), **columns))
 
     def read_with(
@@ -107,6 +122,27 @@ class Reading:
             dataset.sequences, table, dates=dataset.dates, where=str(path), sequence=self.sequence, time=self.time
         )
         return dataset.with_sequences(sequences), names
+
+    def other_clock(self, dataset: EventDataset, where: Path) -> str | None:
+        """What is taken for granted where the fit had dates and a later table has numbers, or the other way round.
+
+        Raises:
+            DataError: numbers that are no seconds since 1970, or dates where the fit's unit has another name.
+        """
+        if self.dates is None or self.dates == dataset.dates:
+            return None
+        if self.dates:
+            furthest = max((abs(s.epoch + float(t)) for s in dataset.sequences for t in s.times[[0, -1]]), default=0.0)
+            if furthest > LARGEST_INTEGER / NANOSECONDS:
+                raise DataError(
+                    f"has the time {furthest:.10g}, which as seconds since 1970 is no date, and the fit had dates",
+                    where=str(where),
+                    fix="write dates, or seconds",
+                )
+            return "the fit had dates and this table has numbers: they are taken as seconds"
+        if self.unit and self.unit.lower() not in SECONDS:
+            raise DataError(f"has dates, and the times of the fit were numbers, in {self.unit}", where=str(where))
+        return "the fit had numbers and this table has dates: their seconds are taken as its unit"
 
     def with_columns(self, **names: Any) -> Reading:
         """The same with other column names where they are given."""

@@ -77,7 +77,7 @@ def maximum_likelihood(features: Array, exposure: Array, length: float) -> tuple
     return float(share[0] / length), share[1:] / exposure
 
 
-def decay_grid(fastest: float, slowest: float) -> Array:
-    """Decays from the slowest to the fastest, each at most twice the one before."""
-    count = 1 + max(int(np.ceil(np.log2(fastest / slowest))), 1)
+def decay_grid(fastest: float, slowest: float, at_least: int = 2) -> Array:
+    """Decays from the slowest to the fastest, each at most twice the one before, and so many at least."""
+    count = max(1 + int(np.ceil(np.log2(fastest / slowest))), at_least, 2)
     return np.geomspace(slowest, fastest, count)
