@@ -267,7 +267,10 @@ METHODS: tuple[Method, ...] = (
             name="distill",
             settings="burnish.distill.stage:Distill",
             help="Train a student to predict what a teacher predicts.",
-            examples=("burnish distill slimmed --teacher models/olmoe --data a.jsonl -o recovered",),
+            examples=(
+                "burnish distill slimmed --teacher models/olmoe --data a.jsonl -o recovered",
+                "burnish distill slimmed --teacher models/olmoe --data a.jsonl --on-policy 1 -o recovered",
+            ),
             makes="trained student",
         ),
     ),

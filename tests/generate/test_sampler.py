@@ -68,6 +68,13 @@ def test_a_row_has_the_same_text_whatever_shares_its_batch(model: Any, tokenizer
     assert {sample.finish_reason for sample in together} == {"stop", "length"}
 
 
+def test_every_prompt_can_have_a_limit_of_its_own(model: Any, tokenizer: Any):
+    whole = generate(model, tokenizer, PROMPTS, max_new_tokens=12, temperature=0)
+    limits = [3 + 4 * (number % 2) for number in range(len(PROMPTS))]
+    found = generate(model, tokenizer, PROMPTS, max_new_tokens=limits, temperature=0)
+    assert [s.tokens for s in found] == [s.tokens[:limit] for s, limit in zip(whole, limits, strict=True)]
+
+
 def test_another_seed_is_another_text(model: Any, tokenizer: Any):
     one, other = (generate(model, tokenizer, ["A"], max_new_tokens=20, seed=seed)[0] for seed in (0, 1))
     assert one.tokens != other.tokens
@@ -119,6 +126,7 @@ def test_top_k_and_top_p_keep_the_likeliest():
     ("changes", "message"),
     [
         ({"n": 0}, "n: is 0"),
+        ({"max_new_tokens": [4, 4]}, "max_new_tokens: has 2 entries for 1 prompts"),
         ({"max_new_tokens": 500}, "prompt 1: has 1 tokens, and with 500 new ones passes the 256"),
         ({"prompts": [[]]}, "prompt 1: has no token"),
         ({"temperature": -1.0}, "temperature: is -1"),

@@ -30,6 +30,7 @@ from burnish.distill.maths.divergence import (
 )
 from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
 from burnish.distill.offline import IDS, LOG_PROBABILITIES
+from burnish.distill.on_policy import SAMPLED
 from burnish.train.losses import Batch, Loss, balance_of, model_inputs
 from burnish.train.maths.stretches import in_stretches, tokens_at_once
 
@@ -51,7 +52,7 @@ class Distillation:
         temperature: τ of both.
         top_k: for `top_k`.
         beta: for `jsd`.
-        alpha: share of the divergence; the rest is cross-entropy on the text.
+        alpha: share of the divergence; the rest is cross-entropy on the text, not on what a student has sampled.
         weighting, gamma: how much each token counts, see `burnish.distill.maths.weights`.
         hidden: coefficient of the mean over the student's layers of `hidden_mse` from the teacher's layer at the same
             relative depth. With other hidden sizes `projections` are trained beside the student.
@@ -99,7 +100,8 @@ class Distillation:
         divergence, cross, entropies = in_stretches(
             self._values, (states[mask], targets[mask], *beside), tokens_at_once(states.device, output.logits.shape[-1])
         )
-        per_token = self.alpha * divergence + (1 - self.alpha) * cross
+        on_text = cross if SAMPLED not in batch else cross * ~batch[SAMPLED][mask]
+        per_token = self.alpha * divergence + (1 - self.alpha) * on_text
         if self.hidden:
             assert wanted is not None, "the stage has refused hidden states where there is no teacher model"
             ours, theirs = output.hidden_states[1:], wanted.hidden_states[1:]

@@ -7,14 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from burnish.arch import AllLogits, describe, head_of
+from burnish.calibrate.windows import world_size
 from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, load, move
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
 from burnish.distill.losses import Distillation, projections
 from burnish.distill.offline import TaughtRows, capture_top_k
+from burnish.distill.on_policy import OnPolicy
+from burnish.train.losses import LossFn
 from burnish.train.run import run as train
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from burnish.data.packing import PackedRows
     from burnish.distill.stage import Distill
 
@@ -54,8 +59,9 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
         vocabulary=vocabulary,
     )
 
-    def loss_of(module: Any) -> Distillation:
-        return replace(loss, head=(None if settings.compile else head_of(module)) or AllLogits())
+    def loss_of(module: Any) -> LossFn:
+        made = replace(loss, head=(None if settings.compile else head_of(module)) or AllLogits())
+        return on_policy(settings, made, module, model.tokenizer, vocabulary) if settings.on_policy else made
 
     if settings.offline:
 
@@ -94,6 +100,21 @@ def _from_disk(
     ctx.ledger.table("teacher_logits", [row])
     ctx.progress.log(f"{size:,} bytes of the teacher's logits for {positions:,} positions")
     return taught
+
+
+def on_policy(
+    settings: Distill, loss: LossFn, module: Any, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None
+) -> OnPolicy:
+    """The loss on what the model itself writes.
+
+    Raises:
+        SettingsError: several processes, whose forward passes wait for each other while texts end at different times.
+    """
+    if world_size() > 1:
+        what = "a student that samples is trained by one process only"
+        raise SettingsError(what, where="on_policy", fix="leave `launch` out of this node")
+    share, prompt_tokens = settings.on_policy, settings.prompt_tokens
+    return OnPolicy(loss, module, tokenizer, share, prompt_tokens, settings.sampling_temperature, vocabulary)
 
 
 def check_match(settings: Distill, student: Any, teacher: Any) -> None:

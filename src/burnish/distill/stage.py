@@ -53,6 +53,28 @@ class Distill(Train):
         description="compute the teacher's top_k logits once, before training, and read them from disk after that",
     )
 
+    on_policy: float = Field(
+        default=0.0, ge=0, le=1, description="share of the texts that the student continues itself while it is trained"
+    )
+    prompt_tokens: int = Field(
+        default=16, ge=1, description="on_policy: tokens of a text that are kept; of a chat all before the last answer"
+    )
+    sampling_temperature: float = Field(default=1.0, gt=0, description="on_policy: how the student samples")
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> Distill:
+        if not self.on_policy:
+            return self
+        if self.offline:
+            raise ValueError("offline keeps what the teacher says of the data, and on_policy asks it of other texts")
+        if self.optimizer == "pstorm" or self.sharpness:
+            raise ValueError(
+                "on_policy draws new texts for every gradient, and pstorm and sharpness compare two on the same ones"
+            )
+        if self.prompt_tokens >= self.context:
+            raise ValueError(f"prompt_tokens is {self.prompt_tokens}, which leaves nothing of a context {self.context}")
+        return self
+
     @model_validator(mode="after")
     def _offline_keeps_top_k_alone(self) -> Distill:
         if not self.offline:
@@ -75,7 +97,8 @@ class Distill(Train):
         if self.divergence == "top_k" and self.top_k > tokens:
             raise SettingsError(f"top_k is {self.top_k}, but the vocabulary has {tokens} tokens", where="top_k")
         after = super().plan(before)
-        note = "memory and time are the student's; the teacher's come on top"
+        beside = "the teacher's come on top"
+        note = f"memory and time are the student's; {beside}{', and sampling' if self.on_policy else ''}"
         return after.with_(notes=(*after.notes, note))
 
     def run(self, model: Model, ctx: Context) -> Model:

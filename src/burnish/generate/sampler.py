@@ -23,7 +23,7 @@ def generate(
     prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
     n: int = 1,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -43,7 +43,7 @@ def generate(
         tokenizer: its tokenizer.
         prompts: texts, which the tokenizer encodes with its special tokens, or token ids.
         n: continuations of each prompt; the prompt is read once.
-        max_new_tokens: most tokens of a continuation.
+        max_new_tokens: most tokens of a continuation, one number for all, or one for each prompt.
         temperature: 0 takes the likeliest token.
         top_k: keep the k likeliest; 0 keeps all.
         top_p: keep the likeliest until they hold this share.
@@ -58,14 +58,15 @@ def generate(
     Raises:
         SettingsError: a setting out of its range, an empty prompt, or one too long for the model.
     """
-    sampling = Sampling(temperature, top_k, top_p)
     ids = [list(tokenizer(one)["input_ids"]) if isinstance(one, str) else list(one) for one in prompts]
-    _check(model, ids, n, max_new_tokens, batch_size, stop, seed)
+    limits = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    _check(model, ids, n, limits, batch_size, stop, seed)
     ends = end_tokens(model, tokenizer) | set(stop_tokens)
-    wish = Wish(sampling, max_new_tokens, ends, tuple(stop))
+    wishes = [Wish(Sampling(temperature, top_k, top_p), limit, ends, tuple(stop)) for limit in limits]
     seeds = [f"{seed} {i}" for i in range(len(ids))] if isinstance(seed, int) else [str(one) for one in seed]
     rows = [
-        Continuation(place, random.Random(f"{seeds[place // n]} {place % n}"), wish) for place in range(len(ids) * n)
+        Continuation(place, random.Random(f"{seeds[place // n]} {place % n}"), wishes[place // n])
+        for place in range(len(ids) * n)
     ]  # prompt-major
     samples: list[Sample | None] = [None] * len(rows)
     for together, first, several in _batches(ids, n, batch_size):
@@ -91,25 +92,27 @@ def _check(
     model: PreTrainedModel,
     ids: list[list[int]],
     n: int,
-    max_new_tokens: int,
+    limits: Sequence[int],
     batch_size: int,
     stop: Sequence[str],
     seed: int | Sequence[int],
 ) -> None:
-    for name, number in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+    for name, number in (("n", n), ("max_new_tokens", min(limits, default=1)), ("batch_size", batch_size)):
         if number < 1:
             raise SettingsError(f"is {number}, but 1 or more is needed", where=name)
     if isinstance(stop, str) or not all(stop):
         raise SettingsError("is no list of strings that hold something", where="stop")
     if not isinstance(seed, int) and len(seed) != len(ids):
         raise SettingsError(f"has {len(seed)} entries for {len(ids)} prompts", where="seed")
+    if len(limits) != len(ids):
+        raise SettingsError(f"has {len(limits)} entries for {len(ids)} prompts", where="max_new_tokens")
     most = getattr(model.config, "max_position_embeddings", None)
-    for number, prompt in enumerate(ids, start=1):
+    for number, (prompt, limit) in enumerate(zip(ids, limits, strict=True), start=1):
         if not prompt:
             raise SettingsError("has no token", where=f"prompt {number}")
-        if most is not None and len(prompt) + max_new_tokens > most:
+        if most is not None and len(prompt) + limit > most:
             raise SettingsError(
-                f"has {len(prompt):,} tokens, and with {max_new_tokens:,} new ones passes the {most:,} of the model",
+                f"has {len(prompt):,} tokens, and with {limit:,} new ones passes the {most:,} of the model",
                 where=f"prompt {number}",
                 fix="lower max_new_tokens, or shorten the prompt",
             )

@@ -22,6 +22,7 @@ NOT_HERE = {
     "sharpness": "the weights are a function of what is trained",
     "weight_decay": "relative scales begin at 1, and would shrink",
     "split_fused": "there are no matrices to step",
+    "on_policy": "packed weights do not sample while they are trained",
     "compile": "weights are made anew in every step",
     "bound_data": "its loss is of dense weights",
 }
