@@ -12,7 +12,7 @@ from burnish.align.answer_features import hidden_features, nuisance_features, wo
 from burnish.align.audit import annotators_of, audit_pairs, supported_by
 from burnish.align.audit_page import render, sampling_order
 from burnish.align.audit_settings import AuditSettings
-from burnish.align.decisions import apply_decisions, decisions_of, flipped, labels_known
+from burnish.align.decisions import apply_decisions, decisions_of, flipped, labels_known, pair_key
 from burnish.align.linear_reward import cross_fitted_margins, fit_linear_reward, folds_of_groups, rotated, unit_scale
 from burnish.align.maths.noise import clearest
 from burnish.core.checkpoint import load
@@ -20,7 +20,7 @@ from burnish.core.errors import DataError, OutputError
 from burnish.core.ledger import read_rows
 from burnish.core.progress import Progress
 from burnish.data.preferences import Pairs, read_pairs, write_pairs
-from burnish.data.prompts import question_groups
+from burnish.data.prompts import question_groups, split_prompt
 
 QUIET = Progress(enabled=False)
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey"]
@@ -388,6 +388,29 @@ def test_each_annotator_has_the_share_of_labels_that_the_reader_supports():
     assert list(found) == ["bob", "ann"]
     assert found["bob"][0] == 40 and found["bob"][1].value == 0.5 and found["bob"][1].high < found["ann"][1].value
     assert annotators_of(Pairs(rows[:60], list(range(60)), "prefs.jsonl")) == {}
+
+
+def test_an_annotator_of_one_question_tells_nothing_of_its_share():
+    pairs = Pairs([{"annotator": name} for name in ("ann", "ann", "bob")], [1, 2, 3], "prefs.jsonl")
+    found = supported_by(annotators_of(pairs), np.array([1.0, -1.0, 1.0]), ["q1", "q2", "q3"])
+    assert (found["bob"][1].value, found["bob"][1].low, found["bob"][1].high) == (1.0, 0.0, 1.0)
+
+
+def test_annotators_are_read_as_tables_have_them():
+    """Numbers become floats beside empty cells, and an empty cell is nobody."""
+    rows = [{"annotator": name} for name in (7.0, float("nan"), 7, "7", None, "", " ", "b")]
+    found = annotators_of(Pairs(rows, list(range(8)), "prefs.jsonl"))
+    assert found == {"7": [0, 2, 3], "b": [7]}
+
+
+def test_a_pair_is_decided_once(pairs, tmp_path):
+    key = pair_key(*split_prompt(pairs.rows[0]), pairs.numbers[0])
+    entries = [{"key": key, "row": pairs.numbers[0], "decision": verb} for verb in ("keep", "keep", "drop")]
+    (tmp_path / "d.json").write_text(json.dumps({"decisions": entries[:2]}))
+    assert apply_decisions(pairs, tmp_path / "d.json")[1]["keep"] == 1
+    (tmp_path / "d.json").write_text(json.dumps({"decisions": entries}))
+    with pytest.raises(DataError, match=f"decides about row {pairs.numbers[0]} twice: keep and drop"):
+        apply_decisions(pairs, tmp_path / "d.json")
 
 
 @pytest.mark.parametrize("name", [["ann", "bob"], {"id": 7}, 0.5])

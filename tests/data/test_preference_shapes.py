@@ -129,6 +129,11 @@ def test_a_misspelt_prompt_is_no_pair_without_prompt():
         read({"promt": "?", "chosen": "a", "rejected": "b"})
 
 
+def test_who_labelled_a_pair_may_stand_in_a_column_of_another_name():
+    pairs = read({"prompt": "?", "chosen": "a", "rejected": "b", "rater": "ann"}, columns="annotator=rater")
+    assert pairs.rows[0]["annotator"] == "ann" and "rater" not in pairs.rows[0]
+
+
 def test_text_that_nobody_reads_is_named():
     pairs = read({"frage": "?", "chosen": "a", "rejected": "b", "chosen-model": "x", "id": "7"})
     assert pairs.unread == ["frage"]

@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ from burnish.core.page.frame import check_page
 from burnish.core.progress import Progress
 from burnish.core.statistics import Interval
 from burnish.core.store import digest_of
-from burnish.data.preference_shapes import RIGHT, VOTES
+from burnish.data.preference_shapes import ANNOTATOR, RIGHT, VOTES
 from burnish.data.preferences import Pair, Pairs
 from burnish.data.prompts import question_groups, split_prompt
 
@@ -57,9 +58,6 @@ if TYPE_CHECKING:
 PAGE_FILE = "index.html"
 REPORT_FILE = "report.html"
 """What `burnish report` makes of the ledger."""
-
-ANNOTATOR = "annotator"
-"""Column: who labelled a pair."""
 
 NEAR_FREE = 10.0
 """Covariates are this much larger than features, so that l2 hardly holds them."""
@@ -233,7 +231,9 @@ def annotators_of(pairs: Pairs) -> dict[str, list[int]]:
     places: dict[str, list[int]] = {}
     for place, row in enumerate(pairs.rows):
         name = row.get(ANNOTATOR)
-        if name is None:
+        if isinstance(name, float) and (name.is_integer() or isnan(name)):  # a table's numbers beside empty cells
+            name = None if isnan(name) else int(name)
+        if name is None or (isinstance(name, str) and not name.strip()):
             continue
         if not isinstance(name, str | int):
             raise DataError(

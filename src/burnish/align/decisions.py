@@ -113,7 +113,13 @@ def decisions_of(pairs: Pairs, decisions: str | Path) -> dict[int, str]:
                 fix="use the file that was audited, unchanged",
             )
         if entry["decision"]:
-            made[places[entry["key"]]] = entry["decision"]
+            earlier = made.setdefault(places[entry["key"]], entry["decision"])
+            if earlier != entry["decision"]:
+                raise DataError(
+                    f"decides about row {entry['row']} twice: {earlier} and {entry['decision']}",
+                    where=str(path),
+                    fix="remove one of them",
+                )
     return made
 
 

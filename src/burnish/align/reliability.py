@@ -98,10 +98,11 @@ class Reliability:
 
 
 def agreement_of(margins: np.ndarray, groups: Sequence[str]) -> Interval:
-    """The share of labels that margins support, a tie counting half, with its interval over groups."""
+    """The share of labels that margins support, a tie half, with its interval over groups; one tells nothing."""
     place = _places(groups)
     supported = np.bincount(place, weights=(1 + np.sign(margins)) / 2)
-    return interval(supported, np.bincount(place).astype(np.float64), scale="logit")
+    found = interval(supported, np.bincount(place).astype(np.float64), scale="logit")
+    return found if len(supported) > 1 else Interval(found.value, 0.0, 1.0)
 
 
 def _places(groups: Sequence[str]) -> np.ndarray:

@@ -36,7 +36,20 @@ RIGHT = "label_probability"
 """Column: the probability of a pair that its label is right, a soft label."""
 VOTES = "votes"
 """Column: how many annotators were [for, against] the label."""
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", "margin", RIGHT, VOTES, "tools", "chat_template_kwargs", "system")
+ANNOTATOR = "annotator"
+"""Column: who labelled the pair."""
+PAIR_COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "margin",
+    RIGHT,
+    VOTES,
+    ANNOTATOR,
+    "tools",
+    "chat_template_kwargs",
+    "system",
+)
 """What is read of a pair."""
 
 KNOWN_SUFFIXES = ("rating", "model", "score", "id", "source", "status", "subset")

@@ -353,4 +353,6 @@ def _hub_name(name: str) -> tuple[str, str] | None:
 def _advice(fault: str) -> str:
     if fault.startswith("has no column"):
         return "name the two answers 'chosen' and 'rejected', or pass --columns chosen=THEIRS,rejected=THEIRS"
+    if fault.startswith(RIGHT):
+        return "write shares of 1, not percents or words; or remove that row, or pass --on-bad-pair drop"
     return "remove that row, or pass --on-bad-pair drop"
