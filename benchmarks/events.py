@@ -2,7 +2,7 @@
 
     python benchmarks/events.py hawkes3 hawkes2 [--only likelihood score mass gap thp lognormal hawkes] [--seeds 0 1 2]
     python benchmarks/events.py stackoverflow financial --data DIR
-    python benchmarks/events.py crime_atlanta --data DIR --only smash places
+    python benchmarks/events.py crime_atlanta conformal --data DIR --only smash places
     python benchmarks/events.py unseen online langevin drift
     python benchmarks/events.py epoch reach --data FILE --side burnish   (--side easytpp in that package's environment)
 
@@ -238,10 +238,19 @@ def size_of(name: str, hidden: int) -> dict[str, int]:
     return sizes | ({"num_decays": 0} if name == "alone" else {})
 
 
-def fits(name: str, arguments: argparse.Namespace) -> None:
-    """Fits every model with every seed, scores each on the test part once, and records the row."""
+def design(key: str, one: Set, num_marks: int, seed: int) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """Model, objective and training of a row of `MODELS` on a data set."""
     import burnish.events
 
+    class_name, objective = MODELS[key]
+    kind = getattr(burnish.events, class_name)
+    own = one.training.get(key) or one.training.get("") or {}
+    training = TRAINING | OF_MODEL.get(key, {}) | own | FEW | {"seed": seed}
+    return kind(num_marks, **(size_of(key, one.hidden_size) if kind.has_encoder else {})), objective, training
+
+
+def fits(name: str, arguments: argparse.Namespace) -> None:
+    """Fits every model with every seed, scores each on the test part once, and records the row."""
     one = SETS[name]
     parts, facts = published(arguments.data, one) if one.file else simulated(name)
     kinds = arguments.only or (["smash"] if one.has_places else ["likelihood"])
@@ -262,11 +271,7 @@ def fits(name: str, arguments: argparse.Namespace) -> None:
         density = {"kernel density of train and recent events": rounded(beside.scores() | chosen)}
     for seed in arguments.seeds:
         for key in kinds:
-            class_name, objective = MODELS[key]
-            kind = getattr(burnish.events, class_name)
-            model = kind(parts[0].num_marks, **(size_of(key, one.hidden_size) if kind.has_encoder else {}))
-            own = one.training.get(key) or one.training.get("") or {}
-            training = TRAINING | OF_MODEL.get(key, {}) | own | FEW | {"seed": seed}
+            model, objective, training = design(key, one, parts[0].num_marks, seed)
             row, baselines = fitted(model, objective, parts, training, arguments.state, beside)
             entry = facts | {"baselines": baselines | density}
             record(arguments.out, f"smash_{name}" if one.has_places else name, question, entry, [row])
@@ -277,18 +282,10 @@ def fitted(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of one fit, and the scores of the baselines beside it; `beside` is a kernel density's places, or None."""
     from burnish.core.progress import Progress
-    from burnish.events import EventForecaster
 
-    train, validation, test = parts
-    forecaster = EventForecaster(model, **objective)
-    started = time.process_time()
-    facts = [model.kind, model.settings, objective, training, train.num_events, *(["sphere"] if train.sphere else [])]
-    name = experiment.digest(json.dumps(facts))[:16]
-    state = None if states is None else states / name
-    resumed = state is not None and state.exists()  # then some of the seconds were another process's
-    history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
-    seconds = time.process_time() - started
-    forecaster.calibrate(validation)
+    test = parts[2]
+    forecaster, history, seconds = fit_of(model, objective, parts, training, states)
+    forecaster.calibrate(parts[1])
     result = forecaster.score(test, bootstrap=100, progress=Progress())
     paired = {} if beside is None else places_beside(forecaster, test, result, beside)
     row = {
@@ -300,13 +297,30 @@ def fitted(
         "epochs_run": len(history.train),
         "best_epoch": history.best_epoch + 1,
         "validation_loss": round(history.best, 5),
-        "fit_cpu_seconds": None if resumed else round(seconds, 1),
+        "fit_cpu_seconds": seconds,
         "scores": rounded(result.scores, SCORES),
         "errors": rounded(result.errors),
         "notes": [*forecaster.notes, *result.notes],
     } | paired
-    print(model.kind, objective, training["seed"], json.dumps(row["scores"]), f"{seconds:.0f} CPU s", flush=True)
+    print(model.kind, objective, training["seed"], json.dumps(row["scores"]), seconds, "CPU s", flush=True)
     return row, {name: rounded(scores) for name, scores in result.baselines.items()}
+
+
+def fit_of(
+    model: Any, objective: dict[str, str], parts: Any, training: dict[str, Any], states: Path | None
+) -> tuple[Any, Any, float | None]:
+    """The fitted forecaster, its history and CPU seconds, which are not known of a fit that was continued."""
+    from burnish.core.progress import Progress
+    from burnish.events import EventForecaster
+
+    train, validation, _ = parts
+    forecaster = EventForecaster(model, **objective)
+    started = time.process_time()
+    facts = [model.kind, model.settings, objective, training, train.num_events, *(["sphere"] if train.sphere else [])]
+    state = None if states is None else states / experiment.digest(json.dumps(facts))[:16]
+    resumed = state is not None and state.exists()
+    history = forecaster.fit(train, validation, **training, state_dir=state, progress=Progress())
+    return forecaster, history, None if resumed else round(time.process_time() - started, 1)
 
 
 def places_beside(forecaster: Any, test: Any, result: Any, beside: Any) -> dict[str, Any]:
@@ -322,6 +336,24 @@ def places_beside(forecaster: Any, test: Any, result: Any, beside: Any) -> dict[
     energy = found.values["energy_score"][order] - beside.values["energy_score"][other]
     error = metrics.bootstrap_error(lambda rows: float(energy[rows].mean()), found.sequence[order])
     return {"energy_minus_kernel_density": {"mean": round(float(energy.mean()), 5), "error": round(error, 5)}}
+
+
+def conformal(arguments: argparse.Namespace) -> None:
+    """Does the validation part say whether levels should be moved, and does the test part then agree?"""
+    rows = {}
+    for name, one in SETS.items():
+        if not one.has_places or one.sphere:
+            continue
+        parts, _ = published(arguments.data, one)
+        model, objective, training = design("places", one, parts[0].num_marks, 0)
+        forecaster, _, _ = fit_of(model, objective, parts, training, arguments.state)
+        held_out = forecaster.calibrate(parts[1])
+        scores = forecaster.score(parts[2], bootstrap=0).scores
+        names = ("calibration_score_19", "calibration_score_conformal", "calibration_score_19_by_chance")
+        rows[name] = {"training": training, "validation": rounded(vars(held_out)), "test": rounded(scores, names)}
+        print(name, json.dumps(rows[name]), flush=True)
+    question = "Do levels that the validation part has moved cover better, there by halves and on the test part?"
+    record(arguments.out, "conformal", question, {"model": "place-mixture", "sets": rows})
 
 
 # -- processes that nothing was tuned on -------------------------------------------------------------------------------
@@ -628,7 +660,7 @@ def our_epochs(source: Path, repeats: int) -> list[float]:
 
     torch.set_num_threads(1)
     dataset = EventDataset.from_parquet(source)
-    size = {name: EPOCH[name] for name in ("hidden_size", "num_layers", "num_heads")}
+    size: dict[str, Any] = {name: EPOCH[name] for name in ("hidden_size", "num_layers", "num_heads")}
     model = THP(dataset.num_marks, **size, intermediate_size=2 * EPOCH["hidden_size"], recurrent_size=0, heads="none")
     model.statistics = TrainingStatistics.of(dataset)
     packed = model.pack(dataset)
@@ -772,6 +804,8 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         made["unseen"] = unseen_table(experiments["unseen"]["rows"])
     if "drift" in experiments:
         made["drift"] = drift_table(experiments["drift"]["levels"])
+    if "conformal" in experiments:
+        made["conformal"] = conformal_table(experiments["conformal"]["sets"])
     made["speed"] = experiment.table("question | result", speed)
     return made
 
@@ -791,6 +825,17 @@ def unseen_table(rows: list[dict[str, Any]]) -> str:
     titles = "types | branching ratio | decay, per mean gap | log-lik. of the truth | short of it | CS | its CS"
     titles += " | 50 % after a wait, errors off at most | 90 % after a wait, errors off at most | CPU s"
     return experiment.table(titles, lines)
+
+
+def conformal_table(sets: dict[str, Any]) -> str:
+    lines = []
+    for name, row in sets.items():
+        held, test = row["validation"], row["test"]
+        shown = [held["asked"], held["moved"], held["by_chance"]]
+        shown += [test[key] for key in ("calibration_score_19", "calibration_score_conformal")]
+        lines.append([name, *(f"{value:.4f}" for value in shown)])
+    titles = "data | validation, as forecast | validation, moved by its other half | true law, at most by chance"
+    return experiment.table(f"{titles} | test, as forecast | test, moved by validation", lines)
 
 
 def drift_table(levels: dict[str, Any]) -> str:
@@ -852,11 +897,14 @@ def _score_table(entry: dict[str, Any], names: list[str]) -> str:
     return experiment.table(titles, lines)
 
 
-QUESTIONS = {"unseen": unseen, "online": online, "langevin": langevin, "drift": drift, "epoch": epoch, "reach": reach}
+QUESTIONS = {
+    "unseen": unseen, "online": online, "langevin": langevin, "drift": drift, "epoch": epoch, "reach": reach,
+    "conformal": conformal,
+}  # fmt: skip
 
 
-BESIDE = ("epoch", "reach")
-"""Of two packages, each in its environment."""
+WITH_DATA = ("epoch", "reach", "conformal")
+"""Of files that are not made here."""
 
 
 def main() -> None:
@@ -871,7 +919,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds of training of a peer, at most")
     parser.add_argument("--side", choices=["burnish", "easytpp"], default="burnish")
     arguments = parser.read()
-    needing = [name for name in arguments.experiments if name in BESIDE or (name in SETS and SETS[name].file)]
+    needing = [name for name in arguments.experiments if name in WITH_DATA or (name in SETS and SETS[name].file)]
     if needing and arguments.data is None:
         parser.error(f"{needing[0]} needs --data")
     for name in arguments.experiments:

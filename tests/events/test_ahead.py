@@ -22,6 +22,7 @@ from burnish.events import (
     metrics,
     sample_paths,
 )
+from burnish.events.conformal import HeldOutCalibration
 from burnish.events.hawkes import PRESETS, simulate_hawkes
 
 # -- events after the next one ---------------------------------------------------------------------------------------
@@ -114,6 +115,18 @@ def test_levels_of_a_wrong_forecast_cover() -> None:
         for passed in (0.2, 0.7):  # and of those still to come
             rest = (new[new > passed] - passed) / (1 - passed)
             assert (rest <= conformal.level(q, passed)).mean() == pytest.approx(q, abs=0.03)
+
+
+@pytest.mark.parametrize("num_sequences", [1, 7])
+def test_a_validation_part_says_whether_moving_levels_helps(num_sequences: int) -> None:
+    rng = np.random.default_rng(1)
+    sequence, index = np.arange(4000) % num_sequences, np.arange(4000) // num_sequences
+    wrong = HeldOutCalibration.of(rng.beta(0.5, 1.0, 4000), sequence, index)
+    assert wrong.asked > 0.1 > 3 * wrong.by_chance > wrong.moved
+    right = HeldOutCalibration.of(rng.random(4000), sequence, index)
+    assert max(right.asked, right.moved) < 3 * right.by_chance
+    drifting = HeldOutCalibration.of(np.where(sequence + index < 2000, 0.2, 0.7), np.zeros(4000), index)
+    assert drifting.moved > drifting.asked > 0.1  # the other half says nothing of this one
 
 
 def test_beyond_all_that_was_seen_the_level_stays() -> None:

@@ -178,8 +178,7 @@ def fit(
     batch_size = _batch_size(train) if training.batch_size is None else training.batch_size
     given = asdict(training) | {"batch_size": batch_size}
     history = forecaster.fit(train, validation, **given, state_dir=state, progress=Progress())
-    forecaster.calibrate(validation)
-    for note in forecaster.notes:
+    for note in (*forecaster.notes, str(forecaster.calibrate(validation))):
         _say(note)
     _save(forecaster, out, overwrite, reading, (train, validation))
     Store(state).clear()

@@ -12,12 +12,13 @@ Levels may leave [0, 1] by up to gamma; at or below 0 the interval is empty, at 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from burnish.core.errors import SettingsError
+from burnish.events import metrics
 
 KEPT = 1001
 FEW = 20
@@ -111,3 +112,35 @@ class SplitConformal:
         rank = int(np.ceil((len(self.pit) + 1) * wanted - 1e-9))
         found = 1.0 if rank > len(self.pit) else float(self.pit[max(rank - 1, 0)])
         return float(np.clip((found - passed) / (1 - passed), 0.0, 0.9999)) if passed < 1 else 0.0
+
+
+@dataclass(frozen=True)
+class HeldOutCalibration:
+    """What a validation part says of a forecaster's levels, and of moving them (`SplitConformal`).
+
+    Attributes:
+        asked: calibration score over 19 levels of the forecaster as it is.
+        moved: of one half of the part with levels moved by the other half, both ways.
+        by_chance: what the true law's score would exceed in one case of twenty.
+    """
+
+    asked: float
+    moved: float
+    by_chance: float
+
+    @classmethod
+    def of(cls, pit: NDArray[np.float64], sequence: NDArray[Any], index: NDArray[Any]) -> Self:
+        """Of events in sequences; halves are of whole sequences, or of one sequence its beginning and end."""
+        names = np.unique(sequence)
+        first = np.isin(sequence, names[::2]) if len(names) > 1 else index <= np.median(index)
+        moved = np.empty_like(pit)
+        for half in (first, ~first):
+            moved[half] = SplitConformal.of(pit[~half]).cdf(pit[half]) if (~half).any() else pit[half]
+        scores = metrics.calibration_score(pit), metrics.calibration_score(moved)
+        return cls(*scores, metrics.chance_score(len(pit))[1])
+
+    def __str__(self) -> str:
+        return (
+            f"on the validation part levels are off by {self.asked:.3f}, with --conformal by {self.moved:.3f} (a true "
+            f"law's by up to {self.by_chance:.3f} by chance)"
+        )

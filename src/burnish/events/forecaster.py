@@ -34,7 +34,7 @@ from burnish.events import metrics
 from burnish.events.anomaly import surprises
 from burnish.events.baselines import Baselines
 from burnish.events.batches import Window, window_begin
-from burnish.events.conformal import SplitConformal
+from burnish.events.conformal import HeldOutCalibration, SplitConformal
 from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvent, NextEvents
 from burnish.events.evaluation import ForecastEvaluation, evaluate
@@ -154,11 +154,16 @@ class EventForecaster:
         self.model.eval()
         return history
 
-    def calibrate(self, held_out: EventDataset) -> None:
-        """Takes the levels of `conformal`, and what surprise is usual, from events that the fit did not learn from."""
+    def calibrate(self, held_out: EventDataset) -> HeldOutCalibration:
+        """Takes the levels of `conformal`, and what surprise is usual, from events that the fit did not learn from.
+
+        Returns:
+            Whether moving the levels makes them truer on these events.
+        """
         result = self.score(held_out, bootstrap=0)
         self.conformal = SplitConformal.of(result.events["pit"])
         self.calm = np.sort(surprises(result))
+        return HeldOutCalibration.of(*(result.events[name] for name in ("pit", "sequence", "index")))
 
     def update(self, training: EventDataset, validation: EventDataset, **settings: Any) -> FitHistory:
         """Goes on from the fitted weights with newer events; what was validated best is kept, the start included.
