@@ -2,6 +2,8 @@
 
     python benchmarks/low_bits.py windows --model models/smollm2 --data DIR --work WORK
     PEER_PYTHON benchmarks/peers/autoround.py models/smollm2 WORK/draw-0.json WORK/autoround-40-3bit-draw-0 3 64 40
+    burnish quantize models/smollm2 --target 100MB --method yaqa --sketch a --damping 0.1 --refit 1 --tokens 8192 \\
+        -o WORK/target-100MB-3bit-draw-0
     python benchmarks/low_bits.py measure --model models/smollm2 --data DIR --work WORK [--bits 3] [--draws 0]
 
 All methods see 8,192 tokens of WikiText-2 valid in windows of 256, drawn anew for every draw, with other labels (the
@@ -27,7 +29,7 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.arch import matrices
 from burnish.core.checkpoint import load
@@ -74,7 +76,13 @@ OURS |= {
 }
 EARLIER = ("positive scales, yaqa-a", "positive scales, yaqa-a, refit")
 """Measured at the commit before scales of packed integers could be negative; the present program does not make them."""
-PEERS = {"autoround-40": "AutoRound, 40 iterations", "autoround-200": "AutoRound, 200 iterations"}
+CHECKPOINTS = {
+    "autoround-40": "AutoRound, 40 iterations",
+    "autoround-200": "AutoRound, 200 iterations",
+    "target-100MB": "burnish quantize --target 100MB",
+}
+"""What was made beforehand, as the lines above say; measured as stock transformers loads it."""
+FRONTIER = "target-100MB"
 
 
 def main() -> None:
@@ -121,13 +129,21 @@ class Measuring:
         self.kept.run(self.cells, self.measure, self.arguments.minutes)
         rows = [json.loads(path.read_text()) for path in sorted(self.kept.directory.glob("*.json"))]
         texts = [experiment.digest(self.windows_of(domain).numpy()) for domain in DOMAINS]
-        experiment.record(self.arguments.out, __doc__, {"rows": rows, "slices": {"tuning": [], "reporting": texts}})
+        found = {"rows": rows, "slices": {"tuning": [], "reporting": texts}} | self.told_by_the_target()
+        experiment.record(self.arguments.out, __doc__, found)
+
+    def told_by_the_target(self) -> dict[str, Any]:
+        """The tables that the command with a target wrote: sizes around it, and widths that were tried."""
+        place = self.checkpoint(FRONTIER, 3, 0)
+        ledger = place.with_name(f"{place.name}.run") / "ledger.jsonl"
+        rows = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+        return {row["name"]: row["rows"] for row in rows if row.get("name") in ("frontier", "widths tried", "widths")}
 
     def cells(self) -> Iterable[str]:
         a = self.arguments
         for draw in a.draws:
             for bits in a.bits:
-                for method in (*OURS, *PEERS):
+                for method in (*OURS, *CHECKPOINTS):
                     if re.fullmatch(a.only, method) and (
                         method in OURS or self.checkpoint(method, bits, draw).is_dir()
                     ):
@@ -140,10 +156,13 @@ class Measuring:
         draw_text, bits_text, method = name.split(", ", 2)
         draw, bits = int(draw_text.split()[1]), int(bits_text.split()[0])
         started = time.process_time()
-        if method in PEERS:
+        if method in CHECKPOINTS:
             place = self.checkpoint(method, bits, draw)
-            module = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-            seconds = float((place / "cpu_seconds.txt").read_text())
+            packed = "quantization_config" in json.loads((place / "config.json").read_text())
+            how = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if packed else {}
+            module = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **how)
+            noted = place / "cpu_seconds.txt"
+            seconds = float(noted.read_text()) if noted.exists() else 0.0
         else:
             module = self.quantized(method, bits, draw)
             seconds = time.process_time() - started
@@ -189,10 +208,13 @@ class Measuring:
 
 def windows_of_domain(model: Any, data: Path | None, domain: str) -> torch.Tensor:
     """What the divergence from a model is measured on; `data` is where the two texts are that the package lacks."""
-    files = {"movies": "movie_reviews.jsonl.gz", "speeches": "us_speeches.jsonl.gz"}
-    texts = read_texts((data or Path()) / files[domain] if domain in files else "wikitext2-test")
-    every = windows(model.tokenizer, texts, REPORT_LENGTH, max_chars=REPORT_CHARS)
+    every = windows(model.tokenizer, texts_of(domain, data), REPORT_LENGTH, max_chars=REPORT_CHARS)
     return every[torch.linspace(0, len(every) - 1, REPORT_WINDOWS).round().long()]
+
+
+def texts_of(domain: str, data: Path | None) -> list[str]:
+    files = {"movies": "movie_reviews.jsonl.gz", "speeches": "us_speeches.jsonl.gz"}
+    return read_texts((data or Path()) / files[domain] if domain in files else "wikitext2-test")
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
@@ -202,25 +224,31 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         found.setdefault((row["bits"], row["method"]), {})[row["draw"]] = row["kl"]
     main, refitted = [], []
     for bits in sorted({bits for bits, _ in found}):
-        for method in (*OURS, *EARLIER, *PEERS):
+        for method in (*OURS, *EARLIER, *CHECKPOINTS):
             if (bits, method) not in found:
                 continue
             draws = found[bits, method]
             cells = [f"{np.mean([draws[draw][domain] for draw in draws]):.3f}" for domain in DOMAINS]
             peer = found.get((bits, "autoround-40"), {})
             against = [compared(draws, peer, domain) if method != "autoround-40" else "" for domain in DOMAINS]
-            main.append([bits, PEERS.get(method, method), len(draws), *cells, *against])
+            main.append([bits, CHECKPOINTS.get(method, method), len(draws), *cells, *against])
             plain = re.sub(", refit.*", "", method)
             if plain != method and (bits, plain) in found and "mixed" not in method:
                 ratios = [compared(draws, found[bits, plain], domain) for domain in DOMAINS]
                 refitted.append([bits, method, len(draws.keys() & found[bits, plain].keys()), *ratios])
     names = " | ".join(DOMAINS.values())
+    sizes = []
+    for row in results.get("frontier", []):
+        kl = experiment.cell(row | {"mean": row["kl"]}, ".3f")
+        place = "the target" if row["chosen"] else ""
+        sizes.append([f"{row['bytes'] / 1e6:.1f}", f"{row['bits']:.2f}", kl, place])
     beside = " | ".join(f"{name}, against AutoRound, 40 iterations (95 %)" for name in DOMAINS.values())
     return {
         "main": experiment.table(f"bits | method | draws | {names} | {beside}", main),
         "refit": experiment.table(
             f"bits | method | draws | {names}, KL against that without refitting (95 %)", refitted
         ),
+        "frontier": experiment.table("MB of the file | bits per weight, without scales | KL (95 %) | ", sizes),
     }
 
 

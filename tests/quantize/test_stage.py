@@ -66,7 +66,7 @@ def test_an_untied_head_of_another_width_is_read_as_it_was_rounded(untied, ids, 
 
 
 def test_a_head_that_cannot_be_packed_is_refused_in_words(model, untied):
-    with pytest.raises(SettingsError, match="no stock loader reads packed"):
+    with pytest.raises(SettingsError, match="no stock loader reads a packed embedding"):
         Quantize(method="rtn", group_size=32, head_bits=8).plan(model.plan())
     for other, name in (({"target": "3.0bits"}, "target"), ({"stream": True}, "stream")):
         with pytest.raises(SettingsError, match=f"head_bits and {name} cannot"):

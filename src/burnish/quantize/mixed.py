@@ -45,6 +45,9 @@ AROUND = (-0.5, -0.25, 0.25, 0.5)
 """Bits per weight from the target at which the frontier is measured too."""
 FACTORS = (2.0, 0.5)
 """By which groups of one kind are made to count more and less."""
+NO_PACKED_EMBEDDING = (
+    "no stock loader reads a packed embedding (transformers 5.17 stops, 5.24 takes another width for its)"
+)
 NUM_MEASURED = 15
 """Whole models that are measured, about: the present answer, its rivals, and the frontier."""
 HEADER_ENTRY = 150
@@ -103,13 +106,25 @@ class ByteBudget:
 
     def at(self, bits: float) -> int:
         """Bytes of the groups at so many bits per weight: what all take at that width, or between two."""
-        totals = [sum(sizes) for sizes in zip(*(group.sizes for group in self.groups), strict=True)]
-        return round(float(np.interp(bits, self.widths, totals)))
+        return round(float(np.interp(bits, self.widths, self._totals)))
+
+    @property
+    def mean_width(self) -> float:
+        """Bits per weight, without scales, that the allowed bytes are enough for."""
+        return float(np.interp(self.allowed, self._totals, self.widths))
+
+    @property
+    def _totals(self) -> list[int]:
+        """Bytes of the groups where all have one width."""
+        return [sum(sizes) for sizes in zip(*(group.sizes for group in self.groups), strict=True)]
 
     def bits(self, choices: Sequence[int]) -> float:
         """Mean width of the weights, without scales."""
         weights = [group.num_weights for group in self.groups]
         return float(np.average([self.widths[choice] for choice in choices], weights=weights))
+
+    def bits_with_scales(self, choices: Sequence[int]) -> float:
+        return 8 * (self.size(choices) - self.dense) / sum(group.num_weights for group in self.groups)
 
     def size(self, choices: Sequence[int]) -> int:
         """Bytes of the files."""
@@ -160,7 +175,7 @@ def _largest_dense(before: Plan, views: Sequence[MatrixView], per_weight: float,
     rounded = {view.disk for view in views} | {view.parameter for view in views}
     name, shape = max(((n, s) for n, s in before.shapes.items() if n not in rounded), key=lambda item: prod(item[1]))
     size = byte_count(per_weight * prod(shape))
-    why = ", and no stock loader reads a packed embedding" if "embed" in name or "wte" in name else ""
+    why = f", and {NO_PACKED_EMBEDDING}" if "embed" in name or "wte" in name else ""
     return f"{byte_count(dense)} of that stay dense, of which {name.removesuffix('.weight')} alone takes {size}{why}"
 
 
@@ -317,7 +332,8 @@ class Mixing:
     def frontier(
         self, choices: Sequence[int], costs: Sequence[Sequence[float]], original: Original
     ) -> list[dict[str, Any]]:
-        """Rows {bits, bytes, kl, low, high, chosen}, the smallest first: the chosen widths and others around them."""
+        """Rows {bits, bits_with_scales, bytes, kl, low, high, chosen}, the smallest first: the chosen widths and others
+        around them."""
         bits, widths = self.budget.bits(choices), self.budget.widths
         wanted = {tuple(choices)}
         for step in AROUND:
@@ -327,7 +343,8 @@ class Mixing:
         for some in sorted(wanted, key=self.budget.size):
             kl = interval(np.array(self.divergence(some, original)), scale="log")
             ends = {"low": kl.low, "high": kl.high} if kl.low == kl.low else {}  # one window has no interval
-            row = {"bits": self.budget.bits(some), "bytes": self.budget.size(some), "kl": kl.value}
+            bits = {"bits": self.budget.bits(some), "bits_with_scales": self.budget.bits_with_scales(some)}
+            row = bits | {"bytes": self.budget.size(some), "kl": kl.value}
             rows.append(row | ends | {"chosen": some == tuple(choices)})
         return rows
 
@@ -362,7 +379,13 @@ def frontier_line(row: Mapping[str, Any]) -> str:
     """A size of the frontier, for people."""
     between = f" ({row['low']:.4f} to {row['high']:.4f})" if "low" in row else ""
     chosen = ", the target" if row["chosen"] else ""
-    return f"{byte_count(row['bytes'])}, {row['bits']:.2f} bits: KL {row['kl']:.4f}{between} nats per token{chosen}"
+    bits = bits_per_weight(row["bits"], row["bits_with_scales"])
+    return f"{byte_count(row['bytes'])}, {bits}: KL {row['kl']:.4f}{between} nats per token{chosen}"
+
+
+def bits_per_weight(codes: float, with_scales: float) -> str:
+    """A target in bits means the former, the bytes on disk come from the latter; wherever one is told, both are."""
+    return f"{codes:.2f} bits per weight, {with_scales:.2f} with scales"
 
 
 def kinds_of(groups: Sequence[Group]) -> dict[str, list[int]]:

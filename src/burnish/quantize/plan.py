@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from burnish.arch import MatrixView, is_registered
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
-from burnish.quantize.mixed import NUM_MEASURED, WIDTHS, budget_of, width_notes
+from burnish.quantize.mixed import NO_PACKED_EMBEDDING, NUM_MEASURED, WIDTHS, bits_per_weight, budget_of, width_notes
 from burnish.quantize.packing import check_loadable, ignored_modules
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, scheme_of, schemes_of
@@ -78,7 +78,7 @@ def head_of(settings: Quantize, module: PreTrainedModel) -> tuple[MatrixView, Sc
         tied = module.config.get_text_config().tie_word_embeddings
         raise SettingsError(
             f"head_bits is {settings.head_bits}, but "
-            + ("the head is the embedding, which no stock loader reads packed" if tied else "no head was found"),
+            + (f"the head is the embedding, and {NO_PACKED_EMBEDDING}" if tied else "no head was found"),
             where="head_bits",
             fix="leave head_bits out",
         )
@@ -164,7 +164,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     num_weights = sum(view.shape[0] * view.shape[1] for view in views)
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
-    packed = sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views)
+    packed, width = packed_size(views, schemes, scale_bytes)
     num_bytes, notes = round(before.num_bytes - per_parameter * num_weights + packed), []
     if head := head_of(settings, module):
         of_head = head[1].num_bytes(*head[0].shape, scale_bytes)
@@ -172,9 +172,9 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         notes.append(f"{head[0].name} at {settings.head_bits} bits, rounded to nearest")
     if settings.target is not None:
         budget = budget_of(settings, scheme_of(settings), views, before)
-        packed, num_bytes = budget.allowed, budget.dense + budget.allowed
+        packed, num_bytes, width = budget.allowed, budget.dense + budget.allowed, budget.mean_width
         notes += width_notes(budget)
-    notes.append(f"{len(views)} matrices at {8 * packed / num_weights:.2f} bits per weight, scales included")
+    notes.append(f"{len(views)} matrices at {bits_per_weight(width, 8 * packed / num_weights)}")
     if stacked := {view.parameter for view in inside if view.stacked}:
         notes.append(f"{len(stacked)} tensors of routed experts stay dense: packed formats know linear layers only")
     unknown = module.config.model_type not in known_model_types()
@@ -203,6 +203,13 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     return before.with_(
         num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds_for(flops), notes=(*before.notes, *notes)
     )
+
+
+def packed_size(views: Sequence[MatrixView], schemes: Mapping[str, Scheme], scale_bytes: int) -> tuple[int, float]:
+    """Bytes on disk with scales, and bits per weight without them."""
+    sizes = [math.prod(view.shape) for view in views]
+    bits = sum(schemes[view.name].bits * size for view, size in zip(views, sizes, strict=True))
+    return sum(schemes[view.name].num_bytes(*view.shape, scale_bytes) for view in views), bits / sum(sizes)
 
 
 def held_numbers(settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool) -> int:

@@ -45,7 +45,8 @@ class Quantize(Stage):
     symmetric: bool = Field(default=True, description="grid without zero points (scheme int)")
     target: str | None = Field(
         default=None,
-        description="widths for a size, instead of bits: 3.0bits per rounded weight, 60MB or 45% of the weights' files",
+        description="widths for a size, instead of bits: 3.0bits per rounded weight (as large as 3 bits in all), "
+        "60MB or 45% of the weights' files",
     )
     overrides: dict[str, SchemeSettings] = Field(
         default_factory=dict,
