@@ -6,8 +6,7 @@
     python benchmarks/quantize_baselines.py measure --model models/smollm2 --work WORK --bits 4
 
 `make` writes the calibration windows (token ids of WikiText-2 valid) and our checkpoints: nearest rounding, GPTQ with
-the original model's activations, GPTQ with those of the layers quantized so far, and YAQA, which draws as many tokens
-and sixteen windows more, to choose its damping on. The peer reads the same windows in
+the original model's activations, and GPTQ with those of the layers quantized so far. The peer reads the same windows in
 its own environment (benchmarks/env/llmcompressor.txt). All use the same grid: symmetric integers in groups of 64, the
 format's own scales of the original weight. `measure` evaluates every exported checkpoint alike, the peer's included, on
 the first 8 x 1,024 tokens of WikiText-2 test, which are used for nothing else; our two GPTQs also on other windows of
@@ -46,7 +45,6 @@ OURS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
     "gptq": {"method": "gptq"},
     "gptq-propagate": {"method": "gptq", "propagate": True},
-    "yaqa": {"method": "yaqa"},
 }
 PEER = "llmcompressor"
 PEER_AS_STORED = "llmcompressor-none"
@@ -54,7 +52,6 @@ TITLES = {
     "rtn": "nearest rounding (RTN)",
     "gptq": "GPTQ, activations of the original",
     "gptq-propagate": "GPTQ, activations of the quantized layers",
-    "yaqa": "YAQA, two-sided",
     PEER: "llm-compressor GPTQ",
     PEER_AS_STORED: "llm-compressor GPTQ, first column first",
 }

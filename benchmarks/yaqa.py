@@ -400,9 +400,9 @@ def cells_of(rows: list[dict[str, Any]], *facts: str) -> list[tuple[Any, ...]]:
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """Markdown for the docs: methods side by side over budgets and widths, what was tried, and what it cost."""
-    measured, tuned, ordered = (select_rows(results["rows"], task=task) for task in ("measure", "tune", "order"))
-    main, tried, orders, cost = [], [], [], []
+    """Markdown for the docs: methods side by side over budgets and widths, the order of columns, and what it cost."""
+    measured, ordered = (select_rows(results["rows"], task=task) for task in ("measure", "order"))
+    main, orders, cost = [], [], []
     for model, bits, tokens in cells_of(measured, "model", "bits", "calibration_tokens"):
         per_window = {}
         for method in METHODS:
@@ -417,10 +417,6 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             against = [experiment.cell(ratios[m], ".2f") if m in ratios else "" for m in (YAQA_A, YAQA_B)]
             seeds = max(per_window[method][1] for method in two_sided)
             main.append([model, bits, f"{tokens:,}", seeds, *means, *against])
-    for model, bits, tokens, method in cells_of(tuned, "model", "bits", "calibration_tokens", "method"):
-        own = select_rows(tuned_rows(results, model, method, tokens), bits=bits)
-        scores = ", ".join(f"{row['rule']}: {row['kl']:.4f}" for row in own)
-        tried.append([model, bits, f"{tokens:,}", method, scores, min(own, key=lambda row: row["kl"])["rule"]])
     for method, bits, rule in cells_of(ordered, "method", "bits", "rule"):
         kl = {row["order"]: row["kl"] for row in select_rows(ordered, method=method, bits=bits, rule=rule)}
         found = [f"{kl[order]:.3f}" if order in kl else "" for order in ("natural", "diagonal")]
@@ -435,14 +431,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     titles = {
         "main": "model | bits | tokens | label seeds | RTN | GPTQ | YAQA-A | YAQA-B "
         "| A / GPTQ (95 %) | B / GPTQ (95 %)",
-        "tried": "model | bits | tokens | method | KL on the tuning slice, by damping | chosen",
         "order": "method | bits | damping | last stored first | large diagonals first",
         "cost": "what | on | seconds | peak memory",
     }
-    return {
-        name: experiment.table(titles[name], rows)
-        for name, rows in zip(titles, (main, tried, orders, cost), strict=True)
-    }
+    return {name: experiment.table(titles[name], rows) for name, rows in zip(titles, (main, orders, cost), strict=True)}
 
 
 def pictures(results: dict[str, Any]) -> dict[str, str]:

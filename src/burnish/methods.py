@@ -137,7 +137,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method yaqa",
         source="Model-Preserving Adaptive Rounding, 2025, arXiv:2505.22988",
         page="yaqa",
-        benchmarks=(YAQA, QUANTIZE_BASELINES, LOW_BITS, Benchmark("fast_units")),
+        benchmarks=(LOW_BITS, YAQA, Benchmark("fast_units")),
     ),
     Method(
         name="learned rounding",
