@@ -1,5 +1,7 @@
 """On-policy distillation: the student writes in the batch, the losses are TRL's, resuming draws the same texts."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -105,7 +107,14 @@ def test_none_of_the_texts_is_the_loss_itself(pair):
     assert torch.equal(full(student.eval(), batch_of()).total, plain(student, batch_of()).total)  # held-out rows
 
 
-SMALL = {"context": 32, "batch": 4, "lr": 0.01, "optimizer": "adamw", "teacher": "teacher", "prompt_tokens": 4}
+SMALL: dict[str, Any] = {
+    "context": 32,
+    "batch": 4,
+    "lr": 0.01,
+    "optimizer": "adamw",
+    "teacher": "teacher",
+    "prompt_tokens": 4,
+}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -224,6 +224,17 @@ def pack(
     if not pieces.sizes:
         raise DataError("holds nothing to train on", where=where)
     return pieces.laid_out(length, padding)
+
+
+def pieces(batch: Mapping[str, Tensor]) -> Iterator[tuple[int, int, int]]:
+    """Row, first position and last position that counts of every piece of a batch, those without any left out."""
+    counts, positions = (batch["targets"] != IGNORED).cpu(), batch.get("position_ids")
+    for row, counted in enumerate(counts):
+        begins = [0] if positions is None else (positions[row] == 0).nonzero()[:, 0].tolist()
+        for start, end in zip(begins, [*begins[1:], len(counted)], strict=True):
+            places = counted[start:end].nonzero()[:, 0]
+            if len(places):
+                yield row, start, start + int(places[-1])
 
 
 class _Pieces:

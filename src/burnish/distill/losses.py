@@ -31,7 +31,7 @@ from burnish.distill.maths.divergence import (
 from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
 from burnish.distill.offline import IDS, LOG_PROBABILITIES
 from burnish.distill.on_policy import SAMPLED
-from burnish.train.losses import Batch, Loss, balance_of, model_inputs
+from burnish.train.losses import Batch, Loss, balanced, model_inputs
 from burnish.train.maths.stretches import in_stretches, tokens_at_once
 
 if TYPE_CHECKING:
@@ -123,14 +123,12 @@ class Distillation:
             "divergence": weights.weighted_sum(divergence.detach(), counted)[0],
             "cross_entropy": weights.weighted_sum(cross.detach(), counted)[0],
         }
-        if self.balance:
-            balance = balance_of(output).to(total.device) * weight
-            total, metrics["balance"] = total + self.balance * balance, balance.detach()
-        return Loss(total, weight, metrics)
+        loss = Loss(total, weight, metrics)
+        return balanced(loss, output, self.balance) if self.balance else loss
 
     def _values(self, states: Tensor, targets: Tensor, *beside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Divergence, cross-entropy and the teacher's entropy (0 where no weight asks for it) of some tokens."""
-        student = _wide(self.head.logits(states))
+        student = wide(self.head.logits(states))
         cross = nn.functional.cross_entropy(student, targets, reduction="none")
         student = student[:, : self.vocabulary]
         if self.teacher is None:
@@ -138,7 +136,7 @@ class Distillation:
             divergence = top_k_kl(student, ids, log_probabilities, temperature=self.temperature)
             return divergence, cross, torch.zeros_like(cross)
         with torch.no_grad():
-            teacher = _wide(self.teacher_head.logits(*beside))[:, : self.vocabulary]
+            teacher = wide(self.teacher_head.logits(*beside))[:, : self.vocabulary]
             asked = self.weighting in ("certain", "uncertain")
             entropies = entropy(teacher) if asked else torch.zeros_like(cross)
         return self._divergence(student, teacher), cross, entropies
@@ -174,7 +172,7 @@ class Distillation:
         return weights.uncertain(mask, values, self.gamma)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
     """In float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

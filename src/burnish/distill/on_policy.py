@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from burnish.data.packing import IGNORED
+from burnish.data.packing import IGNORED, pieces
 from burnish.generate import generate
 from burnish.train.losses import Batch, Loss, LossFn
 
@@ -128,19 +128,13 @@ class OnPolicy:
 
 def gaps(batch: Batch, prompt_tokens: int) -> Iterator[Gap]:
     """The end of every piece that is long enough: from its last run of counted tokens on, after the prompt at least."""
-    targets, positions = batch["targets"].cpu(), batch.get("position_ids")
-    for row, counted in enumerate(targets != IGNORED):
-        begins = [0] if positions is None else (positions[row] == 0).nonzero()[:, 0].tolist()
-        for start, end in zip(begins, [*begins[1:], len(counted)], strict=True):
-            places = counted[start:end].nonzero()[:, 0]
-            if not len(places):
-                continue
-            last = start + int(places[-1])
-            silent = (~counted[start : last + 1]).nonzero()[:, 0]
-            answer = start + int(silent[-1]) + 1 if len(silent) else start
-            first = max(answer, start + prompt_tokens - 1)
-            if first <= last:
-                yield Gap(row, start, first, last)
+    counted = (batch["targets"] != IGNORED).cpu()
+    for row, start, last in pieces(batch):
+        silent = (~counted[row, start : last + 1]).nonzero()[:, 0]
+        answer = start + int(silent[-1]) + 1 if len(silent) else start
+        first = max(answer, start + prompt_tokens - 1)
+        if first <= last:
+            yield Gap(row, start, first, last)
 
 
 def put(batch: dict[str, Tensor], gap: Gap, tokens: list[int]) -> None:

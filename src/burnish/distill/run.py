@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from burnish.arch import AllLogits, describe, head_of
+from burnish.arch import AllLogits, Head, describe, head_of
 from burnish.calibrate.windows import world_size
 from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, load, move
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
-from burnish.distill.losses import Distillation, projections
+from burnish.distill.across import AcrossTokenizers, Comparison, check_tokenizers, shared_tokens
+from burnish.distill.losses import Distillation, Divergence, projections
 from burnish.distill.offline import TaughtRows, capture_top_k
 from burnish.distill.on_policy import OnPolicy
 from burnish.train.losses import LossFn
+from burnish.train.run import balance_of
 from burnish.train.run import run as train
 
 if TYPE_CHECKING:
@@ -37,27 +39,16 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
     wanted = source.config
     check_match(settings, model.config, wanted)
-    vocabulary = common_vocabulary(model, source, role="teacher")
+    other = "" if settings.offline else ", or set divergence to alm, which compares texts"
+    vocabulary = None if settings.across else common_vocabulary(model, source, role="teacher", otherwise=other)
     teacher = source.identity
-    own = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
-    if own is None and settings.balance:
-        raise SettingsError("the student has no load-balancing loss", where="balance", fix="leave balance out")
+    balance = balance_of(settings, model.module)
     teacher_module = None if settings.offline else move(source.module, ctx.device).eval()
-    loss = Distillation(
-        teacher_module,
-        divergence=settings.divergence,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        beta=settings.beta,
-        alpha=settings.alpha,
-        weighting=settings.weighting,
-        gamma=settings.gamma,
-        hidden=settings.hidden,
-        router=settings.router,
-        balance=(own if settings.balance is None else settings.balance) or 0.0,
-        teacher_head=(teacher_module and head_of(teacher_module)) or AllLogits(),
-        vocabulary=vocabulary,
-    )
+    teacher_head = (teacher_module and head_of(teacher_module)) or AllLogits()
+    if settings.across:
+        loss = across(settings, model, source, teacher_module, balance, teacher_head)
+    else:
+        loss = comparison(settings, teacher_module, balance, teacher_head, vocabulary)
 
     def loss_of(module: Any) -> LossFn:
         made = replace(loss, head=(None if settings.compile else head_of(module)) or AllLogits())
@@ -76,7 +67,13 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
 
 
 def _from_disk(
-    settings: Distill, given: Model | str, teacher: str, vocabulary: int, rows: PackedRows, name: str, ctx: Context
+    settings: Distill,
+    given: Model | str,
+    teacher: str,
+    vocabulary: int | None,
+    rows: PackedRows,
+    name: str,
+    ctx: Context,
 ) -> TaughtRows:
     """The rows with what the teacher predicts, which is computed now unless an interrupted run has done so."""
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
@@ -100,6 +97,50 @@ def _from_disk(
     ctx.ledger.table("teacher_logits", [row])
     ctx.progress.log(f"{size:,} bytes of the teacher's logits for {positions:,} positions")
     return taught
+
+
+def comparison(
+    settings: Distill, teacher: Any, balance: float, teacher_head: Head | AllLogits, vocabulary: int | None
+) -> Distillation:
+    """The loss of a teacher with the student's tokens, as settings say."""
+    return Distillation(
+        teacher,
+        divergence=cast(Divergence, settings.divergence),
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        beta=settings.beta,
+        alpha=settings.alpha,
+        weighting=settings.weighting,
+        gamma=settings.gamma,
+        hidden=settings.hidden,
+        router=settings.router,
+        balance=balance,
+        teacher_head=teacher_head,
+        vocabulary=vocabulary,
+    )
+
+
+def across(
+    settings: Distill, student: Model, teacher: Model, module: Any, balance: float, teacher_head: Head | AllLogits
+) -> AcrossTokenizers:
+    """The loss of a teacher whose tokens may be others, as settings say.
+
+    Raises:
+        SettingsError: there are no texts to go between, or no shared tokens for `gold`.
+    """
+    check_tokenizers(student, teacher, settings.divergence)
+    return AcrossTokenizers(
+        module,
+        student.tokenizer,
+        teacher.tokenizer,
+        comparison=cast(Comparison, settings.divergence),
+        shared=shared_tokens(student, teacher) if settings.divergence == "gold" else None,
+        temperature=settings.temperature,
+        beta=settings.beta,
+        alpha=settings.alpha,
+        balance=balance,
+        teacher_head=teacher_head,
+    )
 
 
 def on_policy(

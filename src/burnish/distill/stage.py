@@ -26,15 +26,17 @@ class Distill(Train):
     summary: ClassVar[str] = "a student learns a teacher's distribution over the next token"
 
     teacher: CheckpointRef | None = Field(
-        default=None, description="the model to learn from, with the student's vocabulary; must be given"
+        default=None,
+        description="the model to learn from; must be given, with the student's tokens or divergence alm",
     )
-    divergence: Literal["forward", "reverse", "jsd", "top_k"] = Field(
+    divergence: Literal["forward", "reverse", "jsd", "top_k", "alm", "uld", "gold"] = Field(
         default="forward",
-        description="of logits; top_k: forward KL from the teacher's likeliest tokens and one for the rest",
+        description="of logits; top_k: forward KL from the teacher's likeliest tokens and one for the rest; alm, uld, "
+        "gold: from a teacher with another tokenizer, by likelihood of the text, by rank, by name and rank",
     )
     temperature: float = Field(default=1.0, gt=0, description="divides the logits of both")
     top_k: int = Field(default=8, ge=1, description="tokens of divergence top_k")
-    beta: float = Field(default=0.5, gt=0, lt=1, description="of divergence jsd")
+    beta: float = Field(default=0.5, gt=0, lt=1, description="of divergences jsd and gold")
     alpha: float = Field(
         default=0.9, ge=0, le=1, description="share of the divergence; the rest is cross-entropy on the data"
     )
@@ -60,6 +62,22 @@ class Distill(Train):
         default=16, ge=1, description="on_policy: tokens of a text that are kept; of a chat all before the last answer"
     )
     sampling_temperature: float = Field(default=1.0, gt=0, description="on_policy: how the student samples")
+
+    @property
+    def across(self) -> bool:
+        """Whether the divergence is of texts, so that tokenizers may differ."""
+        return self.divergence in ("alm", "uld", "gold")
+
+    @model_validator(mode="after")
+    def _texts_alone_go_across(self) -> Distill:
+        needs = [name for name in ("hidden", "router") if getattr(self, name)]
+        if self.weighting != "token":
+            needs.append(f"weighting {self.weighting}")
+        if self.across and needs:
+            raise ValueError(
+                f"divergence {self.divergence} compares stretches of text, and {needs[0]} compares token by token"
+            )
+        return self
 
     @model_validator(mode="after")
     def _samples_fit(self) -> Distill:

@@ -103,7 +103,7 @@ class HeadLoss:
             cap=self.head.cap,
         )
         loss = Loss(total, counts.sum().to(total.dtype))
-        return _balanced(loss, output, self.balance) if self.balance else loss
+        return balanced(loss, output, self.balance) if self.balance else loss
 
 
 def balanced_loss(coefficient: float) -> LossFn:
@@ -116,7 +116,7 @@ def balanced_loss(coefficient: float) -> LossFn:
 
     def loss_fn(model: nn.Module, batch: Batch) -> Loss:
         outputs = model(**model_inputs(batch), output_router_logits=True)
-        return _balanced(next_token_loss(outputs.logits, batch["targets"]), outputs, coefficient)
+        return balanced(next_token_loss(outputs.logits, batch["targets"]), outputs, coefficient)
 
     return loss_fn
 
@@ -136,9 +136,10 @@ def balance_of(outputs: Any) -> Tensor:
     return found
 
 
-def _balanced(loss: Loss, outputs: Any, coefficient: float) -> Loss:
+def balanced(loss: Loss, outputs: Any, coefficient: float) -> Loss:
+    """The loss with the load-balancing loss of its forward pass times a coefficient, in proportion to its weight."""
     balance = balance_of(outputs).to(loss.total.device) * loss.weight
-    return Loss(loss.total + coefficient * balance, loss.weight, {"balance": balance.detach()})
+    return Loss(loss.total + coefficient * balance, loss.weight, loss.metrics | {"balance": balance.detach()})
 
 
 @torch.no_grad()

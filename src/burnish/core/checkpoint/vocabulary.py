@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from burnish.core.checkpoint.model import Model
 
 
-def common_vocabulary(model: Model, other: Model, *, role: str) -> int:
+def common_vocabulary(model: Model, other: Model, *, role: str, otherwise: str = "") -> int:
     """How many logits, from the first on, stand for the same tokens in both models.
 
     Args:
         model: whose tokenizer cuts the text.
         other: what it is compared with.
         role: of the other, for messages: `teacher`, `reference`.
+        otherwise: what else can be done about different tokens, for messages.
 
     Raises:
         CheckpointError: their tokenizers number tokens differently, or one of them has fewer rows than tokens.
     """
     ours, theirs = (part.config.get_text_config().vocab_size for part in (model, other))
     where = str(other.path or role)
-    fix = f"choose a {role} with the model's own tokenizer"
+    fix = f"choose a {role} with the model's own tokenizer{otherwise}"
     if not (model.has_tokenizer and other.has_tokenizer):
         if ours != theirs:
             raise CheckpointError(
