@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("distill",),
     ("train",),
     ("calibrate", "evaluate", "generate", "optim", "reason", "serve"),
-    ("arch", "data", "events", "fetch", "linear_model", "verify"),
+    ("arch", "data", "events", "export", "fetch", "linear_model", "verify"),
     ("core",),
     ("_version", "methods"),
 )

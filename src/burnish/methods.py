@@ -344,6 +344,14 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="GGUF",
+        does="a checkpoint as one file for llama.cpp, packed whole numbers bit for bit",
+        use="burnish export gguf",
+        source="ggml's file format, version 3",
+        page="gguf",
+        benchmarks=(Benchmark("gguf_export", needs="an environment with xllamacpp, --work DIR"),),
+    ),
+    Method(
         name="preference training",
         does="DPO and reward models as thin subclasses of TRL's trainers, with a loss chosen per pair",
         use="burnish align",

@@ -11,8 +11,8 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from torch import Tensor
 
+from burnish.core.checkpoint.packed_integers import packed_weights
 from burnish.core.errors import CheckpointError
-from burnish.tune.packed import packed_weights
 
 NAME = "layer.weight"
 WORDS, SCALE, ZERO, SHAPE = (f"{NAME}_{end}" for end in ("packed", "scale", "zero_point", "shape"))

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.core.checkpoint import load
+from burnish.core.checkpoint.packed_integers import packed_weights
 from burnish.core.errors import BurnishError, CheckpointError, RecipeError, SettingsError
 from burnish.quantize.stage import Quantize
-from burnish.tune.packed import packed_weights
 from burnish.tune.stage import Tune
 from small_models import PROSE, make, small_tokenizer
 

@@ -165,6 +165,14 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "burnish serve sim runs/live.jsonl --policy fair.yaml --policy fcfs",
         ),
     ),
+    "export": (
+        "Write a checkpoint in the format of another engine.",
+        {"gguf": "Write one GGUF file for llama.cpp, packed whole numbers bit for bit."},
+        (
+            "burnish export gguf smollm2-4bit -o smollm2-4bit.gguf",
+            "burnish export gguf models/smollm2 --dense q8_0",
+        ),
+    ),
     "data": (
         "Make problems whose every answer can be checked, and rows to learn them from.",
         {"gym": "Write fresh problems of reasoning-gym, of which it has a hundred kinds."},

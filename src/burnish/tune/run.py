@@ -11,18 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from burnish.core.checkpoint import Model, cast
+from burnish.core.checkpoint.packed_integers import SCALE, packed_tensors, packed_weights, quantization_config
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.stage import Context
 from burnish.distill.run import run as distill
 from burnish.tune.maths.rescaled import RelativeGain, Rescaled
-from burnish.tune.packed import (
-    SCALE,
-    check_whole_numbers,
-    layers_of,
-    packed_tensors,
-    packed_weights,
-    quantization_config,
-)
+from burnish.tune.packed import check_whole_numbers, layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
