@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "burnish"
@@ -25,10 +26,15 @@ SHARED_NAMES = {
 }
 
 
+@cache
 def read() -> list[tuple[str, ast.AST]]:
-    files = sorted(SOURCE.rglob("*.py"))
+    """Every function and class with its file; the other nodes, a million, are let go of at once."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [
-        (path.relative_to(SOURCE).as_posix(), node) for path in files for node in ast.walk(ast.parse(path.read_text()))
+        (path.relative_to(SOURCE).as_posix(), node)
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds)
     ]
 
 
