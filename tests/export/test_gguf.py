@@ -234,9 +234,7 @@ def test_damage_is_named(tiny_llama, tmp_path):
     file = tmp_path / "packed" / "model.safetensors"
     tensors = load_file(file)
     save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("model.norm")}, file)
-    with pytest.raises(
-        CheckpointError, match=r"has nothing for 1 tensors of the file, the first is output_norm"
-    ):
+    with pytest.raises(CheckpointError, match=r"has nothing for 1 tensors of the file, the first is output_norm"):
         write_gguf(tmp_path / "packed", tmp_path / "packed.gguf")
     name = next(name for name in tensors if name.endswith("weight_scale"))
     save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, file)
