@@ -416,6 +416,9 @@ METHODS: tuple[Method, ...] = (
             Benchmark("align_audit", needs="--data DIR with the two preference files, --model DIR"),
             Benchmark("align_calibration", needs="--data DIR with HH harmless-base"),
             Benchmark("audit_features", needs="--data DIR with HH harmless-base, --model DIR"),
+            Benchmark(
+                "audit_verdict", needs="hh qa coin planted --data DIR with the two preference files, --model DIR"
+            ),
         ),
     ),
     Method(
