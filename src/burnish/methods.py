@@ -571,6 +571,13 @@ METHODS: tuple[Method, ...] = (
         use="burnish serve sim --policy shares",
         source="VTC, 2024, arXiv:2401.00588; DLPM, 2025, arXiv:2501.14312; the tree is ours",
         page="fair-scheduling",
+        benchmarks=(
+            Benchmark(
+                "serve_light",
+                ("--work", "runs/serve-light"),
+                needs="--data DIR with the Mooncake traces, and VLLM_PYTHON",
+            ),
+        ),
     ),
     Method(
         name="workflow scheduling",

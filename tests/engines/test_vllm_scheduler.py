@@ -75,10 +75,14 @@ def test_weights_of_a_policy_file_hold(tmp_path: Path):
 
 
 def test_a_light_tenant_is_as_well_served_beside_a_heavy_one(tmp_path: Path):
+    """In steps, where it may take a place; shares alone let it wait until somebody ends."""
     fcfs, fair = (found(tmp_path, "light", policy) for policy in ("fcfs", "vtc"))
+    takes = found(tmp_path, "light", "order: shares\ncredit: 1\ntake_places: true\n")
     assert max(fcfs["beside"]) > 3 * max(fcfs["alone"])
     assert max(fair["beside"]) < max(fcfs["beside"])
-    print(fcfs, fair)
+    assert max(takes["beside"]) <= 1.3 * max(takes["alone"])
+    assert takes["tokens a step, beside"] >= 0.97 * fcfs["tokens a step, beside"]
+    assert takes["places taken, beside"] > 0
 
 
 def test_a_paused_workflow_finds_its_context_again(tmp_path: Path):

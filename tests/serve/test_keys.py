@@ -11,11 +11,17 @@ import pytest
 
 from burnish.core.errors import SettingsError
 from burnish.serve.vllm import keys
-from burnish.serve.vllm.keys import KeyedTenants, read_keys
+from burnish.serve.vllm.keys import KeyedTenants, NamedInHeaders, read_keys
 
 
 def ask(
-    key: str | None, body: bytes = b"{}", *, path: str = "/v1/completions", method: str = "POST"
+    key: str | None,
+    body: bytes = b"{}",
+    *,
+    path: str = "/v1/completions",
+    method: str = "POST",
+    named: dict[str, str] | None = None,
+    keyed: bool = True,
 ) -> tuple[int, Any]:
     """What the server behind got, or the status that the layer answered with."""
     got: list[Any] = []
@@ -34,8 +40,9 @@ def ask(
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
     headers = [(b"content-length", b"%d" % len(body)), (b"authorization", b"Bearer %s" % (key or "").encode())]
+    headers += [(name.encode(), value.encode("latin-1")) for name, value in (named or {}).items()]
     scope = {"type": "http", "path": path, "method": method, "headers": headers}
-    layer = KeyedTenants(server, {"k1": "acme/anna", "k2": "umbrella"})
+    layer = KeyedTenants(server, {"k1": "acme/anna", "k2": "umbrella"}) if keyed else NamedInHeaders(server)
     asyncio.run(layer(scope, receive, send))
     if answers:
         return answers[0]["status"], None
@@ -51,6 +58,31 @@ def test_the_key_decides_whatever_the_client_says():
     for given in (None, [1], "x"):
         _, (_, got) = ask("k2", json.dumps({"vllm_xargs": given}).encode())
         assert json.loads(got)["vllm_xargs"] == {"tenant": "umbrella"}
+
+
+NAMED = {"X-Burnish-Tenant": "acme/ben", "x-burnish-program": "p7", "x-burnish-turn": "3", "x-burnish-tool": "größe"}
+
+
+def test_headers_say_what_the_scheduler_is_told():
+    body = b'{"vllm_xargs": {"tenant": "umbrella", "last": 1}}'
+    _, (headers, got) = ask(None, body, named=NAMED, keyed=False)
+    said = {"tenant": "acme/ben", "last": 1, "program": "p7", "turn": 3, "tool": "größe"}
+    assert json.loads(got)["vllm_xargs"] == said
+    assert int(headers[b"content-length"]) == len(got)
+    _, (_, got) = ask("k2", body, named=NAMED)
+    assert json.loads(got)["vllm_xargs"] == said | {"tenant": "umbrella"}  # the key's own
+
+
+@pytest.mark.parametrize("turn", ["", "-1", "1.5", "9" * 4000, "²", "x"])
+def test_a_turn_that_is_no_number_is_left_out(turn: str):
+    _, (_, got) = ask(None, named={"x-burnish-turn": turn, "x-burnish-program": "p"}, keyed=False)
+    assert json.loads(got)["vllm_xargs"] == {"program": "p"}
+
+
+def test_without_headers_a_body_passes_as_it_is():
+    assert ask(None, b"no JSON", keyed=False)[1][1] == b"no JS"  # its first piece: nothing was read here
+    assert ask(None, b"no JSON", named=NAMED, keyed=False)[1][1] == b"no JSON"
+    assert ask(None, method="GET", named=NAMED, keyed=False)[0] == 200
 
 
 @pytest.mark.parametrize("key", [None, "", "k", "k11", "K1"])

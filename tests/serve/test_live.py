@@ -214,7 +214,7 @@ def test_prompts_share_what_the_workload_says_and_go_on():
     assert set(second[:40]) <= set(WORDS)
 
 
-async def against(answer: Any, workload: Workload, path: Path, most: int = 2) -> Replay:
+async def against(answer: Any, workload: Workload, path: Path, most: int = 2, patience: float = 600) -> Replay:
     """A replay against a server of ours."""
     application = web.Application()
     application.router.add_post("/v1/completions", answer)
@@ -224,7 +224,7 @@ async def against(answer: Any, workload: Workload, path: Path, most: int = 2) ->
     await site.start()
     port = runner.addresses[0][1]
     recorder = Recorder(path, {})
-    made = Replay(workload, f"http://127.0.0.1:{port}/v1/", "m", most=most, recorder=recorder)
+    made = Replay(workload, f"http://127.0.0.1:{port}/v1/", "m", most=most, recorder=recorder, patience=patience)
     try:
         await made.run()
     finally:
@@ -288,6 +288,28 @@ def test_what_was_measured_before_a_server_dies_is_kept(tmp_path: Path):
     with pytest.raises(EngineError, match="3 requests were served before"):
         asyncio.run(against(answer, workload, tmp_path / "r.jsonl", most=8))
     assert len(read_recording(tmp_path / "r.jsonl").found.jobs) == 3
+
+
+def test_a_server_that_falls_silent_in_the_middle_ends_a_replay_and_a_single_request_does_not(tmp_path: Path):
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        hangs = len(body["prompt"]) == 9
+        if not hangs:
+            return await streamed(request, body)
+        reply = web.StreamResponse()
+        await reply.prepare(request)
+        await reply.write(EVENT)
+        await asyncio.sleep(30)
+        return reply
+
+    hangs = Workflow("hangs", "", 0, (Turn(9, 2),))
+    lives = [Workflow(str(n), "", n * 50_000_000, (Turn(5, 1),)) for n in range(20)]
+    made = asyncio.run(against(answer, Workload((hangs, *lives)), tmp_path / "r.jsonl", most=8, patience=0.4))
+    assert made.served == 20
+    assert made.failed == {"not a word for 0.4 seconds": 1}
+    with pytest.raises(EngineError, match=r"said nothing for 0\.4 s; 1 requests were served before"):
+        asyncio.run(against(answer, Workload((hangs, lives[0])), tmp_path / "s.jsonl", most=8, patience=0.4))
+    assert len(read_recording(tmp_path / "s.jsonl").found.jobs) == 1
 
 
 EVENT = b'data: {"choices": [{"text": "x", "token_ids": [1]}]}\n\n'

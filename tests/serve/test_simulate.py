@@ -29,6 +29,8 @@ POLICIES = [
     PolicySettings(order="programs", hold="learned"),
     PolicySettings(order="least-service", hold="learned"),
     PolicySettings(order="fcfs", hold="fixed"),
+    PolicySettings(name="takes", order="shares", weights={"t0": 1, "t1": 3}, take_places=True, credit=1),
+    PolicySettings(name="spares", order="shares", spare=2),
 ]
 
 
@@ -76,7 +78,10 @@ def test_whatever_the_limits_steps_taken_together_are_steps_one_by_one(seed: int
         chunked_prefill=draw.random() < 0.85,
         budget=draw.choice([0.2, 0.5, 0.9]),
     )
-    workload, policy = drawn(seed, num=30, rate=draw.choice([1, 6, 20]), blocks=draw.random() < 0.3), POLICIES[seed % 8]
+    workload, policy = (
+        drawn(seed, num=30, rate=draw.choice([1, 6, 20]), blocks=draw.random() < 0.3),
+        POLICIES[seed % len(POLICIES)],
+    )
     together, single = (run(workload, policy, engine, step_by_step=one) for one in (False, True))
     assert facts(together) == facts(single)
     assert replace(together.counters, calls=0) == replace(single.counters, calls=0)
@@ -108,6 +113,32 @@ def test_no_block_is_in_use_at_the_end(policy: PolicySettings, monkeypatch: pyte
         (0, {}, [], 0)
     ]
     assert found.counters.pinned <= TIGHT.num_blocks * TIGHT.budget
+
+
+def test_a_tenant_below_its_share_takes_a_place_and_one_above_it_gives_it_up():
+    heavy = [Workflow(f"h{number}", "heavy", 0, (Turn(60, 200),)) for number in range(40)]
+    light = [Workflow(f"l{number}", "light", SECOND * (1 + number), (Turn(30, 5),)) for number in range(5)]
+    roomy = TIGHT.model_copy(update={"num_blocks": 400})
+    waits, preempted = {}, {}
+    for name, policy in (("stays", {}), ("takes", {"take_places": True, "credit": 1}), ("spares", {"spare": 1})):
+        found = run(Workload((*heavy, *light)), PolicySettings.model_validate({"order": "shares"} | policy), roomy)
+        waits[name] = [job.admitted - job.arrival for job in found.jobs if job.tenant == "light"]
+        preempted[name] = [(job.tenant, job.preemptions) for job in found.jobs if job.preemptions]
+    step = roomy.linear.step + 10 * roomy.linear.decode + 8 * 260 * roomy.linear.context
+    assert max(waits["takes"]) < step < max(waits["stays"])
+    assert max(waits["spares"]) < step
+    assert preempted == {"stays": [], "takes": [("heavy", 1)] * 5, "spares": []}
+
+
+def test_nobody_loses_a_place_twice_and_equal_tenants_take_none():
+    rows = [Workflow(f"{name}{number}", name, 0, (Turn(40, 30),)) for number in range(30) for name in "ab"]
+    policy, roomy = PolicySettings(order="shares", take_places=True), TIGHT.model_copy(update={"num_blocks": 400})
+    found = run(Workload(tuple(rows)), policy, roomy)
+    assert found.counters.preemptions == 0
+    late = [replace(row, arrival=SECOND // 10 * (row.tenant == "b")) for row in rows]
+    found = run(Workload(tuple(sorted(late, key=lambda row: row.arrival))), policy, roomy)
+    assert {job.preemptions for job in found.jobs if job.tenant == "a"} == {0, 1}
+    assert max(job.preemptions for job in found.jobs) == 1
 
 
 def test_the_same_workload_gives_the_same_nanoseconds():

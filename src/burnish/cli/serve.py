@@ -71,6 +71,20 @@ class Service:
     tpot: Seconds = 0.1
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReplayBounds:
+    """Of a replay.
+
+    Attributes:
+        at_most: Requests under way at a time; others wait, and are counted.
+        patience: Seconds without a word after which a request is given up, and a server that said none to anybody.
+    """
+
+    at_most: Count = 64
+    patience: Seconds = 600.0
+
+
 def sim(
     trace: Path,
     /,
@@ -144,6 +158,7 @@ def up(
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
     trust_client_tenant: Annotated[bool, Parameter(negative=())] = False,
     keys: Path | None = None,
+    headers: Annotated[bool, Parameter(negative=())] = False,
     mode: Mode = "enforce",
     telemetry: Path | None = None,
     metrics_port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
@@ -174,6 +189,8 @@ def up(
         Believe a client which tenant it is of; without it all are of one.
     keys:
         YAML file of mode 600 with a line `key: tenant` each; a request needs one of them, which decides its tenant.
+    headers:
+        Read the same from headers as well (X-Burnish-Tenant, -Program, -Turn, -Tool, -Last), over what the body says.
     mode:
         off is plain vLLM; each further one adds: records, forecasts, what the policy would do, the policy itself.
     telemetry:
@@ -197,7 +214,7 @@ def up(
     from burnish.core.engines import check_log, vllm
     from burnish.serve.settings import read_policy
     from burnish.serve.telemetry import check_recording
-    from burnish.serve.up import KEYED, server_options
+    from burnish.serve.up import IN_HEADERS, KEYED, server_options
     from burnish.serve.vllm.keys import read_keys
 
     interpreter = python or os.environ.get("VLLM_PYTHON")
@@ -221,7 +238,7 @@ def up(
         read_keys(keys)
         plugin["trust_client_tenant"] = True  # what a client claims is overwritten before it gets there
         os.environ["BURNISH_KEYS"] = str(keys.resolve())
-    options = [*server_options(policy, **plugin), *(KEYED if keys else ()), *(option or [])]
+    options = [*server_options(policy, **plugin), *(KEYED if keys else IN_HEADERS if headers else ()), *(option or [])]
     server = vllm(
         interpreter, model, *options, log=place, name=name, dtype=dtype, max_model_len=max_model_len, port=port
     )
@@ -243,7 +260,7 @@ def replay(
     model: str | None = None,
     policy: str | None = None,
     taken: Taken = Taken(),
-    at_most: Count = 64,
+    bounds: ReplayBounds = ReplayBounds(),
     service: Service = Service(),
     out: Out = Path("runs/replay"),
 ) -> None:
@@ -262,8 +279,6 @@ def replay(
         By its name there; the first that the server has where nothing is said.
     policy:
         That the server has, for the report.
-    at_most:
-        Requests under way at a time; others wait, and are counted.
     out:
         Directory of requests.jsonl, results.json and report.html.
     """
@@ -286,11 +301,13 @@ def replay(
     check_place(out)
     key = os.environ.get("VLLM_API_KEY", "")
     about = {"policy": chosen.model_dump(mode="json", exclude_defaults=True), "mode": "client"}
-    place, made = ask(workload, url, model or model_of(url, key), out, most=at_most, key=key, about=about)
+    name = model or model_of(url, key)
+    limits = {"most": bounds.at_most, "patience": bounds.patience}
+    place, made = ask(workload, url, name, out, **limits, key=key, about=about)
     for why, count in made.failed.items():
         print(f"{count:,} requests were refused or not answered whole: {why}")
     if made.late:
-        print(f"{made.late:,} requests waited here because {at_most} were under way")
+        print(f"{made.late:,} requests waited here because {bounds.at_most} were under way")
     results = compare(
         workload, [], EngineSettings(), ttft=service.ttft, tpot=service.tpot, recorded=read_recording(place)
     )

@@ -24,6 +24,7 @@ from burnish.serve.blocks import BlockPool
 from burnish.serve.costs import CostModel, run, step
 from burnish.serve.decoding import Decoding
 from burnish.serve.policies.protocol import Hold, Job, Order, Retention
+from burnish.serve.policies.queues import needs_place
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class EngineShape:
         budget: share of the blocks that may be held for those who pause.
         prefix_caching: whether what was computed is found again.
         chunked_prefill: whether a prompt may be computed in several steps.
+        long_prefill_token_threshold: tokens of a prompt that are computed in a step at most, where there is more than
+            one request; 0 is no limit.
     """
 
     num_blocks: int
@@ -51,6 +54,7 @@ class EngineShape:
     budget: float = 0.5
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -169,10 +173,16 @@ class SimulatedEngine:
         """When the run of steps under way ends; None while idle."""
         self._step_by_step, self._note = step_by_step, note
         self._decoding = Decoding(shape.block_size)
-        self._together = not step_by_step and shape.max_num_seqs <= shape.max_num_batched_tokens  # else some get none
+        # Else some who decode get no token in a step, or stand behind prompts that are not done.
+        self._together = (
+            not step_by_step
+            and shape.max_num_seqs <= shape.max_num_batched_tokens
+            and not shape.long_prefill_token_threshold
+        )
         self._batch: list[tuple[SimulatedJob, int]] = []  # of a step, all others
         self._steps = self._began = self._before = self._context = 0
         self._held = self._seats = 0
+        self._longest = shape.max_num_batched_tokens
         self._paused: dict[str, tuple[str, int]] = {}
         self._watermark = int(shape.watermark * shape.num_blocks)
 
@@ -185,6 +195,10 @@ class SimulatedEngine:
     @property
     def num_running(self) -> int:
         return len(self.running)
+
+    @property
+    def places(self) -> int:
+        return self.shape.max_num_seqs
 
     @property
     def living(self) -> int:
@@ -323,6 +337,8 @@ class SimulatedEngine:
         """Fills `_batch` with those who do not decode together. Returns the chunks of prompts, whether anybody lost its
         place or was admitted, and whether somebody waits whom the order could let in were it asked again."""
         shape, batch, chunks = self.shape, [], []
+        self._make_place()
+        self._set_longest()
         if not self._blocks_for_all():
             self._decoding.part()
         place, lowered = self._decoding.num, False
@@ -330,7 +346,7 @@ class SimulatedEngine:
         while place < len(self.running) and budget:
             job = self.running[place]
             wanted = job.prompt + job.generated - job.computed
-            tokens = min(wanted, budget)
+            tokens = min(wanted, budget, self._longest)
             while not self._grow(job, job.computed + tokens):
                 if self._reclaim(self._missing(job, job.computed + tokens)):
                     continue
@@ -352,6 +368,21 @@ class SimulatedEngine:
             return chunks, True, bool(len(self.order))
         admitted, stalled = self._admit(budget, chunks)
         return chunks, admitted, stalled
+
+    def _set_longest(self) -> None:
+        """Tokens of a prompt in this step: as in vLLM, nobody is held back who is alone."""
+        limit = self.shape.long_prefill_token_threshold
+        self._longest = (
+            limit if limit and len(self.running) + len(self.order) > 1 else self.shape.max_num_batched_tokens
+        )
+
+    def _make_place(self) -> None:
+        """Takes a place away where the order says from whom."""
+        if needs_place(self.order, self) and (victim := self.order.victim(self.running)) is not None:
+            assert isinstance(victim, SimulatedJob)
+            self._decoding.part()
+            self.running.remove(victim)
+            self._preempt(victim)
 
     def _blocks_for_all(self) -> bool:
         """Gives those who decode together the blocks of the next step; False, and nothing done, where some lack."""
@@ -380,7 +411,7 @@ class SimulatedEngine:
             chunks.append((tokens, job.computed))
             self._batch.append((job, tokens))
             budget -= tokens
-        return admitted, False
+        return admitted, self.order.takes and len(self.order) > 0
 
     def _place(self, job: SimulatedJob, budget: int) -> int:
         """Admits a job where it fits; how many tokens it computes in this step, 0 where it does not fit."""
@@ -388,7 +419,7 @@ class SimulatedEngine:
         whole = job.prompt + job.generated
         if not self.shape.chunked_prefill and whole - hits * size > budget:
             return 0
-        tokens = min(whole - hits * size, budget)
+        tokens = min(whole - hits * size, budget, self._longest)
         reserved = whole if self.shape.reserve_full else hits * size + tokens
         idle = sum(pool.is_idle(job.key(index)) for index in range(hits))
         needed = -(-reserved // size) - hits + idle + (self._watermark if self.running else 0)

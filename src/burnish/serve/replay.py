@@ -16,6 +16,7 @@ import json
 import random
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Replay:
         most: requests under way at a time.
         key: of the server.
         recorder: where what was measured goes.
+        patience: seconds without a word after which a request is given up.
 
     Attributes:
         served: requests that ended.
@@ -50,14 +52,23 @@ class Replay:
     """
 
     def __init__(
-        self, workload: Workload, url: str, model: str, *, most: int, recorder: Recorder, key: str = ""
+        self,
+        workload: Workload,
+        url: str,
+        model: str,
+        *,
+        most: int,
+        recorder: Recorder,
+        key: str = "",
+        patience: float = 600.0,
     ) -> None:
         self.served, self.late = 0, 0
         self.failed: dict[str, int] = {}
         self._workload, self._url, self._model, self._recorder = workload, url.rstrip("/"), model, recorder
         self._places = asyncio.Semaphore(most)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._began = 0
+        self._began = self._heard = 0
+        self._patience = patience
 
     async def run(self) -> None:
         """
@@ -69,9 +80,9 @@ class Replay:
             import aiohttp
         except ImportError:
             raise MissingExtraError("aiohttp", "serve", "replaying a trace") from None
-        self._began = time.monotonic_ns()
+        self._began = self._heard = time.monotonic_ns()
         limits = aiohttp.TCPConnector(limit=0)
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=30)
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=self._patience)
         async with aiohttp.ClientSession(connector=limits, timeout=patience, headers=self._headers) as session:
             tasks = [asyncio.ensure_future(self._workflow(session, one)) for one in self._workload.workflows]
             try:
@@ -100,6 +111,10 @@ class Replay:
             text = text + answer
             await asyncio.sleep(turn.pause / _SECOND)
 
+    def _hear(self) -> None:
+        """The server lives."""
+        self._heard = time.monotonic_ns()
+
     async def _until(self, moment: int) -> None:
         await asyncio.sleep(max(0.0, (self._began + moment - time.monotonic_ns()) / _SECOND))
 
@@ -107,6 +122,8 @@ class Replay:
         self, session: Any, workflow: Workflow, place: int, prompt: list[int], said: dict[str, Any]
     ) -> list[int] | None:
         """The tokens of an answer; None where there is no whole one."""
+        from aiohttp import SocketTimeoutError
+
         turn, arrival = workflow.turns[place], time.monotonic_ns()
         self.late += self._places.locked()
         body = {
@@ -123,12 +140,19 @@ class Replay:
         }
         if not said:
             del body["vllm_xargs"]
-        async with self._places, session.post(f"{self._url}/completions", json=body) as reply:
-            answer = _Answer()
-            if reply.status != 200:
-                why = f"status {reply.status}: {(await reply.read()).decode('utf-8', 'replace')[:200]}"
-            else:
-                why = await answer.read(reply.content)
+        answer = _Answer()
+        async with self._places:
+            try:
+                async with session.post(f"{self._url}/completions", json=body) as reply:
+                    if reply.status != 200:
+                        why = f"status {reply.status}: {(await reply.read()).decode('utf-8', 'replace')[:200]}"
+                    else:
+                        why = await answer.read(reply.content, self._hear)
+            except SocketTimeoutError:
+                why = f"not a word for {self._patience:g} seconds"
+                if (time.monotonic_ns() - self._heard) / _SECOND >= self._patience:
+                    what = f"said nothing for {self._patience:g} s; {self.served:,} requests were served before"
+                    raise EngineError(what, where=self._url, fix="see its log, or give more --patience") from None
         if why:
             self.failed[why] = self.failed.get(why, 0) + 1
             return None
@@ -198,8 +222,8 @@ class _Answer:
     first: int | None = None
     usage: dict[str, Any] = field(default_factory=dict)
 
-    async def read(self, lines: Any) -> str:
-        """Takes a stream of server-sent events; returns why it is no whole answer, or nothing.
+    async def read(self, lines: Any, hear: Callable[[], None]) -> str:
+        """Takes a stream of server-sent events; returns why it is no whole answer, or nothing. Calls `hear` for each.
 
         A page of another program, an error in the middle and an end without [DONE] come with status 200 as well.
         """
@@ -207,6 +231,7 @@ class _Answer:
 
         try:
             async for line in lines:
+                hear()
                 if not line.startswith(b"data:"):
                     continue
                 if line[5:].strip() == b"[DONE]":
@@ -273,7 +298,15 @@ def prompt_of(workload: Workload, workflow: Workflow, place: int, before: list[i
 
 
 def replay(
-    workload: Workload, url: str, model: str, directory: Path, *, most: int, key: str = "", about: dict[str, Any]
+    workload: Workload,
+    url: str,
+    model: str,
+    directory: Path,
+    *,
+    most: int,
+    key: str = "",
+    about: dict[str, Any],
+    patience: float = 600.0,
 ) -> tuple[Path, Replay]:
     """Asks a workload of a server; returns the recording and the counts.
 
@@ -285,6 +318,7 @@ def replay(
         most: requests under way at a time.
         key: of the server.
         about: what is known of the run, such as its policy.
+        patience: seconds without a word after which a request is given up.
 
     Raises:
         EngineError: the server is not there, or is gone; what ended before is recorded. Or it answered no request.
@@ -297,7 +331,7 @@ def replay(
     directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     recorder = Recorder(path, about)
-    made = Replay(workload, url, model, most=most, key=key, recorder=recorder)
+    made = Replay(workload, url, model, most=most, key=key, recorder=recorder, patience=patience)
     try:
         asyncio.run(made.run())
     finally:

@@ -25,7 +25,13 @@ OrderName = Literal["fcfs", "vtc", "shares", "dlpm", "programs", "least-service"
 MAX_DEPTH = 8
 
 
-_ONLY_WITH = {"hold_seconds": ("hold", "fixed"), "longest_hold": ("hold", "learned"), "quantum": ("order", "dlpm")}
+_ONLY_WITH = {
+    "hold_seconds": ("hold", "fixed"),
+    "longest_hold": ("hold", "learned"),
+    "quantum": ("order", "dlpm"),
+    "spare": ("order", "shares"),
+    "take_places": ("order", "shares"),
+}
 """Settings of a policy that do nothing without another one."""
 
 
@@ -41,6 +47,12 @@ class PolicySettings(Settings):
     lift_when_idle: bool = Field(default=True, description="lift who begins to wait also where nobody else does")
     by_program: bool = Field(default=False, description="the workflows of a tenant share among themselves as well")
     within: Literal["fcfs", "programs"] = Field(default="fcfs", description="order of the requests of one tenant")
+    spare: int = Field(
+        default=0, ge=0, description="places left to tenants who run less than their share of the others"
+    )
+    take_places: bool = Field(
+        default=False, description="a tenant below its share of those who run takes a place where none is free"
+    )
     quantum: int = Field(default=4096, ge=1, description="of dlpm, in price of tokens")
     growth: float = Field(
         default=1.0, ge=0, description="turns of growth that newcomers leave room for, of those who live"
@@ -123,6 +135,8 @@ class PolicySettings(Settings):
                 lift_when_idle=self.lift_when_idle,
                 by_program=self.by_program,
                 within=programs if self.within == "programs" else queues.FirstComeFirstServed,
+                spare=self.spare,
+                takes=self.take_places,
             )
 
         made: dict[str, Callable[[], Order]] = {
@@ -205,6 +219,9 @@ class EngineSettings(Settings):
     budget: float = Field(default=0.5, ge=0, le=1, description="share of the pool that may be held for those who pause")
     prefix_caching: bool = True
     chunked_prefill: bool = Field(default=True, description="a prompt may be computed in several steps")
+    long_prefill_token_threshold: int = Field(
+        default=0, ge=0, description="tokens of one prompt in a step at most; 0 is no limit"
+    )
     cost: Literal["linear", "roofline", "table", "dynosim"] = "linear"
     linear: LinearCost = LinearCost()
     roofline: RooflineCost = RooflineCost()
@@ -212,6 +229,8 @@ class EngineSettings(Settings):
 
     @model_validator(mode="after")
     def _has_table(self) -> EngineSettings:
+        if self.long_prefill_token_threshold and not self.chunked_prefill:
+            raise ValueError("long_prefill_token_threshold cuts prompts, and chunked_prefill: false forbids that")
         if self.cost == "table" and self.table is None:
             raise ValueError("cost: table needs the table itself, `table: {prefill: [...], decode: [...]}`")
         for cost in ("linear", "roofline", "table"):
@@ -232,6 +251,7 @@ class EngineSettings(Settings):
             self.budget,
             self.prefix_caching,
             self.chunked_prefill,
+            self.long_prefill_token_threshold,
         )
 
     def costs(self) -> CostModel:

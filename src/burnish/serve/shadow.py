@@ -47,6 +47,10 @@ class _ShadowRoom:
         return self._real.num_running
 
     @property
+    def places(self) -> int:
+        return self._real.places
+
+    @property
     def living(self) -> int:
         return self._real.num_running + self._shadow.num_held
 

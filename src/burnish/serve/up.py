@@ -8,6 +8,7 @@ from typing import Any
 
 SCHEDULER = "burnish.serve.vllm.Scheduler"
 KEYED = ["--middleware", "burnish.serve.vllm.keys.KeyedTenants"]
+IN_HEADERS = ["--middleware", "burnish.serve.vllm.keys.NamedInHeaders"]
 
 
 def server_options(policy: str, **plugin: Any) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from burnish.core.asgi import Receive, body_again
 from burnish.core.errors import BurnishError
 from burnish.reason.calls import Endpoint
 from burnish.reason.journal import Journal
@@ -33,7 +34,6 @@ ROUTES = ("/v1/chat/completions", "/v1/completions")
 _DROPPED = (b"content-length", b"transfer-encoding", b"x-burnish-strategy", b"content-type")
 
 Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[Any], Awaitable[None]]
 _asking: ContextVar[Scope] = ContextVar("asking")
 """The request whose strategy is at work."""
@@ -92,7 +92,7 @@ class StrategiesPlugin:
             else:
                 parts.append(message.get("body", b""))
 
-        await self._app(scope, _said(json.dumps(body).encode(), asyncio.Event().wait), send)
+        await self._app(scope, body_again(json.dumps(body).encode(), asyncio.Event().wait), send)
         content = b"".join(parts)
         if status >= 400:
             raise refused(endpoint, status, content.decode(errors="replace"), {})
@@ -132,26 +132,12 @@ class StrategiesPlugin:
             await asyncio.gather(solving, listening, return_exceptions=True)
 
 
-def _said(content: bytes, afterwards: Callable[[], Awaitable[Any]]) -> Receive:
-    """What an application receives: a body, then what comes of the connection."""
-    told = False
-
-    async def receive() -> Any:
-        nonlocal told
-        if told:
-            return await afterwards()
-        told = True
-        return {"type": "http.request", "body": content, "more_body": False}
-
-    return receive
-
-
 def _passed(route: Any, raw: bytes) -> Any:
     """A response that is what another route answers to the same request."""
     from fastapi import Response
 
     class Passed(Response):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
-            await route.handle(scope, _said(raw, receive), send)
+            await route.handle(scope, body_again(raw, receive), send)
 
     return Passed()

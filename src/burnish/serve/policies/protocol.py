@@ -63,6 +63,11 @@ class Room(Protocol):
     def num_running(self) -> int: ...
 
     @property
+    def places(self) -> int:
+        """Requests that may run at a time."""
+        ...
+
+    @property
     def living(self) -> int:
         """Workflows that run, wait with their context kept, or pause with it held."""
         ...
@@ -79,9 +84,11 @@ class Order(Protocol):
         stable: whether the answer of `head` can be relied on while nothing happens but that admitted jobs make output
             tokens. A simulator then takes such steps together; where it is said and is not so, the check against the
             simulation step by step finds it.
+        takes: whether `victim` may name somebody.
     """
 
     stable: bool
+    takes: bool
 
     def on_submit(self, job: Job, now: int) -> None:
         """A job begins to wait; one that was `preempted` waits again."""
@@ -89,6 +96,11 @@ class Order(Protocol):
 
     def head(self, room: Room) -> Job | None:
         """Who is next, or None to admit nobody now. The same until another method is called."""
+        ...
+
+    def victim(self, running: Sequence[Job]) -> Job | None:
+        """Whose place goes to `head`, where that finds no place or no room beside those who run, in order of admission;
+        at most one a step. None lets everybody stay."""
         ...
 
     def on_leave(self, job: Job, now: int) -> None:

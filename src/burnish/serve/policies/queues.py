@@ -6,10 +6,19 @@ import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from burnish.serve.policies.protocol import Job, Room
+from burnish.serve.policies.protocol import Job, Order, Room
 
 
-class Uncharged:
+class Staying:
+    """An order that takes no place away from who runs."""
+
+    takes = False
+
+    def victim(self, running: Sequence[Job]) -> Job | None:
+        return None
+
+
+class Uncharged(Staying):
     """An order that keeps no account."""
 
     stable = True
@@ -90,6 +99,13 @@ class Ranked(Uncharged):
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self._waiting)
+
+
+def needs_place(order: Order, room: Room) -> bool:
+    """Whether somebody is asked for his place: the order takes places, and its next one finds none, or no room."""
+    if not order.takes or not room.num_running or (job := order.head(room)) is None:
+        return False
+    return room.num_running >= room.places or room.free < job.prompt - room.cached(job)
 
 
 class Growth:

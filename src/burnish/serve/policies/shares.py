@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from burnish.serve.policies.protocol import Job, Order, Room
-from burnish.serve.policies.queues import FirstComeFirstServed
+from burnish.serve.policies.queues import FirstComeFirstServed, Staying
 
 UNIT = 1 << 40
 DEFAULT = "default"
@@ -51,7 +51,8 @@ class Share:
         heap: (runtime, number, child) of waiting children; a runtime in it may be smaller than the child's is by now.
         key: the runtime of its valid entry in its parent's heap, None without one.
         last: the child that waited last, while none does.
-        present: jobs that wait or run in this leaf.
+        present: jobs that wait or run below it.
+        mass: sum of the `weight` of those children that have any.
         idle: (runtime, number, child) of workflows with no job, which are forgotten once it makes no difference.
     """
 
@@ -68,7 +69,27 @@ class Share:
     key: int | None = None
     last: Share | None = None
     present: int = 0
+    mass: int = 0
     idle: list[tuple[int, int, Share]] = field(default_factory=list)
+
+    @property
+    def weight(self) -> int:
+        """In units of 1 / `UNIT`."""
+        return UNIT * UNIT // self.per_token
+
+    @property
+    def running(self) -> int:
+        return self.present - self.waiting
+
+    def may_take(self, places: int) -> bool:
+        """Whether one place more of the `places` of its parent is within its share; the first one always is."""
+        assert self.parent is not None
+        return not self.running or (self.running + 1) * self.parent.mass <= places * self.weight
+
+    def may_lose(self, places: int) -> bool:
+        """Whether it has its share of them with one place less, and still one."""
+        assert self.parent is not None
+        return self.running > 1 and (self.running - 1) * self.parent.mass >= places * self.weight
 
     def first(self) -> Share | None:
         """The waiting child with the smallest runtime."""
@@ -107,6 +128,9 @@ class FairShares:
             the paper of VTC has it; its published program does not.
         by_program: whether a tenant's workflows share as children of its own.
         within: the order of the requests of a leaf.
+        spare: places that are left to children who run less than their share of the others.
+        takes: whether a child that runs less than its share of those who run takes the place of one who runs more,
+            where it finds none free, or no room; of the request that was admitted last, and never twice of one.
     """
 
     stable = False
@@ -121,8 +145,11 @@ class FairShares:
         lift_when_idle: bool = True,
         by_program: bool = False,
         within: Callable[[], Order] = FirstComeFirstServed,
+        spare: int = 0,
+        takes: bool = False,
     ) -> None:
         self.root = Share("", None, 0)
+        self.takes, self._spare = takes, spare
         self._weights = dict(weights or {})
         self._known = {path.split("/")[0] for path in self._weights}
         self._prices = (prompt_price, output_price)
@@ -160,7 +187,10 @@ class FairShares:
         """Changes a weight; what was served keeps the weight that it was served at."""
         self._weights[path] = weight
         node = self.share(tuple(path.split("/")))
+        before = node.weight
         node.per_token = self._per_token(tuple(path.split("/")))
+        if node.present and node.parent is not None:
+            node.parent.mass += node.weight - before
 
     def _per_token(self, path: tuple[str, ...]) -> int:
         return max(1, round(UNIT / self._weights.get("/".join(path), 1.0)))
@@ -183,7 +213,11 @@ class FairShares:
                 line.append(node)
                 node = node.parent
             found = self._above[job] = tuple(line)
-            found[0].present += 1
+            for node in found:
+                assert node.parent is not None
+                if not node.present:
+                    node.parent.mass += node.weight
+                node.present += 1
         return found
 
     # -- the order -------------------------------------------------------------------------------------------------
@@ -216,13 +250,47 @@ class FairShares:
         return None
 
     def head(self, room: Room) -> Job | None:
+        leaf = self._first_leaf()
+        if leaf is None or leaf.queue is None:
+            return None
+        if self._spare:
+            shared = room.places - self._spare
+            if room.num_running >= shared and not self._taker(leaf, shared):
+                return None
+        return leaf.queue.head(room)
+
+    def _first_leaf(self) -> Share | None:
+        """Whose request is next."""
         node = self.root
         while node.queue is None or not len(node.queue):
             child = node.first()
             if child is None:
                 return None
             node = child
-        return node.queue.head(room)
+        return node
+
+    def _taker(self, leaf: Share, places: int) -> tuple[Share, int] | None:
+        """The highest of a leaf and those above it for whom one place more is within its share, with the places that
+        it shares with its siblings."""
+        line = [leaf]
+        while line[-1].parent is not None:
+            line.append(line[-1].parent)
+        for node in reversed(line[:-1]):
+            if node.may_take(places):
+                return node, places
+            places = node.running
+        return None
+
+    def victim(self, running: Sequence[Job]) -> Job | None:
+        leaf = self._first_leaf() if self.takes else None
+        found = self._taker(leaf, len(running)) if leaf else None
+        if found is None:
+            return None
+        taker, places = found
+        assert taker.parent is not None
+        losers = {child for child in taker.parent.children.values() if child is not taker and child.may_lose(places)}
+        last = (job for job in reversed(running) if not job.preempted and not losers.isdisjoint(self._lineage(job)))
+        return next(last, None)
 
     def on_leave(self, job: Job, now: int) -> None:
         line = self._lineage(job)
@@ -265,7 +333,10 @@ class FairShares:
         assert queue is not None
         queue.on_finish(job, now)
         leaf, parent = line[0], line[0].parent
-        leaf.present -= 1
+        for node in line:
+            node.present -= 1
+            if not node.present and node.parent is not None:
+                node.parent.mass -= node.weight
         if self._by_program and parent is not None:
             if not leaf.present:
                 heapq.heappush(parent.idle, (leaf.runtime if job.tool else -1, leaf.number, leaf))
@@ -300,7 +371,7 @@ class VirtualTokenCounter(FairShares):
         return (job.tenant or DEFAULT,)
 
 
-class DeficitLongestPrefix:
+class DeficitLongestPrefix(Staying):
     """DLPM: longest cached prefix first, among tenants who have not used up their quantum.
 
     Deficit longest prefix match (Locality-aware Fair Scheduling in LLM Serving, 2025, arXiv:2501.14312): a tenant is

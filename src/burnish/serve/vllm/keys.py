@@ -1,10 +1,14 @@
-"""The key of a request decides its tenant: a layer before vLLM's server.
+"""Who a request is of, decided before vLLM's server sees it: by its key, or by headers.
 
     BURNISH_KEYS=keys.yaml vllm serve MODEL --middleware burnish.serve.vllm.keys.KeyedTenants ...
+    vllm serve MODEL --middleware burnish.serve.vllm.keys.NamedInHeaders ...
 
 `keys.yaml` has one line `key: organisation/team/tenant` for each key, and is readable by its owner alone. A request to
 /v1 without one of the keys is answered with status 401. In all others `vllm_xargs.tenant` is set to that of the key,
 whatever the client wrote there, so the plug-in may trust it.
+
+vLLM hands no header to its scheduler. Both layers therefore write those of `HEADERS` into `vllm_xargs`, over what the
+body says: a gateway sets headers, a client behind it writes the body. With keys the tenant's is not looked at.
 """
 
 from __future__ import annotations
@@ -13,21 +17,22 @@ import hmac
 import json
 import os
 import stat
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from burnish.core.asgi import Receive, body_again
 from burnish.core.errors import SettingsError
 from burnish.core.outside import read_bytes
 from burnish.core.yaml12 import Loader
 from burnish.serve.vllm.requests import MAX_NAME
 
+HEADERS = {b"x-burnish-" + name.encode(): name for name in ("tenant", "program", "turn", "tool", "last")}
+"""Of a request, and the field of `vllm_xargs` that each becomes."""
 MOST_BYTES = 64 << 20
 """Of a request's body."""
-Message = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -64,8 +69,50 @@ def _is_tenant(name: object) -> bool:
     return all(part.strip() for part in name.split("/"))
 
 
-class KeyedTenants:
-    """The layer, as ASGI has it.
+class NamedInHeaders:
+    """The layer that reads headers, as ASGI has it.
+
+    Args:
+        app: the server.
+    """
+
+    def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1"):
+            await self._app(scope, receive, send)
+            return
+        said = self._arguments(scope["headers"])
+        if said is None:
+            await _answer(send, 401, "the request has no key that is known")
+            return
+        if scope["method"] != "POST" or not said:
+            await self._app(scope, receive, send)
+            return
+        body = await _body(receive)
+        if body is None:
+            await _answer(send, 413, "the request is too long")
+            return
+        body = _said(body, said)
+        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self._app(scope | {"headers": headers}, body_again(body, receive), send)
+
+    def _arguments(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any] | None:
+        """What is written into `vllm_xargs`; None refuses the request."""
+        found: dict[str, Any] = {}
+        for name, value in headers:
+            if field := HEADERS.get(name.lower()):
+                found[field] = value.decode("latin-1")
+        if "turn" in found:
+            turn = found.pop("turn")
+            found |= {"turn": int(turn)} if turn.isdecimal() and len(turn) < 10 else {}
+        return found
+
+
+class KeyedTenants(NamedInHeaders):
+    """The layer that knows keys.
 
     Args:
         app: the server.
@@ -73,50 +120,22 @@ class KeyedTenants:
     """
 
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]], keys: Mapping[str, str] | None = None):
-        self._app = app
+        super().__init__(app)
         self._keys = dict(keys) if keys is not None else read_keys(Path(os.environ["BURNISH_KEYS"]))
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1"):
-            await self._app(scope, receive, send)
-            return
-        tenant = self._tenant(dict(scope["headers"]).get(b"authorization", b""))
-        if tenant is None:
-            await _answer(send, 401, "the request has no key that is known")
-            return
-        if scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        body = await _body(receive)
-        if body is None:
-            await _answer(send, 413, "the request is too long")
-            return
-        body = _said(body, tenant)
-        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
-        sent = False
-
-        async def once() -> Message:
-            nonlocal sent
-            if sent:
-                return await receive()
-            sent = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app(scope | {"headers": headers}, once, send)
-
-    def _tenant(self, header: bytes) -> str | None:
+    def _arguments(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any] | None:
         """Of a key; every key is compared, in a time that does not tell how much of it is right."""
-        given = header.removeprefix(b"Bearer ")
-        found = None
-        for key, tenant in self._keys.items():
+        headers = list(headers)
+        given = dict(headers).get(b"authorization", b"").removeprefix(b"Bearer ")
+        tenant = None
+        for key, name in self._keys.items():
             if hmac.compare_digest(key.encode(), given):
-                found = tenant
-        return found
+                tenant = name
+        return None if tenant is None else (super()._arguments(headers) or {}) | {"tenant": tenant}
 
 
-def _said(body: bytes, tenant: str) -> bytes:
-    """A request with its tenant; what is no JSON object is for the server to refuse."""
+def _said(body: bytes, said: Mapping[str, Any]) -> bytes:
+    """A request with its arguments; what is no JSON object is for the server to refuse."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
@@ -124,7 +143,7 @@ def _said(body: bytes, tenant: str) -> bytes:
     if not isinstance(asked, dict):
         return body
     given = asked.get("vllm_xargs")
-    asked["vllm_xargs"] = (given if isinstance(given, dict) else {}) | {"tenant": tenant}
+    asked["vllm_xargs"] = (given if isinstance(given, dict) else {}) | dict(said)
     return json.dumps(asked).encode()
 
 

@@ -22,7 +22,7 @@ from burnish.serve import metrics
 from burnish.serve.costs import Linear
 from burnish.serve.guard import SECOND, PolicyGuard
 from burnish.serve.policies.protocol import Hold, Job, Order, Retention
-from burnish.serve.policies.queues import FirstComeFirstServed
+from burnish.serve.policies.queues import FirstComeFirstServed, needs_place
 from burnish.serve.policies.retention import NoRetention
 from burnish.serve.shadow import Shadow
 from burnish.serve.telemetry import Recorder
@@ -136,6 +136,10 @@ class PolicyRoom:
         return len(self._scheduler.running)
 
     @property
+    def places(self) -> int:
+        return self._scheduler.max_num_active_reqs
+
+    @property
     def living(self) -> int:
         return len(self._scheduler.running) + len(self._scheduler.holds)
 
@@ -198,6 +202,7 @@ class PolicyScheduler(AsyncScheduler):
             "budget": self.plugin.budget,
             "prefix_caching": bool(caching),
             "chunked_prefill": bool(config.enable_chunked_prefill),
+            "long_prefill_token_threshold": config.long_prefill_token_threshold,
         }
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -258,6 +263,8 @@ class PolicyScheduler(AsyncScheduler):
             self._expire()
             self._make_room()
         self._look()
+        if needs_place(self.order, self.room):
+            self._make_place()
         made = super().schedule(throttle_prefills)
         if self.watcher.recorder and made.total_num_scheduled_tokens:
             self._clock.planned(made, begun, idle=idle, what=computed(made))
@@ -321,6 +328,16 @@ class PolicyScheduler(AsyncScheduler):
         for hold in list(self.holds.values()):
             self._unpin(hold, len(hold.blocks), "dropped")
         return super().reset_prefix_cache(*arguments, **options)
+
+    def _make_place(self) -> None:
+        """Takes a place away where the order says from whom. What is under way for that request is still delivered, and
+        the worker is told all its tokens when it has a place again, as if it had not been in the last step."""
+        jobs = [self.job(request) for request in self.running]
+        victim = self.order.victim(jobs)
+        if victim is not None:
+            request = self.running.pop(jobs.index(victim))
+            self._preempt_request(request, time.monotonic())
+            self.prev_step_scheduled_req_ids.discard(victim.name)
 
     # -- the guard -------------------------------------------------------------------------------------------------
 
