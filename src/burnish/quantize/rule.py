@@ -64,6 +64,7 @@ class RoundingRule:
         tokens: of calibration text, where the settings do not say.
         not_by_layer: why it cannot work on a layer at a time, with the rest of the network on disk; empty where it can.
         by_block: whether a whole layer at a time is learned from the codes that the rule of `start` gave it.
+        by_library: whether somebody else's program rounds the whole model (`quantize.autoround`).
         propagates: whether a layer may be measured on the outputs of layers that are already rounded.
         compared: strengths of shrinkage, from the simplest, that are measured on windows that no factor has seen where
             the user fixes no damping, two-sided ones with each sketch where none is fixed; empty where held-out folds
@@ -77,6 +78,7 @@ class RoundingRule:
     tokens: ClassVar[int] = 0
     not_by_layer: ClassVar[str] = ""
     by_block: ClassVar[bool] = False
+    by_library: ClassVar[bool] = False
     propagates: ClassVar[bool] = False
     compared: ClassVar[tuple[Strength, ...]] = ()
     baseline: ClassVar[str] = ""
@@ -89,7 +91,7 @@ class RoundingRule:
         return 0.0
 
     def learning_flops(self, settings: Quantize, active_weights: int) -> float:
-        """Of learning behind the rounding, for a rule `by_block`."""
+        """Of learning, for a rule `by_block` or `by_library`."""
         return 0.0
 
     def factors(self, sums: SplitSums, grid: WeightGrid, rounding: Rounding) -> Factors:

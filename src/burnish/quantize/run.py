@@ -28,7 +28,7 @@ from burnish.core.progress import Task
 from burnish.core.stage import Context
 from burnish.core.store import Store
 from burnish.quantize.learning import Learner, Learning
-from burnish.quantize.method import Rounding, quantize_matrices
+from burnish.quantize.method import Quantized, Rounding, quantize_matrices
 from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, frontier_line
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
 from burnish.quantize.plan import check_combinations, head_of, matrices_of, roundings_of, select, sketches_of, too_large
@@ -143,7 +143,9 @@ class _Work:
                     task = stack.enter_context(self.ctx.progress.task("rounding", total=total, unit="weights"))
                 for piece, block in self.pieces(some):
                     start = partial(quantize_matrices, piece, rounding, statistics, advance=task.advance)
-                    if block is None:
+                    if rounding.rule.by_library:
+                        quantized = self.handed_over(piece, rounding, statistics)
+                    elif block is None:
                         quantized = start()
                     else:
                         assert statistics is not None, "blocks are what text goes through"
@@ -168,11 +170,22 @@ class _Work:
 
     def pieces(self, views: Sequence[MatrixView]) -> Iterator[tuple[Sequence[MatrixView], Block | None]]:
         """Matrices that are rounded together; where layers are learned, each with its text."""
+        if RULES[self.settings.method].by_library:
+            yield views, None
+            return
         if not RULES[self.settings.method].by_block:
             yield from ((piece, None) for piece in self.walk.pieces(views))
             return
         assert self.text is not None, "what is learned is learned from text"
         yield from ((block.views, block) for block in walk_blocks(self.walk.module, views, self.text))
+
+    def handed_over(self, views: Sequence[MatrixView], rounding: Rounding, statistics: Statistics | None) -> Quantized:
+        """All matrices rounded by a library."""
+        from burnish.quantize.autoround import handed_over
+
+        assert self.text is not None and statistics is not None, "its rule asks for text"
+        how = {"iterations": self.settings.iterations, "seed": self.settings.seed}
+        return handed_over(views, rounding, statistics, self.walk.module, self.model.tokenizer, self.text, **how)
 
     def learner(self, directory: Path, rounding: Rounding) -> Learner:
         """What learns layers that this rounding begins with, or finds them in the directory."""

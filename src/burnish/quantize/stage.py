@@ -79,7 +79,7 @@ class Quantize(Stage):
         description="yaqa's factors: b keeps the dependence between tokens, a does not; null measures which is better",
     )
     start: Literal["rtn", "gptq", "yaqa"] = Field(default="yaqa", description="learned only: whose codes it begins at")
-    iterations: int = Field(default=200, ge=1, description="learned only: steps per layer, of 1,024 tokens each")
+    iterations: int = Field(default=200, ge=1, description="learned, autoround: steps per layer, of 1,024 tokens each")
     optimizer: Literal["sign", "adam"] = Field(default="sign", description="learned only: what follows the gradient")
     error: Literal["plain", "relative", "sensitivity"] = Field(
         default="sensitivity",
