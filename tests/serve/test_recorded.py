@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
+from burnish import cli
 from burnish.core.errors import DataError, OutputError, SettingsError
 from burnish.serve.compare import compare
+from burnish.serve.export import FILES, export
 from burnish.serve.policies.protocol import Job
 from burnish.serve.recorded import fit_linear, is_recording, read_recording
 from burnish.serve.settings import PolicySettings
@@ -227,3 +230,28 @@ def test_lines_are_json_that_any_tool_reads(tmp_path: Path):
     rows = [json.loads(line) for line in (tmp_path / "live.jsonl").read_text().splitlines()]
     assert [row["event"] for row in rows[:2]] == ["start", "request"]
     assert all(type(row.get("t_ns", 0)) is int for row in rows)
+
+
+def test_a_recording_becomes_tables_of_its_owner(tmp_path: Path):
+    record(tmp_path / "live.jsonl")
+    cli.main(["serve", "table", str(tmp_path / "live.jsonl"), "-o", str(tmp_path / "out")])
+    requests, programs = (parquet.read_table(tmp_path / "out" / name).to_pylist() for name in FILES)
+    assert sum(row["prompt_tokens"] for row in requests) == 150  # the one that was given up is not there
+    (program,) = programs
+    assert (program["program"], program["tenant"], program["turns"], program["prompt_tokens"]) == ("p", "a", 2, 100)
+    assert {(tmp_path / "out" / name).stat().st_mode & 0o777 for name in FILES} == {0o600}
+    assert SECRET.encode() not in b"".join((tmp_path / "out" / name).read_bytes() for name in FILES)
+
+
+def test_a_table_is_made_of_recordings_only_and_over_tables_only(tmp_path: Path):
+    (tmp_path / "other").write_text("{}")
+    with pytest.raises(DataError, match="is no recording"):
+        export(tmp_path / "other", tmp_path)
+    record(tmp_path / "live.jsonl")
+    (tmp_path / FILES[0]).write_text("mine")
+    with pytest.raises(OutputError, match="another kind of file"):
+        export(tmp_path / "live.jsonl", tmp_path)
+    assert (tmp_path / FILES[0]).read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        export(tmp_path / "live.jsonl", tmp_path / "file")

@@ -156,6 +156,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "sim": "Simulate engines with vLLM's scheduling on a trace, under several policies, and write a report.",
             "up": "Start vLLM's server with a policy, on the loopback, until Ctrl-C.",
             "replay": "Ask what a trace asked of a live vLLM, at its times, and write what a client sees.",
+            "table": "Write a recording as parquet: a row for each request that ended, and one for each workflow.",
         },
         (
             "burnish serve sim trace.jsonl.gz --policy fcfs --policy fair.yaml --tenants 8 -o runs/fair",
@@ -163,6 +164,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "burnish serve up models/smollm2 --policy fair.yaml --trust-client-tenant --telemetry runs/live.jsonl",
             "burnish serve replay trace.jsonl.gz --url http://127.0.0.1:8000/v1 --limit 100 --shrink 16",
             "burnish serve sim runs/live.jsonl --policy fair.yaml --policy fcfs",
+            "burnish serve table runs/live.jsonl -o runs/live",
         ),
     ),
     "export": (

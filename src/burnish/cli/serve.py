@@ -314,6 +314,24 @@ def replay(
     _show(out, results)
 
 
+def table(recording: Path, /, *, out: Out) -> None:
+    """Write a recording as parquet: a row for each request that ended, and one for each workflow.
+
+    Parameters
+    ----------
+    recording:
+        A server's telemetry, or the requests.jsonl of burnish serve replay.
+    out:
+        Directory of requests.parquet and programs.parquet.
+    """
+    from burnish.core.apart import check_apart
+    from burnish.serve.export import FILES, export
+
+    check_apart([out / name for name in FILES], [recording])
+    for place in export(recording, out):
+        print(place)
+
+
 def _show(out: Path, results: dict[str, Any]) -> None:
     """Prints the results and writes them."""
     from burnish.serve.compare import write_results

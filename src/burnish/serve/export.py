@@ -1,0 +1,97 @@
+"""A recording as parquet, for tools that read tables: a row for each request, and one for each workflow.
+
+What was given up, and single steps, stay in the recording alone. Times are seconds from its start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from burnish.core.errors import DataError, OutputError
+from burnish.core.outside import check_kind
+from burnish.serve.engine import SimulatedJob
+from burnish.serve.recorded import is_recording, read_recording
+
+SECOND = 1e9
+FILES = ("requests.parquet", "programs.parquet")
+
+
+def export(recording: Path, directory: Path) -> list[Path]:
+    """Writes `FILES` into a directory, readable by their owner alone as the recording is; returns their places.
+
+    Raises:
+        DataError: no recording, or one with a mistake.
+        OutputError: a file of that name is of another kind, or cannot be written.
+    """
+    if not is_recording(recording):
+        fix = "give the --telemetry of a server, or the requests.jsonl of burnish serve replay"
+        raise DataError("is no recording", where=str(recording), fix=fix)
+    jobs = read_recording(recording).found.jobs
+    places = [directory / name for name in FILES]
+    for place in places:
+        check_kind(place, lambda head: head.startswith(b"PAR1"))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for place, rows in zip(places, (_requests(jobs), _programs(jobs)), strict=True):
+            _write(place, rows)
+    except OSError as error:
+        raise OutputError(f"cannot be written ({error.strerror})", where=str(directory)) from None
+    return places
+
+
+def _write(place: Path, rows: Sequence[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    part = place.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        parquet.write_table(pa.Table.from_pylist(list(rows)), file)
+    part.replace(place)
+
+
+def _requests(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
+    return [
+        {
+            "request": job.name,
+            "tenant": job.tenant,
+            "program": job.program,
+            "turn": job.turn,
+            "tool": job.tool,
+            "arrival_s": job.arrival / SECOND,
+            "admitted_s": job.admitted / SECOND,
+            "first_token_s": job.first_token / SECOND,
+            "finished_s": job.finished / SECOND,
+            "prompt_tokens": job.prompt,
+            "cached_tokens": job.cached,
+            "output_tokens": job.output,
+            "redone_tokens": job.redone,
+            "preemptions": job.preemptions,
+        }
+        for job in jobs
+    ]
+
+
+def _programs(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
+    """Of workflows that were named; a request that stands alone is none."""
+    of: dict[str, list[SimulatedJob]] = {}
+    for job in jobs:
+        if job.program:
+            of.setdefault(job.program, []).append(job)
+    return [
+        {
+            "program": program,
+            "tenant": turns[0].tenant,
+            "turns": len(turns),
+            "arrival_s": min(job.arrival for job in turns) / SECOND,
+            "finished_s": max(job.finished for job in turns) / SECOND,
+            "prompt_tokens": sum(job.prompt for job in turns),
+            "cached_tokens": sum(job.cached for job in turns),
+            "output_tokens": sum(job.output for job in turns),
+            "redone_tokens": sum(job.redone for job in turns),
+        }
+        for program, turns in of.items()
+    ]
