@@ -338,7 +338,7 @@ METHODS: tuple[Method, ...] = (
         verb=Verb(
             name="unpack",
             settings="burnish.convert.stage:Unpack",
-            help="Make packed weights dense: FP8 and MXFP4 a tensor at a time, compressed-tensors in memory.",
+            help="Make packed weights dense, a tensor at a time: FP8, MXFP4 and whole numbers of compressed-tensors.",
             examples=("burnish convert unpack models/deepseek-v3 -o deepseek-v3-bf16",),
             command="convert unpack",
         ),

@@ -168,13 +168,46 @@ def test_what_cannot_be_unpacked_is_refused(tmp_path: Path, tiny_llama: Path):
         Unpack()(load(path))
 
 
-def test_compressed_tensors_are_unpacked_by_the_stock_loader(tiny_llama: Path, tmp_path: Path):
-    packed = Quantize(method="rtn", bits=4, group_size=32)(load(tiny_llama)).save(tmp_path / "packed")
+WHOLE_NUMBERS = [{"bits": 3}, {"bits": 4, "symmetric": False}, {"scheme": "w8a8-int8", "bits": 8, "group_size": None}]
+
+
+@pytest.mark.parametrize("settings", [*WHOLE_NUMBERS, {"scheme": "fp8-dynamic", "group_size": None}])
+def test_compressed_tensors_become_what_the_stock_loader_makes(tiny_llama: Path, tmp_path: Path, settings: Any):
+    packed = Quantize(method="rtn", **{"group_size": 32} | settings)(load(tiny_llama)).save(tmp_path / "packed")
     dense = Unpack(dtype="float32")(load(packed)).save(tmp_path / "dense")
     wanted = load(packed, dtype=torch.float32).module.state_dict()
     found = AutoModelForCausalLM.from_pretrained(dense).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
     assert load_file(dense / "model.safetensors").keys() == load_file(tiny_llama / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("settings", WHOLE_NUMBERS)
+def test_whole_numbers_are_unpacked_from_file_to_file_in_other_dtypes(tmp_path: Path, settings: Any):
+    module = make("llama", disturbed=True).to(torch.bfloat16)
+    original = Model(module=module, tokenizer=small_tokenizer()).save(tmp_path / "original")
+    packed = Quantize(method="rtn", **{"group_size": 32} | settings)(load(original)).save(tmp_path / "packed")
+    for name in ("bfloat16", "float32"):
+        model = load(packed)
+        dense = Unpack(dtype=name)(model).save(tmp_path / name)
+        assert not model.is_loaded
+        wanted = load(packed, dtype=getattr(torch, name)).module.state_dict()
+        found = load(dense, dtype=getattr(torch, name)).module.state_dict()
+        assert all(torch.equal(tensor, found[key]) for key, tensor in wanted.items())
+
+
+def test_damaged_whole_numbers_are_refused(tiny_llama: Path, tmp_path: Path):
+    packed = Quantize(method="rtn", bits=4, group_size=32)(load(tiny_llama)).save(tmp_path / "packed")
+    (packed / "burnish.json").unlink()  # it has the hash of every file
+    file = packed / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("q_proj.weight_packed"))
+    save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"words and .* scales are not those of a weight"):
+        Unpack()(load(packed)).save(tmp_path / "out")
+    save_file(tensors | {name.replace("packed", "g_idx"): torch.zeros(4)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"weight_g_idx, which is of a packed weight and is not read"):
+        Unpack()(load(packed))
+    assert not (tmp_path / "out").exists()
 
 
 def test_scales_that_are_no_numbers_are_refused(tiny_llama: Path, tmp_path: Path):
@@ -184,8 +217,8 @@ def test_scales_that_are_no_numbers_are_refused(tiny_llama: Path, tmp_path: Path
     tensors[name][0, 0] = torch.nan
     save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
     (packed / "burnish.json").unlink()  # it has the hash of every file
-    with pytest.raises(CheckpointError, match=r"q_proj.weight holds numbers that are not finite"):
-        Unpack()(load(packed))
+    with pytest.raises(CheckpointError, match=r"q_proj.weight: scales are not finite"):
+        Unpack()(load(packed)).save(tmp_path / "out")
 
 
 @pytest.mark.parametrize("settings", [{"group_size": 16}, {"scheme": "fp8-dynamic"}])

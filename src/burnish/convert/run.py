@@ -14,6 +14,7 @@ from burnish.convert.latent_network import cache_rows
 from burnish.convert.mla import Conversion
 from burnish.convert.upcycle import mixtral_config, upcycle
 from burnish.core.checkpoint import DeferredModel, Model, cast, load_config, move, working_copy
+from burnish.core.checkpoint.packed_integers import FORMATS, formats_of
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError, DataError
 from burnish.core.kinds import STREAMED, packing
@@ -36,16 +37,17 @@ def run(settings: Upcycle, model: Model, ctx: Context) -> Model:
 
 def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
     """The dense model; it is made while it is saved, unless only the stock loader can read the packed one."""
-    from burnish.convert.unpack import Unpacking
+    from burnish.convert.unpack import Unpacking, UnpackingIntegers
 
     dtype = getattr(torch, settings.dtype)
     # The stock loader takes its packing out of the configuration of a network that it has made dense.
     config = model.config if model.path is None else load_config(model.path)
-    if model.packed or packing_of(config) not in STREAMED:
+    if model.packed or not is_streamed(config) or (model.path is None and packing_of(config) not in STREAMED):
         return model.derive(module=cast(copy.deepcopy(model.module), dtype))
     if model.path is None:
         raise CheckpointError("exists in memory only, and packed weights are unpacked from files", fix="save it first")
-    unpacking = Unpacking(model.path, packing(config), dtype)
+    of_floats = packing_of(config) in STREAMED
+    unpacking = Unpacking(model.path, packing(config), dtype) if of_floats else UnpackingIntegers(model.path, dtype)
     bare = Model(path=model.path, lineage=model.lineage)
     bare.config = dense_config(config)
     total = len(unpacking.layout)
@@ -57,6 +59,11 @@ def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
                 task.advance()
 
     return DeferredModel(model, without_weights(bare), unpacking.layout, tensors, stored_dtype=dtype)
+
+
+def is_streamed(config: Any) -> bool:
+    """Whether weights are unpacked a tensor at a time, and not by the stock loader in memory."""
+    return packing_of(config) in STREAMED or formats_of(packing(config)) <= FORMATS
 
 
 def packing_of(config: Any) -> str:

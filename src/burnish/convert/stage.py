@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from burnish.core.kinds import STREAMED, Plan, Weights
+from burnish.core.kinds import Plan, Weights
 from burnish.core.settings import DataRef
 from burnish.core.stage import Context, Stage
 
@@ -81,12 +81,12 @@ class Unpack(Stage):
     def plan(self, before: Plan) -> Plan:
         from math import prod
 
-        from burnish.convert.run import dense_config, packing_of
+        from burnish.convert.run import dense_config, is_streamed, packing_of
 
         method, size = packing_of(before.config), 4 if self.dtype == "float32" else 2
         largest = max(map(prod, before.shapes.values()))
         num_bytes = size * before.num_parameters
-        memory = 24 * largest if method in STREAMED else before.num_bytes + 2 * num_bytes
+        memory = 24 * largest if is_streamed(before.config) else before.num_bytes + 2 * num_bytes
         return before.with_(
             config=dense_config(before.config),
             weights=Weights.DENSE,

@@ -1,9 +1,10 @@
-"""Packed weights as dense ones, a tensor at a time: FP8 with a scale per block, and MXFP4.
+"""Packed weights as dense ones, a tensor at a time: FP8 with a scale per block, MXFP4, and whole numbers.
 
-    FP8     W = Q * s          Q in e4m3, a float32 scale for every block of 128 x 128 (DeepSeek-V3, Qwen3-FP8)
-    MXFP4   W = v(q) * 2^e     q in e2m1, two in a byte, a shared exponent for every 32 (GPT-OSS)
+    FP8        W = Q * s          Q in e4m3, a float32 scale for every block of 128 x 128 (DeepSeek-V3, Qwen3-FP8)
+    MXFP4      W = v(q) * 2^e     q in e2m1, two in a byte, a shared exponent for every 32 (GPT-OSS)
+    integers   W = (q - z) * s    compressed-tensors, `burnish.core.checkpoint.packed_integers`
 
-Both products are exact in float32; the result is rounded once, to the dtype that is asked for.
+These products are exact in float32; the result is rounded once, to the dtype that is asked for.
 
 Sources: DeepSeek-V3 Technical Report (2024, arXiv:2412.19437), section 3.3, for the blocks; OCP Microscaling Formats
 (MX) Specification 1.0 (2023) for MXFP4.
@@ -11,6 +12,7 @@ Sources: DeepSeek-V3 Technical Report (2024, arXiv:2412.19437), section 3.3, for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ from burnish.core.errors import CheckpointError
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 SCALE, BLOCKS, EXPONENTS = "_scale_inv", "_blocks", "_scales"
 """How the names of scales, of packed numbers and of shared exponents end."""
-IGNORED = (".activation_scale", ".input_scale")
-"""Scales of activations, which dense weights do without."""
+IGNORED = (".activation_scale", ".input_scale", ".input_zero_point", ".output_scale", ".output_zero_point")
+"""What is known of activations, which dense weights do without."""
 
 
 def from_blocks(
@@ -129,4 +131,52 @@ class Unpacking:
                 except ValueError as error:
                     raise CheckpointError(f"{name} has {error}", fix="download the checkpoint again") from error
             elif name in self.layout:
+                yield name, self.files.read(name)
+
+
+class UnpackingIntegers:
+    """The dense tensors of a checkpoint of compressed-tensors whose packed weights are all whole numbers.
+
+    Args:
+        directory: of the checkpoint.
+        dtype: of what was packed; everything else keeps its own.
+
+    Attributes:
+        layout: {name: shape and dtype}, as tensors on the meta device.
+
+    Raises:
+        CheckpointError: no weight is packed, or a tensor belongs to a packed weight that is read otherwise.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype) -> None:
+        from burnish.core.checkpoint.packed_integers import SHAPE, packed_names
+        from burnish.core.checkpoint.tensor_files import TensorReader
+
+        self.files, self.dtype, self.layout = TensorReader(directory), dtype, dict[str, Tensor]()
+        self._packed = packed_names(self.files)
+        if not self._packed:
+            raise CheckpointError("holds no weight that is packed as whole numbers", where=str(directory))
+        inside = {part for parts in self._packed.values() for part in parts}
+        for name, stored in self.files.meta.items():
+            if name in inside or name.endswith(IGNORED):
+                continue
+            if re.search(r"\.weight_(?!v$)\w+$", name):
+                what = f"holds {name}, which is of a packed weight and is not read"
+                raise CheckpointError(what, where=str(directory), fix="name the dense original")
+            self.layout[name] = torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+        for disk in self._packed:
+            prefix = disk.removesuffix("weight")
+            stored = self.files.meta.get(disk)
+            shape = self.files.read(prefix + SHAPE).flatten().tolist() if stored is None else stored.shape
+            self.layout[disk] = torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the layout, one at a time."""
+        from burnish.core.checkpoint.packed_integers import read_packed
+
+        for name in self.layout:
+            if name in self._packed:
+                parts = {part: self.files.read(part) for part in self._packed[name]}
+                yield name, read_packed(name, parts).product().to(self.dtype)
+            else:
                 yield name, self.files.read(name)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from burnish.core.checkpoint import Model, load
 from burnish.core.checkpoint.durable import replacing
-from burnish.core.checkpoint.packed_integers import Packed, packed_names, read_packed
+from burnish.core.checkpoint.packed_integers import FORMATS, Packed, formats_of, packed_names, read_packed
 from burnish.core.checkpoint.tensor_files import TensorReader
 from burnish.core.errors import CheckpointError, MissingExtraError, OutputError, SettingsError
 from burnish.core.kinds import UNPACK, Kind, packing
@@ -42,7 +42,6 @@ DenseType = Literal["as stored", "f32", "f16", "bf16", "q8_0"]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 NAMES = {dtype: name.upper() for name, dtype in DTYPES.items()}
 MAGIC = b"GGUF"
-EXACT_FORMATS = {"pack-quantized", "int-quantized"}
 PASSED_OVER = (".rotary_emb.inv_freq", ".input_scale", ".output_scale")
 """Ends of names of what the file needs not: frequencies follow from the configuration, activations are not packed."""
 FACTORS = "rope_freqs.weight"
@@ -157,10 +156,8 @@ def check_packing(model: Model) -> None:
     config = packing(model.config)
     if not config:
         return
-    method, own = config.get("quant_method"), config.get("format")
-    groups = (config.get("config_groups") or {}).values()
-    forms = {str(group.get("format") or own) for group in groups} or {str(own)}
-    others = sorted(forms - EXACT_FORMATS) if method == "compressed-tensors" else [str(method)]
+    method = config.get("quant_method")
+    others = sorted(formats_of(config) - FORMATS) if method == "compressed-tensors" else [str(method)]
     if others:
         raise SettingsError(
             f"the weights are packed as {others[0]!r}, and whole numbers of compressed-tensors are written as they are",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from burnish.core.checkpoint.packed_integers import formats_of
 from burnish.core.errors import SettingsError
 
 
@@ -16,9 +17,7 @@ def check_whole_numbers(packing: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: it names another format.
     """
-    own, groups = packing.get("format"), (packing.get("config_groups") or {}).values()
-    forms = {str(group.get("format") or own) for group in groups} or {str(own)}
-    if others := sorted(forms - {"pack-quantized"}):
+    if others := sorted(formats_of(packing) - {"pack-quantized"}):
         raise SettingsError(
             f"the weights are packed as {others[0]!r}, and scales are tuned of whole numbers (pack-quantized)",
             fix="quantize with scheme: int",

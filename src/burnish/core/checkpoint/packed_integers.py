@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from burnish.core.checkpoint.model import Model
     from burnish.core.checkpoint.tensor_files import TensorReader
 
+FORMATS = frozenset({"pack-quantized", "int-quantized"})
+"""Of compressed-tensors, that are read here."""
 WORDS, SCALE, ZERO, SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
 BYTES = "weight"
 """How the names of a packed weight's tensors end (compressed-tensors); `BYTES` those of eight bits as they are."""
@@ -38,9 +40,10 @@ class Packed:
     scale: Tensor
 
     def product(self) -> Tensor:
-        """The weight as the stock loader makes it dense: levels times scales, in the dtype of the scales."""
+        """The weight in float32, where levels times scales are exact unless the scales are float32 themselves; rounded
+        to their dtype, it is what the stock loader makes."""
         repeats = self.levels.shape[1] // self.scale.shape[1]
-        return self.levels.to(self.scale.dtype) * self.scale.repeat_interleave(repeats, dim=1)
+        return self.levels.float() * self.scale.float().repeat_interleave(repeats, dim=1)
 
 
 def quantization_config(model: Model) -> dict[str, Any]:
@@ -49,6 +52,12 @@ def quantization_config(model: Model) -> dict[str, Any]:
         return model.quantization_config
     assert model.path is not None, "a packed model is on disk, or has been packed in memory"
     return json.loads((model.path / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+
+
+def formats_of(packing: Mapping[str, Any]) -> set[str]:
+    """The formats that a `quantization_config` of compressed-tensors names, that of every group of layers."""
+    own, groups = packing.get("format"), (packing.get("config_groups") or {}).values()
+    return {str(group.get("format") or own) for group in groups} or {str(own)}
 
 
 def packed_weights(model: Model) -> Iterator[tuple[str, Packed]]:
