@@ -183,7 +183,7 @@ def test_compressed_tensors_become_what_the_stock_loader_makes(tiny_llama: Path,
 
 @pytest.mark.parametrize("settings", WHOLE_NUMBERS)
 def test_whole_numbers_are_unpacked_from_file_to_file_in_other_dtypes(tmp_path: Path, settings: Any):
-    module = make("llama", disturbed=True).to(torch.bfloat16)
+    module = make("llama", disturbed=True).bfloat16()
     original = Model(module=module, tokenizer=small_tokenizer()).save(tmp_path / "original")
     packed = Quantize(method="rtn", **{"group_size": 32} | settings)(load(original)).save(tmp_path / "packed")
     for name in ("bfloat16", "float32"):
