@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
+from burnish.core.checkpoint import Model
 from burnish.core.errors import MissingExtraError, SettingsError
 from burnish.quantize.autoround import taken_back
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.stage import Quantize
+from small_models import make
 
 SMALL = {"method": "autoround", "group_size": 32, "tokens": 512, "length": 32, "iterations": 2}
 
@@ -72,6 +74,12 @@ def test_what_it_cannot_be_asked_is_refused_when_planned(model, settings, messag
         del settings["group_size"]
     with pytest.raises(SettingsError, match=message):
         Quantize(**settings).plan(model.plan())
+
+
+def test_experts_are_refused_when_planned(model):
+    mixtral = Model(module=make("mixtral"), tokenizer=model.tokenizer)
+    with pytest.raises(SettingsError, match="is an expert, and autoround is handed linear layers alone"):
+        Quantize(**SMALL).plan(mixtral.plan())
 
 
 def test_without_the_library_the_extra_is_named(model, texts, monkeypatch):

@@ -120,12 +120,24 @@ def check_loader(module: PreTrainedModel, views: Sequence[MatrixView]) -> None:
             ) from None
 
 
-def check_experts(views: Sequence[MatrixView]) -> None:
+def check_experts(views: Sequence[MatrixView], for_library: Sequence[MatrixView] = ()) -> None:
     """Refuses experts that lie in one tensor, but that a packed checkpoint would have to hold one by one.
 
+    Args:
+        views: all matrices.
+        for_library: those that a rule `by_library` would hand over.
+
     Raises:
-        SettingsError: transformers puts linear layers in their place when it reads a packed checkpoint.
+        SettingsError: transformers puts linear layers in their place when it reads a packed checkpoint, or a library
+            would not find them.
     """
+    for view in for_library:
+        if view.expert is not None:
+            raise SettingsError(
+                "is an expert, and autoround is handed linear layers alone",
+                where=view.name,
+                fix="use another method, or name the experts in ignore",
+            )
     for view in views:
         if view.stacked and not is_registered(view.owner):
             raise SettingsError(
@@ -152,7 +164,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     module = without_memory(before.config)
     inside = matrices_of(module, settings)
     views = select(inside, settings.ignore)
-    check_experts(inside)
+    check_experts(inside, views if RULES[settings.method].by_library else ())
     schemes = schemes_of(settings, views)
     check_length(settings.length, type(settings).model_fields["length"].default, before.config)
     check_combinations(settings)
