@@ -287,13 +287,21 @@ METHODS: tuple[Method, ...] = (
         verb=Verb(
             name="slim",
             settings="burnish.slim.stage:Slim",
-            help="Make a mixture of experts smaller: narrower experts, or fewer.",
+            help="Make a model smaller: narrower experts, fewer experts, or fewer layers.",
             examples=(
                 "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
                 "burnish slim models/olmoe --target 20% --rounds 2 --data a.jsonl -o slimmed",
+                "burnish slim models/smollm2 --method depth --num-layers 26 -o shallower",
             ),
             makes="smaller checkpoint",
         ),
+    ),
+    Method(
+        name="depth pruning",
+        does="the decoder layers left out that a model misses least",
+        use="burnish slim --method depth",
+        source="ShortGPT, 2024, arXiv:2403.03853",
+        page="depth",
     ),
     Method(
         name="upcycling",

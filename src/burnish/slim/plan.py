@@ -9,6 +9,7 @@ from burnish.core.checkpoint import plan_config
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
+from burnish.slim import depth
 from burnish.slim.target import CLOSE, FittedSizes, allowed_parameters, experts_of, fit, resized
 
 if TYPE_CHECKING:
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 
 def new_config(settings: Slim, before: Plan) -> Any:
     """The configuration of the smaller model; raises `SettingsError` on an impossible target."""
-    experts_of(before.config)
+    if settings.method != "depth":
+        experts_of(before.config)
     if carried := before.carried:
         raise SettingsError(
             f"the checkpoint holds {len(carried)} tensors that stock loading passes over ({carried[0]}, ...), and with "
             "other sizes the configuration would describe them wrongly",
             fix="set num_nextn_predict_layers to 0 in its config.json to leave such layers behind",
         )
+    if settings.method == "depth":
+        return depth.shallower(before.config, num_layers(settings, before))
     groups, width, number = settings.num_key_value_heads, settings.width, settings.num_experts
     step = settings.multiple * settings.tp
     if width is not None and width % step:
@@ -44,6 +48,14 @@ def new_config(settings: Slim, before: Plan) -> Any:
         sizes = fitted(settings, before)
         width, number = sizes.width, sizes.num_experts
     return resized(before.config, width=width, num_experts=number, num_key_value_heads=groups)
+
+
+def num_layers(settings: Slim, before: Plan) -> int:
+    """Layers that method depth leaves."""
+    if settings.num_layers is not None:
+        return settings.num_layers
+    assert settings.target is not None, "the settings have one of them"
+    return depth.fitting(before.config, allowed_parameters(settings.target, before))
 
 
 def fitted(settings: Slim, before: Plan) -> FittedSizes:
@@ -78,6 +90,8 @@ def plan(settings: Slim, before: Plan) -> Plan:
 
     check_length(settings.length, type(settings).model_fields["length"].default, before.config)
     config = new_config(settings, before)
+    if settings.method == "depth":
+        return _plan_depth(settings, before, config)
     after = plan_config(config, kind=before.kind)
     per_parameter = before.num_bytes / before.num_parameters
     was, now = experts_of(before.config), experts_of(config)
@@ -115,5 +129,28 @@ def plan(settings: Slim, before: Plan) -> Plan:
         num_bytes=round(per_parameter * after.num_parameters),
         peak_memory_bytes=memory + 1_000_000_000,
         seconds=seconds_for(flops),
+        notes=(*before.notes, *notes),
+    )
+
+
+def _plan_depth(settings: Slim, before: Plan, config: Any) -> Plan:
+    after = plan_config(config, kind=before.kind)
+    was, now = (describe(one).num_layers for one in (before.config, config))
+    notes = [f"{now} of {was} layers; {after.num_parameters / before.num_parameters:.1%} of the parameters"]
+    if settings.target is not None:
+        allowed = allowed_parameters(settings.target, before)
+        if after.num_parameters < CLOSE * allowed:
+            larger = depth.size_of_next(before.config, now)
+            notes.append(
+                f"the sizes nearest to the target of {allowed:,} parameters are {after.num_parameters:,}, which it "
+                f"makes, and {larger:,}"
+            )
+    passes = depth.num_passes(settings.score_name, was, now)
+    return before.with_(
+        config=config,
+        shapes=after.shapes,
+        num_bytes=round(before.num_bytes / before.num_parameters * after.num_parameters),
+        peak_memory_bytes=(4 * before.num_parameters if passes else 0) + 1_000_000_000,
+        seconds=seconds_for(2 * passes * num_active_parameters(before) * settings.tokens),
         notes=(*before.notes, *notes),
     )

@@ -19,6 +19,7 @@ from burnish.core.checkpoint import Model, common_vocabulary, load
 from burnish.core.errors import DataError, NumericalError
 from burnish.core.stage import Context
 from burnish.slim.collect import ScoreSums, collect
+from burnish.slim.depth import kept_layers
 from burnish.slim.maths.experts import reap
 from burnish.slim.maths.keep import keep_highest
 from burnish.slim.maths.scores import SCORES, Score, magnitude
@@ -43,7 +44,7 @@ def run(settings: Slim, model: Model, ctx: Context) -> Model:
     for view in uncut.matrices:
         if not torch.isfinite(uncut.matrix(view)).all():
             raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
-    choose = _narrow if settings.method == "narrow" else _drop
+    choose = {"narrow": _narrow, "drop": _drop, "depth": _leave_out}[settings.method]
     # The choice holds the network that text went through; it is gone before the cut is made.
     kept, refitted, rows = choose(_Choice(settings, model, uncut, config, ctx))
     ctx.ledger.table("slim", rows)
@@ -167,6 +168,15 @@ def _drop(choice: _Choice) -> Chosen:
             neurons[layer] = keep_highest(scores, now.intermediate_size)
     kept = Kept(neurons, _shared(choice, sums, part_score), experts, _groups(choice, sums, part_score))
     return kept, {}, rows
+
+
+def _leave_out(choice: _Choice) -> Chosen:
+    """Whole layers by the score."""
+    score = choice.settings.score_name
+    sizes = describe(choice.uncut.module).num_layers, describe(choice.config).num_layers
+    text = (None, None) if score == "random" else (choice.network, choice.tokens)
+    chosen, rows = kept_layers(score, *text, sizes, choice.ctx)
+    return Kept(layers=chosen), {}, rows
 
 
 def _kept_experts(choice: _Choice, scores: Tensor) -> Tensor:

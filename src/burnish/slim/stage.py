@@ -1,4 +1,4 @@
-"""`Slim`: a mixture of experts made smaller: all experts kept and narrower, or fewer experts; still a stock checkpoint.
+"""`Slim`: a mixture made smaller, by narrower or fewer experts, or any model, by fewer layers; a stock checkpoint.
 
     slim = burnish.Slim(target="20%")(model, calibration=texts)
 
@@ -23,20 +23,23 @@ if TYPE_CHECKING:
 
 NEURON_SCORES = ("fisher", "taylor", "taylor_total", "energy", "act_l2", "wanda", "magnitude", "random")
 EXPERT_SCORES = ("reap", "frequency", "magnitude", "random")
+LAYER_SCORES = ("influence", "divergence", "random")
+SCORES_OF = {"narrow": NEURON_SCORES, "drop": EXPERT_SCORES, "depth": LAYER_SCORES}
+DEFAULT_SCORES = {"narrow": "fisher", "drop": "reap", "depth": "influence"}
 
 
 class Slim(Stage):
-    """Cuts a mixture of experts to a target size, before any recovery."""
+    """Cuts a mixture of experts, or the layers of a dense model, to a target size, before any recovery."""
 
     name: ClassVar[str] = "slim"
     version: ClassVar[int] = 3
-    summary: ClassVar[str] = "narrow or drop the experts of a mixture (SlimMoE, REAP)"
+    summary: ClassVar[str] = "narrow or drop the experts of a mixture (SlimMoE, REAP), or leave out layers"
     memory_settings: ClassVar[str] = "tokens or length"
 
-    method: Literal["narrow", "drop"] = Field(
+    method: Literal["narrow", "drop", "depth"] = Field(
         default="narrow",
         description="narrow: make all experts narrower (SlimMoE); drop: remove whole experts; where one alone would "
-        "miss a target by over 2 %, a little of the other too",
+        "miss a target by over 2 %, a little of the other too; depth: remove whole layers, of dense models as well",
     )
     target: str | None = Field(
         default=None,
@@ -44,6 +47,9 @@ class Slim(Stage):
     )
     width: int | None = Field(default=None, ge=1, description="width of each expert, instead of a target")
     num_experts: int | None = Field(default=None, ge=1, description="experts to keep per layer, instead of a target")
+    num_layers: int | None = Field(
+        default=None, ge=1, description="decoder layers to keep by method depth, instead of a target"
+    )
     num_key_value_heads: int | None = Field(
         default=None, ge=1, description="attention groups to keep, each with its query heads; null keeps all"
     )
@@ -56,7 +62,7 @@ class Slim(Stage):
     score: str | None = Field(
         default=None,
         description=f"what is kept: {', '.join(NEURON_SCORES)} (narrow, default fisher); "
-        f"{', '.join(EXPERT_SCORES)} (drop, default reap)",
+        f"{', '.join(EXPERT_SCORES)} (drop, default reap); {', '.join(LAYER_SCORES)} (depth, default influence)",
     )
     labels: Literal["sampled", "text", "teacher"] = Field(
         default="sampled",
@@ -88,13 +94,18 @@ class Slim(Stage):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Slim:
-        known = NEURON_SCORES if self.method == "narrow" else EXPERT_SCORES
+        known = SCORES_OF[self.method]
         if self.score is not None and self.score not in known:
             raise ValueError(f"score is {self.score!r}, but to {self.method} it is one of {', '.join(known)}")
         sizes = {"target": self.target, "width": self.width, "num_experts": self.num_experts}
+        sizes["num_layers"] = self.num_layers
         given = [name for name, value in sizes.items() if value is not None]
         if self.target is not None and len(given) > 1:
             raise ValueError(f"{' and '.join(given)} all say how small; give the target or the others")
+        if self.method == "depth":
+            self._check_depth()
+        elif self.num_layers is not None:
+            raise ValueError("num_layers is a setting of method: depth")
         wrong = "num_experts" if self.method == "narrow" else "width"
         if given == [wrong]:
             other = "drop" if self.method == "narrow" else "narrow"
@@ -110,6 +121,11 @@ class Slim(Stage):
             )
         self._check_rounds()
         return self
+
+    def _check_depth(self) -> None:
+        names = ("width", "num_experts", "num_key_value_heads", "refit", "teacher", "rounds")
+        if given := [name for name in names if getattr(self, name)]:
+            raise ValueError(f"{given[0]} does not go with method: depth, which leaves layers out and the others alone")
 
     def _check_rounds(self) -> None:
         if self.rounds is None:
@@ -133,7 +149,7 @@ class Slim(Stage):
     @property
     def score_name(self) -> str:
         """The score, with the method's default."""
-        return self.score or ("fisher" if self.method == "narrow" else "reap")
+        return self.score or DEFAULT_SCORES[self.method]
 
     def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
         if self.rounds is None:

@@ -35,12 +35,14 @@ class Kept:
         shared: neurons of the shared expert.
         experts: routed experts.
         groups: attention groups.
+        layers: decoder layers, ascending; None for all.
     """
 
     neurons: Mapping[int, Int[Tensor, "experts width"]] = field(default_factory=dict)
     shared: Mapping[int, Int[Tensor, " width"]] = field(default_factory=dict)
     experts: Mapping[int, Int[Tensor, " experts"]] = field(default_factory=dict)
     groups: Mapping[int, Int[Tensor, " groups"]] = field(default_factory=dict)
+    layers: Int[Tensor, " layers"] | None = None
 
 
 Index = Tensor | None
@@ -99,10 +101,10 @@ def _pairs(uncut: Uncut, new: PreTrainedModel, kept: Kept) -> Iterator[tuple[Vie
     """What the smaller model holds, and what of the larger one each is cut from."""
     old = {_place(view, view.expert): view for view in uncut.matrices}
     for view in matrices(new):
-        yield view, old[_place(view, _old_expert(view, kept))]
-    old_vectors = {vector.parameter: vector for vector in uncut.vectors}
+        yield view, old[_old_layer(view, kept), view.part, view.role, _old_expert(view, kept)]
+    old_vectors = {(vector.layer, _inside(vector)): vector for vector in uncut.vectors}
     for vector in vectors(new):
-        yield vector, old_vectors[vector.parameter]
+        yield vector, old_vectors[_old_layer(vector, kept), _inside(vector)]
 
 
 def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) -> Iterator[tuple[View, Tensor]]:
@@ -166,6 +168,15 @@ def _of_groups(size: int, groups: Tensor, facts: Architecture) -> Tensor:
 
 def _place(view: MatrixView, expert: int | None) -> tuple[int | None, str, str, int | None]:
     return view.layer, view.part, view.role, expert
+
+
+def _old_layer(view: View, kept: Kept) -> int | None:
+    return view.layer if view.layer is None or kept.layers is None else int(kept.layers[view.layer])
+
+
+def _inside(vector: VectorView) -> str:
+    """Its parameter, without the number of its layer."""
+    return vector.parameter if vector.layer is None else vector.parameter.replace(f".{vector.layer}.", ".", 1)
 
 
 def _old_expert(view: MatrixView, kept: Kept) -> int | None:

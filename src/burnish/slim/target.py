@@ -39,7 +39,7 @@ def experts_of(config: Any) -> Experts:
     if experts is None:
         raise SettingsError(
             f"slim makes mixtures of experts smaller, but a {config.model_type} model has no experts",
-            fix="quantize makes dense models smaller; convert upcycle makes a mixture of a dense Llama",
+            fix="quantize makes dense models smaller, and so does method depth; convert upcycle makes mixtures of them",
         )
     return experts
 
@@ -191,7 +191,11 @@ def fit(
     numbers = [*range(fewest, experts.num_experts, groups), experts.num_experts]
     if len(widths if by == "width" else numbers) == 1:
         none = f"multiple of {multiple}" if by == "width" else "number that the router can choose from"
-        raise SettingsError(f"there is no smaller {by} than {(widths if by == 'width' else numbers)[0]}, {none}")
+        finer = by == "width" and multiple > 8 and experts.intermediate_size > 8
+        raise SettingsError(
+            f"there is no smaller {by} than {(widths if by == 'width' else numbers)[0]}, {none}",
+            fix="use --multiple 8" if finer else f"use --method {'drop' if by == 'width' else 'narrow'}",
+        )
     count = _counting(config, widths, numbers, num_key_value_heads)
     full, smallest = count(widths[-1], numbers[-1]), count(widths[0], numbers[0])
     if full <= allowed:
