@@ -571,6 +571,7 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(
             Benchmark("serve_speed", needs="--data DIR with the Mooncake traces"),
             Benchmark("serve_engine", ("--work", "runs/serve-engine"), needs="--data DIR likewise, and VLLM_PYTHON"),
+            Benchmark("serve_dynosim", needs="--data DIR likewise, and DYNAMO_PYTHON with ai-dynamo"),
         ),
     ),
     Method(

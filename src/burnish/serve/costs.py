@@ -150,7 +150,7 @@ class Roofline:
 
 
 class DynoSim:
-    """The polynomials of NVIDIA's DynoSim, recovered from its outputs: per chunk of n tokens and per decoding step.
+    """The polynomials of NVIDIA's DynoSim, recovered from its outputs: of n prompt tokens of a step, and of decoding.
 
     4.21e-7 n^2 + 1.518344e-2 n + 16.50142 ms, and -25.74 p^2 + 54.01 p + 5.74 ms, with p the share of the pool that is
     in use by those who decode; a step with both takes both.
@@ -161,7 +161,8 @@ class DynoSim:
 
     def nanoseconds(self, chunks: Chunks, decodes: int, context: Any) -> Any:
         share = np.minimum(1.0, context / self._pool)
-        prefill = sum(4.21e-7 * n * n + 1.518344e-2 * n + 16.50142 for n, _ in chunks)
+        n = sum(num for num, _ in chunks)
+        prefill = 4.21e-7 * n * n + 1.518344e-2 * n + 16.50142 if chunks else 0.0
         return 1e6 * (prefill + (-25.74 * share * share + 54.01 * share + 5.74 if decodes else 0.0))
 
 
