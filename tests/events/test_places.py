@@ -9,7 +9,12 @@ from conftest_events import double, small
 
 from burnish.events import EventDataset, EventForecaster, PlaceMixture
 from burnish.events.distribution import NextEvents
-from burnish.events.spatial import add_location_scores, baseline_location_evaluation, location_evaluation
+from burnish.events.spatial import (
+    add_location_scores,
+    baseline_location_evaluation,
+    location_evaluation,
+    place_levels,
+)
 
 
 def mixture(**extra) -> PlaceMixture:
@@ -129,3 +134,13 @@ def test_a_model_and_the_kernel_density_are_scored_on_the_same_places(
     assert pairs[0] == pairs[1]
     assert 20 < len(pairs[0]) < 60
     assert all(cut[2].sequences[s].context <= i for s, i in pairs[0])
+
+
+@pytest.mark.slow
+def test_regions_of_a_wrong_law_hold_what_they_say_at_moved_levels(drawn: PlaceMixture, places: EventDataset) -> None:
+    forecaster = EventForecaster(drawn)
+    even, odd = (places.with_sequences(places.sequences[start::2]) for start in (0, 1))
+    ranks = location_evaluation(forecaster, odd, num_events=500, num_samples=40).values["location_rank"]
+    levels = place_levels(forecaster, even)
+    assert abs((ranks <= 0.5).mean() - 0.5) > 0.15  # as it is
+    assert (ranks <= levels.level(0.5)).mean() == pytest.approx(0.5, abs=0.12)

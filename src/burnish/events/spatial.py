@@ -12,6 +12,7 @@ from scipy.stats import gaussian_kde
 
 from burnish.core.errors import DataError
 from burnish.events import metrics
+from burnish.events.conformal import SplitConformal
 from burnish.events.data import EventDataset
 from burnish.events.distribution import NextEvents
 from burnish.events.evaluation import ForecastEvaluation
@@ -128,6 +129,18 @@ def location_evaluation(
     assert before is not None
     shown = _region(drawn[middle], before[: events[middle, 1]], seen[middle], model.statistics.sphere)
     return LocationEvaluation(events[:, 0], events[:, 1], values, shown)
+
+
+def place_levels(
+    forecaster: EventForecaster, held_out: EventDataset, *, num_events: int = 2000, seed: int = 0
+) -> SplitConformal:
+    """Levels of regions moved by the ranks of places that the fit did not learn from, as `SplitConformal` does waits.
+
+    A region that shall hold the next place with a probability q is asked for at `level(q)` of what this returns:
+    `law.location_region(place_levels(forecaster, validation).level(0.9))`.
+    """
+    found = location_evaluation(forecaster, held_out, num_events=num_events, seed=seed)
+    return SplitConformal.of(found.values["location_rank"])
 
 
 def _region(
