@@ -2,8 +2,8 @@
 
     DYNAMO_PYTHON=/path/to/python python benchmarks/serve_dynosim.py --data DIR
 
-DIR has mooncake_fast25_conversation.jsonl.gz; the interpreter is of an environment with `ai-dynamo==1.6.1`, and no
-burnish. First come first served, blocks of 512 tokens, 8,192 tokens and 256 requests a step; our side has DynoSim's
+DIR has mooncake_fast25_conversation.jsonl.gz; the interpreter is of an environment with benchmarks/env/dynosim.txt, and
+no burnish. First come first served, blocks of 512 tokens, 8,192 tokens and 256 requests a step; our side has DynoSim's
 polynomials as its costs. Waits of 300 requests on one engine, with blocks for all and with few; then processor seconds
 of the whole trace on eight engines in turn (round robin), three runs of each side, alternated, in a process of its own
 each; reading the trace is not counted.
@@ -109,8 +109,8 @@ def measure(data: Path) -> dict[str, Any]:
         whole.write_bytes(b"".join(lines[:ALL]))
         waits = {name: compared(*(run(side, few, blocks, 1)[0] for side in SIDES)) for name, blocks in POOLS.items()}
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        rows: dict[str, list[Row]] = {}
         for _ in range(RUNS):
-            rows = {}
             for side in SIDES:
                 rows[side], taken = run(side, whole, 2000, 8)
                 seconds[side].append(taken)
