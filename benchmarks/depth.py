@@ -2,7 +2,7 @@
 
     python benchmarks/depth.py --work runs/depth --minutes 8      # again, until all is done
 
-A byte-level Llama of 8 layers (hidden 64, 0.46 M parameters), trained from scratch by the `train` stage on the
+A byte-level Llama of 8 layers (hidden 64, 0.43 M parameters), trained from scratch by the `train` stage on the
 WikiText-2 validation text, one per seed, loses 2 or 4 of its layers by each score, and is then distilled from what it
 was for 60 steps of 1,024 tokens (7 % of its training). Losses are measured on windows of the WikiText-2 test text, of
 which every fourth chooses (learning rate of the distillation, on the first seed, for every score) and the rest is

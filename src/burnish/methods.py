@@ -302,6 +302,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish slim --method depth",
         source="ShortGPT, 2024, arXiv:2403.03853",
         page="depth",
+        benchmarks=(Benchmark("depth", ("--work", "runs/depth")),),
     ),
     Method(
         name="upcycling",

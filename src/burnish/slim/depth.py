@@ -43,6 +43,7 @@ def shallower(config: Any, num_layers: int) -> Any:
         raise SettingsError(
             f"num_layers is {num_layers}, but the {config.model_type} model has {facts.num_layers}, and slim only cuts",
             where="num_layers",
+            fix=f"use 1 to {facts.num_layers - 1}",
         )
     new = copy.deepcopy(config)
     text = new.get_text_config()
