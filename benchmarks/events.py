@@ -132,7 +132,7 @@ SETS = {
     ),
     "crime_atlanta": located("crime_atlanta", 12, 8),
     "football_passes": located("football_passes", 5, 4, lr=1e-2),
-    "earthquake_japan": located("earthquake_japan", 7, 8),
+    "earthquake_japan": located("earthquake_japan", 7, 12),
     "covid19_nj_valtest": located("covid19_nj_valtest", 30, 4),
     "earthquake_japan_sphere": located("earthquake_japan", 7, 8, sphere=True),
     "covid19_nj_valtest_sphere": located("covid19_nj_valtest", 30, 4, sphere=True),
