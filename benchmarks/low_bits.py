@@ -29,7 +29,6 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.arch import matrices
 from burnish.core.checkpoint import load
@@ -158,9 +157,7 @@ class Measuring:
         started = time.process_time()
         if method in CHECKPOINTS:
             place = self.checkpoint(method, bits, draw)
-            packed = "quantization_config" in json.loads((place / "config.json").read_text())
-            how = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if packed else {}
-            module = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **how)
+            module = load(place, dtype=torch.float32).module
             noted = place / "cpu_seconds.txt"
             seconds = float(noted.read_text()) if noted.exists() else 0.0
         else:
