@@ -94,6 +94,7 @@ OPTIMIZER_SWEEP = Benchmark("optimizer_sweep", needs="--data DIR with speeches a
 QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with llm-compressor, --work DIR")
 YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
 LOW_BITS = Benchmark("low_bits", needs="--data DIR with movie reviews and speeches, --work DIR, the peer's environment")
+MIXED_WIDTHS = Benchmark("mixed_widths", needs="--data DIR with movie reviews and speeches, --work DIR of low_bits")
 SCALE_TUNING = Benchmark("scale_tuning", needs="--data DIR with movie reviews and speeches, --work DIR")
 SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
 REASON_TINY = Benchmark("reason_tiny", needs="--work DIR, and some hours of one core")
@@ -119,7 +120,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method gptq",
         source="GPTQ, 2022, arXiv:2210.17323; QuIP (LDLQ), 2023, arXiv:2307.13304",
         page="rounding",
-        benchmarks=(QUANTIZE_BASELINES, YAQA, LOW_BITS),
+        benchmarks=(QUANTIZE_BASELINES, YAQA, LOW_BITS, MIXED_WIDTHS),
         verb=Verb(
             name="quantize",
             settings="burnish.quantize.stage:Quantize",
