@@ -42,12 +42,12 @@ def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
     dtype = getattr(torch, settings.dtype)
     # The stock loader takes its packing out of the configuration of a network that it has made dense.
     config = model.config if model.path is None else load_config(model.path)
-    if model.packed or not is_streamed(config) or (model.path is None and packing_of(config) not in STREAMED):
+    by_blocks = packing_of(config) in STREAMED
+    if not by_blocks and (model.packed or model.path is None or not is_streamed(config)):
         return model.derive(module=cast(copy.deepcopy(model.module), dtype))
     if model.path is None:
         raise CheckpointError("exists in memory only, and packed weights are unpacked from files", fix="save it first")
-    of_floats = packing_of(config) in STREAMED
-    unpacking = Unpacking(model.path, packing(config), dtype) if of_floats else UnpackingIntegers(model.path, dtype)
+    unpacking = Unpacking(model.path, packing(config), dtype) if by_blocks else UnpackingIntegers(model.path, dtype)
     bare = Model(path=model.path, lineage=model.lineage)
     bare.config = dense_config(config)
     total = len(unpacking.layout)

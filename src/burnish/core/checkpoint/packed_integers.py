@@ -109,30 +109,37 @@ def read_packed(disk: str, tensors: Mapping[str, Tensor]) -> Packed:
     """One weight out of its tensors.
 
     Raises:
-        CheckpointError: one is missing, or is of another shape.
+        CheckpointError: one is missing, or is of another shape, or a scale is not finite.
     """
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
     prefix = disk.removesuffix(BYTES)
-    if disk in tensors:
-        return _read_bytes(disk, tensors[disk], tensors[prefix + SCALE], tensors.get(prefix + ZERO))
-    absent = [prefix + end for end in (SCALE, SHAPE) if prefix + end not in tensors]
+    needed = (SCALE,) if disk in tensors else (SCALE, SHAPE)
+    absent = [prefix + end for end in needed if prefix + end not in tensors]
     if absent:
         raise CheckpointError(f"{absent[0]} is missing", where=disk, fix="download the checkpoint again")
-    words, scale, zero = tensors[prefix + WORDS], tensors[prefix + SCALE], tensors.get(prefix + ZERO)
-    shape = torch.Size(tensors[prefix + SHAPE].flatten().tolist())
+    scale, zero = tensors[prefix + SCALE], tensors.get(prefix + ZERO)
+    if disk in tensors:
+        packed = _read_bytes(disk, tensors[disk], scale, zero)
+    else:
+        shape = torch.Size(tensors[prefix + SHAPE].flatten().tolist())
+        packed = _read_words(disk, tensors[prefix + WORDS], scale, zero, shape)
+    if not packed.scale.isfinite().all():
+        raise CheckpointError("scales are not finite", where=disk, fix="download the checkpoint again")
+    return packed
+
+
+def _read_words(disk: str, words: Tensor, scale: Tensor, zero: Tensor | None, shape: torch.Size) -> Packed:
+    """Codes as a dense stream of bits, less their zero points where there are some."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
     bits = _bits(words, scale, zero, shape)
     if bits is None:
+        zeros = "" if zero is None else f" and {_seen(zero)} zero points"
         raise CheckpointError(
-            f"{_seen(words)} words and {_seen(scale)} scales are not those of a weight {tuple(shape)}"
-            if zero is None
-            else f"{_seen(words)} words, {_seen(scale)} scales and {_seen(zero)} zero points are not those of a weight "
+            f"{_seen(words)} words{',' if zeros else ' and'} {_seen(scale)} scales{zeros} are not those of a weight "
             f"{tuple(shape)}",
             where=disk,
             fix="only whole groups of inputs, packed densely, can be read",
         )
-    if not scale.isfinite().all():
-        raise CheckpointError("scales are not finite", where=disk, fix="download the checkpoint again")
     levels = unpack_from_int32(words, bits, shape)
     if zero is not None:
         zeros = unpack_from_int32(zero, bits, torch.Size((shape[0], scale.shape[1])), packed_dim=0)
@@ -152,8 +159,6 @@ def _read_bytes(disk: str, levels: Tensor, scale: Tensor, zero: Tensor | None) -
             where=disk,
             fix="only symmetric weights with scales of rows or of whole groups of inputs can be read",
         )
-    if not scale.isfinite().all():
-        raise CheckpointError("scales are not finite", where=disk, fix="download the checkpoint again")
     return Packed(levels, scale)
 
 
