@@ -25,7 +25,7 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from burnish.core.checkpoint import load
@@ -162,8 +162,6 @@ def small_tokenizers(python: Path, work: Path, texts: list[str]) -> dict[str, di
 
 
 def split(pattern: str) -> Any:
-    from tokenizers import Regex
-
     return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
 
 

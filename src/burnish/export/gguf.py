@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.core.checkpoint import Model, load
-from burnish.core.checkpoint.durable import replacing
+from burnish.core.checkpoint import Model, load, replacing
 from burnish.core.checkpoint.packed_integers import FORMATS, Packed, formats_of, packed_names, read_packed
 from burnish.core.checkpoint.tensor_files import TensorReader
 from burnish.core.errors import CheckpointError, MissingExtraError, OutputError, SettingsError
@@ -120,7 +119,7 @@ def write_gguf(
     tensors = Tensors(model, dense)
     words = vocabulary(tensors.directory, model.tokenizer, model.config.vocab_size, pre)
     shown = Progress(enabled=progress)
-    with shown.task("reading", total=len(tensors.parts), unit="weights") as task:
+    with shown.task("reading", total=len(tensors.weights), unit="weights") as task:
         entries = []
         for entry in tensors.entries():
             entries.append(entry)
@@ -128,7 +127,7 @@ def write_gguf(
     check_complete(entries, model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, shown.task("writing", total=len(entries), unit="weights") as task:
-        writer = laid_out(temporary, model, words, entries)
+        writer = laid_out(temporary, model, tensors.family.architecture, words, entries)
         for entry in entries:
             writer.write_tensor_data(tensors.data(entry))
             task.advance()
@@ -192,7 +191,7 @@ class Tensors:
 
     Attributes:
         directory: of the checkpoint.
-        parts: {name on disk of a weight: the names of its tensors}.
+        weights: their names on disk.
         multiplied_out, rounded: as in `GgufFile`.
     """
 
@@ -203,8 +202,9 @@ class Tensors:
         self.files = TensorReader(self.directory)
         self.packed = packed_names(self.files)
         inside = {name for names in self.packed.values() for name in names}
-        self.parts = {name: [name] for name in self.files.meta if name not in inside} | self.packed
+        self.weights = [name for name in self.files.meta if name not in inside] + list(self.packed)
         self.multiplied_out, self.rounded = dict[str, str](), list[str]()
+        self._factors = frequency_factors(self.config)
         self._names = names_in_gguf(self.family.architecture, self.config.num_hidden_layers)
 
     def entries(self) -> Iterator[Entry]:
@@ -213,7 +213,7 @@ class Tensors:
         Raises:
             SettingsError: a tensor has no counterpart.
         """
-        for disk in self.parts:
+        for disk in self.weights:
             if disk.endswith(PASSED_OVER) or (disk == "lm_head.weight" and self.config.tie_word_embeddings):
                 continue
             name = self._names(disk)
@@ -225,9 +225,8 @@ class Tensors:
             else:
                 stored = self.files.meta[disk]
                 yield Entry(name, self._dense_type(disk, stored), tuple(stored.shape), disk, order)
-        factors = frequency_factors(self.config)
-        if factors is not None:
-            yield Entry(FACTORS, "F32", factors.shape, "")
+        if self._factors is not None:
+            yield Entry(FACTORS, "F32", self._factors.shape, "")
 
     def _packed(self, entry: Entry) -> Entry:
         weight = self._read(entry.disk)
@@ -260,8 +259,8 @@ class Tensors:
         """The bytes of a tensor, in rows."""
         import gguf
 
-        if entry.name == FACTORS:
-            return frequency_factors(self.config).view(np.uint8)  # type: ignore[union-attr]
+        if entry.name == FACTORS and self._factors is not None:
+            return self._factors.view(np.uint8)
         if entry.block is not None:
             weight = self._read(entry.disk)
             levels, scale = _ordered(weight.levels.to(torch.int8), entry), _ordered(weight.scale, entry)
@@ -296,19 +295,19 @@ def names_in_gguf(architecture: str, num_layers: int) -> Callable[[str], str | N
     return lambda disk: table.get_name(disk, try_suffixes=(".weight", ".bias"))
 
 
-def laid_out(path: Path, model: Model, words: Vocabulary, entries: list[Entry]) -> GGUFWriter:
+def laid_out(path: Path, model: Model, architecture: str, words: Vocabulary, entries: list[Entry]) -> GGUFWriter:
     """A file with everything but the weights."""
     import gguf
 
-    lineage, config = model.lineage, model.config
-    writer = gguf.GGUFWriter(path, family_of(config).architecture)
+    lineage = model.lineage
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(lineage.base_model or (model.path.name if model.path else ""))
     if lineage.licence:
         writer.add_license(lineage.licence)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(int(file_type(entries)))
-    add_numbers(writer, config)
+    add_numbers(writer, model.config)
     words.add_to(writer)
     for entry in entries:
         kind = gguf.GGMLQuantizationType[entry.type]
