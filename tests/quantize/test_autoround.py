@@ -78,7 +78,7 @@ def test_what_it_cannot_be_asked_is_refused_when_planned(model, settings, messag
 
 def test_experts_are_refused_when_planned(model):
     mixtral = Model(module=make("mixtral"), tokenizer=model.tokenizer)
-    with pytest.raises(SettingsError, match="is an expert, and autoround is handed linear layers alone"):
+    with pytest.raises(SettingsError, match="is no linear layer by itself, and autoround is handed such alone"):
         Quantize(**SMALL).plan(mixtral.plan())
 
 

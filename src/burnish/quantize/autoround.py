@@ -22,7 +22,7 @@ from burnish.arch import MatrixView
 from burnish.calibrate.statistics import Statistics
 from burnish.calibrate.windows import BATCH_TOKENS, Calibration
 from burnish.core.checkpoint import cast
-from burnish.core.errors import MissingExtraError, SettingsError
+from burnish.core.errors import MissingExtraError
 from burnish.quantize.factors import SplitSums, known_factors
 from burnish.quantize.maths.grid import IntegerGrid
 from burnish.quantize.method import Quantized, Rounding, table_row
@@ -46,7 +46,7 @@ def handed_over(
     """Rounds every view in place, as `method.quantize_matrices` does.
 
     Args:
-        views: of the matrices to round; all other linear layers stay as they are.
+        views: of the matrices to round, weights of linear layers; all other such layers stay as they are.
         rounding: the grids, and the dtype of scales.
         statistics: for the table's one-sided proxy.
         module: their network.
@@ -57,15 +57,7 @@ def handed_over(
 
     Raises:
         MissingExtraError: auto-round is not installed.
-        SettingsError: matrices that are not the weights of linear layers of their own.
     """
-    for view in views:
-        if view.expert is not None or not isinstance(module.get_submodule(module_of(view)), nn.Linear):
-            raise SettingsError(
-                "is no linear layer by itself, and AutoRound is handed such alone",
-                where=view.name,
-                fix="name it in ignore",
-            )
     with _draws_of_its_own():
         made = _learned(module, views, rounding, tokenizer, text, iterations, seed)
     result = Quantized({}, {}, [])

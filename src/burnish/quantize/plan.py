@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from burnish.arch import MatrixView, is_registered
+from torch import nn
+
+from burnish.arch import MatrixView, is_registered, known_model_types
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
@@ -92,7 +94,7 @@ def head_of(settings: Quantize, module: PreTrainedModel) -> tuple[MatrixView, Sc
 def matrices_of(module: PreTrainedModel, settings: Quantize) -> list[MatrixView]:
     """The matrices of a model; of a type that the table of architectures lacks those that names and shapes give and
     that groups divide, which is enough where nothing is collected."""
-    from burnish.arch import known_model_types, matrices, plain_matrices
+    from burnish.arch import matrices, plain_matrices
 
     known = module.config.model_type in known_model_types()
     if known or settings.needs:
@@ -120,24 +122,27 @@ def check_loader(module: PreTrainedModel, views: Sequence[MatrixView]) -> None:
             ) from None
 
 
-def check_experts(views: Sequence[MatrixView], for_library: Sequence[MatrixView] = ()) -> None:
-    """Refuses experts that lie in one tensor, but that a packed checkpoint would have to hold one by one.
-
-    Args:
-        views: all matrices.
-        for_library: those that a rule `by_library` would hand over.
+def check_for_library(settings: Quantize, views: Sequence[MatrixView]) -> None:
+    """Refuses what a rule `by_library` cannot hand over: all but the weights of linear layers of their own.
 
     Raises:
-        SettingsError: transformers puts linear layers in their place when it reads a packed checkpoint, or a library
-            would not find them.
+        SettingsError: a matrix is an expert's, or of another module.
     """
-    for view in for_library:
-        if view.expert is not None:
+    for view in views if RULES[settings.method].by_library else ():
+        if view.expert is not None or not isinstance(view.owner, nn.Linear):
             raise SettingsError(
-                "is an expert, and autoround is handed linear layers alone",
+                f"is no linear layer by itself, and {settings.method} is handed such alone",
                 where=view.name,
-                fix="use another method, or name the experts in ignore",
+                fix="use another method, or name it in ignore",
             )
+
+
+def check_experts(views: Sequence[MatrixView]) -> None:
+    """Refuses experts that lie in one tensor, but that a packed checkpoint would have to hold one by one.
+
+    Raises:
+        SettingsError: transformers puts linear layers in their place when it reads a packed checkpoint.
+    """
     for view in views:
         if view.stacked and not is_registered(view.owner):
             raise SettingsError(
@@ -157,14 +162,14 @@ def too_large(num_parameters: int) -> bool:
 
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
-    from burnish.arch import known_model_types
     from burnish.core.checkpoint import without_memory
     from burnish.data.attempt import check_length
 
     module = without_memory(before.config)
     inside = matrices_of(module, settings)
     views = select(inside, settings.ignore)
-    check_experts(inside, views if RULES[settings.method].by_library else ())
+    check_experts(inside)
+    check_for_library(settings, views)
     schemes = schemes_of(settings, views)
     check_length(settings.length, type(settings).model_fields["length"].default, before.config)
     check_combinations(settings)
