@@ -22,7 +22,7 @@ def forward_kl(
 ) -> Float[Tensor, "*tokens"]:
     """τ² Σ_v p log(p / s): the student must cover all that the teacher finds likely."""
     log_p, log_s = _log_probabilities(student, teacher, temperature)
-    return temperature**2 * _kl(log_p, log_s)
+    return temperature**2 * kl(log_p, log_s)
 
 
 def reverse_kl(
@@ -30,7 +30,7 @@ def reverse_kl(
 ) -> Float[Tensor, "*tokens"]:
     """τ² Σ_v s log(s / p): the student must avoid what the teacher finds unlikely."""
     log_p, log_s = _log_probabilities(student, teacher, temperature)
-    return temperature**2 * _kl(log_s, log_p)
+    return temperature**2 * kl(log_s, log_p)
 
 
 def jensen_shannon(
@@ -45,8 +45,7 @@ def jensen_shannon(
     Source: On-Policy Distillation of Language Models (2023, arXiv:2306.13649).
     """
     log_p, log_s = _log_probabilities(student, teacher, temperature)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log1p(-beta))
-    return temperature**2 * (beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_s, log_m))
+    return temperature**2 * mixed_kl(log_p, log_s, beta)
 
 
 def top_k_targets(
@@ -83,9 +82,9 @@ def top_k_kl(
     if tail == "renormalise":
         log_p = log_p - log_p.logsumexp(-1, keepdim=True)
         log_s = log_s - log_s.logsumexp(-1, keepdim=True)
-    total = _kl(log_p, log_s)
+    total = kl(log_p, log_s)
     if tail == "bucket" and ids.shape[-1] < student.shape[-1]:
-        log_rest_p = _log_complement(log_p.logsumexp(-1))
+        log_rest_p = log_complement(log_p.logsumexp(-1))
         # The student's own tail, summed and not taken as 1 - Σ, keeps its gradient exact where the tail is small.
         others = (student / temperature).scatter(-1, ids, -torch.inf)
         log_rest_s = others.logsumexp(-1) - (student / temperature).logsumexp(-1)
@@ -103,13 +102,21 @@ def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> 
     return (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def kl(log_p: Float[Tensor, "*tokens vocab"], log_q: Float[Tensor, "*tokens vocab"]) -> Float[Tensor, "*tokens"]:
     """Σ p log(p / q); a token of probability 0 in p, as models give to tokens they mask, adds nothing."""
     log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _log_complement(log_mass: Tensor) -> Tensor:
+def mixed_kl(
+    log_p: Float[Tensor, "*tokens vocab"], log_s: Float[Tensor, "*tokens vocab"], beta: float
+) -> Float[Tensor, "*tokens"]:
+    """β KL(p ‖ m) + (1 - β) KL(s ‖ m) with m = β p + (1 - β) s, 0 < β < 1."""
+    log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log1p(-beta))
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_s, log_m)
+
+
+def log_complement(log_mass: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0, kept finite where rounding leaves no mass."""
     smallest = torch.finfo(log_mass.dtype).eps
     return torch.log(-torch.expm1(log_mass.clamp(max=-smallest)))

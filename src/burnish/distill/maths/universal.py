@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from burnish.distill.maths.divergence import kl, log_complement, mixed_kl
+
 LEAST = math.log(1e-8)
 """Probabilities of shared tokens count as at least this much, as in TRL: they are not normalised, and can be 0."""
 
@@ -54,7 +56,7 @@ def likelihood(
     # Below 1 by a rounding error, so that what is certain on one side has finite odds on the other.
     most = -torch.finfo(student.dtype).eps
     log_s, log_p = ((values / temperature).clamp(max=most) for values in (student, teacher))
-    log_rest_s, log_rest_p = (torch.log(-torch.expm1(values)) for values in (log_s, log_p))
+    log_rest_s, log_rest_p = log_complement(log_s), log_complement(log_p)
     return log_p.exp() * (log_p - log_s) + log_rest_p.exp() * (log_rest_p - log_rest_s)
 
 
@@ -84,10 +86,9 @@ def shared_and_ranked(
     """
     log_s, log_p = student[:, ours].clamp(min=LEAST), teacher[:, theirs].clamp(min=LEAST)
     if beta in (0, 1):
-        named = _kl(log_p, log_s) if beta == 0 else _kl(log_s, log_p)
+        named = kl(log_p, log_s) if beta == 0 else kl(log_s, log_p)
     else:
-        log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log1p(-beta))
-        named = beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_s, log_m)
+        named = mixed_kl(log_p, log_s, beta)
     share = len(theirs) / teacher.shape[-1]
     if len(ours) == student.shape[-1] or len(theirs) == teacher.shape[-1]:
         return share * named  # nothing is left to rank on one of the sides
@@ -99,7 +100,3 @@ def _without(values: Tensor, columns: Tensor) -> Tensor:
     kept = torch.ones(values.shape[-1], dtype=torch.bool, device=values.device)
     kept[columns] = False
     return values[:, kept]
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
