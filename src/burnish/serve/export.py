@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from burnish.core.checkpoint import replacing
 from burnish.core.errors import DataError, OutputError
 from burnish.core.outside import check_kind
 from burnish.serve.engine import SimulatedJob
@@ -46,11 +47,11 @@ def _write(place: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    part = place.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        parquet.write_table(pa.Table.from_pylist(list(rows)), file)
-    part.replace(place)
+    table = pa.Table.from_pylist(list(rows))
+    with replacing(place) as temporary:
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(file, "wb") as opened:
+            parquet.write_table(table, opened)
 
 
 def _requests(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
