@@ -6,26 +6,29 @@ ways is paired over windows, each window's loss the mean over seeds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import experiment
 import numpy as np
 
 from burnish.core.statistics import paired_interval
 
+SEEDS = (0, 1, 2)
 LENGTH, WINDOWS, BATCH = 128, 320, 8
 TUNING = np.arange(WINDOWS) % 4 == 0
 
 
 class Bench(experiment.Kept):
-    """Models made from one text and measured on another."""
+    """Models made from one text and measured on another; for a smoke run on eight windows and of one seed."""
 
-    def __init__(self, work: Path, *, windows: int = WINDOWS) -> None:
+    def __init__(self, work: Path, *, smoke: bool) -> None:
         from burnish.data import read_texts
 
         super().__init__(work)
-        self.work, self.num_windows = work, windows
+        self.work, self.smoke, self.num_windows = work, smoke, 8 if smoke else WINDOWS
+        self.seeds = SEEDS[:1] if smoke else SEEDS
         self.train_text, self.test_text = (read_texts(f"wikitext2-{part}")[0] for part in ("valid", "test"))
 
     def start(self, config: dict[str, Any], seed: int) -> Any:
@@ -74,6 +77,9 @@ class Bench(experiment.Kept):
         return np.array([run["losses"] for run in self.runs(names)])[:, ~TUNING[: self.num_windows]]
 
 
+Measuring = TypeVar("Measuring", bound=Bench)
+
+
 def windows(tokenizer: Any, text: str, count: int = WINDOWS) -> Any:
     """At equal distances in the text."""
     import torch
@@ -99,3 +105,23 @@ def against(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     found = paired_interval(ours.mean(0), theirs.mean(0))
     by_seed = (ours - theirs).mean(1).tolist()
     return {"mean": found.value, "low": found.low, "high": found.high, "by_seed": by_seed, "rule": "Student's t"}
+
+
+def main(script: str, text: str, bench: type[Measuring], summary: Callable[[Measuring], dict[str, Any]]) -> None:
+    """The command of a benchmark: what is missing is measured, and at the end all of it recorded.
+
+    Args:
+        script, text: its file and docstring.
+        bench: what measures; `names` and `measure` are called.
+        summary: of what has been measured, for the JSON.
+    """
+    import torch
+
+    command = experiment.Command(script, text)
+    command.keeps("directory of models and of what has been measured")
+    arguments = command.read()
+    torch.set_num_threads(1)
+    measuring = bench(Path(arguments.work), smoke=arguments.smoke)
+    if measuring.run(measuring.names, measuring.measure, arguments.minutes):
+        note = "one thread, shared with other work; CPU times only"
+        experiment.record(arguments.out, text, summary(measuring), note=note)

@@ -17,7 +17,7 @@ from typing import Any
 import byte_windows
 import experiment
 
-SEEDS, SCORES, LAYERS = (0, 1, 2), ("influence", "divergence", "random"), (6, 4)
+SCORES, LAYERS = ("influence", "divergence", "random"), (6, 4)
 TRAIN_STEPS, LR, STEPS, SEARCH, CALIBRATION = 900, 3e-3, 60, (1e-3, 3e-3), 4096
 CONFIG = {
     "model_type": "llama",
@@ -34,8 +34,8 @@ class Bench(byte_windows.Bench):
     """What is measured, by name: "seed, whole", "seed, score, layers" and the same with "healed"."""
 
     def __init__(self, work: Path, *, smoke: bool) -> None:
-        super().__init__(work, windows=8 if smoke else byte_windows.WINDOWS)
-        self.seeds, self.smoke, self._whole = SEEDS[:1] if smoke else SEEDS, smoke, dict[int, Any]()
+        super().__init__(work, smoke=smoke)
+        self._whole = dict[int, Any]()
 
     def names(self) -> list[str]:
         cut = [f"{seed}, {what}" for seed in self.seeds for what in ("whole", *cuts())]
@@ -84,7 +84,7 @@ def cuts() -> list[str]:
 
 
 def searched(what: str, lr: float) -> str:
-    return f"{SEEDS[0]}, {what}, healed, lr {lr:g}"
+    return f"{byte_windows.SEEDS[0]}, {what}, healed, lr {lr:g}"
 
 
 def summary(bench: Bench) -> dict[str, Any]:
@@ -111,19 +111,6 @@ def summary(bench: Bench) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    import torch
-
-    command = experiment.Command(__file__, __doc__)
-    command.keeps("directory of models and of what has been measured")
-    arguments = command.read()
-    torch.set_num_threads(1)
-    bench = Bench(Path(arguments.work), smoke=arguments.smoke)
-    if bench.run(bench.names, bench.measure, arguments.minutes):
-        note = "one thread, shared with other work; CPU times only"
-        experiment.record(arguments.out, __doc__, summary(bench), note=note)
-
-
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
     rows = results["summary"]
@@ -142,4 +129,4 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    byte_windows.main(__file__, __doc__ or "", Bench, summary)

@@ -106,7 +106,7 @@ class Bench(slim.Bench):
 
 
 def searched(way: str, lr: float) -> str:
-    return f"{slim.SEEDS[0]}; {way}; lr {lr:g}"
+    return f"{byte_windows.SEEDS[0]}; {way}; lr {lr:g}"
 
 
 def summary(bench: Bench) -> dict[str, Any]:
@@ -132,19 +132,6 @@ def summary(bench: Bench) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    import torch
-
-    command = experiment.Command(__file__, __doc__)
-    command.keeps("directory of teachers, those of slim.py, and of what has been measured")
-    arguments = command.read()
-    torch.set_num_threads(1)
-    bench = Bench(Path(arguments.work), smoke=arguments.smoke)
-    if bench.run(bench.names, bench.measure, arguments.minutes):
-        note = "one thread, shared with other work; CPU times only"
-        experiment.record(arguments.out, __doc__, summary(bench), note=note)
-
-
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
     rows = results["summary"]
@@ -163,4 +150,4 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    byte_windows.main(__file__, __doc__ or "", Bench, summary)

@@ -22,7 +22,6 @@ from typing import Any
 import byte_windows
 import experiment
 
-SEEDS = (0, 1, 2)
 WIDTHS = {"half": 64, "a quarter": 32, "an eighth": 16}
 EXPERTS = {"half": 4, "a quarter": 2}  # an eighth would be one expert, and the router chooses two
 SCORES = ("fisher", "taylor", "energy", "magnitude", "random")
@@ -54,16 +53,15 @@ def recoveries() -> list[str]:
 
 
 def searched(way: str, lr: float) -> str:
-    return f"{SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}"
+    return f"{byte_windows.SEEDS[0]}, {way}, a quarter, {BUDGETS[0]} steps, lr {lr:g}"
 
 
 class Bench(byte_windows.Bench):
     """What is measured, by name: "seed, cut, size" and "seed, way, size, steps"."""
 
     def __init__(self, work: Path, *, smoke: bool) -> None:
-        super().__init__(work, windows=8 if smoke else byte_windows.WINDOWS)
-        self.seeds = SEEDS[:1] if smoke else SEEDS
-        self.smoke, self._teachers = smoke, {}
+        super().__init__(work, smoke=smoke)
+        self._teachers = {}
 
     def names(self) -> list[str]:
         """In the order in which they are measured."""

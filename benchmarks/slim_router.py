@@ -14,7 +14,6 @@ together with 8,192 for the cut less than 100,000, and no expert is trained. Tea
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import byte_windows
@@ -112,7 +111,7 @@ def by_place(views: list[Any]) -> dict[tuple[int | None, str, int | None], Any]:
 
 
 def searched(what: str, lr: float) -> str:
-    return f"{slim.SEEDS[0]}, {what}, routers, lr {lr:g}"
+    return f"{byte_windows.SEEDS[0]}, {what}, routers, lr {lr:g}"
 
 
 def summary(bench: Bench) -> dict[str, Any]:
@@ -153,19 +152,6 @@ def closed(before: Any, after: Any, teacher: Any) -> dict[str, float]:
     return {"value": float(100 * (b - a).sum() / (b - t).sum()), "low": float(low), "high": float(high)}
 
 
-def main() -> None:
-    import torch
-
-    command = experiment.Command(__file__, __doc__)
-    command.keeps("directory of teachers and of what has been measured")
-    arguments = command.read()
-    torch.set_num_threads(1)
-    bench = Bench(Path(arguments.work), smoke=arguments.smoke)
-    if bench.run(bench.names, bench.measure, arguments.minutes):
-        note = "one thread, shared with other work; CPU times only"
-        experiment.record(arguments.out, __doc__, summary(bench), note=note)
-
-
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
     rows = results["summary"]
@@ -186,4 +172,4 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    byte_windows.main(__file__, __doc__ or "", Bench, summary)

@@ -23,7 +23,6 @@ import byte_windows
 import experiment
 import numpy as np
 
-SEEDS = (0, 1, 2)
 DENSE_STEPS, DENSE_LR, STEPS = 1000, 3e-3, 400
 SEARCH = (1e-3, 3e-3)
 WAYS = ("dense", "dense, equal cost", "mixture", "mixture, noise 0.1")
@@ -43,8 +42,7 @@ class Bench(byte_windows.Bench):
     """What is measured, by name: "seed, start" and "seed, way, lr"."""
 
     def __init__(self, work: Path, *, smoke: bool) -> None:
-        super().__init__(work, windows=8 if smoke else byte_windows.WINDOWS)
-        self.seeds = SEEDS[:1] if smoke else SEEDS
+        super().__init__(work, smoke=smoke)
         self.dense_steps, self.steps = (2, 2) if smoke else (DENSE_STEPS, STEPS)
 
     def names(self) -> list[str]:
@@ -120,19 +118,6 @@ def summary(bench: Bench) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    import torch
-
-    command = experiment.Command(__file__, __doc__)
-    command.keeps("directory of dense models and of what was measured")
-    arguments = command.read()
-    torch.set_num_threads(1)
-    bench = Bench(arguments.work, smoke=arguments.smoke)
-    if bench.run(bench.names, bench.measure, arguments.minutes):
-        note = "one thread, shared with other work; CPU times only"
-        experiment.record(arguments.out, __doc__, summary(bench), note=note)
-
-
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
     rows = []
@@ -151,4 +136,4 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    byte_windows.main(__file__, __doc__ or "", Bench, summary)
