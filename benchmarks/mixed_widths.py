@@ -5,8 +5,8 @@
 Everything is rounded as in `low_bits.py` (YAQA, sketch A, damping 0.1, scales refitted once, symmetric integers in
 groups of 64) from its first draw of 8,192 tokens, whose statistics WORK shares with it, and once for every width, so
 that what is compared differs in widths alone. Widths of 2 to 5 bits (and 3 bits in groups of 192) are chosen by the
-product's knapsack over its sensitivities: of the error that this rounding leaves, and of the one that one-sided
-rounding leaves, which is what `burnish quantize --target` foretells by. Measured on the texts of `low_bits.py`.
+product's knapsack over its sensitivities: of the error that this rounding leaves, by which `burnish quantize --target`
+foretells, and of the one that one-sided rounding leaves. Measured on the texts of `low_bits.py`.
 
 Rank: 40 groups of matrices rounded alone to 2, 3 and 4 bits, divergence on 2 windows of 256 tokens of WikiText-2 test.
 
@@ -38,13 +38,15 @@ from burnish.calibrate.collect import collect
 from burnish.calibrate.statistics import Statistics
 from burnish.calibrate.windows import Calibration
 from burnish.core.checkpoint import load
+from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
+from burnish.core.stage import Context, seeded_generator
 from burnish.data import read_texts, windows
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.maths.allocation import allocate, sensitivity
 from burnish.quantize.method import Rounding
-from burnish.quantize.mixed import FORECAST, Group, groups_of
+from burnish.quantize.mixed import Group, groups_of
 from burnish.quantize.plan import select
 from burnish.quantize.rule import Strength
 from burnish.quantize.rules import RULES
@@ -64,6 +66,8 @@ CHOICES: dict[str, Scheme] = {
 WHOLE = ("2", "3", "4", "5")
 RANKED = ("2", "3", "4")
 WAYS = BOTH, ONE_SIDED = "as rounded", "one-sided"
+FORECAST = Strength(input_damping=0.1)
+"""Of the one-sided rounding."""
 NUM_RANKED, RANK_WINDOWS, RANK_LENGTH = (3, 1, 32) if experiment.SMOKE else (40, 2, 256)
 DOMAIN_PARTS, PART_WINDOWS, LENGTH = (3, 8, 32) if experiment.SMOKE else (3, 8, 256)
 UNIFORM, HALVES = "one width", "every second layer"
@@ -77,6 +81,7 @@ MODELS = (
     *((3.5, way) for way in (HALVES, *KNAPSACKS)),
 )
 LEARNED = {"learned, one width": UNIFORM, "learned, knapsack": "knapsack"}
+COMMAND = "burnish quantize --target"
 
 
 def main() -> None:
@@ -150,6 +155,7 @@ class Measuring:
         every += [f"model, {bits:g}, {way}" for bits, way in MODELS]
         every += ["rank", *(f"domains, {domain}" for domain in low_bits.DOMAINS)]
         every += [f"learned, 3, {way}" for way in LEARNED]
+        every += [f"command, {bits:g}" for bits in (3.5, 3.0)]
         return (name for name in every if re.fullmatch(self.arguments.only, name))
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -160,6 +166,7 @@ class Measuring:
             "rank": self.ranks,
             "domains": self.domain,
             "learned": self.learned,
+            "command": self.command,
         }[kind](rest)
 
     # -- one draw of WikiText ----------------------------------------------------------------------------------------
@@ -302,6 +309,33 @@ class Measuring:
         values = {view.name: view.tensor.float() for view in matrices(made)}
         return {"bits": float(bits), "way": way, "kl": self.divergences(values)}
 
+    def command(self, bits: str) -> dict[str, Any]:
+        """What a target of so many bits gives, the knapsack's first answer corrected by measuring the whole model.
+
+        It keeps more windows back to measure on, so that its statistics are of other windows of the same text.
+        """
+        stage = Quantize(
+            target=f"{bits}bits",
+            group_size=low_bits.GROUP,
+            tokens=low_bits.TOKENS,
+            length=low_bits.LENGTH,
+            seed=0,
+            calibration=low_bits.TEXT,
+            **low_bits.YAQA_A,
+            refit=1,
+        )
+        place = self.arguments.work / "mixed" / f"command-{bits}"
+        place.mkdir(exist_ok=True)
+        ctx = Context({}, place, "cpu", seeded_generator(0), Progress(), Ledger(None))
+        made = stage.run(self.model, ctx).module
+        told = {row["name"]: row["rows"] for row in ctx.ledger.rows if row["row"] == "table"}
+        values = {view.name: view.tensor.float() for view in matrices(made)}
+        weights: dict[str, int] = dict.fromkeys(WHOLE, 0)
+        for row, group in zip(told["widths"], self.groups, strict=True):
+            weights[str(row["bits"])] += group.num_weights
+        found = {"bits": float(bits), "way": COMMAND, "kl": self.divergences(values), "weights": weights}
+        return found | {"bytes": sum(row["bytes"] for row in told["widths"]), "tried": told["widths tried"]}
+
     # -- what is measured on -----------------------------------------------------------------------------------------
 
     def divergences(self, values: Mapping[str, Tensor]) -> dict[str, list[float]]:
@@ -337,7 +371,7 @@ def bytes_of(group: Group, choice: str) -> int:
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs: whole models, the forecast's ranks, and a domain's own map."""
     rows = results["rows"]
-    models = {(row["bits"], row["way"]): row for row in rows if row["kind"] in ("model", "learned")}
+    models = {(row["bits"], row["way"]): row for row in rows if row["kind"] in ("model", "learned", "command")}
     main = []
     for (bits, way), row in sorted(models.items(), key=lambda item: item[0][0]):
         base = models.get((bits, UNIFORM if bits == 3 else HALVES))
@@ -348,7 +382,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             for d in low_bits.DOMAINS
         ]
         total = sum(row.get("weights", {}).values())
-        shares = ", ".join(f"{choice}: {count / total:.0%}" for choice, count in sorted(row.get("weights", {}).items()))
+        shares = ", ".join(
+            f"{choice}: {count / total:.0%}" for choice, count in sorted(row.get("weights", {}).items()) if count
+        )
         main.append([f"{bits:g}", way, shares, *(f"{np.mean(row['kl'][d]):.3f}" for d in low_bits.DOMAINS), *against])
     names = " | ".join(low_bits.DOMAINS.values())
     beside = " | ".join(f"{name}, ratio (95 %)" for name in low_bits.DOMAINS.values())

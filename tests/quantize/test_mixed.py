@@ -1,16 +1,29 @@
 """Widths for a size: what a target means, what it makes, and what it refuses."""
 
+import itertools
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
+from burnish.arch import matrices
+from burnish.calibrate import Calibration, collect
 from burnish.core.checkpoint import load
 from burnish.core.errors import SettingsError
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
-from burnish.quantize.mixed import frontier_line
+from burnish.core.store import Store
+from burnish.quantize import mixed
+from burnish.quantize.formats import FORMATS
+from burnish.quantize.method import Rounding
+from burnish.quantize.mixed import ByteBudget, Mixing, foretelling, frontier_line, groups_of
+from burnish.quantize.rule import HELD_OUT, Strength
+from burnish.quantize.rules import RULES
 from burnish.quantize.stage import Quantize
+from burnish.quantize.tuning import rounded_under
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32, "method": "gptq"}
 
@@ -104,4 +117,111 @@ def test_an_engine_leaves_the_widths_that_it_has_kernels_for(model):
     notes = " ".join(Quantize(target="5bits", engine="vllm", **SMALL).plan(model.plan()).notes)
     assert "chosen among 4, 8 bits" in notes and "no built-in kernel" not in notes
     notes = " ".join(Quantize(target="5bits", **SMALL).plan(model.plan()).notes)
-    assert "no built-in kernel for 2, 3, 5, 6, 7 bits" in notes
+    assert "no built-in kernel for 3, 5, 6, 7 bits" in notes and "to each of them: " in notes
+
+
+FOUR = (2, 3, 4, 5)
+
+
+def rounding_by(rule, **others):
+    return Rounding(RULES[rule], FORMATS["int"](4, 32, True), torch.float32, **{"sketch": "a", **others})
+
+
+@pytest.fixture
+def mixing(model, tmp_path):
+    """Of one layer's four groups, at three bits: 2 to 5 bits can be had."""
+
+    def of(rounding, place="widths"):
+        views = [view for view in matrices(model.module) if view.layer == 0]
+        text = Calibration(torch.randint(0, 384, (8, 16), generator=torch.Generator().manual_seed(0)), 0, 2)
+        statistics = collect(model.module, views, text, tmp_path / "statistics", key={}, sketches=["a"])
+        budget = ByteBudget(tuple(groups_of(views, rounding.scheme, None, 4)), dense=0)
+        budget = replace(budget, allowed=budget.at(3.0)).near()
+        return Mixing(budget, rounding, statistics, Store(tmp_path / place), {"of": "this"})
+
+    return of
+
+
+ROUNDINGS = [
+    rounding_by("rtn", refit=1),
+    rounding_by("gptq"),
+    rounding_by("yaqa", strength=Strength(0.1, 0.2), refit=1),
+]
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=lambda one: one.rule.name)
+def test_the_first_answer_is_the_best_of_all_choices_for_what_the_rounding_itself_leaves(mixing, rounding):
+    search = mixing(rounding)
+    expected = np.zeros((4, 4))
+    for width, bits in enumerate(FOUR):
+        everything = rounded_under(
+            search.views, {"": replace(rounding, scheme=replace(rounding.scheme, bits=bits))}, search.statistics
+        )[""]
+        for place, group in enumerate(search.budget.groups):
+            for view in group.views:
+                sums = search.statistics.read(view, search.statistics.folds)
+                input_side, output_side = (side.double() for side in sums.sketches["a"])
+                error = (view.tensor - everything[view.name]).double()
+                form = torch.trace(output_side @ error @ input_side @ error.T) / input_side.trace()
+                expected[place, width] += float(form) / 2 / sums.num_tokens
+    costs = search.forecast()
+    np.testing.assert_allclose(costs, expected, rtol=1e-6)
+    sizes, allowed = [group.sizes for group in search.budget.groups], search.budget.allowed
+    fits = [c for c in itertools.product(range(4), repeat=4) if sum(sizes[g][w] for g, w in enumerate(c)) <= allowed]
+    best = min(fits, key=lambda c: sum(expected[g, w] for g, w in enumerate(c)))
+    choices = search.solve(costs)
+    assert tuple(choices) == best and len(set(choices)) > 1
+    chosen = search.budget.applied(choices, rounding)
+    wanted = rounded_under(search.views, {"": chosen}, search.statistics)[""]
+    torch.testing.assert_close(search.values(choices), wanted, rtol=1e-6, atol=1e-7)
+    widths = {
+        view.name: FOUR[c] for c, group in zip(choices, search.budget.groups, strict=True) for view in group.views
+    }
+    assert {view.name: chosen.scheme_of(view).bits for view in search.views} == widths
+
+
+def test_what_a_killed_forecast_has_rounded_is_not_rounded_again(mixing, monkeypatch):
+    wanted = mixing(ROUNDINGS[1], "uninterrupted").forecast()
+    calls, kills, truly = [], ["in the sixth"], mixed.rounded_batch
+
+    def noted(batch, rounding, sums):
+        if len(calls) == 5 and kills:
+            raise KeyboardInterrupt(kills.pop())
+        calls.append([(view.name, rounding.scheme.bits) for view in batch])
+        return truly(batch, rounding, sums)
+
+    monkeypatch.setattr(mixed, "rounded_batch", noted)
+    with pytest.raises(KeyboardInterrupt):
+        mixing(ROUNDINGS[1]).forecast()
+    search = mixing(ROUNDINGS[1])
+    assert search.forecast() == wanted
+    search.values([0, 1, 2, 3])  # what whole models are put together from
+    assert sorted(itertools.chain(*calls)) == sorted((view.name, bits) for view in search.views for bits in FOUR)
+
+
+def test_learned_rounding_is_foretold_by_two_sided_rounding_and_others_by_themselves():
+    for rule in ("rtn", "gptq", "yaqa"):
+        assert foretelling(rounding_by(rule), RULES[rule]) == rounding_by(rule)
+        found = foretelling(rounding_by(rule), RULES["learned"])
+        assert (found.rule.name, found.refit, found.sketch) == ("yaqa", 1, "a")
+        assert found.strength == Strength(0.1, 0.1) != HELD_OUT
+
+
+@pytest.mark.parametrize(
+    ("bits", "engine", "widths"),
+    [
+        (2.0, None, [2, 3, 4]),
+        (3.0, None, [2, 3, 4, 5]),
+        (3.5, None, [2, 3, 4, 5]),
+        (4.0, None, [2, 3, 4, 5, 6]),
+        (8.0, None, [6, 7, 8]),
+        (4.0, "vllm", [4, 8]),
+        (7.9, "vllm", [4, 8]),
+    ],
+)
+def test_widths_far_from_the_target_are_not_considered_but_those_on_both_sides_are(model, bits, engine, widths):
+    views = [view for view in matrices(model.module) if view.layer is not None]
+    whole = ByteBudget(tuple(groups_of(views, rounding_by("gptq").scheme, engine, 4)), dense=0)
+    budget = replace(whole, allowed=whole.at(bits)).near()
+    assert budget.widths == widths
+    assert budget.at(bits) == whole.at(bits) and budget.mean_width == pytest.approx(bits, abs=1e-3)

@@ -1,10 +1,12 @@
 """Widths for a size: every group of matrices gets the bits that do the model the least harm within so many bytes.
 
-A first answer comes from the knapsack over sensitivities (`maths.allocation`), a second-order forecast from one-sided
-rounding at every width. It is then corrected by what it stands for: the groups of one kind, and those of one third of
-the layers, are made to count twice and half as much, and another answer replaces the present one where the whole
-model's divergence on windows that no factor has seen is smaller, by the paired interval over windows. The same
-measurement at sizes around the target, on windows that have decided nothing, is the frontier.
+A first answer comes from the knapsack over sensitivities (`maths.allocation`), a second-order forecast: every matrix is
+rounded by the stage's own rule to every width near the target, and the error that this leaves is weighed. Rounded
+values are kept, so that whole models are put together from them. The answer is then corrected by what it stands for:
+the groups of one kind, and those of one third of the layers, are made to count twice and half as much, and another
+answer replaces the present one where the whole model's divergence on windows that no factor has seen is smaller, by the
+paired interval over windows. The same measurement at sizes around the target, on windows that have decided nothing, is
+the frontier.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,20 +33,24 @@ from burnish.core.target import parse_target
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.maths.allocation import allocate, sensitivity
 from burnish.quantize.method import Rounding, batches_of_one_shape, rounded_batch
-from burnish.quantize.rule import Strength
+from burnish.quantize.rule import RoundingRule, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.scheme import Scheme
-from burnish.quantize.tuning import NOISE, Original, filled, rounded_under
+from burnish.quantize.tuning import NOISE, Original, filled
 
 if TYPE_CHECKING:
     from burnish.core.kinds import Plan
     from burnish.quantize.stage import Quantize
 
 WIDTHS = range(2, 9)
-FORECAST = Strength(input_damping=0.1)
-"""Of the rounding whose error the forecast is made of."""
 AROUND = (-0.5, -0.25, 0.25, 0.5)
 """Bits per weight from the target at which the frontier is measured too."""
+FARTHEST = 2.0
+"""Bits per weight from the target to the widths that are considered; everything has to be rounded to each. One more bit
+divides the squared error by four: at 3.0 and 3.5 bits, with 2 to 5 to choose from, no group was given a width more than
+1.5 away from the mean (`benchmarks/mixed_widths.py`), and the frontier goes half a bit farther."""
+LEARNED_AS: dict[str, Any] = {"rule": RULES["yaqa"], "strength": Strength(0.1, 0.1), "refit": 1}
+"""The rounding that foretells for layers that are learned: the nearest to it that does not take minutes a layer."""
 FACTORS = (2.0, 0.5)
 """By which groups of one kind are made to count more and less."""
 NO_PACKED_EMBEDDING = (
@@ -101,8 +109,12 @@ class ByteBudget:
     allowed: int = 0
 
     @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        return self.groups[0].schemes
+
+    @property
     def widths(self) -> list[int]:
-        return [scheme.bits for scheme in self.groups[0].schemes]
+        return [scheme.bits for scheme in self.schemes]
 
     def at(self, bits: float) -> int:
         """Bytes of the groups at so many bits per weight: what all take at that width, or between two."""
@@ -129,6 +141,31 @@ class ByteBudget:
     def size(self, choices: Sequence[int]) -> int:
         """Bytes of the files."""
         return self.dense + sum(group.sizes[choice] for group, choice in zip(self.groups, choices, strict=True))
+
+    def near(self) -> ByteBudget:
+        """With the widths that a solution may take: those near the mean, and on both sides what the frontier needs."""
+        mean, widths = self.mean_width, self.widths
+        below = max((bits for bits in widths if bits <= mean + min(AROUND)), default=widths[0])
+        above = min((bits for bits in widths if bits >= mean + max(AROUND)), default=widths[-1])
+        low, high = min(below, mean - FARTHEST), max(above, mean + FARTHEST)
+        places = [place for place, bits in enumerate(widths) if low <= bits <= high]
+        groups = [
+            replace(
+                group,
+                schemes=tuple(group.schemes[place] for place in places),
+                sizes=tuple(group.sizes[place] for place in places),
+            )
+            for group in self.groups
+        ]
+        return replace(self, groups=tuple(groups))
+
+    def applied(self, choices: Sequence[int], rounding: Rounding) -> Rounding:
+        """The rounding with these widths; experts, or else most matrices, have the scheme that needs no names."""
+        pairs = list(zip(self.groups, choices, strict=True))
+        schemes = {view.name: group.schemes[choice] for group, choice in pairs for view in group.views}
+        experts = [group.schemes[choice] for group, choice in pairs if group.name == "experts"]
+        names = [scheme for group, choice in pairs for scheme in [group.schemes[choice]] * len(group.views)]
+        return replace(rounding, scheme=(experts or [max(names, key=names.count)])[0], overrides=schemes)
 
 
 def budget_of(settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], before: Plan) -> ByteBudget:
@@ -167,7 +204,7 @@ def budget_of(settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], b
             where="target",
             fix=f"choose a target between {byte_count(smallest)} and {byte_count(largest)}",
         )
-    return replace(whole, allowed=wanted - dense)
+    return replace(whole, allowed=wanted - dense).near()
 
 
 def _largest_dense(before: Plan, views: Sequence[MatrixView], per_weight: float, dense: int) -> str:
@@ -213,15 +250,20 @@ def _has_kernels(scheme: Scheme, views: Sequence[MatrixView], engine: str) -> bo
     return True
 
 
+def foretelling(rounding: Rounding, rule: RoundingRule) -> Rounding:
+    """Whose error the forecast is made of: the stage's own rounding, but where layers are learned `LEARNED_AS`."""
+    return replace(rounding, **LEARNED_AS) if rule.by_block else rounding
+
+
 @dataclass
 class Mixing:
     """The search for widths in one model, whose weights stay as they are.
 
     Attributes:
         budget: groups and bytes.
-        rounding: how matrices are rounded, but for their widths.
+        rounding: how matrices are rounded, but for their widths, see `foretelling`.
         statistics: of their inputs and gradients.
-        store: where rounded groups and forecasts are kept, under `key`.
+        store: where rounded matrices are kept, under `key`.
         progress: where to show bars.
     """
 
@@ -236,63 +278,58 @@ class Mixing:
     def views(self) -> list[MatrixView]:
         return [view for group in self.budget.groups for view in group.views]
 
+    @property
+    def batches(self) -> list[list[MatrixView]]:
+        """Matrices that are rounded, and kept, together."""
+        return list(batches_of_one_shape(self.views))
+
     def solve(self, costs: Sequence[Sequence[float]], allowed: int | None = None) -> list[int]:
         """The place of every group's width by the knapsack."""
         return allocate(costs, [group.sizes for group in self.budget.groups], allowed or self.budget.allowed)
 
-    def rounding_of(self, choices: Sequence[int]) -> Rounding:
-        """The rounding with these widths; experts, or else most matrices, have the scheme that needs no names."""
-        pairs = list(zip(self.budget.groups, choices, strict=True))
-        schemes = {view.name: group.schemes[choice] for group, choice in pairs for view in group.views}
-        experts = [group.schemes[choice] for group, choice in pairs if group.name == "experts"]
-        names = [scheme for group, choice in pairs for scheme in [group.schemes[choice]] * len(group.views)]
-        return replace(self.rounding, scheme=(experts or [max(names, key=names.count)])[0], overrides=schemes)
-
     def forecast(self) -> list[list[float]]:
-        """Ω of every group at every width, in nats per token, of one-sided rounding."""
-        found = self.store.find("sensitivity", self.key)
-        if found is None:
-            costs = torch.zeros(len(self.budget.groups), len(self.budget.widths), dtype=torch.float64)
-            place_of = {view.name: place for place, group in enumerate(self.budget.groups) for view in group.views}
-            rule = replace(self.rounding, rule=RULES["gptq"], strength=FORECAST, refit=0)
-            batches = list(batches_of_one_shape(self.views, self.rounding_of([0] * len(costs))))
-            total = len(costs[0]) * sum(prod(view.shape) for view in self.views)
-            with self.progress.task("foretelling what every width costs", total=total, unit="weights") as task:
-                for batch in batches:
-                    sums = [SplitSums(self.statistics, view, self.views) for view in batch]
-                    for width in range(len(self.budget.widths)):
-                        for view, cost in zip(batch, self._costs(batch, rule, sums, width), strict=True):
-                            costs[place_of[view.name], width] += cost
-                        task.advance(sum(prod(view.shape) for view in batch))
-            with self.store.writing("sensitivity", self.key) as path:
-                save_file({"costs": costs}, path / "costs.safetensors")
-        return load_file(self.store.directory / "sensitivity" / "costs.safetensors")["costs"].tolist()
-
-    def _costs(self, batch: Sequence[MatrixView], rule: Rounding, sums: Sequence[SplitSums], width: int) -> list[float]:
-        """Ω of matrices of one shape at one width."""
-        everywhere = self.rounding_of([width] * len(self.budget.groups))
-        rounded = rounded_batch(batch, replace(rule, overrides=everywhere.overrides), sums)
-        costs = []
-        for view, of_view, (codes, grid, _) in zip(batch, sums, rounded, strict=True):
-            sides = of_view.factors(self.rounding.sketch)
-            error = view.tensor.to(grid.scale.dtype) - grid.values(codes)
-            costs.append(sensitivity(error, *sides, of_view.all.num_tokens))
+        """Ω of every group at every width, in nats per token, of what the rounding leaves; its values are kept."""
+        place_of = {view.name: place for place, group in enumerate(self.budget.groups) for view in group.views}
+        costs = [[0.0] * len(self.budget.widths) for _ in self.budget.groups]
+        total = len(self.budget.widths) * sum(prod(view.shape) for view in self.views)
+        with self.progress.task("rounding to every width", total=total, unit="weights") as task:
+            for batch in self.batches:
+                sums: list[SplitSums] = []
+                for width, scheme in enumerate(self.budget.schemes):
+                    if self.store.find(_entry_name(batch, scheme), self.key) is None:
+                        sums = sums or [SplitSums(self.statistics, view, self.views) for view in batch]
+                        self._round(batch, scheme, sums)
+                    for name, cost in load_file(self._entry(batch, scheme) / "costs.safetensors").items():
+                        costs[place_of[name]][width] += float(cost)
+                    task.advance(sum(prod(view.shape) for view in batch))
         return costs
 
+    def _round(self, batch: Sequence[MatrixView], scheme: Scheme, sums: Sequence[SplitSums]) -> None:
+        """Keeps the values of matrices of one shape at one width, and what they cost."""
+        rounded = rounded_batch(batch, replace(self.rounding, scheme=scheme, overrides={}), sums)
+        values: dict[str, Tensor] = {}
+        costs: dict[str, Tensor] = {}
+        for view, of_view, (codes, grid, _) in zip(batch, sums, rounded, strict=True):
+            as_stored = grid.values(codes).to(self.rounding.scale_dtype)
+            error = view.tensor.to(grid.scale.dtype) - as_stored.to(grid.scale.dtype)
+            cost = sensitivity(error, *of_view.factors(self.rounding.sketch), of_view.all.num_tokens)
+            values[view.name], costs[view.name] = as_stored.cpu(), torch.tensor(cost, dtype=torch.float64)
+        with self.store.writing(_entry_name(batch, scheme), self.key) as path:
+            save_file(values, path / "values.safetensors")
+            save_file(costs, path / "costs.safetensors")
+
+    def _entry(self, batch: Sequence[MatrixView], scheme: Scheme) -> Path:
+        return self.store.directory / _entry_name(batch, scheme)
+
     def values(self, choices: Sequence[int]) -> dict[str, Tensor]:
-        """{name: values under these widths}; groups that no earlier choice had so are rounded now."""
-        named = [(f"{place:04d}-{self.budget.widths[c]}bits", c) for place, c in enumerate(choices)]
-        missing = [place for place, (name, _) in enumerate(named) if self.store.find(name, self.key) is None]
-        if missing:
-            views = [view for place in missing for view in self.budget.groups[place].views]
-            rounded = rounded_under(views, {"": self.rounding_of(choices)}, self.statistics)[""]
-            for place in missing:
-                with self.store.writing(named[place][0], self.key) as path:
-                    own = {view.name: rounded[view.name].cpu() for view in self.budget.groups[place].views}
-                    save_file(own, path / "values.safetensors")
+        """{name: values under these widths}, as the forecast has kept them."""
+        pairs = zip(self.budget.groups, choices, strict=True)
+        schemes = {view.name: group.schemes[choice] for group, choice in pairs for view in group.views}
         found: dict[str, Tensor] = {}
-        for name, _ in named:
-            found |= load_file(self.store.directory / name / "values.safetensors")
+        for batch in self.batches:
+            for scheme in dict.fromkeys(schemes[view.name] for view in batch):
+                with safe_open(self._entry(batch, scheme) / "values.safetensors", framework="pt") as file:
+                    found |= {v.name: file.get_tensor(v.name) for v in batch if schemes[v.name] == scheme}
         return found
 
     def divergence(self, choices: Sequence[int], original: Original) -> list[float]:
@@ -362,13 +399,15 @@ class Mixing:
         ]
 
 
-def width_notes(budget: ByteBudget) -> list[str]:
+def width_notes(budget: ByteBudget, bytes_per_value: int) -> list[str]:
     """Sentences for the plan."""
     among = ", ".join(map(str, budget.widths))
     total = byte_count(budget.dense + budget.allowed)
+    kept = bytes_per_value * len(budget.widths) * sum(group.num_weights for group in budget.groups)
     notes = [
         f"widths of {len(budget.groups)} groups are chosen among {among} bits for {total}, "
-        f"of which {byte_count(budget.dense)} stay dense"
+        f"of which {byte_count(budget.dense)} stay dense",
+        f"every matrix is rounded to each of them: {byte_count(kept)} on disk while it runs",
     ]
     if without := [str(bits) for bits in budget.widths if bits not in (4, 8)]:
         notes.append(f"vLLM has no built-in kernel for {', '.join(without)} bits; engine: vllm leaves them out")
@@ -397,6 +436,11 @@ def kinds_of(groups: Sequence[Group]) -> dict[str, list[int]]:
         for kind in (group.roles, f"the {third} third"):
             kinds.setdefault(kind, []).append(place)
     return {kind: members for kind, members in kinds.items() if len(members) < len(groups)}
+
+
+def _entry_name(batch: Sequence[MatrixView], scheme: Scheme) -> str:
+    """What is rounded together depends on the device too; with the first, their number says which they are."""
+    return f"{batch[0].name}-{len(batch)}-{scheme.bits}bits"
 
 
 def _swap(

@@ -14,7 +14,14 @@ from burnish.arch import MatrixView, is_registered, known_model_types
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.progress import byte_count
-from burnish.quantize.mixed import NO_PACKED_EMBEDDING, NUM_MEASURED, WIDTHS, bits_per_weight, budget_of, width_notes
+from burnish.quantize.mixed import (
+    LEARNED_AS,
+    NO_PACKED_EMBEDDING,
+    NUM_MEASURED,
+    bits_per_weight,
+    budget_of,
+    width_notes,
+)
 from burnish.quantize.packing import check_loadable, ignored_modules
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, scheme_of, schemes_of
@@ -190,7 +197,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     if settings.target is not None:
         budget = budget_of(settings, scheme_of(settings), views, before)
         packed, num_bytes, width = budget.allowed, budget.dense + budget.allowed, budget.mean_width
-        notes += width_notes(budget)
+        notes += width_notes(budget, scale_bytes)
     notes.append(f"{len(views)} matrices at {bits_per_weight(width, 8 * packed / num_weights)}")
     if stacked := {view.parameter for view in inside if view.stacked}:
         notes.append(f"{len(stacked)} tensors of routed experts stay dense: packed formats know linear layers only")
@@ -272,10 +279,20 @@ def text_cost(
         num_candidates = len(settings.rounds_by.compared) * max(len(sketches), 1)
         flops += num_candidates * (WINDOWS * settings.length * 3 * active + rounding_flops)
         flops += 2 * (RESERVE * settings.length * 3 * active + rounding_flops)  # the last two, where they tie
-    if settings.target is not None:  # a forecast for every width, then roundings and divergences of whole models
-        flops += len(WIDTHS) * sum(RULES["gptq"].flops(*view.shape) for view in views)
-        flops += NUM_MEASURED * (WINDOWS * settings.length * 3 * active + rounding_flops / 2)
+    if settings.target is not None:  # everything at every width, then divergences of whole models
+        num_widths = len(budget_of(settings, scheme_of(settings), views, before).widths)
+        flops += num_widths * sum(_forecast_flops(settings, *view.shape) for view in views)
+        flops += NUM_MEASURED * WINDOWS * settings.length * 3 * active
     return flops, held, f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs"
+
+
+def _forecast_flops(settings: Quantize, out_features: int, in_features: int) -> float:
+    """Of rounding a matrix to one width, and of weighing the error by both sides in float64."""
+    by_block = RULES[settings.method].by_block
+    rule, refit = (LEARNED_AS["rule"], LEARNED_AS["refit"]) if by_block else (settings.rounds_by, settings.refit)
+    products = out_features * in_features * (out_features + in_features)
+    fitting = 2 * out_features * in_features**2 if refit else 0
+    return rule.flops(out_features, in_features) + fitting + 2 * 2 * products
 
 
 def sketches_of(settings: Quantize) -> tuple[Sketch, ...]:

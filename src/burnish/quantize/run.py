@@ -29,7 +29,7 @@ from burnish.core.stage import Context
 from burnish.core.store import Store
 from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
-from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, frontier_line
+from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, foretelling, frontier_line
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
 from burnish.quantize.plan import check_combinations, head_of, matrices_of, roundings_of, select, sketches_of, too_large
 from burnish.quantize.rule import HELD_OUT, Strength
@@ -247,7 +247,8 @@ class _Work:
         """The widths of all groups."""
         assert self.text is not None, "a target asks for text"
         key = self.settings.canonical() | {"model": self.model.identity, "calibration text": self.text.hash}
-        mixing = Mixing(budget, self.rounding, statistics, Store(directory / "widths"), key, self.ctx.progress)
+        rounding = foretelling(self.rounding, RULES[self.settings.method])
+        mixing = Mixing(budget, rounding, statistics, Store(directory / "widths"), key, self.ctx.progress)
         ledger, costs = self.ctx.ledger, mixing.forecast()
         if len(deciding):
             choices, costs, trials = mixing.corrected(costs, Original(self.walk.module, deciding))
@@ -259,7 +260,7 @@ class _Work:
         else:
             choices = mixing.solve(costs)
         ledger.table("widths", mixing.rows(choices, costs))
-        self.rounding = mixing.rounding_of(choices)
+        self.rounding = budget.applied(choices, self.rounding)
 
     def draw_curve(self, views: Sequence[MatrixView], statistics: Statistics, original: Original) -> None:
         """The rounding, and the baseline of its rule, against tokens."""
