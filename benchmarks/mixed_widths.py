@@ -324,7 +324,7 @@ class Measuring:
             **low_bits.YAQA_A,
             refit=1,
         )
-        place = self.arguments.work / "mixed" / f"command-{bits}"
+        place = self.arguments.work / "mixed" / "command"  # statistics and rounded values are those of every target
         place.mkdir(exist_ok=True)
         ctx = Context({}, place, "cpu", seeded_generator(0), Progress(), Ledger(None))
         made = stage.run(self.model, ctx).module

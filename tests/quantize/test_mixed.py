@@ -59,6 +59,15 @@ def test_a_target_is_reached_and_loads_in_a_stock_loader(model, texts, ids, tmp_
 
 
 @pytest.mark.slow
+def test_another_target_takes_what_was_rounded_for_the_first(model, texts, tmp_path, monkeypatch):
+    run(Quantize(target="3.4bits", **SMALL), model, texts, tmp_path)
+    monkeypatch.setattr(mixed, "rounded_batch", None)
+    again = run(Quantize(target="3.1bits", **SMALL), model, texts, tmp_path)[1]
+    monkeypatch.undo()
+    assert again["widths"] == run(Quantize(target="3.1bits", **SMALL), model, texts, tmp_path / "anew")[1]["widths"]
+
+
+@pytest.mark.slow
 def test_an_interrupted_search_ends_with_the_same_widths(model, texts, tmp_path):
     stage = Quantize(target="3.4bits", **SMALL)
     first, second = (run(stage, model, texts, tmp_path)[1] for _ in range(2))  # that finds what this has rounded

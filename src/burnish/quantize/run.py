@@ -246,7 +246,8 @@ class _Work:
     ) -> None:
         """The widths of all groups."""
         assert self.text is not None, "a target asks for text"
-        key = self.settings.canonical() | {"model": self.model.identity, "calibration text": self.text.hash}
+        same = {name: value for name, value in self.settings.canonical().items() if name != "target"}  # rounded alike
+        key = same | {"model": self.model.identity, "calibration text": self.text.hash}
         rounding = foretelling(self.rounding, RULES[self.settings.method])
         mixing = Mixing(budget, rounding, statistics, Store(directory / "widths"), key, self.ctx.progress)
         ledger, costs = self.ctx.ledger, mixing.forecast()
