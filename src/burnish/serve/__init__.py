@@ -14,7 +14,9 @@ from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from burnish.serve.balance import TailBalancer as TailBalancer
+    from burnish.serve.endpoint_ensemble import EndpointSchemble as EndpointSchemble
     from burnish.serve.ensemble import Schemble as Schemble
+    from burnish.serve.members import Member as Member
     from burnish.serve.settings import EngineSettings as EngineSettings
     from burnish.serve.settings import PolicySettings as PolicySettings
     from burnish.serve.settings import read_engine as read_engine
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from burnish.serve.workload import Workload as Workload
 
 _PUBLIC = {
+    "EndpointSchemble": ".endpoint_ensemble",
     "EngineSettings": ".settings",
+    "Member": ".members",
     "PolicySettings": ".settings",
     "Schemble": ".ensemble",
     "Simulation": ".simulate",

@@ -127,6 +127,7 @@ class Query:
         ended: of those, the ones that have.
         ends: when the last of the begun ones ends.
         chosen: its sub-ensemble in the last plan.
+        failed: models that gave it nothing, and are not asked again.
     """
 
     number: int
@@ -136,6 +137,7 @@ class Query:
     ended: int = 0
     ends: float = 0.0
     chosen: int = 0
+    failed: int = 0
 
 
 def plan(
@@ -146,6 +148,7 @@ def plan(
     *,
     eps: float = 0.01,
     cap: int | None = CAP,
+    spacing: Sequence[float] | None = None,
 ) -> list[int]:
     """The sub-ensemble of each query, those that it has begun included; queries in the order of their deadlines.
 
@@ -156,7 +159,9 @@ def plan(
         rewards: U.
         eps: sums are rounded down to multiples of eps * max U; 0 leaves them as they are.
         cap: states of one sum that stay; None keeps all.
+        spacing: after which a model takes the next query; its time where nothing is said, less where it serves several.
     """
+    spacing = times if spacing is None else spacing
     grain = eps * float(rewards.max())
     # A state: sum, available times, and its choice with that of the state before it.
     states: list[tuple[float, tuple[float, ...], tuple[int, Any] | None]] = [(0.0, tuple(available), None)]
@@ -165,7 +170,7 @@ def plan(
         found: dict[tuple[float, ...], tuple[float, tuple[float, ...], tuple[int, Any]]] = {}
         for total, free, before in states:
             for subset in options:
-                after = _after(query, subset, free, times)
+                after = _after(query, subset, free, times, spacing)
                 if after is None:
                     continue
                 reward = total + float(rewards[query.bin, subset])
@@ -182,19 +187,23 @@ def plan(
 
 
 def _options(query: Query, num_models: int) -> list[int]:
-    return [subset for subset in range(1 << num_models) if subset & query.begun == query.begun]
+    return [
+        subset for subset in range(1 << num_models) if subset & query.begun == query.begun and not subset & query.failed
+    ]
 
 
-def _after(query: Query, subset: int, free: tuple[float, ...], times: Sequence[float]) -> tuple[float, ...] | None:
-    """When models are available after the new ones of `subset` ran it; None where that is after its deadline."""
+def _after(
+    query: Query, subset: int, free: tuple[float, ...], times: Sequence[float], spacing: Sequence[float]
+) -> tuple[float, ...] | None:
+    """When models are available after the new ones of `subset` took it; None where it ends after its deadline."""
     new = subset & ~query.begun
     if not new:
         return free if query.ends <= query.deadline else None
     after = list(free)
     for model in members(new):
-        after[model] += times[model]
-        if after[model] > query.deadline:
+        if after[model] + times[model] > query.deadline:
             return None
+        after[model] += spacing[model]
     return tuple(after) if query.ends <= query.deadline else None
 
 
@@ -282,6 +291,7 @@ class Schemble:
         self.models, self.times, self.num_bins = list(models), list(times), num_bins
         self.regression: Regression = regression or Neighbours()
         self.eps, self.cap, self.most = eps, cap, most
+        self.spacing = list(times)
 
     def outputs(self, X: Any) -> Float[Array, "models queries classes"]:
         return np.stack([model.predict_proba(X) for model in self.models])
@@ -292,7 +302,17 @@ class Schemble:
         Raises:
             DataError: fewer than two queries, or labels that are no place of a class for each.
         """
-        outputs, y = self.outputs(X), np.asarray(y)
+        return self.fit_outputs(X, self.outputs(X), y)
+
+    def fit_outputs(
+        self,
+        X: Any,
+        outputs: Float[Array, "models queries classes"],
+        y: Int[Array, " queries"],
+        votes: Float[Array, "models queries classes"] | None = None,
+    ) -> Self:
+        """The same from what the models said; the mean of `votes`, where there are some, makes an answer."""
+        y = np.asarray(y)
         _, num, num_classes = outputs.shape
         if num < 2 or y.shape != (num,):
             raise DataError(
@@ -308,7 +328,7 @@ class Schemble:
         guessed = left_out(X)
         self.edges = np.unique(np.quantile(guessed, np.arange(1, self.num_bins) / self.num_bins))
         bins = np.searchsorted(self.edges, guessed, side="right")
-        self.rewards = profile(outputs, y, bins, self.num_bins)
+        self.rewards = profile(outputs if votes is None else votes, y, bins, self.num_bins)
         return self
 
     def bins(self, X: Any) -> Int[Array, " queries"]:
@@ -318,7 +338,7 @@ class Schemble:
     def choose(self, queries: Sequence[Query], available: Sequence[float]) -> list[int]:
         """The plan's sub-ensemble of each query; those beyond `most` have what they have begun."""
         head = list(queries[: self.most])
-        chosen = plan(head, available, self.times, self.rewards, eps=self.eps, cap=self.cap)
+        chosen = plan(head, available, self.times, self.rewards, eps=self.eps, cap=self.cap, spacing=self.spacing)
         return chosen + [query.begun for query in queries[self.most :]]
 
     def serve(self, X: Any, arrivals: Sequence[float], deadlines: Sequence[float]) -> EnsembleRun:
@@ -355,7 +375,7 @@ class Static:
                 for model in members(self.subset & ~query.begun):
                     free = (*free[:model], free[model] + self.times[model], *free[model + 1 :])
                 continue
-            after = _after(query, self.subset, free, self.times)
+            after = _after(query, self.subset, free, self.times, self.times)
             chosen.append(0 if after is None else self.subset)
             free = free if after is None else after
         return chosen
@@ -375,7 +395,7 @@ def run_ensemble(
         DataError: not one arrival and one deadline for each query, or an arrival that never is.
     """
     num_models, num, _ = outputs.shape
-    _check_times(arrivals, deadlines, num)
+    check_times(arrivals, deadlines, num)
     found = EnsembleRun(np.zeros(num, dtype=int), np.full(num, -1), np.full(num, np.nan), [0.0] * num_models)
     times, available = chooser.times, [0.0] * num_models
     working: list[Query | None] = [None] * num_models
@@ -417,7 +437,7 @@ def run_ensemble(
     return found
 
 
-def _check_times(arrivals: Sequence[float], deadlines: Sequence[float], num: int) -> None:
+def check_times(arrivals: Sequence[float], deadlines: Sequence[float], num: int) -> None:
     if not len(arrivals) == len(deadlines) == num:
         what = f"{len(arrivals)} arrivals and {len(deadlines)} deadlines for {num} queries"
         raise DataError(what, fix="give one of each for every query")
