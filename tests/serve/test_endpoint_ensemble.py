@@ -14,7 +14,6 @@ from aiohttp import web
 
 from burnish.core.errors import DataError, EngineError, SettingsError
 from burnish.serve.endpoint_ensemble import EndpointSchemble, outputs_of
-from burnish.serve.members import Member
 from burnish.verify.chains import ChainAnswer
 from served import Behind
 
@@ -45,8 +44,8 @@ class Model(Behind):
 
         super().__init__(answer)
 
-    def member(self, **options: Any) -> Member:
-        return Member(self.url, "model", **options)
+    def member(self, **options: Any) -> EnsembleMember:
+        return EnsembleMember(self.url, "model", **options)
 
 
 def short(question: str) -> str:
@@ -170,7 +169,7 @@ def test_members_that_answer_nothing_are_said_when_the_ensemble_is_fitted(answer
         return web.Response(body=answer.body, status=answer.status, content_type=answer.content_type)
 
     with Behind(handler) as broken, pytest.raises(EngineError, match=f"answered no question .*{told}"):
-        EndpointSchemble([Member(broken.url, "m")]).fit(["a", "b"], ["1", "2"])
+        EndpointSchemble([EnsembleMember(broken.url, "m")]).fit(["a", "b"], ["1", "2"])
 
 
 def test_usage_that_no_server_says_is_unknown_and_not_nothing():
@@ -178,7 +177,7 @@ def test_usage_that_no_server_says_is_unknown_and_not_nothing():
         return reply("1")
 
     with Behind(handler) as silent:
-        ensemble = EndpointSchemble([Member(silent.url, "m")]).fit(["a", "b"], ["1", "2"])
+        ensemble = EndpointSchemble([EnsembleMember(silent.url, "m")]).fit(["a", "b"], ["1", "2"])
     assert (ensemble.usage[0].unknown, ensemble.usage[0].prompt_tokens) == (2, 0)
 
 
@@ -202,7 +201,7 @@ def test_answers_in_words_become_classes_of_their_question():
 
 
 def test_no_answer_wins_no_vote():
-    ensemble = EndpointSchemble([Member("http://127.0.0.1:1/v1", "m")] * 3, reader=ChainAnswer())
+    ensemble = EndpointSchemble([EnsembleMember("http://127.0.0.1:1/v1", "m")] * 3, reader=ChainAnswer())
     ensemble.weights = np.array([0.4, 0.9, 0.4])
     assert ensemble.vote({0: "#1", 1: "nothing", 2: "#2"}) == "1"
     assert ensemble.vote({0: "#1", 1: "#2", 2: "#01"}) == "2"
@@ -219,14 +218,14 @@ def test_no_answer_wins_no_vote():
 )
 def test_what_is_no_member_is_said(options: dict[str, Any], told: str):
     with pytest.raises(SettingsError, match=told):
-        Member(**{"url": "http://127.0.0.1:1/v1", "model": "m"} | options)
+        EnsembleMember(**{"url": "http://127.0.0.1:1/v1", "model": "m"} | options)
 
 
 def test_what_cannot_be_fitted_is_said():
-    ensemble = EndpointSchemble([Member("http://127.0.0.1:1/v1", "m")])
+    ensemble = EndpointSchemble([EnsembleMember("http://127.0.0.1:1/v1", "m")])
     with pytest.raises(DataError, match="1 questions and 2 answers"):
         ensemble.fit(["a"], ["1", "2"])
     with pytest.raises(EngineError, match="is not there"):
         ensemble.fit(["a", "b"], ["1", "2"])
     with pytest.raises(SettingsError, match="quantile"):
-        EndpointSchemble([Member("http://127.0.0.1:1/v1", "m")], quantile=1.0)
+        EndpointSchemble([EnsembleMember("http://127.0.0.1:1/v1", "m")], quantile=1.0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from burnish.serve.balance import TailBalancer as TailBalancer
     from burnish.serve.endpoint_ensemble import EndpointSchemble as EndpointSchemble
     from burnish.serve.ensemble import Schemble as Schemble
-    from burnish.serve.members import Member as Member
+    from burnish.serve.members import EnsembleMember as EnsembleMember
     from burnish.serve.settings import EngineSettings as EngineSettings
     from burnish.serve.settings import PolicySettings as PolicySettings
     from burnish.serve.settings import read_engine as read_engine
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "EndpointSchemble": ".endpoint_ensemble",
     "EngineSettings": ".settings",
-    "Member": ".members",
+    "EnsembleMember": ".members",
     "PolicySettings": ".settings",
     "Schemble": ".ensemble",
     "Simulation": ".simulate",

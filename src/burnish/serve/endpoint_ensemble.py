@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 
 from burnish.core.errors import DataError, EngineError, MissingExtraError, SettingsError
 from burnish.serve.ensemble import CAP, Query, Regression, Schemble, check_times
-from burnish.serve.members import AnswerReader, Member, MemberError, MemberUsage, WholeText, ask_member
+from burnish.serve.members import AnswerReader, EnsembleMember, MemberError, MemberUsage, WholeText, ask_member
 from burnish.serve.policies.laws import Law
 
 LONGEST_REST = 60.0
@@ -100,7 +100,7 @@ class EndpointSchemble:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[EnsembleMember],
         *,
         reader: AnswerReader | None = None,
         features: Callable[[Sequence[str]], np.ndarray] = text_features,

@@ -34,7 +34,7 @@ class MemberError(BurnishError):
 
 
 @dataclass(frozen=True)
-class Member:
+class EnsembleMember:
     """A model behind an address.
 
     Attributes:
@@ -121,7 +121,7 @@ class MemberUsage:
             self.unknown += 1
 
 
-async def ask_member(session: Any, member: Member, question: str, usage: MemberUsage) -> str:
+async def ask_member(session: Any, member: EnsembleMember, question: str, usage: MemberUsage) -> str:
     """The text of its answer; what it used is added to `usage`, whatever happens.
 
     Args:
@@ -161,7 +161,7 @@ async def ask_member(session: Any, member: Member, question: str, usage: MemberU
     return text
 
 
-def _taken(content: bytes, member: Member, usage: MemberUsage) -> str:
+def _taken(content: bytes, member: EnsembleMember, usage: MemberUsage) -> str:
     said = parse_json(content, where=member.called, error=_NoAnswer)
     try:
         text = said["choices"][0]["message"]["content"]
