@@ -5,10 +5,10 @@
 For each seed two models (0.90 and 0.19 million parameters) are trained from random weights on chains of three to five
 steps (the nodes `first` and `single` of `recipes/tiny_reasoner.yaml`), `burnish reason serve --local` serves them, and
 both are asked 200 validation chains and 300 test chains, none of which was trained on, at temperature 0. What they
-answered and the tokens that their servers counted are kept. Then the real `EnsembleSession` is run on a virtual clock, on which a call
-takes 10 ms (large) or 2 ms (small) for each token that its answer has, so that no other load of the machine is
-measured. Questions arrive as a Poisson process at 1.5 times what the large model can serve by itself; an answer is due
-after twice what the large model takes for a question of median length.
+answered and the tokens that their servers counted are kept. Then the real `EnsembleSession` is run on a virtual clock,
+on which a call takes 10 ms (large) or 2 ms (small) for each token that its answer has, so that no other load of the
+machine is measured. Questions arrive as a Poisson process at 1.5 times what the large model can serve by itself; an
+answer is due after twice what the large model takes for a question of median length.
 """
 
 from __future__ import annotations

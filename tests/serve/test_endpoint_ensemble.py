@@ -14,6 +14,7 @@ from aiohttp import web
 
 from burnish.core.errors import DataError, EngineError, SettingsError
 from burnish.serve.endpoint_ensemble import EndpointSchemble, outputs_of
+from burnish.serve.members import EnsembleMember
 from burnish.verify.chains import ChainAnswer
 from served import Behind
 
