@@ -58,6 +58,20 @@ def test_a_target_is_reached_and_loads_in_a_stock_loader(model, texts, ids, tmp_
         assert torch.equal(read(input_ids=ids).logits, quantized.module(input_ids=ids).logits)
 
 
+def test_roundings_are_compared_at_the_width_nearest_to_the_target(model, texts, tmp_path, monkeypatch):
+    """At the four bits that nobody asked for another one may be the best."""
+    compared = []
+
+    def choose(views, roundings, *_, **__):
+        compared.extend({one.scheme_of(view).bits for view in views} for one in roundings.values())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("burnish.quantize.run.choose_rounding", choose)
+    with pytest.raises(KeyboardInterrupt):
+        run(Quantize(**SMALL | {"target": "2.6bits", "method": "yaqa"}), model, texts, tmp_path)
+    assert compared == [{3}] * 5
+
+
 @pytest.mark.slow
 def test_another_target_takes_what_was_rounded_for_the_first(model, texts, tmp_path, monkeypatch):
     run(Quantize(target="3.4bits", **SMALL), model, texts, tmp_path)

@@ -126,6 +126,11 @@ class ByteBudget:
         return float(np.interp(self.allowed, self._totals, self.widths))
 
     @property
+    def nearest_width(self) -> int:
+        """The place of the width that is nearest to the mean."""
+        return min(range(len(self.widths)), key=lambda place: abs(self.widths[place] - self.mean_width))
+
+    @property
     def _totals(self) -> list[int]:
         """Bytes of the groups where all have one width."""
         return [sum(sizes) for sizes in zip(*(group.sizes for group in self.groups), strict=True)]

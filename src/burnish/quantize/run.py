@@ -73,6 +73,8 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     else:
         walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory)
     budget = budget_of(settings, rounding.scheme, views, model.plan()) if settings.target is not None else None
+    if budget:  # roundings are compared at what most matrices are going to have
+        rounding = budget.applied([budget.nearest_width] * len(budget.groups), rounding)
     work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget, head_of(settings, module))
     if not on_disk:
         packed = dict(work.packed(ctx.work_dir))
