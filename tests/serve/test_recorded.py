@@ -235,10 +235,12 @@ def test_lines_are_json_that_any_tool_reads(tmp_path: Path):
 def test_a_recording_becomes_tables_of_its_owner(tmp_path: Path):
     record(tmp_path / "live.jsonl")
     cli.main(["serve", "table", str(tmp_path / "live.jsonl"), "-o", str(tmp_path / "out")])
-    requests, programs = (parquet.read_table(tmp_path / "out" / name).to_pylist() for name in FILES)
+    requests, programs, pauses = (parquet.read_table(tmp_path / "out" / name).to_pylist() for name in FILES)
     assert sum(row["prompt_tokens"] for row in requests) == 150  # the one that was given up is not there
     (program,) = programs
     assert (program["program"], program["tenant"], program["turns"], program["prompt_tokens"]) == ("p", "a", 2, 100)
+    assert [(row["sequence_id"], row["mark"]) for row in pauses] == [("p", "search"), ("p", "last")]
+    assert pauses[0]["time"] == 0 < pauses[1]["time"]
     assert {(tmp_path / "out" / name).stat().st_mode & 0o777 for name in FILES} == {0o600}
     assert SECRET.encode() not in b"".join((tmp_path / "out" / name).read_bytes() for name in FILES)
 

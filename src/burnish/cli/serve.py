@@ -315,14 +315,14 @@ def replay(
 
 
 def table(recording: Path, /, *, out: Out) -> None:
-    """Write a recording as parquet: a row for each request that ended, and one for each workflow.
+    """Write a recording as parquet: a row for each request that ended, one for each workflow, one for each pause.
 
     Parameters
     ----------
     recording:
         A server's telemetry, or the requests.jsonl of burnish serve replay.
     out:
-        Directory of requests.parquet and programs.parquet.
+        Directory of requests.parquet, programs.parquet, and pauses.parquet for burnish events fit.
     """
     from burnish.core.apart import check_apart
     from burnish.serve.export import FILES, export

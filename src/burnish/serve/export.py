@@ -1,5 +1,7 @@
 """A recording as parquet, for tools that read tables: a row for each request, and one for each workflow.
 
+`pauses.parquet` holds the pauses of workflows as events, for `burnish events fit` (`burnish.serve.policies.pauses`).
+
 What was given up, and single steps, stay in the recording alone. Times are seconds from its start.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ from burnish.core.checkpoint import replacing
 from burnish.core.errors import DataError, OutputError
 from burnish.core.outside import check_kind
 from burnish.serve.engine import SimulatedJob
+from burnish.serve.policies.pauses import pause_events
 from burnish.serve.recorded import is_recording, read_recording
 
 SECOND = 1e9
-FILES = ("requests.parquet", "programs.parquet")
+FILES = ("requests.parquet", "programs.parquet", "pauses.parquet")
 
 
 def export(recording: Path, directory: Path) -> list[Path]:
@@ -36,7 +40,7 @@ def export(recording: Path, directory: Path) -> list[Path]:
         check_kind(place, lambda head: head.startswith(b"PAR1"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for place, rows in zip(places, (_requests(jobs), _programs(jobs)), strict=True):
+        for place, rows in zip(places, (_requests(jobs), _programs(jobs), _pauses(jobs)), strict=True):
             _write(place, rows)
     except OSError as error:
         raise OutputError(f"cannot be written ({error.strerror})", where=str(directory)) from None
@@ -76,12 +80,27 @@ def _requests(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
     ]
 
 
-def _programs(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
-    """Of workflows that were named; a request that stands alone is none."""
+def _workflows(jobs: Sequence[SimulatedJob]) -> dict[str, list[SimulatedJob]]:
+    """Turns of workflows that were named; a request that stands alone is none."""
     of: dict[str, list[SimulatedJob]] = {}
     for job in jobs:
         if job.program:
             of.setdefault(job.program, []).append(job)
+    return of
+
+
+def _pauses(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
+    """Events of workflows that paused."""
+    rows = []
+    for program, several in _workflows(jobs).items():
+        turns = sorted(several, key=lambda job: job.arrival)
+        ends = [(job.tool or "tool", (after.arrival - job.finished) / SECOND) for job, after in pairwise(turns)]
+        for time, tool in pause_events([*ends, ("", 0.0)]) if ends else []:
+            rows.append({"sequence_id": program, "time": time, "mark": tool})
+    return rows
+
+
+def _programs(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
     return [
         {
             "program": program,
@@ -94,5 +113,5 @@ def _programs(jobs: Sequence[SimulatedJob]) -> list[dict[str, Any]]:
             "output_tokens": sum(job.output for job in turns),
             "redone_tokens": sum(job.redone for job in turns),
         }
-        for program, turns in of.items()
+        for program, turns in _workflows(jobs).items()
     ]

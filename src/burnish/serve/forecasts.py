@@ -1,7 +1,8 @@
 """Forecasts of a live scheduler, and how good they were: how long will an answer be, when does a workflow return.
 
 The law of an answer's length is that of the answers seen of the same tenant to prompts of the same size (a power of two
-of tokens), then of the tenant, then of all; that of a pause, of the same tool, then of all. A forecast is the law's
+of tokens), then of the tenant, then of all; that of a pause, of the same tool, then of all, or that of a trained model
+(`burnish.serve.policies.pauses`). A forecast is the law's
 `LEVELS` quantiles. It is made before anything of the outcome is known and scored when that comes:
 
     CRPS = 2 mean over levels of max(q (y - Q_q), (q - 1)(y - Q_q)),
@@ -19,6 +20,7 @@ import numpy as np
 
 from burnish.events.metrics import crps_from_quantiles
 from burnish.serve.policies.laws import Law, Laws
+from burnish.serve.policies.pauses import PauseLaws, SeenPauses
 from burnish.serve.policies.protocol import Job
 
 LEVELS = tuple((place + 0.5) / 20 for place in range(20))
@@ -77,11 +79,15 @@ def interval(quantiles: Sequence[float]) -> tuple[float, float]:
 
 
 class Forecasts:
-    """Makes forecasts, learns from outcomes and scores them."""
+    """Makes forecasts, learns from outcomes and scores them.
 
-    def __init__(self) -> None:
+    Args:
+        pauses: laws of pauses; what was seen where nothing is said.
+    """
+
+    def __init__(self, pauses: PauseLaws | None = None) -> None:
         self.lengths, self.pauses = Scores(), Scores()
-        self._length_laws, self._pause_laws = Laws(), Laws()
+        self._length_laws, self._pause_laws = Laws(), pauses or SeenPauses()
         self._lengths: OrderedDict[str, list[float]] = OrderedDict()
         self._pauses: OrderedDict[str, list[float]] = OrderedDict()
 
@@ -101,13 +107,18 @@ class Forecasts:
 
     def paused(self, program: str, tool: str) -> list[float] | None:
         """Of the seconds until a workflow's next turn, likewise."""
-        return self._open(self._pauses, program, self._pause_laws.find(tool))
+        return self._open(self._pauses, program, self._pause_laws.find(program, tool))
 
     def returned(self, program: str, tool: str, pause: int) -> bool | None:
         """Whether the pause was within the central 80 % of its forecast; None without one."""
         forecast = self._pauses.pop(program, None)
-        self._pause_laws.add(pause / SECOND, tool)
+        self._pause_laws.add(program, tool, pause / SECOND)
         return self.pauses.add(forecast, pause / SECOND) if forecast else None
+
+    def over(self, program: str) -> None:
+        """A workflow has had its last turn."""
+        self._pauses.pop(program, None)
+        self._pause_laws.forget(program)
 
     def _open(self, kept: OrderedDict[str, list[float]], name: str, law: Law | None) -> list[float] | None:
         kept.pop(name, None)

@@ -19,6 +19,7 @@ from burnish.core.yaml12 import Loader
 if TYPE_CHECKING:
     from burnish.serve.costs import CostModel
     from burnish.serve.engine import EngineShape
+    from burnish.serve.policies.pauses import PauseLaws
     from burnish.serve.policies.protocol import Order, Retention
 
 OrderName = Literal["fcfs", "vtc", "shares", "dlpm", "programs", "least-service"]
@@ -28,6 +29,7 @@ MAX_DEPTH = 8
 _ONLY_WITH = {
     "hold_seconds": ("hold", "fixed"),
     "longest_hold": ("hold", "learned"),
+    "pauses": ("hold", "learned"),
     "quantum": ("order", "dlpm"),
     "spare": ("order", "shares"),
     "take_places": ("order", "shares"),
@@ -62,6 +64,9 @@ class PolicySettings(Settings):
     )
     hold_seconds: float = Field(default=2.0, gt=0, le=1e9, description="of hold: fixed")
     longest_hold: float = Field(default=600.0, gt=0, le=1e9, description="of hold: learned, seconds")
+    pauses: str = Field(
+        default="", description="directory of a trained model of pauses, for hold: learned; else what was seen"
+    )
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -118,7 +123,19 @@ class PolicySettings(Settings):
             return self._order(), NoRetention()
         if self.hold == "fixed":
             return self._order(), FixedHold(self.hold_seconds)
-        return self._order(), LearnedHold(lambda tokens: step(costs, [(tokens, 0)], 0, 0) / SECOND, self.longest_hold)
+        return self._order(), LearnedHold(
+            lambda tokens: step(costs, [(tokens, 0)], 0, 0) / SECOND, self.longest_hold, self.pause_laws()
+        )
+
+    def pause_laws(self) -> PauseLaws | None:
+        """Of the trained model; None where there is none, and pauses are learned from what is seen.
+
+        Raises:
+            CheckpointError, SettingsError: it is no model of pauses.
+        """
+        from burnish.serve.policies.pauses import read_pauses
+
+        return read_pauses(Path(self.pauses)) if self.pauses else None
 
     def _order(self) -> Order:
         from burnish.serve.policies import queues, shares
@@ -279,7 +296,14 @@ def read_policy(name: str | Path) -> PolicySettings:
     if not Path(name).is_file():
         fix = f"give a YAML file or one of {', '.join(orders)}"
         raise SettingsError("is no policy file", where=str(name), fix=fix)
-    return PolicySettings.parse(_read(Path(name)), where=str(name))
+    found = PolicySettings.parse(_read(Path(name)), where=str(name))
+    if not found.pauses:
+        return found
+    place = Path(name).resolve().parent / found.pauses  # a server is started in another directory
+    if not (place / "config.json").is_file():
+        fix = "make one with burnish events fit"
+        raise SettingsError(f"{found.pauses!r} holds no model of pauses", where=f"{name}, pauses", fix=fix)
+    return found.model_copy(update={"pauses": str(place)})
 
 
 def read_engine(path: Path) -> EngineSettings:

@@ -14,6 +14,7 @@ from typing import Any
 from burnish.serve.forecasts import Forecasts, interval
 from burnish.serve.guard import SECOND, PolicyGuard
 from burnish.serve.metrics import TenantSums, Values
+from burnish.serve.policies.pauses import PauseLaws
 from burnish.serve.policies.protocol import Job
 from burnish.serve.shadow import Shadow
 from burnish.serve.telemetry import BlockNumbers, Recorder
@@ -60,6 +61,7 @@ class Watcher:
         recorder: of telemetry.
         shadow: of another policy.
         guard: of this one.
+        pauses: laws of pauses for the forecasts; what was seen where nothing is said.
     """
 
     def __init__(
@@ -70,9 +72,10 @@ class Watcher:
         recorder: Recorder | None = None,
         shadow: Shadow | None = None,
         guard: PolicyGuard | None = None,
+        pauses: PauseLaws | None = None,
     ) -> None:
         self.mode, self.recorder, self.shadow, self.guard = mode, recorder, shadow, guard
-        self.forecasts = Forecasts() if mode in ("shadow", "advise", "enforce") else None
+        self.forecasts = Forecasts(pauses) if mode in ("shadow", "advise", "enforce") else None
         self.tenants = TenantSums()
         self.holds: dict[str, float] = {}
         self.held_ns = {"useful": 0.0, "wasted": 0.0}
@@ -185,6 +188,8 @@ class Watcher:
             self.forecasts.forget(job)
             return
         self.forecasts.answered(job, one.output)
+        if job.program and not job.tool:
+            self.forecasts.over(job.program)
         if job.program and job.tool and (pauses := self.forecasts.paused(job.program, job.tool)):
             one.forecasts["pause_s"] = interval(pauses)
 

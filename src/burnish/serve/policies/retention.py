@@ -10,7 +10,8 @@ turns whose context was gone, and eta = minus the correlation between the turns 
 those they still had (1 where that is undefined): Continuum, 2025, arXiv:2511.02230, with n = 0. The published program
 has a fixed two seconds in its place. P is what was seen: the pauses after the same tool, after any tool where there are
 not more than `FEW` of those; before that an exponential law with a mean of a second, for which
-tau* = max(0, log(lambda B) / lambda).
+tau* = max(0, log(lambda B) / lambda). Or it is what a trained model says of this workflow
+(`burnish.serve.policies.pauses`).
 
 A hold is a wish, not a lock: where running requests need room, holds are given up in the order of what they are worth,
 
@@ -25,7 +26,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from burnish.serve.policies.laws import KEPT, Laws
+from burnish.serve.policies.laws import KEPT
+from burnish.serve.policies.pauses import PauseLaws, SeenPauses
 from burnish.serve.policies.protocol import Hold, Job, Room
 
 SECOND = 1_000_000_000
@@ -68,24 +70,28 @@ class LearnedHold(NoRetention):
     Args:
         recompute: seconds that computing so many tokens takes.
         longest: no hold is longer, in seconds.
+        pauses: laws of pauses; what was seen where nothing is said.
     """
 
-    def __init__(self, recompute: Callable[[int], float], longest: float = 600.0) -> None:
+    def __init__(
+        self, recompute: Callable[[int], float], longest: float = 600.0, pauses: PauseLaws | None = None
+    ) -> None:
         self._recompute, self._longest = recompute, longest
-        self._pauses = Laws()
+        self._pauses = pauses or SeenPauses()
         self._waits: deque[float] = deque(maxlen=KEPT)
         self._turns: deque[int] = deque(maxlen=KEPT)
 
     def on_finish(self, job: Job, tokens: int, room: Room) -> int:
         if not job.tool:
             self._turns.append(job.turn + 1)
+            self._pauses.forget(job.program)
             return 0
-        law, worth = self._pauses.find(job.tool), self.worth(tokens, room.num_running)
+        law, worth = self._pauses.find(job.program, job.tool), self.worth(tokens, room.num_running)
         seconds = exponential_hold(worth) if law is None else law.best_hold(worth)
         return round(min(seconds, self._longest) * SECOND)
 
     def on_return(self, job: Job, tool: str, pause: int) -> None:
-        self._pauses.add(pause / SECOND, tool)
+        self._pauses.add(job.program, tool, pause / SECOND)
 
     def on_admit(self, job: Job, waited: int) -> None:
         if not job.kept:
@@ -103,7 +109,7 @@ class LearnedHold(NoRetention):
         if hold.returned:
             return math.inf
         elapsed, until = (room.now - hold.since) / SECOND, (hold.until - hold.since) / SECOND
-        law = self._pauses.find(hold.job.tool)
+        law = self._pauses.find(hold.job.program, hold.job.tool)
         if law is None:
             chance, rest = 1 - math.exp(elapsed - until), 1 - math.exp(elapsed - until)
         else:

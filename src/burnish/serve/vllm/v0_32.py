@@ -185,7 +185,8 @@ class PolicyScheduler(AsyncScheduler):
         recorder = Recorder(Path(plugin.telemetry), self.about()) if plugin.telemetry else None
         shadow = Shadow(*self._policy(), self.room) if plugin.mode in ("shadow", "advise") else None
         guard = PolicyGuard() if plugin.mode == "enforce" and plugin.fall_back and self.policy.hold != "none" else None
-        return Watcher(plugin.mode, self.now, recorder=recorder, shadow=shadow, guard=guard)
+        pauses = self.policy.pause_laws()
+        return Watcher(plugin.mode, self.now, recorder=recorder, shadow=shadow, guard=guard, pauses=pauses)
 
     def about(self) -> dict[str, Any]:
         """Of the start in the telemetry; limits have the names of an engine file."""
