@@ -59,9 +59,9 @@ def searched(way: str, lr: float) -> str:
 class Bench(byte_windows.Bench):
     """What is measured, by name: "seed, cut, size" and "seed, way, size, steps"."""
 
-    def __init__(self, work: Path, *, smoke: bool) -> None:
+    def __init__(self, work: Path, *, smoke: bool, config: dict[str, Any] = CONFIG) -> None:
         super().__init__(work, smoke=smoke)
-        self._teachers = {}
+        self.config, self.cut_text, self._teachers = config, self.train_text, {}
 
     def names(self) -> list[str]:
         """In the order in which they are measured."""
@@ -84,7 +84,7 @@ class Bench(byte_windows.Bench):
 
     def teacher(self, seed: int) -> Any:
         if seed not in self._teachers:
-            start, steps = self.start(CONFIG, seed), 2 if self.smoke else TEACHER_STEPS
+            start, steps = self.start(self.config, seed), 2 if self.smoke else TEACHER_STEPS
             self._teachers[seed] = self.train(start, seed, steps, TEACHER_LR, self.work / f"teacher{seed}")
             self._teachers[seed].module.set_experts_implementation("eager")
         return self._teachers[seed]
@@ -100,7 +100,7 @@ class Bench(byte_windows.Bench):
         inputs = {"teacher": self.teacher(seed)} if settings.get("labels") == "teacher" else {}
         common = {"seed": seed, "tokens": 1024 if self.smoke else CALIBRATION, "length": byte_windows.LENGTH}
         stage = burnish.Slim(**common, multiple=8, allow_unseen=True, **settings | {key: key for key in inputs})
-        return stage(model or self.teacher(seed), calibration=[self.train_text], **inputs)
+        return stage(model or self.teacher(seed), calibration=[self.cut_text], **inputs)
 
     def distil(self, seed: int, student: Any, steps: int, lr: float) -> Any:
         import burnish
@@ -117,7 +117,7 @@ class Bench(byte_windows.Bench):
         elif way == "REAP":
             student = self.slim(seed, method="drop", num_experts=EXPERTS[size], score="reap")
         elif way == "from scratch":
-            student = self.start(CONFIG | {"intermediate_size": width}, seed)
+            student = self.start(self.config | {"intermediate_size": width}, seed)
         else:
             between = geometric_widths(WIDTHS["half"] * 2, width, 2, 8)[0]
             first = self.distil(seed, self.slim(seed, width=between, score="fisher"), budget // 2, lr)

@@ -6,14 +6,22 @@ Half of the parameters of all experts: every expert narrowed and refitted, half 
 magnitude), or the dropped ones merged into those that stay. Merging (as M-SMoE does): a dropped expert goes to the kept
 one whose router row is most alike (cosine), and weights are averaged by the tokens that each was given. Then the
 routers alone, 2,304 parameters or half of that, are trained to predict the teacher's distribution, on 61,440 tokens;
-together with 8,192 for the cut less than 100,000, and no expert is trained. Teachers, texts and windows are those of
-`slim.py`; the learning rate is searched on the first seed and the tuning windows, for every way of cutting.
+together with 8,192 for the cut less than 100,000, and no expert is trained. Three families of mixtures, each of about
+a million parameters with 8 experts of width 128, top-2: OLMoE, Mixtral and Qwen3-MoE (`examples/*_1m.json`). Teachers,
+texts and windows are made as in `slim.py`, a teacher for each family and seed; the learning rate is searched on the
+tuning windows of the first seed of the first family, for every way of cutting alike.
 
 "gap closed" is the share of (cut - teacher) that the routers win back, with the interval of the ratio over windows.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import byte_windows
@@ -21,6 +29,10 @@ import experiment
 
 import slim
 
+CUT_TEXT = 300_000
+"""Characters of the training text that cuts and routers draw their tokens from; all of it takes longer to read than the
+whole of either."""
+FAMILIES = {"OLMoE": "moe_1m", "Mixtral": "mixtral_1m", "Qwen3-MoE": "qwen3_moe_1m"}
 STEPS, SEARCH = 60, (3e-3, 1e-2, 3e-2)
 CUTS: dict[str, dict[str, Any]] = {
     "narrow by energy and refit": {"width": 64, "score": "energy", "refit": True},
@@ -32,24 +44,39 @@ CUTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Bench(slim.Bench):
-    """What is measured, by name: "seed, cut" and "seed, cut, routers", and with a learning rate in the search."""
+class Family(slim.Bench):
+    """What is measured of one family, by name: "seed, cut", "seed, cut, routers", and that with a learning rate.
 
-    def names(self) -> list[str]:
-        cut = [f"{seed}, {name}" for seed in self.seeds for name in ("teacher", *CUTS)]
-        tried = [searched(name, lr) for name in CUTS for lr in SEARCH]
-        return [*cut, *tried, *(f"{seed}, {name}, routers" for seed in self.seeds for name in CUTS)]
+    Attributes:
+        first: of the families, whose search decides for all; None for the first itself.
+    """
+
+    def __init__(self, work: Path, name: str, *, smoke: bool, first: Family | None = None) -> None:
+        config = json.loads((Path(slim.__file__).parent.parent / "examples" / f"{FAMILIES[name]}.json").read_text())
+        super().__init__(work / name, smoke=smoke, config=config)
+        self.first, self.cut_text = first, self.train_text[:CUT_TEXT]
+        self.student = functools.cache(self.student)
+
+    def names_of(self, seed: int) -> list[str]:
+        """In the order in which they are measured."""
+        cut = [f"{seed}, {name}" for name in ("teacher", *CUTS)]
+        searches = self.first is None and seed == self.seeds[0]
+        tried = [searched(name, lr) for name in CUTS for lr in SEARCH] if searches else []
+        return [*cut, *tried, *(f"{seed}, {name}, routers" for name in CUTS)]
 
     def measure(self, name: str) -> dict[str, Any]:
         number, what, *rest = name.split(", ")
         seed = int(number)
         if what == "teacher":
             return self.losses(self.teacher(seed))
-        student = self.merged(seed) if what == "drop by reap and merge" else self.slim(seed, **CUTS[what])
+        student = self.student(seed, what)
         if not rest:
             return self.losses(student)
-        lr = float(rest[1].removeprefix("lr ")) if len(rest) > 1 else self.best(what)
+        lr = float(rest[1].removeprefix("lr ")) if len(rest) > 1 else (self.first or self).best(what)
         return self.losses(self.routed(seed, student, lr)) | {"lr": lr}
+
+    def student(self, seed: int, what: str) -> Any:
+        return self.merged(seed) if what == "drop by reap and merge" else self.slim(seed, **CUTS[what])
 
     def best(self, what: str) -> float:
         return min(SEARCH, key=lambda lr: self.tuning_loss(searched(what, lr)))
@@ -58,7 +85,7 @@ class Bench(slim.Bench):
         import burnish
 
         settings = self.training(seed, 2 if self.smoke else STEPS, lr) | {"only": "routers", "balance": 0.0}
-        return burnish.Distill(**settings)(student, data=[self.train_text], teacher=self.teacher(seed))
+        return burnish.Distill(**settings)(student, data=[self.cut_text], teacher=self.teacher(seed))
 
     def merged(self, seed: int) -> Any:
         """The experts that REAP keeps, each the average of itself and the dropped ones that are most like it."""
@@ -67,7 +94,7 @@ class Bench(slim.Bench):
         from burnish.arch import matrices
 
         teacher = self.teacher(seed)
-        cut = self.slim(seed, **CUTS["drop by reap"])
+        cut = copy.deepcopy(self.student(seed, "drop by reap"))
         old, new = (by_place(matrices(model.module)) for model in (teacher, cut))
         counts = self.counts(seed)
         for layer in counts:
@@ -97,7 +124,7 @@ class Bench(slim.Bench):
         teacher = self.teacher(seed)
         tokens = calibration(
             teacher.tokenizer,
-            [self.train_text],
+            [self.cut_text],
             length=byte_windows.LENGTH,
             max_tokens=1024 if self.smoke else slim.CALIBRATION,
             generator=torch.Generator().manual_seed(seed),
@@ -114,13 +141,50 @@ def searched(what: str, lr: float) -> str:
     return f"{byte_windows.SEEDS[0]}, {what}, routers, lr {lr:g}"
 
 
-def summary(bench: Bench) -> dict[str, Any]:
-    teacher = bench.reported([f"{seed}, teacher" for seed in bench.seeds])
+def families(work: Path, *, smoke: bool) -> dict[str, Family]:
+    """Benches by name; teachers lie in `work`, one directory for each."""
+    found: dict[str, Family] = {}
+    for name in FAMILIES:
+        found[name] = Family(work, name, smoke=smoke, first=next(iter(found.values()), None))
+    return found
+
+
+def run(benches: dict[str, Family], minutes: float) -> bool:
+    """The first seed of every family, then the next one; whether all has been measured."""
+    end = time.monotonic() + 60 * minutes
+    for seed in next(iter(benches.values())).seeds:
+        for family, bench in benches.items():
+            print(f"{family}, seed {seed}", file=sys.stderr)
+            left = (end - time.monotonic()) / 60
+            if not bench.run(lambda bench=bench, seed=seed: bench.names_of(seed), bench.measure, left):
+                return False
+    return True
+
+
+def summary(benches: dict[str, Family]) -> dict[str, Any]:
+    """Of the seeds that have been measured in every family."""
+    first = next(iter(benches.values()))
+    seeds = [
+        seed
+        for seed in first.seeds
+        if all(bench.has(name) for bench in benches.values() for name in bench.names_of(seed))
+    ]
+    return {
+        "settings": {"steps": STEPS, "tokens": STEPS * byte_windows.BATCH * byte_windows.LENGTH, "search": SEARCH},
+        "slices": byte_windows.slices(first.teacher(first.seeds[0]).tokenizer, first.test_text),
+        "seeds": seeds,
+        "search": {name: first.tuning_loss(name) for name in (searched(w, lr) for w in CUTS for lr in SEARCH)},
+        "summary": {family: of_family(bench, seeds) for family, bench in benches.items()},
+    }
+
+
+def of_family(bench: Family, seeds: list[int]) -> dict[str, Any]:
+    teacher = bench.reported([f"{seed}, teacher" for seed in seeds])
     rows: dict[str, Any] = {}
     for what in CUTS:
-        before = bench.reported([f"{seed}, {what}" for seed in bench.seeds])
-        after = bench.reported([f"{seed}, {what}, routers" for seed in bench.seeds])
-        runs = bench.runs([f"{seed}, {what}, routers" for seed in bench.seeds])
+        before = bench.reported([f"{seed}, {what}" for seed in seeds])
+        after = bench.reported([f"{seed}, {what}, routers" for seed in seeds])
+        runs = bench.runs([f"{seed}, {what}, routers" for seed in seeds])
         rows[what] = {
             "cut": float(before.mean()),
             "routers": float(after.mean()),
@@ -131,14 +195,7 @@ def summary(bench: Bench) -> dict[str, Any]:
             "lr": runs[0]["lr"],
             "cpu_seconds": [run["cpu_seconds"] for run in runs],
         }
-    return {
-        "settings": {"steps": STEPS, "tokens": STEPS * byte_windows.BATCH * byte_windows.LENGTH, "search": SEARCH},
-        "slices": byte_windows.slices(bench.teacher(bench.seeds[0]).tokenizer, bench.test_text),
-        "seeds": list(bench.seeds),
-        "teacher": float(teacher.mean()),
-        "search": {name: bench.tuning_loss(name) for name in (searched(w, lr) for w in CUTS for lr in SEARCH)},
-        "summary": rows,
-    }
+    return {"teacher": float(teacher.mean()), "ways": rows}
 
 
 def closed(before: Any, after: Any, teacher: Any) -> dict[str, float]:
@@ -152,24 +209,42 @@ def closed(before: Any, after: Any, teacher: Any) -> dict[str, float]:
     return {"value": float(100 * (b - a).sum() / (b - t).sum()), "low": float(low), "high": float(high)}
 
 
+def main() -> None:
+    import torch
+
+    command = experiment.Command(__file__, __doc__)
+    command.keeps("directory of teachers and of what has been measured")
+    command.add_argument("--write", action="store_true", help="only write the results of what has been measured")
+    arguments = command.read()
+    torch.set_num_threads(1)
+    benches = families(Path(arguments.work), smoke=arguments.smoke)
+    if arguments.write or run(benches, arguments.minutes):
+        note = "one thread, shared with other work; CPU times only"
+        experiment.record(arguments.out, __doc__, summary(benches), note=note)
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
-    rows = results["summary"]
-    rule = experiment.rule(next(iter(rows.values()))["against"])
+    found = results["summary"]
+    rule = experiment.rule(next(iter(next(iter(found.values()))["ways"].values()))["against"])
     lines = [
         [
+            family,
             what,
             f"{row['cut']:.3f}",
             f"{row['routers']:.3f}",
             experiment.cell(row["against"], "+.3f"),
             f"{row['gap_closed']['value']:.0f} % [{row['gap_closed']['low']:.0f}, {row['gap_closed']['high']:.0f}]",
         ]
-        for what, row in sorted(rows.items(), key=lambda one: one[1]["routers"])
+        for family, rows in found.items()
+        for what, row in sorted(rows["ways"].items(), key=lambda one: one[1]["routers"])
     ]
-    heading = f"{len(results['seeds'])} seeds, nats per byte; teacher {results['teacher']:.3f}"
+    teachers = ", ".join(f"{family} {rows['teacher']:.3f}" for family, rows in found.items())
+    num = len(results["seeds"])
+    heading = f"{num} seed{'s' if num > 1 else ''}, nats per byte; teachers {teachers} | way"
     columns = f"{heading} | cut: | and its routers: | difference ({rule}): | gap closed:"
     return {"routers": experiment.table(columns, lines)}
 
 
 if __name__ == "__main__":
-    byte_windows.main(__file__, __doc__ or "", Bench, summary)
+    main()
