@@ -124,19 +124,19 @@ def test_streaming_does_not_change_the_key():
 
 
 def test_a_model_larger_than_half_of_the_free_memory_streams_by_itself(source, monkeypatch):
-    from burnish.quantize import plan
+    from burnish.core import memory
 
-    monkeypatch.setattr(plan, "SHARE_OF_FREE_MEMORY", 1e-9)
+    monkeypatch.setattr(memory, "SHARE_OF_FREE_MEMORY", 1e-9)
     assert isinstance(Quantize(method="rtn")(load(source)), DeferredModel)
 
 
 def test_a_plan_knows_which_models_will_stream(source, monkeypatch):
-    from burnish.quantize import plan
+    from burnish.core import memory
 
     before, note = load(source).plan(), "goes from disk to disk, a layer at a time"
     assert note not in Quantize().plan(before).notes
     assert note in Quantize(stream=True).plan(before).notes
-    monkeypatch.setattr(plan, "SHARE_OF_FREE_MEMORY", 1e-9)
+    monkeypatch.setattr(memory, "SHARE_OF_FREE_MEMORY", 1e-9)
     assert note in Quantize().plan(before).notes
     assert note not in Quantize(stream=False).plan(before).notes
     assert note not in Quantize(method="yaqa").plan(before).notes

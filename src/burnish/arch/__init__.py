@@ -17,7 +17,7 @@ from burnish.arch.expert_calls import is_registered, routed
 from burnish.arch.experts import is_routed, num_active_parameters, num_experts, share_used
 from burnish.arch.head import AllLogits, Head, head_of
 from burnish.arch.plain import plain_matrices
-from burnish.arch.stepping import HiddenStates, first_inputs
+from burnish.arch.stepping import HiddenStates, behind_layers, first_inputs
 from burnish.arch.view import MatrixView, VectorView, by_input, by_parameter, layers, matrices, vectors
 from burnish.arch.wrappers import plain_name, unwrapped
 
@@ -30,6 +30,7 @@ __all__ = [
     "HiddenStates",
     "MatrixView",
     "VectorView",
+    "behind_layers",
     "by_input",
     "by_parameter",
     "capture",

@@ -10,7 +10,8 @@ Between layers only hidden states are kept, so a layer can be looked at, changed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,3 +79,22 @@ def first_inputs(module: PreTrainedModel, tokens: Tensor, mask: Tensor | None = 
         for layer, original in zip(decoder_layers, originals, strict=True):
             layer.forward = original
     return HiddenStates(first[0], arguments)
+
+
+@contextmanager
+def behind_layers(module: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    """Inside the block a forward pass begins behind the decoder layers, which all give `hidden` and compute nothing.
+
+    Args:
+        module: of which neither its layers nor its embeddings need to be in memory.
+        hidden: (windows, length, hidden), what the last layer gave for the tokens that the module is called with.
+    """
+    replaced = [module.get_input_embeddings(), *(layer for _, layer in layers(module))]
+    originals = [part.forward for part in replaced]
+    try:
+        for part in replaced:
+            part.forward = lambda *args, **kwargs: hidden
+        yield
+    finally:
+        for part, original in zip(replaced, originals, strict=True):
+            part.forward = original

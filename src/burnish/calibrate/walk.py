@@ -1,10 +1,11 @@
-"""The walk over a model's layers with text going through them: one walk, three sources.
+"""The walk over a model's layers with text going through them: one walk, four sources.
 
 | source | in memory | what the text goes through |
 | --- | --- | --- |
 | `WholeModel` | all layers | the original network from end to end, gradients too |
 | `LayerByLayer` | all layers | one layer after the other, as it was or as the caller changed it |
-| `FromDisk` | one layer | the same |
+| `FromDisk` | one layer | the same (`from_disk`) |
+| `GradientsFromDisk` | one layer | the original, up through the layers and gradients down again (`from_disk`) |
 
 A walk halts at some layers at a time. There text goes past an observer of their matrices, any number of folds one after
 the other; then, at a `final` stop, the caller may change the weights of all matrices that the walk has passed.
@@ -12,31 +13,24 @@ the other; then, at a `final` stop, the caller may change the weights of all mat
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from burnish.arch import HiddenStates, MatrixView, capture, first_inputs, layers, matrices
+from burnish.arch import HiddenStates, MatrixView, capture, first_inputs, layers
 from burnish.calibrate.sums import Sketch, layer_groups
 from burnish.calibrate.windows import BATCH_TOKENS, Calibration, WindowBatch
-from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import NumericalError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Loss = Callable[["PreTrainedModel", WindowBatch], Tensor]
-
-PIECE_WEIGHTS = 4_000_000
-"""Weights from disk that are handed out at a time, if one matrix does not hold more: rounding needs several times their
-memory."""
 
 
 class Observer(Protocol):
@@ -228,45 +222,6 @@ class LayerByLayer(Walk):
             states.hidden = output
 
 
-class FromDisk(LayerByLayer):
-    """A checkpoint larger than memory: a layer's weights are read when its text comes, and again a few at a time."""
-
-    def __init__(
-        self, on_disk: OnDisk, views: Sequence[MatrixView], *, precision: str = "highest", changed: bool
-    ) -> None:
-        super().__init__(on_disk.module, views, precision=precision, changed=changed)
-        self.on_disk = on_disk
-        self.made: dict[str, Tensor] = {}
-
-    def check_weights(self) -> None:
-        """They are checked when they are handed out."""
-        give_back_freed_memory()
-
-    def first_hidden_states(self, text: Calibration) -> list[list[tuple[WindowBatch, HiddenStates]]]:
-        embeddings = [v.parameter for v in matrices(self.module) if v.part == "embedding" and v.layer is None]
-        with ExitStack() as stack:
-            for name in embeddings:
-                stack.enter_context(self.on_disk.loaded(name))
-            return super().first_hidden_states(text)
-
-    def at(self, stop: Stop) -> AbstractContextManager[None]:
-        return self.on_disk.loaded(f"{self.layers[stop.layers[0]][0]}.", instead=self.made)
-
-    def pieces(self, views: Sequence[MatrixView]) -> Iterator[Sequence[MatrixView]]:
-        for piece in pieces_on_disk(views):
-            with self.on_disk.loaded(*(view.parameter for view in piece)):
-                check_finite(piece)
-                yield piece
-                if self.changed and self.folds:
-                    self.made |= {v.parameter: self.module.get_parameter(v.parameter).data for v in piece}
-
-    def leave(self, stop: Stop) -> None:
-        if self.waiting:
-            super().leave(stop)
-        self.made.clear()
-        give_back_freed_memory()
-
-
 def numbers_of(views: Sequence[MatrixView]) -> tuple[int, ...]:
     """Of the decoder layers of some matrices, ascending."""
     return tuple(sorted({view.layer for view in views if view.layer is not None}))
@@ -279,21 +234,6 @@ def check_finite(views: Sequence[MatrixView]) -> None:
             raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
 
 
-def pieces_on_disk(views: Sequence[MatrixView]) -> Iterator[list[MatrixView]]:
-    """Matrices in order, a few million weights at a time; those that are one tensor on disk stay together."""
-    by_parameter: dict[str, list[MatrixView]] = {}
-    for view in views:
-        by_parameter.setdefault(view.parameter, []).append(view)
-    piece: list[MatrixView] = []
-    for joined in by_parameter.values():
-        if piece and sum(math.prod(view.shape) for view in piece + joined) > PIECE_WEIGHTS:
-            yield piece
-            piece = []
-        piece = piece + joined
-    if piece:
-        yield piece
-
-
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """Products of float32 matrices are computed so inside the block; those in float64 are not touched by it."""
@@ -303,15 +243,3 @@ def products(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def give_back_freed_memory() -> None:
-    """Makes glibc return freed memory to the system: large blocks from now on, what is left of small ones at once.
-
-    By itself it raises the size from which it returns a block to that of the largest freed so far, and keeps smaller
-    ones in a heap that then grows with every layer.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        mmap_threshold = -3
-        libc.mallopt(mmap_threshold, 1 << 20)
-        libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The peak memory of this process, as the kernel counts it."""
+"""Memory: what this process has held at most, as the kernel counts it, and what a network would fill."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import sys
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
+SHARE_OF_FREE_MEMORY = 0.5
+"""A model that would fill more than this is taken from disk layer by layer unless the settings say otherwise."""
+
+
+def too_large(num_parameters: int) -> bool:
+    """Whether the float32 network would fill more than half of the free memory."""
+    import psutil
+
+    return 4 * num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
 
 
 def peak_resident_bytes() -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from burnish.arch import MatrixView, is_registered, known_model_types
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
+from burnish.core.memory import too_large
 from burnish.core.progress import byte_count
 from burnish.quantize.mixed import (
     LEARNED_AS,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 QUANTIZED_PARTS = ("attention", "mlp", "experts", "shared_expert")
 SMALL_ROLES = ("router", "shared_expert_gate")
 """A router decides which experts run; its few weights stay as they are."""
-SHARE_OF_FREE_MEMORY = 0.5
-"""A model that would fill more than this is taken from disk layer by layer unless the settings say otherwise."""
 
 
 def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixView]:
@@ -158,13 +157,6 @@ def check_experts(views: Sequence[MatrixView]) -> None:
                 where=view.disk,
                 fix="quantize a model of another type",
             )
-
-
-def too_large(num_parameters: int) -> bool:
-    """Whether the float32 network would fill more than half of the free memory."""
-    import psutil
-
-    return 4 * num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
 
 
 def plan(settings: Quantize, before: Plan) -> Plan:

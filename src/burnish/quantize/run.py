@@ -18,12 +18,14 @@ from burnish.arch import MatrixView, known_model_types
 from burnish.calibrate.blocks import Block
 from burnish.calibrate.blocks import blocks as walk_blocks
 from burnish.calibrate.collect import PRECISION, collected
+from burnish.calibrate.from_disk import FromDisk
 from burnish.calibrate.statistics import Statistics
-from burnish.calibrate.walk import FromDisk, LayerByLayer, Walk, WholeModel
+from burnish.calibrate.walk import LayerByLayer, Walk, WholeModel
 from burnish.calibrate.windows import Calibration
 from burnish.core.checkpoint import DeferredModel, Model, cast, working_copy
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, SettingsError
+from burnish.core.memory import too_large
 from burnish.core.progress import Task
 from burnish.core.stage import Context
 from burnish.core.store import Store
@@ -31,7 +33,7 @@ from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
 from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, foretelling, frontier_line
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
-from burnish.quantize.plan import check_combinations, head_of, matrices_of, roundings_of, select, sketches_of, too_large
+from burnish.quantize.plan import check_combinations, head_of, matrices_of, roundings_of, select, sketches_of
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.scheme import Scheme

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -23,7 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from burnish.arch import MatrixView, describe, matrices, routed
-from burnish.calibrate.walk import WholeModel
+from burnish.calibrate.from_disk import FromDisk, GradientsFromDisk
+from burnish.calibrate.walk import Walk, WholeModel
 from burnish.calibrate.windows import Calibration, WindowBatch
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.progress import Progress
@@ -33,6 +35,8 @@ from burnish.slim.maths.scores import Score, group_columns, output_energy, salie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from burnish.core.checkpoint.on_disk import OnDisk
 
 Labels = Literal["sampled", "text", "teacher"]
 
@@ -81,11 +85,13 @@ def collect(
     vocabulary: int | None = None,
     generator: torch.Generator,
     progress: Progress,
+    on_disk: OnDisk | None = None,
+    scratch: Path | None = None,
 ) -> ScoreSums:
     """The sums of one score.
 
     Args:
-        module: the model in evaluation mode.
+        module: the model in evaluation mode; that of `on_disk`, without weights, where there is one.
         tokens: whole windows, no padding.
         score: whose `terms` are summed; None of them for a score of weights alone, whose pass only counts.
         shared, groups: whether neurons of shared experts and attention groups are scored too.
@@ -94,6 +100,8 @@ def collect(
         vocabulary: tokens, from the first on, over which it is compared; None for all.
         generator: on the CPU, draws labels.
         progress: where to show a bar.
+        on_disk: of which one layer is in memory at a time; None for a network in memory.
+        scratch: directory for hidden states, where gradients come from disk.
 
     Raises:
         NumericalError: activations or gradients that are not finite, with the matrix's name.
@@ -105,11 +113,17 @@ def collect(
     views += down_views(module, "shared_expert") if shared else []
     views += output_views(module) if groups else []
     loss = _Loss(labels, teacher, vocabulary, generator) if score.needs == "gradients" else None
-    walk = WholeModel(module, views, checkpointing=True)
-    with noted_routing(routed, observer.routing), progress.task("scoring", total=tokens.numel(), unit="tokens") as task:
+    walk: Walk = WholeModel(module, views, checkpointing=True)
+    if on_disk is not None:
+        assert scratch is not None, "hidden states have a place"
+        walk = FromDisk(on_disk, views, changed=False) if loss is None else GradientsFromDisk(on_disk, views, scratch)
+    passes = 1 if on_disk is None else describe(module).num_layers
+    total = passes * tokens.numel()
+    with noted_routing(routed, observer.routing), progress.task("scoring", total=total, unit="tokens") as task:
         for stop in walk.stops(Calibration(tokens, num_folds=1)):
-            for some in walk.run(stop, 0, observer, loss):
-                task.advance(some)
+            with walk.at(stop):
+                for some in walk.run(stop, 0, observer, loss):
+                    task.advance(some)
     if loss is not None:
         loss.check_teacher(tokens.numel())
     observer.check_finite()

@@ -9,6 +9,8 @@ from burnish.core.checkpoint import plan_config
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
+from burnish.core.memory import too_large
+from burnish.core.progress import byte_count
 from burnish.slim import depth
 from burnish.slim.target import CLOSE, FittedSizes, allowed_parameters, experts_of, fit, resized
 
@@ -74,7 +76,7 @@ def preflight(settings: Slim, start: Model, before: Plan) -> None:
     """Refuses calibration text that is too short, or that the tokenizer cannot read."""
     from burnish.data.attempt import try_window
 
-    if settings.refit or settings.score_name not in ("random", "magnitude"):
+    if settings.reads_text:
         length = min(settings.length, before.config.get_text_config().max_position_embeddings)
         if settings.tokens < length:
             raise SettingsError(
@@ -111,26 +113,42 @@ def plan(settings: Slim, before: Plan) -> Plan:
             )
     if now.intermediate_size % 64:
         notes.append(f"{now.intermediate_size} is no multiple of 64, the tile of fused expert kernels")
-    gradients = settings.method == "narrow" and settings.score_name in ("fisher", "taylor", "taylor_total")
-    flops = (6 if gradients else 2) * num_active_parameters(before) * settings.tokens
-    reads_text = settings.refit or settings.score_name not in ("random", "magnitude")
-    if settings.score_name in ("random", "magnitude"):
-        flops = 0
-    # Text goes through the whole network in float32; everything else takes a matrix at a time.
-    memory = 4 * before.num_parameters if reads_text else 0
-    if settings.refit:
-        hidden = before.config.get_text_config().hidden_size
-        flops += 3 * num_active_parameters(before) * settings.tokens
-        # Hidden states before and after a layer; and refitted matrices.
-        memory += 8 * was.intermediate_size**2 + 8 * settings.tokens * hidden + after.num_bytes // 3
+    flops, memory, more = _cost(settings, before, after)
     return before.with_(
         config=config,
         shapes=after.shapes,
         num_bytes=round(per_parameter * after.num_parameters),
         peak_memory_bytes=memory + 1_000_000_000,
         seconds=seconds_for(flops),
-        notes=(*before.notes, *notes),
+        notes=(*before.notes, *notes, *more),
     )
+
+
+def _cost(settings: Slim, before: Plan, after: Plan) -> tuple[float, int, list[str]]:
+    """Operations, bytes in memory beside the libraries, and notes on both."""
+    if not settings.reads_text:
+        return 0, 0, []
+    text = before.config.get_text_config()
+    states = 8 * settings.tokens * text.hidden_size
+    flops = (6 if settings.by_gradients else 2) * num_active_parameters(before) * settings.tokens
+    memory, notes = 4 * before.num_parameters, []  # the whole network, in float32
+    streams = settings.stream
+    if streams is None:
+        streams = too_large(before.num_parameters) and not settings.not_by_layer
+    if streams:
+        num_layers = describe(before.config).num_layers
+        around = 2 * text.vocab_size * text.hidden_size
+        memory = 4 * (2 * before.num_parameters // num_layers + around) + states
+        notes.append("text goes through a layer at a time, from disk")
+        if settings.by_gradients:
+            flops += 2 * num_active_parameters(before) * settings.tokens
+            disk = byte_count(num_layers * states // 2)
+            notes.append(f"what goes into every layer lies on disk meanwhile ({disk}); scores of activations need none")
+    if settings.refit:
+        # Hidden states before and after a layer; a Gram matrix; and refitted matrices.
+        flops += 3 * num_active_parameters(before) * settings.tokens
+        memory += 8 * experts_of(before.config).intermediate_size ** 2 + states + after.num_bytes // 3
+    return flops, memory, notes
 
 
 def _plan_depth(settings: Slim, before: Plan, config: Any) -> Plan:

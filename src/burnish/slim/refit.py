@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from burnish.arch import MatrixView, describe, hidden_neurons, routed
+from burnish.calibrate.from_disk import FromDisk
 from burnish.calibrate.walk import LayerByLayer, Stop
 from burnish.calibrate.windows import Calibration
 from burnish.core.errors import NumericalError
@@ -26,36 +27,50 @@ from burnish.slim.surgery import Kept
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from burnish.core.checkpoint.on_disk import OnDisk
+
 
 def refit(
-    module: PreTrainedModel, tokens: Int[Tensor, "windows length"], kept: Kept, progress: Progress
+    module: PreTrainedModel,
+    tokens: Int[Tensor, "windows length"],
+    kept: Kept,
+    progress: Progress,
+    on_disk: OnDisk | None = None,
 ) -> Iterator[tuple[tuple[int, int | None], Float[Tensor, "hidden width"]]]:
     """New down projections of routed and shared experts that are narrowed, as ((layer, expert), weights).
 
     Args:
-        module: the model before the cut, in evaluation mode.
+        module: the model before the cut, in evaluation mode; that of `on_disk`, without weights, where there is one.
         tokens: whole windows, no padding.
         kept: the neurons, and the experts, that stay.
         progress: where to show a bar.
+        on_disk: of which one layer is in memory at a time; None for a network in memory.
 
     Raises:
         NumericalError: activations that are not finite, with the matrix's name.
     """
     views = down_views(module, "experts")
     views += [view for view in down_views(module, "shared_expert") if view.layer in kept.shared]
-    walk = LayerByLayer(module, views, changed=False)
+    walk = FromDisk(on_disk, views, changed=False) if on_disk else LayerByLayer(module, views, changed=False)
     num_layers = describe(module).num_layers
     with torch.no_grad(), progress.task("refitting", total=num_layers, unit="layers") as task:
         for stop in walk.stops(Calibration(tokens, num_folds=1)):
-            shared = [_SharedGram(view) for view in stop.views if view.expert is None]
-            given = _given(walk, stop, shared)
-            for one in shared:
-                yield _refitted(one.view, one.checked(), kept.shared[_layer(one.view)])
-            for view in stop.views:
-                layer, expert = _layer(view), view.expert
-                if expert is not None and layer in kept.neurons and _stays(view, kept):
-                    yield _refitted(view, _gram(view, given), kept.neurons[layer][expert])
+            with walk.at(stop):
+                yield from _refitted_layer(walk, stop, kept)
             task.advance()
+
+
+def _refitted_layer(
+    walk: LayerByLayer, stop: Stop, kept: Kept
+) -> Iterator[tuple[tuple[int, int | None], Float[Tensor, "hidden width"]]]:
+    shared = [_SharedGram(view) for view in stop.views if view.expert is None]
+    given = _given(walk, stop, shared)
+    for one in shared:
+        yield _refitted(one.view, one.checked(), kept.shared[_layer(one.view)])
+    for view in stop.views:
+        layer, expert = _layer(view), view.expert
+        if expert is not None and layer in kept.neurons and _stays(view, kept):
+            yield _refitted(view, _gram(view, given), kept.neurons[layer][expert])
 
 
 def _refitted(

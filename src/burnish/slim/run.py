@@ -1,7 +1,7 @@
 """`Slim.run`: calibration text, scores, what is kept, surgery.
 
-A checkpoint on disk is read whole only where text goes through it; scores of weights alone, and the cut itself, take a
-matrix at a time from its files.
+A checkpoint on disk is read whole only where text goes through it and there is room; else the text takes a layer at a
+time. Scores of weights alone, and the cut itself, take a matrix at a time from its files.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, describe
+from burnish.calibrate.from_disk import know_pieces
 from burnish.core.checkpoint import Model, common_vocabulary, load
-from burnish.core.errors import DataError, NumericalError
+from burnish.core.checkpoint.on_disk import OnDisk
+from burnish.core.errors import DataError, NumericalError, SettingsError
+from burnish.core.memory import too_large
 from burnish.core.stage import Context
 from burnish.slim.collect import ScoreSums, collect
 from burnish.slim.depth import kept_layers
@@ -72,8 +75,13 @@ class _Choice:
 
     @cached_property
     def network(self) -> PreTrainedModel:
-        """The model with its weights, for text to go through."""
-        return self.uncut.network(self.ctx.device)
+        """The model for text to go through; without weights where it is taken from disk a layer at a time."""
+        return self.on_disk.module if self.on_disk else self.uncut.network(self.ctx.device)
+
+    @cached_property
+    def on_disk(self) -> OnDisk | None:
+        """What a layer at a time is taken from; None where the whole network goes into memory."""
+        return to_be_streamed(self.settings, self.model, self.ctx.device)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -132,7 +140,7 @@ def _narrow(choice: _Choice) -> Chosen:
     kept = Kept(neurons, _shared(choice, sums, score), experts, _groups(choice, sums, score))
     refitted: dict[tuple[int, int | None], Tensor] = {}
     if settings.refit:
-        for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress):
+        for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress, choice.on_disk):
             refitted[place] = down.to("cpu", choice.uncut.dtype)
     return kept, refitted, rows
 
@@ -267,7 +275,34 @@ def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Sc
         vocabulary=vocabulary,
         generator=ctx.generator,
         progress=ctx.progress,
+        on_disk=choice.on_disk,
+        scratch=ctx.work_dir / "hidden",
     )
+
+
+def to_be_streamed(settings: Slim, model: Model, device: str) -> OnDisk | None:
+    """The model on disk, if text is to go through it a layer at a time: as the settings say, or where it would fill
+    memory.
+
+    Raises:
+        SettingsError: `stream` is true but cannot be.
+    """
+    if settings.stream is False or (settings.stream is None and not too_large(model.plan().num_parameters)):
+        return None
+    reason, on_disk = settings.not_by_layer, None
+    if not reason and device != "cpu":
+        reason = f"on {device} text goes through the whole network"
+    if not reason and (model.path is None or model.is_loaded):
+        reason = "the model is in memory already"
+    if not reason and torch.float64 in (model.dtype, model.stored_dtype):
+        reason = "a layer at a time is computed in float32, and the weights are float64"
+    if not reason:
+        on_disk = OnDisk(model)
+        know_pieces(on_disk)
+        reason = f"{on_disk.absent} is stored under another name or in other pieces" if on_disk.absent else ""
+    if reason and settings.stream:
+        raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
+    return None if reason else on_disk
 
 
 def _check_seen(sums: ScoreSums, width: int, settings: Slim, ctx: Context) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
 from burnish.core.settings import CheckpointRef, DataRef
-from burnish.core.stage import Context, Stage
+from burnish.core.stage import VOLATILE, Context, Stage
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -77,6 +77,12 @@ class Slim(Stage):
     allow_unseen: bool = Field(
         default=False, description="rank neurons of experts that saw no calibration token by the size of their weights"
     )
+    stream: bool | None = Field(
+        default=None,
+        description="narrow, drop: text goes through a decoder layer at a time, from disk; null: where the network "
+        "would fill half of what is free",
+        json_schema_extra=VOLATILE,
+    )
     rounds: int | None = Field(
         default=None,
         ge=1,
@@ -120,6 +126,8 @@ class Slim(Stage):
                 "gradient, so every score would be rounding noise (use labels: sampled for the first cut)"
             )
         self._check_rounds()
+        if self.stream and self.not_by_layer:
+            raise ValueError(f"stream is true, but {self.not_by_layer}")
         return self
 
     def _check_depth(self) -> None:
@@ -150,6 +158,21 @@ class Slim(Stage):
     def score_name(self) -> str:
         """The score, with the method's default."""
         return self.score or DEFAULT_SCORES[self.method]
+
+    @property
+    def not_by_layer(self) -> str:
+        """Why text cannot go through a layer at a time, "" where it can."""
+        if self.method == "depth":
+            return "method depth compares whole networks"
+        return "labels: teacher compares two whole networks" if self.labels == "teacher" else ""
+
+    @property
+    def by_gradients(self) -> bool:
+        return self.method == "narrow" and self.score_name in ("fisher", "taylor", "taylor_total")
+
+    @property
+    def reads_text(self) -> bool:
+        return self.refit or self.score_name not in ("random", "magnitude")
 
     def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
         if self.rounds is None:
