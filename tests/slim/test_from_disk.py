@@ -17,8 +17,8 @@ from burnish.core.errors import SettingsError
 from burnish.core.progress import Progress
 from burnish.slim.collect import collect
 from burnish.slim.maths.scores import SCORES
-from burnish.slim.run import to_be_streamed
 from burnish.slim.stage import Slim
+from burnish.slim.uncut import to_be_streamed
 from small_models import PROSE, small_tokenizer
 
 ALL = ["mixtral", "mixtral_tied", "phimoe", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"]

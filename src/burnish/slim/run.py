@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, describe
-from burnish.calibrate.from_disk import know_pieces
 from burnish.core.checkpoint import Model, common_vocabulary, load
 from burnish.core.checkpoint.on_disk import OnDisk
-from burnish.core.errors import DataError, NumericalError, SettingsError
-from burnish.core.memory import too_large
+from burnish.core.errors import DataError, NumericalError
 from burnish.core.stage import Context
 from burnish.slim.collect import ScoreSums, collect
 from burnish.slim.depth import kept_layers
@@ -27,10 +25,11 @@ from burnish.slim.maths.experts import reap
 from burnish.slim.maths.keep import keep_highest
 from burnish.slim.maths.scores import SCORES, Score, magnitude
 from burnish.slim.plan import new_config
+from burnish.slim.price import COMPARABLE, WINDOWS, own_widths, say_price
 from burnish.slim.refit import refit
 from burnish.slim.surgery import Kept, Refitted, cut, deferred_cut
 from burnish.slim.target import experts_of, router_groups
-from burnish.slim.uncut import Uncut
+from burnish.slim.uncut import Uncut, to_be_streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,17 +84,23 @@ class _Choice:
 
     @cached_property
     def tokens(self) -> Tensor:
+        self.drawn_from = self.ctx.generator.get_state()
+        return self._draw(self.settings.tokens, self.ctx.generator)
+
+    @cached_property
+    def unseen(self) -> Tensor:
+        """A few windows that scores have not seen: the same draw goes on. Fewer, or none, of a short text."""
+        known = set(map(tuple, self.tokens.tolist()))
+        again = torch.Generator().set_state(self.drawn_from)
+        more = self._draw(self.settings.tokens + WINDOWS * self.tokens.shape[1], again)
+        return more[[tuple(window) not in known for window in more.tolist()]]
+
+    def _draw(self, max_tokens: int, generator: torch.Generator) -> Tensor:
         from burnish.data import calibration
 
         data = self.ctx.inputs.get("calibration", self.settings.calibration)
         length = min(self.settings.length, self.model.config.get_text_config().max_position_embeddings)
-        return calibration(
-            self.model.tokenizer,
-            data,
-            length=length,
-            max_tokens=self.settings.tokens,
-            generator=self.ctx.generator,
-        )
+        return calibration(self.model.tokenizer, data, length=length, max_tokens=max_tokens, generator=generator)
 
     @property
     def cuts_shared(self) -> bool:
@@ -124,8 +129,9 @@ def _narrow(choice: _Choice) -> Chosen:
     if score.terms:
         sums = _collect(choice, score, shared=choice.cuts_shared, groups=choice.cuts_groups)
         _check_seen(sums, was.intermediate_size, settings, choice.ctx)
-    neurons, experts, rows = {}, {}, []
+    neurons, experts, rows, scored = {}, {}, [], {}
     for layer, scores in _scores_by_layer(choice, sums, score):
+        scored[layer] = scores
         neurons[layer] = keep_highest(scores, now.intermediate_size)
         kept_scores = scores.gather(1, neurons[layer]).sum(1)
         row: dict[str, Any] = {"layer": layer, "experts": now.num_experts, "width": now.intermediate_size}
@@ -142,6 +148,10 @@ def _narrow(choice: _Choice) -> Chosen:
     if settings.refit:
         for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress, choice.on_disk):
             refitted[place] = down.to("cpu", choice.uncut.dtype)
+    narrower = now.intermediate_size < was.intermediate_size
+    if sums is not None and narrower and not experts and settings.score_name in COMPARABLE and choice.on_disk is None:
+        own = own_widths(scored, now.intermediate_size)
+        say_price(choice.network, choice.uncut, choice.unseen, neurons, own, choice.ctx)
     return kept, refitted, rows
 
 
@@ -278,31 +288,6 @@ def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Sc
         on_disk=choice.on_disk,
         scratch=ctx.work_dir / "hidden",
     )
-
-
-def to_be_streamed(settings: Slim, model: Model, device: str) -> OnDisk | None:
-    """The model on disk, if text is to go through it a layer at a time: as the settings say, or where it would fill
-    memory.
-
-    Raises:
-        SettingsError: `stream` is true but cannot be.
-    """
-    if settings.stream is False or (settings.stream is None and not too_large(model.plan().num_parameters)):
-        return None
-    reason, on_disk = settings.not_by_layer, None
-    if not reason and device != "cpu":
-        reason = f"on {device} text goes through the whole network"
-    if not reason and (model.path is None or model.is_loaded):
-        reason = "the model is in memory already"
-    if not reason and torch.float64 in (model.dtype, model.stored_dtype):
-        reason = "a layer at a time is computed in float32, and the weights are float64"
-    if not reason:
-        on_disk = OnDisk(model)
-        know_pieces(on_disk)
-        reason = f"{on_disk.absent} is stored under another name or in other pieces" if on_disk.absent else ""
-    if reason and settings.stream:
-        raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
-    return None if reason else on_disk
 
 
 def _check_seen(sums: ScoreSums, width: int, settings: Slim, ctx: Context) -> None:
