@@ -21,6 +21,7 @@ import functools
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ class Family(slim.Bench):
         searches = self.first is None and seed == self.seeds[0]
         tried = [searched(name, lr) for name in CUTS for lr in SEARCH] if searches else []
         return [*cut, *tried, *(f"{seed}, {name}, routers" for name in CUTS)]
+
+    def measured_seeds(self) -> list[int]:
+        """Seeds of which everything is there."""
+        return [seed for seed in self.seeds if all(self.has(name) for name in self.names_of(seed))]
 
     def measure(self, name: str) -> dict[str, Any]:
         number, what, *rest = name.split(", ")
@@ -141,11 +146,11 @@ def searched(what: str, lr: float) -> str:
     return f"{byte_windows.SEEDS[0]}, {what}, routers, lr {lr:g}"
 
 
-def families(work: Path, *, smoke: bool) -> dict[str, Family]:
-    """Benches by name; teachers lie in `work`, one directory for each."""
+def families(kind: type[Family], work: Path, *, smoke: bool) -> dict[str, Family]:
+    """Benches by name; teachers lie in `work`, one directory for each family."""
     found: dict[str, Family] = {}
     for name in FAMILIES:
-        found[name] = Family(work, name, smoke=smoke, first=next(iter(found.values()), None))
+        found[name] = kind(work, name, smoke=smoke, first=next(iter(found.values()), None))
     return found
 
 
@@ -162,23 +167,20 @@ def run(benches: dict[str, Family], minutes: float) -> bool:
 
 
 def summary(benches: dict[str, Family]) -> dict[str, Any]:
-    """Of the seeds that have been measured in every family."""
+    """Of the seeds that have been measured, family by family."""
     first = next(iter(benches.values()))
-    seeds = [
-        seed
-        for seed in first.seeds
-        if all(bench.has(name) for bench in benches.values() for name in bench.names_of(seed))
-    ]
     return {
         "settings": {"steps": STEPS, "tokens": STEPS * byte_windows.BATCH * byte_windows.LENGTH, "search": SEARCH},
         "slices": byte_windows.slices(first.teacher(first.seeds[0]).tokenizer, first.test_text),
-        "seeds": seeds,
         "search": {name: first.tuning_loss(name) for name in (searched(w, lr) for w in CUTS for lr in SEARCH)},
-        "summary": {family: of_family(bench, seeds) for family, bench in benches.items()},
+        "summary": {name: found for name, bench in benches.items() if (found := of_family(bench))},
     }
 
 
-def of_family(bench: Family, seeds: list[int]) -> dict[str, Any]:
+def of_family(bench: Family) -> dict[str, Any]:
+    seeds = bench.measured_seeds()
+    if not seeds:
+        return {}
     teacher = bench.reported([f"{seed}, teacher" for seed in seeds])
     rows: dict[str, Any] = {}
     for what in CUTS:
@@ -195,7 +197,7 @@ def of_family(bench: Family, seeds: list[int]) -> dict[str, Any]:
             "lr": runs[0]["lr"],
             "cpu_seconds": [run["cpu_seconds"] for run in runs],
         }
-    return {"teacher": float(teacher.mean()), "ways": rows}
+    return {"teacher": float(teacher.mean()), "seeds": seeds, "ways": rows}
 
 
 def closed(before: Any, after: Any, teacher: Any) -> dict[str, float]:
@@ -209,42 +211,45 @@ def closed(before: Any, after: Any, teacher: Any) -> dict[str, float]:
     return {"value": float(100 * (b - a).sum() / (b - t).sum()), "low": float(low), "high": float(high)}
 
 
-def main() -> None:
+def main(kind: type[Family], script: str, text: str | None, made: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The command line of this benchmark, and of others on the same teachers."""
     import torch
 
-    command = experiment.Command(__file__, __doc__)
+    command = experiment.Command(script, text)
     command.keeps("directory of teachers and of what has been measured")
     command.add_argument("--write", action="store_true", help="only write the results of what has been measured")
     arguments = command.read()
     torch.set_num_threads(1)
-    benches = families(Path(arguments.work), smoke=arguments.smoke)
+    benches = families(kind, Path(arguments.work), smoke=arguments.smoke)
     if arguments.write or run(benches, arguments.minutes):
         note = "one thread, shared with other work; CPU times only"
-        experiment.record(arguments.out, __doc__, summary(benches), note=note)
+        experiment.record(arguments.out, text, made(benches), note=note)
+
+
+def heading(found: dict[str, Any]) -> list[str]:
+    """The titles of the first two columns: families with their teachers, and ways."""
+    teachers = (
+        f"{name} {rows['teacher']:.3f} ({len(rows['seeds'])} seed{'s' if len(rows['seeds']) > 1 else ''})"
+        for name, rows in found.items()
+    )
+    return [f"nats per byte; teachers: {', '.join(teachers)}", "way"]
+
+
+def share(gap: dict[str, float] | None) -> str:
+    return f"{gap['value']:.0f} % [{gap['low']:.0f}, {gap['high']:.0f}]" if gap else ""
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
-    found = results["summary"]
-    rule = experiment.rule(next(iter(next(iter(found.values()))["ways"].values()))["against"])
-    lines = [
-        [
-            family,
-            what,
-            f"{row['cut']:.3f}",
-            f"{row['routers']:.3f}",
-            experiment.cell(row["against"], "+.3f"),
-            f"{row['gap_closed']['value']:.0f} % [{row['gap_closed']['low']:.0f}, {row['gap_closed']['high']:.0f}]",
-        ]
-        for family, rows in found.items()
-        for what, row in sorted(rows["ways"].items(), key=lambda one: one[1]["routers"])
-    ]
-    teachers = ", ".join(f"{family} {rows['teacher']:.3f}" for family, rows in found.items())
-    num = len(results["seeds"])
-    heading = f"{num} seed{'s' if num > 1 else ''}, nats per byte; teachers {teachers} | way"
-    columns = f"{heading} | cut: | and its routers: | difference ({rule}): | gap closed:"
-    return {"routers": experiment.table(columns, lines)}
+    found, lines = results["summary"], []
+    for family, rows in found.items():
+        for what, row in sorted(rows["ways"].items(), key=lambda one: one[1]["routers"]):
+            against = experiment.cell(row["against"], "+.3f")
+            numbers = [f"{row['cut']:.3f}", f"{row['routers']:.3f}", against, share(row["gap_closed"])]
+            lines.append([family, what, *numbers])
+    columns = ["cut:", "and its routers:", "difference (95 %):", "gap closed:"]
+    return {"routers": experiment.table([*heading(found), *columns], lines)}
 
 
 if __name__ == "__main__":
-    main()
+    main(Family, __file__, __doc__, summary)
