@@ -108,7 +108,7 @@ class Family(slim_router.Family):
 
 
 def searched(ridge: float) -> str:
-    return f"{slim.SEEDS[0]}, {BEHIND}; ridge {ridge:g}"
+    return f"{byte_windows.SEEDS[0]}, {BEHIND}; ridge {ridge:g}"
 
 
 # -- ways of cutting ---------------------------------------------------------------------------------------------------
