@@ -101,8 +101,8 @@ def price(
     original = states()
     for name, kept in ways.items():
         for view in down_views(network, "experts"):
+            assert view.layer is not None and view.expert is not None, "experts are parts of layers"
             if view.layer in kept:
-                assert view.expert is not None
                 masked = torch.zeros_like(view.tensor)
                 neurons = kept[view.layer][view.expert].to(masked.device)
                 masked[:, neurons] = weights(view).to(masked)[:, neurons]
