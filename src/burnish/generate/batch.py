@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from burnish.generate.speculation import Proposer, Speculating, Verified, check_trees, read_tree
 from burnish.generate.warp import Sampling, drawn, warped
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Continuation:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     noted: list[Noted] = field(default_factory=list)
+    speculating: Speculating | None = None
 
 
 class Batch:
@@ -94,6 +96,10 @@ class Batch:
         tokenizer: its tokenizer.
         new_cache: makes an empty cache; by default what the model's layers want. Rows can join others only in a cache
             that keeps every key and value of every layer.
+        proposer: of the tokens that follow, for a row that is alone; several rows take a token a pass, as without.
+
+    Raises:
+        SettingsError: there is a proposer, and the model cannot read trees.
     """
 
     def __init__(
@@ -101,16 +107,24 @@ class Batch:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         new_cache: Callable[[], Any] | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
         from burnish.generate.cache import roomy
 
         self.model, self.tokenizer, self.rows = model, tokenizer, list[Continuation]()
         self._new_cache = new_cache or (lambda: roomy(model.config))
         self._cache: Any = None
+        self._proposer, self._tree = proposer, cast(Verified | None, None)
+        if proposer is not None:
+            check_trees(model)
         self._mask = self._positions = self._logits = torch.empty(0)
 
     def join(self, prompts: Sequence[Sequence[int]], several: int, rows: Sequence[Continuation]) -> None:
         """Reads prompts, each once, and adds `several` rows for each of them; `rows` are prompt-major."""
+        self._settle()
+        if self._proposer is not None:
+            for number, row in enumerate(rows):
+                row.speculating = self._proposer.begin(prompts[number // several])
         for together in _read_together([len(prompt) for prompt in prompts]):
             new = [row for number in together for row in rows[number * several : (number + 1) * several]]
             self._read([prompts[number] for number in together], several, new)
@@ -152,12 +166,43 @@ class Batch:
             if sample is not None:
                 ended[number] = sample
         done = [(self.rows[number], sample) for number, sample in ended.items()]
+        for row, _ in done:
+            if row.speculating is not None:
+                row.speculating.end()
         chosen = self._keep([number for number in range(len(self.rows)) if number not in ended], chosen)
         if self.rows:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], -1)
-            self._positions = self._positions + 1
-            self._logits = self._forward(chosen[:, None], self._mask, self._positions, self._cache)
+            self._go_on(chosen)
         return done
+
+    def _go_on(self, chosen: Tensor) -> None:
+        """Logits after the tokens that were drawn."""
+        if self._tree is not None:
+            known = self._tree.follow(int(chosen[0]))
+            if known is not None:
+                self._logits = known
+                return
+            self._settle()
+        proposals = [
+            row.speculating.draft(row.wish.max_new_tokens - len(row.tokens) - 1 if len(self.rows) == 1 else 0)
+            for row in self.rows
+            if row.speculating is not None
+        ]
+        mask, self._positions = self._mask, self._positions + 1
+        self._mask = torch.cat([mask, mask.new_ones(len(self.rows), 1)], -1)
+        if not any(proposal.tokens for proposal in proposals):
+            self._logits = self._forward(chosen[:, None], self._mask, self._positions, self._cache)
+            return
+        place = int(self._positions[0, 0])
+        self._tree = read_tree(self.model, int(chosen[0]), proposals[0], mask[0], place, self._cache)
+        self._logits = self._tree.logits[:1]
+
+    def _settle(self) -> None:
+        """Drops what was proposed and did not come: from then on the cache is that of the text alone."""
+        if self._tree is not None:
+            num = self._tree.keep(self._cache)
+            self._mask = torch.cat([self._mask, self._mask.new_ones(1, num)], -1)
+            self._positions = self._positions + num
+            self._tree = None
 
     def drop(self, unwanted: Callable[[Continuation], bool]) -> None:
         """Takes rows out before their end."""
@@ -174,7 +219,7 @@ class Batch:
         staying = [number if number in early else late.pop() for number in range(len(staying))]
         self.rows = [self.rows[number] for number in staying]
         if not staying:
-            self._cache = None
+            self._cache = self._tree = None
             return beside[:0]
         kept = torch.tensor(staying, device=self._mask.device)
         self._mask, self._positions = self._mask[kept], self._positions[kept]
@@ -195,6 +240,8 @@ class Batch:
             for row, token, logprob in zip(rows, tokens.tolist(), said, strict=True):
                 row.tokens.append(token)
                 row.logprobs.append(logprob)
+                if row.speculating is not None:
+                    row.speculating.extend([token])
             chosen[numbers] = tokens
         self._note(chosen)
         return chosen

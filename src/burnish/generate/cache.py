@@ -75,6 +75,20 @@ class RoomyLayer(DynamicLayer):
         self._rows = len(indices)
         self._shown()
 
+    def keep_columns(self, first: int, columns: Tensor) -> None:
+        """Of the columns from `first` on, these alone, in this order.
+
+        Args:
+            first: columns before it stay as they are.
+            columns: numbers, counted from `first`, ascending.
+        """
+        begin, new = self._first + first, len(columns)
+        if new and int(columns[-1]) >= new:  # else they are there already
+            for store in self._stores:
+                store[: self._rows, :, begin : begin + new] = store[: self._rows, :, begin + columns]
+        self._end = begin + new
+        self._shown()
+
     def add_rows(self, other: RoomyLayer, *, blank: int) -> None:
         """Puts the rows of another layer under these, all ending in the last column.
 

@@ -10,6 +10,7 @@ import torch
 
 from burnish.core.errors import SettingsError
 from burnish.generate.batch import Batch, Continuation, Sample, Wish, end_tokens
+from burnish.generate.speculation import Proposer
 from burnish.generate.warp import Sampling
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def generate(
     stop_tokens: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
+    speculate: Proposer | None = None,
 ) -> list[Sample]:
     """Draws `n` continuations of every prompt.
 
@@ -51,12 +53,15 @@ def generate(
         stop_tokens: ids that end a text, besides those of the model's generation config and tokenizer.
         seed: one for all (prompt i then has its own stream), or one for each prompt.
         batch_size: most rows at a time.
+        speculate: proposes tokens, several of which a forward pass may confirm, such as
+            `burnish.serve.speculate.Lookahead()`: the same texts in fewer passes, and one row at a time.
 
     Returns:
         `n` samples of the first prompt, then of the second, and so on.
 
     Raises:
-        SettingsError: a setting out of its range, an empty prompt, or one too long for the model.
+        SettingsError: a setting out of its range, an empty prompt, one too long for the model, or a model that cannot
+            read trees of tokens.
     """
     ids = [list(tokenizer(one)["input_ids"]) if isinstance(one, str) else list(one) for one in prompts]
     limits = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -69,8 +74,8 @@ def generate(
         for place in range(len(ids) * n)
     ]  # prompt-major
     samples: list[Sample | None] = [None] * len(rows)
-    for together, first, several in _batches(ids, n, batch_size):
-        batch = Batch(model, tokenizer)
+    for together, first, several in _batches(ids, n, 1 if speculate is not None else batch_size):
+        batch = Batch(model, tokenizer, proposer=speculate)
         running = [rows[index * n + first + sample] for index in together for sample in range(several)]
         batch.join([ids[index] for index in together], several, running)
         while batch.rows:
