@@ -40,6 +40,7 @@ def serve(
     concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 256,
     name: str | None = None,
     rows: Annotated[int, Parameter(validator=Number(gte=1))] = 64,
+    speculate: Literal["trie"] | None = None,
     dtype: Dtype = "float32",
     device: str = "cpu",
 ) -> None:
@@ -75,6 +76,9 @@ def serve(
         By which clients call the local model; its directory's where nothing is said.
     rows:
         Continuations of the local model that share a forward pass, at most.
+    speculate:
+        Of the local model: while one continuation is under way alone, propose its tokens from its prompt and from
+        earlier answers, which all clients share.
     dtype:
         Of the local model; in the shorter two, texts depend on what else is asked for at the time.
     device:
@@ -91,6 +95,8 @@ def serve(
     from burnish.reason.serve.upstream import checked
     from burnish.verify import verifier as named
 
+    if speculate and local is None:
+        raise SettingsError("is for a local model", where="--speculate", fix="give it to the server behind")
     if (upstream is None) == (local is None):
         raise SettingsError("one server behind this one is needed", fix="give either --upstream or --local")
     check_apart([out], [local, prompts])
@@ -102,7 +108,7 @@ def serve(
         backend = Upstream(checked(upstream), forwards_key=keys, timeout=timeout, concurrency=concurrency)
     else:
         assert local is not None
-        backend = _local(local, name, rows, dtype, device)
+        backend = _local(local, name, rows, dtype, device, speculates=speculate is not None)
 
     def said(address: str) -> None:
         print(f"serving {backend.called} at {address}", flush=True)
@@ -111,13 +117,18 @@ def serve(
         asyncio.run(run(backend, guard, port=port, said=said, out=out, answers=answers, prompts=texts))
 
 
-def _local(directory: Path, name: str | None, rows: int, dtype: Dtype, device: str) -> Backend:
+def _local(
+    directory: Path, name: str | None, rows: int, dtype: Dtype, device: str, *, speculates: bool = False
+) -> Backend:
     import torch
 
     from burnish.core.checkpoint import load
     from burnish.generate import Engine
     from burnish.reason.serve import Local
+    from burnish.serve.speculate import Lookahead
 
     model = load(directory, dtype=getattr(torch, dtype), device=device)
     called = name or directory.resolve().name
-    return Local(Engine(model.module.eval(), model.tokenizer, name=called, identity=model.identity, rows=rows))
+    proposer = Lookahead() if speculates else None
+    options = {"name": called, "identity": model.identity, "rows": rows, "proposer": proposer}
+    return Local(Engine(model.module.eval(), model.tokenizer, **options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -13,6 +13,11 @@ from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.outside import MAX_SEED
 from burnish.serve.workload import Mode, RouterName, Workload
 
+if TYPE_CHECKING:
+    from burnish.core.engines import EngineProcess
+
+SAY_EVERY = 10.0
+"""Seconds."""
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Many = Annotated[list[str], Parameter(negative=())]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -152,7 +157,9 @@ def up(
     model: Path,
     /,
     *,
-    policy: str,
+    policy: str | None = None,
+    speculate: Literal["trie"] | None = None,
+    num_speculative_tokens: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 8,
     python: Path | None = None,
     name: str | None = None,
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
@@ -167,7 +174,7 @@ def up(
     option: Many | None = None,
     log: Path | None = None,
 ) -> None:
-    """Start vLLM's server with a policy, on the loopback, until Ctrl-C.
+    """Start vLLM's server with a policy or with a memory of answers, on the loopback, until Ctrl-C.
 
     The server is a small one for CPUs: no compilation, 1 GiB of keys and values. Clients name themselves in the field
     vllm_xargs: tenant (organisation/team/tenant), program (the workflow), turn, tool (what the answer will call) and
@@ -179,6 +186,10 @@ def up(
         A checkpoint directory.
     policy:
         The file that `burnish serve sim` takes, or the name of an order.
+    speculate:
+        Propose tokens from the prompt and from earlier answers, apart for each `cache_salt`; says how many were right.
+    num_speculative_tokens:
+        Of them in a forward pass, at most.
     python:
         Interpreter of an environment with vLLM; without it the one that VLLM_PYTHON names.
     name:
@@ -208,23 +219,28 @@ def up(
     """
     import os
     import tempfile
-    import time
 
     from burnish.core.apart import check_apart
     from burnish.core.engines import check_log, vllm
     from burnish.serve.settings import read_policy
     from burnish.serve.telemetry import check_recording
-    from burnish.serve.up import IN_HEADERS, KEYED, server_options
+    from burnish.serve.up import IN_HEADERS, KEYED, server_options, speculating_options
     from burnish.serve.vllm.keys import read_keys
 
     interpreter = python or os.environ.get("VLLM_PYTHON")
     if not interpreter:
         fix = "give --python, or set VLLM_PYTHON to what scripts/vllm-env prints"
         raise SettingsError("no environment with vLLM is named", fix=fix)
-    chosen = read_policy(policy)
+    if (policy is None) == (speculate is None):
+        why = "" if policy is None else "; a policy stands on vLLM's asynchronous scheduler, which proposals switch off"
+        raise SettingsError(f"one is needed, a policy or proposals{why}", fix="give either --policy or --speculate")
+    if policy is None and (telemetry or metrics_port or trust_client_tenant or mode != "enforce"):
+        fix = "give --policy, or leave out --mode, --telemetry, --metrics-port and --trust-client-tenant"
+        raise SettingsError("some options are those of a policy", where="--speculate", fix=fix)
+    chosen = read_policy(policy) if policy else None
     if not (model / "config.json").is_file():
         raise CheckpointError("has no config.json, so it is no checkpoint", where=str(model), fix="name its directory")
-    check_apart([log, telemetry], [model, Path(policy), keys])
+    check_apart([log, telemetry], [model, Path(policy) if policy else None, keys])
     if telemetry:
         check_apart([log], [telemetry])
         check_recording(telemetry)
@@ -238,18 +254,35 @@ def up(
         read_keys(keys)
         plugin["trust_client_tenant"] = True  # what a client claims is overwritten before it gets there
         os.environ["BURNISH_KEYS"] = str(keys.resolve())
-    options = [*server_options(policy, **plugin), *(KEYED if keys else IN_HEADERS if headers else ()), *(option or [])]
+    options = server_options(policy, **plugin) if policy else speculating_options(num_speculative_tokens)
+    options += [*(KEYED if keys else IN_HEADERS if headers else ()), *(option or [])]
     server = vllm(
         interpreter, model, *options, log=place, name=name, dtype=dtype, max_model_len=max_model_len, port=port
     )
-    if chosen.warning:
+    if chosen and chosen.warning:
         print(chosen.warning)
     print(f"starting; its log: {place}", flush=True)
     with server as engine:
-        print(f"serving {name or model.resolve().name} under {chosen.called} at {engine.url}", flush=True)
-        while True:
-            time.sleep(1)
-            engine.check()
+        how = f"under {chosen.called}" if chosen else "with proposals from a trie"
+        print(f"serving {name or model.resolve().name} {how} at {engine.url}", flush=True)
+        _stay(engine, proposes=chosen is None)
+
+
+def _stay(engine: EngineProcess, *, proposes: bool) -> None:
+    """Until Ctrl-C or its end; says now and then how many tokens were foretold, where some are proposed."""
+    import time
+
+    from burnish.serve.up import Foretold, foretold
+
+    said, next_look = Foretold(), time.monotonic() + SAY_EVERY
+    while True:
+        time.sleep(1)
+        engine.check()
+        if proposes and time.monotonic() > next_look:
+            next_look = time.monotonic() + SAY_EVERY
+            found = foretold(engine.url)
+            if found != said:
+                print(said := found, flush=True)
 
 
 def replay(

@@ -17,6 +17,7 @@ import torch
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.generate.batch import Batch, Continuation, Given, Noted, Wish, end_tokens
+from burnish.generate.speculation import Proposer
 from burnish.generate.speech import Speech
 from burnish.generate.warp import Sampling
 
@@ -80,9 +81,11 @@ class Engine:
         name: as it is called.
         identity: of its content, for those who keep answers.
         rows: most continuations under way; others wait in their order.
+        proposer: of tokens, for a continuation that is alone.
 
     Raises:
-        SettingsError: layers keep something else than all keys and values.
+        SettingsError: layers keep something else than all keys and values, or there is a proposer and the model cannot
+            read trees.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Engine:
         name: str = "local",
         identity: str = "",
         rows: int = 64,
+        proposer: Proposer | None = None,
     ) -> None:
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -111,7 +115,7 @@ class Engine:
         self._vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
         self._words: dict[tuple[int, bool], str] = {}
         # Sliding layers keep everything as well: where rows join, a column means another place in each of them.
-        self._batch = Batch(model, tokenizer, roomy)
+        self._batch = Batch(model, tokenizer, roomy, proposer)
         self._asked: queue.SimpleQueue[Drawing | None] = queue.SimpleQueue()
         self._waiting: list[Drawing] = []
         self._joining: list[Drawing] = []

@@ -1,9 +1,12 @@
-"""The policies inside vLLM, as the class of its scheduler
+"""What of ours runs inside vLLM: policies as the class of its scheduler, and a proposer of tokens
 
     settings = {"burnish": {"policy": "fair.yaml", "trust_client_tenant": True}}
     LLM(model, scheduler_cls="burnish.serve.vllm.Scheduler", additional_config=settings)
 
-There is one adapter for each version of vLLM whose scheduler was read; nothing outside of this folder imports vLLM.
+    speculative = {"method": "custom_class", "model": "burnish.serve.vllm.TrieProposer", "num_speculative_tokens": 8}
+    LLM(model, speculative_config=speculative)
+
+There is one adapter for each version of vLLM that was read; nothing outside of this folder imports vLLM.
 """
 
 from __future__ import annotations
@@ -40,10 +43,12 @@ def adapter() -> str:
     if name in ADAPTERS:
         return f"{__name__}.{ADAPTERS[name]}"
     known = ", ".join(ADAPTERS)
-    raise EngineError(f"vLLM {found} has another scheduler than those known ({known})", fix=f"install vLLM {known}")
+    raise EngineError(f"vLLM {found} is none of those known ({known})", fix=f"install vLLM {known}")
 
 
 def __getattr__(name: str) -> object:
     if name == "Scheduler":
         return import_module(adapter()).PolicyScheduler
+    if name == "TrieProposer":
+        return import_module(f"{adapter()}_proposer").TrieProposer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

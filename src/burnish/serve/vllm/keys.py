@@ -9,6 +9,8 @@ whatever the client wrote there, so the plug-in may trust it.
 
 vLLM hands no header to its scheduler. Both layers therefore write those of `HEADERS` into `vllm_xargs`, over what the
 body says: a gateway sets headers, a client behind it writes the body. With keys the tenant's is not looked at.
+
+Nor does a request's `cache_salt` reach what proposes tokens and must keep answers apart by it: `SaltNamed` copies it.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ class NamedInHeaders:
         app: the server.
     """
 
+    names_salts = False
+
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self._app = app
 
@@ -87,14 +91,14 @@ class NamedInHeaders:
         if said is None:
             await _answer(send, 401, "the request has no key that is known")
             return
-        if scope["method"] != "POST" or not said:
+        if scope["method"] != "POST" or not (said or self.names_salts):
             await self._app(scope, receive, send)
             return
         body = await _body(receive)
         if body is None:
             await _answer(send, 413, "the request is too long")
             return
-        body = _said(body, said)
+        body = _said(body, said, salt=self.names_salts)
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         await self._app(scope | {"headers": headers}, body_again(body, receive), send)
@@ -134,7 +138,20 @@ class KeyedTenants(NamedInHeaders):
         return None if tenant is None else (super()._arguments(headers) or {}) | {"tenant": tenant}
 
 
-def _said(body: bytes, said: Mapping[str, Any]) -> bytes:
+class SaltNamed(NamedInHeaders):
+    """The layer that writes a request's `cache_salt` into `vllm_xargs` as well; no header is looked at.
+
+    Args:
+        app: the server.
+    """
+
+    names_salts = True
+
+    def _arguments(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any] | None:
+        return {}
+
+
+def _said(body: bytes, said: Mapping[str, Any], *, salt: bool = False) -> bytes:
     """A request with its arguments; what is no JSON object is for the server to refuse."""
     try:
         asked = json.loads(body)
@@ -142,6 +159,11 @@ def _said(body: bytes, said: Mapping[str, Any]) -> bytes:
         return body
     if not isinstance(asked, dict):
         return body
+    if salt:
+        found = asked.get("cache_salt")
+        if not isinstance(found, str):
+            return body
+        said = {**said, "cache_salt": found}
     given = asked.get("vllm_xargs")
     asked["vllm_xargs"] = (given if isinstance(given, dict) else {}) | dict(said)
     return json.dumps(asked).encode()

@@ -91,6 +91,17 @@ def job_of(
     return Job(name, tenant, program, turn, prompt, now, now, tool if program else "")
 
 
+def memory_of(arguments: Mapping[str, Any] | None) -> str:
+    """The memory of answers that a request shares: that of its tenant and its `cache_salt`, both as its `vllm_xargs`
+    have them. Requests with neither share one, as they share vLLM's prefix cache.
+
+    Args:
+        arguments: as above. A salt is taken whole, whatever it is: one that was not looked at would be no wall.
+    """
+    said = [str((arguments or {}).get(field, "")) for field in ("tenant", "cache_salt")]
+    return "\0".join(said) if any(said) else ""
+
+
 def _text(given: Mapping[str, Any], field: str) -> str:
     value = given.get(field)
     return value if isinstance(value, str) and len(value) <= MAX_NAME and "\0" not in value else ""
