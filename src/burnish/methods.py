@@ -362,6 +362,13 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(Benchmark("gguf_export", needs="an environment with xllamacpp, --work DIR"),),
     ),
     Method(
+        name="Lookahead",
+        does="several tokens a forward pass, foretold from the prompt and earlier answers, without a draft model",
+        use="burnish serve up --speculate",
+        source="Lookahead, 2023, arXiv:2312.12728",
+        page="lookahead",
+    ),
+    Method(
         name="preference training",
         does="DPO and reward models as thin subclasses of TRL's trainers, with a loss chosen per pair",
         use="burnish align",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 
-from burnish.generate.speculation import Proposer, Speculating, Verified, check_trees, read_tree
+from burnish.generate.speculation import Proposer, Speculating, Verified, read_tree
 from burnish.generate.warp import Sampling, drawn, warped
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ class Batch:
         new_cache: makes an empty cache; by default what the model's layers want. Rows can join others only in a cache
             that keeps every key and value of every layer.
         proposer: of the tokens that follow, for a row that is alone; several rows take a token a pass, as without.
-
-    Raises:
-        SettingsError: there is a proposer, and the model cannot read trees.
+            It is for models that `check_trees` lets through.
     """
 
     def __init__(
@@ -115,8 +113,6 @@ class Batch:
         self._new_cache = new_cache or (lambda: roomy(model.config))
         self._cache: Any = None
         self._proposer, self._tree = proposer, cast(Verified | None, None)
-        if proposer is not None:
-            check_trees(model)
         self._mask = self._positions = self._logits = torch.empty(0)
 
     def join(self, prompts: Sequence[Sequence[int]], several: int, rows: Sequence[Continuation]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.generate.batch import Batch, Continuation, Given, Noted, Wish, end_tokens
-from burnish.generate.speculation import Proposer
+from burnish.generate.speculation import Proposer, check_trees
 from burnish.generate.speech import Speech
 from burnish.generate.warp import Sampling
 
@@ -109,6 +109,8 @@ class Engine:
             raise SettingsError(
                 f"keeps a state that requests cannot share ({names})", where=name, fix="serve it by vLLM"
             )
+        if proposer is not None:
+            check_trees(model)
         self.name, self.identity = name, identity
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**20)
         self._tokenizer, self._ends, self._most = tokenizer, end_tokens(model, tokenizer), rows

@@ -10,7 +10,7 @@ import torch
 
 from burnish.core.errors import SettingsError
 from burnish.generate.batch import Batch, Continuation, Sample, Wish, end_tokens
-from burnish.generate.speculation import Proposer
+from burnish.generate.speculation import Proposer, check_trees
 from burnish.generate.warp import Sampling
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def generate(
     ids = [list(tokenizer(one)["input_ids"]) if isinstance(one, str) else list(one) for one in prompts]
     limits = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(model, ids, n, limits, batch_size, stop, seed)
+    if speculate is not None:
+        check_trees(model)
     ends = end_tokens(model, tokenizer) | set(stop_tokens)
     wishes = [Wish(Sampling(temperature, top_k, top_p), limit, ends, tuple(stop)) for limit in limits]
     seeds = [f"{seed} {i}" for i in range(len(ids))] if isinstance(seed, int) else [str(one) for one in seed]

@@ -21,7 +21,7 @@ from burnish.serve.speculate.trie import Trie
 
 SHARED = 0.05
 """s above."""
-SHORTER = 0.4
+SHORTER = 0.7
 """What a shorter context's proposals weigh beside the next longer one's."""
 LEAST = 1e-4
 """Weight of a token that is not proposed even where there is room."""
