@@ -248,7 +248,8 @@ def ngram(text: list[int], k: int) -> list[int]:
 def lookup(text: list[int], k: int) -> list[int]:
     """As transformers' own class looks it up."""
     generator = PromptLookupCandidateGenerator(num_output_tokens=k, max_length=1 << 20)
-    return generator.get_candidates(torch.tensor([text]))[0][0, len(text) :].tolist()
+    known: Any = torch.tensor([text])
+    return generator.get_candidates(known)[0][0, len(text) :].tolist()
 
 
 PROPOSERS: dict[str, Callable[[], Any]] = {
@@ -310,7 +311,7 @@ def cost(known: list[dict[str, Any]]) -> dict[str, Any]:
     text = [token for one in known for token in [*one["prompt"], *one["answer"]]][:4096]
     found: dict[str, Any] = {"tokens": len(text)}
     for depth in (13, 16):
-        seconds = []
+        seconds, trie = [], Trie(depth)
         for _ in range(9):
             trie = Trie(depth)
             started = time.process_time()

@@ -119,6 +119,7 @@ def test_columns_that_are_not_kept_are_gone():
     states = torch.arange(7.0).reshape(1, 1, 7, 1)
     layer.update(states, states)
     layer.keep_columns(2, torch.tensor([0, 3, 4]))
+    assert layer.keys is not None
     assert layer.keys.flatten().tolist() == [0, 1, 2, 5, 6]
     layer.keep_columns(3, torch.tensor([], dtype=torch.long))
     assert layer.get_seq_length() == 3

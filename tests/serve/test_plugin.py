@@ -72,7 +72,7 @@ def test_nothing_said_is_first_come_first_served():
 
 def test_another_version_of_vllm_is_named_with_those_known(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plugin, "version", lambda package: "0.40.1")
-    with pytest.raises(EngineError, match=r"vLLM 0.40.1 has another scheduler than those known \(0.32\)"):
+    with pytest.raises(EngineError, match=r"vLLM 0.40.1 is none of those known \(0.32\)"):
         _ = plugin.Scheduler
     monkeypatch.setattr(plugin, "version", lambda package: "0.32.5")
     assert plugin.adapter() == "burnish.serve.vllm.v0_32"

@@ -145,7 +145,8 @@ def passed(body: Any) -> Any:
 
     headers = [(b"content-length", str(len(body)).encode()), (b"x-burnish-tenant", b"z")]
     scope = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": headers}
-    asyncio.run(SaltNamed(app)(scope, receive, receive))
+    send: Any = None
+    asyncio.run(SaltNamed(app)(scope, receive, send))
     return seen[0]
 
 

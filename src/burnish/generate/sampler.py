@@ -53,28 +53,21 @@ def generate(
         stop_tokens: ids that end a text, besides those of the model's generation config and tokenizer.
         seed: one for all (prompt i then has its own stream), or one for each prompt.
         batch_size: most rows at a time.
-        speculate: proposes tokens, several of which a forward pass may confirm, such as
-            `burnish.serve.speculate.Lookahead()`: the same texts in fewer passes, and one row at a time.
+        speculate: proposes tokens, such as `burnish.serve.speculate.Lookahead()`: the same texts in fewer passes.
 
     Returns:
         `n` samples of the first prompt, then of the second, and so on.
 
     Raises:
-        SettingsError: a setting out of its range, an empty prompt, one too long for the model, or a model that cannot
-            read trees of tokens.
+        SettingsError: a setting out of its range, an empty prompt, one too long, or a model that cannot read trees.
     """
     ids = [list(tokenizer(one)["input_ids"]) if isinstance(one, str) else list(one) for one in prompts]
     limits = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    _check(model, ids, n, limits, batch_size, stop, seed)
-    if speculate is not None:
-        check_trees(model)
+    _check(model, ids, n, limits, batch_size, stop, seed, speculate)
     ends = end_tokens(model, tokenizer) | set(stop_tokens)
     wishes = [Wish(Sampling(temperature, top_k, top_p), limit, ends, tuple(stop)) for limit in limits]
     seeds = [f"{seed} {i}" for i in range(len(ids))] if isinstance(seed, int) else [str(one) for one in seed]
-    rows = [
-        Continuation(place, random.Random(f"{seeds[place // n]} {place % n}"), wishes[place // n])
-        for place in range(len(ids) * n)
-    ]  # prompt-major
+    rows = [_row(place, n, wishes, seeds) for place in range(len(ids) * n)]  # prompt-major
     samples: list[Sample | None] = [None] * len(rows)
     for together, first, several in _batches(ids, n, 1 if speculate is not None else batch_size):
         batch = Batch(model, tokenizer, proposer=speculate)
@@ -84,6 +77,10 @@ def generate(
             for row, sample in batch.step():
                 samples[row.place] = sample
     return [sample for sample in samples if sample is not None]
+
+
+def _row(place: int, n: int, wishes: Sequence[Wish], seeds: Sequence[str]) -> Continuation:
+    return Continuation(place, random.Random(f"{seeds[place // n]} {place % n}"), wishes[place // n])
 
 
 def _batches(ids: list[list[int]], n: int, batch_size: int) -> Iterator[tuple[list[int], int, int]]:
@@ -103,7 +100,10 @@ def _check(
     batch_size: int,
     stop: Sequence[str],
     seed: int | Sequence[int],
+    speculate: Proposer | None,
 ) -> None:
+    if speculate is not None:
+        check_trees(model)
     for name, number in (("n", n), ("max_new_tokens", min(limits, default=1)), ("batch_size", batch_size)):
         if number < 1:
             raise SettingsError(f"is {number}, but 1 or more is needed", where=name)

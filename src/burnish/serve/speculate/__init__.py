@@ -9,7 +9,7 @@ memory.counts.tokens, memory.counts.saved
 """
 
 from burnish.serve.speculate.draft import Draft
-from burnish.serve.speculate.memory import Lookahead, Session
+from burnish.serve.speculate.memory import Lookahead, LookaheadRequest
 from burnish.serve.speculate.trie import Trie
 
-__all__ = ["Draft", "Lookahead", "Session", "Trie"]
+__all__ = ["Draft", "Lookahead", "LookaheadRequest", "Trie"]

@@ -97,12 +97,12 @@ class Lookahead:
         """Of all tenants' tries."""
         return sum(trie.nbytes for trie in self._tries.values())
 
-    def begin(self, prompt: Sequence[int], tenant: str = "") -> Session:
+    def begin(self, prompt: Sequence[int], tenant: str = "") -> LookaheadRequest:
         """A request, after its prompt."""
-        return Session(self, prompt, tenant)
+        return LookaheadRequest(self, prompt, tenant)
 
 
-class Session:
+class LookaheadRequest:
     """A request.
 
     Args:

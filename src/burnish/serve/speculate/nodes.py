@@ -7,10 +7,12 @@ is known to follow. Scalars are read through memory views, which is three times 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.signedinteger[Any]]
 
 NODE_BYTES = 32
 """Most that a node takes: five numbers of four bytes, and its part of a table that is at least a third full."""
@@ -39,10 +41,10 @@ class Nodes:
 
     def _view(self) -> None:
         self.token_array, self.parent_array, self.sibling_array, self.link_array = self._arrays
-        self.tokens, self.parents = memoryview(self.token_array), memoryview(self.parent_array)
-        self.siblings, self.links = memoryview(self.sibling_array), memoryview(self.link_array)
-        self.counts, self.text = memoryview(self.count_array), memoryview(self.text_array)
-        self._slots, self._shift = memoryview(self._table), 33 - len(self._table).bit_length()
+        self.tokens, self.parents = self.token_array.data, self.parent_array.data
+        self.siblings, self.links = self.sibling_array.data, self.link_array.data
+        self.counts, self.text = self.count_array.data, self.text_array.data
+        self._slots, self._shift = self._table.data, 33 - len(self._table).bit_length()
 
     @property
     def nbytes(self) -> int:

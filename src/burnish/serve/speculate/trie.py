@@ -26,9 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.core.errors import SettingsError
-from burnish.serve.speculate.nodes import NODE_BYTES, TEXT_BYTES, Nodes
-
-Ints = NDArray[np.int64]
+from burnish.serve.speculate.nodes import NODE_BYTES, TEXT_BYTES, Ints, Nodes
 
 ROOT = 0
 BREAK = -1

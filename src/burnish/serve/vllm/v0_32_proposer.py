@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.serve.speculate import Lookahead, Session
+from burnish.serve.speculate import Lookahead, LookaheadRequest
 from burnish.serve.vllm.requests import memory_of
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class TrieProposer:
     def __init__(self, vllm_config: Any) -> None:
         self.longest = vllm_config.model_config.max_model_len
         self.memory = Lookahead(length=vllm_config.speculative_config.num_speculative_tokens)
-        self._under_way: dict[str, tuple[Session, int]] = {}
+        self._under_way: dict[str, tuple[LookaheadRequest, int]] = {}
         self._warned = False
 
     def load_model(self, *_: Any, **__: Any) -> None:
@@ -70,7 +70,7 @@ class TrieProposer:
             found.append(session.chain(min(self.memory.length, self.longest - num)))
         return found
 
-    def _session(self, runner: Any, row: int, text: NDArray[np.int32]) -> Session:
+    def _session(self, runner: Any, row: int, text: NDArray[np.int32]) -> LookaheadRequest:
         """Of a row's request, up to its last token."""
         name = runner.input_batch.req_ids[row]
         session, known = self._under_way.get(name, (None, 0))
