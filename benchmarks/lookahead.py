@@ -1,6 +1,6 @@
 """How many tokens does a forward pass give, when what follows is looked up in what was said, and at what cost?
 
-    python benchmarks/lookahead.py --model models/smollm2 --data DIR --work WORK [--part answers] [--minutes 20]
+    python benchmarks/lookahead.py --model models/smollm2 --data DIR --work WORK [--part trees] [--minutes 20]
 
 Greedy answers of up to 200 tokens in float32 to 16 prompts whose answers copy (6 edits of HumanEval programs, 4
 summaries that quote and 3 corrections of WikiText-2 test, 3 questions about a drawn table) and to 8 chat questions;
@@ -10,8 +10,9 @@ prompt lookup (its class), vLLM's n-gram rule (the earliest longest match of 2 t
 chosen on eight other prompts, of other programs and of WikiText-2 valid.
 
 answers: what the model says, a token a pass.
-trees: the same by `burnish.generate` with real trees and with 18 prompts more: whether texts are equal, passes counted.
+trees: the first 64 tokens by `burnish.generate` with real trees, and of 18 prompts more: whether they are equal.
 bfloat16: texts with and without trees, and how near the float32 logits of the two tokens are where they part.
+record: writes the results, with as many trees and texts in bfloat16 as were made.
 replay: tokens per pass of every proposer, of a second identical request, and with the answers of all others known.
 cost: processor seconds of one thread for a step and for inserting a prompt of 4,096 tokens, and bytes.
 """
@@ -24,7 +25,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from burnish.core.checkpoint import load
 from burnish.generate import generate
 from burnish.serve.speculate import Draft, Lookahead, Trie
 
-NUM_TOKENS = 24 if SMOKE else 200
+NUM_TOKENS, TREE_TOKENS = (24, 24) if SMOKE else (200, 64)
 KINDS = {"code": 6, "quote": 4, "retrieve": 3, "fix": 3, "chat": 8}
 COPY = ("code", "quote", "retrieve", "fix")
 CHAT = (
@@ -163,7 +164,7 @@ class Asked:
         _, part, number = name.split()
         prompt = self.sets[part][int(number)]
         tokens = self.tokens(prompt)
-        said = self.say(tokens, num=64 if part == "extra" and not SMOKE else 0)
+        said = self.say(tokens, num=TREE_TOKENS if part == "extra" else 0)
         return {"kind": prompt["kind"], "prompt": tokens, "answer": said}
 
     def answers(self, part: str) -> list[dict[str, Any]]:
@@ -174,8 +175,12 @@ class Asked:
         _, part, number = name.split()
         known = self.kept.read(f"answer {part} {number}")
         memory = Lookahead()
-        said = self.say(known["prompt"], memory, num=64 if part == "extra" and not SMOKE else 0)
-        return {"equal": said == known["answer"], "tokens": memory.counts.tokens, "passes": memory.counts.drafts}
+        said = self.say(known["prompt"], memory, num=TREE_TOKENS)
+        return {
+            "equal": said == known["answer"][:TREE_TOKENS],
+            "tokens": memory.counts.tokens,
+            "passes": memory.counts.drafts,
+        }
 
     def half(self, name: str) -> dict[str, Any]:
         """In bfloat16: `bfloat16 3`."""
@@ -300,10 +305,17 @@ def replay(known: list[dict[str, Any]]) -> dict[str, Any]:
             again.append(follow(twice, one["prompt"], one["answer"]))
             others = make()
             for other in known[:place] + known[place + 1 :]:
-                follow(others, other["prompt"], other["answer"])
+                _know(others, other)
             after.append(follow(others, one["prompt"], one["answer"]))
         found["repeated"][name], found["others known"][name] = again, after
     return found
+
+
+def _know(proposer: Any, one: dict[str, Any]) -> None:
+    """Has it remember an answer."""
+    session = proposer.begin(one["prompt"])
+    session.extend(one["answer"])
+    session.end()
 
 
 def cost(known: list[dict[str, Any]]) -> dict[str, Any]:
@@ -325,7 +337,7 @@ def cost(known: list[dict[str, Any]]) -> dict[str, Any]:
         for _ in range(5):
             memory = make()
             for one in known:
-                follow(memory, one["prompt"], one["answer"])  # so that others' answers are there
+                _know(memory, one)
             spent = passes = 0.0
             for one in known:
                 session = memory.begin(one["prompt"])
@@ -354,20 +366,22 @@ def main() -> None:
     command.keeps()
     command.add_argument("--model", type=Path, required=True)
     command.add_argument("--data", type=Path, required=True)
-    command.add_argument("--part", choices=("answers", "trees", "all"), default="all")
+    parts = ("answers", "trees", "bfloat16", "record")
+    command.add_argument("--part", choices=parts, help="end with it; each needs the answers")
     arguments = command.read()
     asked = Asked(arguments)
-    names = [f"answer {part} {number}" for part, prompts in asked.sets.items() for number in range(len(prompts))]
-    if not asked.kept.run(lambda: names, asked.answer, arguments.minutes) or arguments.part == "answers":
-        return
-    trees = [
-        f"tree {part} {number}" for part in ("reporting", "tuning", "extra") for number in range(len(asked.sets[part]))
-    ]
-    if not asked.kept.run(lambda: trees, asked.tree, arguments.minutes) or arguments.part == "trees":
-        return
-    halves = [f"bfloat16 {number}" for number in range(0, len(asked.sets["reporting"]), 2)][:HALF]
-    if not asked.kept.run(lambda: halves, asked.half, arguments.minutes):
-        return
+    every = [f"{part} {number}" for part, prompts in asked.sets.items() for number in range(len(prompts))]
+    work: dict[str, tuple[list[str], Callable[[str], dict[str, Any]]]] = {
+        "answers": ([f"answer {name}" for name in every], asked.answer),
+        "trees": ([f"tree {name}" for name in every], asked.tree),
+        "bfloat16": ([f"bfloat16 {number}" for number in range(0, len(asked.sets["reporting"]), 2)][:HALF], asked.half),
+    }
+    for part, (names, measure) in work.items():
+        if arguments.part != "record" and not asked.kept.run(partial(list, names), measure, arguments.minutes):
+            return
+        if arguments.part == part:
+            return
+    trees, halves = ([name for name in work[part][0] if asked.kept.has(name)] for part in ("trees", "bfloat16"))
     known = asked.answers("reporting")
     content = {
         "slices": {
@@ -430,10 +444,10 @@ def _same(results: dict[str, Any]) -> str:
     parted = [one for one in halves if not one["equal"]]
     gaps = [one["gap"] / one["largest"] for one in parted]
     worst = f"{max(gaps):.2%} of the largest logit" if gaps else "-"
-    rows = [
-        ["float32", len(trees), sum(one["equal"] for one in trees), "-", "-"],
-        ["bfloat16", len(halves), len(halves) - len(parted), sum(one["are the top two"] for one in parted), worst],
-    ]
+    rows = [["float32", len(trees), sum(one["equal"] for one in trees), "-", "-"]]
+    if halves:
+        near = sum(one["are the top two"] for one in parted)
+        rows.append(["bfloat16", len(halves), len(halves) - len(parted), near, worst])
     head = (
         "numbers | texts | equal with and without trees | of the others, part at the float32 top two | widest gap there"
     )

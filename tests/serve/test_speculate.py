@@ -110,13 +110,21 @@ def test_tokens_one_by_one_and_all_at_once_make_the_same_trie():
     assert one.count([5, 6, 7]) == other.count([5, 6, 7]) == occurrences([[*text, 5, 6, 7]], 8)[5, 6, 7]
 
 
-def test_after_the_longest_pieces_the_text_of_the_last_one_goes_on():
+@pytest.mark.parametrize("more", [0, MANY])
+def test_after_the_longest_pieces_the_text_of_the_first_one_goes_on(more: int):
     trie = Trie(3)
-    trie.append([1, 2, 3, 4, 5, 1, 2, 3, 6, 7])
+    trie.append([1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2, 3, 8, 9, *range(20, 20 + more)])
     state = trie.find([1, 2, 3])
     (token, state, _), *others = trie.children(state)
-    assert (token, others) == (6, [])
-    assert [one[0] for one in trie.children(state)] == [7]
+    assert (token, others) == (4, [])
+    assert [one[0] for one in trie.children(state)] == [5]
+
+
+def test_a_text_that_repeats_itself_is_foretold_at_full_length():
+    session = Lookahead(length=12).begin([9, 8, *[1, 2, 3] * 20])
+    assert session.chain() == [1, 2, 3] * 4
+    assert path(draft := session.draft(), 11) == [1, 2, 3] * 4
+    assert draft.parents[:12] == list(range(-1, 11))
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------

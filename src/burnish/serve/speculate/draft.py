@@ -4,11 +4,12 @@ Contexts are the ends of the text that occurred before, the longest first, each 
 own (its prompt and its answer so far) and the one that requests share. A token's weight is its share of what followed
 its context, times that of what led to it:
 
-    w(x | c) = (n_own(c x) + s n_shared(c x)) / (n_own(c) + s n_shared(c) + 1),    the sums over what follows c
+    w(x | c) = (n_own(c x) + s n_shared(c x)) / (n_own(c) + s n_shared(c) + e),    the sums over what follows c
 
-with s small, so that the request's own text decides and the others' answers break ties and fill up; the 1 is what
+with s small, so that the request's own text decides and the others' answers break ties and fill up; e is what
 leaves room for something new. A context's weight is multiplied by `SHORTER` for every one before it. The tree is grown
-best first, which for a fixed number of tokens is the one with the largest expected number of accepted ones.
+best first, which for a fixed number of tokens is the one with the largest expected number of accepted ones. What
+several contexts propose is taken from the longest of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from burnish.serve.speculate.trie import Trie
 
 SHARED = 0.05
 """s above."""
+NEWS = 0.3
+"""e above."""
 SHORTER = 0.7
 """What a shorter context's proposals weigh beside the next longer one's."""
 LEAST = 1e-4
@@ -54,17 +57,17 @@ class Tries:
         """(weight, token, own state, shared state) of what follows a pair of states, 0 for none."""
         mine = self.own.children(own) if own else []
         theirs = self.shared.children(shared) if shared else []
+        if len(mine) + len(theirs) == 1:
+            token, state, count = (mine or theirs)[0]
+            return [(count / (count + NEWS), token, state, 0) if mine else (count / (count + NEWS), token, 0, state)]
         if not theirs:
-            if len(mine) == 1:
-                token, state, count = mine[0]
-                return [(count / (count + 1), token, state, 0)]
-            total = 1.0 + sum(count for _, _, count in mine)
+            total = NEWS + sum(count for _, _, count in mine)
             return [(count / total, token, state, 0) for token, state, count in mine]
         found = {token: (float(count), state, 0) for token, state, count in mine}
         for token, state, count in theirs:
             weight, known, _ = found.get(token, (0.0, 0, 0))
             found[token] = (weight + SHARED * count, known, state)
-        room = 1.0 if mine else SHARED
+        room = NEWS if mine else SHARED * NEWS
         total = room + sum(weight for weight, _, _ in found.values())
         return [(weight / total, token, one, other) for token, (weight, one, other) in found.items()]
 
@@ -83,26 +86,35 @@ def chain(tries: Tries, contexts: Sequence[tuple[int, int]], length: int) -> lis
 
 def tree(tries: Tries, contexts: Sequence[tuple[int, int]], budget: int, length: int) -> Draft:
     """At most `budget` tokens, none more than `length` deep."""
-    draft, places = Draft(), dict[tuple[int, int], int]()
+    draft, places = Draft(), set[tuple[int, int]]()
     heap: list[tuple[float, int, int, int, int, int, int]] = []
     weight, number = 1.0, 0
     for own, shared in contexts:
         following = tries.following(own, shared)
         for share, token, mine, theirs in following:
             number += 1
-            heapq.heappush(heap, (-weight * share, number, -1, token, mine, theirs, 1))
+            heap.append((-weight * share, number, -1, token, mine, theirs, 1))
         weight *= SHORTER if following else 1.0
+    heapq.heapify(heap)
     while heap and len(draft.tokens) < budget:
         negative, _, parent, token, own, shared, depth = heapq.heappop(heap)
-        place = places.get((parent, token))
-        if place is None:
-            place = places[parent, token] = len(draft.tokens)
+        while (parent, token) not in places:
+            places.add((parent, token))
+            place = len(draft.tokens)
             draft.tokens.append(token)
             draft.parents.append(parent)
-        if depth == length:
-            continue
-        for share, following_token, mine, theirs in tries.following(own, shared):
-            if (value := negative * share) < -LEAST:
+            if depth == length or len(draft.tokens) == budget:
+                break
+            ways = [one for one in tries.following(own, shared) if negative * one[0] < -LEAST]
+            if not ways:
+                break
+            depth += 1
+            for share, follower, mine, theirs in ways[1:]:
                 number += 1
-                heapq.heappush(heap, (value, number, place, following_token, mine, theirs, depth + 1))
+                heapq.heappush(heap, (negative * share, number, place, follower, mine, theirs, depth))
+            share, follower, mine, theirs = ways[0]
+            number += 1
+            # Most go on in one way only, and that is often the best of all: it need not go through the heap.
+            first = (negative * share, number, place, follower, mine, theirs, depth)
+            negative, _, parent, token, own, shared, depth = heapq.heappushpop(heap, first) if heap else first
     return draft

@@ -44,7 +44,7 @@ class Trie:
     occurs once), and 0 for a piece that does not occur.
 
     Args:
-        depth: tokens of the longest piece that is counted; what follows longer ones is that of their last occurrence.
+        depth: tokens of the longest piece that is counted; what follows longer ones is what did the first time.
         most_bytes: of all arrays together. Where they would pass it, the older half of the text is forgotten with what
             occurs nowhere else, and, while more than half of the nodes are left, all counts are halved, rounded down.
 
@@ -166,7 +166,8 @@ class Trie:
                 continue
             nodes.counts[child] += 1
             if level + 1 == depth:
-                nodes.links[child] = -(place + 2)  # of its latest occurrence
+                if not nodes.links[child]:  # what went on after the first time is longer, where a text repeats itself
+                    nodes.links[child] = -(place + 2)
                 continue
             if nodes.links[child] < 0:
                 nodes.split(child)
@@ -215,8 +216,8 @@ class Trie:
         child[new] = nodes.create_many(node[at], nodes.text_array[place[at]], size[new], links)
         found = child[group]
         if deepest.any():
-            ends = deepest[group]
-            nodes.link_array[found[ends]] = -(place[ends] + 2)  # the latest place, which comes last
+            ends = np.flatnonzero(deepest[group] & (nodes.link_array[found] == 0))[::-1]
+            nodes.link_array[found[ends]] = -(place[ends] + 2)  # the first place, which is written last
         return found, (~known & (size == 1))[group]
 
     def _make_room(self, num_tokens: int) -> None:
