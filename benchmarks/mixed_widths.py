@@ -82,6 +82,9 @@ MODELS = (
 )
 LEARNED = {"learned, one width": UNIFORM, "learned, knapsack": "knapsack"}
 COMMAND = "burnish quantize --target"
+BESIDE = {3.0: f"{UNIFORM}, that command's text", 3.5: f"{HALVES}, that command's text"}
+ASKED = ("command", "beside")
+"""Kinds of cells; the latter has what the former is compared with: other widths of the matrices that it rounded."""
 
 
 def main() -> None:
@@ -155,7 +158,7 @@ class Measuring:
         every += [f"model, {bits:g}, {way}" for bits, way in MODELS]
         every += ["rank", *(f"domains, {domain}" for domain in low_bits.DOMAINS)]
         every += [f"learned, 3, {way}" for way in LEARNED]
-        every += [f"command, {bits:g}" for bits in (3.5, 3.0)]
+        every += [f"{kind}, {bits:g}" for bits in (3.5, 3.0) for kind in ("command", "beside")]
         return (name for name in every if re.fullmatch(self.arguments.only, name))
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -167,6 +170,7 @@ class Measuring:
             "domains": self.domain,
             "learned": self.learned,
             "command": self.command,
+            "beside": self.beside_the_command,
         }[kind](rest)
 
     # -- one draw of WikiText ----------------------------------------------------------------------------------------
@@ -312,8 +316,12 @@ class Measuring:
     def command(self, bits: str) -> dict[str, Any]:
         """What a target of so many bits gives, the knapsack's first answer corrected by measuring the whole model.
 
-        It keeps more windows back to measure on, so that its statistics are of other windows of the same text.
+        It keeps more windows back to measure on, so that its statistics are of other windows of the same text. At three
+        bits it is the checkpoint of 100 MB of `low_bits.py` where that has been measured.
         """
+        same, theirs = "draw 0, 3 bits, target-100MB", experiment.Kept(self.arguments.work)
+        if bits == "3" and theirs.has(same):
+            return {"bits": 3.0, "way": COMMAND, "kl": theirs.read(same)["kl"]}
         stage = Quantize(
             target=f"{bits}bits",
             group_size=low_bits.GROUP,
@@ -335,6 +343,16 @@ class Measuring:
             weights[str(row["bits"])] += group.num_weights
         found = {"bits": float(bits), "way": COMMAND, "kl": self.divergences(values), "weights": weights}
         return found | {"bytes": sum(row["bytes"] for row in told["widths"]), "tried": told["widths tried"]}
+
+    def beside_the_command(self, bits: str) -> dict[str, Any]:
+        """Widths that nobody chose, of the values that the command has kept."""
+        place, found = self.arguments.work / "mixed" / "command" / "widths", {}
+        widths = self.widths(float(bits), UNIFORM if bits == "3" else HALVES)
+        width_of = {v.name: width for group, width in zip(self.groups, widths, strict=True) for v in group.views}
+        for width in sorted(set(widths)):
+            for file in place.glob(f"*-{width}bits/values.safetensors"):
+                found |= {name: value for name, value in load_file(file).items() if width_of[name] == width}
+        return {"bits": float(bits), "way": BESIDE[float(bits)], "kl": self.divergences(found)}
 
     # -- what is measured on -----------------------------------------------------------------------------------------
 
@@ -371,12 +389,14 @@ def bytes_of(group: Group, choice: str) -> int:
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs: whole models, the forecast's ranks, and a domain's own map."""
     rows = results["rows"]
-    models = {(row["bits"], row["way"]): row for row in rows if row["kind"] in ("model", "learned", "command")}
+    models = {(row["bits"], row["way"]): row for row in rows if row["kind"] in ("model", "learned", *ASKED)}
     main = []
     for (bits, way), row in sorted(models.items(), key=lambda item: item[0][0]):
         base = models.get((bits, UNIFORM if bits == 3 else HALVES))
         if row["kind"] == "learned":
             base = models.get((bits, next(iter(LEARNED))))
+        elif row["kind"] in ASKED:
+            base = models.get((bits, BESIDE[bits]))
         against = [
             "" if base in (None, row) else experiment.cell(experiment.ratio(row["kl"][d], base["kl"][d]), ".2f")
             for d in low_bits.DOMAINS
