@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from burnish.core.checkpoint import LINEAGE_FILE, write_atomically
 from burnish.core.errors import DataError, MissingExtraError, OutputError, SettingsError
+from burnish.core.made_data import ABOUT_FILE
 from burnish.core.outside import is_text, parquet_rows, parse_json, read_bytes
 from burnish.data.preference_shapes import RIGHT, is_shape, parse_columns, shaped
 from burnish.data.prompts import text_of
@@ -287,7 +288,7 @@ def _read(source: str | Path) -> Pairs:
 
 def _format(path: Path) -> str | None:
     name = path.name.lower()
-    if name == LINEAGE_FILE:  # beside rows that a stage has made
+    if name in (LINEAGE_FILE, ABOUT_FILE):  # beside rows that a stage has made
         return None
     if name.endswith(JSON_LINES):
         return "lines"

@@ -79,9 +79,14 @@ def config_digest(config: PretrainedConfig) -> str:
     return text_digest({key: value for key, value in content.items() if key not in OF_THE_PLACE})
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a tokenizer does to a text or a chat; padding and truncation are its callers' matter."""
-    content: dict[str, Any] = {"special": tokenizer.special_tokens_map, "chat_template": tokenizer.chat_template}
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, *, chats: bool = True) -> str:
+    """What a tokenizer does to a text or a chat, or without `chats` to a text alone.
+
+    Padding and truncation are its callers' matter.
+    """
+    content: dict[str, Any] = {"special": tokenizer.special_tokens_map}
+    if chats:
+        content["chat_template"] = tokenizer.chat_template
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         content["vocabulary"] = tokenizer.get_vocab()
