@@ -7,6 +7,7 @@
 | `conversations`, each {from, value} (ShareGPT) or {role, content}, perhaps with `system` | a chat |
 | `prompt` and `completion`, both text | a text of which the completion counts |
 | `prompt` and `completion`, both messages | a chat of which the completion counts |
+| `input_ids` and `labels` beside `messages`, perhaps `kind`, `turn`, `weights` | a chat whose tokens are settled |
 
 Content may be null where a message has tool calls alone, or a list of parts of which all are text. Arguments of a tool
 call may be JSON in a string, as APIs send them; chat templates want what is in it.
@@ -21,7 +22,9 @@ from typing import Any
 from burnish.core.errors import DataError
 from burnish.core.outside import kind_of_json, parse_json
 
-COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "tools", "system")
+MARKS = ("input_ids", "labels", "kind", "turn", "weights")
+"""Columns with a number for every token."""
+COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "tools", "system", "tokenizer", *MARKS)
 SHAREGPT = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
@@ -48,6 +51,22 @@ class Chat(list[dict[str, Any]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Chat, (list(self), self.tools, self.first, self.where)
+
+
+class Marked(Chat):
+    """A chat whose tokens are settled already, as `burnish data trajectories` writes it.
+
+    Attributes:
+        marks: {column of `MARKS`: a number for every token}, `input_ids` and `labels` always among them.
+        tokenizer: digest of the tokenizer that the ids are of; "" where that is not said.
+    """
+
+    def __init__(self, chat: Chat, marks: dict[str, list[Any]], tokenizer: str = "") -> None:
+        super().__init__(list(chat), chat.tools, chat.first, chat.where)
+        self.marks, self.tokenizer = marks, tokenizer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Marked, (Chat(list(self), self.tools, self.first, self.where), self.marks, self.tokenizer)
 
 
 class Completion(str):
@@ -92,12 +111,31 @@ def as_row(row: Any, *, where: str) -> Row:
         messages = _messages(said, where)
         if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": row["system"]})
-        return Chat(messages, tools, where=where)
+        chat = Chat(messages, tools, where=where)
+        return (
+            chat if row.get("input_ids") is None else Marked(chat, _marks(row, where), str(row.get("tokenizer") or ""))
+        )
     raise DataError(
         "has neither `text` (a string) nor `messages` (a list of {role, content}), nor `conversations`, nor `prompt` "
         "and `completion`",
         where=where,
     )
+
+
+def _marks(row: dict[str, Any], where: str) -> dict[str, list[Any]]:
+    marks = {name: row[name] for name in MARKS if row.get(name) is not None}
+    for name, numbers in marks.items():
+        kinds = (int, float) if name == "weights" else (int,)
+        if not isinstance(numbers, list) or not all(type(number) in kinds for number in numbers):
+            raise DataError(f"has {name} that is no list of numbers", where=where)
+        if len(numbers) != len(marks["input_ids"]):
+            what = f"has {len(numbers):,} numbers in {name}, but {len(marks['input_ids']):,} tokens"
+            raise DataError(what, where=where)
+    if "labels" not in marks:
+        raise DataError("has input_ids without labels", where=where)
+    if not all(0 <= weight < float("inf") for weight in marks.get("weights", ())):
+        raise DataError("has weights that are no numbers from 0 on", where=where)
+    return marks
 
 
 def _tools(tools: Any, where: str) -> list[Any]:

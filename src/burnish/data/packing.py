@@ -14,26 +14,35 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from burnish.core.checkpoint import tokenizer_digest
 from burnish.core.errors import DataError
 from burnish.data.chat import chat_tokens
-from burnish.data.forms import Chat, Completion, Row
+from burnish.data.forms import Chat, Completion, Marked, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """Target of a position whose next token is not trained on."""
+
+MARKS: dict[str, tuple[type[np.generic], float]] = {
+    "kinds": (np.int32, 0),
+    "opens": (np.int32, 0),
+    "weights": (np.float32, 1),
+}
+"""{what is known of a target: (its type, what an unmarked one has)}: what kind of token it is
+(`burnish.data.trajectories.kinds`), 1 where it opens a turn, and its weight in the loss."""
 
 Overlong = Literal["auto", "split", "truncate", "drop", "refuse"]
 
@@ -46,11 +55,13 @@ class Document:
         tokens: token ids.
         supervised: whether the token counts in the loss; the first never does, nothing predicts it.
         is_chat: what a cut may make worthless.
+        marks: what else is known of each token, by the names of `MARKS`; None for a text or an ordinary chat.
     """
 
     tokens: Int[np.ndarray, " length"]
     supervised: Bool[np.ndarray, " length"]
     is_chat: bool = False
+    marks: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class PackedRows:
         position_ids: from 0 in every piece.
         used: number of positions of each row that are not padding (padding is at the end).
         apart: whether a row holds more than one piece.
+        kinds, opens, weights: of the targets, see `MARKS`; None where no document has marks.
     """
 
     input_ids: Int[np.ndarray, "rows length"]
@@ -70,6 +82,9 @@ class PackedRows:
     position_ids: Int[np.ndarray, "rows length"]
     used: Int[np.ndarray, " rows"]
     apart: Bool[np.ndarray, " rows"]
+    kinds: Int[np.ndarray, "rows length"] | None = None
+    opens: Int[np.ndarray, "rows length"] | None = None
+    weights: Float[np.ndarray, "rows length"] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -87,12 +102,25 @@ class PackedRows:
     def hash(self) -> str:
         """sha256 of the content."""
         digest = hashlib.sha256()
-        for array in (self.input_ids, self.targets, self.position_ids):
+        for array in (self.input_ids, self.targets, self.position_ids, *self._marks().values()):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether tokens count differently in the loss."""
+        return self.weights is not None and bool((self.weights[self.targets != IGNORED] != 1).any())
+
+    def _marks(self) -> dict[str, np.ndarray]:
+        found = {name: getattr(self, name) for name in MARKS}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def _with(self, change: Callable[[np.ndarray], np.ndarray]) -> PackedRows:
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(array) for name, array in found.items() if array is not None})
+
     def take(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: `input_ids`, `targets`, and `position_ids` where a row holds several pieces.
+        """A batch: `input_ids`, `targets`, `position_ids` where a row holds several pieces, and what marks there are.
 
         Columns that are padding in every row are left out. Without position ids models use their fastest attention.
         """
@@ -104,25 +132,29 @@ class PackedRows:
         }
         if self.apart[chosen].any():
             batch["position_ids"] = torch.from_numpy(self.position_ids[chosen, :length].astype(np.int64))
+        for name, array in self._marks().items():
+            batch[name] = torch.from_numpy(array[chosen, :length].copy())
         return batch
 
     def split(self, count: int) -> tuple[PackedRows, PackedRows]:
         """The first rows, and the last `count` of them."""
         cut = len(self) - count
-        parts = [getattr(self, field.name) for field in fields(self)]
-        return PackedRows(*(part[:cut] for part in parts)), PackedRows(*(part[cut:] for part in parts))
+        return self._with(lambda part: part[:cut]), self._with(lambda part: part[cut:])
 
     def spread(self, most: int | None) -> PackedRows:
         """All rows, or `most` of them that are spread evenly where there are more."""
         if most is None or most >= len(self):
             return self
         places = np.linspace(0, len(self) - 1, most).round().astype(int)
-        return PackedRows(*(getattr(self, field.name)[places] for field in fields(self)))
+        return self._with(lambda part: part[places])
 
     @classmethod
     def mapped(cls, directory: Path) -> PackedRows:
         """What `pack` has written into a directory."""
-        return cls(*(np.load(_file(directory, field.name), mmap_mode="r") for field in fields(cls)))
+        names = [
+            field.name for field in fields(cls) if field.name not in MARKS or _file(directory, field.name).is_file()
+        ]
+        return cls(**{name: np.load(_file(directory, name), mmap_mode="r") for name in names})
 
 
 def documents(
@@ -142,7 +174,7 @@ def documents(
         DataError: a chat that the tokenizer's template cannot write out, or that has nothing to learn from.
     """
     prefix: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
-    end = tokenizer.eos_token_id
+    end, vocabulary = tokenizer.eos_token_id, ""
     prefix = [token for token in prefix if token != end]
     for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
@@ -150,6 +182,10 @@ def documents(
             after = [end] if isinstance(end, int) else []
             tokens = np.array([*prefix, *ids, *after])
             yield Document(tokens, np.array([*[counts.all()] * len(prefix), *counts, *[True] * len(after)]))
+            continue
+        if isinstance(row, Marked):
+            vocabulary = vocabulary or tokenizer_digest(tokenizer, chats=False)
+            yield _marked(row, vocabulary)
             continue
         try:
             place = row.where if isinstance(row, Chat) else ""
@@ -160,6 +196,30 @@ def documents(
             skipped.append(str(error))
             continue
         yield Document(tokens, counts, is_chat=True)
+
+
+def _marked(row: Marked, vocabulary: str) -> Document:
+    """What is settled already, for this tokenizer alone."""
+    if row.tokenizer not in ("", vocabulary):
+        raise DataError(
+            "has token ids of another tokenizer",
+            where=row.where,
+            fix="make the rows again for this model: burnish data trajectories --tokenizer MODEL",
+        )
+    ids = np.array(row.marks["input_ids"], dtype=np.int64)
+    counts = np.array(row.marks["labels"], dtype=np.int64) != IGNORED
+    turns = np.array(row.marks.get("turn", np.zeros(len(ids))), dtype=np.int32)
+    before = np.concatenate([[-1], turns[:-1]])
+    return Document(
+        ids,
+        counts,
+        is_chat=True,
+        marks={
+            "kinds": np.array(row.marks.get("kind", np.zeros(len(ids))), dtype=np.int32),
+            "opens": (counts & (turns != before)).astype(np.int32),
+            "weights": np.array(row.marks.get("weights", np.ones(len(ids))), dtype=np.float32),
+        },
+    )
 
 
 def _text_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, where: str) -> tuple[list[int], np.ndarray]:
@@ -220,7 +280,8 @@ def pack(
         for start in range(0, min(last, len(inputs)), length):
             piece = slice(start, min(start + length, last))
             if (targets[piece] != IGNORED).any():
-                pieces.append(inputs[piece], targets[piece])
+                marks = document.marks and {name: array[1:][piece] for name, array in document.marks.items()}
+                pieces.append(inputs[piece], targets[piece], marks)
     if not pieces.sizes:
         raise DataError("holds nothing to train on", where=where)
     return pieces.laid_out(length, padding)
@@ -238,21 +299,34 @@ def pieces(batch: Mapping[str, Tensor]) -> Iterator[tuple[int, int, int]]:
 
 
 class _Pieces:
-    """Inputs and targets one after the other, 8 bytes a position, in memory or in files of a directory."""
+    """Inputs and targets one after the other, 8 bytes a position, in memory or in files of a directory; marks too, from
+    the first piece on that has some.
+    """
 
     def __init__(self, directory: Path | None) -> None:
         self.directory, self.sizes = directory, list[int]()
-        names = ("inputs", "targets")
-        self._flat = [BytesIO() if directory is None else (directory / f"{name}.flat").open("wb+") for name in names]
+        self._flat = {name: self._open(name) for name in ("inputs", "targets")}
 
-    def append(self, *parts: np.ndarray) -> None:
-        self.sizes.append(len(parts[0]))
-        for file, part in zip(self._flat, parts, strict=True):
-            file.write(part.astype(np.int32).tobytes())
+    def _open(self, name: str) -> Any:
+        return BytesIO() if self.directory is None else (self.directory / f"{name}.flat").open("wb+")
+
+    def append(self, inputs: np.ndarray, targets: np.ndarray, marks: Mapping[str, np.ndarray] | None = None) -> None:
+        if marks is not None and len(self._flat) == 2:
+            for name, (kind, plain) in MARKS.items():
+                self._flat[name] = self._open(name)
+                for size in self.sizes:
+                    self._flat[name].write(np.full(size, plain, kind).tobytes())
+        self.sizes.append(len(inputs))
+        self._flat["inputs"].write(inputs.astype(np.int32).tobytes())
+        self._flat["targets"].write(targets.astype(np.int32).tobytes())
+        for name in list(self._flat)[2:]:
+            kind, plain = MARKS[name]
+            part = np.full(len(inputs), plain) if marks is None else marks[name]
+            self._flat[name].write(part.astype(kind).tobytes())
 
     def laid_out(self, length: int, padding: int) -> PackedRows:
         """In rows; the files of the pieces are gone."""
-        inputs, wanted = (self._read(file) for file in self._flat)
+        flat = {name: self._read(name) for name in self._flat}
         starts = np.concatenate([[0], np.cumsum(self.sizes)])
         rows = _best_fit(self.sizes, length)
         input_ids, targets, position_ids = (
@@ -260,29 +334,35 @@ class _Pieces:
         )
         used = self._array("used", (len(rows),), np.int64)
         apart = self._array("apart", (len(rows),), np.bool_)
+        marks = {name: self._array(name, (len(rows), length), MARKS[name][0]) for name in list(flat)[2:]}
         for number, row in enumerate(rows):
             start = end = 0
             for piece in row:
                 start, end = end, end + self.sizes[piece]
                 place = slice(starts[piece], starts[piece + 1])
-                input_ids[number, start:end], targets[number, start:end] = inputs[place], wanted[place]
+                input_ids[number, start:end], targets[number, start:end] = flat["inputs"][place], flat["targets"][place]
+                for name, array in marks.items():
+                    array[number, start:end] = flat[name][place]
                 position_ids[number, start:end] = np.arange(end - start)
             input_ids[number, end:], targets[number, end:] = padding, IGNORED
             # Padding goes on counting: it comes last, so it can see the last piece but is never predicted from.
             position_ids[number, start:] = np.arange(length - start)
             used[number], apart[number] = end, len(row) > 1
-        del inputs, wanted
-        for file in self._flat:
+            for array in marks.values():
+                array[number, end:] = 0
+        del flat
+        for file in self._flat.values():
             file.close()
             if self.directory is not None:
                 Path(str(file.name)).unlink()
-        return PackedRows(input_ids, targets, position_ids, used, apart)
+        return PackedRows(input_ids, targets, position_ids, used, apart, **marks)
 
-    def _read(self, file: Any) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
+        file, kind = self._flat[name], MARKS[name][0] if name in MARKS else np.int32
         if self.directory is None:
-            return np.frombuffer(file.getbuffer(), dtype=np.int32)
+            return np.frombuffer(file.getbuffer(), dtype=kind)
         file.flush()
-        return np.memmap(file, dtype=np.int32, mode="r")
+        return np.memmap(file, dtype=kind, mode="r")
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
         if self.directory is None:

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint import LINEAGE_FILE
 from burnish.core.errors import DataError, nearest
+from burnish.core.made_data import ABOUT_FILE
 from burnish.core.outside import local_path, parquet_rows, parse_json, read_bytes, read_lines
 from burnish.data.chat import written_out
-from burnish.data.forms import COLUMNS, Chat, Completion, Row, as_row
+from burnish.data.forms import COLUMNS, Chat, Completion, Marked, Row, as_row
 from burnish.data.hub import hub_hash, hub_rows, is_hub
 from burnish.data.wikitext import detokenise
 
@@ -155,6 +156,8 @@ def row_hash(row: Row) -> str:
         beside = [row.tools, row.first]
     elif isinstance(row, Completion):
         beside = [row.start]
+    if isinstance(row, Marked):
+        beside += [row.marks]
     content = [row, *beside] if beside else row
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -207,7 +210,9 @@ def _read_path(path: Path | None, name: str, skipped: list[str] | None) -> Itera
         raise DataError("no such file or text", where=name, fix=advice)
     if path.is_dir():
         found = (file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
-        files = sorted(file for file in found if file.name != LINEAGE_FILE)  # beside rows that a stage has made
+        files = sorted(
+            file for file in found if file.name not in (LINEAGE_FILE, ABOUT_FILE)
+        )  # beside rows that a stage has made
         if not files:
             raise DataError(f"has no files of the kinds {', '.join(SUFFIXES)}", where=str(path))
         for file in files:

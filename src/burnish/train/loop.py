@@ -32,7 +32,7 @@ from burnish.optim.optimizer import MatrixOptimizer
 from burnish.optim.wsam import WSAM
 from burnish.train.best import Best
 from burnish.train.bound import Bound, Bounded
-from burnish.train.losses import Batch, LossFn, detached
+from burnish.train.losses import Batch, LossFn, detached, means
 from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
 from burnish.train.saved import States
@@ -208,7 +208,7 @@ def evaluate(
     total, weight, *metrics = world.sum_(sums).tolist()
     if not weight > 0:
         raise SettingsError("no held-out row has a token that counts in the loss")
-    return {"loss": total / weight} | {name: value / weight for name, value in zip(names, metrics, strict=True)}
+    return means(total, weight, dict(zip(names, metrics, strict=True)))
 
 
 def _check(data: Rows, loop: Loop, world: World, validation: Rows | None) -> None:
@@ -604,7 +604,7 @@ class _Window:
     def means(self) -> dict[str, float]:
         if not self.weight:
             return {}
-        return {"loss": self.total / self.weight} | {k: v / self.weight for k, v in self.metrics.items()}
+        return means(self.total, self.weight, self.metrics)
 
 
 def _to(batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from burnish.arch import Head
 from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED
-from burnish.train.maths.linear_cross_entropy import linear_cross_entropy
+from burnish.data.trajectories.kinds import KIND_NAMES
+from burnish.train.maths.linear_cross_entropy import linear_cross_entropies
 
 Batch = Mapping[str, Tensor]
+COUNT = " tokens"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Loss:
     Attributes:
         total: sum over tokens, with a gradient.
         weight: what the sum of all totals of a step is divided by, usually the number of tokens that count.
-        metrics: further sums to report, each divided by the summed weight ({"balance": ...}).
+        metrics: further sums to report, each divided by the summed weight ({"balance": ...}), or, where there is one
+            of the same name with `COUNT` behind it, by that, and left out where that is 0.
     """
 
     total: Float[Tensor, ""]
@@ -63,9 +66,44 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def causal_lm_loss(model: nn.Module, batch: Batch) -> Loss:
-    """Cross-entropy of the next token, in nats, over the positions whose target is not -100."""
-    logits = model(**model_inputs(batch)).logits
-    return next_token_loss(logits, batch["targets"])
+    """Cross-entropy of the next token, in nats, over the positions whose target is not -100.
+
+    Of a batch with the marks of `burnish.data.packing.MARKS` it is sum_t w_t ce_t / sum_t w_t, with a metric for each
+    kind of token and one for the tokens that open a turn, all without weights.
+    """
+    return batch_loss(model(**model_inputs(batch)).logits, batch)
+
+
+def batch_loss(logits: Float[Tensor, "batch length vocab"], batch: Batch) -> Loss:
+    """`next_token_loss`, with the marks of the batch where it has some."""
+    if "kinds" not in batch:
+        return next_token_loss(logits, batch["targets"])
+    counts = batch["targets"] != IGNORED
+    losses = nn.functional.cross_entropy(logits[counts].float(), batch["targets"][counts], reduction="none")
+    weights = batch["weights"][counts].to(losses.dtype)
+    return Loss(losses @ weights, weights.sum(), kind_metrics(losses.detach(), batch, counts))
+
+
+def kind_metrics(losses: Float[Tensor, " tokens"], batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+    """Sums of the losses by kind, and of the tokens that open a turn, each with its count."""
+    kinds = batch["kinds"][counts]
+    parts = {f"loss_{name}": kinds == kind for kind, name in KIND_NAMES.items()}
+    parts["loss_first_token"] = batch["opens"][counts] > 0
+    found: dict[str, Tensor] = {}
+    for name, chosen in parts.items():
+        found[name] = (losses * chosen).sum()
+        found[name + COUNT] = chosen.sum().to(losses.dtype)
+    return found
+
+
+def means(total: float, weight: float, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Loss and metrics of many micro-batches out of their sums; `weight` is not 0."""
+    found = {"loss": total / weight}
+    for name, value in metrics.items():
+        count = metrics.get(name + COUNT, weight)
+        if not name.endswith(COUNT) and count:
+            found[name] = value / count
+    return found
 
 
 def next_token_loss(logits: Float[Tensor, "batch length vocab"], targets: Tensor) -> Loss:
@@ -94,15 +132,18 @@ class HeadLoss:
         output, hidden = self.head.last_hidden(model, **model_inputs(batch), **routers)
         counts = batch["targets"] != IGNORED
         linear = self.head.linear
-        total = linear_cross_entropy(
+        weights = batch["weights"][counts] if "weights" in batch else None
+        total, each = linear_cross_entropies(
             hidden[counts],
             linear.weight,
             batch["targets"][counts],
             linear.bias,
             scale=self.head.scale,
             cap=self.head.cap,
+            token_weights=weights,
         )
-        loss = Loss(total, counts.sum().to(total.dtype))
+        weight = (counts if weights is None else weights).sum().to(total.dtype)
+        loss = Loss(total, weight, kind_metrics(each, batch, counts) if "kinds" in batch else {})
         return balanced(loss, output, self.balance) if self.balance else loss
 
 
@@ -116,7 +157,7 @@ def balanced_loss(coefficient: float) -> LossFn:
 
     def loss_fn(model: nn.Module, batch: Batch) -> Loss:
         outputs = model(**model_inputs(batch), output_router_logits=True)
-        return balanced(next_token_loss(outputs.logits, batch["targets"]), outputs, coefficient)
+        return balanced(batch_loss(outputs.logits, batch), outputs, coefficient)
 
     return loss_fn
 

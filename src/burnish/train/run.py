@@ -90,6 +90,7 @@ def _run(
     check_processes(settings, ctx, beside, world, own_loss=loss_of is not None)
     attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
     rows, held_out, bounded = all_rows(settings, model.tokenizer, ctx, world)
+    check_weights_known(settings, rows, own_loss=loss_of is not None)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out.spread(settings.validation_rows), "validation")
     module: Any = copy.deepcopy(model.module)
@@ -156,6 +157,13 @@ def check_processes(
         )
     if ctx.inputs.get("bound_data") is not None:
         raise SettingsError("a bound is kept by one process only", where="bound_data", fix="leave `launch` out")
+
+
+def check_weights_known(settings: Train, rows: PackedRows, *, own_loss: bool) -> None:
+    """Refuses weights of tokens where the loss is another than that of training: they would count for nothing."""
+    if own_loss and rows.is_weighted:
+        what = f"has rows with weights of tokens, which {settings.name} does not know"
+        raise DataError(what, where="data", fix="make the rows again without weights")
 
 
 def prepared(settings: Train, module: Any, rows: PackedRows, attention: str, world: World) -> Any:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from burnish.core.errors import SettingsError
-from burnish.data.packing import IGNORED
+from burnish.data.packing import IGNORED, MARKS
 from burnish.train.attention import use
 from burnish.train.losses import Batch
 
@@ -67,6 +67,7 @@ class Sequence:
             "targets": torch.nn.functional.pad(batch["targets"], (0, padding), value=IGNORED),
             "position_ids": torch.nn.functional.pad(positions, (0, padding)),
         }
+        whole |= {name: torch.nn.functional.pad(batch[name], (0, padding)) for name in MARKS if name in batch}
         self._positions = whole["position_ids"] if "position_ids" in batch else None
         self._masks.clear()
         self._calls = 0

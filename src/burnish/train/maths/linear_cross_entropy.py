@@ -47,6 +47,23 @@ def linear_cross_entropy(
     Raises:
         RuntimeError: a second backward pass, whose gradients are gone.
     """
+    return linear_cross_entropies(
+        hidden, weight, targets, bias, scale=scale, cap=cap, token_weights=token_weights, at_once=at_once
+    )[0]
+
+
+def linear_cross_entropies(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    targets: Int[Tensor, " tokens"],
+    bias: Float[Tensor, " vocab"] | None = None,
+    *,
+    scale: float = 1.0,
+    cap: float | None = None,
+    token_weights: Float[Tensor, " tokens"] | None = None,
+    at_once: int | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
+    """`linear_cross_entropy`, and the loss of each token beside it, without its weight and without a gradient."""
     rows = tokens_at_once(hidden.device, len(weight), at_once)
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, scale, cap, token_weights, rows)
 
@@ -63,12 +80,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cap: float | None,
         token_weights: Tensor | None,
         rows: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         kind = hidden.device.type
         wide = torch.float64 if hidden.dtype is torch.float64 else torch.float32
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         wanted = ctx.needs_input_grad[:3]
         total = torch.zeros((), dtype=wide, device=hidden.device)
+        each = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wanted[0] else None
         of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
         of_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None
@@ -83,7 +101,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     logits = logits.div_(cap).tanh_().mul_(cap)
                 slope = None if cap is None or not any(wanted) else 1 - (logits / cap).square_()
                 weights = None if token_weights is None else token_weights[part].to(wide)
-                total += _losses_(logits, targets[part], weights)
+                losses = each[part] = _losses_(logits, targets[part], weights)
+                total += losses.sum() if weights is None else losses @ weights
                 if any(wanted):
                     gradient = logits if slope is None else logits.mul_(slope)
                     gradient = (gradient.mul_(scale) if scale != 1 else gradient).to(narrow)
@@ -93,9 +112,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         _add_product_(of_weight, gradient, states)
                     if of_bias is not None:
                         of_bias += gradient.sum(dim=0, dtype=wide)
+        ctx.mark_non_differentiable(each)
         ctx.gradients = (of_hidden, of_weight, of_bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return total
+        return total, each
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -111,17 +131,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses_(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    """The weighted sum of cross-entropies; leaves its gradient in place of the logits."""
+    """The cross-entropy of each token; leaves the gradient of their weighted sum in place of the logits."""
     place = targets[:, None]
     # The largest logit becomes 0, so that what is likely is rounded least.
     chosen = logits.sub_(logits.amax(dim=-1, keepdim=True)).gather(-1, place)
     sums = logits.exp_().sum(dim=-1, keepdim=True)
     losses = (sums.log() - chosen)[:, 0]
     logits.div_(sums).scatter_add_(-1, place, -torch.ones_like(sums))
-    if weights is None:
-        return losses.sum()
-    logits.mul_(weights[:, None])
-    return losses @ weights
+    if weights is not None:
+        logits.mul_(weights[:, None])
+    return losses
 
 
 def _add_product_(to: Tensor, gradient: Tensor, states: Tensor) -> None:
