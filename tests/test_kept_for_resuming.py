@@ -5,6 +5,7 @@ A stage or command that keeps something else, or keeps it elsewhere, fails here 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 import burnish
 from burnish.align.audit import AuditSettings, audit_pairs
 from burnish.core.store import KEY_FILE
-from burnish.data.packing import PackedRows
+from burnish.data.packing import MARKS, PackedRows
 from burnish.data.preferences import read_pairs
 from burnish.events import EventForecaster, SmurfTHP
 from burnish.events.hawkes import PRESETS, simulate_hawkes
@@ -97,6 +98,14 @@ def _chain(model: burnish.Model, place: Path) -> None:
     burnish.DrawChains(number=4)(model, work_dir=place)
 
 
+def _trajectories(model: burnish.Model, place: Path) -> None:
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    messages = [{"role": "user", "content": "3a+4"}, {"role": "assistant", "content": "#7"}]
+    episodes = place.with_name("episodes.jsonl")
+    episodes.write_text(json.dumps({"id": "one", "messages": messages, "reward": 1}))
+    burnish.CurateTrajectories(filters=["verified"])(model, episodes=str(episodes), work_dir=place)
+
+
 def _aggregate(model: burnish.Model, place: Path) -> None:
     # its checkpoint has no chat template, which the rows would be written with
     model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -120,7 +129,8 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "train": (_train, {"states/step-N/state.safetensors"}),
     "train, large": (
         _train_from_a_large_file,
-        {f"rows/data-N/{name}" for name in (*(f"{field.name}.npy" for field in fields(PackedRows)), "skipped.json")}
+        {f"rows/data-N/{name}.npy" for name in {field.name for field in fields(PackedRows)} - MARKS.keys()}
+        | {"rows/data-N/skipped.json"}
         | {"states/step-N/state.safetensors"},
     ),
     "distill": (
@@ -145,6 +155,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "unpack": (_unpack, set()),
     "mla": (_mla, {"moments/layerN/moments.safetensors", "converted/layerN/layer.safetensors"}),
     "chain": (_chain, set()),
+    "trajectories": (_trajectories, {"parts/partN/rows.jsonl", "parts/partN/news.json"}),
     "aggregate": (_aggregate, set()),
     "audit": (
         _audit,

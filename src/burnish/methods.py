@@ -557,6 +557,26 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="trajectories",
+        does="episodes of agents, filtered, redacted and masked token by token, with weights by kind",
+        use="burnish data trajectories",
+        source="CoderForge-Preview, Together AI, 2026; the rules of the filters are ours",
+        page="trajectories",
+        verb=Verb(
+            name="trajectories",
+            settings="burnish.data.stage:CurateTrajectories",
+            help="Filter episodes of agents, redact secrets, and mark the tokens that the model has written.",
+            examples=(
+                "burnish data trajectories episodes.jsonl --tokenizer models/smollm2 -o curated",
+                "burnish data trajectories runs/swe-agent --filter verified --filter repeats=3 -o messages",
+                "burnish data trajectories episodes.jsonl --explain django-1234",
+            ),
+            command="data trajectories",
+            makes="rows",
+            function="data:trajectories",
+        ),
+    ),
+    Method(
         name="budget forcing",
         does="thinking ends after so many tokens, is sent on, or ends as soon as the answer stays the same",
         use="burnish reason run",

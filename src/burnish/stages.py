@@ -31,9 +31,12 @@ def _evaluate_class() -> type[Settings]:
 
 
 def _data_hash(reference: str) -> str:
-    from burnish.data import data_hash
+    from burnish.data import data_hash, files_digest
     from burnish.data.preferences import holds_pairs, pairs_hash
+    from burnish.data.trajectories.read import holds_episodes
 
+    if holds_episodes(reference):
+        return files_digest(reference)
     return pairs_hash(reference) if holds_pairs(reference) else data_hash(reference)
 
 

@@ -48,6 +48,8 @@ COMMANDS = {
     "events evaluate forecaster e.csv -o e.csv": f"e.csv: {IS}",
     "data chain -n 3 --apart-from text.txt -o text.txt --overwrite": f"text.txt: {IS}",
     "data gym --task countdown -n 3 --apart-from text.txt -o text.txt --overwrite": f"text.txt: {IS}",
+    "data trajectories text.txt -o text.txt --overwrite": f"text.txt: {IS}",
+    "data trajectories texts -o texts/out": "texts/out: lies in texts, which is read",
     "reason serve --local model -o model/calls": "model/calls: lies in model, which is read",
     "reason journal run -o run/journal.db": f"run/journal.db: {IS}",
 }

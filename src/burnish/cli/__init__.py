@@ -176,7 +176,7 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
         ),
     ),
     "data": (
-        "Make problems whose every answer can be checked, and rows to learn them from.",
+        "Make problems whose every answer can be checked, and rows to learn from; choose among episodes of agents.",
         {"gym": "Write fresh problems of reasoning-gym, of which it has a hundred kinds."},
         ("burnish data gym --task countdown --task maze -n 200 -o problems.jsonl",),
     ),

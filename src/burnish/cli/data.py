@@ -1,12 +1,15 @@
-"""`burnish data`: problems whose every answer can be checked."""
+"""`burnish data`: problems whose every answer can be checked, and episodes of agents worth training on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from burnish.data.trajectories.curate import Curated, Curation
 
 
 def chain(
@@ -124,6 +127,113 @@ def gym(
     rows = list(gym_rows(task, number, seed=seed, apart_from=held_out))
     _write(out, rows)
     print(f"{out}: {number:,} problems of {', '.join(task)}")
+
+
+def trajectories(
+    files: list[Path],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    tokenizer: str | None = None,
+    filter_: Annotated[list[str] | None, Parameter(name="--filter")] = None,
+    apart_from: Path | None = None,
+    weights: dict[str, float] | None = None,
+    context: int = 0,
+    bad_rows: Literal["refuse", "skip"] = "refuse",
+    explain: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Filter episodes of agents, redact secrets, and mark the tokens that the model has written.
+
+    Prints what every filter dropped. A run that was stopped goes on from OUT.work, which is gone at the end.
+
+    Parameters
+    ----------
+    files:
+        Episodes, or folders of them: JSON with `messages`, SWE-agent's .traj, OpenHands' output.jsonl.
+    out:
+        Where rows.jsonl and about.json go.
+    tokenizer:
+        Checkpoint whose chat template and tokens the rows are for; without, rows of messages alone.
+    filter_:
+        NAME or NAME=NUMBER; several are an order [default: verified, finished, budget=0, repeats=3, patch, tests,
+        duplicates, per-task=4].
+    apart_from:
+        File with the repository and base_commit of what is evaluated on.
+    weights:
+        Weight in the loss of a kind of token: --weights.reasoning 0.5; reasoning, action, arguments, edit, final.
+    context:
+        Leave out episodes with a longer row, in tokens; 0 takes any.
+    bad_rows:
+        Episodes that cannot be read; skip leaves them out and counts them.
+    explain:
+        Say why this episode is kept or dropped, and write nothing.
+    overwrite:
+        Replace rows that burnish made there.
+    """
+    from burnish.core.errors import SettingsError
+    from burnish.core.progress import Progress
+    from burnish.data.trajectories.curate import Curation
+    from burnish.data.trajectories.curate import explain as explained
+    from burnish.data.trajectories.filters import DEFAULT, parse_filters
+    from burnish.data.trajectories.kinds import check_weights
+
+    check_weights(weights or {})
+    filters = parse_filters(DEFAULT if filter_ is None else filter_, has_evaluation=apart_from is not None)
+    curation = Curation(filters, apart_from, bad_rows == "skip")
+    if explain is not None:
+        print("\n".join(explained(files, curation, explain, Progress())))
+    elif out is None:
+        raise SettingsError("is needed", where="--out", fix="give -o OUT, or --explain EPISODE")
+    elif tokenizer is None and (weights or context):
+        raise SettingsError("is needed for weights and a context", where="--tokenizer", fix="name a checkpoint")
+    else:
+        _write_rows(files, curation, out, tokenizer, weights or {}, context, overwrite=overwrite)
+
+
+def _write_rows(
+    files: list[Path],
+    curation: Curation,
+    out: Path,
+    tokenizer: str | None,
+    weights: dict[str, float],
+    context: int,
+    *,
+    overwrite: bool,
+) -> None:
+    import shutil
+
+    from burnish.core.apart import check_apart
+    from burnish.core.checkpoint import check_target, resolve
+    from burnish.core.checkpoint.tokenizer import read_tokenizer
+    from burnish.core.made_data import Data
+    from burnish.core.progress import Progress
+    from burnish.data.trajectories.curate import curate, try_episode
+    from burnish.data.trajectories.rows import Masking
+
+    work = out.with_name(f"{out.name}.work")
+    check_apart([out, work], [*files, curation.apart_from, tokenizer])
+    check_target(out, overwrite=overwrite)
+    progress, masking = Progress(), None
+    if tokenizer is not None:
+        masking = Masking(read_tokenizer(resolve(tokenizer)), weights, context)
+        try_episode(files, masking.tokenizer, skip_bad=curation.skip_bad)
+    made = curate(files, curation, masking, work, progress)
+    Data(made.rows, about=made.about).save(out, overwrite=overwrite)
+    shutil.rmtree(work)
+    _print_funnel(made, out)
+
+
+def _print_funnel(made: Curated, out: Path) -> None:
+    width = max(len(step["filter"]) for step in made.funnel)
+    for step in made.funnel:
+        print(f"{step['filter']:<{width}}  dropped {step['dropped']:>7,}  left {step['left']:>7,}")
+        for one in step["sample"]:
+            print(f"{'':<{width}}    {one['episode']}: {one['reason']}")
+    if made.num_secrets:
+        print(f"{made.num_secrets:,} secrets in observations were redacted")
+    tokens = ", ".join(f"{count:,} {kind}" for kind, count in made.tokens.items() if count)
+    print(f"{out}: {made.funnel[-1]['left']:,} episodes" + (f"; trained tokens: {tokens}" if tokens else ""))
 
 
 def _may_write(out: Path, number: int, read: Sequence[Path | None], *, overwrite: bool) -> None:

@@ -35,14 +35,7 @@ def chat_tokens(
     Raises:
         DataError: no chat template, no fast tokenizer, no assistant message, or a template that rewrites the past.
     """
-    if not tokenizer.chat_template:
-        raise DataError(
-            "is a chat (`messages`), but the tokenizer has no chat template",
-            where=where,
-            fix="use rows with `text`, or a model with a chat template",
-        )
-    if not tokenizer.is_fast:
-        raise DataError("needs a fast tokenizer to find what the assistant says", where=where)
+    check_template(tokenizer, where=where)
     text = written_out(tokenizer, messages, where=where)
     spans = assistant_spans(tokenizer, messages, text, where=where)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -51,6 +44,22 @@ def chat_tokens(
     for start, end in spans:
         said |= (offsets[:, 0] >= start) & (offsets[:, 0] < end)
     return np.array(encoded["input_ids"]), said
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, *, where: str) -> None:
+    """Refuses a tokenizer that can neither write a chat out nor say which token is of which letters.
+
+    Raises:
+        DataError: no chat template, or no fast tokenizer.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "is a chat (`messages`), but the tokenizer has no chat template",
+            where=where,
+            fix="use rows with `text`, or a model with a chat template",
+        )
+    if not tokenizer.is_fast:
+        raise DataError("needs a fast tokenizer to find what the assistant says", where=where)
 
 
 def written_out(
@@ -110,13 +119,16 @@ def assistant_spans(
                 where=where,
                 fix="use one question and answer per row, or a template that only appends",
             )
-        spans.append((len(before), _end_of_turn(through, len(before), str(tokenizer.eos_token or ""))))
+        spans.append((len(before), assistant_end(tokenizer, through, len(before))))
     if not spans:
         raise DataError("has no assistant message, so nothing to learn from", where=where)
     return spans
 
 
-def _end_of_turn(through: str, start: int, end_token: str) -> int:
-    """White space after the end-of-turn token is written by the template, never by the model."""
-    trimmed = through.rstrip()
+def assistant_end(tokenizer: PreTrainedTokenizerBase, through: str, start: int) -> int:
+    """Last + 1 character of what the assistant says from `start` on, where a written-out conversation ends with it.
+
+    White space after the end-of-turn token is written by the template, never by the model.
+    """
+    trimmed, end_token = through.rstrip(), str(tokenizer.eos_token or "")
     return len(trimmed) if end_token and len(trimmed) > start and trimmed.endswith(end_token) else len(through)

@@ -1,4 +1,4 @@
-"""What the stage `chain` does: the rows of `burnish data chain`."""
+"""What the stages of data do: the rows of `burnish data chain` and of `burnish data trajectories`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,34 @@ from typing import TYPE_CHECKING
 
 from burnish.core.made_data import Data
 from burnish.data.chain import chain_rows
+from burnish.data.stage import CurateTrajectories, DrawChains
+from burnish.data.trajectories.curate import Curation, curate, in_words
+from burnish.data.trajectories.filters import parse_filters
+from burnish.data.trajectories.rows import Masking
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.core.stage import Context
-    from burnish.data.stage import DrawChains
 
 
-def run(settings: DrawChains, model: Model, ctx: Context) -> Data:
-    """Chains, drawn while they are written.
+def run(settings: DrawChains | CurateTrajectories, model: Model, ctx: Context) -> Data:
+    """Chains, drawn while they are written; or episodes that are left, with a funnel in the ledger.
 
     Raises:
-        DataError: no further question can be found.
+        DataError: no further question can be found; or see `burnish.data.trajectories.curate.curate`.
     """
-    return Data(chain_rows(settings.kind, settings.number, seed=settings.seed, distinct=settings.distinct))
+    if isinstance(settings, DrawChains):
+        return Data(chain_rows(settings.kind, settings.number, seed=settings.seed, distinct=settings.distinct))
+    return _curated(settings, model, ctx)
+
+
+def _curated(settings: CurateTrajectories, model: Model, ctx: Context) -> Data:
+    evaluated = ctx.inputs.get("apart_from")
+    filters = parse_filters(settings.filters, has_evaluation=evaluated is not None)
+    curation = Curation(filters, evaluated, settings.bad_rows == "skip")
+    masking = Masking(model.tokenizer, settings.weights, settings.context)
+    made = curate([ctx.inputs["episodes"]], curation, masking, ctx.work_dir, ctx.progress)
+    ctx.ledger.table("funnel", made.funnel)
+    ctx.ledger.table("trained tokens", [{"kind": kind, "tokens": count} for kind, count in made.tokens.items()])
+    ctx.progress.log(in_words(made.funnel))
+    return Data(made.rows, about=made.about)

@@ -1,16 +1,20 @@
-"""The stage `chain`: verifiable chains as rows that other nodes read."""
+"""The stages `chain` and `trajectories`: verifiable chains, and episodes of agents, as rows that other nodes read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from burnish.core.stage import Context, Stage
+from burnish.core.errors import SettingsError
+from burnish.core.stage import Context, DataRef, Stage
 from burnish.data.chain import Chains
+from burnish.data.trajectories.filters import DEFAULT, parse_filters
+from burnish.data.trajectories.kinds import check_weights
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
+    from burnish.core.kinds import Plan
     from burnish.core.made_data import Data
 
 
@@ -28,6 +32,59 @@ class DrawChains(Stage):
         default=Chains(),
         description="what they are made of: modulus, steps, operations and the like, as in the command",
     )
+
+    def run(self, model: Model, ctx: Context) -> Data:
+        from burnish.data.run import run
+
+        return run(self, model, ctx)
+
+
+class CurateTrajectories(Stage):
+    """Filter episodes of agents and mark what the model has written, for the tokenizer of the given checkpoint."""
+
+    name: ClassVar[str] = "trajectories"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "episodes of agents, filtered, redacted and masked token by token"
+    makes_data: ClassVar[bool] = True
+
+    episodes: DataRef | None = Field(
+        default=None, description="files of episodes, or a folder: messages, SWE-agent's .traj, OpenHands' JSON"
+    )
+    filters: list[str] = Field(
+        default=list(DEFAULT), description="in this order, NAME or NAME=NUMBER; an empty list keeps all"
+    )
+    apart_from: DataRef | None = Field(
+        default=None, description="repository and base_commit of what is evaluated on, a row each"
+    )
+    weights: dict[str, float] = Field(
+        default={}, description="weight in the loss of reasoning, action, arguments, edit and final tokens; else 1"
+    )
+    context: int = Field(default=0, ge=0, description="leave out episodes with a longer row, in tokens; 0 takes any")
+    bad_rows: Literal["refuse", "skip"] = Field(
+        default="refuse", description="episodes that cannot be read; skip leaves them out and counts them"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CurateTrajectories:
+        try:
+            parse_filters(self.filters, has_evaluation=self.apart_from is not None)
+            check_weights(self.weights)
+        except SettingsError as error:
+            advice = f"; {error.fix}" if error.fix else ""
+            raise ValueError(f"{error.what}{advice}") from None
+        return self
+
+    def plan(self, before: Plan) -> Plan:
+        """Data; raises where no episodes are named."""
+        if self.episodes is None:
+            raise SettingsError("no episodes are named", where="episodes", fix="give episodes: FILE or FOLDER")
+        return super().plan(before)
+
+    def preflight(self, start: Model, before: Plan) -> None:
+        from burnish.data.trajectories.curate import try_episode
+
+        assert self.episodes is not None, "the plan has refused to go on without"
+        try_episode([self.episodes], start.tokenizer, skip_bad=self.bad_rows == "skip")
 
     def run(self, model: Model, ctx: Context) -> Data:
         from burnish.data.run import run

@@ -1,0 +1,293 @@
+"""The way from files of episodes to rows: filters, a funnel that says what they dropped, masks.
+
+Episodes are read twice. The first pass keeps some hundred bytes of each and decides; the second writes what is kept,
+part by part, so that a run that was stopped goes on. Memory grows with the number of episodes, not with their length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish.core.checkpoint import text_digest
+from burnish.core.errors import DataError
+from burnish.core.progress import Progress
+from burnish.core.store import Store
+from burnish.data.trajectories.episode import Episode
+from burnish.data.trajectories.filters import Evaluation, Facts, Filter, apply, evaluation_of, facts_of
+from burnish.data.trajectories.masks import masked_rows
+from burnish.data.trajectories.read import episode_files, episodes, rows_of_file
+from burnish.data.trajectories.rows import Masking, rows_of_episode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PART = 256
+"""Episodes that are written at once, and done again after a kill."""
+SAMPLE = 3
+"""Dropped episodes that the funnel shows of each filter."""
+UNREADABLE, MASKS = "unreadable", "masks"
+ROWS, NEWS = "rows.jsonl", "news.json"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the first pass has found.
+
+    Attributes:
+        found: of every episode, in the order of reading.
+        fates: the number of the filter that drops it, or -1, and why.
+        skipped: what is wrong with those that could not be read.
+        num_secrets: how many secrets were redacted.
+    """
+
+    found: list[Facts]
+    fates: list[tuple[int, str]]
+    skipped: list[str]
+    num_secrets: int
+
+    @property
+    def num_kept(self) -> int:
+        return sum(number < 0 for number, _ in self.fates)
+
+
+@dataclass
+class Curated:
+    """Rows, and how they came to be.
+
+    Attributes:
+        rows: to be read once; they lie on disk.
+        funnel: {filter, dropped, left, sample} of every step in order, the first of all episodes.
+        num_secrets: how many secrets were redacted.
+        tokens: {kind: how many tokens are trained on}, of masked rows.
+    """
+
+    rows: Iterator[dict[str, Any]]
+    funnel: list[dict[str, Any]]
+    num_secrets: int
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What was counted, as JSON."""
+        return {"funnel": self.funnel, "secrets_redacted": self.num_secrets, "trained_tokens": self.tokens}
+
+
+@dataclass(frozen=True)
+class Curation:
+    """What to do with episodes.
+
+    Attributes:
+        filters: in their order, from `burnish.data.trajectories.filters.parse_filters`.
+        apart_from: file with the repositories and base commits that are evaluated on.
+        skip_bad: leave out episodes that cannot be read.
+    """
+
+    filters: Sequence[Filter]
+    apart_from: str | Path | None = None
+    skip_bad: bool = False
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What is evaluated on."""
+        if self.apart_from is None:
+            return frozenset()
+        return evaluation_of(row for path in episode_files([self.apart_from]) for row in rows_of_file(path))
+
+
+def decide(files: Sequence[str | Path], curation: Curation, progress: Progress) -> Decided:
+    """The first pass.
+
+    Raises:
+        DataError: an episode that cannot be read, two with one name, or none at all.
+    """
+    skipped: list[str] | None = [] if curation.skip_bad else None
+    evaluation, found, num_secrets = curation.evaluation, list[Facts](), 0
+    places: dict[str, str] = {}
+    with progress.task("reading episodes", unit="episodes") as task:
+        for episode in episodes(files, skipped=skipped):
+            task.advance(1)
+            if episode.id in places:
+                raise DataError(
+                    f"has the id {episode.id!r} of the episode at {places[episode.id]}",
+                    where=episode.where,
+                    fix="give every episode an `id` of its own, or each file once",
+                )
+            places[episode.id] = episode.where
+            num_secrets += episode.num_secrets
+            try:
+                found.append(facts_of(episode, curation.filters, evaluation))
+            except DataError as error:
+                if skipped is None:
+                    raise
+                skipped.append(str(error))
+    if not found:
+        raise DataError("no episode could be read", where=str(files[0]), fix=(skipped or [None])[0])
+    return Decided(found, apply(found, curation.filters), skipped or [], num_secrets)
+
+
+def curate(
+    files: Sequence[str | Path],
+    curation: Curation,
+    masking: Masking | None,
+    work: Path,
+    progress: Progress,
+) -> Curated:
+    """Both passes.
+
+    Args:
+        files: of episodes, and folders.
+        curation: what to do.
+        masking: how they become token ids; None leaves rows of messages alone.
+        work: keeps parts of the rows until they are read.
+        progress: for bars and log lines.
+
+    Raises:
+        DataError: see `decide`; or no episode is left.
+    """
+    decided = decide(files, curation, progress)
+    steps = funnel(decided, curation.filters)
+    if not decided.num_kept:
+        raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix="choose other filters")
+    parts = _parts(files, masking, decided, Store(work / "parts"), progress)
+    refused: list[dict[str, str]] = []
+    tokens: dict[str, int] = {}
+    for part in parts:
+        news = json.loads((part / NEWS).read_text(encoding="utf-8"))
+        refused += news["refused"]
+        for name, count in news["tokens"].items():
+            tokens[name] = tokens.get(name, 0) + count
+    if masking is not None:
+        left = decided.num_kept - len(refused)
+        steps.append({"filter": MASKS, "dropped": len(refused), "left": left, "sample": _sample(refused)})
+        if not left:
+            raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix=refused[0]["reason"])
+    return Curated(_lines(parts), steps, decided.num_secrets, tokens)
+
+
+def try_episode(files: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, *, skip_bad: bool) -> None:
+    """Reads the first episode and writes it out, so that nothing long begins with a template that cannot do it.
+
+    Raises:
+        DataError: see `burnish.data.trajectories.masks.masked_rows`.
+    """
+    first = next(episodes(files, skipped=[] if skip_bad else None), None)
+    if first is None:
+        raise DataError("no episode could be read", where=str(files[0]))
+    masked_rows(tokenizer, first.chat, where=first.where)
+
+
+def funnel(decided: Decided, filters: Sequence[Filter]) -> list[dict[str, Any]]:
+    """What every filter dropped, with a sample that does not depend on the order of reading."""
+    left = len(decided.found) + len(decided.skipped)
+    steps: list[dict[str, Any]] = [{"filter": "all", "dropped": 0, "left": left, "sample": []}]
+    if decided.skipped:
+        left -= len(decided.skipped)
+        sample = [{"episode": "", "reason": reason} for reason in sorted(decided.skipped)[:SAMPLE]]
+        steps.append({"filter": UNREADABLE, "dropped": len(decided.skipped), "left": left, "sample": sample})
+    for number, filter_ in enumerate(filters):
+        dropped = [
+            {"episode": facts.id, "reason": reason}
+            for facts, (by, reason) in zip(decided.found, decided.fates, strict=True)
+            if by == number
+        ]
+        left -= len(dropped)
+        steps.append({"filter": str(filter_), "dropped": len(dropped), "left": left, "sample": _sample(dropped)})
+    return steps
+
+
+def in_words(steps: Sequence[Mapping[str, Any]]) -> str:
+    """A funnel in one line."""
+    dropped = [f"{step['filter']} dropped {step['dropped']:,}" for step in steps[1:] if step["dropped"]]
+    return f"of {steps[0]['left']:,} episodes {', '.join(dropped) or 'none were dropped'}"
+
+
+def explain(files: Sequence[str | Path], curation: Curation, name: str, progress: Progress) -> list[str]:
+    """Why an episode is kept or dropped, a line for every filter.
+
+    Raises:
+        DataError: there is no such episode; or see `decide`.
+    """
+    decided = decide(files, curation, progress)
+    place = next((place for place, facts in enumerate(decided.found) if facts.id == name), None)
+    if place is None:
+        raise DataError(f"there is no episode {name!r}", where="--explain", fix="name it as the funnel does")
+    by, reason = decided.fates[place]
+    here = next(episode for episode in episodes(files, skipped=[]) if episode.id == name)
+    lines = [f"{name}: {'kept' if by < 0 else f'dropped by {curation.filters[by]}, as {reason}'}"]
+    for number, filter_ in enumerate(curation.filters):
+        check = filter_.rule.check
+        if check is not None:
+            said = check(here, filter_.number, curation.evaluation)
+        elif 0 <= by < number:
+            said = "not asked, as the episode is gone by then"
+        else:
+            said = reason if by == number else ""
+        lines.append(f"  {filter_}: {said or 'passes'}")
+    return lines
+
+
+def _sample(dropped: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    return sorted(dropped, key=lambda one: hashlib.sha256(one["episode"].encode()).digest())[:SAMPLE]
+
+
+def _parts(
+    files: Sequence[str | Path],
+    masking: Masking | None,
+    decided: Decided,
+    store: Store,
+    progress: Progress,
+) -> list[Path]:
+    """The directories of all parts; those that an earlier start has finished are passed over."""
+    fates = [[facts.id, number] for facts, (number, _) in zip(decided.found, decided.fates, strict=True)]
+    key = {"files": _digest(files), "fates": text_digest(fates)} | ({} if masking is None else masking.key)
+    kept = {facts.id for facts, (number, _) in zip(decided.found, decided.fates, strict=True) if number < 0}
+    found: list[Path] = []
+    part: list[Episode] = []
+    with progress.task("writing rows", total=len(kept), unit="episodes") as task:
+        left = (episode for episode in episodes(files, skipped=[]) if episode.id in kept)
+        for count, episode in enumerate(left, start=1):
+            part.append(episode)
+            if len(part) == PART or count == len(kept):
+                name = f"part{len(found):06d}"
+                if store.find(name, key) is None:
+                    with store.writing(name, key) as directory:
+                        _write(part, masking, directory)
+                found.append(store.directory / name)
+                task.advance(len(part))
+                part = []
+    return found
+
+
+def _write(part: Sequence[Episode], masking: Masking | None, directory: Path) -> None:
+    refused: list[dict[str, str]] = []
+    tokens: dict[str, int] = {}
+    with (directory / ROWS).open("w", encoding="utf-8") as file:
+        for episode in part:
+            try:
+                made = rows_of_episode(episode, masking, tokens)
+            except DataError as error:
+                refused.append({"episode": episode.id, "reason": str(error)})
+                continue
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+    (directory / NEWS).write_text(json.dumps({"refused": refused, "tokens": tokens}), encoding="utf-8")
+
+
+def _lines(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        with (part / ROWS).open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _digest(files: Sequence[str | Path]) -> str:
+    """sha256 over the files, by content."""
+    digest = hashlib.sha256()
+    for path in episode_files(files):
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
