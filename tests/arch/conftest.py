@@ -59,7 +59,8 @@ MORE = {
             *("olmo3", "exaone4", "cohere", "cohere2", "glm", "glm4", "phi", "qwen3_5_text", "falcon_h1", "lfm2"),
             *("minimax", "minimax_m2", "qwen3_5_moe_text", "flex_olmo", "glm4_moe_lite", "glm4_moe", "dots1"),
             *("solar_open", "exaone_moe", "ernie4_5_moe", "afmoe", "hunyuan_v1_moe", "llama4_text", "cohere2_moe"),
-            *("granitemoe", "granitemoeshared", "lfm2_moe", "jamba"),
+            *("granitemoe", "granitemoeshared", "lfm2_moe", "jamba", "cwm", "granite_swa", "hyperclovax"),
+            *("vaultgemma", "mellum"),
         )
     },
 }

@@ -79,6 +79,9 @@ DENSE: dict[str, ArchitectureRow] = {
     "granite": LLAMA,
     "helium": LLAMA,
     "seed_oss": LLAMA,
+    "cwm": LLAMA,
+    "granite_swa": replace(LLAMA, parts=(*LLAMA.parts, SINKS)),
+    "hyperclovax": replace(LLAMA, parts=(*LLAMA.parts, NormPart("post_norm1"), NormPart("post_norm2"))),
     "ernie4_5": LLAMA,
     "qwen2": LLAMA,
     "qwen3": replace(LLAMA, parts=(*ATTENTION, *QK_NORM, *MLP, *NORMS), qk_norm="head"),
@@ -89,6 +92,15 @@ DENSE: dict[str, ArchitectureRow] = {
     "starcoder2": replace(LLAMA, parts=(*ATTENTION, *mlp(gate="", up="c_fc", down="c_proj"), *NORMS), norm="layer"),
     "gemma": GEMMA,
     "gemma2": replace(GEMMA, parts=(*ATTENTION, *MLP, *SANDWICH_NORMS)),
+    "vaultgemma": replace(
+        GEMMA,
+        parts=(
+            *ATTENTION,
+            *MLP,
+            NormPart("input_layernorm", feeds="attention_input"),
+            NormPart("pre_feedforward_layernorm", feeds="mlp_input"),
+        ),
+    ),
     "gemma3_text": GEMMA3,
     "gemma3": with_vision(GEMMA3),
     "olmo2": OLMO2,
@@ -211,10 +223,10 @@ QWEN2_MOE = ArchitectureRow(
     moe=QWEN2_EXPERTS,
 )
 
+QWEN3_EXPERTS = MoeRow("num_experts", "moe_intermediate_size", "mlp.gate", "softmax", qwen_layers)
+
 QWEN3_MOE = ArchitectureRow(
-    parts=(*ATTENTION, *QK_NORM, *MLP, ROUTER, QWEN_EXPERTS, *NORMS),
-    qk_norm="head",
-    moe=MoeRow("num_experts", "moe_intermediate_size", "mlp.gate", "softmax", qwen_layers),
+    parts=(*ATTENTION, *QK_NORM, *MLP, ROUTER, QWEN_EXPERTS, *NORMS), qk_norm="head", moe=QWEN3_EXPERTS
 )
 
 QWEN3_NEXT = replace(
@@ -334,6 +346,7 @@ MIXTURES: dict[str, ArchitectureRow] = {
     ),
     "qwen2_moe": QWEN2_MOE,
     "qwen3_moe": QWEN3_MOE,
+    "mellum": replace(QWEN3_MOE, moe=replace(QWEN3_EXPERTS, is_sparse=named_layers)),
     "qwen3_next": QWEN3_NEXT,
     "qwen3_5_moe_text": replace(QWEN3_NEXT, moe=replace(QWEN2_EXPERTS, is_sparse=every_layer)),
     "olmoe": OLMOE,
