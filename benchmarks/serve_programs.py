@@ -8,7 +8,8 @@ by three laws. Rates are relative to the knee of a law: the rate at which first-
 computes one final context per workflow a second time, the mean of the tuning seeds. On those seeds the turns of
 growth that newcomers leave room for are chosen as well, for both holds alike. An oracle knows every pause under the
 same order: the best, per seed, of holding where the pause costs less than a price times what it saves, over prices,
-with the farthest return given up first under pressure.
+with the farthest return given up first under pressure. Learned holds are those of the published rule, which pays the
+longest time of a hold (`charge: longest`); `benchmarks/serve_holds.py` has the other charge.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ START = {"short": 0.08, "mixed": 0.055, "middle": 0.065}
 """Workflows a second from which the knee is searched."""
 POLICIES = {
     "cache, arrival order": PolicySettings(),
-    "learned hold, arrival order": PolicySettings(hold="learned"),
+    "learned hold, arrival order": PolicySettings(hold="learned", charge="longest"),
     "cache, workflow order": PolicySettings(order="programs"),
     "2 s, workflow order": PolicySettings(order="programs", hold="fixed"),
-    "learned hold, workflow order": PolicySettings(order="programs", hold="learned"),
-    "learned hold, least service": PolicySettings(order="least-service", hold="learned"),
+    "learned hold, workflow order": PolicySettings(order="programs", hold="learned", charge="longest"),
+    "learned hold, least service": PolicySettings(order="least-service", hold="learned", charge="longest"),
 }
 BASE, FIXED, LEARNED = "cache, arrival order", "2 s, workflow order", "learned hold, workflow order"
 PRICES = (0.5, 2.0, math.inf)
@@ -72,13 +73,13 @@ class Knowing(LearnedHold):
 
     def __init__(self, recompute: Callable[[int], float], workload: Workload, price: float) -> None:
         super().__init__(recompute)
-        self._pauses = {one.name: [turn.pause for turn in one.turns] for one in workload.workflows}
+        self._known = {one.name: [turn.pause for turn in one.turns] for one in workload.workflows}
         self._price = price
 
     def on_finish(self, job: Job, tokens: int, room: Room) -> int:
         if not job.tool:
             return 0
-        pause = self._pauses[job.program][job.turn]
+        pause = self._known[job.program][job.turn]
         return pause + 1 if pause / SECOND <= self._price * self.worth(tokens, room.num_running) else 0
 
     def on_pressure(self, holds: Iterable[Hold], room: Room) -> Sequence[Hold]:

@@ -623,7 +623,10 @@ METHODS: tuple[Method, ...] = (
         use="burnish serve sim --policy programs",
         source="Continuum, 2025, arXiv:2511.02230; Autellix, 2025, arXiv:2502.13965; order and growth rule ours",
         page="programs",
-        benchmarks=(Benchmark("serve_programs", ("--work", "runs/serve-programs", "--minutes", "30")),),
+        benchmarks=(
+            Benchmark("serve_programs", ("--work", "runs/serve-programs", "--minutes", "30")),
+            Benchmark("serve_holds", ("--work", "runs/serve-holds", "--minutes", "30")),
+        ),
     ),
     Method(
         name="Schemble",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import openai
 import pytest
 
 from burnish import cli
+from burnish.core.engines import free_port
 from small_models import small_llama, small_tokenizer
 
 pytestmark = pytest.mark.timeout(1800)
@@ -106,13 +110,19 @@ def test_a_mistake_in_the_policy_ends_the_start_with_one_sentence(tmp_path: Path
         found(tmp_path, "tenants", "order: fair\n")
 
 
-def test_the_policy_file_of_a_simulation_serves(tmp_path: Path):
-    """`burnish serve up` with the file that `burnish serve sim` takes: tenants are served, and Ctrl-C ends all."""
-    model, policy = tmp_path / "tiny", tmp_path / "fair.yaml"
+def tiny(tmp_path: Path) -> Path:
+    """A checkpoint of one narrow model with a tokenizer."""
+    model = tmp_path / "tiny"
     small_llama(max_position_embeddings=2048, head_dim=32).save_pretrained(model)
     tokenizer = small_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     tokenizer.save_pretrained(model)
+    return model
+
+
+def test_the_policy_file_of_a_simulation_serves(tmp_path: Path):
+    """`burnish serve up` with the file that `burnish serve sim` takes: tenants are served, and Ctrl-C ends all."""
+    model, policy = tiny(tmp_path), tmp_path / "fair.yaml"
     policy.write_text("name: fair\norder: shares\nweights: {a: 2, b: 1}\n")
     trace = tmp_path / "trace.jsonl"
     rows = [{"arrival_s": 0, "prompt_tokens": 9, "output_tokens": 4, "tenant": name} for name in "aabb"]
@@ -138,3 +148,46 @@ def test_the_policy_file_of_a_simulation_serves(tmp_path: Path):
     finally:
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 130
+
+
+def test_keys_and_headers_decide_inside_vllm_and_labels_of_metrics_are_capped(tmp_path: Path):
+    """Sixty keys of as many tenants, whatever their clients claim; a header names the workflow."""
+    keys, telemetry, port = tmp_path / "keys.yaml", tmp_path / "live.jsonl", free_port(0)
+    keys.write_text("".join(f"sk-{number}: org/t{number}\n" for number in range(60)))
+    keys.chmod(0o600)
+    words = [sys.executable, "-P", "-m", "burnish", "serve", "up", str(tiny(tmp_path)), "--policy", "vtc"]
+    words += ["--keys", str(keys), "--telemetry", str(telemetry), "--metrics-port", str(port)]
+    words += ["--log", str(tmp_path / "log")]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SOURCE)})
+    assert server.stdout is not None
+    try:
+        said = [server.stdout.readline() for _ in range(2)]
+        assert "serving tiny under vtc at" in said[1], (tmp_path / "log").read_text()[-2000:]
+
+        def ask(key: str) -> None:
+            client = openai.OpenAI(base_url=said[1].split()[-1], api_key=key, max_retries=0)
+            client.completions.create(
+                model="tiny",
+                prompt=[5, 6, 7],
+                max_tokens=1,
+                extra_body={"vllm_xargs": {"tenant": "boss"}},
+                extra_headers={"X-Burnish-Program": "agent", "X-Burnish-Tenant": "boss"},
+            )
+
+        with pytest.raises(openai.AuthenticationError):
+            ask("sk-none")
+        for number in range(60):
+            ask(f"sk-{number}")
+        time.sleep(2)  # metrics are made anew each second
+        ask("sk-0")
+        shown = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
+    rows = [json.loads(line) for line in telemetry.read_text().splitlines()]
+    asked = [(row["tenant"], row["program"]) for row in rows if row["event"] == "request"]
+    assert asked == [*((f"org/t{number}", "agent") for number in range(60)), ("org/t0", "agent")]
+    labels = set(re.findall(r'tenant="([^"]*)"', shown))
+    assert len(labels) == 51
+    assert "other" in labels
+    assert "boss" not in shown

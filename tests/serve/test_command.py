@@ -144,3 +144,16 @@ def test_a_server_is_not_started_over_files_of_somebody_else(tmp_path: Path, cap
     with pytest.raises(SystemExit):
         cli.main(["serve", "up", str(tmp_path), *begin[3:]])
     assert "has no config.json, so it is no checkpoint" in capsys.readouterr().err
+
+
+def test_places_left_to_others_are_fewer_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fair, engine = tmp_path / "fair.yaml", tmp_path / "engine.yaml"
+    fair.write_text("name: fair\norder: shares\nspare: 4\n")
+    engine.write_text("num_blocks: 40\nmax_num_seqs: 4\n")
+    words = ["serve", "sim", str(trace(tmp_path, 5)), "--policy", str(fair), "--engine", str(engine)]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*words, "-o", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert "fair: spare is 4, but 4 requests run at a time; give a spare below 4" in said
+    engine.write_text("num_blocks: 40\nmax_num_seqs: 5\n")
+    cli.main([*words, "-o", str(tmp_path / "out")])

@@ -36,13 +36,21 @@ def taught(pauses: list[float], *, tool: str = "t", recompute: float = 5.0) -> L
 
 def test_the_hold_of_hand_made_durations_is_the_one_by_hand():
     law = of([1, 2, 10, 20])
-    # tau = 0: 0; 1: B/4 - 1; 2: B/2 - 2; 10: 3B/4 - 10; 20: B - 20
-    assert law.best_hold(3.9) == 0
-    assert law.best_hold(4.0) == 0  # a tie goes to the shorter
-    assert law.best_hold(4.1) == 2
-    assert law.best_hold(31.9) == 2
-    assert law.best_hold(32.1) == 10
-    assert law.best_hold(40.1) == 20
+    # what it lasts at most; tau = 0: 0; 1: B/4 - 1; 2: B/2 - 2; 10: 3B/4 - 10; 20: B - 20
+    assert law.best_longest_hold(3.9) == 0
+    assert law.best_longest_hold(4.0) == 0  # a tie goes to the shorter
+    assert law.best_longest_hold(4.1) == 2
+    assert law.best_longest_hold(31.9) == 2
+    assert law.best_longest_hold(32.1) == 10
+    assert law.best_longest_hold(40.1) == 20
+    # what it lasts; 1: B/4 - 1; 2: B/2 - 7/4; 10: 3B/4 - 23/4; 20: B - 33/4
+    assert law.best_hold(3.5) == 0
+    assert law.best_hold(3.6) == 2
+    assert law.best_hold(12.9) == 2
+    assert law.best_hold(13.1) == 20
+    law.add(math.inf)  # one of five that does not come back: 20 costs 53/5 for 4/5 of B
+    assert law.best_hold(13.1) == 2
+    assert law.best_hold(1000.0) == 20
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30), st.floats(0, 200))
@@ -50,14 +58,21 @@ def test_no_other_hold_is_worth_more(durations: list[float], worth: float):
     def gain(tau: float) -> float:
         return sum(pause <= tau for pause in durations) / len(durations) * worth - tau
 
-    best = of(durations).best_hold(worth)
+    def gain_of_what_it_lasts(tau: float) -> float:
+        held = sum(min(pause, tau) for pause in durations) / len(durations)
+        return sum(pause <= tau for pause in durations) / len(durations) * worth - held
+
+    best = of(durations).best_longest_hold(worth)
     assert gain(best) >= max(gain(tau) for tau in [0.0, *durations]) - 1e-9
+    best = of(durations).best_hold(worth)
+    assert gain_of_what_it_lasts(best) >= max(map(gain_of_what_it_lasts, [0.0, *durations])) - 1e-9
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30), st.floats(0, 100), st.floats(0, 100))
 def test_the_more_it_is_worth_the_longer_it_is_held(durations: list[float], one: float, other: float):
     law = of(durations)
-    assert law.best_hold(min(one, other)) <= law.best_hold(max(one, other))
+    assert law.best_hold(min(one, other)) <= law.best_hold(max(one, other)) + 1e-9
+    assert law.best_longest_hold(min(one, other)) <= law.best_longest_hold(max(one, other))
 
 
 @pytest.mark.parametrize(("rate", "worth"), [(1.0, 5.0), (0.5, 8.0), (2.0, 0.4), (1.0, 1.0)])
@@ -72,7 +87,20 @@ def test_exponential_pauses_have_the_closed_form(rate: float, worth: float):
 def test_many_exponential_pauses_come_to_the_closed_form():
     draw = random.Random(0)
     law = of([draw.expovariate(0.5) for _ in range(KEPT)])
-    assert law.best_hold(20.0) == pytest.approx(exponential_hold(20.0, 0.5), rel=0.2)
+    assert law.best_longest_hold(20.0) == pytest.approx(exponential_hold(20.0, 0.5), rel=0.2)
+    # (1 - exp(-rate tau)) (B - 1 / rate): where it costs what it lasts, all or nothing
+    assert law.best_hold(20.0) == law.sorted[-1]
+    assert law.best_hold(1.0) < 0.1
+
+
+def test_the_published_rule_pays_the_longest_time():
+    pauses = [1.0] * 100 + [9.0] * 100
+    rules = [LearnedHold(lambda tokens: 11.0, charge=charge) for charge in ("expected", "longest")]
+    for rule in rules:
+        for pause in pauses:
+            rule.on_return(Job("1"), "t", round(pause * SECOND))
+    # at 9 s: 11 - 5, and 11 - 9; at 1 s: 11/2 - 1 for both
+    assert [rule.on_finish(Job("1", tool="t"), 1, room()) for rule in rules] == [9 * SECOND, SECOND]
 
 
 def test_before_pauses_were_seen_they_are_exponential_with_a_second():

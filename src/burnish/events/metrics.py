@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kstest
 
 from burnish.core.statistics import student_quantile
 
@@ -90,6 +89,8 @@ def share_reach(inside: NDArray[np.bool_], groups: NDArray[np.int64]) -> Array:
 
 def pit_ks(pit: Array) -> float:
     """Kolmogorov-Smirnov distance of the PIT values to the uniform law."""
+    from scipy.stats import kstest  # a second of the start of a server, which asks for other numbers
+
     return float(kstest(pit, "uniform").statistic)
 
 

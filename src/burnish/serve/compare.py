@@ -47,13 +47,15 @@ def compare(
         recorded: what really happened to this workload, for a row of its own.
 
     Raises:
-        SettingsError: two policies of one name; a policy whose order is not what it says of itself (`check`).
+        SettingsError: two policies of one name; one that leaves nobody a place; one whose order is not what it says of
+            itself (`check`).
         DataError: no request fits into the pool.
     """
     results, notes, costs = {}, [policy.warning for policy in policies if policy.warning], engine.costs()
     for policy in policies:
         if policy.called in results:
             raise SettingsError(f"two policies are called {policy.called!r}", fix="give one of them another name")
+        policy.check_places(engine.max_num_seqs)
         serve = partial(simulate, workload, partial(policy.objects, costs), engine.shape(), costs)
         serve = partial(serve, instances=instances, router=router)
         found = serve(step_by_step=step_by_step)

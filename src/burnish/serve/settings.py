@@ -30,6 +30,7 @@ _ONLY_WITH = {
     "hold_seconds": ("hold", "fixed"),
     "longest_hold": ("hold", "learned"),
     "pauses": ("hold", "learned"),
+    "charge": ("hold", "learned"),
     "quantum": ("order", "dlpm"),
     "spare": ("order", "shares"),
     "take_places": ("order", "shares"),
@@ -64,6 +65,9 @@ class PolicySettings(Settings):
     )
     hold_seconds: float = Field(default=2.0, gt=0, le=1e9, description="of hold: fixed")
     longest_hold: float = Field(default=600.0, gt=0, le=1e9, description="of hold: learned, seconds")
+    charge: Literal["expected", "longest"] = Field(
+        default="expected", description="what a learned hold costs: the time it is expected to last, or its longest"
+    )
     pauses: str = Field(
         default="", description="directory of a trained model of pauses, for hold: learned; else what was seen"
     )
@@ -114,6 +118,15 @@ class PolicySettings(Settings):
             "1.1 to 1.6 times sooner than plain caching, with order: programs 1.1 to 5.1 times); use order: programs"
         )
 
+    def check_places(self, places: int) -> None:
+        """
+        Raises:
+            SettingsError: it leaves nobody a place of an engine on which so many requests run at a time.
+        """
+        if self.spare >= places:
+            what = f"spare is {self.spare}, but {places} requests run at a time"
+            raise SettingsError(what, where=self.called, fix=f"give a spare below {places}, or the engine more places")
+
     def objects(self, costs: CostModel) -> tuple[Order, Retention]:
         """A policy of an engine; `costs` says what computing a context again takes."""
         from burnish.serve.costs import step
@@ -124,7 +137,7 @@ class PolicySettings(Settings):
         if self.hold == "fixed":
             return self._order(), FixedHold(self.hold_seconds)
         return self._order(), LearnedHold(
-            lambda tokens: step(costs, [(tokens, 0)], 0, 0) / SECOND, self.longest_hold, self.pause_laws()
+            lambda tokens: step(costs, [(tokens, 0)], 0, 0) / SECOND, self.longest_hold, self.pause_laws(), self.charge
         )
 
     def pause_laws(self) -> PauseLaws | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
@@ -33,7 +34,18 @@ class Law:
         return [self.sorted[min(last, max(0, -int(-level * (last + 1) // 1) - 1))] for level in levels]
 
     def best_hold(self, worth: float) -> float:
-        """The smallest tau, of 0 and the values seen, at which P(T <= tau) worth - tau is largest."""
+        """The smallest tau, of 0 and the values seen, at which P(T <= tau) worth - E[min(T, tau)] is largest."""
+        num, best, at, before = len(self.sorted), 0.0, 0.0, 0.0
+        for number, pause in enumerate(self.sorted, start=1):
+            if pause == math.inf:
+                break
+            before += pause
+            if (gain := (number * worth - before - (num - number) * pause) / num) > best:
+                best, at = gain, pause
+        return at
+
+    def best_longest_hold(self, worth: float) -> float:
+        """The same where a hold costs its longest time: of P(T <= tau) worth - tau."""
         best, at, share = 0.0, 0.0, worth / len(self.sorted)
         for number, pause in enumerate(self.sorted, start=1):
             if pause > worth:

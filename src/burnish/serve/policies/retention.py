@@ -3,15 +3,16 @@
 A workflow that pauses for T will want its context of r tokens back. Keeping it for tau saves, where T <= tau, what
 computing it again costs and what a returning turn without its context waits:
 
-    tau* = argmax_{tau >= 0} P(T <= tau) B - tau,     B = eta Q + R(r) (1 + n)
+    tau* = argmax_{tau >= 0} P(T <= tau) B - E[min(T, tau)],     B = eta Q + R(r) (1 + n)
 
-with R the time to compute r tokens, n the requests that run and are held up by that, Q the mean wait of returning
-turns whose context was gone, and eta = minus the correlation between the turns that finished workflows had had and
-those they still had (1 where that is undefined): Continuum, 2025, arXiv:2511.02230, with n = 0. The published program
-has a fixed two seconds in its place. P is what was seen: the pauses after the same tool, after any tool where there are
-not more than `FEW` of those; before that an exponential law with a mean of a second, for which
-tau* = max(0, log(lambda B) / lambda). Or it is what a trained model says of this workflow
-(`burnish.serve.policies.pauses`).
+where E[min(T, tau)] is the time for which it is really held, with R the time to compute r tokens, n the requests that
+run and are held up by that, Q the mean wait of returning turns whose context was gone, and eta = minus the correlation
+between the turns that finished workflows had had and those they still had (1 where that is undefined). Continuum,
+2025, arXiv:2511.02230, has n = 0 and pays tau in the place of E[min(T, tau)], as if a context were held to the end of
+its time whoever comes back (`charge: longest`); its published program has a fixed two seconds. P is what was seen: the
+pauses after the same tool, after any tool where there are not more than `FEW` of those; before that an exponential law
+with a mean of a second, for which tau* = max(0, log(lambda B) / lambda) where the longest time is paid. Or it is what a
+trained model says of this workflow (`burnish.serve.policies.pauses`).
 
 A hold is a wish, not a lock: where running requests need room, holds are given up in the order of what they are worth,
 
@@ -25,12 +26,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from burnish.serve.policies.laws import KEPT
 from burnish.serve.policies.pauses import PauseLaws, SeenPauses
 from burnish.serve.policies.protocol import Hold, Job, Room
 
 SECOND = 1_000_000_000
+Charge = Literal["expected", "longest"]
 
 
 class NoRetention:
@@ -60,7 +63,7 @@ class FixedHold(NoRetention):
 
 
 def exponential_hold(worth: float, rate: float = 1.0) -> float:
-    """tau* where pauses are exponential."""
+    """tau* where pauses are exponential and a hold costs its longest time."""
     return max(0.0, math.log(rate * worth) / rate) if worth > 0 else 0.0
 
 
@@ -71,12 +74,17 @@ class LearnedHold(NoRetention):
         recompute: seconds that computing so many tokens takes.
         longest: no hold is longer, in seconds.
         pauses: laws of pauses; what was seen where nothing is said.
+        charge: what a hold costs: the time that it is expected to last, or its longest.
     """
 
     def __init__(
-        self, recompute: Callable[[int], float], longest: float = 600.0, pauses: PauseLaws | None = None
+        self,
+        recompute: Callable[[int], float],
+        longest: float = 600.0,
+        pauses: PauseLaws | None = None,
+        charge: Charge = "expected",
     ) -> None:
-        self._recompute, self._longest = recompute, longest
+        self._recompute, self._longest, self._charge = recompute, longest, charge
         self._pauses = pauses or SeenPauses()
         self._waits: deque[float] = deque(maxlen=KEPT)
         self._turns: deque[int] = deque(maxlen=KEPT)
@@ -87,7 +95,10 @@ class LearnedHold(NoRetention):
             self._pauses.forget(job.program)
             return 0
         law, worth = self._pauses.find(job.program, job.tool), self.worth(tokens, room.num_running)
-        seconds = exponential_hold(worth) if law is None else law.best_hold(worth)
+        if law is None:
+            seconds = exponential_hold(worth)
+        else:
+            seconds = law.best_hold(worth) if self._charge == "expected" else law.best_longest_hold(worth)
         return round(min(seconds, self._longest) * SECOND)
 
     def on_return(self, job: Job, tool: str, pause: int) -> None:

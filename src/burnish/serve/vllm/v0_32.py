@@ -157,6 +157,7 @@ class PolicyScheduler(AsyncScheduler):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.plugin, self.policy = read_plugin(self.vllm_config.additional_config)
+        self.policy.check_places(self.max_num_active_reqs)
         self.pool = self.kv_cache_manager.block_pool
         self.room = PolicyRoom(self)
         self.now = time.monotonic_ns()
