@@ -96,7 +96,8 @@ def test_a_paused_workflow_finds_its_context_again(tmp_path: Path):
 
 
 def test_nothing_is_left_after_a_thousand_random_aborts(tmp_path: Path):
-    counts = found(tmp_path, "aborts", HELD)
+    # A policy that is left has no holds, and whether it is left depends on times, which move on a busy machine.
+    counts = found(tmp_path, "aborts", HELD, fall_back=False)
     assert counts["pinned before"] > 0
     assert counts["left"] == [0, 0, 0, 0, 0]
 
