@@ -156,8 +156,7 @@ def trajectories(
     tokenizer:
         Checkpoint whose chat template and tokens the rows are for; without, rows of messages alone.
     filter_:
-        NAME or NAME=NUMBER; several are an order [default: verified, finished, budget=0, repeats=3, patch, tests,
-        duplicates, per-task=4].
+        NAME or NAME=NUMBER, in order: verified, finished, budget=0, repeats=3, patch, tests, duplicates, per-task=4.
     apart_from:
         File with the repository and base_commit of what is evaluated on.
     weights:

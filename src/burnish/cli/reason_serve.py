@@ -77,8 +77,7 @@ def serve(
     rows:
         Continuations of the local model that share a forward pass, at most.
     speculate:
-        Of the local model: while one continuation is under way alone, propose its tokens from its prompt and from
-        earlier answers, which all clients share.
+        Of the local model, one continuation at a time: propose tokens from the prompt and all clients' earlier answers.
     dtype:
         Of the local model; in the shorter two, texts depend on what else is asked for at the time.
     device:
