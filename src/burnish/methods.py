@@ -367,6 +367,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish serve up --speculate",
         source="Lookahead, 2023, arXiv:2312.12728",
         page="lookahead",
+        benchmarks=(Benchmark("lookahead", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),),
     ),
     Method(
         name="preference training",
