@@ -283,6 +283,8 @@ METHODS: tuple[Method, ...] = (
         page="slimmoe",
         benchmarks=(
             SLIM,
+            Benchmark("slim_router", ("--work", "runs/slim-router")),
+            Benchmark("slim_widths", ("--work", "runs/slim-router")),
             Benchmark("slim_reap", needs="an environment with llm-compressor: --peer PYTHON, --model MIXTURE"),
         ),
         verb=Verb(
