@@ -637,7 +637,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish.serve.Schemble",
         source="Li et al., ICDE 2023, doi:10.1109/ICDE55515.2023.00082, from its abstract",
         page="schemble",
-        benchmarks=(Benchmark("serve_ensemble"),),
+        benchmarks=(Benchmark("serve_ensemble"), Benchmark("serve_endpoints", ("--work", "runs/serve-endpoints"))),
     ),
 )
 
