@@ -105,7 +105,11 @@ def test_every_stage_is_in_the_table():
 
 def test_bench_finds_benchmarks_by_method_page_and_name():
     chosen = script("bench").chosen
-    assert [b.name for b in chosen("SlimMoE")] == [b.name for b in chosen("slimmoe")] == ["slim", "slim_router", "slim_widths", "slim_reap"]
+    assert (
+        [b.name for b in chosen("SlimMoE")]
+        == [b.name for b in chosen("slimmoe")]
+        == ["slim", "slim_router", "slim_widths", "slim_reap"]
+    )
     assert [b.name for b in chosen("slim_reap")] == ["slim_reap"]
     assert chosen("nothing") == []
 
