@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from burnish import cli
+from burnish.core.errors import EngineError
 from burnish.serve.up import Foretold, speculating_options
 from burnish.serve.vllm.keys import SaltNamed
 from burnish.serve.vllm.requests import memory_of
@@ -198,3 +199,28 @@ def test_proposals_of_a_server_behind_are_its_own(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="1"):
         cli.main(["reason", "serve", "--upstream", "http://127.0.0.1:1/v1", "--speculate", "trie"])
     assert "is for a local model" in capsys.readouterr().err
+
+
+def test_a_server_that_is_too_busy_to_count_is_served_on(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    from burnish.cli.serve import _stay
+
+    answers, looks = iter([TimeoutError(), Foretold(200, 150)]), []
+
+    def counted(url: str) -> Foretold:
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def check() -> None:
+        looks.append(None)
+        if len(looks) == 3:
+            raise EngineError("has ended")
+
+    monkeypatch.setattr("burnish.serve.up.foretold", counted)
+    monkeypatch.setattr("burnish.cli.serve.SAY_EVERY", -1.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    engine: Any = SimpleNamespace(url="http://127.0.0.1:1/v1", check=check)
+    with pytest.raises(EngineError, match="has ended"):
+        _stay(engine, proposes=True)
+    assert capsys.readouterr().out == "150 of 200 tokens (75%) took no forward pass of their own\n"

@@ -271,6 +271,7 @@ def up(
 def _stay(engine: EngineProcess, *, proposes: bool) -> None:
     """Until Ctrl-C or its end; says now and then how many tokens were foretold, where some are proposed."""
     import time
+    from contextlib import suppress
 
     from burnish.serve.up import Foretold, foretold
 
@@ -280,9 +281,10 @@ def _stay(engine: EngineProcess, *, proposes: bool) -> None:
         engine.check()
         if proposes and time.monotonic() > next_look:
             next_look = time.monotonic() + SAY_EVERY
-            found = foretold(engine.url)
-            if found != said:
-                print(said := found, flush=True)
+            with suppress(OSError):  # one that is too busy to say it now says it later; `check` tells its end
+                found = foretold(engine.url)
+                if found != said:
+                    print(said := found, flush=True)
 
 
 def replay(
