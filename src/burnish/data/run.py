@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from burnish.core.made_data import Data
 from burnish.data.chain import chain_rows
-from burnish.data.stage import CurateTrajectories, DrawChains
 from burnish.data.trajectories.curate import Curation, curate, in_words
 from burnish.data.trajectories.filters import parse_filters
 from burnish.data.trajectories.rows import Masking
@@ -14,20 +13,24 @@ from burnish.data.trajectories.rows import Masking
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.core.stage import Context
+    from burnish.data.stage import CurateTrajectories, DrawChains
 
 
-def run(settings: DrawChains | CurateTrajectories, model: Model, ctx: Context) -> Data:
-    """Chains, drawn while they are written; or episodes that are left, with a funnel in the ledger.
+def run(settings: DrawChains, model: Model, ctx: Context) -> Data:
+    """Chains, drawn while they are written.
 
     Raises:
-        DataError: no further question can be found; or see `burnish.data.trajectories.curate.curate`.
+        DataError: no further question can be found.
     """
-    if isinstance(settings, DrawChains):
-        return Data(chain_rows(settings.kind, settings.number, seed=settings.seed, distinct=settings.distinct))
-    return _curated(settings, model, ctx)
+    return Data(chain_rows(settings.kind, settings.number, seed=settings.seed, distinct=settings.distinct))
 
 
-def _curated(settings: CurateTrajectories, model: Model, ctx: Context) -> Data:
+def run_trajectories(settings: CurateTrajectories, model: Model, ctx: Context) -> Data:
+    """Rows of the episodes that are left, with a funnel in the ledger.
+
+    Raises:
+        DataError: see `burnish.data.trajectories.curate.curate`.
+    """
     evaluated = ctx.inputs.get("apart_from")
     filters = parse_filters(settings.filters, has_evaluation=evaluated is not None)
     curation = Curation(filters, evaluated, settings.bad_rows == "skip")

@@ -87,6 +87,6 @@ class CurateTrajectories(Stage):
         try_episode([self.episodes], start.tokenizer, skip_bad=self.bad_rows == "skip")
 
     def run(self, model: Model, ctx: Context) -> Data:
-        from burnish.data.run import run
+        from burnish.data.run import run_trajectories
 
-        return run(self, model, ctx)
+        return run_trajectories(self, model, ctx)
