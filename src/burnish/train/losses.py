@@ -21,7 +21,7 @@ from burnish.arch import Head
 from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED
 from burnish.data.trajectories.kinds import KIND_NAMES
-from burnish.train.maths.linear_cross_entropy import linear_cross_entropies
+from burnish.train.maths.linear_cross_entropy import linear_cross_entropy
 
 Batch = Mapping[str, Tensor]
 COUNT = " tokens"
@@ -133,7 +133,7 @@ class HeadLoss:
         counts = batch["targets"] != IGNORED
         linear = self.head.linear
         weights = batch["weights"][counts] if "weights" in batch else None
-        total, each = linear_cross_entropies(
+        total, each = linear_cross_entropy(
             hidden[counts],
             linear.weight,
             batch["targets"][counts],

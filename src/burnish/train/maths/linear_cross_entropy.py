@@ -33,8 +33,9 @@ def linear_cross_entropy(
     cap: float | None = None,
     token_weights: Float[Tensor, " tokens"] | None = None,
     at_once: int | None = None,
-) -> Float[Tensor, ""]:
-    """The weighted sum over tokens, in float32 (float64 for float64), with a gradient once.
+) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
+    """The weighted sum over tokens, in float32 (float64 for float64), with a gradient once; and beside it the loss of
+    each token, without its weight and without a gradient.
 
     Args:
         hidden: what the head takes.
@@ -47,23 +48,6 @@ def linear_cross_entropy(
     Raises:
         RuntimeError: a second backward pass, whose gradients are gone.
     """
-    return linear_cross_entropies(
-        hidden, weight, targets, bias, scale=scale, cap=cap, token_weights=token_weights, at_once=at_once
-    )[0]
-
-
-def linear_cross_entropies(
-    hidden: Float[Tensor, "tokens hidden"],
-    weight: Float[Tensor, "vocab hidden"],
-    targets: Int[Tensor, " tokens"],
-    bias: Float[Tensor, " vocab"] | None = None,
-    *,
-    scale: float = 1.0,
-    cap: float | None = None,
-    token_weights: Float[Tensor, " tokens"] | None = None,
-    at_once: int | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
-    """`linear_cross_entropy`, and the loss of each token beside it, without its weight and without a gradient."""
     rows = tokens_at_once(hidden.device, len(weight), at_once)
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, scale, cap, token_weights, rows)
 
