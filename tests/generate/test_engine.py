@@ -15,19 +15,9 @@ from burnish.generate import Engine, batch, generate
 from burnish.generate.batch import _wide
 from burnish.generate.cache import RoomyLayer
 from burnish.generate.speech import Speech
-from small_models import make, small_llama, small_tokenizer
+from small_models import make
 
 PROMPTS = ["The licence", "A", "You may reproduce and distribute copies of the Work", "or", "each Contributor"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return small_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_llama(initializer_range=0.4).double()
 
 
 @pytest.fixture

@@ -12,19 +12,8 @@ import torch
 from burnish.core.errors import SettingsError
 from burnish.generate import Sample, Sampling, generate
 from burnish.generate.warp import drawn, warped
-from small_models import small_llama, small_tokenizer
 
 PROMPTS = ["The licence", "A", "You may reproduce and distribute copies of the Work", "or", "each Contributor"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_llama(initializer_range=0.4).double()
 
 
 def exact(sample: Sample) -> tuple[str, list[int], str]:

@@ -18,19 +18,9 @@ from burnish.generate.cache import RoomyLayer, roomy
 from burnish.generate.speculation import check_trees, read_tree, sight
 from burnish.generate.warp import Sampling
 from burnish.serve.speculate import Draft, Lookahead
-from small_models import make, small_llama, small_tokenizer
+from small_models import make, small_llama
 
 PROMPTS = ["The licence", "You may reproduce and distribute copies of the Work"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_llama(initializer_range=0.4).double()
 
 
 class Guess:
