@@ -103,9 +103,8 @@ class ForecastPauses:
         sequence = EventSequence(times, np.array([self._marks[name] for name in tools]), start=0.0)
         law = Law()
         many = self._forecaster.next_event(sequence).many
-        chance = (
-            1 - many.edge_survival[0].numpy()
-        )  # at the edges of the law's table: exact quantiles cost ten times as much
+        # At the edges of the law's table alone: exact quantiles cost ten times as much.
+        chance = 1 - many.edge_survival[0].numpy()
         edges = many.table.edges.double().numpy() * many.unit
         levels = (np.arange(POINTS) + 0.5) / POINTS
         law.sorted = np.where(levels > chance[-1], np.inf, np.interp(levels, chance, edges)).tolist()
