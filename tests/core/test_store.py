@@ -275,6 +275,16 @@ def test_an_error_names_the_file_that_could_not_be_written_and_leaves_the_old(tm
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
+def test_room_is_asked_for_only_where_room_is_missing(tmp_path: Path):
+    for number, advice in ((28, "free some space"), (13, "see that the place is there and can be written")):
+        error = OSError(number, os.strerror(number), "a file")
+        with pytest.raises(OutputError, match=f"{advice} or choose another"), durable.replacing(tmp_path / "file"):
+            raise error
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(OutputError, match="see that the place is there"):
+        durable.write_atomically(tmp_path / "link" / "file", "text")
+
+
 def test_an_error_of_safetensors_that_is_not_of_the_disk_is_none_of_it(tmp_path: Path):
     with pytest.raises(SafetensorError, match="header"), durable.saving(tmp_path / "directory", replace=False):
         raise SafetensorError("Error while serializing: invalid header")

@@ -20,13 +20,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from burnish.core.checkpoint import cause_of, write_atomically
+from burnish.core.checkpoint import cause_of, remedy, write_atomically
 from burnish.core.errors import BurnishError, CheckpointWarning, OutputError, StageError
 from burnish.core.memory import peak_resident_bytes
 from burnish.core.recipe import START
 from burnish.core.runner import NODE_ERROR_STATUS
 
-ROOM = "free some space; what is finished is kept, and the same command continues"
+KEPT = "what is finished is kept, and the same command continues"
 
 
 def main(spec_file: str) -> int:
@@ -49,11 +49,14 @@ def main(spec_file: str) -> int:
         report(spec, _out_of_memory(spec))
         return NODE_ERROR_STATUS
     except SafetensorError as error:
-        report(spec, OutputError(f"could not be written ({cause_of(error)})", fix=ROOM))
+        cause = cause_of(error)
+        report(spec, OutputError(f"could not be written ({cause})", fix=f"{remedy(cause)}; {KEPT}"))
         return NODE_ERROR_STATUS
     except OSError as error:
         traceback.print_exc(file=sys.stdout)  # into the node's log
-        report(spec, OutputError(f"{error.strerror or error} ({error.filename or 'no file named'})", fix=ROOM))
+        cause = str(error.strerror or error)
+        advice = f"{remedy(cause)}; {KEPT}"
+        report(spec, OutputError(f"{cause} ({error.filename or 'no file named'})", fix=advice))
         return NODE_ERROR_STATUS
     return 0
 

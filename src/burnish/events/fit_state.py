@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from burnish.core.checkpoint import cause_of
+from burnish.core.checkpoint import cause_of, remedy
 from burnish.core.errors import OutputError
 from burnish.core.store import Key, Store
 from burnish.events.model import EventModel
@@ -89,8 +89,8 @@ class FitState:
             with Store(directory).writing(ENTRY, key) as path:
                 save_file(contiguous, path / STATE_FILE, {"facts": facts})
         except (OSError, SafetensorError) as error:
-            what = f"could not be written ({cause_of(error)})"
-            advice = "free some space; the same command continues"
+            cause = cause_of(error)
+            what, advice = f"could not be written ({cause})", f"{remedy(cause)}; the same command continues"
             raise OutputError(what, where=str(directory), fix=advice) from None
 
     def read(self, directory: Path, key: Key) -> bool:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from burnish.core.checkpoint.durable import cause_of
+from burnish.core.checkpoint.durable import cause_of, remedy
 from burnish.core.errors import OutputError
 from burnish.core.store import Key, Store
 from burnish.train.saved import name_of, trained
@@ -59,10 +59,11 @@ class Best:
             with self.store.writing(name_of(step), self.key) as path:
                 save_file(tensors, path / WEIGHTS)
         except (OSError, SafetensorError) as error:
+            cause = cause_of(error)
             raise OutputError(
-                f"the best weights, of step {step}, could not be written ({cause_of(error)})",
+                f"the best weights, of step {step}, could not be written ({cause})",
                 where=str(self.work_dir),
-                fix="free some space and run the same command again; it continues from the last state",
+                fix=f"{remedy(cause)} and run the same command again; it continues from the last state",
             ) from None
         self.step, self.metrics = step, metrics
         for name in self.store.names():

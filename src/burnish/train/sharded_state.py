@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from burnish.core.checkpoint import remedy
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.train.saved import States, name_of, trained
 
@@ -133,7 +134,7 @@ def _not_written(cause: str, states: States) -> OutputError:
     return OutputError(
         f"the training state could not be written ({cause})",
         where=str(states.work_dir),
-        fix="free some space and run the same command again; it continues from the state before",
+        fix=f"{remedy(cause)} and run the same command again; it continues from the state before",
     )
 
 

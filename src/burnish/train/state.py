@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from burnish.core.checkpoint import cause_of
+from burnish.core.checkpoint import cause_of, remedy
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.optim.sharding import is_dtensor
 from burnish.train import sharded_state
@@ -63,10 +63,11 @@ def save(
         with states.writing(step) as path:
             save_file(contiguous, path / STATE_FILE, metadata={"burnish": json.dumps(header)})
     except (OSError, SafetensorError) as error:
+        cause = cause_of(error)
         raise OutputError(
-            f"the training state of step {step} could not be written ({cause_of(error)})",
+            f"the training state of step {step} could not be written ({cause})",
             where=str(states.work_dir),
-            fix="free some space and run the same command again; it continues from the state before",
+            fix=f"{remedy(cause)} and run the same command again; it continues from the state before",
         ) from None
 
 

@@ -19,6 +19,8 @@ from burnish.core.errors import OutputError
 
 SET_ASIDE = ".old"
 """Marks a directory that was taken away to put a new one in its place."""
+NO_ROOM = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "No space left", "full disk", "disk is full")
+"""What systems, and libraries of ours, say of a disk on which there is no room."""
 AT_WORKING_DIRECTORY, EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
@@ -124,10 +126,11 @@ def saving(target: Path, *, replace: bool) -> Iterator[Path]:
         yield staging
         publish(staging, target, replace=replace)
     except (OSError, SafetensorError) as error:
+        cause = cause_of(error)
         raise OutputError(
-            f"could not be written ({cause_of(error)})",
+            f"could not be written ({cause})",
             where=str(target),
-            fix="free some space or choose another place; nothing was left behind",
+            fix=f"{remedy(cause)} or choose another place; nothing was left behind",
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -140,6 +143,12 @@ def cause_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error).split("I/O error: ")[-1].removeprefix("Error while serializing: ")
+
+
+def remedy(cause: str) -> str:
+    """What to do about it: room is asked for only where room was missing."""
+    full = any(text in cause for text in NO_ROOM)
+    return "free some space" if full else "see that the place is there and can be written"
 
 
 def check_place(target: Path) -> None:
@@ -214,8 +223,9 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync(temporary)
         temporary.replace(path)
     except OSError as error:
-        advice = "free some space or choose another place"
-        raise OutputError(f"could not be written ({cause_of(error)})", where=str(path), fix=advice) from None
+        cause = cause_of(error)
+        advice = f"{remedy(cause)} or choose another place"
+        raise OutputError(f"could not be written ({cause})", where=str(path), fix=advice) from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
