@@ -1,6 +1,7 @@
 """No default of quantization is contradicted by a table that we have published ourselves."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ from burnish.core.statistics import interval
 from burnish.quantize.stage import Quantize
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import low_bits  # noqa: E402
+
 DRAWS = 3
 """Of calibration windows or labels that must agree before a table speaks about a default."""
 
@@ -67,6 +72,15 @@ def test_the_default_sketch_loses_at_no_width():
     if default is not None:
         other = {"a": "b", "b": "a"}[default]
         assert not contradicted(of_sketch(default, other), draws=1)
+
+
+def test_learned_rounding_does_by_default_what_the_table_was_measured_with():
+    measured = Quantize(**low_bits.OURS["learned, yaqa, sensitivity"])
+    drawn = {row["draw"] for row in rows_of("low_bits") if row["method"] == "learned, yaqa, sensitivity"}
+    default = Quantize(method="learned")
+    assert len(drawn) >= DRAWS
+    for name in ("start", "error", "optimizer", "num_iterations", "num_tokens"):
+        assert getattr(default, name) == getattr(measured, name)
 
 
 def test_a_default_that_the_tables_contradict_would_be_found():

@@ -222,6 +222,33 @@ def test_what_a_killed_forecast_has_rounded_is_not_rounded_again(mixing, monkeyp
     assert sorted(itertools.chain(*calls)) == sorted((view.name, bits) for view in search.views for bits in FOUR)
 
 
+def test_the_frontier_away_from_the_target_is_as_foretold_whatever_was_corrected_at_it(
+    model, texts, tmp_path, monkeypatch
+):
+    """Every trial is taken here, so that a kind counts many times at the target."""
+    measured, found = [], {}
+    forecast = Mixing.forecast
+
+    def foretold(self):
+        found.update(search=self, costs=forecast(self))
+        return found["costs"]
+
+    def better_each_time(_, choices, original):
+        measured.append(tuple(choices))
+        return [(1 + window / 100) / len(measured) for window in range(len(original.windows))]
+
+    monkeypatch.setattr(Mixing, "forecast", foretold)
+    monkeypatch.setattr(Mixing, "divergence", better_each_time)
+    tables = run(Quantize(target="3.0bits", **SMALL), model, texts, tmp_path)[1]
+    search, tried, frontier = found["search"], tables["widths tried"], tables["frontier"]
+    assert sum(row["accepted"] for row in tried) == len(tried) > 3
+    chosen = tuple(search.budget.widths.index(row["bits"]) for row in tables["widths"])
+    assert chosen != tuple(search.solve(found["costs"]))
+    bits = search.budget.bits(chosen)
+    around = {tuple(search.solve(found["costs"], search.budget.at(bits + step))) for step in (-0.5, -0.25, 0.25, 0.5)}
+    assert set(measured[-len(frontier) :]) == around | {chosen}
+
+
 def test_learned_rounding_is_foretold_by_two_sided_rounding_and_others_by_themselves():
     for rule in ("rtn", "gptq", "yaqa"):
         assert foretelling(rounding_by(rule), RULES[rule]) == rounding_by(rule)

@@ -6,7 +6,7 @@ values are kept, so that whole models are put together from them. The answer is 
 the groups of one kind, and those of one third of the layers, are made to count twice and half as much, and another
 answer replaces the present one where the whole model's divergence on windows that no factor has seen is smaller, by the
 paired interval over windows. The same measurement at sizes around the target, on windows that have decided nothing, is
-the frontier.
+the frontier; there the forecast stands uncorrected, since what helps at one size may do harm at another.
 """
 
 from __future__ import annotations
@@ -342,11 +342,9 @@ class Mixing:
         with filled(self.views, self.values(choices)):
             return original.divergence()
 
-    def corrected(
-        self, costs: Sequence[Sequence[float]], original: Original
-    ) -> tuple[list[int], list[list[float]], list[dict[str, Any]]]:
-        """Widths, and costs, after measuring the whole model; rows of what was tried."""
-        groups, costs = self.budget.groups, [list(some) for some in costs]
+    def corrected(self, costs: Sequence[Sequence[float]], original: Original) -> tuple[list[int], list[dict[str, Any]]]:
+        """Widths after measuring the whole model; rows of what was tried."""
+        groups = self.budget.groups
         choices = self.solve(costs)
         present = self.divergence(choices, original)
         rows = [_swap("forecast", self.budget.bits(choices), present, None, accepted=True)]
@@ -369,13 +367,13 @@ class Mixing:
                     rows.append(row)
                     if row["accepted"]:
                         choices, costs, present = other, changed, measured
-        return choices, costs, rows
+        return choices, rows
 
     def frontier(
         self, choices: Sequence[int], costs: Sequence[Sequence[float]], original: Original
     ) -> list[dict[str, Any]]:
-        """Rows {bits, bits_with_scales, bytes, kl, low, high, chosen}, the smallest first: the chosen widths and others
-        around them."""
+        """Rows {bits, bits_with_scales, bytes, kl, low, high, chosen}, the smallest first: the chosen widths, and those
+        that the knapsack over `costs`, as they were foretold, gives at sizes around theirs."""
         bits, widths = self.budget.bits(choices), self.budget.widths
         wanted = {tuple(choices)}
         for step in AROUND:

@@ -188,7 +188,7 @@ class _Work:
         from burnish.quantize.autoround import handed_over
 
         assert self.text is not None and statistics is not None, "its rule asks for text"
-        how = {"iterations": self.settings.iterations, "seed": self.settings.seed}
+        how = {"iterations": self.settings.num_iterations, "seed": self.settings.seed}
         return handed_over(views, rounding, statistics, self.walk.module, self.model.tokenizer, self.text, **how)
 
     def learner(self, directory: Path, rounding: Rounding) -> Learner:
@@ -196,7 +196,7 @@ class _Work:
         settings = self.settings
         assert self.text is not None
         how = Learning(
-            settings.iterations,
+            settings.num_iterations,
             settings.optimizer,
             settings.error,
             rounding.sketch,
@@ -256,7 +256,7 @@ class _Work:
         mixing = Mixing(budget, rounding, statistics, Store(directory / "widths"), key, self.ctx.progress)
         ledger, costs = self.ctx.ledger, mixing.forecast()
         if len(deciding):
-            choices, costs, trials = mixing.corrected(costs, Original(self.walk.module, deciding))
+            choices, trials = mixing.corrected(costs, Original(self.walk.module, deciding))
             ledger.table("widths tried", trials)
             frontier = mixing.frontier(choices, costs, Original(self.walk.module, reporting))
             ledger.table("frontier", frontier)

@@ -79,7 +79,12 @@ class Quantize(Stage):
         description="yaqa's factors: b keeps the dependence between tokens, a does not; null measures which is better",
     )
     start: Literal["rtn", "gptq", "yaqa"] = Field(default="yaqa", description="learned only: whose codes it begins at")
-    iterations: int = Field(default=200, ge=1, description="learned, autoround: steps per layer, of 1,024 tokens each")
+    iterations: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps per layer, of 1,024 tokens each; null takes "
+        + " and ".join(f"{rule.iterations} for {name}" for name, rule in RULES.items() if rule.iterations),
+    )
     optimizer: Literal["sign", "adam"] = Field(default="sign", description="learned only: what follows the gradient")
     error: Literal["plain", "relative", "sensitivity"] = Field(
         default="sensitivity",
@@ -133,6 +138,11 @@ class Quantize(Stage):
     def num_tokens(self) -> int:
         """Calibration tokens, with the method's default."""
         return (RULES[self.method].tokens or REFIT_TOKENS) if self.tokens is None else self.tokens
+
+    @property
+    def num_iterations(self) -> int:
+        """Steps per layer, with the method's default."""
+        return RULES[self.method].iterations if self.iterations is None else self.iterations
 
     @property
     def rounds_by(self) -> RoundingRule:

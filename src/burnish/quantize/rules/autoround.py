@@ -24,6 +24,7 @@ class AutoRound(RoundingRule):
     summary: ClassVar[str] = "AutoRound's own program (extra autoround)"
     needs: ClassVar[frozenset[str]] = frozenset({"covariance"})  # for the table; it collects what it needs by itself
     tokens: ClassVar[int] = 8_192
+    iterations: ClassVar[int] = 200  # the library's own
     not_by_layer: ClassVar[str] = "autoround takes the whole model"
     by_library: ClassVar[bool] = True
 

@@ -32,6 +32,7 @@ class Learned(RoundingRule):
     summary: ClassVar[str] = "codes and scales learned block by block from another rule's start"
     needs: ClassVar[frozenset[str]] = frozenset({"covariance", "sketch"})
     tokens: ClassVar[int] = 8_192
+    iterations: ClassVar[int] = 40  # what has been measured, see the page
     not_by_layer: ClassVar[str] = "learned needs gradients through the whole network"
     by_block: ClassVar[bool] = True
 
@@ -48,7 +49,7 @@ class Learned(RoundingRule):
 
     def learning_flops(self, settings: Quantize, active_weights: int) -> float:
         """Of the descent: forward, and backward to the weights and to the inputs, and the error before and after."""
-        return 6 * active_weights * BATCH_TOKENS * settings.iterations + 4 * active_weights * settings.num_tokens
+        return 6 * active_weights * BATCH_TOKENS * settings.num_iterations + 4 * active_weights * settings.num_tokens
 
 
 RULE = Learned()
