@@ -209,7 +209,7 @@ DOOMED: dict[str, tuple[str, str] | tuple[str, str, Spoil]] = {
     ),
     "weights that another config describes": (behind(QUICK), "but config.json asks for", start(intermediate_size=96)),
     "a layer too many": (behind(QUICK), "weights are missing", start(num_hidden_layers=3)),
-    "an activation that nobody knows": (behind(QUICK), "cannot build the network", start(hidden_act="sing")),
+    "an activation that nobody knows": (behind(QUICK), "hidden_act is 'sing'", start(hidden_act="sing")),
     "a quantization that nobody knows": (
         behind(QUICK),
         "needs dense weights",

@@ -144,7 +144,11 @@ MALFORMED: dict[str, tuple[Spoil, str]] = {
     "no heads": (config(num_attention_heads=0), "is not a configuration of 'llama'"),
     "heads that do not divide": (config(num_attention_heads=5), "is not a configuration of 'llama'"),
     "hidden sizes in words": (config(hidden_size="many"), "is not a configuration of 'llama'"),
-    "an activation that nobody knows": (config(hidden_act="sing"), "cannot"),
+    "an activation that nobody knows": (config(hidden_act="sing"), "hidden_act is 'sing'"),
+    "a rotation that nobody knows": (
+        config(rope_parameters={"rope_type": "sing", "rope_theta": 10000.0}),
+        "rope_type is 'sing'",
+    ),
     "rope parameters that are a list": (config(rope_parameters=[1]), "is not a configuration of 'llama'"),
     "more layers than weights": (config(num_hidden_layers=3), "weights are missing"),
     "another width than the weights": (config(hidden_size=32), "but config.json asks for"),

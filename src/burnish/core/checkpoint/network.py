@@ -33,6 +33,21 @@ def _without_memory(config_class: type[PretrainedConfig], content: str, kind: Ki
     import transformers
 
     auto = getattr(transformers, STOCK_LOADER[kind].rsplit(".", 1)[1])
+    values = json.loads(content)
     what = f"{auto.__name__} cannot build the network of this configuration"
-    with torch.device("meta"), quiet_transformers(), answered_for(what, where="config.json"):
-        return auto.from_config(config_class.from_dict(with_numbers(json.loads(content))), dtype=torch.float32)
+    try:
+        with torch.device("meta"), quiet_transformers(), answered_for(what, where="config.json"):
+            return auto.from_config(config_class.from_dict(with_numbers(values)), dtype=torch.float32)
+    except CheckpointError as error:
+        cause = error.__cause__
+        keys = _keys_of(values, cause.args[0]) if isinstance(cause, KeyError) and cause.args else []
+        if not keys:
+            raise
+        raise CheckpointError(f"{' and '.join(keys)} is {cause.args[0]!r}: {what}", where="config.json") from cause
+
+
+def _keys_of(values: object, wanted: object) -> list[str]:
+    """Keys of JSON objects that hold a text, at any depth: names of tables of transformers that lack an entry."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found = [key for key, value in inner if isinstance(key, str) and isinstance(value, str) and value == wanted]
+    return list(dict.fromkeys([*found, *(key for _, value in inner for key in _keys_of(value, wanted))]))
