@@ -3,7 +3,7 @@
 import pytest
 
 from burnish.core.errors import DataError
-from burnish.data.chat import chat_tokens, check_questions
+from burnish.data.chat import chat_tokens, check_questions, said_in
 from burnish.data.packing import IGNORED, documents, pack
 from burnish.train.scratch import learn_tokenizer
 
@@ -76,3 +76,9 @@ def test_a_tokenizer_that_cannot_put_a_question_is_refused(tokenizer):
     broken.chat_template = "{{ raise_exception('two turns are needed') }}"
     with pytest.raises(DataError, match=r"cannot write it out.*two turns are needed"):
         check_questions(broken)
+
+
+def test_what_is_said_and_called_in_a_chat_is_text_without_a_template():
+    call = {"function": {"name": "look", "arguments": {"at": "caf\u00e9"}}}
+    chat = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert said_in(chat) == 'Go.\n\nlook {"at": "caf\u00e9"}'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -222,3 +224,51 @@ def test_the_recipe_of_shorter_answers_goes_from_a_configuration_to_both_rewards
     measured = {row["node"] for row in tables if row["name"] == "rl_difficulty"}
     assert measured == {"correct", "shorter"}
     assert all(load(run.target(name)).tokenizer.chat_template for name in measured)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_raw_episodes_become_a_model_with_a_loss_for_each_kind_through_two_kills(tmp_path: Path):
+    """200 episodes of the scripted agent and ten steps, killed among the rows and among the steps."""
+    runpy.run_path(str(ROOT / "examples" / "scripted_agent.py"))["main"](str(tmp_path / "episodes"), 200)
+    words = ["--tokenizer", "bpe:400", "--data", tmp_path / "episodes"]
+    words += ["--chat-template", ROOT / "examples" / "agent.jinja", "-o", tmp_path / "start"]
+    main(list(map(str, ["init", ROOT / "examples" / "reasoner_small.json", *words])))
+    content = yaml.safe_load((ROOT / "recipes" / "trajectories.yaml").read_text()) | {"start": str(tmp_path / "start")}
+    content["nodes"][0]["episodes"] = str(tmp_path / "episodes")
+    content["nodes"][1] |= {"steps": 10, "save_every": 2}
+    small, log = tmp_path / "trajectories.yaml", tmp_path / "log"
+    small.write_text(yaml.safe_dump(content))
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for ready in (
+        lambda: any(killed.rglob("parts/*")),
+        lambda: len(list(killed.rglob("states/step-*"))) > 1,
+    ):
+        command = warm.Command(log, "run", small, "-o", killed)
+        assert command.wait_until(ready), command.output
+        command.end(signal.SIGKILL)
+    output = warm.run(log, "run", small, "-o", killed)
+    assert "curated: skipped" in output
+    Run(read_recipe(small), whole, ROOMS).execute()
+
+    for name in ("nodes/curated/rows.jsonl", "nodes/curated/episodes-01.html", "nodes/trained/model.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    tables = {row["name"]: row["rows"] for row in read_rows(whole / LEDGER_FILE) if row["row"] == "table"}
+    left = {step["filter"]: step["left"] for step in tables["funnel"]}
+    dropped = {step["filter"].partition("=")[0] for step in tables["funnel"] if step["dropped"]}
+    assert dropped >= {"verified", "budget", "finished", "repeats", "tests", "duplicates"}
+    kept = [json.loads(line)["id"] for line in (whole / "nodes/curated/rows.jsonl").read_text().splitlines()]
+    assert left["all"] == 200 and left["masks"] == len(kept) == len(set(kept)) > 20
+    kinds = {f"loss_{kind}" for kind in ("reasoning", "action", "arguments", "edit", "final", "first_token")}
+    assert kinds <= tables["loss"][0].keys()
+    assert all(tables["loss"][-1][kind] < tables["loss"][0][kind] for kind in kinds)
+    listed = (whole / "nodes/curated/episodes.html").read_text()
+    assert all(f">{name}</a>" in listed for name in kept)
+    page = write(whole).read_text()
+    assert 'href="nodes/curated/episodes.html"' in page and "Loss by kind of token, trained" in page
+    raw = (tmp_path / "episodes" / "episodes.jsonl").read_text()
+    secrets = set(re.findall(r"token=(\w{24})", raw))
+    assert len(secrets) > 50
+    for path in [*whole.rglob("*.html"), *whole.rglob("*.jsonl")]:
+        assert not any(secret in path.read_text() for secret in secrets), path

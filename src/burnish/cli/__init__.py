@@ -177,8 +177,14 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
     ),
     "data": (
         "Make problems whose every answer can be checked, and rows to learn from; choose among episodes of agents.",
-        {"gym": "Write fresh problems of reasoning-gym, of which it has a hundred kinds."},
-        ("burnish data gym --task countdown --task maze -n 200 -o problems.jsonl",),
+        {
+            "gym": "Write fresh problems of reasoning-gym, of which it has a hundred kinds.",
+            "show": "Write a page on which a kept episode is read token by token, with the weight of each.",
+        },
+        (
+            "burnish data gym --task countdown --task maze -n 200 -o problems.jsonl",
+            "burnish data show curated django-1234 --tokenizer models/smollm2 -o django-1234.html",
+        ),
     ),
 }
 """{word: (what it is for, its commands, examples)}"""

@@ -190,6 +190,40 @@ def trajectories(
         _write_rows(files, curation, out, tokenizer, weights or {}, context, overwrite=overwrite)
 
 
+def show(
+    rows: Path,
+    episode: str,
+    /,
+    *,
+    tokenizer: str,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+) -> None:
+    """Write a page on which a kept episode is read token by token: what is trained, as what, with what weight.
+
+    Parameters
+    ----------
+    rows:
+        What `burnish data trajectories` wrote with a tokenizer: a folder, or its rows.jsonl.
+    episode:
+        Its id.
+    tokenizer:
+        Checkpoint that the rows are for.
+    out:
+        The .html file.
+    """
+    from burnish.core import page
+    from burnish.core.apart import check_apart
+    from burnish.core.checkpoint import resolve
+    from burnish.core.checkpoint.tokenizer import read_tokenizer
+    from burnish.data.trajectories.pages import episode_page, rows_named
+
+    check_apart([out], [rows, tokenizer])
+    words = read_tokenizer(resolve(tokenizer))
+    found = rows_named(rows, episode, words)
+    page.write(out, episode_page(found, words))
+    print(f"{out}: {len(found):,} rows of {episode}")
+
+
 def _write_rows(
     files: list[Path],
     curation: Curation,
@@ -218,7 +252,7 @@ def _write_rows(
         masking = Masking(read_tokenizer(resolve(tokenizer)), weights, context)
         try_episode(files, masking.tokenizer, skip_bad=curation.skip_bad)
     made = curate(files, curation, masking, work, progress)
-    Data(made.rows, about=made.about).save(out, overwrite=overwrite)
+    Data(made.rows, about=made.about, pages=made.pages).save(out, overwrite=overwrite)
     shutil.rmtree(work)
     _print_funnel(made, out)
 

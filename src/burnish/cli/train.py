@@ -94,7 +94,7 @@ def init(
     out:
         Where the checkpoint goes.
     data:
-        What a BPE is learned from: texts, or a directory of them.
+        What a BPE is learned from: texts, chats, or a directory of them.
     chat_template:
         A Jinja file that writes out chats.
     seed:
@@ -104,8 +104,8 @@ def init(
     """
     from burnish.core.checkpoint.lineage import check_target
     from burnish.core.outside import read_bytes
-    from burnish.data import read_texts
-    from burnish.data.chat import chat_tokens
+    from burnish.data import rows_of
+    from burnish.data.chat import chat_tokens, said_in
     from burnish.train.scratch import initialise
 
     check_apart([out], [config, tokenizer, data, chat_template])
@@ -113,7 +113,8 @@ def init(
     template = None
     if chat_template is not None:
         template = read_bytes(chat_template, error=SettingsError).decode(errors="replace").removesuffix("\n")
-    texts = read_texts(data) if data is not None else []
+    rows = rows_of(data) if data is not None else []
+    texts = [row if isinstance(row, str) else said_in(row) for row in rows]
     start = initialise(config, tokenizer=tokenizer, texts=texts, chat_template=template, seed=seed)
     if template is not None:
         chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]

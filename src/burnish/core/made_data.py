@@ -5,6 +5,7 @@ class Hardest(Stage):
     def run(self, model, ctx): return Data({"text": text} for text in ...)
 
 DIRECTORY/rows.jsonl      a JSON object a line, as the readers of data take it
+DIRECTORY/*.html          pages that show the rows, where their maker gives some; no reader of data takes them
 DIRECTORY/about.json      what was counted while they were made, where their maker says so; no reader of data takes it
 DIRECTORY/burnish.json    where it comes from, as of a checkpoint; its content hash is what other nodes depend on
 """
@@ -34,11 +35,13 @@ class Data:
         rows: JSON objects; they may be made while they are written.
         lineage: where they come from.
         about: what was counted while they were made.
+        pages: (name, content) of pages that show the rows, asked for once all are written.
     """
 
     rows: Iterable[Mapping[str, Any]]
     lineage: Lineage = field(default_factory=lambda: Lineage(kind=Kind.DATA))
     about: Mapping[str, Any] | None = None
+    pages: Iterable[tuple[str, str]] = ()
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Writes the rows atomically and returns their directory.
@@ -60,6 +63,8 @@ class Data:
                 raise DataError("no row was made", where=str(target))
             if self.about is not None:
                 (staging / ABOUT_FILE).write_text(json.dumps(self.about, indent=1, ensure_ascii=False), "utf-8")
+            for name, content in self.pages:
+                (staging / name).write_text(content, "utf-8")
             self.lineage.files = hash_directory(staging)
             self.lineage.versions = library_versions()
             self.lineage.write(staging)

@@ -8,6 +8,7 @@ reasoning, for example): training on such text would teach what the model never 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,17 @@ def written_out(
                 add_generation_prompt=add_generation_prompt,
             )
         )
+
+
+def said_in(chat: Sequence[dict[str, Any]]) -> str:
+    """What is said and called in a conversation, a line each and no template's work: to learn a tokenizer from."""
+    lines: list[str] = []
+    for message in chat:
+        lines.append(message["content"])
+        for call in message.get("tool_calls", ()):
+            called = call["function"]
+            lines.append(f"{called['name']} {json.dumps(called.get('arguments'), ensure_ascii=False)}")
+    return "\n".join(lines)
 
 
 def check_questions(tokenizer: PreTrainedTokenizerBase) -> None:

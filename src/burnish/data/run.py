@@ -39,4 +39,4 @@ def run_trajectories(settings: CurateTrajectories, model: Model, ctx: Context) -
     ctx.ledger.table("funnel", made.funnel)
     ctx.ledger.table("trained tokens", [{"kind": kind, "tokens": count} for kind, count in made.tokens.items()])
     ctx.progress.log(in_words(made.funnel))
-    return Data(made.rows, about=made.about)
+    return Data(made.rows, about=made.about, pages=made.pages)

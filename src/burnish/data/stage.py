@@ -43,7 +43,7 @@ class CurateTrajectories(Stage):
     """Filter episodes of agents and mark what the model has written, for the tokenizer of the given checkpoint."""
 
     name: ClassVar[str] = "trajectories"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "episodes of agents, filtered, redacted and masked token by token"
     makes_data: ClassVar[bool] = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from burnish.core.page import Datum, Figure, Series
@@ -113,14 +113,21 @@ def curve_tables(run: RunRecord) -> list[str]:
     return list(names)
 
 
-def curves(run: RunRecord) -> list[Figure]:
-    """What a stage logged over its steps: losses in one picture, one series per node and column; others below."""
+def curves(run: RunRecord, *, apart: Collection[str] = ()) -> list[Figure]:
+    """What a stage logged over its steps: losses in one picture, one series per node and column; others below.
+
+    Args:
+        run: what was logged.
+        apart: columns that have pictures elsewhere.
+    """
     losses: list[Series] = []
     others: dict[str, list[Series]] = {}
     # What a bound costs comes first: it is what the run was made for, and each further picture may be one too many.
     for table in sorted(curve_tables(run), key=lambda name: name != "constraints"):
-        for node, rows in _merged(run, table).items():
+        for node, rows in merged(run, table).items():
             for name, data in _over_steps(rows).items():
+                if name in apart:
+                    continue
                 is_loss = "loss" in name or name in ("nats", "kl", "ce")
                 label = f"{node}, {name.replace('_', ' ')}" if is_loss and name != "loss" else node
                 one = Series(label, data, line=True, markers=len(data) <= _MOST_MARKERS)
@@ -168,7 +175,7 @@ def _step_name(rows: Sequence[dict[str, Any]]) -> str | None:
 def calibration_figures(run: RunRecord) -> list[Figure]:
     """Divergence against the number of calibration tokens, one series per method."""
     groups: dict[str, list[Datum]] = {}
-    for node, rows in _merged(run, "calibration").items():
+    for node, rows in merged(run, "calibration").items():
         for row in rows:
             if is_number(row.get("tokens")) and row["tokens"] > 0 and is_number(row.get("kl")):
                 name = str(row.get("method", node))
@@ -194,7 +201,7 @@ def calibration_figures(run: RunRecord) -> list[Figure]:
     ]
 
 
-def _merged(run: RunRecord, name: str) -> dict[str, list[dict[str, Any]]]:
+def merged(run: RunRecord, name: str) -> dict[str, list[dict[str, Any]]]:
     """{node: rows} of every table of this name, in the order of the ledger."""
     merged: dict[str, list[dict[str, Any]]] = {}
     for table in run.tables:

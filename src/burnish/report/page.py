@@ -1,6 +1,7 @@
 """The HTML page: gathers what the other files computed and hands it to the templates.
 
-The page is one file without scripts or links to anywhere. Templates escape everything that comes from a ledger.
+The page is one file without scripts; the only links out of it go to pages of episodes in the run. Templates escape
+everything that comes from a ledger.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from burnish.core import page
 from burnish.core.checkpoint import Lineage
 from burnish.core.errors import DataError
 from burnish.core.page import Cell, Column, Row, Section, Table, numbers
-from burnish.report import figures, forest, headline, layers, pair_figures, table, tree
+from burnish.report import episodes, figures, forest, headline, layers, pair_figures, table, tree
 from burnish.report.compare import checkpoints, comparisons, protocols, refusals
 from burnish.report.paired import Pairing
 from burnish.report.protocols import base_name, flatten, protocol_differences, show
 from burnish.report.run import NodeRecord, RunRecord, read_run
 
 REPORT_FILE = "report.html"
-_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN)
+_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN, *episodes.DRAWN)
 _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
 _MAX_OTHER_COLUMNS = 8
@@ -29,8 +30,12 @@ MAX_NODES = 150
 _MAX_TEXT = 20_000
 
 
-def render(run_directories: Sequence[Path]) -> str:
+def render(run_directories: Sequence[Path], place: Path | None = None) -> str:
     """The HTML page of one run, or of several side by side.
+
+    Args:
+        run_directories: of the runs.
+        place: directory that the page is for; by default the first run's.
 
     Raises:
         DataError: no directory given, or one of them holds no readable ledger.
@@ -45,7 +50,7 @@ def render(run_directories: Sequence[Path]) -> str:
     told = headline.headlines(columns, runs, pairing)
     content = {
         "heading": " and ".join(run.name for run in runs),
-        "runs": [_run_view(run) for run in runs],
+        "runs": [_run_view(run, place or runs[0].directory) for run in runs],
         "headlines": told[: headline.MAX_HEADLINES],
         "headlines_left_out": len(told[headline.MAX_HEADLINES :]),
         "first": table.first_table(columns, runs, pairing) if columns else None,
@@ -74,11 +79,11 @@ def write(*runs: Path, out: Path | None = None) -> Path:
         OutputError: the file cannot be written.
     """
     directories = [Path(run) for run in runs]
-    text = render(directories)
-    return page.write(Path(out) if out is not None else directories[0] / REPORT_FILE, text)
+    target = Path(out) if out is not None else directories[0] / REPORT_FILE if directories else Path()
+    return page.write(target, render(directories, target.parent))
 
 
-def _run_view(run: RunRecord) -> dict[str, Any]:
+def _run_view(run: RunRecord, place: Path) -> dict[str, Any]:
     """One run's own part of the page."""
     nodes = run.nodes[:MAX_NODES]
     layer_views = [
@@ -94,7 +99,13 @@ def _run_view(run: RunRecord) -> dict[str, Any]:
         "layers": shown,
         "layers_left_out": len(layer_views) - len(shown),
         "weight_error": any(one.value_name == layers.WEIGHT_ERROR for one in shown),
-        "curves": [*figures.curves(run), *figures.calibration_figures(run), *pair_figures.figures(run)],
+        "episodes": episodes.views(run, place),
+        "curves": [
+            *figures.curves(run, apart=episodes.BY_KIND),
+            *episodes.figures(run),
+            *figures.calibration_figures(run),
+            *pair_figures.figures(run),
+        ],
         "other_tables": _other_tables(run),
         "settings": [(node.name, node.stage, _settings(node.settings)) for node in nodes if node.settings],
         "recipe": _recipe_text(run),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from burnish.core.store import Store
 from burnish.data.trajectories.episode import Episode
 from burnish.data.trajectories.filters import Evaluation, Facts, Filter, apply, evaluation_of, facts_of
 from burnish.data.trajectories.masks import masked_rows
+from burnish.data.trajectories.pages import pages
 from burnish.data.trajectories.read import episode_files, episodes, rows_of_file
 from burnish.data.trajectories.rows import Masking, rows_of_episode
 
@@ -61,6 +62,7 @@ class Curated:
 
     Attributes:
         rows: to be read once; they lie on disk.
+        pages: (name, content) of pages that show masked rows token by token.
         funnel: {filter, dropped, left, sample} of every step in order, the first of all episodes.
         num_secrets: how many secrets were redacted.
         tokens: {kind: how many tokens are trained on}, of masked rows.
@@ -70,6 +72,7 @@ class Curated:
     funnel: list[dict[str, Any]]
     num_secrets: int
     tokens: dict[str, int] = field(default_factory=dict)
+    pages: Iterable[tuple[str, str]] = ()
 
     @property
     def about(self) -> dict[str, Any]:
@@ -166,7 +169,8 @@ def curate(
         steps.append({"filter": MASKS, "dropped": len(refused), "left": left, "sample": _sample(refused)})
         if not left:
             raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix=refused[0]["reason"])
-    return Curated(_lines(parts), steps, decided.num_secrets, tokens)
+    shown = () if masking is None else pages(_lines(parts), masking.tokenizer)
+    return Curated(_lines(parts), steps, decided.num_secrets, tokens, shown)
 
 
 def try_episode(files: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, *, skip_bad: bool) -> None:
