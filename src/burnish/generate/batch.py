@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -88,6 +88,14 @@ class Continuation:
     speculating: Speculating | None = None
 
 
+class Observer(Protocol):
+    """Whoever must know whose tokens a pass reads, such as an intervention that ends with a row's thinking."""
+
+    def before_pass(self, rows: Sequence[Sequence[int]]) -> None:
+        """Called before each pass over one token of every row, with all that each row has written."""
+        ...
+
+
 class Batch:
     """Rows of one model.
 
@@ -98,6 +106,7 @@ class Batch:
             that keeps every key and value of every layer.
         proposer: of the tokens that follow, for a row that is alone; several rows take a token a pass, as without.
             It is for models that `check_trees` lets through.
+        observer: told of every pass over drawn tokens.
     """
 
     def __init__(
@@ -106,9 +115,11 @@ class Batch:
         tokenizer: PreTrainedTokenizerBase,
         new_cache: Callable[[], Any] | None = None,
         proposer: Proposer | None = None,
+        observer: Observer | None = None,
     ) -> None:
         from burnish.generate.cache import roomy
 
+        self._observer = observer
         self.model, self.tokenizer, self.rows = model, tokenizer, list[Continuation]()
         self._new_cache = new_cache or (lambda: roomy(model.config))
         self._cache: Any = None
@@ -186,6 +197,8 @@ class Batch:
         mask, self._positions = self._mask, self._positions + 1
         self._mask = torch.cat([mask, mask.new_ones(len(self.rows), 1)], -1)
         if not any(proposal.tokens for proposal in proposals):
+            if self._observer is not None:
+                self._observer.before_pass([row.tokens for row in self.rows])
             self._logits = self._forward(chosen[:, None], self._mask, self._positions, self._cache)
             return
         place = int(self._positions[0, 0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from burnish.core.errors import SettingsError
-from burnish.generate.batch import Batch, Continuation, Sample, Wish, end_tokens
+from burnish.generate.batch import Batch, Continuation, Observer, Sample, Wish, end_tokens
 from burnish.generate.speculation import Proposer, check_trees
 from burnish.generate.warp import Sampling
 
@@ -33,6 +33,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     speculate: Proposer | None = None,
+    observer: Observer | None = None,
 ) -> list[Sample]:
     """Draws `n` continuations of every prompt.
 
@@ -54,6 +55,7 @@ def generate(
         seed: one for all (prompt i then has its own stream), or one for each prompt.
         batch_size: most rows at a time.
         speculate: proposes tokens, such as `burnish.serve.speculate.Lookahead()`: the same texts in fewer passes.
+        observer: told of every pass over drawn tokens, such as `burnish.steer.steer(...)`; not beside `speculate`.
 
     Returns:
         `n` samples of the first prompt, then of the second, and so on.
@@ -64,13 +66,15 @@ def generate(
     ids = [list(tokenizer(one)["input_ids"]) if isinstance(one, str) else list(one) for one in prompts]
     limits = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(model, ids, n, limits, batch_size, stop, seed, speculate)
+    if speculate is not None and observer is not None:
+        raise SettingsError("is not told of passes over several tokens", where="observer", fix="leave speculate out")
     ends = end_tokens(model, tokenizer) | set(stop_tokens)
     wishes = [Wish(Sampling(temperature, top_k, top_p), limit, ends, tuple(stop)) for limit in limits]
     seeds = [f"{seed} {i}" for i in range(len(ids))] if isinstance(seed, int) else [str(one) for one in seed]
     rows = [_row(place, n, wishes, seeds) for place in range(len(ids) * n)]  # prompt-major
     samples: list[Sample | None] = [None] * len(rows)
     for together, first, several in _batches(ids, n, 1 if speculate is not None else batch_size):
-        batch = Batch(model, tokenizer, proposer=speculate)
+        batch = Batch(model, tokenizer, proposer=speculate, observer=observer)
         running = [rows[index * n + first + sample] for index in together for sample in range(several)]
         batch.join([ids[index] for index in together], several, running)
         while batch.rows:
