@@ -25,7 +25,7 @@ sys.path.insert(0, str(PACKAGE.parent))
 
 from burnish.methods import METHODS, VERBS, Method  # noqa: E402
 
-OF_STAGES = ("align", "convert", "quantize", "slim")
+OF_STAGES = ("align", "convert", "quantize", "slim", "steer")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),

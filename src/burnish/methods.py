@@ -587,6 +587,13 @@ METHODS: tuple[Method, ...] = (
         page="budget-forcing",
     ),
     Method(
+        name="CREST",
+        does="attention heads that tell checking steps, turned while a model decodes: fewer of them, without training",
+        use="burnish steer calibrate",
+        source="Understanding and Steering the Cognitive Behaviors of Reasoning Models, 2025, arXiv:2512.24574",
+        page="crest",
+    ),
+    Method(
         name="population",
         does="members with skills evolve on problems to learn from, and unseen problems decide who is best",
         use="burnish reason evolve",

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from keyword import iskeyword
 from pathlib import Path
 from textwrap import wrap
 from typing import NoReturn, TextIO
@@ -167,6 +168,19 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
             "burnish serve table runs/live.jsonl -o runs/live",
         ),
     ),
+    "steer": (
+        "Fewer wasted reasoning steps, without training: attention heads that tell checks, turned at decoding.",
+        {
+            "calibrate": "Find the heads that tell checking from going on, and write a steering file.",
+            "show": "Print what a steering file was made of and how well its heads tell.",
+            "import": "Write the vectors of the authors' release (probe_best.pt) as a steering file of a model.",
+        },
+        (
+            "burnish steer calibrate models/mine --traces traces.jsonl -o vectors",
+            "burnish steer show vectors",
+            "burnish steer import probe_best.pt models/r1-1.5b -o vectors",
+        ),
+    ),
     "export": (
         "Write a checkpoint in the format of another engine.",
         {"gguf": "Write one GGUF file for llama.cpp, packed whole numbers bit for bit."},
@@ -191,7 +205,8 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
 for _word, (_help, _parts, _shown) in _TOPICS.items():
     app.command(_topic := App(name=_word, group=BESIDE, help=_help, help_epilogue=_examples(_shown)))
     for _name, _help in _parts.items():
-        _topic.command(f"burnish.cli.{_word}:{_name}", name=_name, help=_help, help_epilogue="")
+        _called = f"{_name}_" if iskeyword(_name) else _name
+        _topic.command(f"burnish.cli.{_word}:{_called}", name=_name, help=_help, help_epilogue="")
 
 _FAMILIES = {"convert": "Write a checkpoint in another architecture."}
 for _word, _help in _FAMILIES.items():

@@ -1,0 +1,207 @@
+"""`burnish steer`: probes and directions of attention heads, and how much of them a model should be given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+if TYPE_CHECKING:
+    from burnish.steer import Vectors
+
+Out = Annotated[Path, Parameter(name=["--out", "-o"])]
+Flag = Annotated[bool, Parameter(negative="")]
+SHOWN = 8
+"""Heads that are printed."""
+
+
+def calibrate(
+    model: str,
+    /,
+    *,
+    out: Out,
+    traces: Path | None = None,
+    problems: Path | None = None,
+    verifier: str = "math",
+    separator: str = r"\n\n",
+    cue: list[str] | None = None,
+    think_end: str = "</think>",
+    rank: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    permutations: Annotated[int, Parameter(validator=Number(gte=1))] = 99,
+    force: Flag = False,
+    temperature: float = 0.0,
+    max_new_tokens: int = 1024,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: Flag = False,
+) -> None:
+    """Find the heads that tell checking from going on, and write a steering file.
+
+    Right answers are cut into steps; a step that holds a cue checks. Every head gets a probe, its accuracy on traces
+    held out, and a direction.
+
+    Parameters
+    ----------
+    model:
+        The checkpoint that will be steered, dense.
+    out:
+        The directory of the vectors.
+    traces:
+        A .jsonl file of problems with `completion`, or of chats (`messages`); some hundred.
+    problems:
+        Instead: a .jsonl file of problems that the model answers here first; kept as OUT.traces.jsonl.
+    verifier:
+        Who says which answers are right, as in burnish reason run.
+    separator:
+        Ends a step; every token that holds it counts. \\n is a new line.
+    cue:
+        What a checking step holds, a word or re:PATTERN; give it several times for several [default: wait, hmm, ...].
+    think_end:
+        The token behind which nothing is steered.
+    rank:
+        Of the subspace of directions [default: 1000, or the width of the model].
+    permutations:
+        Of the labels, for what the best head reaches by chance.
+    force:
+        Write vectors even where no head beats chance.
+    temperature:
+        Of the answers to --problems; 0 takes the likeliest token.
+    max_new_tokens:
+        Of an answer to --problems.
+    limit:
+        Take so many of --problems only.
+    seed:
+        Of answers, of which traces are held out, and of the permutations.
+    device:
+        auto, cpu, cuda or cuda:N.
+    overwrite:
+        Replace older vectors there.
+    """
+    import json
+
+    from burnish.core.apart import check_apart
+    from burnish.core.checkpoint import Lineage, check_target, compute_dtype, load, pick_device, write_atomically
+    from burnish.core.errors import DataError, SettingsError
+    from burnish.core.progress import Progress
+    from burnish.steer import calibrate, marks_of, read_traces
+    from burnish.steer.maths.steps import CUES
+    from burnish.steer.traces import sampled
+    from burnish.verify import read_problems
+    from burnish.verify import verifier as verifier_of
+
+    if (traces is None) == (problems is None):
+        raise SettingsError("give either --traces or --problems", where="burnish steer calibrate")
+    check_apart([out], [model, traces, problems])
+    check_target(out, overwrite=overwrite)
+    start = load(model)
+    identity, base, tokenizer = start.identity, start.name, start.tokenizer
+    marks = marks_of(tokenizer, separator=separator.replace(r"\n", "\n"), cues=cue or CUES, think_end=think_end)
+    place = pick_device(device)
+    module = load(model, dtype=compute_dtype(place), device=place).module
+    with verifier_of(verifier) as judge:
+        if problems is not None:
+            asked = read_problems(problems, judge, limit=limit)
+            options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+            rows = sampled(module, tokenizer, asked, judge, **options)
+            traces = out.with_name(out.name + ".traces.jsonl")
+            write_atomically(traces, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        assert traces is not None
+        read = read_traces(traces, tokenizer, marks, judge)
+    print(
+        f"{len(read.traces):,} right traces with steps; left out {read.wrong:,} that are not right and "
+        f"{read.without_steps:,} without a step"
+    )
+    if not read.traces:
+        raise DataError("no right trace with a step is left", where=str(traces), fix="give others, or --separator")
+    found = calibrate(
+        module,
+        read.traces,
+        marks,
+        model=identity,
+        rank=rank,
+        permutations=permutations,
+        force=force,
+        seed=seed,
+        progress=Progress(),
+    )
+    settings = {"verifier": verifier, "rank": found.rank, "permutations": permutations}
+    lineage = Lineage(
+        stage="steer", settings=settings, seed=seed, parents={"model": identity}, base_model=base,
+        licence=start.lineage.licence, methods=["CREST, 2025, arXiv:2512.24574"],
+    )  # fmt: skip
+    found.save(out, lineage, overwrite=overwrite)
+    _print(found)
+    print(f"{out}: {len(found.heads):,} heads")
+
+
+def show(vectors: Path, /) -> None:
+    """Print what a steering file was made of and how well its heads tell.
+
+    Parameters
+    ----------
+    vectors:
+        Directory from `burnish steer calibrate`.
+    """
+    from burnish.steer import read_vectors
+
+    _print(read_vectors(vectors))
+
+
+def import_(
+    released: Path,
+    model: str,
+    /,
+    *,
+    out: Out,
+    separator: str = r"\n\n",
+    think_end: str = "</think>",
+    overwrite: Flag = False,
+) -> None:
+    """Write the vectors of the authors' release (probe_best.pt) as a steering file of a model.
+
+    Parameters
+    ----------
+    released:
+        Their file, which is unpickled as tensors alone.
+    model:
+        The checkpoint they belong to.
+    out:
+        The directory of the vectors.
+    separator:
+        Ends a step; every token that holds it counts. \\n is a new line.
+    think_end:
+        The token behind which nothing is steered.
+    overwrite:
+        Replace older vectors there.
+    """
+    from burnish.core.checkpoint import Lineage, check_target, load
+    from burnish.steer import marks_of, read_released
+
+    check_target(out, overwrite=overwrite)
+    start = load(model)
+    marks = marks_of(start.tokenizer, separator=separator.replace(r"\n", "\n"), think_end=think_end)
+    found = read_released(released, start, marks)
+    parents = {"model": found.model}
+    lineage = Lineage(stage="steer", parents=parents, base_model=start.name, licence=start.lineage.licence)
+    found.save(out, lineage, overwrite=overwrite)
+    _print(found)
+    print(f"{out}: {len(found.heads):,} heads")
+
+
+def _print(vectors: Vectors) -> None:
+    made = vectors.made_of
+    if "chance" in made:
+        linear, checking = made["linear_steps"], made["checking_steps"]
+        print(f"fitted on {made['traces']:,} traces with {linear:,} linear and {checking:,} checking steps")
+        print(
+            f"on {made['held_out_steps']:,} steps of {made['held_out_traces']:,} traces held out the larger class is "
+            f"{made['larger_class']:.3f} and chance reaches {made['chance']:.3f}; {made['telling']} of "
+            f"{vectors.num_heads} heads are above chance"
+        )
+    print("layer  head  accuracy")
+    for head in vectors.heads[:SHOWN]:
+        spread = f"  ({head.low:.3f} to {head.high:.3f})" if head.low is not None else ""
+        print(f"{head.layer:5}  {head.head:4}  {head.accuracy:8.3f}{spread}")

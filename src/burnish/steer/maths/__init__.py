@@ -1,0 +1,1 @@
+"""Mathematics of steering: pure functions on tensors and token ids."""

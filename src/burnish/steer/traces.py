@@ -1,0 +1,129 @@
+"""Traces: what a model wrote on problems, kept where the answer is right, cut into steps with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish.core.errors import DataError
+from burnish.steer.marks import Marks
+from burnish.verify import Verifier, read_problems
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMS = "`completion` (a text, or a list of them) beside the problem, or `messages` that end with the assistant's"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One right answer as token ids.
+
+    Attributes:
+        tokens: of prompt and completion.
+        ends: places in `tokens` of those that end a step.
+        labels: of these steps: +1 linear, -1 checking.
+    """
+
+    tokens: tuple[int, ...]
+    ends: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a file of traces came to.
+
+    Attributes:
+        traces: right ones with at least one step.
+        wrong: left out because their answer is not right.
+        without_steps: left out because no token ends a step.
+    """
+
+    traces: list[Trace]
+    wrong: int
+    without_steps: int
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
+    """What stands before the answer: the chat in its template, or without one the last message alone."""
+    if not tokenizer.chat_template:
+        return list(tokenizer(messages[-1]["content"])["input_ids"])
+    written: Any = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+    return list(written["input_ids"])
+
+
+def question_ids(tokenizer: PreTrainedTokenizerBase, verifier: Verifier, problem: dict[str, Any]) -> list[int]:
+    """The prompt of a problem, with what its verifier says of the form of an answer."""
+    return prompt_ids(tokenizer, [{"role": "user", "content": verifier.prompt(problem)}])
+
+
+def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Marks, verifier: Verifier) -> Read:
+    """The traces of a JSON Lines file.
+
+    Args:
+        path: problems with `completion`, or chats with `messages`.
+        tokenizer: of the model.
+        marks: that cut them.
+        verifier: that says which are right.
+
+    Raises:
+        DataError: no such file, a row that is no problem, or one without an answer to read.
+    """
+    traces, wrong, without = list[Trace](), 0, 0
+    for problem in read_problems(path, verifier):
+        chat, completions = _written(problem, verifier, where=f"{path}, {problem['id']}")
+        before = prompt_ids(tokenizer, chat)
+        for completion in completions:
+            if verifier.score(completion, problem) < 1:
+                wrong += 1
+            elif trace := trace_of(tokenizer, marks, before, completion):
+                traces.append(trace)
+            else:
+                without += 1
+    return Read(traces, wrong, without)
+
+
+def trace_of(tokenizer: PreTrainedTokenizerBase, marks: Marks, before: Sequence[int], completion: str) -> Trace | None:
+    """A completion behind its prompt; None where no token ends a step."""
+    written = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    ends = marks.ends(written)
+    if not ends:
+        return None
+    labels = marks.labels(tokenizer, written, ends)
+    return Trace((*before, *written), tuple(len(before) + end for end in ends), tuple(labels))
+
+
+def sampled(
+    module: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[dict[str, Any]],
+    verifier: Verifier,
+    *,
+    temperature: float = 0.0,
+    max_new_tokens: int = 1024,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """The problems with a `completion` each, written by the model in this process: rows for `read_traces`."""
+    from burnish.generate import generate
+
+    prompts = [question_ids(tokenizer, verifier, problem) for problem in problems]
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    samples = generate(module, tokenizer, prompts, **options)
+    kept = [{key: value for key, value in problem.items() if key != "messages"} for problem in problems]
+    return [row | {"completion": sample.text} for row, sample in zip(kept, samples, strict=True)]
+
+
+def _written(problem: dict[str, Any], verifier: Verifier, *, where: str) -> tuple[list[dict[str, str]], list[str]]:
+    """What was asked, as a chat, and the answers."""
+    messages, found = problem.get("messages"), problem.get("completion")
+    if isinstance(messages, list) and messages and all(isinstance(one, dict) for one in messages):
+        *asked, last = messages
+        if found is None and asked and last.get("role") == "assistant" and isinstance(last.get("content"), str):
+            return asked, [last["content"]]
+    completions = [found] if isinstance(found, str) else found
+    if not isinstance(completions, list) or not all(isinstance(one, str) for one in completions) or not completions:
+        raise DataError("holds no answer", where=where, fix=f"give {FORMS}")
+    return [{"role": "user", "content": verifier.prompt(problem)}], completions

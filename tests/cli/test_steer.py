@@ -1,0 +1,91 @@
+"""`burnish steer`, from traces to vectors that steer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish.cli import main
+from burnish.core.checkpoint import Model, load
+from burnish.data.chain import Chains, chain_rows, json_lines
+from burnish.steer import read_vectors, steer
+from small_models import make, small_tokenizer
+
+CHAINS = ["--verifier", "chain", "--separator", ";", "--cue", "re:^W", "--think-end", "#"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model, chains as chats, and one of them with a wrong answer."""
+    place = tmp_path_factory.mktemp("steer")
+    Model(module=make("llama"), tokenizer=small_tokenizer()).save(place / "model")
+    rows = list(chain_rows(Chains(steps=(2, 4), direct=0.1), 80, seed=0))
+    rows[3]["messages"][1]["content"] += "1"
+    (place / "traces.jsonl").write_text(json_lines(iter(rows)))
+    return place
+
+
+def test_traces_become_vectors_that_steer_the_model(place: Path, capsys: pytest.CaptureFixture[str]):
+    out = place / "vectors"
+    main(["steer", "calibrate", str(place / "model"), "--traces", str(place / "traces.jsonl"), "-o", str(out), *CHAINS])
+    said = capsys.readouterr().out
+    direct = sum(row["solution"].startswith("#") for row in map(json.loads, (place / "traces.jsonl").open()))
+    assert f"{79 - direct} right traces with steps; left out 1 that are not right and {direct} without a step" in said
+    main(["steer", "show", str(out)])
+    shown = capsys.readouterr().out
+    assert "heads are above chance" in shown and shown in said
+    vectors = read_vectors(out)
+    assert vectors.made_of["telling"] > 0
+    assert vectors.model == load(place / "model").identity
+    tokenizer = small_tokenizer()
+    assert ";" in [tokenizer.decode([token]) for token in vectors.marks.separator_ids]
+    model = load(place / "model")
+    with steer(model, vectors, coef=-4, top=1.0) as steering:
+        ids = torch.tensor([tokenizer("3a+4b*2").input_ids])
+        model.module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, min_new_tokens=4)
+    assert steering.counts.seen == 3
+
+
+def test_a_model_writes_the_traces_itself(place: Path, capsys: pytest.CaptureFixture[str]):
+    """The random model is right nowhere, so what it wrote is kept and the calibration refused in one sentence."""
+    words = ["steer", "calibrate", str(place / "model"), "--problems", str(place / "traces.jsonl"), "--limit", "3"]
+    with pytest.raises(SystemExit):
+        main([*words, "-o", str(place / "own"), "--max-new-tokens", "5", *CHAINS])
+    assert "no right trace with a step is left" in capsys.readouterr().err
+    written = [json.loads(line) for line in (place / "own.traces.jsonl").open()]
+    assert len(written) == 3
+    assert all(isinstance(row["completion"], str) and "messages" not in row for row in written)
+
+
+def test_the_authors_file_is_imported(place: Path, capsys: pytest.CaptureFixture[str]):
+    one = {"accuracy": 0.9, "model_dict": {"weight": torch.ones(1, 64)}, "steering_vector": torch.ones(64)}
+    torch.save({1: {2: one}}, place / "probe_best.pt")
+    words = [str(place / "probe_best.pt"), str(place / "model"), "-o", str(place / "theirs"), "--separator", r"\n"]
+    main(["steer", "import", *words])
+    assert "1 heads" in capsys.readouterr().out
+    assert [(head.layer, head.head) for head in read_vectors(place / "theirs").heads] == [(1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give either --traces or --problems"),
+        (["--traces", "nowhere.jsonl"], "no such file"),
+        (["--traces", "traces.jsonl", "--cue", "nothing"], "are linear, so there is nothing to tell"),
+        (["--traces", "traces.jsonl", "--separator", "@@@@@"], "no token of the vocabulary holds the separator"),
+        (["--traces", "answers.jsonl"], "holds no answer; give `completion`"),
+    ],
+)
+def test_bad_input_is_one_sentence(place: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
+    (place / "answers.jsonl").write_text('{"question": "3a+4", "answer": "7", "modulus": 10}\n')
+    given = [str(place / word) if word.endswith(".jsonl") else word for word in words]
+    base = CHAINS if "--cue" not in words else [*CHAINS[:4], *CHAINS[6:]]
+    options = [*given, *(base if "--separator" not in words else CHAINS[:2])]
+    run = ["steer", "calibrate", str(place / "model"), "-o", str(place / f"bad-{len(said)}"), *options]
+    with pytest.raises(SystemExit):
+        main(run)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert said in line

@@ -1,0 +1,96 @@
+"""Calibration: one pass over traces finds the head that tells, says what chance does, and refuses what says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from burnish.core.errors import DataError
+from burnish.steer import Trace, calibrate
+from burnish.steer.vectors import output_projections
+from made_vectors import MARKS, some_traces
+from small_models import make
+
+KINDS = ["llama", "gpt2", "qwen3_moe", "gpt_oss", "deepseek_v3"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_that_see_the_mark_are_found_and_vectors_have_unit_length(kind: str):
+    module = make(kind, disturbed=True)
+    vectors = calibrate(module, some_traces(48, 384), MARKS, model="me", permutations=20)
+    accuracies = [head.accuracy for head in vectors.heads]
+    made = vectors.made_of
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] > max(made["chance"], made["larger_class"])
+    assert vectors.heads[0].low <= accuracies[0] <= vectors.heads[0].high
+    assert made["telling"] == sum(accuracy > made["chance"] for accuracy in accuracies)
+    assert (made["traces"], made["held_out_traces"], made["held_out_steps"]) == (36, 12, 60)
+    assert made["linear_steps"] + made["checking_steps"] == 180
+    torch.testing.assert_close(vectors.directions.norm(dim=1), torch.ones(len(vectors.heads)))
+    assert (vectors.model, vectors.rank, vectors.hidden_size) == ("me", 64, 64)
+
+
+def test_a_direction_is_the_difference_of_what_its_head_adds():
+    """Against hooks on the projection: the contribution of a head is the projection of its columns alone."""
+    module, traces = make("llama"), some_traces(16, 384)
+    vectors = calibrate(module, traces, MARKS, permutations=5)
+    head = vectors.heads[0]
+    owner = output_projections(module)[head.layer].owner
+    columns = slice(16 * head.head, 16 * (head.head + 1))
+    met: list[torch.Tensor] = []
+    hook = owner.register_forward_pre_hook(lambda m, args: met.append(args[0][0]))
+    kinds: dict[int, list[torch.Tensor]] = {1: [], -1: []}
+    import random
+
+    shuffled = random.Random("steer 0").sample(traces, len(traces))
+    for trace in (trace for number, trace in enumerate(shuffled) if number % 4):
+        module(input_ids=torch.tensor([trace.tokens]))
+        for end, label in zip(trace.ends, trace.labels, strict=True):
+            kinds[label].append(owner.weight[:, columns].detach() @ met[-1][end, columns].detach())
+    hook.remove()
+    difference = torch.stack(kinds[-1]).mean(0) - torch.stack(kinds[1]).mean(0)
+    torch.testing.assert_close(vectors.directions[0], difference / difference.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lower_rank_keeps_directions_in_the_subspace_of_their_layer():
+    module = make("llama")
+    vectors = calibrate(module, some_traces(24, 384), MARKS, rank=3, permutations=5)
+    for _, directions in vectors.by_layer().values():
+        assert torch.linalg.matrix_rank(directions, atol=1e-4) <= 3
+    assert vectors.rank == 3
+
+
+def test_the_same_traces_make_the_same_vectors():
+    first, again = (calibrate(make("llama"), some_traces(16, 384), MARKS, permutations=9) for _ in range(2))
+    assert torch.equal(first.directions, again.directions)
+    assert torch.equal(first.probes, again.probes)
+    assert first.heads == again.heads
+
+
+def test_where_no_head_tells_vectors_are_refused_and_forced_only_on_request():
+    module, traces = make("llama"), some_traces(24, 384, tell=False)
+    with pytest.raises(DataError, match="no head tells checking from linear steps: the best probe calls"):
+        calibrate(module, traces, MARKS, permutations=50)
+    forced = calibrate(module, traces, MARKS, permutations=50, force=True)
+    assert forced.made_of["telling"] == 0
+
+
+def one_kind(label: int) -> list[Trace]:
+    return [replace(trace, labels=(label,) * 5) for trace in some_traces(12, 384)]
+
+
+@pytest.mark.parametrize(
+    ("traces", "rank", "said"),
+    [
+        (some_traces(7, 384), None, "7 right traces with steps are too few; 8 are needed"),
+        (one_kind(1), None, "all 60 steps of 12 right traces are linear, so there is nothing to tell"),
+        (one_kind(-1), None, "all 60 steps of 12 right traces are checking"),
+        (some_traces(12, 384), 60, "45 steps to fit on span no subspace of rank 60"),
+        ([*one_kind(1)[:11], some_traces(1, 384, seed=1)[0]], None, "one part of the traces has steps of one kind"),
+    ],
+)
+def test_traces_that_decide_nothing_are_refused(traces: list[Trace], rank: int | None, said: str):
+    with pytest.raises(DataError, match=said):
+        calibrate(make("llama"), traces, MARKS, rank=rank, permutations=5)
