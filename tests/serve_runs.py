@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from burnish.serve.policies.fleet import Fleet
 from burnish.serve.policies.protocol import Job, Order
+from burnish.serve.policies.shares import FairShares
 from burnish.serve.workload import Turn, Workflow, Workload
 
 ROOM: Any = SimpleNamespace(now=0, free=10**9, num_running=1, living=0, cached=lambda job: 0)
@@ -31,6 +33,13 @@ def serve(
         rounds: at most.
         each_round: is called before every round.
     """
+    yield from (job for job in _served(order, jobs, places, rounds, each_round) if job is not None)
+
+
+def _served(
+    order: Order, jobs: Iterable[tuple[int, Job, int]], places: int, rounds: int, each_round: Callable[[int], None]
+) -> Iterator[Job | None]:
+    """None is the end of a round."""
     coming, running = list(jobs), {}
     for number in range(rounds):
         each_round(number)
@@ -49,13 +58,38 @@ def serve(
             if not running[job]:
                 del running[job]
                 order.on_finish(job, number)
+        yield None
         if not running and not coming and not len(order):
             return
 
 
+def serve_together(
+    orders: Sequence[FairShares],
+    jobs: Sequence[Iterable[tuple[int, Job, int]]],
+    fleet: Fleet | None,
+    *,
+    every: int,
+    rounds: int,
+    places: int = 4,
+) -> Iterator[int]:
+    """The same on several engines side by side, which exchange what they served all `every` rounds; yields after each
+    round."""
+    pairs = zip(orders, jobs, strict=True)
+    engines = [_served(order, several, places, rounds, lambda number: None) for order, several in pairs]
+    for number in range(rounds):
+        if fleet and not number % every:
+            found = fleet.exchanged({str(place): order.accounts() for place, order in enumerate(orders)})
+            for place, order in enumerate(orders):
+                order.settle(found[str(place)])
+        for engine in engines:
+            while next(engine, None) is not None:
+                pass
+        yield number
+
+
 def backlog(tenants: dict[str, int], *, prompt: int = 20, output: int = 10) -> list[tuple[int, Job, int]]:
     """So many equal jobs of each tenant, all there from the beginning."""
-    most = max(tenants.values())
+    most = max(tenants.values(), default=0)
     return [
         (0, Job(f"{tenant}-{number}", tenant, prompt=prompt), output)
         for number in range(most)

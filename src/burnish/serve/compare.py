@@ -58,9 +58,10 @@ def compare(
         policy.check_places(engine.max_num_seqs)
         serve = partial(simulate, workload, partial(policy.objects, costs), engine.shape(), costs)
         serve = partial(serve, instances=instances, router=router)
-        found = serve(step_by_step=step_by_step)
+        found = serve(fleet=policy.fleet(instances), step_by_step=step_by_step)
         if check:
-            compare_schedules(policy.called, found, serve(step_by_step=not step_by_step))
+            other = serve(fleet=policy.fleet(instances), step_by_step=not step_by_step)
+            compare_schedules(policy.called, found, other)
         notes += _notes(policy, found)
         results[policy.called] = measure(found, ttft=ttft, tpot=tpot, weight=policy.weight) | {
             "settings": _said(policy)

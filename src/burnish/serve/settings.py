@@ -19,6 +19,7 @@ from burnish.core.yaml12 import Loader
 if TYPE_CHECKING:
     from burnish.serve.costs import CostModel
     from burnish.serve.engine import EngineShape
+    from burnish.serve.policies.fleet import Fleet
     from burnish.serve.policies.pauses import PauseLaws
     from burnish.serve.policies.protocol import Order, Retention
 
@@ -34,6 +35,7 @@ _ONLY_WITH = {
     "quantum": ("order", "dlpm"),
     "spare": ("order", "shares"),
     "take_places": ("order", "shares"),
+    "exchange_seconds": ("order", "shares"),
 }
 """Settings of a policy that do nothing without another one."""
 
@@ -55,6 +57,12 @@ class PolicySettings(Settings):
     )
     take_places: bool = Field(
         default=False, description="a tenant below its share of those who run takes a place where none is free"
+    )
+    exchange_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="several engines tell each other so often what they served, and share one tree; 0 is never",
     )
     quantum: int = Field(default=4096, ge=1, description="of dlpm, in price of tokens")
     growth: float = Field(
@@ -91,6 +99,8 @@ class PolicySettings(Settings):
             raise ValueError(f"weights need order: shares, and {self.order} has none")
         if not (self.prompt_price or self.output_price):
             raise ValueError("prompt_price and output_price are both 0, so that nothing costs anything")
+        if 0 < self.exchange_seconds < 0.01:
+            raise ValueError(f"exchange_seconds is {self.exchange_seconds:g}; give 0, or 0.01 and more")
         for field, (setting, value) in _ONLY_WITH.items():
             if field in self.model_fields_set and getattr(self, setting) != value:
                 raise ValueError(f"{field} needs {setting}: {value}, but {setting} is {getattr(self, setting)}")
@@ -139,6 +149,14 @@ class PolicySettings(Settings):
         return self._order(), LearnedHold(
             lambda tokens: step(costs, [(tokens, 0)], 0, 0) / SECOND, self.longest_hold, self.pause_laws(), self.charge
         )
+
+    def fleet(self, engines: int) -> Fleet | None:
+        """How so many engines share the tree; None where each has one of its own."""
+        from burnish.serve.policies.fleet import Fleet
+
+        if not self.exchange_seconds or engines == 1:
+            return None
+        return Fleet(lambda path: self.weights.get("/".join(path), 1.0), self.exchange_seconds)
 
     def pause_laws(self) -> PauseLaws | None:
         """Of the trained model; None where there is none, and pauses are learned from what is seen.

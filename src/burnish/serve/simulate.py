@@ -1,8 +1,8 @@
 """The simulator: engines, a router, and a clock of integer nanoseconds.
 
-Events are handled in the order of (time, kind, number): arrivals first, then ends of holds, then steps, so that a step
-which begins at a time sees all who came by then. Nothing is drawn at random: the same workload and policy give the
-same nanoseconds, and `step_by_step` gives them too.
+Events are handled in the order of (time, kind, number): what engines tell each other first, then arrivals, ends of
+holds, and steps, so that a step which begins at a time sees all who came by then. Nothing is drawn at random: the same
+workload and policy give the same nanoseconds, and `step_by_step` gives them too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from burnish.core.errors import SettingsError
 from burnish.serve.costs import CostModel
 from burnish.serve.engine import Counters, EngineShape, HeldBlocks, SimulatedEngine, SimulatedJob, total
+from burnish.serve.policies.fleet import Fleet
 from burnish.serve.policies.protocol import Order, Retention
+from burnish.serve.policies.retention import SECOND
+from burnish.serve.policies.shares import FairShares
 from burnish.serve.workload import RouterName, Turn, Workflow, Workload
 
 Policies = Callable[[], tuple[Order, Retention]]
 """Makes the policy of one engine."""
 
-_ARRIVAL, _EXPIRY, _STEP = 0, 1, 2
+_EXCHANGE, _ARRIVAL, _EXPIRY, _STEP = 0, 1, 2, 3
 _BITS = 24
 """Of a key that are the place of a block in its text."""
 
@@ -60,6 +63,7 @@ def simulate(
     *,
     instances: int = 1,
     router: RouterName = "least-loaded",
+    fleet: Fleet | None = None,
     step_by_step: bool = False,
     at: Callable[[int, Sequence[SimulatedEngine]], None] | None = None,
     times: Sequence[int] = (),
@@ -74,6 +78,7 @@ def simulate(
         instances: engines.
         router: to the engine with the fewest requests (least-loaded), to that of the workflow's turn before
             (workflow, else as least-loaded), or in turn.
+        fleet: how the engines share one tree; without it each has its own. The orders are then all `FairShares`.
         step_by_step: takes every step for itself.
         at: is called at each of `times` with all engines, before whatever else happens then; it may change weights.
         times: nanoseconds, rising.
@@ -81,7 +86,7 @@ def simulate(
     Raises:
         SettingsError: the blocks of the engine and those of the workload do not fit together.
     """
-    return _Clock(workload, policies, shape, costs, instances, router, step_by_step).run(at, times)
+    return _Clock(workload, policies, shape, costs, instances, router, fleet, step_by_step).run(at, times)
 
 
 class _Clock:
@@ -95,6 +100,7 @@ class _Clock:
         costs: CostModel,
         instances: int,
         router: RouterName,
+        fleet: Fleet | None,
         step_by_step: bool,
     ) -> None:
         piece = workload.block_tokens
@@ -112,6 +118,7 @@ class _Clock:
             SimulatedEngine(shape, costs, *policies(), step_by_step=step_by_step, note=self._note)
             for _ in range(instances)
         ]
+        self._fleet, self._exchanges = fleet, False
         self._events: list[tuple[int, int, int, object]] = []
         self._number = 0
         self._places: dict[str, int] = {}
@@ -124,6 +131,7 @@ class _Clock:
         for index, workflow in enumerate(self._workload.workflows):
             self._push(workflow.arrival, _ARRIVAL, (workflow, 0, (index + 1) << _BITS))
         heapq.heapify(self._events)
+        self._exchange()
         waiting = list(times)
         while self._events:
             time, kind, _, what = heapq.heappop(self._events)
@@ -136,6 +144,12 @@ class _Clock:
                 self._arrive(time, *what)  # pyright: ignore[reportGeneralTypeIssues]
             elif kind == _EXPIRY:
                 self._expire(time, *what)  # pyright: ignore[reportGeneralTypeIssues]
+            elif kind == _EXCHANGE:
+                self._exchanges = False
+                for place in range(len(self.engines)):
+                    self._interrupt(place, time)
+                self._exchange()
+                self._plan_exchange(time)
             else:
                 self._step(time, *what)  # pyright: ignore[reportGeneralTypeIssues]
         self.found.schedule = self._hash.hexdigest()
@@ -150,9 +164,26 @@ class _Clock:
         self._number += 1
         heapq.heappush(self._events, (time, kind, self._number, what))
 
+    def _exchange(self) -> None:
+        """The engines tell each other what they served, and take over what follows."""
+        if self._fleet is not None:
+            orders = {str(place): engine.order for place, engine in enumerate(self.engines)}
+            trees = {name: order for name, order in orders.items() if isinstance(order, FairShares)}
+            found = self._fleet.exchanged({name: tree.accounts() for name, tree in trees.items()})
+            for name, tree in trees.items():
+                tree.settle(found[name])
+
+    def _plan_exchange(self, time: int) -> None:
+        """The next one, at a whole number of its interval, while anybody is there."""
+        if self._fleet is not None and self._present and not self._exchanges:
+            every = round(self._fleet.exchange * SECOND)
+            self._exchanges = True
+            self._push((time // every + 1) * every, _EXCHANGE, ())
+
     def _arrive(self, time: int, workflow: Workflow, turn: int, own: int) -> None:
         job = self._job(time, workflow, turn, own)
         self._count(time, 1)
+        self._plan_exchange(time)
         place = self._route(job)
         engine = self.engines[place]
         if not engine.fits(job):

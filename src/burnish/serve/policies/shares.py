@@ -27,6 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from burnish.serve.policies.fleet import Account, Part
 from burnish.serve.policies.protocol import Job, Order, Room
 from burnish.serve.policies.queues import FirstComeFirstServed, Staying
 
@@ -46,6 +47,7 @@ class Share:
         runtime: v_n.
         served: cost of all that was served below it, whatever its weight.
         waiting: jobs that wait below it.
+        backlog: cost of their prompts.
         children: by name.
         queue: of a leaf.
         heap: (runtime, number, child) of waiting children; a runtime in it may be smaller than the child's is by now.
@@ -63,6 +65,7 @@ class Share:
     runtime: int = 0
     served: int = 0
     waiting: int = 0
+    backlog: int = 0
     children: dict[str, Share] = field(default_factory=dict)
     queue: Order | None = None
     heap: list[tuple[int, int, Share]] = field(default_factory=list)
@@ -152,6 +155,7 @@ class FairShares:
         self.takes, self._spare = takes, spare
         self._weights = dict(weights or {})
         self._known = {path.split("/")[0] for path in self._weights}
+        self._parts: dict[str, float] = {}
         self._prices = (prompt_price, output_price)
         self._credit, self._lift_when_idle = credit * UNIT, lift_when_idle
         self._by_program, self._within = by_program, within
@@ -186,14 +190,23 @@ class FairShares:
     def set_weight(self, path: str, weight: float) -> None:
         """Changes a weight; what was served keeps the weight that it was served at."""
         self._weights[path] = weight
-        node = self.share(tuple(path.split("/")))
+        self._weigh(tuple(path.split("/")))
+
+    def _weigh(self, path: tuple[str, ...]) -> Share:
+        """Gives a node the weight that it has by now."""
+        node = self.share(path)
         before = node.weight
-        node.per_token = self._per_token(tuple(path.split("/")))
+        node.per_token = self._per_token(path)
         if node.present and node.parent is not None:
             node.parent.mass += node.weight - before
+        return node
+
+    def weight(self, path: tuple[str, ...]) -> float:
+        """Of a node, over all engines that share the tree."""
+        return self._weights.get("/".join(path), 1.0)
 
     def _per_token(self, path: tuple[str, ...]) -> int:
-        return max(1, round(UNIT / self._weights.get("/".join(path), 1.0)))
+        return max(1, round(UNIT / (self.weight(path) * self._parts.get("/".join(path), 1.0))))
 
     def _leaf(self, job: Job) -> Share:
         leaf = self.share(self.path(job))
@@ -220,18 +233,47 @@ class FairShares:
                 node.present += 1
         return found
 
+    # -- other engines with the same tree --------------------------------------------------------------------------
+
+    def accounts(self) -> dict[tuple[str, ...], Account]:
+        """Of every node but single workflows, whose turns stay on one engine."""
+        found: dict[tuple[str, ...], Account] = {}
+        line: list[tuple[tuple[str, ...], Share]] = [((), self.root)]
+        while line:
+            path, node = line.pop()
+            for name, child in node.children.items():
+                if not (self._by_program and child.queue is not None):
+                    below = (*path, name)
+                    found[below] = Account(child.served, child.backlog)
+                    line.append((below, child))
+        return found
+
+    def settle(self, parts: Mapping[tuple[str, ...], Part]) -> None:
+        """Takes over what the engines have found together (`burnish.serve.policies.fleet`)."""
+        for path, part in parts.items():
+            self._parts["/".join(path)] = part.share
+            node = self._weigh(path)
+            node.runtime = round(part.runtime * UNIT)
+            if node.waiting and node.parent is not None:
+                node.parent.enter(node)
+
     # -- the order -------------------------------------------------------------------------------------------------
+
+    def _cost_of_waiting(self, job: Job) -> int:
+        return max(1, self._prices[0] * job.prompt)
 
     def on_submit(self, job: Job, now: int) -> None:
         line = self._lineage(job)
         queue = line[0].queue
         assert queue is not None
         queue.on_submit(job, now)
+        cost = self._cost_of_waiting(job)
         for node in line:
             assert node.parent is not None
             if not node.waiting:
                 self._lift(node, node.parent)
             node.waiting += 1
+            node.backlog += cost
             node.parent.enter(node)
         self.root.waiting += 1
 
@@ -297,8 +339,10 @@ class FairShares:
         queue = line[0].queue
         assert queue is not None
         queue.on_leave(job, now)
+        cost = self._cost_of_waiting(job)
         for node in line:
             node.waiting -= 1
+            node.backlog -= cost
             if not node.waiting and node.parent is not None:
                 node.parent.last = node
         self.root.waiting -= 1
