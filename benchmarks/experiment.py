@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -228,3 +228,41 @@ def record(
         known.setdefault("slices", {"tuning": [], "reporting": []})
         known |= {"machine": machine(note), "date": date.today().isoformat(), "versions": versions(*libraries)}
         known |= content
+
+
+class Measuring(Protocol):
+    """A benchmark that keeps what it measures by name: a `Kept` that knows what there is to measure."""
+
+    def names(self) -> Iterable[str]: ...
+
+    def measure(self, name: str) -> dict[str, Any]: ...
+
+    def run(
+        self, names: Callable[[], Iterable[str]], measure: Callable[[str], dict[str, Any]], minutes: float = ...
+    ) -> bool: ...
+
+
+def answer(
+    bench: Measuring,
+    options: argparse.Namespace,
+    text: str | None,
+    content: Callable[[], dict[str, Any]],
+    tables: Callable[[dict[str, Any]], dict[str, str]],
+    *,
+    note: str,
+) -> None:
+    """Measures what is not there yet; once all of it is, records the content and prints its tables.
+
+    Args:
+        bench: of the benchmark.
+        options: as its `Command` read them, with `keeps`.
+        text: its first lines, of which the first is the question.
+        content: of the results file.
+        tables: of that.
+        note: what its seconds are.
+    """
+    if bench.run(bench.names, bench.measure, options.minutes):
+        found = content()
+        record(options.out, text, found, note=note)
+        for made in tables(found).values():
+            print(made)

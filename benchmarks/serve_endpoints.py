@@ -314,13 +314,13 @@ def main() -> None:
     command.keeps()
     options = command.read()
     bench = Bench(Path(options.work))
-    if bench.run(bench.names, bench.measure, options.minutes):
-        found = summed(bench)
+
+    def content() -> dict[str, Any]:
         answers = [bench.read(f"{seed}, answers") for seed in SEEDS]
         slices = {"tuning": [one["validation"] for one in answers], "reporting": [one["test"] for one in answers]}
-        experiment.record(options.out, __doc__, found | {"slices": slices}, note="virtual time")
-        for table in tables(found).values():
-            print(table)
+        return summed(bench) | {"slices": slices}
+
+    experiment.answer(bench, options, __doc__, content, tables, note="virtual time")
 
 
 if __name__ == "__main__":

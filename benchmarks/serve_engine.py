@@ -241,12 +241,9 @@ def main() -> None:
     command.add_argument("--data", type=Path, required=True, help="directory of the Mooncake traces")
     options = command.read()
     bench = Bench(Path(options.work), options.data)
-    if bench.run(bench.names, bench.measure, options.minutes):
-        slices = {"tuning": [f"rows {NUM} to {NUM + TUNING}"], "reporting": [f"rows 0 to {NUM}"]}
-        results = bench.summed() | {"slices": slices}
-        experiment.record(options.out, __doc__, results, note="processor time of the engine's steps")
-        for table in tables(results).values():
-            print(table)
+    slices = {"tuning": [f"rows {NUM} to {NUM + TUNING}"], "reporting": [f"rows 0 to {NUM}"]}
+    note = "processor time of the engine's steps"
+    experiment.answer(bench, options, __doc__, lambda: bench.summed() | {"slices": slices}, tables, note=note)
 
 
 if __name__ == "__main__":

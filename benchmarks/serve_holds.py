@@ -170,8 +170,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         for rate, found in law["rates"].items():
             fixed = found["2 s"]
             pair = [ratio(fixed, found[charge]) for charge in ("longest", "expected")]
-            first = found["expected"][: len(law["oracle"])]
-            rows.append([law["words"], rate, *pair, ratio(first, law["oracle"]) if rate == "1.3" else ""])
+            oracle = law["oracle"][: len(found["expected"])]
+            known = ratio(found["expected"][: len(oracle)], oracle) if rate == "1.3" else ""
+            rows.append([law["words"], rate, *pair, known])
         reached = [law["sustained"][key] for key in SUSTAINED]
         rates.append([law["words"], *(f"{fmean(one):.2f}" for one in reached), ratio(reached[2], reached[0])])
     runs = results["kinds"]["runs"]
@@ -204,11 +205,8 @@ def main() -> None:
     command.keeps()
     options = command.read()
     bench = Bench(Path(options.work))
-    if bench.run(bench.names, bench.measure, options.minutes):
-        seeds = {"tuning": [f"seed {one}" for one in programs.TUNING], "reporting": [f"seed {one}" for one in SEEDS]}
-        experiment.record(options.out, __doc__, summed(bench) | {"slices": seeds}, note="simulated time")
-        for table in tables(summed(bench)).values():
-            print(table)
+    seeds = {"tuning": [f"seed {one}" for one in programs.TUNING], "reporting": [f"seed {one}" for one in SEEDS]}
+    experiment.answer(bench, options, __doc__, lambda: summed(bench) | {"slices": seeds}, tables, note="simulated time")
 
 
 if __name__ == "__main__":

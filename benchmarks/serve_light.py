@@ -133,11 +133,11 @@ def main() -> None:
     command.add_argument("--data", type=Path, required=True, help="directory of the Mooncake traces")
     options = command.read()
     bench = Bench(Path(options.work), options.data)
-    if bench.run(bench.names, bench.measure, options.minutes):
-        results = {name: bench.read(name) for name in bench.names()}
-        experiment.record(options.out, __doc__, results, note="counts of steps, and simulated time")
-        for table in tables(results).values():
-            print(table)
+
+    def content() -> dict[str, Any]:
+        return {name: bench.read(name) for name in bench.names()}
+
+    experiment.answer(bench, options, __doc__, content, tables, note="counts of steps, and simulated time")
 
 
 if __name__ == "__main__":

@@ -249,11 +249,8 @@ def main() -> None:
     command.keeps()
     options = command.read()
     bench = Bench(Path(options.work))
-    if bench.run(bench.names, bench.measure, options.minutes):
-        seeds = {"tuning": [f"seed {one}" for one in TUNING], "reporting": [f"seed {one}" for one in SEEDS]}
-        experiment.record(options.out, __doc__, summed(bench) | {"slices": seeds}, note="simulated time")
-        for table in tables(summed(bench)).values():
-            print(table)
+    seeds = {"tuning": [f"seed {one}" for one in TUNING], "reporting": [f"seed {one}" for one in SEEDS]}
+    experiment.answer(bench, options, __doc__, lambda: summed(bench) | {"slices": seeds}, tables, note="simulated time")
 
 
 if __name__ == "__main__":
