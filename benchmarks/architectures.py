@@ -109,7 +109,7 @@ class _Run:
         answers = []
         if not facts.shares_width:
             width = facts.intermediate_size // 16 * 8
-            narrow = burnish.Slim(width=width, multiple=8, refit=True, **common)
+            narrow = burnish.Slim(width=width, multiple=8, refit="alone", **common)
             answers.append((narrow, {"intermediate_size": width}))
         answers.append((burnish.Slim(method="drop", num_experts=4, **common), {"num_experts": 4}))
         if cuts_groups(self.model.config):

@@ -237,7 +237,9 @@ def slim(bench: Bench) -> Iterator[Case]:
     for score in ("reap", "frequency", "magnitude", "random"):
         yield case(f"drop by {score}", method="drop", width=None, num_experts=2, score=score)
     yield case("drop in memory", "deepseek_v3", method="drop", width=None, num_experts=4, in_memory=True)
-    yield case("refit", refit=True)
+    yield case("refit", refit="alone")
+    yield case("refit behind", refit="behind")
+    yield case("split", method="split", width=None, num_experts=4, pieces=2)
     yield case("groups", num_key_value_heads=1)
     yield case("to a target", width=None, target="80%")
     yield case("labels of the text", labels="text")

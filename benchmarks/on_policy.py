@@ -60,7 +60,7 @@ class Bench(slim.Bench):
 
     def student(self, seed: int) -> Any:
         if seed not in self._students:
-            self._students[seed] = self.slim(seed, width=slim.WIDTHS["a quarter"], score="energy", refit=True)
+            self._students[seed] = self.slim(seed, width=slim.WIDTHS["a quarter"], score="energy", refit="alone")
         return self._students[seed]
 
     def taught(self, seed: int, way: dict[str, Any], steps: int, lr: float) -> Any:

@@ -41,7 +41,7 @@ def cuts() -> dict[str, dict[str, Any]]:
         for score in SCORES:
             found[f"narrow by {score}, {size}"] = {"width": WIDTHS[size], "score": score}
         for score in ("fisher", "energy"):
-            found[f"narrow by {score} and refit, {size}"] = {"width": WIDTHS[size], "score": score, "refit": True}
+            found[f"narrow by {score} and refit, {size}"] = {"width": WIDTHS[size], "score": score, "refit": "alone"}
         for score in ("reap", "random"):
             found[f"drop by {score}, {size}"] = {"method": "drop", "num_experts": num_experts, "score": score}
     return found

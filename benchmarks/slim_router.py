@@ -36,8 +36,8 @@ whole of either."""
 FAMILIES = {"OLMoE": "moe_1m", "Mixtral": "mixtral_1m", "Qwen3-MoE": "qwen3_moe_1m"}
 STEPS, SEARCH = 60, (3e-3, 1e-2, 3e-2)
 CUTS: dict[str, dict[str, Any]] = {
-    "narrow by energy and refit": {"width": 64, "score": "energy", "refit": True},
-    "narrow by fisher and refit": {"width": 64, "score": "fisher", "refit": True},
+    "narrow by energy and refit": {"width": 64, "score": "energy", "refit": "alone"},
+    "narrow by fisher and refit": {"width": 64, "score": "fisher", "refit": "alone"},
     "drop by reap": {"method": "drop", "num_experts": 4, "score": "reap"},
     "drop by reap and merge": {},
     "drop by magnitude": {"method": "drop", "num_experts": 4, "score": "magnitude"},

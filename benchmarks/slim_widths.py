@@ -4,15 +4,14 @@
 
 Half of the parameters of all experts, cut by `energy` on 8,192 tokens, nothing trained. Priced on masks, because no
 stock loader reads it: in every layer the neurons with the highest scores, whichever expert they are in ("a width for
-each expert"). Stock forms: one width for all; fewer experts that are wider; every expert as up to four pieces of a
-quarter of its width, which share its router row, of which four are chosen ("pieces"); and pairs of experts with similar
+each expert"). Stock forms: one width for all; fewer experts that are wider; the best half of all pieces, where an
+expert is 2, 4 or 8 of them, of which a token is sent to some (`slim --method split`); and pairs of experts with similar
 router rows as one expert of both's neurons ("pairs"). Teachers, families, texts and windows are those of
 `slim_router.py`, in the same directory.
 
-The refit of `slim` sees each expert alone and the layers in front of it as they were. "Behind" is another: layer by
-layer, behind layers that have been cut, down projections are fitted to what the original layer gave, all experts of a
-layer together (two sweeps of least squares over its experts), so that each makes up for what others, and the layers
-before, have lost. Its ridge is chosen on the tuning windows of the first seed of the first family.
+"Refit" alone sees each expert alone and the layers in front of it as they were; "behind" goes layer by layer behind
+layers that have been cut, and fits all experts of a layer together. Its ridge was searched on the tuning windows of the
+first seed of the first family. Pieces, and pairs, are refitted behind.
 
 "gap closed" is the share of (one width with the refit of `slim` - teacher) that a way wins back.
 """
@@ -29,13 +28,17 @@ import slim_router
 import slim
 
 WIDTH = slim.WIDTHS["half"]
-RIDGES, SWEEPS = (1e-4, 1e-3, 1e-2, 1e-1), 2
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 FEWER = {7: 72, 6: 80, 5: 96}
-PIECES, CHOSEN = 4, 4
-"""Of an expert at most, and of those that a token is sent to."""
+SPLITS = ((2, 2), (2, 3), (4, 4), (4, 5), (4, 6), (8, 8), (8, 10))
+"""Pieces of an expert, and pieces that a token is sent to: up to half as much again as the share that is kept."""
 ONE, BEHIND = "one width", "one width, refit behind"
 OWN = ("a width for each expert", "a width for each expert, refit behind")
-STOCK = (*(f"{count} experts of {width}" for count, width in FEWER.items()), "pieces", "pairs")
+STOCK = (
+    *(f"{count} experts of {width}" for count, width in FEWER.items()),
+    *(f"split in {pieces}, {chosen} for a token" for pieces, chosen in SPLITS),
+    "pairs",
+)
 WAYS = (ONE, BEHIND, *OWN, *STOCK)
 
 
@@ -62,19 +65,22 @@ class Family(slim_router.Family):
     def cut(self, seed: int, way: str, ridge: float) -> Any:
         """The model of a way."""
         if way == ONE:
-            return self.slim(seed, width=WIDTH, score="energy", refit=True)
+            return self.slim(seed, width=WIDTH, score="energy", refit="alone")
         if way.endswith(tuple(f"experts of {width}" for width in FEWER.values())):
             count, width = way.split(" experts of ")
-            return self.slim(seed, width=int(width), num_experts=int(count), score="energy", refit=True)
+            return self.slim(seed, width=int(width), num_experts=int(count), score="energy", refit="alone")
         teacher, tokens = self.teacher(seed), self.tokens(seed)
+        if way.startswith("split"):
+            pieces, chosen = map(int, way.removeprefix("split in ").removesuffix(" for a token").split(", "))
+            sizes = {"num_experts": len(self.scores(seed)[0]) * pieces // 2, "num_experts_per_tok": chosen}
+            return self.slim(seed, method="split", pieces=pieces, score="energy", **sizes)
         if way == BEHIND:
             student = copy.deepcopy(self.slim(seed, width=WIDTH, score="energy"))
             return behind(teacher, student, tokens, ridge)
         if way in OWN:
             student, kept = masked(teacher, self.scores(seed), tokens, refitted=way == OWN[0])
             return behind(teacher, student, tokens, ridge, kept) if way == OWN[1] else student
-        made = in_pieces(teacher, self.scores(seed)) if way == "pieces" else in_pairs(teacher, self.scores(seed))
-        return behind(teacher, made, tokens, ridge)
+        return behind(teacher, in_pairs(teacher, self.scores(seed)), tokens, ridge)
 
     def tokens(self, seed: int) -> Any:
         import torch
@@ -135,20 +141,6 @@ def masked(teacher: Any, scores: dict[int, Any], tokens: Any, *, refitted: bool)
     return student, kept
 
 
-def in_pieces(teacher: Any, scores: dict[int, Any]) -> Any:
-    """Experts as pieces of a quarter of their width, the half of all pieces with the highest scores."""
-    import torch
-
-    def chosen(of_experts: Any) -> list[tuple[list[int], Any]]:
-        count, every = of_experts.shape
-        order = of_experts.argsort(dim=1, descending=True).view(count, PIECES, every // PIECES)
-        worth = of_experts.gather(1, order.flatten(1)).view(order.shape).sum(2)  # falls from piece to piece
-        best = torch.topk(worth.flatten(), count * PIECES // 2).indices.sort().values.tolist()
-        return [([best_one // PIECES], order[best_one // PIECES, best_one % PIECES].sort().values) for best_one in best]
-
-    return regrouped(teacher, {layer: chosen(of_experts) for layer, of_experts in scores.items()}, CHOSEN)
-
-
 def in_pairs(teacher: Any, scores: dict[int, Any]) -> Any:
     """Pairs of experts whose router rows are most alike, each one's better half of the neurons beside the other's."""
     import torch
@@ -166,16 +158,15 @@ def in_pairs(teacher: Any, scores: dict[int, Any]) -> Any:
                 like[[one, other]] = like[:, [one, other]] = -2
                 halves = [scores[view.layer][e].topk(every // 2).indices.sort().values for e in (one, other)]
                 groups[view.layer].append(([one, other], torch.cat([halves[0], halves[1] + every])))
-    return regrouped(teacher, groups, None)
+    return regrouped(teacher, groups)
 
 
-def regrouped(teacher: Any, groups: dict[int, list[tuple[list[int], Any]]], top_k: int | None) -> Any:
+def regrouped(teacher: Any, groups: dict[int, list[tuple[list[int], Any]]]) -> Any:
     """A stock model of other experts.
 
     Args:
         teacher: whose weights are taken.
         groups: of every layer the new experts: old ones, and which of their neurons, numbered one after the other.
-        top_k: experts that a token is sent to; None for as many as before.
     """
     import torch
 
@@ -186,7 +177,6 @@ def regrouped(teacher: Any, groups: dict[int, list[tuple[list[int], Any]]], top_
     config = copy.deepcopy(teacher.module.config)
     setattr(config, facts.key("num_experts"), len(first))
     setattr(config, facts.key("moe_intermediate_size"), len(first[0][1]))
-    config.num_experts_per_tok = top_k or config.num_experts_per_tok
     module = unfilled(type(teacher.module), config, teacher.module)
     module.set_experts_implementation("eager")
     old = {(view.layer, view.role, view.expert): view.tensor for view in matrices(teacher.module)}
@@ -207,67 +197,15 @@ def regrouped(teacher: Any, groups: dict[int, list[tuple[list[int], Any]]], top_
     return teacher.derive(module=module)
 
 
-# -- the refit behind cut layers ---------------------------------------------------------------------------------------
-
-
 def behind(teacher: Any, student: Any, tokens: Any, ridge: float, kept: dict[int, list[Any]] | None = None) -> Any:
-    """The student with down projections of experts fitted, layer by layer, to what the teacher's layers give.
+    """The student with down projections of its experts refitted behind cut layers; of `kept` neurons, or of all."""
+    from burnish.core.progress import Progress
+    from burnish.slim.behind import refit_behind
 
-    Args:
-        teacher, student: models with as many layers.
-        tokens: whole windows.
-        ridge: of the least squares, as a share of the mean diagonal of an expert's Gram matrix.
-        kept: {layer: for each expert the neurons whose columns are fitted}; None for all.
-    """
-    import torch
-
-    from burnish.arch import first_inputs, layers, routed
-    from burnish.slim.collect import down_views
-
-    batches = tokens.split(8)
-    with torch.no_grad():
-        original, ours = ([first_inputs(model.module, some) for some in batches] for model in (teacher, student))
-        downs = down_views(student.module, "experts")
-        pairs = zip(layers(teacher.module), layers(student.module), strict=True)
-        for number, ((_, whole), (_, layer)) in enumerate(pairs):
-            targets = [states.through(number, whole) for states in original]
-            views = [view for view in downs if view.layer == number]
-            given: list[Any] = []
-            hook = views[0].owner.register_forward_pre_hook(lambda of, args, to=given: to.append(routed(of, args)))
-            made = [states.through(number, layer) for states in ours]
-            hook.remove()
-            missing = torch.cat([(t - m).flatten(0, 1) for t, m in zip(targets, made, strict=True)]).double()
-            fit(views, given, missing, ridge, None if kept is None else kept[number])
-            for states, target in zip(original, targets, strict=True):
-                states.hidden = target
-            for states in ours:
-                states.hidden = states.through(number, layer)
+    modules = teacher.module.eval(), student.module.eval()
+    for _ in refit_behind(*modules, tokens, Progress(enabled=False), ridge=ridge, columns=kept):
+        pass
     return student
-
-
-def fit(views: list[Any], given: list[Any], missing: Any, ridge: float, kept: list[Any] | None) -> None:
-    """Down projections of a layer's experts, moved so that its output gains what is missing: least squares by turns."""
-    import torch
-
-    from burnish.arch import hidden_neurons
-
-    inputs, index, weights = (torch.cat(parts) for parts in zip(*given, strict=True))
-    seen = []
-    for view in views:
-        token, choice = torch.where(index == view.expert)
-        neurons = torch.arange(view.shape[1]) if kept is None else kept[view.expert]
-        if len(token) and len(neurons):
-            active = hidden_neurons(view, inputs[token])[:, neurons].double() * weights[token, choice, None].double()
-            seen.append((view, token, neurons, active))
-    for _ in range(SWEEPS):
-        for view, token, neurons, active in seen:
-            gram = active.T @ active
-            gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-            change = torch.linalg.solve(gram, active.T @ missing[token])
-            missing[token] -= active @ change
-            down = view.tensor.clone()
-            down[:, neurons] += change.T.to(down.dtype)
-            view.write_(down)
 
 
 # -- the record --------------------------------------------------------------------------------------------------------
@@ -277,7 +215,7 @@ def summary(benches: dict[str, Any]) -> dict[str, Any]:
     """Of the seeds that have been measured, family by family."""
     first = next(iter(benches.values()))
     return {
-        "settings": {"calibration_tokens": slim.CALIBRATION, "ridges": RIDGES, "sweeps": SWEEPS, "width": WIDTH},
+        "settings": {"calibration_tokens": slim.CALIBRATION, "ridges": RIDGES, "width": WIDTH},
         "slices": byte_windows.slices(first.teacher(first.seeds[0]).tokenizer, first.test_text),
         "search": {f"{ridge:g}": first.tuning_loss(searched(ridge)) for ridge in RIDGES},
         "summary": {name: found for name, bench in benches.items() if (found := of_family(bench))},

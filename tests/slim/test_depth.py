@@ -106,7 +106,7 @@ def test_layers_that_differ_or_are_not_there_are_refused(kind, changes, message)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "depth", "num_layers": 2, "refit": True}, "refit does not go with method: depth"),
+        ({"method": "depth", "num_layers": 2, "refit": "alone"}, "refit does not go with method: depth"),
         ({"method": "depth", "num_layers": 2, "target": "50%"}, "all say how small"),
         ({"method": "depth", "target": "50%", "score": "fisher"}, "to depth it is one of influence"),
         ({"num_layers": 2}, "num_layers is a setting of method: depth"),

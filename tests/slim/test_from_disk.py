@@ -64,10 +64,12 @@ def test_every_class_is_cut_from_disk_to_the_bytes_of_the_cut_in_memory(saved, t
     ("name", "settings"),
     [
         ("mixtral", {"width": 16, "num_key_value_heads": 1}),
-        ("phimoe", {"width": 16, "refit": True, "score": "energy"}),
+        ("phimoe", {"width": 16, "refit": "alone", "score": "energy"}),
         ("deepseek_v3", {"method": "drop", "num_experts": 4}),
         ("olmoe", {"method": "drop", "num_experts": 3, "score": "magnitude"}),
         ("qwen3_moe", {"width": 16, "score": "random"}),
+        ("olmoe", {"method": "split", "num_experts": 12, "pieces": 3}),
+        ("deepseek_v2", {"method": "split", "num_experts": 8, "width": 16, "pieces": 2, "refit": "none"}),
     ],
 )
 def test_so_are_groups_refits_and_fewer_experts(saved, texts, tmp_path, name, settings):
@@ -79,9 +81,10 @@ def test_so_are_groups_refits_and_fewer_experts(saved, texts, tmp_path, name, se
     [
         ("mixtral", {"width": 16}),
         ("mixtral_tied", {"width": 16, "num_key_value_heads": 1, "score": "taylor", "labels": "text"}),
-        ("qwen2_moe", {"width": 16, "score": "energy", "refit": True}),
-        ("deepseek_v3", {"width": 16, "score": "fisher", "refit": True}),
+        ("qwen2_moe", {"width": 16, "score": "energy", "refit": "alone"}),
+        ("deepseek_v3", {"width": 16, "score": "fisher", "refit": "alone"}),
         ("olmoe", {"method": "drop", "num_experts": 3}),
+        ("mixtral", {"method": "split", "num_experts": 6, "pieces": 3, "refit": "none"}),
     ],
 )
 def test_text_that_goes_through_a_layer_at_a_time_cuts_to_the_same_bytes(saved, texts, tmp_path, name, settings):
@@ -205,7 +208,7 @@ def peak(source, target, **settings):
         # The network; the activations of one layer for 1,024 tokens; the sums; the logits of a small vocabulary.
         ({"score": "fisher"}, 1.0, 400_000_000),
         # The network; the narrower down projections, a sixth of the weights; one Gram matrix and its factors.
-        ({"score": "energy", "refit": True}, 1.0 + 1 / 6, 500_000_000),
+        ({"score": "energy", "refit": "alone"}, 1.0 + 1 / 6, 500_000_000),
     ],
     ids=["cut", "scoring", "refit"],
 )
@@ -228,7 +231,7 @@ def test_the_peak_of_memory_is_bounded(pair, tmp_path, settings, share, more):
         ({"score": "fisher"}, 150_000_000),
         ({"score": "energy"}, 100_000_000),
         # And the narrower down projections, a sixth of the weights, and one Gram matrix and its factors.
-        ({"score": "energy", "refit": True}, 150_000_000 + 1_600_000_000 // 6),
+        ({"score": "energy", "refit": "alone"}, 150_000_000 + 1_600_000_000 // 6),
     ],
     ids=["gradients", "activations", "refit"],
 )

@@ -43,7 +43,8 @@ def test_narrowed_to_a_target_the_checkpoint_loads_as_it_is_in_memory(model_of, 
 def test_fewer_and_narrower_experts_load_as_they_are_in_memory(model_of, texts, token_ids, tmp_path, name, method):
     sizes = {"width": 24, "num_experts": 2 if name == "mixtral" else 6}
     sizes["num_experts"] = min(sizes["num_experts"], describe(model_of(name).module).experts.num_experts - 1)
-    slim = Slim(method=method, refit=method == "narrow", **sizes, **SMALL)(model_of(name), calibration=texts)
+    refit = "alone" if method == "narrow" else None
+    slim = Slim(method=method, refit=refit, **sizes, **SMALL)(model_of(name), calibration=texts)
     read = AutoModelForCausalLM.from_pretrained(slim.save(tmp_path / "out"), experts_implementation="eager")
     assert torch.equal(logits(read, token_ids), logits(slim.module, token_ids))
     facts = describe(read).experts
@@ -104,7 +105,7 @@ def test_planned_parameters_are_those_of_the_result(model_of, texts):
 def test_the_input_model_is_left_alone(model_of, texts, token_ids):
     model = model_of("mixtral")
     before = logits(model.module, token_ids)
-    Slim(width=16, refit=True, **SMALL)(model, calibration=texts)
+    Slim(width=16, refit="alone", **SMALL)(model, calibration=texts)
     assert torch.equal(logits(model.module, token_ids), before)
     assert all(parameter.requires_grad for parameter in model.module.parameters())
 
@@ -286,7 +287,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(model_of):
         ({"target": "20%", "width": 8}, "target and width all say how small"),
         ({"num_experts": 2}, "num_experts is a setting of method: drop"),
         ({"width": 8, "score": "reap"}, "to narrow it is one of fisher"),
-        ({"method": "drop", "num_experts": 2, "refit": True}, "refit repairs narrowed experts"),
+        ({"method": "drop", "num_experts": 2, "refit": "alone"}, "refit repairs narrowed experts"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(settings, message):

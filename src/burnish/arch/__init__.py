@@ -13,7 +13,7 @@ the parameters that are not matrices. Together `matrices` and `vectors` hold eve
 
 from burnish.arch.capture import Capture, capture, hidden_neurons
 from burnish.arch.describe import Architecture, Experts, describe, known_model_types
-from burnish.arch.expert_calls import is_registered, routed
+from burnish.arch.expert_calls import is_registered, routed, token_numbers
 from burnish.arch.experts import is_routed, num_active_parameters, num_experts, share_used
 from burnish.arch.head import AllLogits, Head, head_of
 from burnish.arch.plain import plain_matrices
@@ -49,6 +49,7 @@ __all__ = [
     "plain_name",
     "routed",
     "share_used",
+    "token_numbers",
     "unwrapped",
     "vectors",
 ]

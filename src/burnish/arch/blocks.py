@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from burnish.arch.row import ExpertsPart, MatrixPart, NormPart, OpaquePart, Part, VectorPart
+from burnish.arch.row import ExpertsPart, MatrixPart, NormPart, OpaquePart, Part, RoutingWeights, VectorPart
 
 # -- attention ---------------------------------------------------------------------------------------------------------
 
@@ -169,11 +169,22 @@ def block_of(kind: str) -> Callable[[Any, int], bool]:
     return lambda config, layer: config.layers_block_type[layer] == kind
 
 
-def as_many(number: str, width: str = "moe_intermediate_size") -> Callable[[Any], int]:
-    """A shared expert as wide as so many routed ones."""
-    return lambda config: getattr(config, width) * (getattr(config, number) or 0)
-
-
 def key(name: str) -> Callable[[Any], int]:
     """A shared expert whose width has a key of its own."""
     return lambda config: getattr(config, name)
+
+
+# -- how routing weights add up ---------------------------------------------------------------------------------------
+
+
+def over_chosen(config: Any) -> RoutingWeights:
+    return "chosen"
+
+
+def over_all(config: Any) -> RoutingWeights:
+    return "all"
+
+
+def normalised_or(otherwise: RoutingWeights) -> Callable[[Any], RoutingWeights]:
+    """Over the chosen experts where the configuration says that their weights are normalised."""
+    return lambda config: "chosen" if config.norm_topk_prob else otherwise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from burnish.arch.row import ArchitectureRow, Norm, QueryKeyNorm
+from burnish.arch.row import ArchitectureRow, AsMany, Norm, QueryKeyNorm, RoutingWeights
 from burnish.arch.table import TABLE
 from burnish.core.errors import CheckpointError
 
@@ -29,6 +29,8 @@ class Experts:
             says so), `sparsemixer` (Phi-MoE), `softmax_groups` and `sigmoid_groups` (DeepSeek V2 and V3).
         sparse_layers, dense_layers: layer numbers with experts, and those with an ordinary MLP.
         shares_width: whether the configuration has one width for experts and ordinary MLPs, and there are both.
+        weights: over which experts routing weights add up to a constant: `chosen`, `all`, or none (`each`).
+        shared_number: config key of how many routed experts the shared one is as wide as, "" for another width.
     """
 
     num_experts: int
@@ -41,6 +43,8 @@ class Experts:
     sparse_layers: tuple[int, ...]
     dense_layers: tuple[int, ...]
     shares_width: bool
+    weights: RoutingWeights
+    shared_number: str
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ class Architecture:
             sparse_layers=sparse,
             dense_layers=dense,
             shares_width=bool(dense) and self.key("intermediate_size") == self.key("moe_intermediate_size"),
+            weights=moe.weights(self.config),
+            shared_number=shared.number if isinstance(shared := moe.shared_intermediate_size, AsMany) else "",
         )
 
 

@@ -17,6 +17,10 @@ Norm = Literal["rms", "rms_plus_one", "layer"]
 QueryKeyNorm = Literal["none", "head", "all_heads"]
 """Norm of queries and keys: each head alone, or all heads as one vector (then cutting a head changes the others)."""
 
+RoutingWeights = Literal["chosen", "all", "each"]
+"""What the routing weights of equal router rows do: they share one weight, because those of the chosen experts, or of
+all, add up to a constant; or each has the whole weight."""
+
 Part = Literal["embedding", "attention", "mlp", "router", "latent", "experts", "shared_expert", "head"]
 
 
@@ -122,6 +126,7 @@ class MoeRow:
         is_dense: (config, layer number) -> whether a layer without experts has an ordinary MLP.
         shared: path of the shared expert inside a sparse decoder layer, "" without one.
         shared_intermediate_size: config -> width of the shared expert, 0 without one.
+        weights: config -> over which experts routing weights add up to a constant.
     """
 
     num_experts: str
@@ -132,6 +137,22 @@ class MoeRow:
     is_dense: Callable[[Any, int], bool] = lambda config, layer: True
     shared: str = ""
     shared_intermediate_size: Callable[[Any], int] = lambda config: 0
+    weights: Callable[[Any], RoutingWeights] = lambda config: "chosen"
+
+
+@dataclass(frozen=True)
+class AsMany:
+    """The width of a shared expert that is as wide as so many routed ones.
+
+    Attributes:
+        number, width: config keys of how many, and of the width of one.
+    """
+
+    number: str
+    width: str = "moe_intermediate_size"
+
+    def __call__(self, config: Any) -> int:
+        return getattr(config, self.width) * (getattr(config, self.number) or 0)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from burnish.arch.blocks import (
     SHARED_EXPERT_GATE,
     SINKS,
     after_dense_layers,
-    as_many,
     attention,
     block_of,
     correction,
@@ -34,11 +33,14 @@ from burnish.arch.blocks import (
     mlp,
     mlp_in_one,
     named_layers,
+    normalised_or,
+    over_all,
+    over_chosen,
     qk_norms,
     qwen_layers,
     shared_expert,
 )
-from burnish.arch.row import ArchitectureRow, MatrixPart, MoeRow, NormPart, OpaquePart, VectorPart
+from burnish.arch.row import ArchitectureRow, AsMany, MatrixPart, MoeRow, NormPart, OpaquePart, VectorPart
 
 # -- dense models ------------------------------------------------------------------------------------------------------
 
@@ -208,6 +210,7 @@ QWEN2_EXPERTS = MoeRow(
     qwen_layers,
     shared="mlp.shared_expert",
     shared_intermediate_size=key("shared_expert_intermediate_size"),
+    weights=normalised_or("all"),
 )
 
 QWEN2_MOE = ArchitectureRow(
@@ -223,7 +226,9 @@ QWEN2_MOE = ArchitectureRow(
     moe=QWEN2_EXPERTS,
 )
 
-QWEN3_EXPERTS = MoeRow("num_experts", "moe_intermediate_size", "mlp.gate", "softmax", qwen_layers)
+QWEN3_EXPERTS = MoeRow(
+    "num_experts", "moe_intermediate_size", "mlp.gate", "softmax", qwen_layers, weights=normalised_or("all")
+)
 
 QWEN3_MOE = ArchitectureRow(
     parts=(*ATTENTION, *QK_NORM, *MLP, ROUTER, QWEN_EXPERTS, *NORMS), qk_norm="head", moe=QWEN3_EXPERTS
@@ -237,7 +242,7 @@ OLMOE = replace(
     QWEN3_MOE,
     parts=(*ATTENTION, *QK_NORM, ROUTER, QWEN_EXPERTS, *NORMS),
     qk_norm="all_heads",
-    moe=MoeRow("num_experts", "intermediate_size", "mlp.gate", "softmax", every_layer),
+    moe=MoeRow("num_experts", "intermediate_size", "mlp.gate", "softmax", every_layer, weights=normalised_or("all")),
 )
 
 DEEPSEEK_EXPERTS = MoeRow(
@@ -247,7 +252,8 @@ DEEPSEEK_EXPERTS = MoeRow(
     "sigmoid_groups",
     deepseek_layers,
     shared="mlp.shared_experts",
-    shared_intermediate_size=as_many("n_shared_experts"),
+    shared_intermediate_size=AsMany("n_shared_experts"),
+    weights=normalised_or("each"),
 )
 
 DEEPSEEK_V3 = ArchitectureRow(
@@ -348,13 +354,13 @@ MIXTURES: dict[str, ArchitectureRow] = {
     "qwen3_moe": QWEN3_MOE,
     "mellum": replace(QWEN3_MOE, moe=replace(QWEN3_EXPERTS, is_sparse=named_layers)),
     "qwen3_next": QWEN3_NEXT,
-    "qwen3_5_moe_text": replace(QWEN3_NEXT, moe=replace(QWEN2_EXPERTS, is_sparse=every_layer)),
+    "qwen3_5_moe_text": replace(QWEN3_NEXT, moe=replace(QWEN2_EXPERTS, is_sparse=every_layer, weights=over_chosen)),
     "olmoe": OLMOE,
     "flex_olmo": replace(OLMOE, parts=(*ATTENTION, *QK_NORM, ROUTER, QWEN_EXPERTS, *OUTPUT_NORMS)),
     "deepseek_v2": replace(
         DEEPSEEK_V3,
         parts=tuple(part for part in DEEPSEEK_V3.parts if not isinstance(part, VectorPart)),
-        moe=replace(DEEPSEEK_EXPERTS, routing="softmax_groups"),
+        moe=replace(DEEPSEEK_EXPERTS, routing="softmax_groups", weights=over_all),
     ),
     "deepseek_v3": DEEPSEEK_V3,
     "glm4_moe_lite": replace(DEEPSEEK_V3, moe=replace(DEEPSEEK_EXPERTS, is_sparse=named_layers)),
@@ -380,7 +386,8 @@ MIXTURES: dict[str, ArchitectureRow] = {
             "sigmoid_groups",
             named_layers,
             shared="mlp.shared_experts",
-            shared_intermediate_size=as_many("num_shared_experts"),
+            shared_intermediate_size=AsMany("num_shared_experts"),
+            weights=normalised_or("each"),
         ),
     ),
     "ernie4_5_moe": ArchitectureRow(
@@ -400,7 +407,7 @@ MIXTURES: dict[str, ArchitectureRow] = {
             "softmax",
             ernie_layers,
             shared="mlp.shared_experts",
-            shared_intermediate_size=as_many("moe_num_shared_experts"),
+            shared_intermediate_size=AsMany("moe_num_shared_experts"),
         ),
     ),
     "afmoe": ArchitectureRow(
@@ -426,7 +433,7 @@ MIXTURES: dict[str, ArchitectureRow] = {
             "sigmoid",
             after_dense_layers,
             shared="mlp.shared_experts",
-            shared_intermediate_size=as_many("num_shared_experts"),
+            shared_intermediate_size=AsMany("num_shared_experts"),
         ),
     ),
     "hunyuan_v1_moe": ArchitectureRow(
@@ -469,6 +476,7 @@ MIXTURES: dict[str, ArchitectureRow] = {
             lambda config, layer: layer in config.moe_layers,
             shared="feed_forward.shared_expert",
             shared_intermediate_size=key("intermediate_size"),
+            weights=lambda config: "each",
         ),
     ),
     "cohere2_moe": ArchitectureRow(
@@ -489,7 +497,10 @@ MIXTURES: dict[str, ArchitectureRow] = {
             "softmax",
             named_layers,
             shared="mlp.shared_experts",
-            shared_intermediate_size=as_many("num_shared_experts", "intermediate_size"),
+            shared_intermediate_size=AsMany("num_shared_experts", "intermediate_size"),
+            weights=lambda config: (
+                "chosen" if config.expert_selection_fn == "softmax" or config.norm_topk_prob else "each"
+            ),
         ),
     ),
     "granitemoe": GRANITE_MOE,
@@ -503,7 +514,14 @@ MIXTURES: dict[str, ArchitectureRow] = {
             correction("feed_forward.expert_bias"),
             experts("feed_forward.experts", gate="w1", up="w3", down="w2"),
         ),
-        moe=MoeRow("num_experts", "moe_intermediate_size", "feed_forward.gate", "sigmoid", after_dense_layers),
+        moe=MoeRow(
+            "num_experts",
+            "moe_intermediate_size",
+            "feed_forward.gate",
+            "sigmoid",
+            after_dense_layers,
+            weights=normalised_or("each"),
+        ),
     ),
     "jamba": ArchitectureRow(
         parts=(
@@ -522,6 +540,7 @@ MIXTURES: dict[str, ArchitectureRow] = {
             "feed_forward.router",
             "softmax",
             lambda config, layer: config.layers_num_experts[layer] > 1,
+            weights=over_all,
         ),
     ),
     # One mixer a layer: attention, MLP, experts or a state-space mixer, all below the same name.
@@ -551,6 +570,7 @@ MIXTURES: dict[str, ArchitectureRow] = {
             block_of("mlp"),
             shared="mixer.shared_experts",
             shared_intermediate_size=key("moe_shared_expert_intermediate_size"),
+            weights=normalised_or("each"),
         ),
     ),
 }

@@ -54,6 +54,7 @@ class ScoreSums:
         reap: of each expert.
         shared: of the neurons of the shared expert.
         groups: of the attention groups.
+        routers: of the inputs of each router, and of their squares, feature by feature.
     """
 
     counts: dict[int, Int[Tensor, " experts"]]
@@ -61,6 +62,7 @@ class ScoreSums:
     reap: dict[int, Float[Tensor, " experts"]]
     shared: dict[int, Float[Tensor, " width"]]
     groups: dict[int, Float[Tensor, " groups"]]
+    routers: dict[int, Float[Tensor, "2 hidden"]]
 
 
 def down_views(module: PreTrainedModel, part: str) -> list[MatrixView]:
@@ -80,6 +82,7 @@ def collect(
     *,
     shared: bool = False,
     groups: bool = False,
+    routers: bool = False,
     labels: Labels = "sampled",
     teacher: PreTrainedModel | None = None,
     vocabulary: int | None = None,
@@ -95,6 +98,7 @@ def collect(
         tokens: whole windows, no padding.
         score: whose `terms` are summed; None of them for a score of weights alone, whose pass only counts.
         shared, groups: whether neurons of shared experts and attention groups are scored too.
+        routers: whether inputs of routers are summed too.
         labels: the loss whose gradients are taken.
         teacher: for labels `teacher`.
         vocabulary: tokens, from the first on, over which it is compared; None for all.
@@ -112,6 +116,7 @@ def collect(
     views = [*routed]
     views += down_views(module, "shared_expert") if shared else []
     views += output_views(module) if groups else []
+    views += [view for view in matrices(module) if view.role == "router"] if routers else []
     loss = _Loss(labels, teacher, vocabulary, generator) if score.needs == "gradients" else None
     walk: Walk = WholeModel(module, views, checkpointing=True)
     if on_disk is not None:
@@ -136,7 +141,7 @@ class _Observer:
     def __init__(self, module: PreTrainedModel, score: Score) -> None:
         self.score, self.facts = score, describe(module)
         self.routing = _RoutingWeights()
-        self.sums = ScoreSums({}, {}, {}, {}, {})
+        self.sums = ScoreSums({}, {}, {}, {}, {}, {})
         self.names: dict[tuple[str, int], str] = {}
         experts = self.facts.experts
         assert experts is not None, "the caller has checked that there are experts"
@@ -150,6 +155,11 @@ class _Observer:
 
     def __call__(self, view: MatrixView, inputs: Tensor, gradients: Tensor | None, index: Tensor, /) -> None:
         assert view.layer is not None, "only matrices inside decoder layers are watched"
+        if view.role == "router":
+            rows = inputs.double()
+            sums = torch.stack([rows.sum(0), rows.square().sum(0)]).cpu()
+            self.sums.routers[view.layer] = self.sums.routers.get(view.layer, 0) + sums
+            return
         activations, weight = inputs.double(), view.tensor.double()
         change = activations if gradients is None else saliency(activations, gradients.double(), weight)
         if view.part == "experts":

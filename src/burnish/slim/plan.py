@@ -11,7 +11,7 @@ from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
 from burnish.core.memory import too_large
 from burnish.core.progress import byte_count
-from burnish.slim import depth
+from burnish.slim import depth, split
 from burnish.slim.target import CLOSE, FittedSizes, allowed_parameters, experts_of, fit, resized
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def new_config(settings: Slim, before: Plan) -> Any:
         )
     if settings.method == "depth":
         return depth.shallower(before.config, num_layers(settings, before))
+    if settings.method == "split":
+        split.check_routing(before.config)
     groups, width, number = settings.num_key_value_heads, settings.width, settings.num_experts
     step = settings.multiple * settings.tp
     if width is not None and width % step:
@@ -46,6 +48,8 @@ def new_config(settings: Slim, before: Plan) -> Any:
             where="num_key_value_heads",
             fix=f"use a multiple of {settings.tp}",
         )
+    if settings.method == "split":
+        return split.new_config(settings, before)
     if settings.target is not None:
         sizes = fitted(settings, before)
         width, number = sizes.width, sizes.num_experts
@@ -64,7 +68,7 @@ def fitted(settings: Slim, before: Plan) -> FittedSizes:
     """The sizes that the target becomes."""
     assert settings.target is not None, "asked for only where there is a target"
     return fit(
-        before.config,
+        split.of_single_pieces(before.config, settings.pieces) if settings.method == "split" else before.config,
         allowed_parameters(settings.target, before),
         by="width" if settings.method == "narrow" else "num_experts",
         multiple=settings.multiple * settings.tp,
@@ -97,10 +101,10 @@ def plan(settings: Slim, before: Plan) -> Plan:
     after = plan_config(config, kind=before.kind)
     per_parameter = before.num_bytes / before.num_parameters
     was, now = experts_of(before.config), experts_of(config)
-    notes = [
-        f"{now.num_experts} of {was.num_experts} experts per layer, {now.intermediate_size} of "
-        f"{was.intermediate_size} wide; {after.num_parameters / before.num_parameters:.1%} of the parameters"
-    ]
+    of = f"{was.num_experts} experts per layer, {now.intermediate_size} of {was.intermediate_size} wide"
+    if settings.method == "split":
+        of = f"{settings.pieces * was.num_experts} pieces of {of}, {now.top_k} for a token ({was.top_k} experts before)"
+    notes = [f"{now.num_experts} of {of}; {after.num_parameters / before.num_parameters:.1%} of the parameters"]
     heads = describe(config).num_key_value_heads
     if heads != describe(before.config).num_key_value_heads:
         notes.append(f"{heads} of {describe(before.config).num_key_value_heads} attention groups")
@@ -144,10 +148,13 @@ def _cost(settings: Slim, before: Plan, after: Plan) -> tuple[float, int, list[s
             flops += 2 * num_active_parameters(before) * settings.tokens
             disk = byte_count(num_layers * states // 2)
             notes.append(f"what goes into every layer lies on disk meanwhile ({disk}); scores of activations need none")
-    if settings.refit:
+    if settings.refit_name != "none":
         # Hidden states before and after a layer; a Gram matrix; and refitted matrices.
         flops += 3 * num_active_parameters(before) * settings.tokens
         memory += 8 * experts_of(before.config).intermediate_size ** 2 + states + after.num_bytes // 3
+    if settings.refit_name == "behind":  # the smaller network too, and its hidden states
+        flops += 3 * num_active_parameters(after) * settings.tokens
+        memory += 4 * after.num_parameters + 2 * states
     return flops, memory, notes
 
 

@@ -3,19 +3,20 @@
 Stock loaders read one width for all experts, so such a checkpoint is not made. It is priced: neurons are masked
 (columns of down_proj set to zero, which computes what leaving them out computes), once as they are cut, and once with
 as many neurons in every layer but wherever in it they score highest; and the forward KL of the model's distribution
-from either is measured on windows that have scored nothing. Without the refit, in both.
+from either is measured on windows that have scored nothing. Without the refit, in both. A model whose experts were
+split into pieces is measured beside them, as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.arch import AllLogits, MatrixView, head_of
+from burnish.arch import AllLogits, Head, MatrixView, head_of
 from burnish.distill.maths.divergence import forward_kl
 from burnish.slim.collect import down_views
 from burnish.slim.maths.keep import keep_highest
@@ -52,6 +53,7 @@ def say_price(
     kept: Neurons,
     own: Neurons,
     ctx: Context,
+    pieces: PreTrainedModel | None = None,
 ) -> None:
     """What a width for each expert would gain, in the ledger and in a line; nothing where no window is left.
 
@@ -61,19 +63,24 @@ def say_price(
         windows: that have scored nothing.
         kept, own: neurons with one width, and with a width for each expert.
         ctx: of the stage.
+        pieces: the model that was made, where its experts are pieces of those.
     """
     if not len(windows):
         return
     downs = [view for view in uncut.matrices if view.part == "experts" and view.role == "down"]
     stored = {(view.layer, view.expert): view for view in downs}
     ways = {"one for all": kept, "each its own": own}
-    rows = price(network, windows, ways, lambda view: uncut.matrix(stored[view.layer, view.expert]))
+    rows = price(network, windows, ways, lambda view: uncut.matrix(stored[view.layer, view.expert]), pieces)
     ctx.ledger.table("slim widths", rows)
-    one, each = rows
+    one, each, *split = rows
+    first = (
+        f"in pieces the model is {split[0]['nats per token']:.4f} nats per token from what it was; " if split else ""
+    )
     ctx.progress.log(
-        f"with one width the model is {one['nats per token']:.4f} nats per token from what it was; with a width for "
-        f"each expert ({each['narrowest']} to {each['widest']}) it would be {each['nats per token']:.4f} (before the "
-        f"refit, on {len(windows)} windows that scored nothing), and no stock loader reads that"
+        f"{first}with one width {'it would be' if split else 'the model is'} {one['nats per token']:.4f} nats per "
+        f"token from what it was; with a width for each expert ({each['narrowest']} to {each['widest']}) it would be "
+        f"{each['nats per token']:.4f} ({'both ' if split else ''}before the refit, on {len(windows)} windows that "
+        "scored nothing), and no stock loader reads that"
     )
 
 
@@ -82,6 +89,7 @@ def price(
     windows: Int[Tensor, "windows length"],
     ways: Mapping[str, Neurons],
     weights: Callable[[MatrixView], Tensor],
+    pieces: PreTrainedModel | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each way: nats per token of forward KL, and the narrowest and widest expert.
 
@@ -90,15 +98,19 @@ def price(
         windows: of text.
         ways: {name: neurons that are kept}.
         weights: gives down projections as they are before the cut.
+        pieces: a model of pieces of its experts, for a last row.
     """
     head, rows = head_of(network) or AllLogits(), []
+    with torch.no_grad():
+        original = list(_states(head, network, windows))
 
-    def states() -> list[Tensor]:
+    def divergence(module: PreTrainedModel) -> float:
+        total, own = 0.0, head if module is network else head_of(module) or AllLogits()
         with torch.no_grad():
-            given = (window[None].to(network.device) for window in windows)
-            return [head.last_hidden(network, input_ids=ids, use_cache=False)[1] for ids in given]
+            for ours, theirs in zip(_states(own, module, windows), original, strict=True):
+                total += float(forward_kl(own.logits(ours).float(), head.logits(theirs).float()).sum())
+        return total / windows.numel()
 
-    original = states()
     for name, kept in ways.items():
         for view in down_views(network, "experts"):
             assert view.layer is not None and view.expert is not None, "experts are parts of layers"
@@ -107,11 +119,15 @@ def price(
                 neurons = kept[view.layer][view.expert].to(masked.device)
                 masked[:, neurons] = weights(view).to(masked)[:, neurons]
                 view.write_(masked)
-        total = 0.0
-        with torch.no_grad():
-            for ours, theirs in zip(states(), original, strict=True):
-                total += float(forward_kl(head.logits(ours).float(), head.logits(theirs).float()).sum())
         widths = [len(neurons) for experts in kept.values() for neurons in experts]
-        found = {"nats per token": total / windows.numel(), "narrowest": min(widths), "widest": max(widths)}
+        found = {"nats per token": divergence(network), "narrowest": min(widths), "widest": max(widths)}
         rows.append({"widths": name} | found)
+    if pieces is not None:
+        rows.append({"widths": "in pieces", "nats per token": divergence(pieces)})
     return rows
+
+
+def _states(head: Head | AllLogits, module: PreTrainedModel, windows: Tensor) -> Iterator[Tensor]:
+    """What the head takes, window by window."""
+    for window in windows:
+        yield head.last_hidden(module, input_ids=window[None].to(module.device), use_cache=False)[1]

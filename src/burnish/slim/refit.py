@@ -39,6 +39,8 @@ def refit(
 ) -> Iterator[tuple[tuple[int, int | None], Float[Tensor, "hidden width"]]]:
     """New down projections of routed and shared experts that are narrowed, as ((layer, expert), weights).
 
+    Experts are numbered as in the smaller model.
+
     Args:
         module: the model before the cut, in evaluation mode; that of `on_disk`, without weights, where there is one.
         tokens: whole windows, no padding.
@@ -66,29 +68,28 @@ def _refitted_layer(
     shared = [_SharedGram(view) for view in stop.views if view.expert is None]
     given = _given(walk, stop, shared)
     for one in shared:
-        yield _refitted(one.view, one.checked(), kept.shared[_layer(one.view)])
+        yield _refitted(one.view, None, one.checked(), kept.shared[_layer(one.view)])
     for view in stop.views:
-        layer, expert = _layer(view), view.expert
-        if expert is not None and layer in kept.neurons and _stays(view, kept):
-            yield _refitted(view, _gram(view, given), kept.neurons[layer][expert])
+        layer = _layer(view)
+        if view.expert is None or layer not in kept.neurons:
+            continue
+        places = (
+            (kept.experts[layer] == view.expert).nonzero()[:, 0].tolist() if layer in kept.experts else [view.expert]
+        )
+        for place in places:
+            yield _refitted(view, place, _gram(view, given), kept.neurons[layer][place])
 
 
 def _refitted(
-    view: MatrixView, gram: Float[Tensor, "width width"], keep: Int[Tensor, " kept"]
+    view: MatrixView, place: int | None, gram: Float[Tensor, "width width"], keep: Int[Tensor, " kept"]
 ) -> tuple[tuple[int, int | None], Float[Tensor, "hidden kept"]]:
     new = refit_down(view.tensor.double(), gram, keep.to(gram.device))
-    return (_layer(view), view.expert), new.to(view.tensor.dtype)
+    return (_layer(view), place), new.to(view.tensor.dtype)
 
 
 def _layer(view: MatrixView) -> int:
     assert view.layer is not None, "experts are parts of layers"
     return view.layer
-
-
-def _stays(view: MatrixView, kept: Kept) -> bool:
-    """Whether a routed expert is not dropped."""
-    layer = _layer(view)
-    return layer not in kept.experts or view.expert in kept.experts[layer].tolist()
 
 
 class _SharedGram:

@@ -76,6 +76,10 @@ def _sizes(settings: Slim, before: Plan) -> dict[str, list[int]]:
     assert settings.rounds is not None, "asked for only where there are rounds"
     config = new_config(settings, before)
     was, now = experts_of(before.config), experts_of(config)
+    if settings.method == "split":  # in one round
+        groups = describe(config).num_key_value_heads
+        of_pieces = {"num_experts": [now.num_experts], "width": [now.intermediate_size]}
+        return of_pieces | ({"num_key_value_heads": [groups]} if settings.num_key_value_heads else {})
     by = "width" if settings.method == "narrow" else "num_experts"
     ends = {
         "width": (was.intermediate_size, now.intermediate_size, settings.multiple * settings.tp),

@@ -19,11 +19,14 @@ from burnish.core.checkpoint import Model, common_vocabulary, load
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, NumericalError
 from burnish.core.stage import Context
+from burnish.slim import split
+from burnish.slim.behind import refit_behind
 from burnish.slim.collect import ScoreSums, collect
 from burnish.slim.depth import kept_layers
 from burnish.slim.maths.experts import reap
 from burnish.slim.maths.keep import keep_highest
 from burnish.slim.maths.scores import SCORES, Score, magnitude
+from burnish.slim.maths.split import common_direction, in_pieces
 from burnish.slim.plan import new_config
 from burnish.slim.price import COMPARABLE, WINDOWS, own_widths, say_price
 from burnish.slim.refit import refit
@@ -46,7 +49,7 @@ def run(settings: Slim, model: Model, ctx: Context) -> Model:
     for view in uncut.matrices:
         if not torch.isfinite(uncut.matrix(view)).all():
             raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
-    choose = {"narrow": _narrow, "drop": _drop, "depth": _leave_out}[settings.method]
+    choose = {"narrow": _narrow, "split": _split, "drop": _drop, "depth": _leave_out}[settings.method]
     # The choice holds the network that text went through; it is gone before the cut is made.
     kept, refitted, rows = choose(_Choice(settings, model, uncut, config, ctx))
     ctx.ledger.table("slim", rows)
@@ -64,6 +67,7 @@ class _Choice:
         model: the input.
         uncut: the same, a matrix at a time.
         config: of the smaller model.
+        smaller: what was cut from `network`, once it has been refitted.
     """
 
     settings: Slim
@@ -71,6 +75,7 @@ class _Choice:
     uncut: Uncut
     config: Any
     ctx: Context
+    smaller: PreTrainedModel | None = None
 
     @cached_property
     def network(self) -> PreTrainedModel:
@@ -137,22 +142,79 @@ def _narrow(choice: _Choice) -> Chosen:
         row: dict[str, Any] = {"layer": layer, "experts": now.num_experts, "width": now.intermediate_size}
         if now.num_experts < was.num_experts:
             experts[layer] = _kept_experts(choice, kept_scores)
-            kept_scores = kept_scores[experts[layer]]
+            kept_scores, neurons[layer] = kept_scores[experts[layer]], neurons[layer][experts[layer]]
         if sums is not None:
             counts = sums.counts[layer]
             row |= {"fewest tokens": int(counts.min()), "experts without tokens": int((counts == 0).sum())}
             row |= {"score kept": float(kept_scores.sum() / scores.sum())}
         rows.append(row)
     kept = Kept(neurons, _shared(choice, sums, score), experts, _groups(choice, sums, score))
-    refitted: dict[tuple[int, int | None], Tensor] = {}
-    if settings.refit:
-        for place, down in refit(choice.network, choice.tokens, kept, choice.ctx.progress, choice.on_disk):
-            refitted[place] = down.to("cpu", choice.uncut.dtype)
+    refitted = _refit(choice, kept)
     narrower = now.intermediate_size < was.intermediate_size
     if sums is not None and narrower and not experts and settings.score_name in COMPARABLE and choice.on_disk is None:
         own = own_widths(scored, now.intermediate_size)
         say_price(choice.network, choice.uncut, choice.unseen, neurons, own, choice.ctx)
     return kept, refitted, rows
+
+
+def _split(choice: _Choice) -> Chosen:
+    """Pieces of experts by what the score of their neurons adds up to."""
+    settings, config = choice.settings, choice.uncut.module.config
+    was, now = experts_of(config), experts_of(choice.config)
+    score = SCORES[settings.score_name]
+    sums = _collect(choice, score, shared=choice.cuts_shared, groups=choice.cuts_groups)
+    _check_seen(sums, was.intermediate_size, settings, choice.ctx)
+    neurons, experts, rows, scored = {}, {}, [], {}
+    for layer, scores in _scores_by_layer(choice, sums, score):
+        scored[layer] = scores
+        parts, worth = in_pieces(scores, settings.pieces)
+        if score.terms:
+            worth[sums.counts[layer] == 0] = 0  # the size of weights is no score to compare with
+        chosen = _kept_experts(choice, worth.flatten())
+        experts[layer] = chosen // settings.pieces
+        part, of_part = parts.flatten(0, 1)[chosen], scores[experts[layer]]
+        best = keep_highest(of_part.gather(1, part), now.intermediate_size)
+        neurons[layer] = part.gather(1, best)
+        held = torch.bincount(experts[layer], minlength=was.num_experts)
+        rows.append(
+            {"layer": layer, "pieces": now.num_experts, "width": now.intermediate_size}
+            | {"pieces of an expert": f"{int(held.min())} to {int(held.max())}"}
+            | {"fewest tokens": int(sums.counts[layer].min())}
+            | {"score kept": float(of_part.gather(1, neurons[layer]).sum() / scores.sum())}
+        )
+    directions = {}
+    if now.num_experts < settings.pieces * was.num_experts:
+        for layer, (total, squares) in sums.routers.items():
+            directions[layer] = common_direction(total, squares, choice.tokens.numel())
+    kept = Kept(
+        neurons,
+        _shared(choice, sums, score),
+        experts,
+        _groups(choice, sums, score),
+        factor=split.factor(config, choice.config),
+        correction=split.correction(config, choice.config),
+        directions=directions,
+    )
+    refitted = _refit(choice, kept)
+    if settings.score_name in COMPARABLE and choice.on_disk is None and directions:
+        width = now.num_experts * now.intermediate_size // was.num_experts
+        equal = {layer: keep_highest(scores, width) for layer, scores in scored.items()}
+        own = own_widths(scored, width)
+        say_price(choice.network, choice.uncut, choice.unseen, equal, own, choice.ctx, choice.smaller)
+    return kept, refitted, rows
+
+
+def _refit(choice: _Choice, kept: Kept) -> dict[tuple[int, int | None], Tensor]:
+    """Down projections that are refitted, as the settings say, in the dtype of the input."""
+    name, progress = choice.settings.refit_name, choice.ctx.progress
+    if name == "none":
+        return {}
+    if name == "alone":
+        found = refit(choice.network, choice.tokens, kept, progress, choice.on_disk)
+    else:
+        smaller = cut(Uncut(Model(module=choice.network)), choice.config, kept).to(choice.network.device)
+        found, choice.smaller = refit_behind(choice.network, smaller, choice.tokens, progress), smaller
+    return {place: down.to("cpu", choice.uncut.dtype) for place, down in found}
 
 
 def _drop(choice: _Choice) -> Chosen:
@@ -183,7 +245,7 @@ def _drop(choice: _Choice) -> Chosen:
     neurons = {}
     if now.intermediate_size < was.intermediate_size:
         for layer, scores in _scores_by_layer(choice, sums, part_score):
-            neurons[layer] = keep_highest(scores, now.intermediate_size)
+            neurons[layer] = keep_highest(scores[experts[layer]], now.intermediate_size)
     kept = Kept(neurons, _shared(choice, sums, part_score), experts, _groups(choice, sums, part_score))
     return kept, {}, rows
 
@@ -280,6 +342,7 @@ def _collect(choice: _Choice, score: Score, *, shared: bool, groups: bool) -> Sc
         score,
         shared=shared,
         groups=groups,
+        routers=settings.method == "split",
         labels=settings.labels,
         teacher=teacher,
         vocabulary=vocabulary,

@@ -1,4 +1,4 @@
-"""`Slim`: a mixture made smaller, by narrower or fewer experts, or any model, by fewer layers; a stock checkpoint.
+"""`Slim`: a mixture made smaller, by narrower or fewer experts or pieces of them, or any model, by fewer layers.
 
     slim = burnish.Slim(target="20%")(model, calibration=texts)
 
@@ -24,29 +24,41 @@ if TYPE_CHECKING:
 NEURON_SCORES = ("fisher", "taylor", "taylor_total", "energy", "act_l2", "wanda", "magnitude", "random")
 EXPERT_SCORES = ("reap", "frequency", "magnitude", "random")
 LAYER_SCORES = ("influence", "divergence", "random")
-SCORES_OF = {"narrow": NEURON_SCORES, "drop": EXPERT_SCORES, "depth": LAYER_SCORES}
-DEFAULT_SCORES = {"narrow": "fisher", "drop": "reap", "depth": "influence"}
+PIECE_SCORES = ("energy", "fisher", "taylor", "taylor_total", "random")
+"""Those of neurons that are comparable from expert to expert, and the control."""
+SCORES_OF = {"narrow": NEURON_SCORES, "split": PIECE_SCORES, "drop": EXPERT_SCORES, "depth": LAYER_SCORES}
+DEFAULT_SCORES = {"narrow": "fisher", "split": "energy", "drop": "reap", "depth": "influence"}
 
 
 class Slim(Stage):
     """Cuts a mixture of experts, or the layers of a dense model, to a target size, before any recovery."""
 
     name: ClassVar[str] = "slim"
-    version: ClassVar[int] = 3
-    summary: ClassVar[str] = "narrow or drop the experts of a mixture (SlimMoE, REAP), or leave out layers"
+    version: ClassVar[int] = 4
+    summary: ClassVar[str] = "narrow, split or drop the experts of a mixture (SlimMoE, REAP), or leave out layers"
     memory_settings: ClassVar[str] = "tokens or length"
 
-    method: Literal["narrow", "drop", "depth"] = Field(
+    method: Literal["narrow", "split", "drop", "depth"] = Field(
         default="narrow",
-        description="narrow: make all experts narrower (SlimMoE); drop: remove whole experts; where one alone would "
-        "miss a target by over 2 %, a little of the other too; depth: remove whole layers, of dense models as well",
+        description="narrow: make all experts narrower (SlimMoE); split: make every expert several pieces and drop the "
+        "worst pieces of a layer; drop: remove whole experts; where one alone would miss a target by over 2 %, a "
+        "little of the other too; depth: remove whole layers, of dense models as well",
     )
     target: str | None = Field(
         default=None,
         description="size to reach: a share of the parameters (20%), their number (7.65B), or bytes in bfloat16 (24GB)",
     )
     width: int | None = Field(default=None, ge=1, description="width of each expert, instead of a target")
-    num_experts: int | None = Field(default=None, ge=1, description="experts to keep per layer, instead of a target")
+    num_experts: int | None = Field(
+        default=None, ge=1, description="experts (split: pieces of them) to keep per layer, instead of a target"
+    )
+    pieces: int = Field(default=4, ge=2, description="pieces that method split makes of every expert")
+    num_experts_per_tok: int | None = Field(
+        default=None,
+        ge=1,
+        description="pieces that a token is sent to, by method split; null: a quarter more of those that are kept than "
+        "it was sent to of all experts",
+    )
     num_layers: int | None = Field(
         default=None, ge=1, description="decoder layers to keep by method depth, instead of a target"
     )
@@ -70,7 +82,11 @@ class Slim(Stage):
         "the divergence from a teacher that is another model",
     )
     teacher: CheckpointRef | None = Field(default=None, description="the other model, for labels: teacher")
-    refit: bool = Field(default=False, description="refit down_proj of narrowed experts by least squares")
+    refit: Literal["none", "alone", "behind"] | None = Field(
+        default=None,
+        description="refit down_proj of experts by least squares, alone: each on its own, behind layers as they were; "
+        "behind: all of a layer together, behind layers that have been cut; null: behind by method split, else none",
+    )
     calibration: DataRef = Field(default="wikitext2-valid", description="text to score on")
     tokens: int = Field(default=65_536, ge=1, description="calibration tokens")
     length: int = Field(default=256, ge=8, description="tokens per calibration window")
@@ -112,14 +128,14 @@ class Slim(Stage):
             self._check_depth()
         elif self.num_layers is not None:
             raise ValueError("num_layers is a setting of method: depth")
-        wrong = "num_experts" if self.method == "narrow" else "width"
+        wrong, other = ("num_experts", "drop") if self.method == "narrow" else ("width", "narrow")
         if given == [wrong]:
-            other = "drop" if self.method == "narrow" else "narrow"
             raise ValueError(f"{wrong} is a setting of method: {other}")
         if not given and self.num_key_value_heads is None:
             raise ValueError("nothing says how small: give target, width or num_experts, or num_key_value_heads")
-        if self.method == "drop" and self.refit:
+        if self.method == "drop" and self.refit_name != "none":
             raise ValueError("refit repairs narrowed experts, and method: drop narrows none")
+        self._check_pieces()
         if self.labels == "teacher" and self.teacher is None:
             raise ValueError(
                 "labels: teacher needs a teacher that is another model: the divergence of a model from itself has no "
@@ -135,6 +151,13 @@ class Slim(Stage):
         if given := [name for name in names if getattr(self, name)]:
             raise ValueError(f"{given[0]} does not go with method: depth, which leaves layers out and the others alone")
 
+    def _check_pieces(self) -> None:
+        if self.method == "split" and self.refit_name == "alone":
+            raise ValueError("refit: alone repairs experts that lost neurons, and pieces lose none; use refit: behind")
+        for name in ("pieces", "num_experts_per_tok"):
+            if self.method != "split" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is a setting of method: split")
+
     def _check_rounds(self) -> None:
         if self.rounds is None:
             given = [name for name in ("ratios", "data", "budgets", "recovery") if getattr(self, name)]
@@ -143,6 +166,8 @@ class Slim(Stage):
             return
         if self.data is None:
             raise ValueError("each round distils after its cut, and no data is named; give data: FILE, or --data FILE")
+        if self.method == "split" and self.rounds > 1:
+            raise ValueError("method: split makes pieces of experts once; give rounds: 1")
         if self.teacher is not None:
             raise ValueError("the teacher of every round is the first model, so there is no teacher to name")
         if self.ratios is not None and len(self.ratios) != self.rounds - 1:
@@ -160,19 +185,26 @@ class Slim(Stage):
         return self.score or DEFAULT_SCORES[self.method]
 
     @property
+    def refit_name(self) -> str:
+        """The refit, with the method's default."""
+        return self.refit or ("behind" if self.method == "split" else "none")
+
+    @property
     def not_by_layer(self) -> str:
         """Why text cannot go through a layer at a time, "" where it can."""
         if self.method == "depth":
             return "method depth compares whole networks"
+        if self.refit_name == "behind":
+            return "refit: behind takes text through two networks"
         return "labels: teacher compares two whole networks" if self.labels == "teacher" else ""
 
     @property
     def by_gradients(self) -> bool:
-        return self.method == "narrow" and self.score_name in ("fisher", "taylor", "taylor_total")
+        return self.method in ("narrow", "split") and self.score_name in ("fisher", "taylor", "taylor_total")
 
     @property
     def reads_text(self) -> bool:
-        return self.refit or self.score_name not in ("random", "magnitude")
+        return self.method == "split" or self.refit_name != "none" or self.score_name not in ("random", "magnitude")
 
     def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
         if self.rounds is None:

@@ -1,4 +1,4 @@
-"""Cuts a mixture of experts: a fresh module of the same class from the smaller configuration, filled with slices.
+"""Cuts a mixture of experts, or splits its experts: a fresh module of the same class, filled with slices.
 
 A neuron is a row of gate and up and a column of down of one expert; an attention group is a key-value head with its
 query heads: rows of q, k and v with their biases, columns of o. An expert is its matrices and its row of the router.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from burnish.arch import Architecture, MatrixView, VectorView, describe, matrices, vectors
 from burnish.core.checkpoint import DeferredModel, Model, move, quiet_transformers, unfilled
+from burnish.slim.maths.split import ranks, tie_breaks
 from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
@@ -31,11 +32,14 @@ class Kept:
     """What stays, by number of the decoder layer; a layer that is not named keeps everything.
 
     Attributes:
-        neurons: for each routed expert (numbered as before the cut) the neurons it keeps, ascending.
+        neurons: for each routed expert of the smaller model the neurons that it has, ascending.
         shared: neurons of the shared expert.
-        experts: routed experts.
+        experts: for each routed expert of the smaller model the one that it is, or is a part of; ascending.
         groups: attention groups.
         layers: decoder layers, ascending; None for all.
+        factor: what down projections of routed experts are multiplied by.
+        correction: what a correction of the router's choice is multiplied by.
+        directions: what parts of one expert are told apart by (`maths.split.tie_breaks`); without one they are alike.
     """
 
     neurons: Mapping[int, Int[Tensor, "experts width"]] = field(default_factory=dict)
@@ -43,6 +47,9 @@ class Kept:
     experts: Mapping[int, Int[Tensor, " experts"]] = field(default_factory=dict)
     groups: Mapping[int, Int[Tensor, " groups"]] = field(default_factory=dict)
     layers: Int[Tensor, " layers"] | None = None
+    factor: float = 1.0
+    correction: float = 1.0
+    directions: Mapping[int, Float[Tensor, " hidden"]] = field(default_factory=dict)
 
 
 Index = Tensor | None
@@ -50,7 +57,7 @@ View = MatrixView | VectorView
 
 
 Refitted = Mapping[tuple[int, int | None], Float[Tensor, "hidden width"]]
-"""{(layer, expert before the cut): down_proj to write in place of the kept columns}; None for the shared expert."""
+"""{(layer, expert of the smaller model): down_proj to write in place of kept columns}; None for the shared expert."""
 
 
 def cut(uncut: Uncut, config: Any, kept: Kept, refitted: Refitted | None = None) -> PreTrainedModel:
@@ -116,17 +123,23 @@ def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) 
             yield target, _cut_vector(uncut.vector(source), target, source, rows_of, kept, facts)
             continue
         assert isinstance(target, MatrixView)
-        rows, columns = _selection(source, kept, facts)
+        rows, columns = _selection(source, target.expert, kept, facts)
         rows_of.setdefault(source.parameter, []).append((target, source, rows))
         replacement = None
         if source.role == "down" and source.layer is not None and source.part in ("experts", "shared_expert"):
-            replacement = refitted.get((source.layer, source.expert))
+            replacement = refitted.get((source.layer, target.expert))
         if replacement is not None:
             yield target, replacement
             continue
         values = uncut.matrix(source)
         values = values if rows is None else values[rows]
-        yield target, values if columns is None else values[:, columns]
+        values = values if columns is None else values[:, columns]
+        if source.role == "down" and source.part == "experts" and kept.factor != 1:
+            values = (kept.factor * values.float()).to(values.dtype)
+        if source.role == "router" and source.layer in kept.directions:
+            breaks = tie_breaks(ranks(kept.experts[source.layer]), kept.directions[source.layer])
+            values = (values.double() + breaks).to(values.dtype)
+        yield target, values
 
 
 _Rows = tuple[MatrixView, MatrixView, Index]
@@ -150,7 +163,7 @@ def _cut_vector(
             new[small.expert, small.block] = block if rows is None else block[rows]
         return new
     if source.role == "router_correction":
-        return values[..., kept.experts[layer]] if layer in kept.experts else values
+        return kept.correction * values[..., kept.experts[layer]] if layer in kept.experts else values
     if source.role == "per_head":
         return values[_of_groups(len(values), kept.groups[layer], facts)] if layer in kept.groups else values
     beside = rows_of.get(f"{source.parameter.removesuffix('.bias')}.weight")
@@ -185,8 +198,8 @@ def _old_expert(view: MatrixView, kept: Kept) -> int | None:
     return int(kept.experts[view.layer][view.expert])
 
 
-def _selection(view: MatrixView, kept: Kept, facts: Architecture) -> tuple[Index, Index]:
-    """Rows and columns of a matrix that stay, None for all."""
+def _selection(view: MatrixView, expert: int | None, kept: Kept, facts: Architecture) -> tuple[Index, Index]:
+    """Rows and columns of a matrix that stay, None for all; `expert` is its number in the smaller model."""
     layer = view.layer
     if layer is None:
         return None, None
@@ -194,7 +207,7 @@ def _selection(view: MatrixView, kept: Kept, facts: Architecture) -> tuple[Index
         if view.part == "shared_expert":
             neurons = kept.shared.get(layer)
         else:
-            neurons = kept.neurons[layer][view.expert] if layer in kept.neurons else None
+            neurons = kept.neurons[layer][expert] if layer in kept.neurons else None
         return (None, neurons) if view.role == "down" else (neurons, None)
     if view.role == "router":
         return kept.experts.get(layer), None

@@ -1,0 +1,133 @@
+"""A model whose experts are split into pieces, from its configuration alone (`maths.split` says what that is)."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from burnish.arch import describe
+from burnish.core.errors import SettingsError
+from burnish.slim.maths.split import down_factor
+from burnish.slim.target import experts_of, resized, router_groups
+
+if TYPE_CHECKING:
+    from burnish.core.kinds import Plan
+    from burnish.slim.stage import Slim
+
+
+MORE = 1.25
+"""Of `default_top_k`, measured at half of the pieces (`benchmarks/slim_widths.py`)."""
+
+
+def check_routing(config: Any) -> None:
+    """Refuses routers to which several experts with one row are not the same as one expert.
+
+    Raises:
+        SettingsError: such a router, or a configuration that cannot have narrower experts alone.
+    """
+    experts, text = experts_of(config), config.get_text_config()
+    reason = ""
+    if experts.routing == "sparsemixer":
+        reason = "its router takes two experts one after the other, and masks only the first one itself for the second"
+    elif experts.routing == "sigmoid_groups" and router_groups(config) > text.topk_group:
+        reason = "its router ranks groups of experts by their two best, which would be two pieces of one"
+    elif experts.shares_width:
+        reason = "it has one width for its experts and for the MLPs of its other layers"
+    if reason:
+        raise SettingsError(
+            f"the experts of a {config.model_type} model cannot be split: {reason}",
+            where="method",
+            fix="use method: narrow, or method: drop",
+        )
+
+
+def in_pieces(config: Any, pieces: int) -> Any:
+    """The configuration with every expert as so many pieces, none of which is dropped yet.
+
+    Raises:
+        SettingsError: the router or the widths do not allow it.
+    """
+    check_routing(config)
+    facts, experts, new = describe(config), experts_of(config), copy.deepcopy(config)
+    if experts.intermediate_size % pieces:
+        raise SettingsError(
+            f"pieces is {pieces}, which does not divide the width of an expert, {experts.intermediate_size}",
+            where="pieces",
+        )
+    text = new.get_text_config()
+    setattr(text, facts.key("num_experts"), pieces * experts.num_experts)
+    setattr(text, facts.key("moe_intermediate_size"), experts.intermediate_size // pieces)
+    text.num_experts_per_tok = pieces * experts.top_k
+    if experts.shared_number:
+        setattr(text, experts.shared_number, pieces * getattr(text, experts.shared_number))
+    if experts_of(new).shared_intermediate_size != experts.shared_intermediate_size:
+        raise SettingsError(
+            f"the experts of a {config.model_type} model cannot be split: its shared expert is as wide as a routed one",
+            where="method",
+            fix="use method: narrow, or method: drop",
+        )
+    return new
+
+
+def of_single_pieces(config: Any, pieces: int) -> Any:
+    """As `in_pieces`, but a token is sent to as many pieces as it was sent to experts: the fewest that may be kept."""
+    return _with_top_k(in_pieces(config, pieces), experts_of(config).top_k)
+
+
+def new_config(settings: Slim, before: Plan) -> Any:
+    """The configuration of the model in pieces, of which some are dropped."""
+    from burnish.slim.plan import fitted
+
+    was, num_pieces, width = experts_of(before.config), settings.num_experts, settings.width
+    check_multiple(settings, before.config)
+    if settings.target is not None:
+        sizes = fitted(settings, before)
+        num_pieces, width = sizes.num_experts, sizes.width
+    whole = of_single_pieces(before.config, settings.pieces)
+    new = resized(whole, width=width, num_experts=num_pieces, num_key_value_heads=settings.num_key_value_heads)
+    chosen, pieces = settings.num_experts_per_tok, experts_of(new).num_experts
+    if chosen is None:
+        chosen = default_top_k(was.top_k, was.num_experts, settings.pieces, pieces)
+    if chosen > pieces:
+        raise SettingsError(
+            f"num_experts_per_tok is {chosen}, but {pieces} pieces are kept", where="num_experts_per_tok"
+        )
+    return _with_top_k(new, chosen)
+
+
+def check_multiple(settings: Slim, config: Any) -> None:
+    """Refuses pieces that fused kernels, or the devices that share them, could not use."""
+    width, step = experts_of(config).intermediate_size, settings.multiple * settings.tp
+    if settings.width is None and width % settings.pieces == 0 and width // settings.pieces % step:
+        possible = [str(pieces) for pieces in range(2, width // step + 1) if width % (pieces * step) == 0]
+        raise SettingsError(
+            f"a piece of an expert of {width} would be {width // settings.pieces} wide, which {step} does not divide",
+            where="pieces",
+            fix=f"use {'--pieces ' + ' or '.join(possible[:4]) + ', or ' if possible else ''}a smaller multiple",
+        )
+
+
+def default_top_k(top_k: int, num_experts: int, pieces: int, num_pieces: int) -> int:
+    """Pieces that a token is sent to: a quarter more of those that are kept than it was sent to of all experts.
+
+    But no more than all pieces of the experts that it was sent to, and no fewer than those experts.
+    """
+    return max(top_k, min(round(MORE * top_k * num_pieces / num_experts), top_k * pieces))
+
+
+def factor(before: Any, after: Any) -> float:
+    """What down projections are multiplied by, from both configurations."""
+    was, now = experts_of(before), experts_of(after)
+    return down_factor(was.weights, (was.num_experts, was.top_k), (now.num_experts, now.top_k))
+
+
+def correction(before: Any, after: Any) -> float:
+    """What a correction of the router's choice is multiplied by: it is added to probabilities, which pieces share."""
+    was, now = experts_of(before), experts_of(after)
+    return was.num_experts / now.num_experts if was.routing in ("softmax", "softmax_groups") else 1.0
+
+
+def _with_top_k(config: Any, top_k: int) -> Any:
+    new = copy.deepcopy(config)
+    new.get_text_config().num_experts_per_tok = top_k
+    return new
