@@ -189,6 +189,10 @@ def test_episodes_become_rows_and_rows_a_model_with_a_loss_for_each_kind(tiny_ll
     parts = trained(model, rows, tmp_path / "parts", context=256, holdout=0.5, micro_batch=1)
     for name in ("loss", *names):  # the order of sums
         assert parts[0][name] == pytest.approx(logged[0][name], rel=1e-5)
-    with pytest.raises(DataError, match="has rows with weights of tokens, which distill does not know"):
-        distill = burnish.Distill(context=256, batch=2, steps=1)
-        distill(model, data=rows, teacher=burnish.load(tiny_llama), work_dir=tmp_path / "distill")
+    distill = burnish.Distill(context=256, batch=2, steps=1, hidden=1.0, hidden_layers=[1], save_every=0)
+    distill(model, data=rows, teacher=burnish.load(tiny_llama), work_dir=tmp_path / "distill")
+    (taught,) = [json.loads(line) for line in (tmp_path / "distill" / "metrics.jsonl").read_text().splitlines()]
+    assert names | {"divergence", "cross_entropy"} <= taught.keys()
+    sampling = burnish.Distill(context=256, batch=2, steps=1, on_policy=1.0)
+    with pytest.raises(DataError, match="has rows with weights of tokens, which this loss of distill does not know"):
+        sampling(model, data=rows, teacher=burnish.load(tiny_llama), work_dir=tmp_path / "sampling")

@@ -4,13 +4,14 @@
     fit(student, rows, loss, optimizer, ctx, loop)
 
 Per token: α KD + (1 - α) CE, plus the load-balancing loss of a student with experts, plus hidden-state and router
-terms where asked for. The loss hands the loop a sum and a weight, so cutting a step up differently changes nothing (but
-for the load-balancing loss, which is a mean over its micro-batch). Where the heads of both models are known, only some
-tokens have logits at a time.
+terms where asked for, all times the weight that the data gives the token, where it gives one. The loss hands the loop
+a sum and a weight, so cutting a step up differently changes nothing (but for the load-balancing loss, which is a mean
+over its micro-batch). Where the heads of both models are known, only some tokens have logits at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +32,7 @@ from burnish.distill.maths.divergence import (
 from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
 from burnish.distill.offline import IDS, LOG_PROBABILITIES
 from burnish.distill.on_policy import SAMPLED
-from burnish.train.losses import Batch, Loss, balanced, model_inputs
+from burnish.train.losses import Batch, Loss, balanced, kind_metrics, model_inputs
 from burnish.train.maths.stretches import in_stretches, tokens_at_once
 
 if TYPE_CHECKING:
@@ -39,6 +40,27 @@ if TYPE_CHECKING:
 
 Divergence = Literal["forward", "reverse", "jsd", "top_k"]
 Weighting = Literal["token", "sequence", "turn", "certain", "uncertain", "focus"]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Layers whose states are compared.
+
+    Attributes:
+        pairs: {layer of the student: layer of the teacher}, from 0, in order.
+        num_student, num_teacher: how many layers there are. Models return the states after their layers, some those
+            before the first too, so that layers are counted from the end.
+    """
+
+    pairs: Mapping[int, int]
+    num_student: int
+    num_teacher: int
+
+    @classmethod
+    def of(cls, num_student: int, num_teacher: int, chosen: Sequence[int] = ()) -> Matched:
+        """The chosen layers of the student, from 0, or all, each with the teacher's at the same relative depth."""
+        matches = matching_layers(num_student, num_teacher)
+        return cls({layer: matches[layer] for layer in chosen or range(num_student)}, num_student, num_teacher)
 
 
 @dataclass
@@ -56,6 +78,8 @@ class Distillation:
         weighting, gamma: how much each token counts, see `burnish.distill.maths.weights`.
         hidden: coefficient of the mean over the student's layers of `hidden_mse` from the teacher's layer at the same
             relative depth. With other hidden sizes `projections` are trained beside the student.
+        matched: which layers `hidden` is over; None for all of the student's. No states of other layers are kept, by
+            models of classes that can leave some out.
         router: coefficient of the mean over layers of `router_kl`; both must have the same experts.
         balance: coefficient of the student's own load-balancing loss.
         head, teacher_head: of the models that are called.
@@ -71,6 +95,7 @@ class Distillation:
     weighting: Weighting = "token"
     gamma: float = 1.0
     hidden: float = 0.0
+    matched: Matched | None = None
     router: float = 0.0
     balance: float = 0.0
     head: Head | AllLogits = field(default_factory=AllLogits)
@@ -82,7 +107,8 @@ class Distillation:
         inputs = model_inputs(batch)
         student_inputs: dict[str, Any] = dict(inputs)
         if self.hidden:
-            inputs["output_hidden_states"] = student_inputs["output_hidden_states"] = True
+            inputs["output_hidden_states"] = self.matched is None or sorted(set(self.matched.pairs.values()))
+            student_inputs["output_hidden_states"] = self.matched is None or sorted(self.matched.pairs)
         if self.router:
             inputs["output_router_logits"] = True
         if self.router or self.balance:
@@ -104,27 +130,40 @@ class Distillation:
         per_token = self.alpha * divergence + (1 - self.alpha) * on_text
         if self.hidden:
             assert wanted is not None, "the stage has refused hidden states where there is no teacher model"
-            ours, theirs = output.hidden_states[1:], wanted.hidden_states[1:]
-            maps: Any = model.beside if hasattr(model, "beside") else [None] * len(ours)
-            per_token = per_token + self.hidden * _mean(
-                hidden_mse(ours[layer][mask].float(), theirs[match][mask].float(), maps[layer])
-                for layer, match in enumerate(matching_layers(len(ours), len(theirs)))
-            )
+            maps: Any = model.beside if hasattr(model, "beside") else None
+            per_token = per_token + self.hidden * self._hidden(output.hidden_states, wanted.hidden_states, mask, maps)
         if self.router:
             assert wanted is not None, "the stage has refused routers where there is no teacher model"
             flat = mask.flatten()
             per_token = per_token + self.router * _mean(
-                router_kl(s[flat].float(), t[flat].float())
+                router_kl(wide(s[flat]), wide(t[flat]))
                 for s, t in zip(output.router_logits, wanted.router_logits, strict=True)
             )
         counted = self._weights(mask, entropies, vocab_size, divergence, batch.get("position_ids"))[mask]
+        if "weights" in batch:
+            counted = counted * batch["weights"][mask]
         total, weight = weights.weighted_sum(per_token, counted)
         metrics = {
             "divergence": weights.weighted_sum(divergence.detach(), counted)[0],
             "cross_entropy": weights.weighted_sum(cross.detach(), counted)[0],
         }
+        if "kinds" in batch and SAMPLED not in batch:
+            metrics |= kind_metrics(cross.detach(), batch, mask)
         loss = Loss(total, weight, metrics)
         return balanced(loss, output, self.balance) if self.balance else loss
+
+    def _hidden(
+        self, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], mask: Tensor, maps: nn.ParameterList | None
+    ) -> Tensor:
+        """The mean over the chosen layers of the error of each token that counts."""
+        matched = self.matched or Matched.of(len(ours) - 1, len(theirs) - 1)
+        chosen = [
+            (wide(ours[layer - matched.num_student][mask]), wide(theirs[match - matched.num_teacher][mask]))
+            for layer, match in matched.pairs.items()
+        ]
+        return _mean(
+            hidden_mse(*states, maps[place] if maps is not None else None) for place, states in enumerate(chosen)
+        )
 
     def _values(self, states: Tensor, targets: Tensor, *beside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Divergence, cross-entropy and the teacher's entropy (0 where no weight asks for it) of some tokens."""
@@ -177,16 +216,15 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def projections(student: Any, teacher: Any, generator: torch.Generator) -> nn.ParameterList:
-    """A random projection (teacher's hidden size, student's) for the states after each layer of the student.
+def projections(student: int, teacher: int, number: int, generator: torch.Generator) -> nn.ParameterList:
+    """A random projection (teacher's hidden size, student's) for the states after each layer that is compared.
 
     Args:
-        student, teacher: their configurations.
+        student, teacher: their hidden sizes.
+        number: of the layers.
         generator: on the CPU.
     """
-    scale = student.hidden_size**-0.5
-    shape = (teacher.hidden_size, student.hidden_size)
-    drawn = (scale * torch.randn(shape, generator=generator) for _ in range(student.num_hidden_layers))
+    drawn = (student**-0.5 * torch.randn((teacher, student), generator=generator) for _ in range(number))
     return nn.ParameterList(nn.Parameter(matrix) for matrix in drawn)
 
 

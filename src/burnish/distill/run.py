@@ -12,7 +12,7 @@ from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, loa
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
 from burnish.distill.across import AcrossTokenizers, Comparison, check_tokenizers, shared_tokens
-from burnish.distill.losses import Distillation, Divergence, projections
+from burnish.distill.losses import Distillation, Divergence, Matched, projections
 from burnish.distill.offline import TaughtRows, capture_top_k
 from burnish.distill.on_policy import OnPolicy
 from burnish.train.losses import LossFn
@@ -38,7 +38,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
         raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
     source = given if isinstance(given, Model) else load(given, dtype=compute_dtype(ctx.device))
     wanted = source.config
-    check_match(settings, model.config, wanted)
+    matched = check_match(settings, model.config, wanted)
     other = "" if settings.offline else ", or set divergence to alm, which compares texts"
     vocabulary = None if settings.across else common_vocabulary(model, source, role="teacher", otherwise=other)
     teacher = source.identity
@@ -48,7 +48,7 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
     if settings.across:
         loss = across(settings, model, source, teacher_module, balance, teacher_head)
     else:
-        loss = comparison(settings, teacher_module, balance, teacher_head, vocabulary)
+        loss = replace(comparison(settings, teacher_module, balance, teacher_head, vocabulary), matched=matched)
 
     def loss_of(module: Any) -> LossFn:
         made = replace(loss, head=(None if settings.compile else head_of(module)) or AllLogits())
@@ -60,10 +60,15 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
             return _from_disk(settings, given, teacher, vocabulary, rows, name, ctx)
 
         del source  # it is loaded where it is needed, and not beside the student
-        return train(settings, model, ctx, loss_of=loss_of, prepare=prepare, key={"teacher": teacher})
-    sizes_differ = wanted.get_text_config().hidden_size != model.config.get_text_config().hidden_size
-    beside = projections(model.config, wanted, ctx.generator) if settings.hidden and sizes_differ else None
-    return train(settings, model, ctx, loss_of=loss_of, beside=beside, key={"teacher": teacher})
+        return train(
+            settings, model, ctx, loss_of=loss_of, weighted=settings.weighted, prepare=prepare, key={"teacher": teacher}
+        )
+    ours, theirs = (config.get_text_config().hidden_size for config in (model.config, wanted))
+    differ = settings.hidden > 0 and ours != theirs
+    beside = projections(ours, theirs, len(matched.pairs), ctx.generator) if differ else None
+    return train(
+        settings, model, ctx, loss_of=loss_of, weighted=settings.weighted, beside=beside, key={"teacher": teacher}
+    )
 
 
 def _from_disk(
@@ -158,8 +163,8 @@ def on_policy(
     return OnPolicy(loss, module, tokenizer, share, prompt_tokens, settings.sampling_temperature, vocabulary)
 
 
-def check_match(settings: Distill, student: Any, teacher: Any) -> None:
-    """Refuses what the losses cannot compare."""
+def check_match(settings: Distill, student: Any, teacher: Any) -> Matched:
+    """Refuses what the losses cannot compare; the layers that they compare."""
     if settings.router:
         experts = [facts.num_experts if (facts := describe(config).experts) else 0 for config in (student, teacher)]
         if 0 in experts or experts[0] != experts[1]:
@@ -168,10 +173,18 @@ def check_match(settings: Distill, student: Any, teacher: Any) -> None:
                 where="router",
                 fix="leave router out",
             )
-    layers = [config.get_text_config().num_hidden_layers for config in (student, teacher)]
-    if settings.router and layers[0] != layers[1]:
+    ours, theirs = (config.get_text_config().num_hidden_layers for config in (student, teacher))
+    if settings.router and ours != theirs:
         raise SettingsError(
-            f"the student has {layers[0]} layers and the teacher {layers[1]}, but router compares them in pairs",
+            f"the student has {ours} layers and the teacher {theirs}, but router compares them in pairs",
             where="router",
             fix="leave router out",
         )
+    beyond = [number for number in settings.hidden_layers if number > ours]
+    if beyond:
+        raise SettingsError(
+            f"hidden_layers names the layer {beyond[0]}, but the student has {ours}",
+            where="hidden_layers",
+            fix=f"name layers from 1 to {ours}",
+        )
+    return Matched.of(ours, theirs, sorted(number - 1 for number in settings.hidden_layers))

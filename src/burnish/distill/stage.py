@@ -48,6 +48,9 @@ class Distill(Train):
     hidden: float = Field(
         default=0.0, ge=0, description="coefficient of the hidden states' error, projected where their sizes differ"
     )
+    hidden_layers: list[int] = Field(
+        default=[], description="layers of the student, from 1, whose hidden states are compared; empty for all"
+    )
     router: float = Field(default=0.0, ge=0, description="coefficient of the routers' divergence, for equal experts")
 
     offline: bool = Field(
@@ -67,6 +70,21 @@ class Distill(Train):
     def across(self) -> bool:
         """Whether the divergence is of texts, so that tokenizers may differ."""
         return self.divergence in ("alm", "uld", "gold")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether weights that data gives its tokens count: not where the loss is of other tokens than those."""
+        return not self.across and not self.on_policy
+
+    @model_validator(mode="after")
+    def _layers_are_layers(self) -> Distill:
+        if self.hidden_layers and not self.hidden:
+            raise ValueError("hidden_layers chooses among hidden states, which count for nothing while hidden is 0")
+        if any(number < 1 for number in self.hidden_layers):
+            raise ValueError(f"hidden_layers names the layer {min(self.hidden_layers)}, but the first one is 1")
+        if len(set(self.hidden_layers)) < len(self.hidden_layers):
+            raise ValueError("hidden_layers names a layer twice")
+        return self
 
     @model_validator(mode="after")
     def _texts_alone_go_across(self) -> Distill:

@@ -49,6 +49,7 @@ def run(
     ctx: Context,
     *,
     loss_of: Callable[[Any], LossFn] | None = None,
+    weighted: bool = False,
     prepare: Callable[[PackedRows, str], Rows] = lambda rows, name: rows,
     beside: nn.ParameterList | None = None,
     key: Key = MappingProxyType({}),
@@ -60,6 +61,7 @@ def run(
         model: the start.
         ctx: of the stage.
         loss_of: (the model to train) -> what is minimised in place of the next-token loss (distillation, say).
+        weighted: whether that loss knows the weights that rows may give their tokens.
         prepare: (rows, "data" or "validation") -> what the loop takes batches from, before the model is loaded;
             for losses that need more in a batch than tokens.
         beside: parameters of the loss itself, which finds them as `model.beside`; trained by AdamW with the model, kept
@@ -73,7 +75,7 @@ def run(
     from burnish.train.distributed import world
 
     with world(ctx.device, settings.sequence_parallel) as processes:
-        return _run(settings, model, ctx, loss_of, prepare, beside, key, processes)
+        return _run(settings, model, ctx, loss_of, weighted, prepare, beside, key, processes)
 
 
 def _run(
@@ -81,6 +83,7 @@ def _run(
     model: Model,
     ctx: Context,
     loss_of: Callable[[Any], LossFn] | None,
+    weighted: bool,
     prepare: Callable[[PackedRows, str], Rows],
     beside: nn.ParameterList | None,
     key: Key,
@@ -90,7 +93,7 @@ def _run(
     check_processes(settings, ctx, beside, world, own_loss=loss_of is not None)
     attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
     rows, held_out, bounded = all_rows(settings, model.tokenizer, ctx, world)
-    check_weights_known(settings, rows, own_loss=loss_of is not None)
+    check_weights_known(settings, rows, known=weighted or loss_of is None)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out.spread(settings.validation_rows), "validation")
     module: Any = copy.deepcopy(model.module)
@@ -159,10 +162,10 @@ def check_processes(
         raise SettingsError("a bound is kept by one process only", where="bound_data", fix="leave `launch` out")
 
 
-def check_weights_known(settings: Train, rows: PackedRows, *, own_loss: bool) -> None:
-    """Refuses weights of tokens where the loss is another than that of training: they would count for nothing."""
-    if own_loss and rows.is_weighted:
-        what = f"has rows with weights of tokens, which {settings.name} does not know"
+def check_weights_known(settings: Train, rows: PackedRows, *, known: bool) -> None:
+    """Refuses weights of tokens where the loss does not know them: they would count for nothing."""
+    if rows.is_weighted and not known:
+        what = f"has rows with weights of tokens, which this loss of {settings.name} does not know"
         raise DataError(what, where="data", fix="make the rows again without weights")
 
 
