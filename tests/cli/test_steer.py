@@ -89,3 +89,23 @@ def test_bad_input_is_one_sentence(place: Path, capsys: pytest.CaptureFixture[st
         main(run)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
     assert said in line
+
+
+def test_a_sweep_prints_its_table_and_goes_on_where_it_was(place: Path, capsys: pytest.CaptureFixture[str]):
+    out = place / "swept"
+    main(["steer", "calibrate", str(place / "model"), "--traces", str(place / "traces.jsonl"), "-o", str(out), *CHAINS])
+    words = [str(place / "model"), str(out), "--problems", str(place / "traces.jsonl"), "-o", str(place / "sweep")]
+    words += ["--verifier", "chain", "--limit", "8", "--max-new-tokens", "6", "--coef", "-4", "--top", "0.5", "--whole"]
+    capsys.readouterr()
+    main(["steer", "sweep", *words])
+    said = capsys.readouterr().out
+    main(["steer", "sweep", *words])
+    assert capsys.readouterr().out == said
+    assert [line[:17].strip() for line in said.splitlines() if "-4   0.5" in line] == [
+        "steered",
+        "steered",
+        "random directions",
+        "random heads",
+    ]
+    content = json.loads((place / "sweep" / "sweep.json").read_text())
+    assert len(content["tuning"]) == 1 and len(content["reporting"]) == 3

@@ -172,12 +172,13 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
         "Fewer wasted reasoning steps, without training: attention heads that tell checks, turned at decoding.",
         {
             "calibrate": "Find the heads that tell checking from going on, and write a steering file.",
+            "sweep": "Answer problems at several strengths, choose one on a part of them, confirm it on the others.",
             "show": "Print what a steering file was made of and how well its heads tell.",
             "import": "Write the vectors of the authors' release (probe_best.pt) as a steering file of a model.",
         },
         (
             "burnish steer calibrate models/mine --traces traces.jsonl -o vectors",
-            "burnish steer show vectors",
+            "burnish steer sweep models/mine vectors --problems problems.jsonl -o runs/sweep",
             "burnish steer import probe_best.pt models/r1-1.5b -o vectors",
         ),
     ),

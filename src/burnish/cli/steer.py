@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from burnish.steer import Vectors
+    from burnish.steer.sweep import Row
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -137,6 +138,113 @@ def calibrate(
     print(f"{out}: {len(found.heads):,} heads")
 
 
+def sweep(
+    model: str,
+    vectors: Path,
+    /,
+    *,
+    problems: Path,
+    out: Out,
+    verifier: str = "math",
+    coef: list[float] | None = None,
+    top: list[float] | None = None,
+    mode: Literal["threshold", "soft", "ungated", "additive"] = "threshold",
+    lose: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.01,
+    tuning: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.5,
+    whole: Flag = False,
+    temperature: float = 1.0,
+    max_new_tokens: int = 1024,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Answer problems at several strengths, choose one on a part of them, and confirm it on the others.
+
+    Beside the point stand the plain model and controls of the same strength: random directions, and random heads. A
+    sweep that was stopped goes on when the same command is given again.
+
+    Parameters
+    ----------
+    model:
+        The checkpoint that answers.
+    vectors:
+        Directory from `burnish steer calibrate`.
+    problems:
+        A .jsonl file of problems; the first ones choose, the others report.
+    out:
+        The directory of what was measured, and of sweep.json.
+    verifier:
+        Who grades, as in burnish reason run.
+    coef:
+        Coefficient; give it several times for several [default: -1 and -4].
+    top:
+        Share of the heads, or how many (above 1); give it several times [default: 0.1, 0.38 and 1].
+    mode:
+        Which gate.
+    lose:
+        Accuracy that the point may lose on the problems that choose it.
+    tuning:
+        Share of the problems that choose.
+    whole:
+        Report every strength with its controls, not the point alone.
+    temperature:
+        Of the answers; 0 takes the likeliest token.
+    max_new_tokens:
+        Of an answer.
+    limit:
+        Take so many of the problems only.
+    seed:
+        Of the answers and of the controls.
+    device:
+        auto, cpu, cuda or cuda:N.
+    """
+    import json
+    from dataclasses import asdict
+
+    from burnish.core.apart import check_apart
+    from burnish.core.checkpoint import compute_dtype, load, pick_device, write_atomically
+    from burnish.core.progress import Progress
+    from burnish.steer import read_vectors
+    from burnish.steer.sweep import Sweep
+    from burnish.steer.sweep import sweep as sweep_over
+    from burnish.verify import read_problems
+    from burnish.verify import verifier as verifier_of
+
+    check_apart([out], [model, vectors, problems])
+    place = pick_device(device)
+    start = load(model, dtype=compute_dtype(place), device=place)
+    with verifier_of(verifier) as judge:
+        cells = Sweep(
+            start,
+            read_vectors(vectors),
+            read_problems(problems, judge, limit=limit),
+            judge,
+            out,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            mode=mode,
+            tuning=tuning,
+        )
+        options: dict[str, Any] = {"lose": lose, "whole": whole, "progress": Progress()}
+        tuned, chosen, told = sweep_over(cells, coef or (-1.0, -4.0), top or (0.1, 0.38, 1.0), **options)
+        print(f"on {len(cells.parts['tuning']):,} problems that choose")
+        _print_rows(tuned)
+        if chosen is None:
+            print(f"no strength takes fewer tokens and loses at most {lose:.1%} accuracy")
+        else:
+            print(f"chosen: --coef {chosen.cell.coef:g} --top {chosen.cell.top:g}")
+        if told:
+            print(f"on {len(cells.parts['reporting']):,} others")
+            _print_rows(told)
+    content = {
+        "chosen": asdict(chosen.cell) if chosen else None,
+        "tuning": [asdict(row) for row in tuned],
+        "reporting": [asdict(row) for row in told],
+    }
+    write_atomically(out / "sweep.json", json.dumps(content, indent=1) + "\n")
+
+
 def show(vectors: Path, /) -> None:
     """Print what a steering file was made of and how well its heads tell.
 
@@ -205,3 +313,14 @@ def _print(vectors: Vectors) -> None:
     for head in vectors.heads[:SHOWN]:
         spread = f"  ({head.low:.3f} to {head.high:.3f})" if head.low is not None else ""
         print(f"{head.layer:5}  {head.head:4}  {head.accuracy:8.3f}{spread}")
+
+
+def _print_rows(rows: list[Row]) -> None:
+    """Against the plain model on the same problems, with 95 % intervals."""
+    heads = ("accuracy", "lost", "tokens", "of plain", "checks of plain")
+    print("{:17} {:>5} {:>5}  {:>8}  {:24}{:>6}  {:24}{}".format("", "coef", "top", *heads))
+    for row in rows:
+        parts = (row.lost, row.ratio, row.checks)
+        lost, ratio, checks = (f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in parts)
+        named = f"{row.cell.arm:17} {row.cell.coef:5g} {row.cell.top:5g}"
+        print(f"{named}  {row.accuracy:8.3f}  {lost:24}{row.tokens:6.1f}  {ratio:24}{checks}")
