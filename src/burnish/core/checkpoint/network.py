@@ -40,10 +40,10 @@ def _without_memory(config_class: type[PretrainedConfig], content: str, kind: Ki
             return auto.from_config(config_class.from_dict(with_numbers(values)), dtype=torch.float32)
     except CheckpointError as error:
         cause = error.__cause__
-        keys = _keys_of(values, cause.args[0]) if isinstance(cause, KeyError) and cause.args else []
-        if not keys:
+        missing = cause.args[0] if isinstance(cause, KeyError) and cause.args else None
+        if not (keys := _keys_of(values, missing)):
             raise
-        raise CheckpointError(f"{' and '.join(keys)} is {cause.args[0]!r}: {what}", where="config.json") from cause
+        raise CheckpointError(f"{' and '.join(keys)} is {missing!r}: {what}", where="config.json") from cause
 
 
 def _keys_of(values: object, wanted: object) -> list[str]:
