@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from burnish.core.errors import CheckpointError, NumericalError, SettingsError
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
+from burnish.quantize import learning
 from burnish.quantize.stage import Quantize
 from small_models import small_llama, small_tokenizer
 
@@ -55,8 +57,8 @@ def quantize(source, texts, target, **settings):
     ledger = Ledger(None)
     ctx = Context({"calibration": texts}, target / "work", "cpu", seeded_generator(0), Progress(False), ledger)
     stage.run(load(source), ctx).save(target / "out")
-    (table,) = [row for row in ledger.rows if row["row"] == "table"]
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in table["rows"]]
+    tables = [row["rows"] for row in ledger.rows if row["row"] == "table"]
+    rows = [[{key: value for key, value in row.items() if key != "seconds"} for row in table] for table in tables]
     return hash_directory(target / "out"), rows
 
 
@@ -76,8 +78,11 @@ def source(request, tmp_path):
         {"method": "rtn", "bits": 4, "symmetric": False, "overrides": {DOWN: {"scheme": "fp8-dynamic"}}},
         {"method": "gptq", "bits": 3, "ignore": ("re:.*layers.1.*",)},
         {"method": "gptq", "bits": 2, "propagate": True, "symmetric": False},
+        {"method": "yaqa", "bits": 3, "sketch": "b", "damping": 0.1, "ignore": ("re:.*layers.0.*",)},
+        {"method": "learned", "bits": 3, "sketch": "a", "damping": 0.1, "iterations": 4},
+        {"method": "learned", "bits": 3, "start": "rtn", "error": "relative", "iterations": 4},
     ],
-    ids=["rtn", "mixed", "gptq", "propagated"],
+    ids=["rtn", "mixed", "gptq", "propagated", "yaqa", "learned", "learned from rtn"],
 )
 def test_the_files_are_those_of_the_model_in_memory(source, texts, tmp_path, settings):
     in_memory, rows = quantize(source, texts, tmp_path / "memory", stream=False, **settings)
@@ -113,10 +118,43 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_is_left(source, tmp
 
 
 def test_what_cannot_be_streamed_is_refused_with_the_reason(source, texts):
-    with pytest.raises(SettingsError, match="gradients through the whole network"):
-        Quantize(method="yaqa", stream=True, **SMALL)(load(source), calibration=texts)
+    for method in ("yaqa", "learned"):
+        with pytest.raises(SettingsError, match=f"{method} compares whole models unless damping and sketch are given"):
+            Quantize(method=method, stream=True, damping=0.1, **SMALL)(load(source), calibration=texts)
     with pytest.raises(SettingsError, match="in memory already"):
         Quantize(method="rtn", stream=True)(Model(module=load(source).module))
+
+
+LEARNED = {"method": "learned", "bits": 3, "sketch": "a", "damping": 0.1, "iterations": 4}
+
+
+def test_layers_that_a_killed_run_has_learned_from_disk_are_not_learned_again(source, texts, tmp_path, monkeypatch):
+    wanted, rows = quantize(source, texts, tmp_path / "whole", stream=True, **LEARNED)
+    learned, truly = [], learning.learn
+
+    def noted(block, *others):
+        learned.append(block.number)
+        if learned == [0, 1]:
+            raise KeyboardInterrupt
+        return truly(block, *others)
+
+    monkeypatch.setattr(learning, "learn", noted)
+    (tmp_path / "killed" / "work").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, texts, tmp_path / "killed", stream=True, **LEARNED)
+    assert not (tmp_path / "killed" / "out").exists()
+    again, rows_again = quantize(source, texts, tmp_path / "killed", stream=True, **LEARNED)
+    assert learned == [0, 1, 1, 2] and again == wanted and rows_again == rows
+
+
+def test_the_plan_of_gradients_from_disk_has_their_room_in_memory_and_on_disk(source):
+    before, tokens = load(source).plan(), 512_000
+    plans = [Quantize(**SMALL | LEARNED | {"tokens": tokens}, stream=stream).plan(before) for stream in (False, True)]
+    notes = [next(note for note in plan.notes if "of statistics on disk" in note) for plan in plans]
+    megabytes = [float(re.search(r"tokens, (.*) MB of statistics", note)[1]) for note in notes]
+    hidden_states = 3 * tokens * before.config.hidden_size * 4  # into three layers
+    assert megabytes[1] - megabytes[0] == pytest.approx(hidden_states / 1e6, abs=0.2)
+    assert plans[1].peak_memory_bytes < plans[0].peak_memory_bytes
 
 
 def test_streaming_does_not_change_the_key():

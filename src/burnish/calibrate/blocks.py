@@ -4,12 +4,13 @@
         ...                                        # change the weights of block.views so that inputs give targets
 
 Text goes through the network twice, side by side: as it was, which gives the targets, and as the caller has made it so
-far, which gives the inputs. Only hidden states are kept between layers.
+far, which gives the inputs. Only hidden states are kept between layers, so that layers may come from disk one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from burnish.arch import HiddenStates, MatrixView, first_inputs, layers
+from burnish.calibrate.from_disk import give_back_freed_memory, with_embeddings
+from burnish.calibrate.walk import check_finite
 from burnish.calibrate.windows import BATCH_TOKENS, Calibration
+from burnish.core.checkpoint.on_disk import OnDisk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +52,12 @@ class Block:
 
 
 def blocks(
-    module: PreTrainedModel, views: Sequence[MatrixView], text: Calibration, *, batch_tokens: int = BATCH_TOKENS
+    module: PreTrainedModel,
+    views: Sequence[MatrixView],
+    text: Calibration,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    on_disk: OnDisk | None = None,
 ) -> Iterator[Block]:
     """Every decoder layer that has some of the views, in order; its weights may be changed until the next one.
 
@@ -57,24 +66,34 @@ def blocks(
         views: matrices inside decoder layers.
         text: all of its windows go through.
         batch_tokens: tokens that go through at a time.
+        on_disk: whose module this is, where that holds no weights: those of a layer are there while it is at hand, and
+            what was changed in them is gone behind it.
+
+    Raises:
+        NumericalError: a weight from disk is not finite.
     """
-    batches = [
-        batch
-        for fold in range(text.num_folds)
-        for batch in text.batches(fold, module.device, batch_tokens=batch_tokens)
-    ]
-    with torch.no_grad():
+    with torch.no_grad(), with_embeddings(on_disk) if on_disk else nullcontext():
+        batches = [
+            batch
+            for fold in range(text.num_folds)
+            for batch in text.batches(fold, module.device, batch_tokens=batch_tokens)
+        ]
         originals = [first_inputs(module, batch.tokens, batch.mask) for batch in batches]
     behind = [HiddenStates(states.hidden, states.arguments) for states in originals]
     for number, (path, layer) in enumerate(layers(module)):
         own = [view for view in views if view.layer == number]
-        with torch.no_grad():
-            targets = [states.through(number, layer) for states in originals]
-        if own:
-            weights = {view.name: view.tensor.clone() for view in own}
-            yield Block(number, path, layer, own, weights, behind, targets)
-        with torch.no_grad():
-            for states in behind:
-                states.hidden = states.through(number, layer)
+        with on_disk.loaded(f"{path}.") if on_disk else nullcontext():
+            if on_disk:
+                check_finite(own)
+            with torch.no_grad():
+                targets = [states.through(number, layer) for states in originals]
+            if own:
+                weights = {view.name: view.tensor.clone() for view in own}
+                yield Block(number, path, layer, own, weights, behind, targets)
+            with torch.no_grad():
+                for states in behind:
+                    states.hidden = states.through(number, layer)
         for states, target in zip(originals, targets, strict=True):
             states.hidden = target
+        if on_disk:
+            give_back_freed_memory()

@@ -96,7 +96,7 @@ def collected(
     bars = progress or Progress(enabled=False)
     passed: list[MatrixView] = []
     for stop in walk.stops(text, sketches):
-        if not walk.resumable:
+        if not walk.resumable and not passed:
             statistics.clear()
         folds = [fold for fold in wanted if not all(statistics.has(number, fold) for number in stop.layers)]
         if folds and stop.views:

@@ -10,7 +10,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -42,10 +42,7 @@ class FromDisk(LayerByLayer):
         give_back_freed_memory()
 
     def first_hidden_states(self, text: Calibration) -> list[list[tuple[WindowBatch, HiddenStates]]]:
-        embeddings = [v.parameter for v in matrices(self.module) if v.part == "embedding" and v.layer is None]
-        with ExitStack() as stack:
-            for name in embeddings:
-                stack.enter_context(self.on_disk.loaded(name))
+        with with_embeddings(self.on_disk):
             return super().first_hidden_states(text)
 
     def at(self, stop: Stop) -> AbstractContextManager[None]:
@@ -74,7 +71,7 @@ class GradientsFromDisk(FromDisk):
     and an embedding that is tied to it.
 
     Args:
-        on_disk, views, precision: as in `FromDisk`; the views may be read and not changed.
+        on_disk, views, precision: as in `FromDisk`; the views may be read, and changed behind the last stop alone.
         scratch: directory for what goes into every layer: layers x tokens x hidden size x 4 bytes.
     """
 
@@ -95,7 +92,7 @@ class GradientsFromDisk(FromDisk):
                 torch.save(states.hidden, self._file(stop.layers[0], number))
         self.gradients: dict[int, Tensor] = {}
         for layer in range(len(self.layers) - 1, first - 1, -1):
-            yield Stop((layer,), [view for view in self.views if view.layer == layer])
+            yield Stop((layer,), [view for view in self.views if view.layer == layer], final=layer == first)
             for number, _ in self._batches():
                 self._file(layer, number).unlink()
             give_back_freed_memory()
@@ -136,6 +133,16 @@ class GradientsFromDisk(FromDisk):
 
     def _file(self, layer: int, batch: int) -> Path:
         return self.scratch / f"layer{layer:03d}-batch{batch:05d}.pt"
+
+
+@contextmanager
+def with_embeddings(on_disk: OnDisk) -> Iterator[None]:
+    """What tokens are looked up in has its weights inside the block."""
+    embeddings = [v.parameter for v in matrices(on_disk.module) if v.part == "embedding" and v.layer is None]
+    with ExitStack() as stack:
+        for name in embeddings:
+            stack.enter_context(on_disk.loaded(name))
+        yield
 
 
 def know_pieces(on_disk: OnDisk) -> None:

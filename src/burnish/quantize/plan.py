@@ -202,7 +202,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     streams = settings.stream
     if streams is None:
         at_once = settings.curve or settings.target is not None or settings.head_bits is not None
-        whole = rule.not_by_layer or at_once or unknown
+        whole = rule.not_by_layer(settings) or at_once or unknown
         streams = too_large(before.num_parameters) and not whole
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
@@ -234,13 +234,16 @@ def held_numbers(settings: Quantize, before: Plan, views: Sequence[MatrixView], 
     for view in views:
         sizes[view.layer] += math.prod(view.shape)
     states = settings.num_tokens * before.config.get_text_config().hidden_size
-    if streams:  # a layer, its rounded copy, the embeddings and the hidden states of the text
-        held = 2 * max(sizes.values()) + before.num_parameters - sum(sizes.values())
-        return held + states if settings.needs else held
-    if RULES[settings.method].by_block:
-        # a layer's weights, offsets, values and gradients; hidden states of two networks, and targets
-        return before.num_parameters + 8 * max(sizes.values()) + 3 * states
-    return before.num_parameters
+    # Of a layer that is learned weights, offsets, values and gradients; hidden states of two networks, and targets.
+    by_block = RULES[settings.method].by_block
+    learned = 8 * max(sizes.values()) + 3 * states
+    if not streams:
+        return before.num_parameters + learned if by_block else before.num_parameters
+    around = before.num_parameters - sum(sizes.values())  # embeddings, and the head that gradients come from
+    if by_block:
+        return around + learned
+    text = (2 if sketches_of(settings) else 1) * states if settings.needs else 0  # what comes down is as large
+    return around + 2 * max(sizes.values()) + text  # a layer and its rounded copy
 
 
 def text_cost(
@@ -256,9 +259,13 @@ def text_cost(
     held = max(sums_bytes(group, sketches) for group in groups)
     num_passes = 1 if streams else len(groups)
     passes = f"{num_passes} pass{'es' if num_passes > 1 else ''}"
-    disk = byte_count(settings.folds * (held if streams else sums_bytes(views, sketches)) / 2)
+    down = streams and bool(sketches)  # gradients come down to the first layer before anything is rounded
+    disk = settings.folds * (sums_bytes(views, sketches) if down or not streams else held) / 2
+    if down:  # what goes into every layer, to run it again
+        text = before.config.get_text_config()
+        disk += 4 * settings.num_tokens * text.num_hidden_layers * text.hidden_size
     active = num_active_parameters(before)
-    model_flops = (4 if sketches or settings.propagate else 2) * active * num_passes
+    model_flops = (6 if down else 4 if sketches or settings.propagate else 2) * active * num_passes
     # Half of every symmetric product is computed: n² multiply-adds instead of 2 n² per token.
     products = sums_bytes(views, sketches) / 4
     flops = settings.num_tokens * (model_flops + 1.3 * products)
@@ -275,7 +282,11 @@ def text_cost(
         num_widths = len(budget_of(settings, scheme_of(settings), views, before).widths)
         flops += num_widths * sum(_forecast_flops(settings, *view.shape) for view in views)
         flops += NUM_MEASURED * WINDOWS * settings.length * 3 * active
-    return flops, held, f"{passes} over {settings.num_tokens:,} tokens, {disk} of statistics on disk while it runs"
+    return (
+        flops,
+        held,
+        f"{passes} over {settings.num_tokens:,} tokens, {byte_count(disk)} of statistics on disk while it runs",
+    )
 
 
 def _forecast_flops(settings: Quantize, out_features: int, in_features: int) -> float:
@@ -345,9 +356,8 @@ def check_combinations(settings: Quantize) -> None:
             f"propagate is for {can}; {name} looks at the original model alone",
             fix=f"leave propagate out, or use method: {can}, or learned, which always works behind rounded layers",
         )
-    if settings.stream and rule.not_by_layer:
-        can = " or ".join(other for other in RULES if not RULES[other].not_by_layer)
-        raise SettingsError(f"stream is true, but {rule.not_by_layer}", fix=f"use method: {can}")
+    if settings.stream and (reason := rule.not_by_layer(settings)):
+        raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
     if settings.target is not None:
         check_target(settings)
     if settings.head_bits is not None and (settings.scheme != "int" or settings.stream or settings.target):

@@ -63,7 +63,6 @@ class RoundingRule:
             for which gradients go through the whole network.
         tokens: of calibration text, where the settings do not say.
         iterations: steps per layer where something is learned and the settings do not say.
-        not_by_layer: why it cannot work on a layer at a time, with the rest of the network on disk; empty where it can.
         by_block: whether a whole layer at a time is learned from the codes that the rule of `start` gave it.
         by_library: whether somebody else's program rounds the whole model (`quantize.autoround`).
         propagates: whether a layer may be measured on the outputs of layers that are already rounded.
@@ -78,7 +77,6 @@ class RoundingRule:
     needs: ClassVar[frozenset[str]] = frozenset()
     tokens: ClassVar[int] = 0
     iterations: ClassVar[int] = 0
-    not_by_layer: ClassVar[str] = ""
     by_block: ClassVar[bool] = False
     by_library: ClassVar[bool] = False
     propagates: ClassVar[bool] = False
@@ -87,6 +85,12 @@ class RoundingRule:
 
     def check(self, settings: Quantize) -> None:
         """Raises `SettingsError` for settings that do not fit the rule."""
+
+    def not_by_layer(self, settings: Quantize) -> str:
+        """Why it cannot work on a layer at a time, with the rest of the network on disk; empty where it can."""
+        if settings.compares:
+            return f"{self.name} compares whole models unless damping and sketch are given"
+        return ""
 
     def flops(self, out_features: int, in_features: int) -> float:
         """Of rounding one matrix, beyond looking at every weight once."""

@@ -18,7 +18,7 @@ from burnish.arch import MatrixView, known_model_types
 from burnish.calibrate.blocks import Block
 from burnish.calibrate.blocks import blocks as walk_blocks
 from burnish.calibrate.collect import PRECISION, collected
-from burnish.calibrate.from_disk import FromDisk
+from burnish.calibrate.from_disk import FromDisk, GradientsFromDisk
 from burnish.calibrate.statistics import Statistics
 from burnish.calibrate.walk import LayerByLayer, Walk, WholeModel
 from burnish.calibrate.windows import Calibration
@@ -128,14 +128,7 @@ class _Work:
         key: dict[str, Any] = {"matrices": [view.name for view in views]}
         if self.text is not None and self.walk.resumable:  # reading a whole model for its hash takes a while
             key["model"] = self.model.identity
-        sums = collected(
-            self.walk,
-            self.text,
-            directory / "statistics",
-            key=key,
-            sketches=sketches_of(self.settings),
-            progress=self.ctx.progress,
-        )
+        sums = self.with_statistics(directory, key)
         with ExitStack() as stack:
             task: Task | None = None
             for some, statistics in sums:
@@ -172,6 +165,30 @@ class _Work:
         if blocks:
             self.ctx.ledger.table("blocks", blocks)
 
+    def with_statistics(
+        self, directory: Path, key: dict[str, Any]
+    ) -> Iterator[tuple[Sequence[MatrixView], Statistics | None]]:
+        """Matrices that may be rounded now, with what the text says of them, see `collected`.
+
+        From disk, gradients come down through all layers before the first one is rounded.
+        """
+        on_disk, sketches, sums = self.on_disk, sketches_of(self.settings), directory / "statistics"
+        how: dict[str, Any] = {"key": key, "sketches": sketches, "progress": self.ctx.progress}
+        if not (on_disk and sketches):
+            yield from collected(self.walk, self.text, sums, **how)
+            return
+        down = GradientsFromDisk(on_disk, self.walk.views, directory / "hidden", precision=PRECISION)
+        for _, statistics in collected(down, self.text, sums, **how):
+            if RULES[self.settings.method].by_block:
+                yield self.walk.views, statistics
+            else:
+                yield from ((stop.views, statistics) for stop in self.walk.stops(None))
+
+    @property
+    def on_disk(self) -> OnDisk | None:
+        """Where the weights are, if not in memory."""
+        return self.walk.on_disk if isinstance(self.walk, FromDisk) else None
+
     def pieces(self, views: Sequence[MatrixView]) -> Iterator[tuple[Sequence[MatrixView], Block | None]]:
         """Matrices that are rounded together; where layers are learned, each with its text."""
         if RULES[self.settings.method].by_library:
@@ -181,7 +198,8 @@ class _Work:
             yield from ((piece, None) for piece in self.walk.pieces(views))
             return
         assert self.text is not None, "what is learned is learned from text"
-        yield from ((block.views, block) for block in walk_blocks(self.walk.module, views, self.text))
+        along = walk_blocks(self.walk.module, views, self.text, on_disk=self.on_disk)
+        yield from ((block.views, block) for block in along)
 
     def handed_over(self, views: Sequence[MatrixView], rounding: Rounding, statistics: Statistics | None) -> Quantized:
         """All matrices rounded by a library."""
@@ -204,6 +222,8 @@ class _Work:
             settings.seed,
         )
         key = settings.canonical() | {"model": self.model.identity, "calibration text": self.text.hash}
+        if self.on_disk and self.ctx.work_dir.is_dir():  # the other directory does not survive a kill
+            directory = self.ctx.work_dir
         return Learner(how, directory / "learned", key)
 
     def decide(self, views: Sequence[MatrixView], statistics: Statistics, unseen: Tensor, directory: Path) -> None:
@@ -290,7 +310,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
         return None
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return None
-    reason, on_disk = RULES[settings.method].not_by_layer, None
+    reason, on_disk = RULES[settings.method].not_by_layer(settings), None
     if not reason and model.config.model_type not in known_model_types():
         reason = f"model_type {model.config.model_type!r} has no row that says where its layers are"
     if not reason and (model.path is None or model.is_loaded):

@@ -110,7 +110,7 @@ class Quantize(Stage):
     )
     stream: bool | None = Field(
         default=None,
-        description="rtn, gptq: one decoder layer in memory at a time; null: where all would fill half of what is free",
+        description="one decoder layer in memory at a time; null: where all would fill half of what is free",
         json_schema_extra=VOLATILE,
     )
     memory: int = Field(

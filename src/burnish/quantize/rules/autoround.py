@@ -25,7 +25,6 @@ class AutoRound(RoundingRule):
     needs: ClassVar[frozenset[str]] = frozenset({"covariance"})  # for the table; it collects what it needs by itself
     tokens: ClassVar[int] = 8_192
     iterations: ClassVar[int] = 200  # the library's own
-    not_by_layer: ClassVar[str] = "autoround takes the whole model"
     by_library: ClassVar[bool] = True
 
     def check(self, settings: Quantize) -> None:
@@ -39,6 +38,9 @@ class AutoRound(RoundingRule):
                     where=name,
                     fix=f"leave {name} out, or use method: learned, which does the like",
                 )
+
+    def not_by_layer(self, settings: Quantize) -> str:
+        return "autoround takes the whole model"
 
     def learning_flops(self, settings: Quantize, active_weights: int) -> float:
         """As those of our own descent."""

@@ -33,7 +33,6 @@ class Learned(RoundingRule):
     needs: ClassVar[frozenset[str]] = frozenset({"covariance", "sketch"})
     tokens: ClassVar[int] = 8_192
     iterations: ClassVar[int] = 40  # what has been measured, see the page
-    not_by_layer: ClassVar[str] = "learned needs gradients through the whole network"
     by_block: ClassVar[bool] = True
 
     def check(self, settings: Quantize) -> None:

@@ -28,7 +28,6 @@ class Yaqa(RoundingRule):
     summary: ClassVar[str] = "two-sided, best, slowest"
     needs: ClassVar[frozenset[str]] = frozenset({"covariance", "sketch"})
     tokens: ClassVar[int] = 65_536
-    not_by_layer: ClassVar[str] = "yaqa needs gradients through the whole network"
     compared: ClassVar[tuple[Strength, ...]] = (
         Strength(input_damping=0.1),  # one-sided
         Strength(0.1, 0.1),
