@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from burnish.arch import describe
 from burnish.steer.marks import Marks
-from burnish.steer.traces import Trace
-from burnish.steer.vectors import Head, Vectors, output_projections
+from burnish.steer.traces import ReasoningTrace
+from burnish.steer.vectors import ProbedHead, Vectors, output_projections
 
 MARKS = Marks("\n\n", (7, 9), ("wait",), "</think>", (11,))
 
@@ -18,13 +18,13 @@ def some_vectors(module: PreTrainedModel, seed: int = 0, marks: Marks = MARKS, m
     generator = torch.Generator().manual_seed(seed)
     per_layer, hidden = describe(module.config).num_attention_heads, describe(module.config).hidden_size
     places = [(layer, head) for layer in output_projections(module) for head in range(per_layer)]
-    heads = tuple(Head(layer, head, 0.9 - 0.01 * n) for n, (layer, head) in enumerate(places))
+    heads = tuple(ProbedHead(layer, head, 0.9 - 0.01 * n) for n, (layer, head) in enumerate(places))
     probes, directions = torch.randn(2, len(heads), hidden, generator=generator)
     unit = torch.nn.functional.normalize(directions, dim=1)
     return Vectors(model, heads, probes, unit, len(heads), marks, hidden)
 
 
-def some_traces(number: int, vocabulary: int, *, seed: int = 0, tell: bool = True) -> list[Trace]:
+def some_traces(number: int, vocabulary: int, *, seed: int = 0, tell: bool = True) -> list[ReasoningTrace]:
     """Random tokens; a step that checks ends with 9 instead of 7, so a head can tell (with `tell`)."""
     generator = torch.Generator().manual_seed(seed)
     traces = []
@@ -34,5 +34,5 @@ def some_traces(number: int, vocabulary: int, *, seed: int = 0, tell: bool = Tru
         ends = [5, 10, 15, 20, 25]
         for end, label in zip(ends, labels, strict=True):
             tokens[end] = 9 if tell and label < 0 else 7
-        traces.append(Trace(tuple(tokens), tuple(ends), tuple(labels)))
+        traces.append(ReasoningTrace(tuple(tokens), tuple(ends), tuple(labels)))
     return traces

@@ -19,6 +19,8 @@ LONG_FUNCTIONS = {
     "cli/reason_serve.py:serve": OPTIONS,
     "cli/serve.py:sim": OPTIONS,
     "cli/serve.py:up": OPTIONS,
+    "cli/steer.py:calibrate": OPTIONS,
+    "cli/steer.py:sweep": OPTIONS,
 }
 SHARED_NAMES = {
     "Objective": "public in `events` and in `optim.constrained`, which never import each other",

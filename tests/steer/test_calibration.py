@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from burnish.core.errors import DataError
-from burnish.steer import Trace, calibrate
+from burnish.steer import ReasoningTrace, calibrate
 from burnish.steer.vectors import output_projections
 from made_vectors import MARKS, some_traces
 from small_models import make
@@ -77,7 +77,7 @@ def test_where_no_head_tells_vectors_are_refused_and_forced_only_on_request():
     assert forced.made_of["telling"] == 0
 
 
-def one_kind(label: int) -> list[Trace]:
+def one_kind(label: int) -> list[ReasoningTrace]:
     return [replace(trace, labels=(label,) * 5) for trace in some_traces(12, 384)]
 
 
@@ -91,6 +91,6 @@ def one_kind(label: int) -> list[Trace]:
         ([*one_kind(1)[:11], some_traces(1, 384, seed=1)[0]], None, "one part of the traces has steps of one kind"),
     ],
 )
-def test_traces_that_decide_nothing_are_refused(traces: list[Trace], rank: int | None, said: str):
+def test_traces_that_decide_nothing_are_refused(traces: list[ReasoningTrace], rank: int | None, said: str):
     with pytest.raises(DataError, match=said):
         calibrate(make("llama"), traces, MARKS, rank=rank, permutations=5)

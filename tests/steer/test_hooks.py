@@ -107,7 +107,7 @@ def test_a_batch_padded_on_the_left_and_a_static_cache_write_what_each_row_write
 
 
 def test_a_row_is_left_alone_after_its_end_of_thinking():
-    """Row 0 thinks to the end, row 1 has ended its thinking: its separators are not flagged any more."""
+    """Comparison 0 thinks to the end, row 1 has ended its thinking: its separators are not flagged any more."""
     module = make("llama")
     steering = Steering(some_vectors(module), -1.0, "threshold")
     cache = type("Cache", (), {"get_seq_length": lambda self: 4})()

@@ -15,7 +15,7 @@ from burnish.core.errors import CheckpointError, DataError
 from burnish.core.statistics import Interval
 from burnish.data.chain import Chains, chain_rows
 from burnish.steer import Vectors
-from burnish.steer.sweep import PLAIN, Cell, Outcome, Row, Sweep, choice, grid, of_arm, sweep
+from burnish.steer.sweep import PLAIN, Comparison, Outcome, SteeringStrength, Sweep, choice, grid, of_arm, sweep
 from burnish.verify import verifier
 from made_vectors import MARKS, some_vectors
 from small_models import make, small_tokenizer
@@ -42,16 +42,16 @@ def cells(model: Model, vectors: Vectors, place: Path, number: int = 8, **option
 
 def test_a_coefficient_of_zero_is_the_plain_model_problem_by_problem(model: Model, vectors: Vectors, tmp_path: Path):
     some = cells(model, vectors, tmp_path)
-    plain, same = some.outcome(PLAIN, "reporting"), some.outcome(Cell("steered", 0.0, 1.0), "reporting")
+    plain, same = some.outcome(PLAIN, "reporting"), some.outcome(SteeringStrength("steered", 0.0, 1.0), "reporting")
     assert replace(same, counts={}) == plain
     assert same.counts["moved"] == 0 < same.counts["flagged"]
     assert len(plain.tokens) == 6 and sum(plain.checking) > 0 < sum(plain.linear)
-    (row,) = some.rows([Cell("steered", 0.0, 1.0)], "reporting")
+    (row,) = some.rows([SteeringStrength("steered", 0.0, 1.0)], "reporting")
     assert (row.lost.value, row.ratio.value, row.checks.value) == (0, 1, 1)
 
 
 def test_what_is_measured_is_kept_and_belongs_to_its_settings(model: Model, vectors: Vectors, tmp_path: Path):
-    cell = Cell("steered", -4.0, 1.0)
+    cell = SteeringStrength("steered", -4.0, 1.0)
     first = cells(model, vectors, tmp_path).outcome(cell, "tuning")
     again = cells(model, vectors, tmp_path)
     again._measure = lambda *_: pytest.fail("was measured before")  # type: ignore[method-assign]
@@ -62,16 +62,16 @@ def test_what_is_measured_is_kept_and_belongs_to_its_settings(model: Model, vect
 
 
 def test_controls_are_of_the_same_strength(vectors: Vectors):
-    best = of_arm(vectors, Cell("steered", -1.0, 3), 0)
-    directions = of_arm(vectors, Cell("random directions", -1.0, 3), 0)
-    heads = of_arm(vectors, Cell("random heads", -1.0, 3), 0)
+    best = of_arm(vectors, SteeringStrength("steered", -1.0, 3), 0)
+    directions = of_arm(vectors, SteeringStrength("random directions", -1.0, 3), 0)
+    heads = of_arm(vectors, SteeringStrength("random heads", -1.0, 3), 0)
     assert best.heads == directions.heads == vectors.heads[:3]
     assert torch.equal(best.probes, directions.probes)
     assert not torch.isclose(best.directions, directions.directions).all(1).any()
     torch.testing.assert_close(directions.directions.norm(dim=1), torch.ones(3))
     assert len(heads.heads) == 3 and set(heads.heads) <= set(vectors.heads)
-    assert of_arm(vectors, Cell("random heads", -4.0, 3), 0).heads == heads.heads
-    assert of_arm(vectors, Cell("random heads", -1.0, 3), 1).heads != heads.heads
+    assert of_arm(vectors, SteeringStrength("random heads", -4.0, 3), 0).heads == heads.heads
+    assert of_arm(vectors, SteeringStrength("random heads", -1.0, 3), 1).heads != heads.heads
 
 
 def test_a_grid_has_random_heads_only_where_others_are_left():
@@ -85,11 +85,13 @@ def test_a_grid_has_random_heads_only_where_others_are_left():
     ]
 
 
-def row(tokens: float, lost: float, of_plain: float) -> Row:
+def row(tokens: float, lost: float, of_plain: float) -> Comparison:
     def point(value: float) -> Interval:
         return Interval(value, value, value)
 
-    return Row(Cell("steered", -1.0, tokens), 1.0, point(lost), tokens, point(of_plain), 0.0, point(1.0), 0.0)
+    return Comparison(
+        SteeringStrength("steered", -1.0, tokens), 1.0, point(lost), tokens, point(of_plain), 0.0, point(1.0), 0.0
+    )
 
 
 def test_the_fewest_tokens_are_chosen_among_what_loses_little_and_saves_some():
@@ -102,12 +104,12 @@ def test_the_fewest_tokens_are_chosen_among_what_loses_little_and_saves_some():
 def test_rows_are_paired_by_problem():
     plain = Outcome([1, 1, 0, 1], [100, 50, 80, 70], [4, 4, 4, 4], [2, 2, 2, 2], {})
     mine = Outcome([1, 0, 0, 1], [50, 25, 40, 35], [4, 4, 4, 3], [1, 1, 1, 1], {})
-    found = Row.of(Cell("steered", -1.0, 1.0), mine, plain)
+    found = Comparison.of(SteeringStrength("steered", -1.0, 1.0), mine, plain)
     assert (found.accuracy, found.lost.value) == (0.5, 0.25)
     assert (found.ratio.value, found.ratio.low, found.ratio.high) == pytest.approx((0.5, 0.5, 0.5))
     assert found.checks.value == pytest.approx(0.5)
     assert (found.tokens, found.checking, found.linear) == (37.5, 1, 3.75)
-    without = Row.of(Cell("steered", -1.0, 1.0), mine, replace(plain, checking=[0] * 4))
+    without = Comparison.of(SteeringStrength("steered", -1.0, 1.0), mine, replace(plain, checking=[0] * 4))
     assert np.isnan(without.checks.value)
 
 

@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from burnish.steer import Vectors
-    from burnish.steer.sweep import Row
+    from burnish.steer.sweep import Comparison
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -315,7 +315,7 @@ def _print(vectors: Vectors) -> None:
         print(f"{head.layer:5}  {head.head:4}  {head.accuracy:8.3f}{spread}")
 
 
-def _print_rows(rows: list[Row]) -> None:
+def _print_rows(rows: list[Comparison]) -> None:
     """Against the plain model on the same problems, with 95 % intervals."""
     heads = ("accuracy", "lost", "tokens", "of plain", "checks of plain")
     print("{:17} {:>5} {:>5}  {:>8}  {:24}{:>6}  {:24}{}".format("", "coef", "top", *heads))

@@ -88,7 +88,7 @@ class Continuation:
     speculating: Speculating | None = None
 
 
-class Observer(Protocol):
+class PassObserver(Protocol):
     """Whoever must know whose tokens a pass reads, such as an intervention that ends with a row's thinking."""
 
     def before_pass(self, rows: Sequence[Sequence[int]]) -> None:
@@ -115,7 +115,7 @@ class Batch:
         tokenizer: PreTrainedTokenizerBase,
         new_cache: Callable[[], Any] | None = None,
         proposer: Proposer | None = None,
-        observer: Observer | None = None,
+        observer: PassObserver | None = None,
     ) -> None:
         from burnish.generate.cache import roomy
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from burnish.core.errors import SettingsError
-from burnish.generate.batch import Batch, Continuation, Observer, Sample, Wish, end_tokens
+from burnish.generate.batch import Batch, Continuation, PassObserver, Sample, Wish, end_tokens
 from burnish.generate.speculation import Proposer, check_trees
 from burnish.generate.warp import Sampling
 
@@ -33,7 +33,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     speculate: Proposer | None = None,
-    observer: Observer | None = None,
+    observer: PassObserver | None = None,
 ) -> list[Sample]:
     """Draws `n` continuations of every prompt.
 
@@ -48,10 +48,8 @@ def generate(
         n: continuations of each prompt; the prompt is read once.
         max_new_tokens: most tokens of a continuation, one number for all, or one for each prompt.
         temperature: 0 takes the likeliest token.
-        top_k: keep the k likeliest; 0 keeps all.
-        top_p: keep the likeliest until they hold this share.
-        stop: strings that end a text, which stops before them.
-        stop_tokens: ids that end a text, besides those of the model's generation config and tokenizer.
+        top_k, top_p: keep the k likeliest (0 keeps all), and the likeliest until they hold this share.
+        stop, stop_tokens: strings and ids that end a text, before the string, besides the model's and tokenizer's ends.
         seed: one for all (prompt i then has its own stream), or one for each prompt.
         batch_size: most rows at a time.
         speculate: proposes tokens, such as `burnish.serve.speculate.Lookahead()`: the same texts in fewer passes.
@@ -65,9 +63,7 @@ def generate(
     """
     ids = [list(tokenizer(one)["input_ids"]) if isinstance(one, str) else list(one) for one in prompts]
     limits = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    _check(model, ids, n, limits, batch_size, stop, seed, speculate)
-    if speculate is not None and observer is not None:
-        raise SettingsError("is not told of passes over several tokens", where="observer", fix="leave speculate out")
+    _check(model, ids, n, limits, batch_size, stop, seed, speculate, observer)
     ends = end_tokens(model, tokenizer) | set(stop_tokens)
     wishes = [Wish(Sampling(temperature, top_k, top_p), limit, ends, tuple(stop)) for limit in limits]
     seeds = [f"{seed} {i}" for i in range(len(ids))] if isinstance(seed, int) else [str(one) for one in seed]
@@ -105,7 +101,10 @@ def _check(
     stop: Sequence[str],
     seed: int | Sequence[int],
     speculate: Proposer | None,
+    observer: PassObserver | None,
 ) -> None:
+    if speculate is not None and observer is not None:
+        raise SettingsError("is not told of passes over several tokens", where="observer", fix="leave speculate out")
     if speculate is not None:
         check_trees(model)
     for name, number in (("n", n), ("max_new_tokens", min(limits, default=1)), ("batch_size", batch_size)):

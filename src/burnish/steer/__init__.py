@@ -13,17 +13,17 @@ from burnish.core.lazy import lazy
 
 if TYPE_CHECKING:
     from burnish.steer.calibration import calibrate
-    from burnish.steer.hooks import Counts, Steering, steer
+    from burnish.steer.hooks import Steering, SteeringCounts, steer
     from burnish.steer.marks import Marks, marks_of
-    from burnish.steer.traces import Trace, read_traces
-    from burnish.steer.vectors import Head, Vectors, read_released, read_vectors
+    from burnish.steer.traces import ReasoningTrace, read_traces
+    from burnish.steer.vectors import ProbedHead, Vectors, read_released, read_vectors
 
 _PUBLIC = {
-    "Counts": ".hooks",
-    "Head": ".vectors",
+    "SteeringCounts": ".hooks",
+    "ProbedHead": ".vectors",
     "Marks": ".marks",
     "Steering": ".hooks",
-    "Trace": ".traces",
+    "ReasoningTrace": ".traces",
     "Vectors": ".vectors",
     "calibrate": ".calibration",
     "marks_of": ".marks",
@@ -34,11 +34,11 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Counts",
-    "Head",
     "Marks",
+    "ProbedHead",
+    "ReasoningTrace",
     "Steering",
-    "Trace",
+    "SteeringCounts",
     "Vectors",
     "calibrate",
     "marks_of",

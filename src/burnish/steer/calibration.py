@@ -20,12 +20,12 @@ from torch import Tensor
 
 from burnish.arch import MatrixView, capture, describe
 from burnish.core.errors import DataError, NumericalError
-from burnish.core.progress import Progress
+from burnish.core.progress import Progress, Task
 from burnish.core.statistics import Interval, interval
 from burnish.steer.marks import Marks
 from burnish.steer.maths import probe as maths
-from burnish.steer.traces import Trace
-from burnish.steer.vectors import Head, Vectors, output_projections
+from burnish.steer.traces import ReasoningTrace
+from burnish.steer.vectors import ProbedHead, Vectors, output_projections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,13 +40,13 @@ PERMUTATIONS = 99
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Labelled:
     """Traces with the labels of their steps under every labelling, (labels, steps), in their order."""
 
-    traces: Sequence[Trace]
+    traces: Sequence[ReasoningTrace]
     labels: Tensor
 
-    def each(self) -> Iterator[tuple[Trace, Tensor]]:
+    def each(self) -> Iterator[tuple[ReasoningTrace, Tensor]]:
         start = 0
         for trace in self.traces:
             stop = start + len(trace.ends)
@@ -61,7 +61,7 @@ class _Part:
 
 def calibrate(
     module: PreTrainedModel,
-    traces: Sequence[Trace],
+    traces: Sequence[ReasoningTrace],
     marks: Marks,
     *,
     model: str = "",
@@ -98,66 +98,30 @@ def calibrate(
             where="traces",
             fix="give more traces, or a lower --rank",
         )
-    num_heads = describe(module.config).num_attention_heads
-    task = (progress or Progress(enabled=False)).task("reading traces", total=len(traces), unit="traces")
-    with task as bar:
-        sums = {
-            layer: maths.LayerSums.empty(num_heads, view.shape[1] // num_heads, permutations + 1, module.device)
-            for layer, view in projections.items()
-        }
-        for layer, outputs, labels in _passes(module, projections, fitted, bar):
-            sums[layer].add(outputs.unflatten(1, (num_heads, -1)), labels)
-        found = {layer: _vectors(sums[layer], view, num_heads, rank) for layer, view in projections.items()}
-        inner = {
-            layer: torch.einsum("hcd,khc->khd", _weights(view, num_heads).double(), found[layer][0])
-            for layer, view in projections.items()
-        }
-        right: dict[int, list[Tensor]] = {layer: [] for layer in projections}
-        for layer, outputs, labels in _passes(module, projections, held_out, bar):
-            right[layer].append(maths.right(outputs.unflatten(1, (num_heads, -1)), labels, inner[layer]).cpu())
+    with (progress or Progress(enabled=False)).task("reading traces", total=len(traces), unit="traces") as bar:
+        found = _fit(module, projections, fitted, rank, bar)
+        right = _tried(module, projections, held_out, found, bar)
     steps = torch.tensor([len(trace.ends) for trace in held_out.traces])
-    heads, probes, directions, by_chance = [], [], [], []
-    for layer in projections:
-        correct = torch.stack(right[layer])  # (traces, labels, heads)
-        by_chance.append(correct[:, 1:].sum(0) / steps.sum())
-        for head in range(num_heads):
-            if float(found[layer][1][head].norm()) == 0:
-                continue  # it makes no difference between the two kinds
-            share = _share(correct[:, 0, head], steps)
-            heads.append(Head(layer, head, share.value, share.low, share.high))
-            probes.append(found[layer][0][0, head].float().cpu())
-            directions.append(found[layer][1][head].float().cpu())
-    level = maths.chance_level(torch.cat(by_chance, 1)) if permutations else float("nan")
-    telling = sum(head.accuracy > level for head in heads)
-    made_of = _made_of(fitted, held_out) | {
-        "chance": level,
-        "telling": telling,
-        "permutations": permutations,
-        "seed": seed,
-    }
-    if not heads or (permutations and not telling and not force):
-        best = max((head.accuracy for head in heads), default=0.0)
+    by_chance = torch.cat([correct[:, 1:].sum(0) for correct in right.values()], 1) / steps.sum()
+    level = maths.chance_level(by_chance) if permutations else float("nan")
+    rows = sorted(_told(found, right, steps), key=lambda row: -row[0].accuracy)
+    telling = sum(head.accuracy > level for head, *_ in rows)
+    made_of = _made_of(fitted, held_out) | {"chance": level, "telling": telling}
+    if not rows or (permutations and not telling and not force):
+        best = rows[0][0].accuracy if rows else 0.0
         raise DataError(
-            f"no head tells checking from linear steps: the best probe calls {best:.1%} of {made_of['held_out_steps']} "
-            f"held-out steps right, and with shifted labels {level:.1%} happen by chance",
+            f"no head tells checking from linear steps: the best probe calls {best:.1%} of {int(steps.sum())} held-out "
+            f"steps right, and with shifted labels {level:.1%} happen by chance",
             where="traces",
             fix="give more traces, or other cues; --force writes the vectors all the same",
         )
-    order = sorted(range(len(heads)), key=lambda place: -heads[place].accuracy)
-    every = Vectors(
-        model,
-        tuple(heads),
-        torch.stack(probes),
-        maths.unit(torch.stack(directions)),
-        len(projections) * num_heads,
-        marks,
-        rank,
-        made_of,
-    )
-    return every.chosen(order)
+    probes, directions = torch.stack([w for _, w, _ in rows]), torch.stack([v for _, _, v in rows])
+    num_heads = len(projections) * describe(module.config).num_attention_heads
+    heads = tuple(head for head, *_ in rows)
+    return Vectors(model, heads, probes, maths.unit(directions), num_heads, marks, rank, made_of)
 
 
-def _parts(traces: Sequence[Trace], permutations: int, seed: int) -> tuple[_Part, _Part]:
+def _parts(traces: Sequence[ReasoningTrace], permutations: int, seed: int) -> tuple[_Labelled, _Labelled]:
     """Traces to fit on and traces held out, each with true and shifted labels."""
     linear = sum(label > 0 for trace in traces for label in trace.labels)
     checking = sum(label < 0 for trace in traces for label in trace.labels)
@@ -182,13 +146,13 @@ def _parts(traces: Sequence[Trace], permutations: int, seed: int) -> tuple[_Part
                 fix="give more traces",
             )
         shifts = torch.tensor([random_.randrange(1, len(labels)) for _ in range(permutations)], dtype=torch.long)
-        parts.append(_Part(some, maths.shifted(labels, shifts)))
+        parts.append(_Labelled(some, maths.shifted(labels, shifts)))
     return parts[0], parts[1]
 
 
 @torch.inference_mode()
 def _passes(
-    module: PreTrainedModel, projections: dict[int, MatrixView], part: _Part, bar: Any
+    module: PreTrainedModel, projections: dict[int, MatrixView], part: _Labelled, bar: Task
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(layer, what its heads put before the projection at the ends of steps, labels), trace by trace."""
     met: list[tuple[int, Tensor]] = []
@@ -210,22 +174,54 @@ def _passes(
             bar.advance()
 
 
-def _weights(view: MatrixView, num_heads: int) -> Tensor:
-    return maths.by_head(view.tensor, num_heads)
+_Found = dict[int, tuple[Tensor, Tensor, Tensor]]
+"""{layer: weights of its heads, probes for every labelling, directions}."""
 
 
-def _vectors(sums: maths.LayerSums, view: MatrixView, num_heads: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Probes (labels, heads, hidden) and directions (heads, hidden) of a layer."""
-    weights = _weights(view, num_heads)
-    basis = maths.subspace(sums, weights, rank) if rank < view.shape[0] else None
-    return maths.probes(sums, weights), maths.directions(sums, weights, basis)
+def _fit(module: PreTrainedModel, projections: dict[int, MatrixView], part: _Labelled, rank: int, bar: Task) -> _Found:
+    """Sums over the traces to fit on, and what follows from them, layer by layer."""
+    num_heads, labels = describe(module.config).num_attention_heads, len(part.labels)
+    sums = {
+        layer: maths.HeadSums.empty(num_heads, view.shape[1] // num_heads, labels, module.device)
+        for layer, view in projections.items()
+    }
+    for layer, outputs, every in _passes(module, projections, part, bar):
+        sums[layer].add(outputs.unflatten(1, (num_heads, -1)), every)
+    found = {}
+    for layer, view in projections.items():
+        weights = maths.by_head(view.tensor, num_heads)
+        basis = maths.subspace(sums[layer], weights, rank) if rank < view.shape[0] else None
+        found[layer] = weights, maths.probes(sums[layer], weights), maths.directions(sums[layer], weights, basis)
+    return found
+
+
+def _tried(
+    module: PreTrainedModel, projections: dict[int, MatrixView], part: _Labelled, found: _Found, bar: Task
+) -> dict[int, Tensor]:
+    """{layer: steps that the probes call right, (traces, labels, heads)} of traces held out."""
+    inner = {layer: torch.einsum("hcd,khc->khd", w.double(), probes) for layer, (w, probes, _) in found.items()}
+    right: dict[int, list[Tensor]] = {layer: [] for layer in projections}
+    for layer, outputs, labels in _passes(module, projections, part, bar):
+        by_head = outputs.unflatten(1, (inner[layer].shape[1], -1))
+        right[layer].append(maths.right(by_head, labels, inner[layer]).cpu())
+    return {layer: torch.stack(counts) for layer, counts in right.items()}
+
+
+def _told(found: _Found, right: dict[int, Tensor], steps: Tensor) -> Iterator[tuple[ProbedHead, Tensor, Tensor]]:
+    """Every head that makes a difference between the two kinds, with its probe and direction."""
+    for layer, (_, probes, directions) in found.items():
+        for head, direction in enumerate(directions):
+            if float(direction.norm()) > 0:
+                share = _share(right[layer][:, 0, head], steps)
+                row = ProbedHead(layer, head, share.value, share.low, share.high)
+                yield row, probes[0, head].float().cpu(), direction.float().cpu()
 
 
 def _share(correct: Tensor, steps: Tensor) -> Interval:
     return interval(correct.double().numpy(), steps.double().numpy(), scale="logit")
 
 
-def _made_of(fitted: _Part, held_out: _Part) -> dict[str, Any]:
+def _made_of(fitted: _Labelled, held_out: _Labelled) -> dict[str, Any]:
     linear, checking = held_out.counts()
     first, second = fitted.counts()
     return {

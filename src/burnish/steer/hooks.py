@@ -2,7 +2,7 @@
 
     with steer(model, vectors, coef=-1, top=0.38) as steering:
         model.generate(**inputs)
-    steering.counts      # Counts(seen=412, flagged=31, visited=310, gated=122, moved=118)
+    steering.counts      # SteeringCounts(seen=412, flagged=31, visited=310, gated=122, moved=118)
 
 Only tokens that are decoded are steered: a pass over one token of each row behind a cache that holds something. Prompts
 hold blank lines too, and stay as they are. A row is left alone after its end of thinking.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Counts:
+class SteeringCounts:
     """What happened inside a block.
 
     Attributes:
@@ -56,13 +56,13 @@ class Steering:
     Attributes:
         vectors: of the chosen heads.
         coef, mode: see `burnish.steer.maths.intervene`.
-        counts: see `Counts`.
+        counts: see `SteeringCounts`.
     """
 
     def __init__(self, vectors: Vectors, coef: float, mode: Mode) -> None:
         self.vectors, self.coef = vectors, coef
         self.mode: Mode = mode
-        self.counts = Counts()
+        self.counts = SteeringCounts()
         marks = vectors.marks
         self._separators = torch.tensor(marks.separator_ids, dtype=torch.long)
         self._think_ends = torch.tensor(marks.think_end_ids, dtype=torch.long)

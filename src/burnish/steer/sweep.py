@@ -42,7 +42,7 @@ LEAST = 4
 
 
 @dataclass(frozen=True)
-class Cell:
+class SteeringStrength:
     """One way to answer.
 
     Attributes:
@@ -59,7 +59,7 @@ class Cell:
         return "plain" if self.arm == "plain" else f"{self.arm.replace(' ', '-')}_{self.coef:g}_{self.top:g}"
 
 
-PLAIN = Cell("plain")
+PLAIN = SteeringStrength("plain")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Outcome:
         scores: of the answers, 0 to 1.
         tokens: that each took.
         linear, checking: steps of both kinds before the end of thinking.
-        counts: of `Counts`, summed; empty for the plain model.
+        counts: of `SteeringCounts`, summed; empty for the plain model.
     """
 
     scores: list[float]
@@ -81,10 +81,10 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """A cell against the plain model on the same problems."""
 
-    cell: Cell
+    cell: SteeringStrength
     accuracy: float
     lost: Interval
     tokens: float
@@ -94,7 +94,7 @@ class Row:
     linear: float
 
     @classmethod
-    def of(cls, cell: Cell, mine: Outcome, plain: Outcome) -> Row:
+    def of(cls, cell: SteeringStrength, mine: Outcome, plain: Outcome) -> Comparison:
         """Differences of accuracy, and ratios of tokens and of checking steps, paired by problem."""
         lost = paired_interval(np.array(plain.scores), np.array(mine.scores))
         ratio = interval(np.array(mine.tokens), np.array(plain.tokens), scale="log")
@@ -158,7 +158,7 @@ class Sweep:
             "mode": mode,
         }
 
-    def outcome(self, cell: Cell, part: Part) -> Outcome:
+    def outcome(self, cell: SteeringStrength, part: Part) -> Outcome:
         """Answers of one cell, measured now or read where that was done before."""
         name = f"{part}-{cell.name}"
         found = self._store.find(name, self._key)
@@ -169,16 +169,16 @@ class Sweep:
             return measured
         return Outcome(**json.loads((found / "outcome.json").read_text()))
 
-    def rows(self, cells: Iterable[Cell], part: Part, bar: Task | None = None) -> list[Row]:
+    def rows(self, cells: Iterable[SteeringStrength], part: Part, bar: Task | None = None) -> list[Comparison]:
         """Cells against the plain model."""
         rows = []
         for cell in cells:
-            rows.append(Row.of(cell, self.outcome(cell, part), self.outcome(PLAIN, part)))
+            rows.append(Comparison.of(cell, self.outcome(cell, part), self.outcome(PLAIN, part)))
             if bar is not None:
                 bar.advance()
         return rows
 
-    def _measure(self, cell: Cell, problems: Sequence[dict[str, Any]]) -> Outcome:
+    def _measure(self, cell: SteeringStrength, problems: Sequence[dict[str, Any]]) -> Outcome:
         module, tokenizer, marks = self.model.module, self.model.tokenizer, self.vectors.marks
         prompts = [question_ids(tokenizer, self.verifier, problem) for problem in problems]
         options: dict[str, Any] = {
@@ -205,7 +205,7 @@ class Sweep:
         )
 
 
-def of_arm(vectors: Vectors, cell: Cell, seed: int) -> Vectors:
+def of_arm(vectors: Vectors, cell: SteeringStrength, seed: int) -> Vectors:
     """The vectors of a cell; what is random in it depends on the seed and the number of heads alone."""
     number = vectors.count(cell.top)
     if cell.arm == "random heads":
@@ -218,13 +218,13 @@ def of_arm(vectors: Vectors, cell: Cell, seed: int) -> Vectors:
     return best
 
 
-def grid(coefs: Sequence[float], tops: Sequence[float], arms: Sequence[Arm] = ("steered",)) -> list[Cell]:
+def grid(coefs: Sequence[float], tops: Sequence[float], arms: Sequence[Arm] = ("steered",)) -> list[SteeringStrength]:
     """Cells of some arms; random heads only where they can be others than the best."""
-    cells = [Cell(arm, coef, top) for coef in coefs for top in tops for arm in arms]
+    cells = [SteeringStrength(arm, coef, top) for coef in coefs for top in tops for arm in arms]
     return [cell for cell in cells if cell.arm != "random heads" or cell.top != 1]
 
 
-def choice(rows: Sequence[Row], lose: float) -> Row | None:
+def choice(rows: Sequence[Comparison], lose: float) -> Comparison | None:
     """The fewest tokens among cells that lose no more accuracy than `lose` and take fewer tokens; None without one."""
     able = [row for row in rows if row.lost.value <= lose and row.ratio.value < 1]
     return min(able, key=lambda row: row.tokens, default=None)
@@ -238,7 +238,7 @@ def sweep(
     lose: float = 0.01,
     whole: bool = False,
     progress: Progress | None = None,
-) -> tuple[list[Row], Row | None, list[Row]]:
+) -> tuple[list[Comparison], Comparison | None, list[Comparison]]:
     """Rows of the tuning part, the point they choose, and rows of the reporting part with controls.
 
     Args:
@@ -252,7 +252,7 @@ def sweep(
     with (progress or Progress(enabled=False)).task("sweeping", total=len(points), unit="cells") as bar:
         tuned = cells.rows(points, "tuning", bar)
         chosen = choice(tuned, lose)
-        told: list[Cell] = []
+        told: list[SteeringStrength] = []
         if whole:
             told = grid(coefs, tops, ("steered", *CONTROLS))
         elif chosen is not None:

@@ -18,7 +18,7 @@ FORMS = "`completion` (a text, or a list of them) beside the problem, or `messag
 
 
 @dataclass(frozen=True)
-class Trace:
+class ReasoningTrace:
     """One right answer as token ids.
 
     Attributes:
@@ -42,7 +42,7 @@ class Read:
         without_steps: left out because no token ends a step.
     """
 
-    traces: list[Trace]
+    traces: list[ReasoningTrace]
     wrong: int
     without_steps: int
 
@@ -72,7 +72,7 @@ def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Mar
     Raises:
         DataError: no such file, a row that is no problem, or one without an answer to read.
     """
-    traces, wrong, without = list[Trace](), 0, 0
+    traces, wrong, without = list[ReasoningTrace](), 0, 0
     for problem in read_problems(path, verifier):
         chat, completions = _written(problem, verifier, where=f"{path}, {problem['id']}")
         before = prompt_ids(tokenizer, chat)
@@ -86,14 +86,16 @@ def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Mar
     return Read(traces, wrong, without)
 
 
-def trace_of(tokenizer: PreTrainedTokenizerBase, marks: Marks, before: Sequence[int], completion: str) -> Trace | None:
+def trace_of(
+    tokenizer: PreTrainedTokenizerBase, marks: Marks, before: Sequence[int], completion: str
+) -> ReasoningTrace | None:
     """A completion behind its prompt; None where no token ends a step."""
     written = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
     ends = marks.ends(written)
     if not ends:
         return None
     labels = marks.labels(tokenizer, written, ends)
-    return Trace((*before, *written), tuple(len(before) + end for end in ends), tuple(labels))
+    return ReasoningTrace((*before, *written), tuple(len(before) + end for end in ends), tuple(labels))
 
 
 def sampled(

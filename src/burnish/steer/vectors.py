@@ -46,7 +46,7 @@ CONVENTION = "class 1 is linear: x.w < 0 looks like checking or going back"
 
 
 @dataclass(frozen=True)
-class Head:
+class ProbedHead:
     """How well the probe of one head tells linear from checking steps, on traces it was not fitted on.
 
     Attributes:
@@ -77,7 +77,7 @@ class Vectors:
     """
 
     model: str
-    heads: tuple[Head, ...]
+    heads: tuple[ProbedHead, ...]
     probes: Float[Tensor, "heads hidden"] = field(repr=False)
     directions: Float[Tensor, "heads hidden"] = field(repr=False)
     num_heads: int
@@ -215,7 +215,7 @@ def read_vectors(directory: str | Path) -> Vectors:
 
     try:
         tensors = load_file(place / TENSORS)
-        heads = tuple(Head(**head) for head in facts["heads"])
+        heads = tuple(ProbedHead(**head) for head in facts["heads"])
         marks = Marks(
             facts["separator"],
             tuple(facts["separator_ids"]),
@@ -258,7 +258,7 @@ def read_released(path: str | Path, model: Model, marks: Marks) -> Vectors:
     try:
         rows = [
             (
-                Head(int(layer), int(head), float(one["accuracy"])),
+                ProbedHead(int(layer), int(head), float(one["accuracy"])),
                 one["model_dict"]["weight"].detach().float().reshape(-1),
                 one["steering_vector"].detach().float().reshape(-1),
             )

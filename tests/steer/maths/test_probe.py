@@ -11,7 +11,7 @@ HEADS, WIDTH, HIDDEN, STEPS = 3, 4, 10, 60
 
 
 @pytest.fixture
-def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, maths.LayerSums]:
+def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, maths.HeadSums]:
     """Outputs of heads, their weights, labels, and the sums of the outputs in three pieces."""
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(STEPS, HEADS, WIDTH, generator=generator, dtype=torch.float64) + 0.3
@@ -19,7 +19,7 @@ def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, maths.LayerSums]:
     labels = torch.where(torch.rand(STEPS, generator=generator) < 0.3, -1.0, 1.0).double()
     outputs[:, 1] += labels[:, None] * torch.tensor([0.8, 0.0, -0.5, 0.0])  # head 1 knows
     every = maths.shifted(labels, torch.tensor([7, 20]))
-    sums = maths.LayerSums.empty(HEADS, WIDTH, 3)
+    sums = maths.HeadSums.empty(HEADS, WIDTH, 3)
     for piece in torch.arange(STEPS).split(23):
         sums.add(outputs[piece], every[:, piece])
     return outputs, weights, every, sums

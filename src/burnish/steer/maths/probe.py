@@ -32,7 +32,7 @@ RIDGE = 1e-3
 
 
 @dataclass
-class LayerSums:
+class HeadSums:
     """Sums over steps for all heads of one layer, in float64.
 
     Attributes:
@@ -50,7 +50,7 @@ class LayerSums:
     num_checking: int = 0
 
     @classmethod
-    def empty(cls, num_heads: int, width: int, num_labels: int, device: torch.device | str = "cpu") -> LayerSums:
+    def empty(cls, num_heads: int, width: int, num_labels: int, device: torch.device | str = "cpu") -> HeadSums:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
@@ -78,7 +78,7 @@ def contributions(
     return torch.einsum("nhd,hcd->nhc", outputs, weights)
 
 
-def probes(sums: LayerSums, weights: Float[Tensor, "heads hidden width"]) -> Float[Tensor, "labels heads hidden"]:
+def probes(sums: HeadSums, weights: Float[Tensor, "heads hidden width"]) -> Float[Tensor, "labels heads hidden"]:
     """The ridge probe of every head for every labelling."""
     found = []
     for head, weight in enumerate(weights.double()):
@@ -90,7 +90,7 @@ def probes(sums: LayerSums, weights: Float[Tensor, "heads hidden width"]) -> Flo
     return torch.stack(found, 1)
 
 
-def subspace(sums: LayerSums, weights: Float[Tensor, "heads hidden width"], rank: int) -> Float[Tensor, "hidden rank"]:
+def subspace(sums: HeadSums, weights: Float[Tensor, "heads hidden width"], rank: int) -> Float[Tensor, "hidden rank"]:
     """The leading eigenvectors of the covariance of the heads' contributions, pooled over the heads of a layer."""
     mean = sums.first / sums.num
     covariance = sums.second - sums.num * mean[:, :, None] * mean[:, None, :]
@@ -100,7 +100,7 @@ def subspace(sums: LayerSums, weights: Float[Tensor, "heads hidden width"], rank
 
 
 def directions(
-    sums: LayerSums, weights: Float[Tensor, "heads hidden width"], basis: Float[Tensor, "hidden rank"] | None
+    sums: HeadSums, weights: Float[Tensor, "heads hidden width"], basis: Float[Tensor, "hidden rank"] | None
 ) -> Float[Tensor, "heads hidden"]:
     """Mean of checking steps minus mean of linear ones, of every head, in the subspace and at unit length.
 
