@@ -199,6 +199,13 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="adapters on experts",
+        does="LoRA on the routed experts of a mixture, for each its own or with what they can share tied",
+        use="burnish train --lora-experts shared",
+        source="togethercomputer/xorl, 2025; LoRA, 2021, arXiv:2106.09685",
+        page="moe-lora",
+    ),
+    Method(
         name="sharded training",
         does="NorMuon, Muon and COSMOS under FSDP2, with the answer of one process",
         use="launch: {processes: N}",

@@ -15,6 +15,7 @@ from torch import nn
 
 from burnish.core.errors import MissingExtraError, OutputError, SettingsError
 from burnish.train.losses import model_inputs
+from burnish.train.moe_lora import expert_parameters, share, write_out
 
 if TYPE_CHECKING:
     from burnish.data.packing import PackedRows
@@ -40,7 +41,7 @@ def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -
 
     Raises:
         MissingExtraError: peft is not installed.
-        SettingsError: no module has one of the names in `lora_targets`.
+        SettingsError: no module has one of the names in `lora_targets`, or there are no experts to give adapters to.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -50,11 +51,13 @@ def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -
         raise MissingExtraError("peft", "train", "LoRA") from None
     names = settings.lora_targets
     targets = _linear_names(module) if names == "all-linear" else [name.strip() for name in names.split(",")]
+    experts = expert_parameters(module) if settings.lora_experts != "none" else {}
     start: Any = True if settings.lora_init == "default" else settings.lora_init
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,  # pyright: ignore[reportArgumentType]
         target_modules=targets,
+        target_parameters=list(experts) or None,
         init_lora_weights=start,
         corda_config=CordaConfig(corda_method="ipm") if settings.lora_init == "corda" else None,
         task_type="CAUSAL_LM",
@@ -65,26 +68,32 @@ def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -
             if settings.lora_init == "corda":
                 assert rows is not None, "corda looks at the data"
                 preprocess_corda(module, config, run_model=lambda: _run(module, rows))
-            return get_peft_model(module, config)  # pyright: ignore[reportArgumentType]
+            adapted = get_peft_model(module, config)  # pyright: ignore[reportArgumentType]
         except ValueError as error:
             if "arget modules" not in str(error):
                 raise
             raise SettingsError(
                 f"the model has no modules named {names}", where="lora_targets", fix="use all-linear"
             ) from None
+    if settings.lora_experts == "shared":
+        share(adapted, experts)
+    return adapted
 
 
-def check_adapters(module: Any, names: str, rank: int) -> None:
+def check_adapters(module: Any, names: str, rank: int, *, experts: bool = False) -> None:
     """Refuses targets that no module has, and a rank that no matrix has.
 
     Args:
         module: the model; its weights are not looked at.
         names: as in the settings.
         rank: of the adapters.
+        experts: whether routed experts get some too.
 
     Raises:
         SettingsError: naming what there is.
     """
+    if experts:
+        expert_parameters(module)
     known = _linear_names(module)
     targets = known if names == "all-linear" else [name.strip() for name in names.split(",")]
     sides = []
@@ -128,6 +137,7 @@ def _linear_names(module: Any) -> list[str]:
 
 def merged(module: Any) -> nn.Module:
     """The model with the adapters added to its weights."""
+    write_out(module)
     return module.merge_and_unload()
 
 
@@ -142,6 +152,7 @@ def keep_adapter(module: Any, directory: Path, base: str) -> None:
     Raises:
         OutputError: no room or no permission.
     """
+    write_out(module)
     for config in module.peft_config.values():
         config.base_model_name_or_path = base
     try:

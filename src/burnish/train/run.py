@@ -151,6 +151,9 @@ def check_processes(
         raise SettingsError(what, where="sequence_parallel", fix="leave sequence_parallel out")
     if settings.optimizer == "pstorm":
         raise SettingsError("pstorm steps in one process only", where="optimizer", fix="leave `launch` out")
+    if settings.lora_experts != "none":
+        what = "adapters on experts are trained by one process only"
+        raise SettingsError(what, where="lora_experts", fix="leave `launch` out")
     if settings.sharpness:
         raise SettingsError("sharpness is for one process only", where="sharpness", fix="leave `launch` out")
     if beside is not None:

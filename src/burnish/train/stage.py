@@ -119,6 +119,11 @@ class Train(Stage):
         default=None, gt=0, description="scale of the adapters; twice the rank when not given"
     )
     lora_targets: str = Field(default="all-linear", description="modules that get adapters, separated by commas")
+    lora_experts: Literal["none", "each", "shared"] = Field(
+        default="none",
+        description="adapters on the routed experts of a mixture: for each its own; shared: one A for all of gate and "
+        "up, one B for all of down",
+    )
     lora_init: Literal["default", "gaussian", "pissa", "olora", "corda"] = Field(
         default="default", description="how the adapters start; corda looks at the data"
     )
@@ -204,6 +209,14 @@ class Train(Stage):
             raise ValueError("only and lora_rank both say what is trained: give one of them")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
             raise ValueError("lora_init and lora_matrix need a lora_rank")
+        if self.lora_experts != "none":
+            if not self.lora_rank:
+                raise ValueError("lora_experts needs a lora_rank")
+            if self.lora_init not in ("default", "gaussian") or self.lora_matrix or self.compile:
+                given = (
+                    "compile" if self.compile else "lora_matrix" if self.lora_matrix else f"lora_init {self.lora_init}"
+                )
+                raise ValueError(f"lora_experts {self.lora_experts} does not go with {given}")
         if self.keep_adapter and self.lora_rank == 0:
             raise ValueError("keep_adapter needs a lora_rank")
         if self.keep_adapter and self.lora_init not in ("default", "gaussian"):
@@ -302,7 +315,8 @@ class Train(Stage):
             from burnish.core.checkpoint import without_memory
             from burnish.train.lora import check_adapters
 
-            check_adapters(without_memory(before.config, before.kind), self.lora_targets, self.lora_rank)
+            network = without_memory(before.config, before.kind)
+            check_adapters(network, self.lora_targets, self.lora_rank, experts=self.lora_experts != "none")
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.train.run import run
