@@ -9,6 +9,7 @@ import transformers
 from burnish import arch
 from burnish.arch.table import TABLE
 from burnish.core.errors import CheckpointError
+from gains import move_gains
 
 WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
@@ -82,27 +83,9 @@ def test_top_k_is_the_number_of_experts_a_token_visits(any_model, token_ids):
 
 
 def test_a_gain_moves_from_each_norm_into_the_matrices_it_feeds(any_model64, token_ids, all_float64):
-    """Doubling or halving channels in a norm, and undoing it in the columns of what it feeds, changes no logit.
-
-    Powers of two, so that every product is exact.
-    """
     with torch.no_grad():
         before = any_model64(token_ids).logits
-        facts, views = arch.describe(any_model64), arch.matrices(any_model64)
-        for vector in arch.vectors(any_model64):
-            readers = [view for view in views if view.reads == vector.feeds]
-            if not vector.feeds or any(view.tied for view in readers):
-                continue
-            assert readers, vector.name
-            generator = torch.Generator().manual_seed(3)
-            gain = 2.0 ** torch.randint(-1, 2, vector.tensor.shape, generator=generator)
-            if facts.norm == "rms_plus_one":
-                vector.tensor.copy_((1 + vector.tensor) * gain - 1)
-            else:
-                vector.tensor.mul_(gain)
-            if vector.role == "norm":
-                for view in readers:
-                    view.write_(view.tensor / gain)
+        move_gains(any_model64)
         after = any_model64(token_ids).logits
     torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
 
