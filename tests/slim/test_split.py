@@ -104,7 +104,7 @@ def test_half_of_the_pieces_reload_as_they_are_in_memory(kind, changes, tiny_lla
     assert read.state_dict().keys() == split.module.state_dict().keys()
     assert all(torch.equal(tensor, split.module.state_dict()[name]) for name, tensor in read.state_dict().items())
     facts = describe(read).experts
-    assert (facts.num_experts, facts.top_k) == (6, 4)
+    assert (facts.num_experts, facts.top_k) == (6, 5)
     assert not list((tmp_path / "out").glob("*.py"))
 
 
@@ -231,7 +231,7 @@ def test_a_planned_split_is_the_one_that_is_made(tiny_llama, texts):
         ({"num_experts": 4, "rounds": 2, "data": "d.txt"}, "makes pieces of experts once; give rounds: 1"),
         ({"num_experts": 4, "stream": True}, "refit: behind takes text through two networks"),
         ({"num_experts": 4, "score": "wanda"}, "to split it is one of energy"),
-        ({"method": "narrow", "width": 16, "pieces": 2}, "pieces is a setting of method: split"),
+        ({"method": "narrow", "width": 16, "pieces": 3}, "pieces is a setting of method: split"),
         ({"method": "drop", "num_experts": 2, "num_experts_per_tok": 2}, "num_experts_per_tok is a setting of method"),
     ],
 )

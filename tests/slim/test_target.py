@@ -2,7 +2,9 @@
 
 import pytest
 from transformers import (
+    DeepseekV2Config,
     DeepseekV3Config,
+    GptOssConfig,
     LlamaConfig,
     MixtralConfig,
     OlmoeConfig,
@@ -13,6 +15,7 @@ from transformers import (
 
 from burnish.core.checkpoint import plan_config
 from burnish.core.errors import SettingsError
+from burnish.slim.stage import Slim
 from burnish.slim.target import allowed_parameters, experts_of, fit, resized, router_groups
 from small_models import small_config
 
@@ -64,6 +67,29 @@ def test_thirty_targets_are_kept_and_at_most_2_percent_below(name, target):
         assert 0.98 * allowed <= found.num_parameters <= allowed < found.next_larger
         smaller = resized(config, width=found.width, num_experts=found.num_experts)
         assert plan_config(smaller).num_parameters == found.num_parameters
+
+
+SPLIT = {name: config for name, config in LARGE.items() if name not in ("Phi-3.5-MoE", "DeepSeek-V3")} | {
+    "GPT-OSS-20B": GptOssConfig(num_hidden_layers=24, num_local_experts=32),
+    "DeepSeek-V2": DeepseekV2Config(
+        **{"hidden_size": 5120, "moe_intermediate_size": 1536, "num_hidden_layers": 60, "n_routed_experts": 160},
+        **{"num_experts_per_tok": 6, "n_group": 8, "topk_group": 3, "topk_method": "group_limited_greedy"},
+    ),
+}
+PIECES = {"GPT-OSS-20B": 3}  # their experts are 2,880 wide, and half of that is no multiple of 64
+
+
+@pytest.mark.parametrize("target", [15, 20, 35, 50, 75])
+@pytest.mark.parametrize("name", SPLIT)
+def test_thirty_targets_are_kept_by_pieces_too(name, target):
+    before = plan_config(SPLIT[name])
+    stage = Slim(method="split", target=f"{target}%", pieces=PIECES.get(name, 2))
+    planned = stage.plan(before)
+    allowed = before.num_parameters * target // 100
+    assert 0.98 * allowed <= planned.num_parameters <= allowed
+    was, now = experts_of(SPLIT[name]), experts_of(planned.config)
+    assert was.top_k <= now.top_k <= min(stage.pieces * was.top_k, now.num_experts)
+    assert now.intermediate_size % 64 == 0 and now.num_experts % router_groups(planned.config) == 0
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v3"])

@@ -95,6 +95,8 @@ def plan(settings: Slim, before: Plan) -> Plan:
     from burnish.data.attempt import check_length
 
     check_length(settings.length, type(settings).model_fields["length"].default, before.config)
+    if settings.method == "best":
+        return _plan_best(settings, before)
     config = new_config(settings, before)
     if settings.method == "depth":
         return _plan_depth(settings, before, config)
@@ -156,6 +158,24 @@ def _cost(settings: Slim, before: Plan, after: Plan) -> tuple[float, int, list[s
         flops += 3 * num_active_parameters(after) * settings.tokens
         memory += 4 * after.num_parameters + 2 * states
     return flops, memory, notes
+
+
+def _plan_best(settings: Slim, before: Plan) -> Plan:
+    """That of the first form; which is chosen is known once they have been measured."""
+    from burnish.slim.best import forms
+
+    plans = {name: plan(one, before) for name, one, _ in forms(settings, before)}
+    first, seconds = next(iter(plans.values())), [one.seconds or 0 for one in plans.values()]
+    sizes = [one.num_parameters for one in plans.values()]
+    return first.with_(
+        peak_memory_bytes=max(one.peak_memory_bytes for one in plans.values()),
+        seconds=sum(seconds) or None,
+        notes=(
+            *before.notes,
+            f"the nearest of {len(plans)} forms, which are all made: {', '.join(plans)} "
+            f"({min(sizes):,} to {max(sizes):,} parameters); planned as if it were the first",
+        ),
+    )
 
 
 def _plan_depth(settings: Slim, before: Plan, config: Any) -> Plan:

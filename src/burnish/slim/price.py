@@ -100,17 +100,7 @@ def price(
         weights: gives down projections as they are before the cut.
         pieces: a model of pieces of its experts, for a last row.
     """
-    head, rows = head_of(network) or AllLogits(), []
-    with torch.no_grad():
-        original = list(_states(head, network, windows))
-
-    def divergence(module: PreTrainedModel) -> float:
-        total, own = 0.0, head if module is network else head_of(module) or AllLogits()
-        with torch.no_grad():
-            for ours, theirs in zip(_states(own, module, windows), original, strict=True):
-                total += float(forward_kl(own.logits(ours).float(), head.logits(theirs).float()).sum())
-        return total / windows.numel()
-
+    divergence, rows = Distance(network, windows), []
     for name, kept in ways.items():
         for view in down_views(network, "experts"):
             assert view.layer is not None and view.expert is not None, "experts are parts of layers"
@@ -125,6 +115,22 @@ def price(
     if pieces is not None:
         rows.append({"widths": "in pieces", "nats per token": divergence(pieces)})
     return rows
+
+
+class Distance:
+    """Nats per token of forward KL from a model as it is when this is made, on some windows of text."""
+
+    def __init__(self, network: PreTrainedModel, windows: Int[Tensor, "windows length"]) -> None:
+        self.windows, self.head = windows, head_of(network) or AllLogits()
+        with torch.no_grad():
+            self.original = list(_states(self.head, network, windows))
+
+    def __call__(self, module: PreTrainedModel) -> float:
+        total, own = 0.0, head_of(module) or AllLogits()
+        with torch.no_grad():
+            for ours, theirs in zip(_states(own, module, self.windows), self.original, strict=True):
+                total += float(forward_kl(own.logits(ours).float(), self.head.logits(theirs).float()).sum())
+        return total / self.windows.numel()
 
 
 def _states(head: Head | AllLogits, module: PreTrainedModel, windows: Tensor) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 from burnish.arch import describe
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from burnish.slim.stage import Slim
 
 
-MORE = 1.25
+MORE = 1.5
 """Of `default_top_k`, measured at half of the pieces (`benchmarks/slim_widths.py`)."""
 
 
@@ -108,11 +109,11 @@ def check_multiple(settings: Slim, config: Any) -> None:
 
 
 def default_top_k(top_k: int, num_experts: int, pieces: int, num_pieces: int) -> int:
-    """Pieces that a token is sent to: a quarter more of those that are kept than it was sent to of all experts.
+    """Pieces that a token is sent to: half as much again, of those that are kept, as it was sent to of all experts.
 
     But no more than all pieces of the experts that it was sent to, and no fewer than those experts.
     """
-    return max(top_k, min(round(MORE * top_k * num_pieces / num_experts), top_k * pieces))
+    return max(top_k, min(math.floor(MORE * top_k * num_pieces / num_experts + 0.5), top_k * pieces))
 
 
 def factor(before: Any, after: Any) -> float:

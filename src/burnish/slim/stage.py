@@ -26,8 +26,10 @@ EXPERT_SCORES = ("reap", "frequency", "magnitude", "random")
 LAYER_SCORES = ("influence", "divergence", "random")
 PIECE_SCORES = ("energy", "fisher", "taylor", "taylor_total", "random")
 """Those of neurons that are comparable from expert to expert, and the control."""
-SCORES_OF = {"narrow": NEURON_SCORES, "split": PIECE_SCORES, "drop": EXPERT_SCORES, "depth": LAYER_SCORES}
-DEFAULT_SCORES = {"narrow": "fisher", "split": "energy", "drop": "reap", "depth": "influence"}
+SCORES_OF = {"narrow": NEURON_SCORES, "split": PIECE_SCORES, "drop": EXPERT_SCORES, "best": ()} | {
+    "depth": LAYER_SCORES
+}
+DEFAULT_SCORES = {"narrow": "fisher", "split": "energy", "drop": "reap", "best": "energy", "depth": "influence"}
 
 
 class Slim(Stage):
@@ -38,11 +40,12 @@ class Slim(Stage):
     summary: ClassVar[str] = "narrow, split or drop the experts of a mixture (SlimMoE, REAP), or leave out layers"
     memory_settings: ClassVar[str] = "tokens or length"
 
-    method: Literal["narrow", "split", "drop", "depth"] = Field(
+    method: Literal["narrow", "split", "drop", "best", "depth"] = Field(
         default="narrow",
         description="narrow: make all experts narrower (SlimMoE); split: make every expert several pieces and drop the "
         "worst pieces of a layer; drop: remove whole experts; where one alone would miss a target by over 2 %, a "
-        "little of the other too; depth: remove whole layers, of dense models as well",
+        "little of the other too; best: make each of these, and fewer and wider experts, and keep the nearest to the "
+        "model; depth: remove whole layers, of dense models as well",
     )
     target: str | None = Field(
         default=None,
@@ -52,12 +55,12 @@ class Slim(Stage):
     num_experts: int | None = Field(
         default=None, ge=1, description="experts (split: pieces of them) to keep per layer, instead of a target"
     )
-    pieces: int = Field(default=4, ge=2, description="pieces that method split makes of every expert")
+    pieces: int = Field(default=2, ge=2, description="pieces that method split makes of every expert")
     num_experts_per_tok: int | None = Field(
         default=None,
         ge=1,
-        description="pieces that a token is sent to, by method split; null: a quarter more of those that are kept than "
-        "it was sent to of all experts",
+        description="pieces that a token is sent to, by method split; null: half as much again, of those that are "
+        "kept, as it was sent to of all experts",
     )
     num_layers: int | None = Field(
         default=None, ge=1, description="decoder layers to keep by method depth, instead of a target"
@@ -118,7 +121,11 @@ class Slim(Stage):
     def _fits_together(self) -> Slim:
         known = SCORES_OF[self.method]
         if self.score is not None and self.score not in known:
-            raise ValueError(f"score is {self.score!r}, but to {self.method} it is one of {', '.join(known)}")
+            raise ValueError(
+                f"score is {self.score!r}, but to {self.method} it is one of {', '.join(known)}"
+                if known
+                else "score does not go with method: best, which scores neurons by energy and experts by reap"
+            )
         sizes = {"target": self.target, "width": self.width, "num_experts": self.num_experts}
         sizes["num_layers"] = self.num_layers
         given = [name for name, value in sizes.items() if value is not None]
@@ -136,6 +143,7 @@ class Slim(Stage):
         if self.method == "drop" and self.refit_name != "none":
             raise ValueError("refit repairs narrowed experts, and method: drop narrows none")
         self._check_pieces()
+        self._check_best()
         if self.labels == "teacher" and self.teacher is None:
             raise ValueError(
                 "labels: teacher needs a teacher that is another model: the divergence of a model from itself has no "
@@ -150,6 +158,13 @@ class Slim(Stage):
         names = ("width", "num_experts", "num_key_value_heads", "refit", "teacher", "rounds")
         if given := [name for name in names if getattr(self, name)]:
             raise ValueError(f"{given[0]} does not go with method: depth, which leaves layers out and the others alone")
+
+    def _check_best(self) -> None:
+        if self.method == "best":
+            if self.target is None:
+                raise ValueError("method: best compares forms of one size; give a target")
+            if given := [name for name in ("refit", "teacher", "rounds") if getattr(self, name)]:
+                raise ValueError(f"{given[0]} does not go with method: best, which compares cuts that nothing trained")
 
     def _check_pieces(self) -> None:
         if self.method == "split" and self.refit_name == "alone":
@@ -187,13 +202,15 @@ class Slim(Stage):
     @property
     def refit_name(self) -> str:
         """The refit, with the method's default."""
-        return self.refit or ("behind" if self.method == "split" else "none")
+        return self.refit or ("behind" if self.method in ("split", "best") else "none")
 
     @property
     def not_by_layer(self) -> str:
         """Why text cannot go through a layer at a time, "" where it can."""
         if self.method == "depth":
             return "method depth compares whole networks"
+        if self.method == "best":
+            return "method best compares whole networks"
         if self.refit_name == "behind":
             return "refit: behind takes text through two networks"
         return "labels: teacher compares two whole networks" if self.labels == "teacher" else ""
@@ -204,7 +221,11 @@ class Slim(Stage):
 
     @property
     def reads_text(self) -> bool:
-        return self.method == "split" or self.refit_name != "none" or self.score_name not in ("random", "magnitude")
+        return (
+            self.method in ("split", "best")
+            or self.refit_name != "none"
+            or self.score_name not in ("random", "magnitude")
+        )
 
     def expand(self, node: Node, before: Callable[[], Plan]) -> tuple[Node, ...]:
         if self.rounds is None:

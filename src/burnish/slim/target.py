@@ -216,6 +216,20 @@ def fit(
     return _nearest(numbers, widths, allowed, count, lambda number, width: (width, number))
 
 
+def widest(config: Any, allowed: int, num_experts: int, multiple: int, num_key_value_heads: int | None) -> int:
+    """The largest width, a multiple, of that many experts with at most `allowed` parameters; 0 if none fits.
+
+    Nor if what fits leaves more than 2 % unused, or no expert would be narrower.
+    """
+    widths = [*range(multiple, experts_of(config).intermediate_size, multiple)]
+    if not widths:
+        return 0
+    count = _counting(config, widths, [num_experts], num_key_value_heads)
+    fitting = bisect_right(widths, allowed, key=lambda width: count(width, num_experts))
+    close = fitting and count(widths[fitting - 1], num_experts) >= CLOSE * allowed
+    return widths[fitting - 1] if close else 0
+
+
 def _nearest(
     values: list[int],
     others: list[int],

@@ -1,0 +1,173 @@
+"""What goes, of each method: neurons, pieces of experts, experts or layers, by their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.arch import describe
+from burnish.core.checkpoint import Model
+from burnish.slim import split
+from burnish.slim.behind import refit_behind
+from burnish.slim.choice import (
+    Choice,
+    check_seen,
+    kept_experts,
+    kept_groups,
+    kept_shared,
+    neuron_sizes,
+    scores_by_layer,
+    sums_of,
+)
+from burnish.slim.depth import kept_layers
+from burnish.slim.maths.experts import reap
+from burnish.slim.maths.keep import keep_highest
+from burnish.slim.maths.scores import SCORES
+from burnish.slim.maths.split import common_direction, in_pieces
+from burnish.slim.price import own_widths
+from burnish.slim.refit import refit
+from burnish.slim.surgery import Kept, Refitted, cut
+from burnish.slim.target import experts_of
+from burnish.slim.uncut import Uncut
+
+Chosen = tuple[Kept, Refitted, list[dict[str, Any]]]
+"""What is kept, down projections that are refitted, and the rows of the ledger's table."""
+
+
+def by_width(choice: Choice) -> Chosen:
+    """Neurons by the score; experts, where fewer are wanted too, by what the neurons that they keep add up to."""
+    settings = choice.settings
+    was, now = experts_of(choice.uncut.module.config), experts_of(choice.config)
+    score = SCORES[settings.score_name]
+    sums = None
+    if score.terms:
+        sums = sums_of(choice, score)
+        check_seen(sums, was.intermediate_size, settings, choice.ctx)
+    neurons, experts, rows, scored = {}, {}, [], {}
+    for layer, scores in scores_by_layer(choice, sums, score):
+        scored[layer] = scores
+        neurons[layer] = keep_highest(scores, now.intermediate_size)
+        kept_scores = scores.gather(1, neurons[layer]).sum(1)
+        row: dict[str, Any] = {"layer": layer, "experts": now.num_experts, "width": now.intermediate_size}
+        if now.num_experts < was.num_experts:
+            experts[layer] = kept_experts(choice, kept_scores)
+            kept_scores, neurons[layer] = kept_scores[experts[layer]], neurons[layer][experts[layer]]
+        if sums is not None:
+            counts = sums.counts[layer]
+            row |= {"fewest tokens": int(counts.min()), "experts without tokens": int((counts == 0).sum())}
+            row |= {"score kept": float(kept_scores.sum() / scores.sum())}
+        rows.append(row)
+    kept = Kept(neurons, kept_shared(choice, sums, score), experts, kept_groups(choice, sums, score))
+    if sums is not None and now.intermediate_size < was.intermediate_size and not experts:
+        choice.widths = neurons, own_widths(scored, now.intermediate_size)
+    return kept, _refit(choice, kept), rows
+
+
+def by_pieces(choice: Choice) -> Chosen:
+    """Pieces of experts by what the score of their neurons adds up to."""
+    settings, config = choice.settings, choice.uncut.module.config
+    was, now = experts_of(config), experts_of(choice.config)
+    score = SCORES[settings.score_name]
+    sums = sums_of(choice, score)
+    check_seen(sums, was.intermediate_size, settings, choice.ctx)
+    neurons, experts, rows, scored = {}, {}, [], {}
+    for layer, scores in scores_by_layer(choice, sums, score):
+        scored[layer] = scores
+        parts, worth = in_pieces(scores, settings.pieces)
+        if score.terms:
+            worth[sums.counts[layer] == 0] = 0  # the size of weights is no score to compare with
+        chosen = kept_experts(choice, worth.flatten())
+        experts[layer] = chosen // settings.pieces
+        part, of_part = parts.flatten(0, 1)[chosen], scores[experts[layer]]
+        best = keep_highest(of_part.gather(1, part), now.intermediate_size)
+        neurons[layer] = part.gather(1, best)
+        held = torch.bincount(experts[layer], minlength=was.num_experts)
+        rows.append(
+            {"layer": layer, "pieces": now.num_experts, "width": now.intermediate_size}
+            | {"pieces of an expert": f"{int(held.min())} to {int(held.max())}"}
+            | {"fewest tokens": int(sums.counts[layer].min())}
+            | {"score kept": float(of_part.gather(1, neurons[layer]).sum() / scores.sum())}
+        )
+    directions = {}
+    if now.num_experts < settings.pieces * was.num_experts:
+        for layer, (total, squares) in sums.routers.items():
+            directions[layer] = common_direction(total, squares, choice.tokens.numel())
+    kept = Kept(
+        neurons,
+        kept_shared(choice, sums, score),
+        experts,
+        kept_groups(choice, sums, score),
+        factor=split.factor(config, choice.config),
+        correction=split.correction(config, choice.config),
+        directions=directions,
+    )
+    if directions:
+        width = now.num_experts * now.intermediate_size // was.num_experts
+        choice.widths = {layer: keep_highest(one, width) for layer, one in scored.items()}, own_widths(scored, width)
+    return kept, _refit(choice, kept), rows
+
+
+def _refit(choice: Choice, kept: Kept) -> dict[tuple[int, int | None], Tensor]:
+    """Down projections that are refitted, as the settings say, in the dtype of the input."""
+    name, progress = choice.settings.refit_name, choice.ctx.progress
+    if name == "none":
+        return {}
+    if name == "alone":
+        found = refit(choice.network, choice.tokens, kept, progress, choice.on_disk)
+    else:
+        smaller = cut(Uncut(Model(module=choice.network)), choice.config, kept).to(choice.network.device)
+        found, choice.smaller = refit_behind(choice.network, smaller, choice.tokens, progress), smaller
+    return {place: down.to("cpu", choice.uncut.dtype) for place, down in found}
+
+
+def by_experts(choice: Choice) -> Chosen:
+    """Experts by the score; neurons, where the others are to be narrower too, by their energy."""
+    name, generator = choice.settings.score_name, choice.ctx.generator
+    # Neurons and attention groups are scored by what they add to the output; experts by `name`.
+    part_score = SCORES[name if name in ("random", "magnitude") else "energy"]
+    was, now = experts_of(choice.uncut.module.config), experts_of(choice.config)
+    sums = None
+    if name in ("reap", "frequency"):
+        sums = sums_of(choice, part_score)
+        unseen = sum(int((counts == 0).sum()) for counts in sums.counts.values())
+        if unseen:
+            choice.ctx.progress.log(f"{unseen} experts saw no calibration token; they are dropped first")
+    experts, rows = {}, []
+    for layer in was.sparse_layers:
+        views = [view for view in choice.views("experts") if view.layer == layer]
+        if name == "random":
+            scores = torch.rand(len(views), generator=generator, dtype=torch.float64)
+        elif name == "magnitude":
+            scores = torch.stack([neuron_sizes(choice.uncut, view).norm() for view in views])
+        else:
+            assert sums is not None
+            counts = sums.counts[layer]
+            scores = reap(sums.reap[layer], counts) if name == "reap" else counts.double()
+        experts[layer] = kept_experts(choice, scores)
+        rows.append({"layer": layer, "experts": now.num_experts, "kept": experts[layer].tolist()})
+    neurons = {}
+    if now.intermediate_size < was.intermediate_size:
+        for layer, scores in scores_by_layer(choice, sums, part_score):
+            neurons[layer] = keep_highest(scores[experts[layer]], now.intermediate_size)
+    kept = Kept(neurons, kept_shared(choice, sums, part_score), experts, kept_groups(choice, sums, part_score))
+    return kept, {}, rows
+
+
+def by_layers(choice: Choice) -> Chosen:
+    """Whole layers by the score."""
+    score = choice.settings.score_name
+    sizes = describe(choice.uncut.module).num_layers, describe(choice.config).num_layers
+    text = (None, None) if score == "random" else (choice.network, choice.tokens)
+    chosen, rows = kept_layers(score, *text, sizes, choice.ctx)
+    return Kept(layers=chosen), {}, rows
+
+
+FORMS: dict[str, Callable[[Choice], Chosen]] = {
+    "narrow": by_width,
+    "split": by_pieces,
+    "drop": by_experts,
+    "depth": by_layers,
+}
