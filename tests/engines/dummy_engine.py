@@ -137,6 +137,32 @@ def tenants(work: Path, policy: str) -> dict[str, Any]:
     return {"admitted": "".join(name[0] for name in dummy.admitted), "steps": dummy.steps, "tokens": dummy.tokens}
 
 
+def elsewhere(work: Path, policy: str) -> dict[str, Any]:
+    """As many requests of A as of B, beside an engine without vLLM at which A is served a great deal meanwhile."""
+    from burnish.serve.exchange import Exchange
+    from burnish.serve.policies.protocol import Job
+    from burnish.serve.policies.shares import FairShares
+    from burnish.serve.settings import read_policy
+
+    dummy, tree = Dummy(work, policy, max_num_seqs=2), FairShares()
+    directory = Path(dummy.plugin["exchange"])
+    other = Exchange(directory, read_policy(policy).fleet(engines=2), print)
+    there = Job("there", "A", prompt=10**6)
+    tree.on_submit(there, 0)
+    for number in range(20):
+        dummy.ask(f"{'AB'[number % 2]}{number}", words(number, 20), 60, tenant="AB"[number % 2])
+    while dummy.engine.has_unfinished_requests():
+        other.tick(tree)
+        if len(dummy.admitted) == 2 and there in tree and dummy.steps > 20:
+            tree.on_leave(there, 0)
+            tree.on_scheduled(there, there.prompt, 0)
+        dummy.run(1)
+    num = len(list(directory.glob("*.json")))
+    dummy.scheduler.shutdown()
+    left = len(list(directory.glob("*.json")))
+    return {"admitted": "".join(name[0] for name in dummy.admitted), "engines": num, "left": left}
+
+
 def light(work: Path, policy: str) -> dict[str, Any]:
     """Steps that a light tenant waits for its first token: alone, and beside one who sends all it has at once. And what
     the engine does in a step meanwhile: tokens of the requests themselves, so that what is computed twice counts once.
@@ -267,8 +293,8 @@ def pressure(work: Path, policy: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    scenario = {one.__name__: one for one in (tenants, light, returns, aborts, mixed, leaves, cost, pressure)}[
-        sys.argv[2]
-    ]
+    scenario = {
+        one.__name__: one for one in (tenants, elsewhere, light, returns, aborts, mixed, leaves, cost, pressure)
+    }[sys.argv[2]]
     Dummy.plugin = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
     print("FOUND " + json.dumps(scenario(Path(sys.argv[1]), sys.argv[3])))

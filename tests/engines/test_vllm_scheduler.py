@@ -78,6 +78,14 @@ def test_weights_of_a_policy_file_hold(tmp_path: Path):
     assert fair["admitted"][:8].count("A") == 6
 
 
+def test_what_a_tenant_was_served_by_another_engine_counts(tmp_path: Path):
+    policy = "order: shares\nexchange_seconds: 0.05\n"
+    alone = found(tmp_path, "tenants", policy)
+    assert alone["admitted"] == "ABABABABAAAAAA"
+    beside = found(tmp_path, "elsewhere", policy, exchange=str(tmp_path / "exchange"))
+    assert beside == {"admitted": "AB" + 9 * "B" + 9 * "A", "engines": 2, "left": 1}
+
+
 def test_a_light_tenant_is_as_well_served_beside_a_heavy_one(tmp_path: Path):
     """In steps, where it may take a place; shares alone let it wait until somebody ends."""
     fcfs, fair = (found(tmp_path, "light", policy) for policy in ("fcfs", "vtc"))

@@ -169,6 +169,7 @@ def up(
     mode: Mode = "enforce",
     telemetry: Path | None = None,
     metrics_port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
+    exchange: Path | None = None,
     dtype: str = "auto",
     max_model_len: Count = 2048,
     option: Many | None = None,
@@ -208,6 +209,8 @@ def up(
         File that is appended to; `burnish serve sim` reads it as a trace.
     metrics_port:
         Show metrics for Prometheus at this port of the loopback.
+    exchange:
+        Directory by which servers of a policy with exchange_seconds share its tree; the same for all of them.
     dtype:
         Of the weights.
     max_model_len:
@@ -234,10 +237,12 @@ def up(
     if (policy is None) == (speculate is None):
         why = "" if policy is None else "; a policy stands on vLLM's asynchronous scheduler, which proposals switch off"
         raise SettingsError(f"one is needed, a policy or proposals{why}", fix="give either --policy or --speculate")
-    if policy is None and (telemetry or metrics_port or trust_client_tenant or mode != "enforce"):
-        fix = "give --policy, or leave out --mode, --telemetry, --metrics-port and --trust-client-tenant"
+    if policy is None and (telemetry or metrics_port or exchange or trust_client_tenant or mode != "enforce"):
+        fix = "give --policy, or leave out --mode, --telemetry, --metrics-port, --exchange and --trust-client-tenant"
         raise SettingsError("some options are those of a policy", where="--speculate", fix=fix)
     chosen = read_policy(policy) if policy else None
+    if chosen and exchange:
+        chosen.check_exchange(str(exchange), where="--exchange")
     if not (model / "config.json").is_file():
         raise CheckpointError("has no config.json, so it is no checkpoint", where=str(model), fix="name its directory")
     check_apart([log, telemetry], [model, Path(policy) if policy else None, keys])
@@ -250,6 +255,8 @@ def up(
     plugin = {"trust_client_tenant": trust_client_tenant, "mode": mode, "metrics_port": metrics_port}
     if telemetry:
         plugin["telemetry"] = str(telemetry.resolve())
+    if exchange:
+        plugin["exchange"] = str(exchange.resolve())
     if keys:
         read_keys(keys)
         plugin["trust_client_tenant"] = True  # what a client claims is overwritten before it gets there

@@ -138,6 +138,15 @@ class PolicySettings(Settings):
             what = f"spare is {self.spare}, but {places} requests run at a time"
             raise SettingsError(what, where=self.called, fix=f"give a spare below {places}, or the engine more places")
 
+    def check_exchange(self, directory: str, *, where: str) -> None:
+        """
+        Raises:
+            SettingsError: a directory is named for an exchange that the policy does not have.
+        """
+        if directory and not self.exchange_seconds:
+            fix = "write order: shares and exchange_seconds: 1 into the policy, or name no directory"
+            raise SettingsError(f"{self.called} exchanges nothing with other engines", where=where, fix=fix)
+
     def objects(self, costs: CostModel) -> tuple[Order, Retention]:
         """A policy of an engine; `costs` says what computing a context again takes."""
         from burnish.serve.costs import step
@@ -152,7 +161,7 @@ class PolicySettings(Settings):
         )
 
     def fleet(self, engines: int) -> Fleet | None:
-        """How so many engines share the tree; None where each has one of its own."""
+        """What one of so many engines knows of the others; None where each has a tree of its own."""
         from burnish.serve.policies.fleet import Fleet
 
         if not self.exchange_seconds or engines == 1:

@@ -31,6 +31,7 @@ class PluginSettings(Settings):
         telemetry: file that is appended to; none where it is empty.
         metrics_port: of the loopback, at which Prometheus finds metrics; 0 is none.
         share: of the workflows, whose contexts may be held.
+        exchange: directory in which engines that share the tree of a policy tell each other what they served.
         fall_back: whether enforce becomes telemetry where forecasts are lost or others pay; see `burnish.serve.guard`.
     """
 
@@ -42,6 +43,7 @@ class PluginSettings(Settings):
     telemetry: str = ""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     share: float = Field(default=1.0, ge=0, le=1)
+    exchange: str = ""
     fall_back: bool = True
 
     def holds(self, program: str) -> bool:
@@ -64,7 +66,9 @@ def read_plugin(additional: Any) -> tuple[PluginSettings, PolicySettings]:
     if not settings.prefill_tokens_per_second > 0:
         where = "additional_config.burnish.prefill_tokens_per_second"
         raise SettingsError(f"is {settings.prefill_tokens_per_second}", where=where, fix="give a number above 0")
-    return settings, read_policy(Path(settings.policy) if "." in settings.policy else settings.policy)
+    policy = read_policy(Path(settings.policy) if "." in settings.policy else settings.policy)
+    policy.check_exchange(settings.exchange, where="additional_config.burnish.exchange")
+    return settings, policy
 
 
 def job_of(

@@ -20,10 +20,12 @@ from vllm.v1.request import Request, RequestStatus
 
 from burnish.serve import metrics
 from burnish.serve.costs import Linear
+from burnish.serve.exchange import Exchange
 from burnish.serve.guard import SECOND, PolicyGuard
 from burnish.serve.policies.protocol import Hold, Job, Order, Retention
 from burnish.serve.policies.queues import FirstComeFirstServed, needs_place
 from burnish.serve.policies.retention import NoRetention
+from burnish.serve.policies.shares import FairShares
 from burnish.serve.shadow import Shadow
 from burnish.serve.telemetry import Recorder
 from burnish.serve.vllm import installed
@@ -174,12 +176,18 @@ class PolicyScheduler(AsyncScheduler):
         if self.enforces:
             self.order, self.retention = self._policy()
             self.waiting = PolicyQueue(self, self.order)
+        self.exchange = self._exchange() if self.enforces and self.plugin.exchange else None
         self.shown: metrics.Values = {}
         if self.plugin.metrics_port:
             metrics.show(lambda: self.shown, self.plugin.metrics_port)
 
     def _policy(self) -> tuple[Order, Retention]:
         return self.policy.objects(Linear(prefill=1e9 / self.plugin.prefill_tokens_per_second))
+
+    def _exchange(self) -> Exchange:
+        fleet = self.policy.fleet(engines=2)  # how many there are is seen
+        assert fleet is not None
+        return Exchange(Path(self.plugin.exchange), fleet, lambda what: logger.warning("burnish: %s", what))
 
     def _watcher(self) -> Watcher:
         plugin = self.plugin
@@ -265,6 +273,8 @@ class PolicyScheduler(AsyncScheduler):
             self._expire()
             self._make_room()
         self._look()
+        if self.exchange and isinstance(self.order, FairShares):
+            self.exchange.tick(self.order)
         if needs_place(self.order, self.room):
             self._make_place()
         made = super().schedule(throttle_prefills)
@@ -286,6 +296,8 @@ class PolicyScheduler(AsyncScheduler):
     def shutdown(self) -> None:
         if self.watcher and self.watcher.recorder:
             self.watcher.recorder.flush()
+        if self.exchange:
+            self.exchange.close()
         super().shutdown()
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
