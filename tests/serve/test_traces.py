@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from burnish.core.errors import DataError
 from burnish.serve.traces import drawn_programs, hit_share, read_trace, with_tenants
 from burnish.serve.workload import Turn
+
+REFERENCE = Path(__file__).parent.parent / "reference/serve"
 
 
 def written(tmp_path: Path, text: str, name: str = "trace.jsonl") -> Path:
@@ -72,6 +75,74 @@ def test_own_rows_of_a_program_are_its_turns(tmp_path: Path):
     assert (single.arrival, program.arrival) == (0, 500_000_000)
     assert program.tenant == "a/институт"
     assert program.turns == (Turn(10, 5, 250_000_000, "search"), Turn(20, 6))
+
+
+def span(begin: float, end: float, names: tuple[str, str] = ("input", "output"), **said: object) -> dict:
+    """A span of OTLP JSON of 30 tokens and 5, from and to so many seconds; numbers as texts, as protobuf has them."""
+    counts = {f"gen_ai.usage.{names[0]}_tokens": 30, f"gen_ai.usage.{names[1]}_tokens": 5}
+    values = counts | {f"gen_ai.{name.replace('__', '.')}": value for name, value in said.items()}
+    attributes = [
+        {"key": key, "value": {"intValue": str(value)} if isinstance(value, int) else {"stringValue": value}}
+        for key, value in values.items()
+    ]
+    times = {f"{which}TimeUnixNano": str(round(1e18 + at * 1e9)) for which, at in (("start", begin), ("end", end))}
+    return {"name": "request", "attributes": attributes} | times
+
+
+def otlp(*spans: dict) -> dict:
+    return {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": list(spans)}]}]}
+
+
+def test_spans_of_opentelemetry_are_requests(tmp_path: Path):
+    """Spans are written when they end; those of whole agents sum up others, and what has no tokens is no request."""
+    text = lines(
+        otlp(span(2, 3), span(0, 9, operation__name="invoke_agent"), {"name": "tool", "attributes": []}),
+        otlp(span(1.5, 2, usage__output_tokens=0)),
+        otlp(span(1, 8, names=("prompt", "completion")), span(4, 9, operation__name="chat")),
+    )
+    workload = read_trace(written(tmp_path, text))
+    assert [one.arrival / 1e9 for one in workload.workflows] == [0, 1, 3]
+    assert {one.turns for one in workload.workflows} == {(Turn(30, 5),)}
+    assert {one.tenant for one in workload.workflows} == {""}
+    assert workload.dropped == {"no tokens": 1}
+    assert len(read_trace(written(tmp_path, text), limit=2).workflows) == 2
+    assert not workload.synthetic
+
+
+def test_what_the_sdk_of_opentelemetry_writes_is_read():
+    conversation, single = read_trace(REFERENCE / "otlp.jsonl").workflows
+    assert conversation.turns == (Turn(100, 20, 2_250_000_000, "tool"), Turn(160, 7))
+    assert (single.arrival, single.turns) == (2_000_000_000, (Turn(44, 3),))
+
+
+def test_spans_of_one_conversation_are_turns_while_one_holds_the_other(tmp_path: Path):
+    same: dict[str, Any] = {"conversation__id": "c"}
+    longer: dict[str, Any] = {"usage__input_tokens": 40}
+    text = lines(
+        otlp(span(0, 1, **same), span(3, 4, **same, **longer)),  # two turns
+        otlp(span(5, 6, **same)),  # its beginning was cut off
+        otlp(span(5.5, 7, **same, **longer)),  # under way at the same time
+    )
+    workflows = read_trace(written(tmp_path, text)).workflows
+    assert [[turn.prompt for turn in one.turns] for one in workflows] == [[30, 40], [30], [40]]
+    assert workflows[0].turns[0].pause == 2_000_000_000
+    assert len({one.name for one in workflows}) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"resourceSpans": [5]}, r"jsonl:1: resourceSpans is \[5\]"),
+        (otlp({"attributes": {}}), "attributes is"),
+        (otlp(span(0, 1, usage__input_tokens="many")), "gen_ai.usage.input_tokens is 'many'"),
+        (otlp(span(0, 1) | {"startTimeUnixNano": None}), "startTimeUnixNano is None"),
+        (otlp(), "has no span of a request"),
+        (otlp(span(0, 1, usage__output_tokens=0)), "has no span of a request"),
+    ],
+)
+def test_what_is_no_span_of_a_request_is_one_sentence(tmp_path: Path, row: dict, told: str):
+    with pytest.raises(DataError, match=told):
+        read_trace(written(tmp_path, lines(row)))
 
 
 OWN = {"arrival_s": 0, "prompt_tokens": 10, "output_tokens": 5}

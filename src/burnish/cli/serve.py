@@ -109,7 +109,7 @@ def sim(
     Parameters
     ----------
     trace:
-        Of Mooncake, Azure or BurstGPT, of our own, or a server's telemetry, which has the engine's limits and costs.
+        Of Mooncake, Azure, BurstGPT, OpenTelemetry or our own; a server's telemetry has the engine's limits and costs.
     policy:
         A YAML file, or fcfs, vtc, shares, dlpm, programs or least-service; of several, the first is the baseline.
     engine:
@@ -314,7 +314,7 @@ def replay(
     Parameters
     ----------
     trace:
-        Of Mooncake, Azure or BurstGPT, or of our own.
+        Of Mooncake, Azure, BurstGPT or OpenTelemetry, or of our own.
     url:
         Of the server, up to and with /v1; a key is read from VLLM_API_KEY.
     model:

@@ -5,6 +5,7 @@
 | Mooncake | `.jsonl` with `hash_ids` | milliseconds, lengths, pieces of 512 tokens that prompts share |
 | Azure | `.csv` with `ContextTokens` | dates, lengths |
 | BurstGPT | `.csv` with `Request tokens` | seconds, lengths |
+| OpenTelemetry | `.jsonl` with `resourceSpans` | spans of requests, with conversations; see `burnish.serve.spans` |
 | own | `.jsonl` with `prompt_tokens` | `arrival_s`, `output_tokens`; `tenant`, `program`, `pause_s`, `tool` |
 
 Each also packed with gzip. Rows of one `program` in the own format are its turns, in their order; those after the first
@@ -14,6 +15,7 @@ need no `arrival_s` but say in `pause_s` how long after the answer before they c
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import random
 import re
@@ -25,6 +27,7 @@ from typing import Any
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.outside import parse_json, read_lines, shown
+from burnish.serve import spans
 from burnish.serve.workload import Turn, Workflow, Workload
 
 MOONCAKE_TOKENS = 512
@@ -49,12 +52,18 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Workload:
     first = next(rows, None)
     if first is None:
         raise DataError("has no rows", where=str(path), fix="give a trace")
+    dropped: dict[str, int] = {}
+    if spans.FIELD in first[1]:
+        rows = spans.as_rows(itertools.chain([first], rows), str(path), dropped)
+        first = next(rows, None)
+        if first is None:
+            fix = "give spans with gen_ai.usage.input_tokens and gen_ai.usage.output_tokens"
+            raise DataError("has no span of a request in it", where=str(path), fix=fix)
     names = first[1].keys()
     read = next((read for field, read in _FORMATS.items() if field in names), None)
     if read is None:
         what = f"is no trace that is known (its first row has {', '.join(map(str, names)) or 'nothing'})"
         raise DataError(what, where=str(path), fix="write lines with arrival_s, prompt_tokens and output_tokens")
-    dropped: dict[str, int] = {}
     workflows = read(_limited(first, rows, limit), str(path), dropped)
     if not workflows:
         raise DataError("has no request in it", where=str(path))
