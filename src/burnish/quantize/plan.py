@@ -234,9 +234,10 @@ def held_numbers(settings: Quantize, before: Plan, views: Sequence[MatrixView], 
     for view in views:
         sizes[view.layer] += math.prod(view.shape)
     states = settings.num_tokens * before.config.get_text_config().hidden_size
-    # Of a layer that is learned weights, offsets, values and gradients; hidden states of two networks, and targets.
+    # Of a layer that is learned weights, offsets, values, gradients and what the way back needs (counted as it ran);
+    # hidden states of two networks, and targets.
     by_block = RULES[settings.method].by_block
-    learned = 8 * max(sizes.values()) + 3 * states
+    learned = 10 * max(sizes.values()) + 3 * states
     if not streams:
         return before.num_parameters + learned if by_block else before.num_parameters
     around = before.num_parameters - sum(sizes.values())  # embeddings, and the head that gradients come from

@@ -118,14 +118,15 @@ class _Rounded(torch.autograd.Function):
         rounded = (place + shift + offset).round_()
         levels = torch.maximum(torch.minimum(rounded, grid.highest - zero), grid.lowest - zero)
         inside = levels == rounded
-        ctx.save_for_backward(step, levels - place * inside if coupled else levels, inside)
+        ctx.save_for_backward(scale, levels - place * inside if coupled else levels, inside)
         ctx.group_size = grid.group_size
         return levels * step
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (gradient,) = gradients
-        step, by_scale, inside = ctx.saved_tensors
+        scale, by_scale, inside = ctx.saved_tensors
+        step = scale.repeat_interleave(ctx.group_size, dim=-1)
         of_scale = (gradient * by_scale).unflatten(-1, (-1, ctx.group_size)).sum(dim=-1)
         return gradient * step * inside, of_scale, None, None, None, None
 
