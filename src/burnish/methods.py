@@ -284,7 +284,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         name="SlimMoE",
-        does="experts narrowed by importance, all of them kept",
+        does="experts narrowed by importance, all of them kept; or split, and the best pieces kept",
         use="burnish slim",
         source="SlimMoE, 2025, arXiv:2506.18349",
         page="slimmoe",
@@ -297,9 +297,10 @@ METHODS: tuple[Method, ...] = (
         verb=Verb(
             name="slim",
             settings="burnish.slim.stage:Slim",
-            help="Make a model smaller: narrower experts, fewer experts, or fewer layers.",
+            help="Make a model smaller: narrower experts, pieces of them, fewer experts, or fewer layers.",
             examples=(
                 "burnish slim models/olmoe --target 20% --score fisher -o slimmed",
+                "burnish slim models/olmoe --target 24GB --method best --calibration a.jsonl -o slimmed",
                 "burnish slim models/olmoe --target 20% --rounds 2 --data a.jsonl -o slimmed",
                 "burnish slim models/smollm2 --method depth --num-layers 26 -o shallower",
             ),

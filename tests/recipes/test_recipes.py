@@ -98,6 +98,32 @@ def test_the_recipe_that_trains_routers_changes_nothing_else(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("example", ["mixtral_1m", "moe_1m", "qwen3_moe_1m"])
+def test_the_recipe_of_forms_makes_three_stock_checkpoints_of_one_size(example: str, tmp_path: Path):
+    text = (ROOT / "LICENSE").read_text()
+    start = initialise(ROOT / "examples" / f"{example}.json", tokenizer="bpe:257", texts=[text], seed=0)
+    content = yaml.safe_load((ROOT / "recipes" / "slim_forms.yaml").read_text())
+    content["start"] = str(start.save(tmp_path / "start"))
+    content["evaluate"] |= {"num_windows": 2, "context": 64}
+    content["nodes"] = [node | {"tokens": 1024, "allow_unseen": True} for node in content["nodes"]]
+    small = tmp_path / "slim_forms.yaml"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), tmp_path / "run", ROOMS).execute()
+    allowed = start.plan().num_parameters * 6 // 10
+    made = {name: load(tmp_path / "run" / "nodes" / name).plan() for name in ("narrow", "split", "best")}
+    assert all(0.98 * allowed <= plan.num_parameters <= allowed for plan in made.values())
+    assert made["split"].config.num_experts_per_tok > start.config.num_experts_per_tok
+    (forms,) = [
+        row["rows"]
+        for row in read_rows(tmp_path / "run" / LEDGER_FILE)
+        if row["row"] == "table" and row["name"] == "slim forms"
+    ]
+    (chosen,) = [row for row in forms if row["chosen"]]
+    assert chosen["parameters"] == made["best"].num_parameters
+    assert chosen["nats per token"] == min(row["nats per token"] for row in forms)
+
+
+@pytest.mark.slow
 def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama: Path, tmp_path: Path):
     content = yaml.safe_load((ROOT / "recipes" / "teacher_tree.yaml").read_text()) | {"start": str(tiny_llama)}
     content["evaluate"] |= SMALL | {"speed": False}

@@ -150,3 +150,12 @@ def test_a_run_in_rounds_that_was_killed_goes_on_where_it_was(model_of, tmp_path
     assert lineage["parents"]["teacher"] == Lineage(files=hash_directory(start)).hash
     before, after = (AutoModelForCausalLM.from_pretrained(place).num_parameters() for place in (start, out))
     assert 0.5 < after / before <= 0.6
+
+
+def test_pieces_are_made_in_one_round_of_the_size_of_one_shot(model_of):
+    model = model_of("mixtral")
+    settings = {"method": "split", "target": "70%", "multiple": 8, "data": "data.txt", "score": "fisher"}
+    cut, recovered = parts(settings | {"rounds": 1}, model)
+    wanted = Slim(**{name: value for name, value in settings.items() if name != "data"}).plan(model.plan())
+    assert Slim.parse(cut.settings, where="cut").plan(model.plan()).config.to_dict() == wanted.config.to_dict()
+    assert (recovered.stage, recovered.settings["teacher"]) == ("distill", START)

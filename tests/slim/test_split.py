@@ -174,9 +174,8 @@ def test_no_two_pieces_have_equal_logits_so_every_engine_chooses_the_same(kind, 
 
 
 def test_pieces_of_an_expert_stand_in_the_order_of_their_worth():
-    parts, worth = in_pieces(torch.tensor([[1.0, 5.0, 4.0, 2.0, 0.0, 3.0]]), 3)
+    parts = in_pieces(torch.tensor([[1.0, 5.0, 4.0, 2.0, 0.0, 3.0]]), 3)
     assert parts.tolist() == [[[1, 2], [3, 5], [0, 4]]]
-    assert worth.tolist() == [[9, 5, 1]]
     assert ranks(torch.tensor([0, 0, 2, 2, 2, 5])).tolist() == [0, 1, 0, 1, 2, 0]
 
 
@@ -257,3 +256,33 @@ def test_sizes_that_are_not_possible_are_refused(settings, message):
         Slim(**{"method": "split", "num_experts": 6, "multiple": 8} | settings).plan(
             plan_config(small_config("qwen3_moe"))
         )
+
+
+def test_experts_that_saw_no_token_lose_their_pieces_first(tiny_llama, texts):
+    """However large their weights are: those are no score to compare with."""
+    before = model("mixtral", tiny_llama, num_local_experts=4)
+    for view in matrices(before.module):
+        if view.role == "router":
+            view.tensor.zero_()  # all equal, so the same two are always chosen
+    seen = set()
+    for view in down_views(before.module, "experts"):
+        view.owner.register_forward_pre_hook(lambda of, args: seen.update(args[1].unique().tolist()))
+    logits(before.module, torch.arange(3, 60)[None])
+    assert len(seen) == 2
+    for view in down_views(before.module, "experts"):
+        if view.expert not in seen:
+            view.write_(100 * view.tensor)
+    split = Slim(num_experts=4, pieces=2, refit="none", score="energy", **SMALL | {"tokens": 256})
+    after = split(before, calibration=texts)
+    for layer in range(2):
+        old = before.module.model.layers[layer].mlp.experts.down_proj.abs().amax((1, 2))
+        assert after.module.model.layers[layer].mlp.experts.down_proj.abs().max() <= 3 * old[sorted(seen)].max()
+
+
+def test_attention_groups_are_cut_with_the_pieces(tiny_llama, texts, token_ids, tmp_path):
+    split = Slim(num_experts=6, pieces=3, num_key_value_heads=1, **SMALL)(
+        model("mixtral", tiny_llama), calibration=texts
+    )
+    read = AutoModelForCausalLM.from_pretrained(split.save(tmp_path / "out"), experts_implementation="eager")
+    assert torch.equal(logits(read, token_ids), logits(split.module, token_ids))
+    assert (read.config.num_key_value_heads, read.config.num_local_experts) == (1, 6)

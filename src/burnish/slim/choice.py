@@ -133,6 +133,14 @@ def scores_by_layer(choice: Choice, sums: ScoreSums | None, score: Score) -> Ite
         yield layer, torch.stack([neuron_scores(choice, view, sums, score) for view in views])
 
 
+def comparable(scores: Tensor, sums: ScoreSums | None, layer: int) -> Tensor:
+    """Scores of a layer's neurons to compare from expert to expert: 0 where an expert saw no token.
+
+    There neurons are ranked by the size of their weights, which is no score of others.
+    """
+    return scores if sums is None else torch.where(sums.counts[layer][:, None] > 0, scores, 0)
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from burnish.slim.behind import refit_behind
 from burnish.slim.choice import (
     Choice,
     check_seen,
+    comparable,
     kept_experts,
     kept_groups,
     kept_shared,
@@ -48,9 +49,9 @@ def by_width(choice: Choice) -> Chosen:
         check_seen(sums, was.intermediate_size, settings, choice.ctx)
     neurons, experts, rows, scored = {}, {}, [], {}
     for layer, scores in scores_by_layer(choice, sums, score):
-        scored[layer] = scores
+        scored[layer] = comparable(scores, sums, layer)
         neurons[layer] = keep_highest(scores, now.intermediate_size)
-        kept_scores = scores.gather(1, neurons[layer]).sum(1)
+        kept_scores = scored[layer].gather(1, neurons[layer]).sum(1)
         row: dict[str, Any] = {"layer": layer, "experts": now.num_experts, "width": now.intermediate_size}
         if now.num_experts < was.num_experts:
             experts[layer] = kept_experts(choice, kept_scores)
@@ -58,7 +59,7 @@ def by_width(choice: Choice) -> Chosen:
         if sums is not None:
             counts = sums.counts[layer]
             row |= {"fewest tokens": int(counts.min()), "experts without tokens": int((counts == 0).sum())}
-            row |= {"score kept": float(kept_scores.sum() / scores.sum())}
+            row |= {"score kept": float(kept_scores.sum() / scored[layer].sum())}
         rows.append(row)
     kept = Kept(neurons, kept_shared(choice, sums, score), experts, kept_groups(choice, sums, score))
     if sums is not None and now.intermediate_size < was.intermediate_size and not experts:
@@ -75,10 +76,9 @@ def by_pieces(choice: Choice) -> Chosen:
     check_seen(sums, was.intermediate_size, settings, choice.ctx)
     neurons, experts, rows, scored = {}, {}, [], {}
     for layer, scores in scores_by_layer(choice, sums, score):
-        scored[layer] = scores
-        parts, worth = in_pieces(scores, settings.pieces)
-        if score.terms:
-            worth[sums.counts[layer] == 0] = 0  # the size of weights is no score to compare with
+        scored[layer] = comparable(scores, sums if score.terms else None, layer)
+        parts = in_pieces(scores, settings.pieces)
+        worth = scored[layer].gather(1, parts.flatten(1)).view(parts.shape).sum(2)
         chosen = kept_experts(choice, worth.flatten())
         experts[layer] = chosen // settings.pieces
         part, of_part = parts.flatten(0, 1)[chosen], scores[experts[layer]]
@@ -89,7 +89,7 @@ def by_pieces(choice: Choice) -> Chosen:
             {"layer": layer, "pieces": now.num_experts, "width": now.intermediate_size}
             | {"pieces of an expert": f"{int(held.min())} to {int(held.max())}"}
             | {"fewest tokens": int(sums.counts[layer].min())}
-            | {"score kept": float(of_part.gather(1, neurons[layer]).sum() / scores.sum())}
+            | {"score kept": float(scored[layer][experts[layer]].gather(1, neurons[layer]).sum() / scored[layer].sum())}
         )
     directions = {}
     if now.num_experts < settings.pieces * was.num_experts:

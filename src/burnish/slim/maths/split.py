@@ -32,19 +32,15 @@ TIE_BREAK = 2.0**-5
 """ε, in units of a router's logits: more than rounding to bfloat16 makes of logits up to 8, and 3 % of a weight."""
 
 
-def in_pieces(
-    scores: Float[Tensor, "experts width"], pieces: int
-) -> tuple[Int[Tensor, "experts pieces part"], Float[Tensor, "experts pieces"]]:
-    """Neurons of every piece, ascending, and the sum of their scores, which falls from piece to piece.
+def in_pieces(scores: Float[Tensor, "experts width"], pieces: int) -> Int[Tensor, "experts pieces part"]:
+    """Neurons of every piece, ascending; the sum of their scores falls from piece to piece.
 
     Args:
         scores: of neurons; higher is better.
         pieces: P, which divides the width.
     """
     order = scores.argsort(dim=1, descending=True, stable=True)
-    neurons = order.view(len(scores), pieces, -1)
-    worth = scores.gather(1, order).view(neurons.shape).sum(2)
-    return neurons.sort(-1).values, worth
+    return order.view(len(scores), pieces, -1).sort(-1).values
 
 
 def down_factor(weights: Literal["chosen", "all", "each"], before: tuple[int, int], after: tuple[int, int]) -> float:
