@@ -111,7 +111,7 @@ def test_the_recipe_of_forms_makes_three_stock_checkpoints_of_one_size(example: 
     Run(read_recipe(small), tmp_path / "run", ROOMS).execute()
     allowed = start.plan().num_parameters * 6 // 10
     made = {name: load(tmp_path / "run" / "nodes" / name).plan() for name in ("narrow", "split", "best")}
-    assert all(0.98 * allowed <= plan.num_parameters <= allowed for plan in made.values())
+    assert all(0.95 * allowed <= plan.num_parameters <= allowed for plan in made.values())  # widths come in eights
     assert made["split"].config.num_experts_per_tok > start.config.num_experts_per_tok
     (forms,) = [
         row["rows"]

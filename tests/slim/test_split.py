@@ -12,7 +12,7 @@ from burnish.arch.table import MIXTURES
 from burnish.core.checkpoint import Model, load, plan_config
 from burnish.core.errors import SettingsError
 from burnish.slim.collect import down_views
-from burnish.slim.maths.split import TIE_BREAK, common_direction, down_factor, in_pieces, ranks, tie_breaks
+from burnish.slim.maths.split import TIE_BREAK, common_direction, dealt, down_factor, in_pieces, tie_breaks
 from burnish.slim.stage import Slim
 from small_models import make, small_config
 
@@ -23,16 +23,11 @@ REFUSED = {
     "hunyuan_v1_moe": "its shared expert is as wide as a routed one",
     "llama4_text": "its shared expert is as wide as a routed one",
     "jamba": "one width for its experts and for the MLPs",
-    "deepseek_v3": "ranks groups of experts by their two best",
-    "glm4_moe": "ranks groups",
-    "dots1": "ranks groups",
-    "solar_open": "ranks groups",
-    "exaone_moe": "ranks groups",
-    "nemotron_h": "ranks groups",
 }
 VARIANTS = [
     *((name, {}) for name in MIXTURES if name not in REFUSED),
-    *((name, {"n_group": 1, "topk_group": 1}) for name in REFUSED if "ranks groups" in REFUSED[name]),
+    ("deepseek_v3", {"n_group": 4, "topk_group": 2, "n_routed_experts": 8}),
+    ("glm4_moe", {"n_group": 1, "topk_group": 1}),
     ("deepseek_v3", {"n_group": 2, "topk_group": 2, "norm_topk_prob": False}),
     ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}),
     ("lfm2_moe", {"norm_topk_prob": False}),
@@ -176,7 +171,7 @@ def test_no_two_pieces_have_equal_logits_so_every_engine_chooses_the_same(kind, 
 def test_pieces_of_an_expert_stand_in_the_order_of_their_worth():
     parts = in_pieces(torch.tensor([[1.0, 5.0, 4.0, 2.0, 0.0, 3.0]]), 3)
     assert parts.tolist() == [[[1, 2], [3, 5], [0, 4]]]
-    assert ranks(torch.tensor([0, 0, 2, 2, 2, 5])).tolist() == [0, 1, 0, 1, 2, 0]
+    assert dealt(torch.tensor([[0, 1, 4, 5], [8, 9, 10, 12]]), 2).tolist() == [0, 4, 1, 5, 8, 10, 9, 12]
 
 
 def test_the_direction_of_router_inputs_is_one_for_their_mean():

@@ -27,7 +27,7 @@ from burnish.slim.depth import kept_layers
 from burnish.slim.maths.experts import reap
 from burnish.slim.maths.keep import keep_highest
 from burnish.slim.maths.scores import SCORES
-from burnish.slim.maths.split import common_direction, in_pieces
+from burnish.slim.maths.split import common_direction, in_pieces, tie_breaks
 from burnish.slim.price import own_widths
 from burnish.slim.refit import refit
 from burnish.slim.surgery import Kept, Refitted, cut
@@ -74,16 +74,20 @@ def by_pieces(choice: Choice) -> Chosen:
     score = SCORES[settings.score_name]
     sums = sums_of(choice, score)
     check_seen(sums, was.intermediate_size, settings, choice.ctx)
-    neurons, experts, rows, scored = {}, {}, [], {}
+    drops = now.num_experts < settings.pieces * was.num_experts
+    neurons, experts, rows, scored, added = {}, {}, [], {}, {}
     for layer, scores in scores_by_layer(choice, sums, score):
         scored[layer] = comparable(scores, sums if score.terms else None, layer)
         parts = in_pieces(scores, settings.pieces)
         worth = scored[layer].gather(1, parts.flatten(1)).view(parts.shape).sum(2)
-        chosen = kept_experts(choice, worth.flatten())
+        chosen = split.kept_pieces(worth.flatten(), now.num_experts, config, settings.pieces)
         experts[layer] = chosen // settings.pieces
         part, of_part = parts.flatten(0, 1)[chosen], scores[experts[layer]]
         best = keep_highest(of_part.gather(1, part), now.intermediate_size)
         neurons[layer] = part.gather(1, best)
+        if drops:
+            direction = common_direction(*sums.routers[layer], choice.tokens.numel())
+            added[layer] = tie_breaks(chosen % settings.pieces, direction)
         held = torch.bincount(experts[layer], minlength=was.num_experts)
         rows.append(
             {"layer": layer, "pieces": now.num_experts, "width": now.intermediate_size}
@@ -91,10 +95,6 @@ def by_pieces(choice: Choice) -> Chosen:
             | {"fewest tokens": int(sums.counts[layer].min())}
             | {"score kept": float(scored[layer][experts[layer]].gather(1, neurons[layer]).sum() / scored[layer].sum())}
         )
-    directions = {}
-    if now.num_experts < settings.pieces * was.num_experts:
-        for layer, (total, squares) in sums.routers.items():
-            directions[layer] = common_direction(total, squares, choice.tokens.numel())
     kept = Kept(
         neurons,
         kept_shared(choice, sums, score),
@@ -102,9 +102,9 @@ def by_pieces(choice: Choice) -> Chosen:
         kept_groups(choice, sums, score),
         factor=split.factor(config, choice.config),
         correction=split.correction(config, choice.config),
-        directions=directions,
+        rows=added,
     )
-    if directions:
+    if drops:
         width = now.num_experts * now.intermediate_size // was.num_experts
         choice.widths = {layer: keep_highest(one, width) for layer, one in scored.items()}, own_widths(scored, width)
     return kept, _refit(choice, kept), rows

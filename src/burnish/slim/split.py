@@ -6,9 +6,13 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from burnish.arch import describe
 from burnish.core.errors import SettingsError
-from burnish.slim.maths.split import down_factor
+from burnish.slim.maths.keep import keep_highest
+from burnish.slim.maths.split import dealt, down_factor
 from burnish.slim.target import experts_of, resized, router_groups
 
 if TYPE_CHECKING:
@@ -26,12 +30,10 @@ def check_routing(config: Any) -> None:
     Raises:
         SettingsError: such a router, or a configuration that cannot have narrower experts alone.
     """
-    experts, text = experts_of(config), config.get_text_config()
+    experts = experts_of(config)
     reason = ""
     if experts.routing == "sparsemixer":
         reason = "its router takes two experts one after the other, and masks only the first one itself for the second"
-    elif experts.routing == "sigmoid_groups" and router_groups(config) > text.topk_group:
-        reason = "its router ranks groups of experts by their two best, which would be two pieces of one"
     elif experts.shares_width:
         reason = "it has one width for its experts and for the MLPs of its other layers"
     if reason:
@@ -59,6 +61,8 @@ def in_pieces(config: Any, pieces: int) -> Any:
     setattr(text, facts.key("num_experts"), pieces * experts.num_experts)
     setattr(text, facts.key("moe_intermediate_size"), experts.intermediate_size // pieces)
     text.num_experts_per_tok = pieces * experts.top_k
+    if _deals(config):
+        text.n_group, text.topk_group = pieces * text.n_group, pieces * text.topk_group
     if experts.shared_number:
         setattr(text, experts.shared_number, pieces * getattr(text, experts.shared_number))
     if experts_of(new).shared_intermediate_size != experts.shared_intermediate_size:
@@ -68,6 +72,26 @@ def in_pieces(config: Any, pieces: int) -> Any:
             fix="use method: narrow, or method: drop",
         )
     return new
+
+
+def _deals(config: Any) -> bool:
+    """Whether groups of experts become several, see `maths.split.dealt`."""
+    return experts_of(config).routing == "sigmoid_groups" and router_groups(config) > 1
+
+
+def kept_pieces(worth: Tensor, count: int, config: Any, pieces: int) -> Tensor:
+    """Numbers of the pieces of a layer that stay, in the order in which they stand then.
+
+    Args:
+        worth: of all pieces, those of an expert one after the other.
+        count: how many stay: of each of the router's groups equally many.
+        config: of the model before it is split.
+        pieces: of an expert.
+    """
+    groups = router_groups(config)
+    inside = keep_highest(worth.view(groups, -1), count // groups)
+    chosen = inside + torch.arange(groups)[:, None] * (len(worth) // groups)
+    return dealt(chosen, pieces) if _deals(config) else chosen.flatten()
 
 
 def of_single_pieces(config: Any, pieces: int) -> Any:
@@ -86,12 +110,15 @@ def new_config(settings: Slim, before: Plan) -> Any:
         num_pieces, width = sizes.num_experts, sizes.width
     whole = of_single_pieces(before.config, settings.pieces)
     new = resized(whole, width=width, num_experts=num_pieces, num_key_value_heads=settings.num_key_value_heads)
-    chosen, pieces = settings.num_experts_per_tok, experts_of(new).num_experts
+    groups, pieces = router_groups(new), experts_of(new).num_experts
+    within = pieces * new.get_text_config().topk_group // groups if groups > 1 else pieces
+    chosen = settings.num_experts_per_tok
     if chosen is None:
-        chosen = default_top_k(was.top_k, was.num_experts, settings.pieces, pieces)
-    if chosen > pieces:
+        chosen = min(default_top_k(was.top_k, was.num_experts, settings.pieces, pieces), within)
+    if chosen > within:
+        where = " in the groups that are chosen" if within < pieces else ""
         raise SettingsError(
-            f"num_experts_per_tok is {chosen}, but {pieces} pieces are kept", where="num_experts_per_tok"
+            f"num_experts_per_tok is {chosen}, but {within} pieces are kept{where}", where="num_experts_per_tok"
         )
     return _with_top_k(new, chosen)
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from burnish.arch import Architecture, MatrixView, VectorView, describe, matrices, vectors
 from burnish.core.checkpoint import DeferredModel, Model, move, quiet_transformers, unfilled
-from burnish.slim.maths.split import ranks, tie_breaks
 from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
@@ -34,12 +33,12 @@ class Kept:
     Attributes:
         neurons: for each routed expert of the smaller model the neurons that it has, ascending.
         shared: neurons of the shared expert.
-        experts: for each routed expert of the smaller model the one that it is, or is a part of; ascending.
+        experts: for each routed expert of the smaller model the one that it is, or is a part of.
         groups: attention groups.
         layers: decoder layers, ascending; None for all.
         factor: what down projections of routed experts are multiplied by.
         correction: what a correction of the router's choice is multiplied by.
-        directions: what parts of one expert are told apart by (`maths.split.tie_breaks`); without one they are alike.
+        rows: what is added to the router's rows of the smaller model (`maths.split.tie_breaks`).
     """
 
     neurons: Mapping[int, Int[Tensor, "experts width"]] = field(default_factory=dict)
@@ -49,7 +48,7 @@ class Kept:
     layers: Int[Tensor, " layers"] | None = None
     factor: float = 1.0
     correction: float = 1.0
-    directions: Mapping[int, Float[Tensor, " hidden"]] = field(default_factory=dict)
+    rows: Mapping[int, Float[Tensor, "experts hidden"]] = field(default_factory=dict)
 
 
 Index = Tensor | None
@@ -136,9 +135,8 @@ def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) 
         values = values if columns is None else values[:, columns]
         if source.role == "down" and source.part == "experts" and kept.factor != 1:
             values = (kept.factor * values.float()).to(values.dtype)
-        if source.role == "router" and source.layer in kept.directions:
-            breaks = tie_breaks(ranks(kept.experts[source.layer]), kept.directions[source.layer])
-            values = (values.double() + breaks).to(values.dtype)
+        if source.role == "router" and source.layer in kept.rows:
+            values = (values.double() + kept.rows[source.layer]).to(values.dtype)
         yield target, values
 
 

@@ -138,8 +138,9 @@ def _check_below(name: str, value: int, present: int, config: Any) -> None:
 
 def router_groups(config: Any) -> int:
     """Groups of experts that the router ranks first (DeepSeek), 1 for all others."""
-    routing = experts_of(config).routing
-    return config.get_text_config().n_group or 1 if routing in ("sigmoid_groups", "softmax_groups") else 1
+    routing, text = experts_of(config).routing, config.get_text_config()
+    ranked = routing == "sigmoid_groups" or (routing == "softmax_groups" and text.topk_method != "greedy")
+    return text.n_group or 1 if ranked else 1
 
 
 @dataclass(frozen=True)

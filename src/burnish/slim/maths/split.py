@@ -59,10 +59,15 @@ def down_factor(weights: Literal["chosen", "all", "each"], before: tuple[int, in
     return {"chosen": chosen / top_k, "all": num_pieces / num_experts, "each": 1.0}[weights]
 
 
-def ranks(experts: Int[Tensor, " pieces"]) -> Int[Tensor, " pieces"]:
-    """r of each piece among those of its expert, which stand one after the other."""
-    first = torch.searchsorted(experts, experts)
-    return torch.arange(len(experts)) - first
+def dealt(chosen: Int[Tensor, "groups pieces"], hands: int) -> Int[Tensor, " all_pieces"]:
+    """Every group of pieces dealt out to so many groups of equal size, one after the other.
+
+    Where a router ranks groups by their two best experts, a group of pieces would be ranked by twice its best. So each
+    group of experts becomes P groups, and pieces of one expert, which stand side by side, go to different ones: with
+    nothing dropped all of these have the two best that the group had, and of P times as many groups as before, those
+    of the same groups are chosen.
+    """
+    return chosen.unflatten(1, (-1, hands)).transpose(1, 2).flatten()
 
 
 def common_direction(
