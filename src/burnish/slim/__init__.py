@@ -1,1 +1,1 @@
-"""Mixtures of experts made smaller: every expert narrower (SlimMoE), fewer attention groups, or fewer experts."""
+"""Mixtures of experts made smaller: experts narrower (SlimMoE), in pieces or fewer, and fewer attention groups."""
