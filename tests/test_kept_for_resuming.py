@@ -17,6 +17,7 @@ import pytest
 
 import burnish
 from burnish.align.audit import AuditSettings, audit_pairs
+from burnish.core.errors import DataError
 from burnish.core.store import KEY_FILE
 from burnish.data.packing import MARKS, PackedRows
 from burnish.data.preferences import read_pairs
@@ -113,6 +114,13 @@ def _aggregate(model: burnish.Model, place: Path) -> None:
     burnish.Aggregate(share=1, k=2, max_new_tokens=4)(model, data=rows, work_dir=place)
 
 
+def _select(model: burnish.Model, place: Path) -> None:
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    problems = [{"id": "one", "question": "3a+4", "answer": "7"}]
+    with pytest.raises(DataError, match="no sample of 1 problems is right"):  # of random weights; what it kept stays
+        burnish.Select(verifier="chain", k=2, max_new_tokens=4)(model, data=problems, work_dir=place)
+
+
 def _audit(model: burnish.Model, place: Path) -> None:
     audit_pairs(read_pairs(PAIRS, on_bad_pair="drop"), model, AuditSettings(repeats=1), work_dir=place)
 
@@ -157,6 +165,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "chain": (_chain, set()),
     "trajectories": (_trajectories, {"parts/partN/rows.jsonl", "parts/partN/news.json"}),
     "aggregate": (_aggregate, set()),
+    "select": (_select, {"samples/partN/problems.jsonl"}),
     "audit": (
         _audit,
         {"states-N-N/array.npy", "margins-aps-N/array.npy", "margins-bt-N/array.npy", "margins-rNm-N.N-N/array.npy"},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.distill.stage import Distill as Distill
     from burnish.evaluate.stage import Evaluate as Evaluate
     from burnish.quantize.stage import Quantize as Quantize
+    from burnish.select.stage import Select as Select
     from burnish.slim.stage import Slim as Slim
     from burnish.train.stage import Train as Train
     from burnish.tune.stage import Tune as Tune

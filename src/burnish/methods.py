@@ -533,6 +533,21 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="data selection",
+        does="a model's own shortest right answers as rows to learn from, with the solve rate of every problem",
+        use="burnish data select",
+        source="InfiR, 2025, arXiv:2502.11573; the shortest of the right ones is ours",
+        page="selection",
+        verb=Verb(
+            name="select",
+            settings="burnish.select.stage:Select",
+            help="Keep the shortest right answers that a model itself writes to problems.",
+            examples=("burnish data select models/mine --data problems.jsonl --verifier chain --k 8 -o own",),
+            command="data select",
+            makes="directory of rows",
+        ),
+    ),
+    Method(
         name="sampling",
         does="n continuations of every prompt in batches that finished rows leave, with every token's log-probability",
         use="burnish.generate",

@@ -34,8 +34,9 @@ def _data_hash(reference: str) -> str:
     from burnish.data import data_hash, files_digest
     from burnish.data.preferences import holds_pairs, pairs_hash
     from burnish.data.trajectories.read import holds_episodes
+    from burnish.verify.problems import holds_problems
 
-    if holds_episodes(reference):
+    if holds_episodes(reference) or holds_problems(reference):
         return files_digest(reference)
     return pairs_hash(reference) if holds_pairs(reference) else data_hash(reference)
 

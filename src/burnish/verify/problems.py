@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import DataError
-from burnish.core.outside import parse_json, read_bytes
+from burnish.core.outside import parse_json, read_bytes, read_lines
 from burnish.verify.adapter import Verifier
+
+ASKED = frozenset({"question", "problem"})
+TRAINED = frozenset({"text", "messages", "conversations", "completion", "chosen"})
+"""Keys of problems, and those of rows that training reads."""
 
 
 def read_problems(
@@ -48,3 +52,13 @@ def read_problems(
     if not problems:
         raise DataError("holds no problems", where=str(path))
     return problems
+
+
+def holds_problems(reference: str | Path) -> bool:
+    """Whether a file holds problems for a verifier, and no texts, chats or pairs that training reads."""
+    path = Path(reference).expanduser()
+    if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz")):
+        return False
+    first = next((line for line in read_lines(path) if line.strip()), b"{}")
+    row = parse_json(first, where=f"{path}:1", error=DataError)
+    return isinstance(row, dict) and not ASKED.isdisjoint(row) and TRAINED.isdisjoint(row)

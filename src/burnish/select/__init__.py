@@ -1,0 +1,1 @@
+"""Rows of a model's own answers that a verifier finds right."""
