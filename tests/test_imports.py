@@ -33,6 +33,7 @@ def imported_by(statement: str, names: tuple[str, ...]) -> list[str]:
         ("import burnish.reason; from burnish.reason import *", ("torch", "transformers", "openai")),
         ("import burnish.serve; from burnish.serve import *", ("torch", "transformers", "vllm")),
         ("from burnish.serve import shadow, watch; from burnish.serve.vllm import keys, requests", ("scipy", "torch")),
+        ("import burnish.steer; import burnish.cli.steer", ("torch", "transformers", "pydantic", "numpy")),
         ("import burnish.cli.serve", ("torch", "transformers", "pydantic", "numpy")),
         ("import burnish.report", ("torch", "transformers")),
         ("import burnish.core.runner", ("torch", "transformers")),

@@ -615,6 +615,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish steer calibrate",
         source="Understanding and Steering the Cognitive Behaviors of Reasoning Models, 2025, arXiv:2512.24574",
         page="crest",
+        benchmarks=(Benchmark("steer_tiny", ("--work", "runs/steer-tiny")),),
     ),
     Method(
         name="population",

@@ -1,0 +1,222 @@
+"""Does steering take needless checks from a tiny model that doubts itself, and do random controls as well?
+
+    python benchmarks/steer_tiny.py --work runs/steer-tiny      # again, until all is done
+
+Everything is made here. `recipes/steer_tiny.yaml` trains a model of 0.9 million parameters on chains whose every step
+is right, and is followed by a check with probability 0.3, and every check by another with 0.6: nothing of that changes
+an answer. `burnish.steer` calibrates on answers of the model's own to 120 problems, and sweeps over coefficients and
+shares of heads. 200 problems choose a point, 800 others report it beside controls: random unit directions for the same
+heads and gates, and as many heads drawn at random; on the 200 every cell has them. All answers are drawn at temperature
+1 with the same random numbers, problem by problem. The problems are in no training data. Other gates were tried on the
+200 alone.
+
+Before anything is swept: at least 90 % of the answers are right, at least one check stands in an answer, and the best
+probe is above the larger class with its interval.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import experiment
+import yaml
+
+if TYPE_CHECKING:
+    from burnish.steer.sweep import Comparison, Sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "steer_tiny.yaml"
+SEED = 0
+CALIBRATE, TUNE, REPORT = (24, 4, 4) if experiment.SMOKE else (120, 200, 800)
+"""Problems of each part."""
+COEFS, TOPS = (-1.0, -4.0), (0.1, 0.38, 1.0)
+TRIED = (("ungated", -1.0, 0.1), ("ungated", -1.0, 0.38), ("soft", -1.0, 0.38), ("soft", -4.0, 0.38))
+"""Mode, coefficient and share of heads, on the problems that choose alone."""
+LOSE = 0.01
+LONGEST = 24 if experiment.SMOKE else 200
+SMOKE_NODES = {"chain": {"number": 24}, "train": {"steps": 2, "holdout": 0.2}}
+
+
+class Bench(experiment.Kept):
+    """Training, calibration, the sweep and what else was tried, by these names."""
+
+    names = ("train", "calibrate", "sweep", "tried")
+
+    def __init__(self, work: Path, *, smoke: bool) -> None:
+        super().__init__(work)
+        self.work, self.smoke = work, smoke
+        self.run_of_recipe, self.vectors = work / f"model-{SEED}", work / f"vectors-{SEED}"
+        self.model = self.run_of_recipe / "nodes" / "doubter"
+
+    def measure(self, name: str) -> dict[str, Any]:
+        return getattr(self, name)()
+
+    def train(self) -> dict[str, Any]:
+        """The recipe, from random weights."""
+        start = self.work / f"model-{SEED}-start"
+        if not start.is_dir():
+            tokenizer = ("--tokenizer", "bpe:257", "--data", ROOT / "src/burnish/reason/prompts")
+            template = ("--chat-template", ROOT / "examples/reasoner.jinja", "--seed", SEED)
+            burnish("init", ROOT / "examples/reasoner.json", *tokenizer, *template, "-o", start)
+        recipe = yaml.safe_load(RECIPE.read_text())
+        for node in recipe["nodes"] if self.smoke else ():
+            node |= SMOKE_NODES[node["stage"]]
+        mine = self.work / f"model-{SEED}.yaml"
+        mine.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        burnish("run", mine, "--start", start, "-o", self.run_of_recipe)
+        from burnish.core.checkpoint import load
+
+        return {"parameters": load(self.model).plan().num_parameters}
+
+    def problems(self) -> list[dict[str, Any]]:
+        """Chains of the recipe's kind, no two alike and none of the training's: of calibration, tuning, reporting."""
+        from burnish.data.chain import Chains, chain_rows, questions_of
+
+        kind = next(node["kind"] for node in yaml.safe_load(RECIPE.read_text())["nodes"] if node["stage"] == "chain")
+        seen = questions_of(self.run_of_recipe / "nodes" / "first" / "rows.jsonl")
+        kinds = Chains(**kind | {"steps": tuple(kind["steps"])})
+        number = CALIBRATE + TUNE + REPORT
+        return list(chain_rows(kinds, number, seed=1_000_000 + SEED, apart_from=seen, distinct=True))
+
+    def calibrate(self) -> dict[str, Any]:
+        """As the command: answers of its own, right ones kept."""
+        from burnish.data.chain import json_lines
+        from burnish.steer import read_vectors
+
+        file = self.work / "calibrate.jsonl"
+        file.write_text(json_lines(iter(self.problems()[:CALIBRATE])))
+        marks = ("--verifier", "chain", "--separator", ";", "--cue", "re:^W", "--think-end", "#")
+        options = ("--temperature", 1, "--max-new-tokens", LONGEST, "--seed", SEED, "--overwrite", *marks)
+        if self.smoke:  # two steps of training answer nothing, so the written solutions are read
+            burnish("steer", "calibrate", self.model, "--traces", file, "--force", *options, "-o", self.vectors)
+        else:
+            burnish("steer", "calibrate", self.model, "--problems", file, *options, "-o", self.vectors)
+        vectors = read_vectors(self.vectors)
+        return {"made_of": vectors.made_of, "heads": [asdict(head) for head in vectors.heads]}
+
+    def sweep_of(self, place: str, mode: Any = "threshold") -> Sweep:
+        from burnish.core.checkpoint import load
+        from burnish.steer import read_vectors
+        from burnish.steer.sweep import Sweep
+        from burnish.verify import verifier
+
+        return Sweep(
+            load(self.model),
+            read_vectors(self.vectors),
+            self.problems()[CALIBRATE:],
+            verifier("chain"),
+            self.work / place,
+            mode=mode,
+            tuning=TUNE / (TUNE + REPORT),
+            max_new_tokens=LONGEST,
+            seed=SEED,
+            batch_size=400,
+        )
+
+    def sweep(self) -> dict[str, Any]:
+        from burnish.core.progress import Progress
+        from burnish.steer.sweep import CONTROLS, PLAIN, grid, sweep
+
+        cells = self.sweep_of("sweep")
+        plain = cells.rows([PLAIN], "tuning")[0]
+        best = self.read("calibrate")
+        above = best["heads"][0]["low"] > best["made_of"]["larger_class"]
+        if not self.smoke and (plain.accuracy < 0.9 or plain.checking < 1 or not above):
+            sys.exit(f"no model to steer: {plain}, best probe above the larger class: {above}")
+        tuned, chosen, told = sweep(cells, COEFS, TOPS, lose=LOSE, progress=Progress())
+        return {
+            "tuning": [plain_row(row) for row in [plain, *tuned, *cells.rows(grid(COEFS, TOPS, CONTROLS), "tuning")]],
+            "chosen": asdict(chosen.cell) if chosen else None,
+            "reporting": [plain_row(row) for row in [*cells.rows([PLAIN], "reporting"), *told]],
+            "counts": {row.cell.name: cells.outcome(row.cell, "reporting").counts for row in told},
+        }
+
+    def tried(self) -> dict[str, Any]:
+        from burnish.steer.sweep import SteeringStrength
+
+        rows = []
+        for mode, coef, top in TRIED:
+            cells = self.sweep_of(f"tried-{mode}", mode)
+            rows.append({"mode": mode} | plain_row(cells.rows([SteeringStrength("steered", coef, top)], "tuning")[0]))
+        return {"tuning": rows}
+
+
+def plain_row(row: Comparison) -> dict[str, Any]:
+    """A row as it is kept; `lost`, `ratio` and `checks` are intervals of 95 %."""
+    return json.loads(json.dumps(asdict(row)))
+
+
+def burnish(*words: object) -> None:
+    """A command, in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "burnish", *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"burnish {words[0]}: {done.stderr[-2000:]}")
+
+
+def main() -> None:
+    command = experiment.Command(__file__, __doc__)
+    command.keeps("the model, its vectors and every cell that is finished are kept here")
+    options = command.read()
+    os.environ |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    bench = Bench(options.work, smoke=options.smoke)
+    if not bench.run(lambda: bench.names, bench.measure, options.minutes):
+        return
+    content = {name: bench.read(name) for name in bench.names}
+    slices = {"tuning": [f"{TUNE} chains of seed {1_000_000 + SEED}"], "reporting": [f"the {REPORT} that follow"]}
+    experiment.record(options.out, __doc__, {"slices": slices, **content}, note="one seed; nothing is timed")
+    for made in tables(json.loads(options.out.read_text())).values():
+        print(made, end="\n\n")
+
+
+def shown(one: dict[str, float], form: str) -> str:
+    return experiment.cell({"mean": one["value"], "low": one["low"], "high": one["high"]}, form)
+
+
+def line(row: dict[str, Any], first: str) -> list[str]:
+    cell = row["cell"]
+    if cell["arm"] == "plain":
+        return [first, "", "", f"{row['accuracy']:.3f}", "", f"{row['tokens']:.1f}", "", f"{row['checking']:.2f}", ""]
+    return [
+        first,
+        f"{cell['coef']:g}",
+        f"{cell['top']:.0%}",
+        f"{row['accuracy']:.3f}",
+        shown(row["lost"], "+.3f"),
+        f"{row['tokens']:.1f}",
+        shown(row["ratio"], ".2f"),
+        f"{row['checking']:.2f}",
+        shown(row["checks"], ".2f"),
+    ]
+
+
+HEAD = " | coef: | heads: | accuracy: | lost (95 %): | tokens: | of plain (95 %): | checks: | of plain (95 %):"
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    sweep, tried = results["sweep"], results["tried"]["tuning"]
+    order = {"plain": 0, "steered": 1, "random directions": 2, "random heads": 3}
+    told = sorted(sweep["reporting"], key=lambda row: order[row["cell"]["arm"]])
+    tuned = sorted(sweep["tuning"], key=lambda row: order[row["cell"]["arm"]])
+    tuned = [(row["cell"]["arm"], row) for row in tuned]
+    heads = results["calibrate"]["heads"][:4]
+    return {
+        "reporting": experiment.table(f"vectors{HEAD}", [line(row, row["cell"]["arm"]) for row in told]),
+        "tuning": experiment.table(
+            f"vectors{HEAD}",
+            [line(row, arm) for arm, row in [*tuned, *((f"steered, {row['mode']}", row) for row in tried)]],
+        ),
+        "probes": experiment.table(
+            "layer: | head: | accuracy on held-out traces (95 %):",
+            [[one["layer"], one["head"], shown(one | {"value": one["accuracy"]}, ".3f")] for one in heads],
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()
