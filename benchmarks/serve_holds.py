@@ -5,10 +5,12 @@
 The drawn workflows, the engine, the seeds, the knees and the growth are those of `benchmarks/serve_programs.py`, whose
 results are read. Workflow order throughout. A learned hold is charged its longest time, as the published rule has it,
 or the time that it is expected to last; both are compared with two fixed seconds. The charge was chosen on the tuning
-seeds at 1.3 times the knee.
+seeds at 1.3 times the knee. Up to the knee, where there is little to win, the question is whether it costs anything,
+beside plain caching in order of arrival and beside two seconds.
 
 A rate is sustained where workflows end on the mean within twice the time that they take on an idle engine (1 % of the
-knee); it is interpolated between the rates that `serve_programs` has measured, which end at 1.5 times the knee.
+knee); it is interpolated between the rates that `serve_programs` has measured, which end at 1.5 times the knee, and for
+the expected time between those measured here, on five seeds.
 
 In another law half of the workflows have short pauses and half long ones, after a tool of the same name. A model of
 events is trained on the pauses of the tuning seeds, and its hold is compared with the one that is learned by tool.
@@ -36,6 +38,7 @@ from burnish.serve.traces import drawn_programs
 from burnish.serve.workload import Workload
 
 RATES = (1.3, 1.5)
+BELOW = (1.0,) if experiment.SMOKE else (0.5, 0.7, 0.9, 1.0)
 SEEDS = range(2) if experiment.SMOKE else range(10)
 IDLE = 0.01
 HOLDS = {
@@ -43,11 +46,14 @@ HOLDS = {
     "longest": PolicySettings(order="programs", hold="learned", charge="longest"),
     "expected": PolicySettings(order="programs", hold="learned", charge="expected"),
 }
+BELOW_HOLDS = ("cache", "2 s", "expected")
+BELOW_SEEDS = SEEDS[:5]
 KINDS = "one tool, log-normal, sigma 0.5, median 1 s in half of the workflows and 30 s in the others"
 KIND_MEDIANS = (1.0, 30.0)
 KIND_HOLDS = ("cache", "2 s", "expected", "forecast")
 KIND_SEEDS = SEEDS[:2] if experiment.SMOKE else SEEDS[:5]
 SUSTAINED = (programs.BASE, programs.FIXED, programs.LEARNED)
+EXPECTED = "expected"
 KIND_RATE = 0.05
 """Workflows a second."""
 
@@ -65,6 +71,9 @@ class Bench(experiment.Kept):
         names += [f"kinds, {seed}, {hold}" for seed in KIND_SEEDS for hold in KIND_HOLDS]
         for law in programs.LAWS:
             names += [f"{law}, {rate}, {seed}, {hold}" for rate in RATES for seed in SEEDS for hold in HOLDS]
+            names += [
+                f"{law}, {rate}, {seed}, {hold}" for rate in BELOW for seed in BELOW_SEEDS for hold in BELOW_HOLDS
+            ]
             names += [f"{law}, idle, {seed}" for seed in SEEDS]
         return names
 
@@ -74,13 +83,13 @@ class Bench(experiment.Kept):
             return trained(self.work / "model")
         growth = self.before["growth"]
         if law == "kinds":
-            return programs.served(kinds(KIND_RATE, int(what)), self.kind_policy(rest[0]), growth)
+            return programs.served(kinds(KIND_RATE, int(what)), self.policy(rest[0]), growth)
         knee = self.before["laws"][law]["knee"]["rate"]
         if what == "idle":
             return programs.served(programs.draw(law, IDLE * knee, int(rest[0])), HOLDS["2 s"], growth)
-        return programs.served(programs.draw(law, float(what) * knee, int(rest[0])), HOLDS[rest[1]], growth)
+        return programs.served(programs.draw(law, float(what) * knee, int(rest[0])), self.policy(rest[1]), growth)
 
-    def kind_policy(self, hold: str) -> PolicySettings:
+    def policy(self, hold: str) -> PolicySettings:
         if hold == "forecast":
             return HOLDS["expected"].model_copy(update={"pauses": str(self.work / "model")})
         return PolicySettings() if hold == "cache" else HOLDS[hold]
@@ -142,39 +151,59 @@ def summed(bench: Bench) -> dict[str, Any]:
                 }
                 for rate in RATES
             },
-            "sustained": {key: sustained(before["rates"], idle, key) for key in SUSTAINED},
+            "below": {
+                str(rate): {
+                    hold: [bench.read(f"{law}, {rate}, {seed}, {hold}")["completion"] for seed in BELOW_SEEDS]
+                    for hold in BELOW_HOLDS
+                }
+                for rate in BELOW
+            },
         }
+        measured, rates = laws[law]["below"] | laws[law]["rates"], before["rates"]
+        taken = {key: {rate: one[key]["completion"] for rate, one in rates.items()} for key in SUSTAINED}
+        taken[EXPECTED] = {rate: one["expected"] for rate, one in measured.items()}
+        laws[law]["sustained"] = {key: sustained(one, idle) for key, one in taken.items()}
     kind = {hold: [bench.read(f"kinds, {seed}, {hold}") for seed in KIND_SEEDS] for hold in KIND_HOLDS}
     return {"laws": laws, "kinds": {"words": KINDS, "model": bench.read("kinds, model"), "runs": kind}}
 
 
-def sustained(rates: dict[str, Any], idle: Sequence[float], key: str) -> list[float]:
+def sustained(completions: dict[str, list[float]], idle: Sequence[float]) -> list[float]:
     """Of each seed, the rate over the knee at which workflows take twice as long as on an idle engine, at most the
-    largest that was measured."""
-    points = sorted(float(rate) for rate in rates)
-    found = []
-    for seed, alone in enumerate(idle):
-        taken = [rates[str(rate)][key]["completion"][seed] / (2 * alone) for rate in points]
+    largest that was measured.
+
+    Args:
+        completions: mean seconds of a workflow for each seed, by rate.
+        idle: those on an idle engine.
+    """
+    points, found = sorted(completions, key=float), []
+    for seed, alone in enumerate(idle[: min(map(len, completions.values()))]):
+        taken = [completions[rate][seed] / (2 * alone) for rate in points]
         over = next((place for place, one in enumerate(taken) if one >= 1), len(points))
         if over in (0, len(points)):
-            found.append(points[min(over, len(points) - 1)])
+            found.append(float(points[min(over, len(points) - 1)]))
             continue
-        (low, a), (high, b) = ((points[place], math.log(taken[place])) for place in (over - 1, over))
+        (low, a), (high, b) = ((float(points[place]), math.log(taken[place])) for place in (over - 1, over))
         found.append(low - (high - low) * a / (b - a))
     return found
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    ratio, rows, rates = programs.ratio, [], []
+    ratio, rows, rates, below = programs.ratio, [], [], []
     for law in results["laws"].values():
+        for rate, found in law["below"].items():
+            pairs = [(found[slow], found["expected"]) for slow in ("cache", "2 s")]
+            worst = [f"{min(one / two for one, two in zip(*pair, strict=True)):.3f}" for pair in pairs]
+            below.append([law["words"], rate, ratio(*pairs[0]), worst[0], ratio(*pairs[1]), worst[1]])
         for rate, found in law["rates"].items():
             fixed = found["2 s"]
             pair = [ratio(fixed, found[charge]) for charge in ("longest", "expected")]
             oracle = law["oracle"][: len(found["expected"])]
             known = ratio(found["expected"][: len(oracle)], oracle) if rate == "1.3" else ""
             rows.append([law["words"], rate, *pair, known])
-        reached = [law["sustained"][key] for key in SUSTAINED]
-        rates.append([law["words"], *(f"{fmean(one):.2f}" for one in reached), ratio(reached[2], reached[0])])
+        reached = [law["sustained"][key] for key in (*SUSTAINED, EXPECTED)]
+        means = [f"{fmean(one):.2f}" for one in reached]
+        some = reached[0][: len(reached[3])]
+        rates.append([law["words"], *means[:3], ratio(reached[2], reached[0]), means[3], ratio(reached[3], some)])
     runs = results["kinds"]["runs"]
     taken = {hold: [one["completion"] for one in runs[hold]] for hold in runs}
     kind = [
@@ -190,8 +219,14 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "charges": experiment.table(
             "pauses | of the knee: | longest time / 2 s: | expected time / 2 s: | oracle / expected time:", rows
         ),
+        "below": experiment.table(
+            "pauses | of the knee: | expected time / cache, arrival order: | worst seed: | "
+            "expected time / 2 s: | worst seed:",
+            below,
+        ),
         "sustained": experiment.table(
-            "pauses | cache, arrival order: | workflow order + 2 s: | workflow order + longest time: | of the cache's:",
+            "pauses | cache, arrival order: | workflow order + 2 s: | workflow order + longest time: | "
+            "of the cache's: | workflow order + expected time: | of the cache's:",
             rates,
         ),
         "kinds": experiment.table(
