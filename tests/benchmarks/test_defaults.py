@@ -23,15 +23,15 @@ def rows_of(name: str) -> list[dict]:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
 
 
-def of_refitting() -> dict[tuple, dict[int, tuple[list[float], list[float]]]]:
-    """{(width, method, text): {draw: divergences with refitted scales, and without}}."""
+def of_refitting(method: str) -> dict[tuple, dict[int, tuple[list[float], list[float]]]]:
+    """{(width, text): {draw: divergences with refitted scales, and without}}."""
     kl = {(row["bits"], row["method"], row["draw"]): row["kl"] for row in rows_of("low_bits")}
     cells: dict = {}
-    for (bits, method, draw), refitted in kl.items():
-        plain = kl.get((bits, method.removesuffix(", refit"), draw))
-        if method in ("gptq, refit", "yaqa-a, refit") and plain:
+    for (bits, of_row, draw), refitted in kl.items():
+        plain = kl.get((bits, method, draw))
+        if of_row == f"{method}, refit" and plain:
             for text in refitted:
-                cells.setdefault((bits, method, text), {})[draw] = refitted[text], plain[text]
+                cells.setdefault((bits, text), {})[draw] = refitted[text], plain[text]
     return cells
 
 
@@ -61,10 +61,17 @@ def contradicted(cells: dict[tuple, dict[int, tuple[list[float], list[float]]]],
     return found
 
 
-def test_refitting_is_on_where_every_draw_says_so_and_off_elsewhere():
-    says = contradicted(of_refitting())
-    default = Quantize.model_fields["refit"].default
+@pytest.mark.parametrize(("rule", "row"), [("gptq", "gptq"), ("yaqa", "yaqa-a")])
+def test_refitting_is_on_where_every_draw_says_so_and_off_elsewhere(rule, row):
+    says = contradicted(of_refitting(row))
+    default = Quantize(method=rule).num_refits
     assert bool(default) == bool(says), f"refit is {default} by default, but low_bits shows a gain at {says} bits"
+
+
+def test_what_no_table_has_is_not_refitted_unless_asked_for():
+    for settings in ({"method": "rtn"}, {"method": "learned"}, {"method": "gptq", "scheme": "fp8-dynamic"}):
+        assert Quantize(**settings).num_refits == 0
+        assert Quantize(**settings, refit=2).num_refits == 2
 
 
 def test_the_default_sketch_loses_at_no_width():

@@ -272,7 +272,7 @@ def text_cost(
     flops = settings.num_tokens * (model_flops + 1.3 * products)
     rounding_flops = sum(settings.rounds_by.flops(*view.shape) for view in views)
     flops += rounding_flops
-    if settings.refit:
+    if settings.num_refits:
         flops += sum(2 * out_features * in_features**2 for out_features, in_features in (v.shape for v in views))
     flops += rule.learning_flops(settings, active)
     if settings.compares:
@@ -293,7 +293,7 @@ def text_cost(
 def _forecast_flops(settings: Quantize, out_features: int, in_features: int) -> float:
     """Of rounding a matrix to one width, and of weighing the error by both sides in float64."""
     by_block = RULES[settings.method].by_block
-    rule, refit = (LEARNED_AS["rule"], LEARNED_AS["refit"]) if by_block else (settings.rounds_by, settings.refit)
+    rule, refit = (LEARNED_AS["rule"], LEARNED_AS["refit"]) if by_block else (settings.rounds_by, settings.num_refits)
     products = out_features * in_features * (out_features + in_features)
     fitting = 2 * out_features * in_features**2 if refit else 0
     return rule.flops(out_features, in_features) + fitting + 2 * 2 * products

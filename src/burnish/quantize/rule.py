@@ -62,6 +62,7 @@ class RoundingRule:
         needs: what is collected from the text: "covariance" of the inputs, and the "sketch" of the Kronecker factors,
             for which gradients go through the whole network.
         tokens: of calibration text, where the settings do not say.
+        refits: how often scales are fitted to packed codes where the settings do not say.
         iterations: steps per layer where something is learned and the settings do not say.
         by_block: whether a whole layer at a time is learned from the codes that the rule of `start` gave it.
         by_library: whether somebody else's program rounds the whole model (`quantize.autoround`).
@@ -76,6 +77,7 @@ class RoundingRule:
     summary: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     tokens: ClassVar[int] = 0
+    refits: ClassVar[int] = 0
     iterations: ClassVar[int] = 0
     by_block: ClassVar[bool] = False
     by_library: ClassVar[bool] = False

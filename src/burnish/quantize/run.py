@@ -63,7 +63,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         HELD_OUT if settings.damping is None else Strength(settings.damping, settings.damping),
         (*sketches_of(settings), "a")[0],
         scale_search=settings.scale_search,
-        refit=settings.refit,
+        refit=settings.num_refits,
         overrides=schemes,
     )
     text, unseen, reserve = calibration_windows(settings, model, ctx, views) if settings.needs else (None, None, None)

@@ -68,11 +68,12 @@ class Quantize(Stage):
         description="multiple of the mean diagonal added to factors; null chooses on held-out windows",
     )
     scale_search: bool = Field(default=False, description="search a clipping ratio per group instead of the full range")
-    refit: int = Field(
-        default=0,
+    refit: int | None = Field(
+        default=None,
         ge=0,
         le=8,
-        description="how often scales are fitted to the codes by the inputs' statistics (rtn then needs text too)",
+        description="how often scales are fitted to the codes by the inputs' statistics (rtn then needs text too); "
+        f"null: once for {' and '.join(name for name, rule in RULES.items() if rule.refits)} with scheme int, else 0",
     )
     sketch: Literal["a", "b"] | None = Field(
         default=None,
@@ -140,6 +141,12 @@ class Quantize(Stage):
         return (RULES[self.method].tokens or REFIT_TOKENS) if self.tokens is None else self.tokens
 
     @property
+    def num_refits(self) -> int:
+        """How often scales are fitted, with the method's default; that was measured for packed integers alone."""
+        default = RULES[self.method].refits if self.scheme == "int" else 0
+        return default if self.refit is None else self.refit
+
+    @property
     def num_iterations(self) -> int:
         """Steps per layer, with the method's default."""
         return RULES[self.method].iterations if self.iterations is None else self.iterations
@@ -158,7 +165,7 @@ class Quantize(Stage):
     @property
     def needs(self) -> frozenset[str]:
         """What is collected from the calibration text, see `RoundingRule`."""
-        wanted = RULES[self.method].needs | ({"covariance"} if self.refit else set())
+        wanted = RULES[self.method].needs | ({"covariance"} if self.num_refits else set())
         return wanted | ({"covariance", "sketch"} if self.target is not None else set())
 
     def plan(self, before: Plan) -> Plan:

@@ -23,6 +23,7 @@ class Gptq(RoundingRule):
     summary: ClassVar[str] = "one-sided, seconds to minutes"
     needs: ClassVar[frozenset[str]] = frozenset({"covariance"})
     tokens: ClassVar[int] = 16_384
+    refits: ClassVar[int] = 1
     propagates: ClassVar[bool] = True
 
     def flops(self, out_features: int, in_features: int) -> float:
