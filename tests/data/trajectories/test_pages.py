@@ -71,7 +71,7 @@ def tokens_of(page: str) -> list[list[tuple[str, str, str]]]:
 def test_every_token_of_a_row_is_shown_with_its_kind_turn_and_weight(tokenizer, tmp_path: Path):
     episodes = [made("first", turns=2), made("second", turns=1)]
     rows = rows_of(episodes, tokenizer, tmp_path, reasoning=0.5, final=0.0)
-    made_pages = dict(pages(rows, tokenizer))
+    made_pages = dict(pages(rows, tokenizer, lambda: len(rows)))
     shown = tokens_of(made_pages["episodes-01.html"])
     assert len(shown) == len(rows) == 2
     names = {1: "reasoning, weight 0.5", 2: "action", 3: "arguments", 4: "edit", 5: "final, weight 0"}
@@ -96,9 +96,9 @@ def test_what_an_episode_says_is_never_markup(tokenizer, tmp_path: Path):
     episode = made(attack, turns=1, task=attack)
     episode["messages"][1]["content"] = attack
     rows = rows_of([episode], tokenizer, tmp_path)
-    for content in dict(pages(rows, tokenizer)).values():
+    for content in dict(pages(rows, tokenizer, lambda: len(rows))).values():
         assert "<script" not in content and "<img" not in content
-    (tokens,) = tokens_of(dict(pages(rows, tokenizer))["episodes-01.html"])
+    (tokens,) = tokens_of(dict(pages(rows, tokenizer, lambda: len(rows)))["episodes-01.html"])
     assert attack in "".join(text for _, _, text in tokens)
 
 
@@ -107,12 +107,20 @@ def test_rows_are_spread_over_pages_and_what_is_left_out_is_counted(tokenizer, t
     longest = max(len(row["input_ids"]) for row in rows)
     monkeypatch.setattr(pages_module, "PAGE_TOKENS", longest + 1)
     monkeypatch.setattr(pages_module, "MOST_TOKENS", 4 * longest + 1)
-    made_pages = dict(pages(iter(rows), tokenizer))
+    made_pages = dict(pages(iter(rows), tokenizer, lambda: len(rows)))
     assert list(made_pages) == ["episodes-01.html", "episodes-02.html", "episodes-03.html", LIST_FILE]
     assert [len(tokens_of(made_pages[name])) for name in list(made_pages)[:3]] == [2, 2, 1]
     assert "2 more rows are in rows.jsonl" in made_pages[LIST_FILE]
     assert 'href="episodes-03.html#row-5">e4<' in made_pages[LIST_FILE]
     assert 'id="row-5"' in made_pages["episodes-03.html"]
+
+
+def test_what_is_left_out_is_counted_among_the_rows_that_were_written(tokenizer, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pages_module, "MOST_TOKENS", 1)
+    episodes = write(tmp_path / "e.jsonl", [made(f"e{number}", turns=1) for number in range(7)])
+    found = curate([episodes], Curation([]), Masking(tokenizer), tmp_path / "work", Progress(enabled=False))
+    assert "6 more rows are in rows.jsonl" in dict(found.pages)[LIST_FILE]
+    assert len(list(found.rows)) == 7
 
 
 @settings(max_examples=60)

@@ -169,7 +169,7 @@ def curate(
         steps.append({"filter": MASKS, "dropped": len(refused), "left": left, "sample": _sample(refused)})
         if not left:
             raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix=refused[0]["reason"])
-    shown = () if masking is None else pages(_lines(parts), masking.tokenizer)
+    shown = () if masking is None else pages(_lines(parts), masking.tokenizer, lambda: _num_lines(parts))
     return Curated(_lines(parts), steps, decided.num_secrets, tokens, shown)
 
 
@@ -286,6 +286,15 @@ def _lines(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
         with (part / ROWS).open(encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
+
+
+def _num_lines(parts: Sequence[Path]) -> int:
+    """How many rows there are, without reading what is in them."""
+    total = 0
+    for part in parts:
+        with (part / ROWS).open("rb") as file:
+            total += sum(1 for _ in file)
+    return total
 
 
 def _digest(files: Sequence[str | Path]) -> str:

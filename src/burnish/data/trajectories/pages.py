@@ -10,7 +10,7 @@ Pages need no script. Secrets are gone before rows exist, and all text is escape
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,21 +55,23 @@ class Shown:
 COLUMNS = ("Episode", "Task", "Reward", "Turns", "Tokens", "Trained", "Sum of weights")
 
 
-def pages(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+def pages(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, num_rows: Callable[[], int]
+) -> Iterator[tuple[str, str]]:
     """(name of a file, its content): the pages of masked rows in their order, then the list of them.
 
     Args:
-        rows: as `burnish.data.trajectories.rows` makes them, with token ids.
+        rows: as `burnish.data.trajectories.rows` makes them, with token ids; no more are read than are shown.
         tokenizer: that they are made for.
+        num_rows: how many there are, asked where some are left out.
     """
     listed: list[Shown] = []
-    left = iter(rows)
     part: list[Mapping[str, Any]] = []
     size = total = number = 0
-    left_out = 0
-    for row in left:
+    cut = False
+    for row in rows:
         if total >= MOST_TOKENS:
-            left_out = 1 + sum(1 for _ in left)
+            cut = True
             break
         part.append(row)
         size, total = size + len(row["input_ids"]), total + len(row["input_ids"])
@@ -80,6 +82,7 @@ def pages(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase)
     if part:
         number += 1
         yield _page(part, number, tokenizer, listed)
+    left_out = num_rows() - len(listed) if cut else 0
     content = {"columns": COLUMNS, "listed": listed, "left_out": left_out}
     yield LIST_FILE, page.render("burnish.data", "episodes.html.j2", **content)
 
