@@ -298,3 +298,34 @@ def test_raw_episodes_become_a_model_with_a_loss_for_each_kind_through_two_kills
     assert len(secrets) > 50
     for path in [*whole.rglob("*.html"), *whole.rglob("*.jsonl")]:
         assert not any(secret in path.read_text() for secret in secrets), path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_learns_from_its_own_shortest_right_answers(tmp_path: Path):
+    """On sums of two digits modulo 5, which sixty steps teach; what it is worth is for a benchmark to say."""
+    words = ["--tokenizer", "bpe:257", "--data", ROOT / "src" / "burnish" / "reason" / "prompts"]
+    words += ["--chat-template", ROOT / "examples" / "reasoner.jinja", "-o", tmp_path / "start"]
+    main(list(map(str, ["init", ROOT / "examples" / "reasoner_small.json", *words])))
+    kind = {"modulus": 5, "steps": [1, 1], "operations": "+", "repeat": 0.5, "direct": 0.3}
+    smaller: dict[str, dict[str, object]] = {
+        "worked": {"number": 400, "kind": kind},
+        "single": {"steps": 60, "batch": 16},
+        "fresh": {"number": 20, "kind": kind},
+        "own": {"k": 4, "max_new_tokens": 40},
+        "shorter": {"steps": 2},
+    }
+    content = yaml.safe_load((ROOT / "recipes" / "own_answers.yaml").read_text()) | {"start": str(tmp_path / "start")}
+    content["nodes"] = [node | smaller[node["name"]] for node in content["nodes"]]
+    small = tmp_path / "own_answers.yaml"
+    small.write_text(yaml.safe_dump(content))
+    run = Run(read_recipe(small), tmp_path / "run", ROOMS)
+    run.execute()
+    rows = [json.loads(line) for line in (run.target("own") / "rows.jsonl").read_text().splitlines()]
+    tables = {row["name"]: row["rows"] for row in read_rows(tmp_path / "run" / LEDGER_FILE) if row["row"] == "table"}
+    (counts,) = tables["selection"]
+    assert counts["problems"] == 20 and counts["rows"] == len(rows) > 0
+    assert counts["tokens_kept"] <= counts["tokens_right"]
+    assert sum(row["problems"] for row in tables["difficulty"]) == 20
+    before, after = (load(run.target(name)).module.state_dict() for name in ("single", "shorter"))
+    assert any(not before[name].equal(after[name]) for name in before)
