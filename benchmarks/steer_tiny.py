@@ -10,6 +10,10 @@ heads and gates, and as many heads drawn at random; on the 200 every cell has th
 1 with the same random numbers, problem by problem. The problems are in no training data. Other gates were tried on the
 200 alone.
 
+Why it takes so little is read off the written solutions of the 200: how likely a check is after a step that goes on,
+and after a check, with every step's end steered. Beside it stands what the paper does not do: the output of the last
+layer's attention, moved along the difference of its own means to where it is on steps that go on, or as far again.
+
 Before anything is swept: at least 90 % of the answers are right, at least one check stands in an answer, and the best
 probe is above the larger class with its interval.
 """
@@ -20,6 +24,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +33,12 @@ import experiment
 import yaml
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from burnish.core.checkpoint import Model
+    from burnish.steer import ReasoningTrace
     from burnish.steer.sweep import Comparison, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,15 +49,18 @@ CALIBRATE, TUNE, REPORT = (24, 4, 4) if experiment.SMOKE else (120, 200, 800)
 COEFS, TOPS = (-1.0, -4.0), (0.1, 0.38, 1.0)
 TRIED = (("ungated", -1.0, 0.1), ("ungated", -1.0, 0.38), ("soft", -1.0, 0.38), ("soft", -4.0, 0.38))
 """Mode, coefficient and share of heads, on the problems that choose alone."""
+WHY = (("threshold", -1.0, 0.38), ("threshold", -4.0, 0.38), ("ungated", -1.0, 0.38))
+MOVES = (1.0, 2.0)
+"""How far the output of the last layer is moved: to the mean of steps that go on, and twice as far."""
 LOSE = 0.01
 LONGEST = 24 if experiment.SMOKE else 200
 SMOKE_NODES = {"chain": {"number": 24}, "train": {"steps": 2, "holdout": 0.2}}
 
 
 class Bench(experiment.Kept):
-    """Training, calibration, the sweep and what else was tried, by these names."""
+    """Training, calibration, the sweep, what else was tried, and why, by these names."""
 
-    names = ("train", "calibrate", "sweep", "tried")
+    names = ("train", "calibrate", "sweep", "tried", "why")
 
     def __init__(self, work: Path, *, smoke: bool) -> None:
         super().__init__(work)
@@ -146,6 +160,87 @@ class Bench(experiment.Kept):
             rows.append({"mode": mode} | plain_row(cells.rows([SteeringStrength("steered", coef, top)], "tuning")[0]))
         return {"tuning": rows}
 
+    def why(self) -> dict[str, Any]:
+        """How likely a check is after either kind of step, on written solutions."""
+        from functools import partial
+
+        from burnish.core.checkpoint import load
+        from burnish.data.chain import json_lines
+        from burnish.steer import read_traces, read_vectors
+        from burnish.verify import verifier
+
+        model, vectors = load(self.model), read_vectors(self.vectors)
+        parts = {"fit": self.problems()[:CALIBRATE], "tell": self.problems()[CALIBRATE : CALIBRATE + TUNE]}
+        forced = {}
+        for name, problems in parts.items():
+            file = self.work / f"why-{name}.jsonl"
+            file.write_text(json_lines(iter(problems)))
+            forced[name] = Forced(model, read_traces(file, model.tokenizer, vectors.marks, verifier("chain")).traces)
+        tell, last = forced["tell"], max(forced["tell"].projections)
+        rows = [{"how": "plain"} | tell.chances({})]
+        for mode, coef, top in WHY:
+            chosen = vectors.best(top).by_layer()
+            hooks = {layer: partial(tell.steered, pair, coef, mode) for layer, pair in chosen.items()}
+            rows.append({"how": f"{mode}, {coef:g}, {top:.0%} of the heads"} | tell.chances(hooks))
+        linear, checking = forced["fit"].means(last)
+        for far in MOVES:
+            hook = partial(tell.moved, linear, checking - linear, far)
+            rows.append({"how": f"last layer, {far:g} of the way to steps that go on"} | tell.chances({last: hook}))
+        return {"rows": rows}
+
+
+class Forced:
+    """Written solutions in one padded batch, with the ends of their steps.
+
+    Args:
+        model: that reads them.
+        traces: cut into steps.
+    """
+
+    def __init__(self, model: Model, traces: Sequence[ReasoningTrace]) -> None:
+        import torch
+
+        from burnish.steer.vectors import output_projections
+
+        self.module, self.projections = model.module, output_projections(model.module)
+        (self.check,) = model.tokenizer("W", add_special_tokens=False)["input_ids"]
+        shape = (len(traces), max(len(trace.tokens) for trace in traces))
+        self.ids, self.linear = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+        self.checking = self.linear.clone()
+        for row, trace in enumerate(traces):
+            self.ids[row, : len(trace.tokens)] = torch.tensor(trace.tokens)
+            for end, label in zip(trace.ends, trace.labels, strict=True):
+                (self.linear if label > 0 else self.checking)[row, end] = True
+        self.flags = (self.linear | self.checking).flatten()
+
+    def steered(self, pair: tuple[Tensor, Tensor], coef: float, mode: Any, _: Any, __: Any, output: Tensor) -> Tensor:
+        from burnish.steer.maths.intervene import steered
+
+        rows = output.flatten(0, 1)
+        return steered(rows, *pair, self.flags, coef=coef, mode=mode)[0].reshape(output.shape)
+
+    def moved(self, mean: Tensor, along: Tensor, far: float, _: Any, __: Any, output: Tensor) -> Tensor:
+        """Minus `far` times what stands along a direction beyond a mean, at the ends of steps."""
+        unit = along / along.norm()
+        beyond = ((output - mean) @ unit)[..., None] * unit
+        return output - far * beyond * self.flags.reshape(*output.shape[:2], 1)
+
+    def chances(self, hooks: dict[int, Any]) -> dict[str, float]:
+        """Mean probability of a check after a linear and after a checking step."""
+        import torch
+
+        with ExitStack() as stack, torch.inference_mode():
+            for layer, hook in hooks.items():
+                stack.callback(self.projections[layer].owner.register_forward_hook(hook).remove)
+            after = self.module(input_ids=self.ids).logits.softmax(-1)[..., self.check]
+        return {"linear": float(after[self.linear].mean()), "checking": float(after[self.checking].mean())}
+
+    def means(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Of the output of a layer's attention at the ends of linear and of checking steps."""
+        met: list[Tensor] = []
+        self.chances({layer: lambda _, __, output: met.append(output)})
+        return met[0][self.linear].mean(0), met[0][self.checking].mean(0)
+
 
 def plain_row(row: Comparison) -> dict[str, Any]:
     """A row as it is kept; `lost`, `ratio` and `checks` are intervals of 95 %."""
@@ -210,6 +305,18 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "tuning": experiment.table(
             f"vectors{HEAD}",
             [line(row, arm) for arm, row in [*tuned, *((f"steered, {row['mode']}", row) for row in tried)]],
+        ),
+        "why": experiment.table(
+            "at the ends of steps | check after going on: | check after a check: | checks a step that follow:",
+            [
+                [
+                    row["how"],
+                    f"{row['linear']:.3f}",
+                    f"{row['checking']:.3f}",
+                    f"{row['linear'] / (1 - row['checking']):.2f}",
+                ]
+                for row in results["why"]["rows"]
+            ],
         ),
         "probes": experiment.table(
             "layer: | head: | accuracy on held-out traces (95 %):",
