@@ -90,6 +90,14 @@ def test_forms_that_a_class_cannot_have_are_left_out(kind, names):
     assert any("the nearest of" in note for note in planned.notes)
 
 
+def test_pieces_are_tried_whose_widths_are_multiples():
+    """As of GPT-OSS, whose experts are 2,880 wide."""
+    before = plan_config(small_config("gpt_oss", intermediate_size=2880))
+    names = {name for name, _, _ in forms(Slim(target="70%", **SMALL | {"multiple": 64}), before)}
+    assert "split in 3" in names
+    assert not {"split in 2", "split in 4"} & names
+
+
 def test_a_target_that_no_form_reaches_is_refused():
     with pytest.raises(SettingsError, match="are left"):
         Slim(target="1%", **SMALL).plan(plan_config(small_config("mixtral")))

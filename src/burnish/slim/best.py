@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from burnish.core.kinds import Plan
     from burnish.slim.stage import Slim
 
-PIECES = (2, 4)
+PIECES = (2, 3, 4)
+"""Of which those are tried whose widths are multiples: a half of GPT-OSS's experts is none of 64, a third is."""
 FEWER = (7, 6, 5, 4)
 """Eighths of the experts that are kept, as wide as the target allows."""
 
