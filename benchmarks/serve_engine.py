@@ -4,10 +4,12 @@
 
 DIR has mooncake_fast25_conversation.jsonl.gz. vLLM 0.32 for CPUs runs a small model with random weights in one process.
 Its clock is the processor time of its own steps: requests are given to it when that clock has reached their arrival, so
-that other work on the machine moves nothing. A tuning run of 100 requests under first come first served gives the
-costs of a step by the fit that recordings have. Then 200 other requests are served under three policies, by the engine
-and by the simulator with those costs. Lengths are a sixteenth of the trace's, conversations of at most 1,900 tokens,
-four drawn tenants, and arrivals so close that all would take 1.25 times as long to serve as to come.
+that other work on the machine moves nothing. 200 requests are served under three policies, by the engine and by the
+simulator. The costs of a step come from the fit that recordings have, to 100 other requests, half of which are there
+at once and half of which come when the engine is idle: served by another process under first come first served, or by
+the same process before, of a tenant of their own, and with the prefix cache emptied between; and, to tell the
+scheduling from the costs, to the run itself. Lengths are a sixteenth of the trace's, conversations of at most 1,900
+tokens, four drawn tenants, and arrivals so close that all would take 1.25 times as long to serve as to come.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ POLICIES = ("fcfs", "vtc", "dlpm")
 NUM, TUNING = (20, 10) if experiment.SMOKE else (200, 100)
 SMOKE = ["--smoke"] if experiment.SMOKE else []
 LOAD = 1.25
+HOUR = 3_600_000_000_000
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -52,6 +55,8 @@ MODEL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+COUNTS = ("steps", "prompt tokens", "decodes", "seconds")
+OTHER, SAME, ITSELF = "costs of another process", "of this process before", "of the run itself"
 QUIET = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -63,14 +68,20 @@ QUIET = {
 }
 
 
-def workload(data: Path, name: str, span: float | None) -> Workload:
-    """Of the tuning or the reporting slice; all of it comes within `span` seconds."""
+def workload(data: Path, span: float | None) -> Workload:
+    """The reporting slice, all of which comes within so many seconds; without a span the tuning slice, one by one."""
     trace = scaled(read_trace(data / TRACE, limit=1000), shrink=16, longest=1900)
-    rows = trace.workflows[NUM : NUM + TUNING] if name == "tuning" else trace.workflows[:NUM]
-    rows = tuple(replace(row, arrival=row.arrival - rows[0].arrival) for row in rows)
+    if span is None:
+        rows = enumerate(trace.workflows[NUM : NUM + TUNING])
+        return replace(trace, workflows=tuple(replace(row, arrival=place * HOUR) for place, row in rows))
+    rows = tuple(replace(row, arrival=row.arrival - trace.workflows[0].arrival) for row in trace.workflows[:NUM])
     found = with_tenants(replace(trace, workflows=rows), {f"tenant{place}": 1 / place for place in range(1, 5)}, 0)
-    last = found.workflows[-1].arrival
-    return scaled(found, speed=last / 1e9 / span) if span else found
+    return scaled(found, speed=found.workflows[-1].arrival / 1e9 / span)
+
+
+def at_once(tuning: Workload) -> Workload:
+    """The first half of the tuning slice."""
+    return replace(tuning, workflows=tuple(replace(one, arrival=0) for one in tuning.workflows[: TUNING // 2]))
 
 
 class Bench(experiment.Kept):
@@ -86,7 +97,7 @@ class Bench(experiment.Kept):
         model = self.work / "model"
         model.mkdir(parents=True, exist_ok=True)
         (model / "config.json").write_text(json.dumps(MODEL))
-        task = {"data": str(self.data), "name": name, "span": span, "model": str(model)}
+        task = {"data": str(self.data), "policy": name if span else "fcfs", "span": span, "model": str(model)}
         done = subprocess.run(
             [os.environ["VLLM_PYTHON"], __file__, "--inside", json.dumps(task), *SMOKE],
             stdout=subprocess.PIPE,
@@ -97,72 +108,105 @@ class Bench(experiment.Kept):
         return json.loads(next(line[6:] for line in done.stdout.splitlines() if line.startswith("FOUND ")))
 
     def span(self) -> float:
-        """Seconds within which the reporting slice comes: what it takes to serve, by the tuning run, over the load."""
-        tuned = self.read("tuning")
-        return sum(step[0] for step in tuned["steps"]) / 1e9 * NUM / TUNING / LOAD
+        """Seconds within which the reporting slice comes: what it takes to serve, by the half of the tuning slice that
+        was there at once, over the load."""
+        return self.together() * NUM / (TUNING // 2) / LOAD
+
+    def together(self) -> float:
+        """Seconds in which the half of the tuning slice that was there at once was served."""
+        kept = self.read("tuning")
+        return sum(step[0] for step in kept["tuning"][: kept["num together"]]) / 1e9
 
     def summed(self) -> dict[str, Any]:
-        tuned, rows = costs_of(self.read("tuning")), {}
+        other, rows = self.read("tuning")["tuning"], {}
         for name in POLICIES:
             kept = self.read(name)
-            steps, measured = np.array(kept["steps"], dtype=float), kept["ttft"]
-            fitted = tuned["step"] + steps[:, 2:] @ np.array([tuned["prefill"], tuned["decode"], tuned["context"]])
             rows[name] = {
-                "measured": fmean(measured.values()),
-                "steps": len(steps),
-                "seconds": float(steps[:, 0].sum() / 1e9),
-                "fit": float(fitted.sum() / steps[:, 0].sum()),
-                "tuned costs": self.simulated(name, tuned),
-                "own costs": self.simulated(name, costs_of(kept)),
+                "measured": fmean(kept["ttft"].values()),
+                "steps": len(kept["steps"]),
+                "seconds": sum(step[0] for step in kept["steps"]) / 1e9,
+                "costs": {
+                    what: self.simulated(name, steps) | {"off": off(steps, kept["steps"])}
+                    for what, steps in ((OTHER, other), (SAME, kept["tuning"]), (ITSELF, kept["steps"]))
+                },
             }
-        return {"costs": tuned, "span": self.span(), "policies": rows}
+        return {"at once": self.at_once(), "runs": rows}
 
-    def simulated(self, name: str, costs: dict[str, float]) -> dict[str, float]:
-        """Seconds to the first token, and how far single requests are off."""
-        measured = self.read(name)["ttft"]
+    def at_once(self) -> dict[str, Any]:
+        """Counts of the half of the tuning slice that was there at once, where no time of a step decides anything."""
+        kept = self.read("tuning")
+        steps = np.array(kept["tuning"][: kept["num together"]], dtype=float)
+        engine = EngineSettings.model_validate(kept["engine"] | {"linear": costs_of(kept["tuning"])})
+        costs = engine.costs()
+        made = simulate(
+            at_once(workload(self.data, None)), lambda: PolicySettings().objects(costs), engine.shape(), costs
+        )
+        return {
+            "requests": len(made.jobs),
+            "steps": [len(steps), made.counters.steps],
+            "prompt tokens": [int(steps[:, 2].sum()), sum(job.scheduled - job.output + 1 for job in made.jobs)],
+            "decodes": [int(steps[:, 3].sum()), sum(job.output - 1 for job in made.jobs)],
+            "seconds": [self.together(), made.counters.busy / 1e9],
+        }
+
+    def simulated(self, name: str, steps: list[list[float]]) -> dict[str, Any]:
+        """Seconds to the first token, and how far single requests are off, with costs by a fit to steps."""
+        measured, costs = self.read(name)["ttft"], costs_of(steps)
         engine = EngineSettings.model_validate(self.read("tuning")["engine"] | {"linear": costs})
         policy, of_step = PolicySettings.model_validate({"order": name}), engine.costs()
-        made = simulate(
-            workload(self.data, name, self.span()), lambda: policy.objects(of_step), engine.shape(), of_step
-        )
+        asked = workload(self.data, self.span())
+        made = simulate(asked, lambda: policy.objects(of_step), engine.shape(), of_step)
         first = {job.name: (job.first_token - job.arrival) / 1e9 for job in made.jobs}
         return {
             "ttft": fmean(first[one] for one in measured),
             "median error": float(np.median([abs(first[one] - measured[one]) for one in measured])),
             "steps": made.counters.steps,
             "seconds": made.counters.busy / 1e9,
+            "costs": costs,
         }
 
 
-def costs_of(kept: dict[str, Any]) -> dict[str, float]:
-    fitted = fit_linear(np.array(kept["steps"], dtype=float))
+def costs_of(steps: list[list[float]]) -> dict[str, float]:
+    fitted = fit_linear(np.array(steps, dtype=float))
     return dict(zip(("step", "prefill", "context", "decode"), fitted, strict=True))
+
+
+def off(steps: list[list[float]], others: list[list[float]]) -> float:
+    """How far costs by a fit to some steps are off in the sum of others."""
+    costs, rows = costs_of(steps), np.array(others, dtype=float)
+    fitted = costs["step"] + rows[:, 2:] @ np.array([costs["prefill"], costs["decode"], costs["context"]])
+    return float(fitted.sum() / rows[:, 0].sum()) - 1
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     rows = []
-    for name, one in results["policies"].items():
+    for name, one in results["runs"].items():
         row = [name, f"{one['measured']:.3f}"]
-        for which in ("tuned costs", "own costs"):
-            found = one[which]
-            row += [f"{found['ttft']:.3f} ({found['ttft'] / one['measured'] - 1:+.0%})", f"{found['median error']:.3f}"]
-        rows.append([*row, f"{one['fit'] - 1:+.0%}", f"{one['steps']:,} / {one['own costs']['steps']:,}"])
+        for found in one["costs"].values():
+            row.append(f"{found['ttft']:.3f} ({found['ttft'] / one['measured'] - 1:+.0%}; {found['off']:+.0%})")
+        itself = one["costs"][ITSELF]
+        rows.append([*row, f"{itself['median error']:.3f}", f"{one['steps']:,} / {itself['steps']:,}"])
     header = (
-        "policy | mean first token, vLLM, s: | simulated, s: | median error of a request, s: | "
-        "with the run's own costs, s: | median error, s: | costs of the tuning run are off: | steps, vLLM / simulated:"
+        f"policy | mean first token, vLLM, s: | {OTHER}: | {SAME}: | {ITSELF}: | "
+        "median error of a request, s: | steps, vLLM / simulated:"
     )
-    return {"policies": experiment.table(header, rows)}
+    alike = results["at once"]
+    counts = [[name, *(f"{one:,}" if type(one) is int else f"{one:.2f}" for one in alike[name])] for name in COUNTS]
+    title = f"{alike['requests']} requests that are there at once"
+    return {
+        "policies": experiment.table(header, rows),
+        "counts": experiment.table(f"{title} | vLLM: | simulated:", counts),
+    }
 
 
 # -- inside the environment of vLLM ------------------------------------------------------------------------------------
 
 
 def inside(task: dict[str, Any]) -> dict[str, Any]:
-    """Serves a slice on the engine's own processor time."""
-    from vllm import EngineArgs, LLMEngine, SamplingParams
+    """Serves the tuning slice, and then the reporting slice, on the engine's own processor time."""
+    from vllm import EngineArgs, LLMEngine
 
-    asked = workload(Path(task["data"]), task["name"], task["span"])
-    policy = "fcfs" if task["name"] == "tuning" else task["name"]
+    data = Path(task["data"])
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=task["model"],
@@ -176,7 +220,7 @@ def inside(task: dict[str, Any]) -> dict[str, Any]:
             dtype="float32",
             disable_log_stats=True,
             scheduler_cls="burnish.serve.vllm.Scheduler",
-            additional_config={"burnish": {"policy": policy, "trust_client_tenant": True}},
+            additional_config={"burnish": {"policy": task["policy"], "trust_client_tenant": True}},
         )
     )
     scheduler = engine.engine_core.engine_core.scheduler
@@ -191,9 +235,25 @@ def inside(task: dict[str, Any]) -> dict[str, Any]:
         return made
 
     scheduler.schedule = watched
+    warm(engine)
+    tuning = workload(data, None)
+    together, _ = served(engine, at_once(tuning), planned)
+    apart, _ = served(engine, replace(tuning, workflows=tuning.workflows[TUNING // 2 :]), planned)
+    found: dict[str, Any] = {"tuning": together + apart, "num together": len(together)}
+    if task["span"]:
+        assert engine.reset_prefix_cache()
+        found["steps"], found["ttft"] = served(engine, workload(data, task["span"]), planned)
+    about = scheduler.about()
+    limits = {name: about[name] for name in EngineSettings.model_fields if name in about}
+    return found | {"engine": limits}
+
+
+def served(engine: Any, asked: Workload, planned: list[dict[str, int]]) -> tuple[list[list[float]], dict[str, float]]:
+    """What each step took and computed, and seconds to the first token of each request."""
+    from vllm import SamplingParams
+
     clock, steps, first, place = 0, [], {}, 0
     arrivals = {one.name: one.arrival for one in asked.workflows}
-    warm(engine)
     planned.clear()
     while place < len(asked.workflows) or engine.has_unfinished_requests():
         if not engine.has_unfinished_requests():
@@ -219,9 +279,7 @@ def inside(task: dict[str, Any]) -> dict[str, Any]:
         for output in outputs:
             if output.outputs[0].token_ids and output.request_id not in first:
                 first[output.request_id] = (clock - arrivals[output.request_id]) / 1e9
-    about = scheduler.about()
-    limits = {name: about[name] for name in EngineSettings.model_fields if name in about}
-    return {"engine": limits, "steps": steps, "ttft": first}
+    return steps, first
 
 
 def warm(engine: Any) -> None:

@@ -1,5 +1,6 @@
 """The harness of the benchmarks, and the cheapest of them run small."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -41,6 +42,27 @@ def test_what_is_kept_is_not_measured_again(tmp_path: Path):
     assert kept.run(lambda: ["one", "three"], measure)
     assert kept.run(lambda: ["one", "three"], measure)
     assert asked == ["one", "three"] and kept.read("three")["length"] == 5
+
+
+def test_an_answer_is_recorded_and_shown_once_all_of_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture):
+    class Bench(experiment.Kept):
+        def names(self) -> list[str]:
+            return ["one", "three"]
+
+        def measure(self, name: str) -> dict[str, int]:
+            return {"length": len(name)}
+
+    bench, out = Bench(tmp_path), tmp_path / "it.json"
+
+    def content() -> dict[str, int]:
+        return {name: bench.read(name)["length"] for name in bench.names()}
+
+    for minutes in (-1, 1):
+        options = argparse.Namespace(out=out, minutes=minutes)
+        experiment.answer(bench, options, "What?", content, lambda found: {"all": f"of {found['three']}"}, note="x")
+        assert out.is_file() == (minutes > 0)
+    assert json.loads(out.read_text())["three"] == 5
+    assert capsys.readouterr().out == "of 5\n"
 
 
 def test_a_record_has_what_the_check_asks_for_and_keeps_what_was_there(tmp_path: Path):
