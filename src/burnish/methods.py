@@ -204,6 +204,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --lora-experts shared",
         source="togethercomputer/xorl, 2025; LoRA, 2021, arXiv:2106.09685",
         page="moe-lora",
+        benchmarks=(Benchmark("moe_lora", ("--work", "runs/slim-benchmark")),),
     ),
     Method(
         name="sharded training",
