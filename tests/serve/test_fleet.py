@@ -127,6 +127,16 @@ def test_who_begins_to_wait_anywhere_is_not_paid_for_the_time_before():
     assert found["two"][late].runtime == found["one"][early].runtime == 800
 
 
+@pytest.mark.parametrize("lifted", [True, False])
+def test_who_begins_to_wait_when_nobody_does_is_lifted_to_who_waited_last(lifted: bool):
+    fleet = Fleet(lambda path: 1.0, lift_when_idle=lifted)
+    early, late = ("early",), ("late",)
+    for cost, waits in ((0, 9), (700, 9), (800, 0), (800, 0)):
+        fleet.exchanged({"one": {early: Account(cost, waits), late: Account(0, 0)}})
+    found = fleet.exchanged({"one": {early: Account(800, 0), late: Account(0, 5)}})
+    assert found["one"][late].runtime == (800 if lifted else 0)
+
+
 def test_every_engine_keeps_a_part_of_every_weight():
     fleet = Fleet(lambda path: 1.0, floor=0.01)
     busy, idle = {("a",): Account(0, 10**6)}, {("a",): Account(0, 0)}

@@ -166,7 +166,11 @@ class PolicySettings(Settings):
 
         if not self.exchange_seconds or engines == 1:
             return None
-        return Fleet(lambda path: self.weights.get("/".join(path), 1.0), self.exchange_seconds)
+        return Fleet(
+            lambda path: self.weights.get("/".join(path), 1.0),
+            self.exchange_seconds,
+            lift_when_idle=self.lift_when_idle,
+        )
 
     def pause_laws(self) -> PauseLaws | None:
         """Of the trained model; None where there is none, and pauses are learned from what is seen.

@@ -5,15 +5,15 @@ A node n of weight w_n (see `burnish.serve.policies.shares`) has over all K engi
     V_n += served to n since the last exchange / w_n,
 
 and is lifted, when somebody begins to wait below it and nobody did at any engine, to the smallest V of its waiting
-siblings, as in the tree of one engine. Every exchange sets the runtime that it has at each engine to V_n. Until the
-next one an engine charges what it serves itself, at the weight
+siblings, or of those that waited last, as in the tree of one engine. Every exchange sets the runtime that it has at
+each engine to V_n. Until the next one an engine charges what it serves itself, at the weight
 
     w_{n,k} = w_n ((1 - K e) d_{n,k} / sum over k of d_{n,k} + e),    so that their sum is w_n,
 
 where d is what the node can use there: the cost that was served to it since the last exchange and that of those who
 wait, of which no more counts than the engine serves in that time; a mean that forgets within seconds. So a runtime
-rises at every engine at the pace at which it rises over all, and what is to be made up for is made up for once, and
-not by each engine. An engine that says nothing more is left out, and its weights go to the others.
+rises at every engine at the pace at which it rises over all, and what is to be made up for is made up for once, and not
+by each engine. An engine that says nothing more is left out, and its weights go to the others.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Fleet:
         exchange: seconds between exchanges.
         memory: seconds in which what a node can use at an engine is forgotten to 1/e.
         floor: e, part of a weight that every engine has.
+        lift_when_idle: whether one that begins to wait when no sibling does is lifted to one that waited last.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Fleet:
         *,
         memory: float = 5.0,
         floor: float = 0.01,
+        lift_when_idle: bool = True,
     ) -> None:
         self.exchange = exchange
         self._weight, self._floor = weight, floor
@@ -77,6 +79,8 @@ class Fleet:
         self._usable: dict[str, dict[Path, float]] = {}
         self._runtime: dict[Path, float] = defaultdict(float)
         self._waited: set[Path] = set()
+        self._lift_when_idle = lift_when_idle
+        self._last: dict[Path, Path] = {}
 
     def exchanged(self, accounts: Mapping[str, Mapping[Path, Account]]) -> dict[str, dict[Path, Part]]:
         """What every engine is to do now.
@@ -137,7 +141,11 @@ class Fleet:
         siblings: dict[Path, list[Path]] = defaultdict(list)
         for path in waiting & self._waited:
             siblings[path[:-1]].append(path)
+        first = {parent: min(several, key=self._runtime.__getitem__) for parent, several in siblings.items()}
+        known = self._last | first if self._lift_when_idle else first
         for path in waiting - self._waited:
-            if several := siblings.get(path[:-1]):
-                self._runtime[path] = max(self._runtime[path], min(self._runtime[one] for one in several))
+            if path[:-1] in known:
+                self._runtime[path] = max(self._runtime[path], self._runtime[known[path[:-1]]])
+        for path in sorted(waiting, key=self._runtime.__getitem__, reverse=True):
+            self._last[path[:-1]] = path  # of siblings the one with the smallest
         self._waited = waiting
