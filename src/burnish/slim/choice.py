@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from burnish.slim.stage import Slim
 
+COMPARED = 64
+"""Windows that forms are compared on: with 8 of 128 tokens the choice was the sampling's."""
 FEW_TOKENS = 4
 """An expert with fewer tokens than this many times its width is said to have seen few."""
 
@@ -82,7 +84,8 @@ class Choice:
         """A few windows that scores have not seen: the same draw goes on. Fewer, or none, of a short text."""
         known = set(map(tuple, self.tokens.tolist()))
         again = torch.Generator().set_state(self.drawn_from)
-        more = self._draw(self.settings.tokens + WINDOWS * self.tokens.shape[1], again)
+        windows = COMPARED if self.settings.method == "best" else WINDOWS
+        more = self._draw(self.settings.tokens + windows * self.tokens.shape[1], again)
         return more[[tuple(window) not in known for window in more.tolist()]]
 
     def _draw(self, max_tokens: int, generator: torch.Generator) -> Tensor:

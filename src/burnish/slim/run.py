@@ -17,7 +17,7 @@ from burnish.slim.best import best
 from burnish.slim.choice import Choice
 from burnish.slim.forms import FORMS, Chosen
 from burnish.slim.plan import new_config
-from burnish.slim.price import COMPARABLE, say_price
+from burnish.slim.price import COMPARABLE, WINDOWS, say_price
 from burnish.slim.surgery import cut, deferred_cut
 from burnish.slim.uncut import Uncut
 
@@ -49,5 +49,5 @@ def _chosen(settings: Slim, model: Model, uncut: Uncut, ctx: Context) -> tuple[o
     if choice.widths is not None and choice.settings.score_name in COMPARABLE and choice.on_disk is None:
         one, own = choice.widths
         pieces = choice.smaller if choice.settings.method == "split" else None
-        say_price(choice.network, uncut, choice.unseen, one, own, ctx, pieces)
+        say_price(choice.network, uncut, choice.unseen[:WINDOWS], one, own, ctx, pieces)
     return choice.config, chosen
