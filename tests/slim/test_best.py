@@ -42,6 +42,7 @@ def test_the_nearest_form_is_the_one_that_is_made(olmoe, texts, tmp_path):
     assert smaller.plan().num_parameters == chosen["parameters"]
     allowed = olmoe.plan().num_parameters * 6 // 10
     assert all(0.9 * allowed < row["parameters"] <= allowed for row in rows)
+    assert any("whole pieces" in row["form"] for row in rows)
     read = AutoModelForCausalLM.from_pretrained(smaller.save(tmp_path / "out"), experts_implementation="eager")
     ids = torch.arange(3, 35)[None]
     with torch.no_grad():
@@ -85,7 +86,7 @@ def test_forms_that_a_class_cannot_have_are_left_out(kind, names):
     own = {"jamba": {"num_experts": 16}, "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 512}}
     before = plan_config(small_config(kind, **own.get(kind, {"intermediate_size": 256})))
     stage = Slim(target="80%", **SMALL)
-    assert {name for name, _, _ in forms(stage, before) if "experts of" not in name} == names
+    assert {name for name, _, _ in forms(stage, before) if " of " not in name and "whole" not in name} == names
     planned = stage.plan(before)
     assert any("the nearest of" in note for note in planned.notes)
 

@@ -15,8 +15,9 @@ from burnish.core.errors import DataError, SettingsError
 from burnish.slim.choice import Choice
 from burnish.slim.forms import FORMS, Chosen
 from burnish.slim.price import Distance
+from burnish.slim.split import of_single_pieces
 from burnish.slim.surgery import cut
-from burnish.slim.target import allowed_parameters, experts_of, router_groups, widest
+from burnish.slim.target import allowed_parameters, experts_of, fit, router_groups, widest
 from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
@@ -57,11 +58,14 @@ def forms(settings: Slim, before: Plan) -> Iterator[tuple[str, Slim, Any]]:
 
 def _changes(settings: Slim, before: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "narrow", {"method": "narrow", "score": "energy", "refit": "alone"}
-    for pieces in PIECES:
-        yield f"split in {pieces}", {"method": "split", "score": "energy", "pieces": pieces, "refit": "behind"}
     experts, groups = experts_of(before.config), router_groups(before.config)
     assert settings.target is not None, "the settings have one"
     allowed, step = allowed_parameters(settings.target, before), settings.multiple * settings.tp
+    for pieces in PIECES:
+        split = {"method": "split", "score": "energy", "pieces": pieces, "refit": "behind"}
+        yield f"split in {pieces}", split
+        if number := _whole_pieces(before.config, pieces, allowed, settings.num_key_value_heads):
+            yield f"split in {pieces}, {number} whole pieces", split | {"target": None, "num_experts": number}
     for eighths in FEWER:
         number = experts.num_experts * eighths // 8 // groups * groups
         if number >= max(experts.top_k, 2 * groups if groups > 1 else 1) and not experts.shares_width:
@@ -70,6 +74,17 @@ def _changes(settings: Slim, before: Plan) -> Iterator[tuple[str, dict[str, Any]
                 sizes = {"target": None, "width": width, "num_experts": number}
                 yield f"{number} experts of {width}", {"method": "narrow", "score": "energy", "refit": "alone"} | sizes
     yield "drop", {"method": "drop", "score": "reap", "refit": "none"}
+
+
+def _whole_pieces(config: Any, pieces: int, allowed: int, num_key_value_heads: int | None) -> int:
+    """How many pieces fit that are not narrowed to come within 2 % of a target; 0 where there can be none."""
+    width = experts_of(config).intermediate_size // pieces
+    try:
+        whole = of_single_pieces(config, pieces)
+        sizes = fit(whole, allowed, by="num_experts", multiple=width, num_key_value_heads=num_key_value_heads)
+    except SettingsError:
+        return 0  # the form before it says why
+    return sizes.num_experts
 
 
 def best(choice: Choice) -> tuple[Choice, Chosen]:
