@@ -139,14 +139,14 @@ def tenants(work: Path, policy: str) -> dict[str, Any]:
 
 def elsewhere(work: Path, policy: str) -> dict[str, Any]:
     """As many requests of A as of B, beside an engine without vLLM at which A is served a great deal meanwhile."""
-    from burnish.serve.exchange import Exchange
+    from burnish.serve.exchange import FileExchange
     from burnish.serve.policies.protocol import Job
     from burnish.serve.policies.shares import FairShares
     from burnish.serve.settings import read_policy
 
     dummy, tree = Dummy(work, policy, max_num_seqs=2), FairShares()
     directory = Path(dummy.plugin["exchange"])
-    other = Exchange(directory, read_policy(policy).fleet(engines=2), print)
+    other = FileExchange(directory, read_policy(policy).fleet(engines=2), print)
     there = Job("there", "A", prompt=10**6)
     tree.on_submit(there, 0)
     for number in range(20):

@@ -8,7 +8,7 @@ from stat import S_IMODE
 import pytest
 
 from burnish.core.errors import OutputError, SettingsError
-from burnish.serve.exchange import FORGOTTEN, Exchange
+from burnish.serve.exchange import FORGOTTEN, FileExchange
 from burnish.serve.policies.fleet import Fleet
 from burnish.serve.policies.shares import FairShares
 from burnish.serve.settings import PolicySettings
@@ -31,8 +31,8 @@ class Engines:
         self.trees = [FairShares() for _ in range(num)]
         self.ends = [self.joined() for _ in range(num)]
 
-    def joined(self) -> Exchange:
-        return Exchange(self.directory, Fleet(lambda path: 1.0, 1.0), self.said.append, self.clock)
+    def joined(self) -> FileExchange:
+        return FileExchange(self.directory, Fleet(lambda path: 1.0, 1.0), self.said.append, self.clock)
 
     def tick(self) -> list[bool]:
         self.clock.now += 1

@@ -28,7 +28,7 @@ FORGOTTEN = 1000
 """Exchanges after which his file is removed."""
 
 
-class Exchange:
+class FileExchange:
     """What one engine says and hears.
 
     Args:

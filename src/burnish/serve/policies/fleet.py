@@ -40,7 +40,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Settlement:
     """What an engine does with a node.
 
     Attributes:
@@ -82,7 +82,7 @@ class Fleet:
         self._lift_when_idle = lift_when_idle
         self._last: dict[Path, Path] = {}
 
-    def exchanged(self, accounts: Mapping[str, Mapping[Path, Account]]) -> dict[str, dict[Path, Part]]:
+    def exchanged(self, accounts: Mapping[str, Mapping[Path, Account]]) -> dict[str, dict[Path, Settlement]]:
         """What every engine is to do now.
 
         Args:
@@ -100,7 +100,7 @@ class Fleet:
         self._lift({path for known in accounts.values() for path, one in known.items() if one.waiting})
         shares = self._shares()
         return {
-            name: {path: Part(shares[name][path], self._runtime[path]) for path in known}
+            name: {path: Settlement(shares[name][path], self._runtime[path]) for path in known}
             for name, known in accounts.items()
         }
 

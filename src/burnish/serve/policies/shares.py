@@ -27,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from burnish.serve.policies.fleet import Account, Part
+from burnish.serve.policies.fleet import Account, Settlement
 from burnish.serve.policies.protocol import Job, Order, Room
 from burnish.serve.policies.queues import FirstComeFirstServed, Staying
 
@@ -248,7 +248,7 @@ class FairShares:
                     line.append((below, child))
         return found
 
-    def settle(self, parts: Mapping[tuple[str, ...], Part]) -> None:
+    def settle(self, parts: Mapping[tuple[str, ...], Settlement]) -> None:
         """Takes over what the engines have found together (`burnish.serve.policies.fleet`)."""
         for path, part in parts.items():
             self._parts["/".join(path)] = part.share

@@ -20,7 +20,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from burnish.serve import metrics
 from burnish.serve.costs import Linear
-from burnish.serve.exchange import Exchange
+from burnish.serve.exchange import FileExchange
 from burnish.serve.guard import SECOND, PolicyGuard
 from burnish.serve.policies.protocol import Hold, Job, Order, Retention
 from burnish.serve.policies.queues import FirstComeFirstServed, needs_place
@@ -184,10 +184,10 @@ class PolicyScheduler(AsyncScheduler):
     def _policy(self) -> tuple[Order, Retention]:
         return self.policy.objects(Linear(prefill=1e9 / self.plugin.prefill_tokens_per_second))
 
-    def _exchange(self) -> Exchange:
+    def _exchange(self) -> FileExchange:
         fleet = self.policy.fleet(engines=2)  # how many there are is seen
         assert fleet is not None
-        return Exchange(Path(self.plugin.exchange), fleet, lambda what: logger.warning("burnish: %s", what))
+        return FileExchange(Path(self.plugin.exchange), fleet, lambda what: logger.warning("burnish: %s", what))
 
     def _watcher(self) -> Watcher:
         plugin = self.plugin
