@@ -97,11 +97,12 @@ class _Through:
         self.number, self.layer, self.states, self.experts = number, layer, states, experts
         self.given: list[tuple[Tensor, ...]] = []
         self.added: list[Tensor] = []
-        with (
-            experts.register_forward_pre_hook(lambda of, args: self.given.append(routed(of, args))),
-            experts.register_forward_hook(lambda of, args, output: self.added.append(output)),
-        ):
+        with experts.register_forward_hook(self._note):
             self.made = [one.through(number, layer) for one in states]
+
+    def _note(self, of: nn.Module, args: Any, output: Any) -> None:
+        self.given.append(routed(of, args))
+        self.added.append(output)
 
     def with_more(self, more: Tensor) -> Tensor:
         """The layer's output for the first batch, had its experts given so much more."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from burnish.core.checkpoint import Model
+from burnish.core.checkpoint import Model, move
 from burnish.core.errors import DataError, SettingsError
 from burnish.slim.choice import Choice
 from burnish.slim.forms import FORMS, Chosen
@@ -106,7 +106,7 @@ def best(choice: Choice) -> tuple[Choice, Chosen]:
         chosen = FORMS[settings.method](one)
         kept, refitted, _ = chosen
         smaller = one.smaller or cut(Uncut(Model(module=choice.network)), config, kept, refitted)
-        nats = distance(smaller.to(choice.network.device))
+        nats = distance(move(smaller, str(choice.network.device)))
         parameters = sum(parameter.numel() for parameter in smaller.parameters())
         rows.append({"form": name, "parameters": parameters, "nats per token": nats})
         choice.ctx.progress.log(f"{name}: {nats:.4f} nats per token from the model")

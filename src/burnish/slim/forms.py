@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from burnish.arch import describe
-from burnish.core.checkpoint import Model
+from burnish.core.checkpoint import Model, move
 from burnish.slim import split
 from burnish.slim.behind import refit_behind
 from burnish.slim.choice import (
@@ -86,7 +86,8 @@ def by_pieces(choice: Choice) -> Chosen:
         best = keep_highest(of_part.gather(1, part), now.intermediate_size)
         neurons[layer] = part.gather(1, best)
         if drops:
-            direction = common_direction(*sums.routers[layer], choice.tokens.numel())
+            total, squares = sums.routers[layer]
+            direction = common_direction(total, squares, choice.tokens.numel())
             added[layer] = tie_breaks(chosen % settings.pieces, direction)
         held = torch.bincount(experts[layer], minlength=was.num_experts)
         rows.append(
@@ -106,7 +107,8 @@ def by_pieces(choice: Choice) -> Chosen:
     )
     if drops:
         width = now.num_experts * now.intermediate_size // was.num_experts
-        choice.widths = {layer: keep_highest(one, width) for layer, one in scored.items()}, own_widths(scored, width)
+        equal = {layer: list(keep_highest(one, width)) for layer, one in scored.items()}
+        choice.widths = equal, own_widths(scored, width)
     return kept, _refit(choice, kept), rows
 
 
@@ -118,7 +120,8 @@ def _refit(choice: Choice, kept: Kept) -> dict[tuple[int, int | None], Tensor]:
     if name == "alone":
         found = refit(choice.network, choice.tokens, kept, progress, choice.on_disk)
     else:
-        smaller = cut(Uncut(Model(module=choice.network)), choice.config, kept).to(choice.network.device)
+        smaller = cut(Uncut(Model(module=choice.network)), choice.config, kept)
+        smaller = move(smaller, str(choice.network.device))
         found, choice.smaller = refit_behind(choice.network, smaller, choice.tokens, progress), smaller
     return {place: down.to("cpu", choice.uncut.dtype) for place, down in found}
 

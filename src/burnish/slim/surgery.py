@@ -135,7 +135,7 @@ def _pieces(uncut: Uncut, new: PreTrainedModel, kept: Kept, refitted: Refitted) 
         values = values if columns is None else values[:, columns]
         if source.role == "down" and source.part == "experts" and kept.factor != 1:
             values = (kept.factor * values.float()).to(values.dtype)
-        if source.role == "router" and source.layer in kept.rows:
+        if source.role == "router" and source.layer is not None and source.layer in kept.rows:
             values = (values.double() + kept.rows[source.layer]).to(values.dtype)
         yield target, values
 
