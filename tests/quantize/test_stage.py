@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-from burnish.core.checkpoint import load, read_safetensors_header
+from burnish.core.checkpoint import Model, load, read_safetensors_header
 from burnish.core.errors import DataError, EngineError, NumericalError, RecipeError, SettingsError
 from burnish.core.kinds import Weights
 from burnish.quantize.factors import choose_factors
 from burnish.quantize.stage import Quantize
-from small_models import small_llama, small_tokenizer
+from small_models import make, small_llama, small_tokenizer
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32}
 
@@ -127,6 +127,9 @@ def test_impossible_settings_are_refused_when_planned(model, settings, message):
 def test_the_message_on_group_sizes_says_which_do(model):
     with pytest.raises(SettingsError, match="use 16, 32, 64 or one scale per row"):
         Quantize(group_size=128).plan(model.plan())
+    odd = Model(module=make("llama", intermediate_size=40), tokenizer=model.tokenizer)
+    with pytest.raises(SettingsError, match=r"divide the 40 inputs; use one scale per row \(group_size: null\)"):
+        Quantize(group_size=64).plan(odd.plan())
 
 
 @pytest.mark.parametrize(("given", "tokens"), [("65k", 65_000), ("1.5M", 1_500_000), (65_536, 65_536), (None, 16_384)])

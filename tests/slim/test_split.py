@@ -240,7 +240,7 @@ def test_settings_that_do_not_fit_together_are_refused(settings, message):
         ({"pieces": 5}, "pieces is 5, which does not divide the width of an expert, 48"),
         (
             {"pieces": 4},
-            "a piece of an expert of 48 would be 12 wide, which 8 does not divide; use --pieces 2 or 3 or 6",
+            "a piece of an expert of 48 would be 12 wide, which 8 does not divide; use --pieces 2 or 3 or 6$",
         ),
         ({"pieces": 3, "num_experts_per_tok": 7}, "num_experts_per_tok is 7, but 6 pieces are kept"),
         ({"pieces": 3, "num_experts": 13}, "num_experts is 13, but"),

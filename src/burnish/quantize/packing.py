@@ -111,11 +111,11 @@ def check_loadable(views: Sequence[MatrixView], schemes: Mapping[str, Scheme]) -
                 fix="quantize a model whose layers are linear modules",
             )
         if in_features % scheme.group_of(in_features):
-            sizes = dividing_group_sizes([view.shape[1] for view in views])
+            sizes = ", ".join(map(str, dividing_group_sizes([view.shape[1] for view in views])))
             raise SettingsError(
                 f"group_size {scheme.group_size} does not divide the {in_features} inputs",
                 where=view.name,
-                fix=f"use {', '.join(map(str, sizes))} or one scale per row (group_size: null)",
+                fix=f"use {sizes + ' or ' if sizes else ''}one scale per row (group_size: null)",
             )
         scheme.check_loadable(view)
 

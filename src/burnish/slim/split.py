@@ -128,10 +128,15 @@ def check_multiple(settings: Slim, config: Any) -> None:
     width, step = experts_of(config).intermediate_size, settings.multiple * settings.tp
     if settings.width is None and width % settings.pieces == 0 and width // settings.pieces % step:
         possible = [str(pieces) for pieces in range(2, width // step + 1) if width % (pieces * step) == 0]
+        ways = [f"--pieces {' or '.join(possible[:4])}"] if possible else []
+        if settings.multiple > 8:
+            ways.append("a smaller multiple")
+        if settings.tp > 1:
+            ways.append("fewer devices (tp)")
         raise SettingsError(
             f"a piece of an expert of {width} would be {width // settings.pieces} wide, which {step} does not divide",
             where="pieces",
-            fix=f"use {'--pieces ' + ' or '.join(possible[:4]) + ', or ' if possible else ''}a smaller multiple",
+            fix=f"use {', or '.join(ways or ['method: narrow', 'method: drop'])}",
         )
 
 
