@@ -109,3 +109,26 @@ def test_a_sweep_prints_its_table_and_goes_on_where_it_was(place: Path, capsys: 
     ]
     content = json.loads((place / "sweep" / "sweep.json").read_text())
     assert len(content["tuning"]) == 1 and len(content["reporting"]) == 3
+
+
+def test_what_nobody_knows_is_null_in_what_a_sweep_writes(place: Path, capsys: pytest.CaptureFixture[str]):
+    """One problem that chooses has no interval, and a plain model that never checks gives no ratio."""
+    out = place / "few"
+    run = ["--traces", str(place / "traces.jsonl"), "-o", str(out), *CHAINS]
+    main(["steer", "calibrate", str(place / "model"), *run])
+    words = [str(place / "model"), str(out), "--problems", str(place / "traces.jsonl"), "-o", str(place / "few-swept")]
+    words += ["--verifier", "chain", "--limit", "4", "--max-new-tokens", "2", "--coef", "-4", "--top", "0.5"]
+    main(["steer", "sweep", *words, "--tuning", "0.25"])
+    text = (place / "few-swept" / "sweep.json").read_text()
+    (row,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["tuning"]
+    assert row["lost"]["low"] is None and row["tokens"] == 2
+
+
+def test_vectors_do_not_take_the_place_of_their_model(place: Path, capsys: pytest.CaptureFixture[str]):
+    one = {"accuracy": 0.9, "model_dict": {"weight": torch.ones(1, 64)}, "steering_vector": torch.ones(64)}
+    torch.save({1: {2: one}}, place / "mine.pt")
+    words = [str(place / "mine.pt"), str(place / "model"), "--separator", r"\n", "--overwrite"]
+    with pytest.raises(SystemExit):
+        main(["steer", "import", *words, "-o", str(place / "model")])
+    assert "is what is read" in capsys.readouterr().err
+    assert (place / "model" / "config.json").is_file()

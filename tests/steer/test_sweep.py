@@ -74,14 +74,15 @@ def test_controls_are_of_the_same_strength(vectors: Vectors):
     assert of_arm(vectors, SteeringStrength("random heads", -1.0, 3), 1).heads != heads.heads
 
 
-def test_a_grid_has_random_heads_only_where_others_are_left():
-    found = grid([-1], [0.5, 1.0], ("steered", "random directions", "random heads"))
+@pytest.mark.parametrize("whole", [1.0, 8.0, 1e9])
+def test_a_grid_has_random_heads_only_where_others_are_left(vectors: Vectors, whole: float):
+    found = grid(vectors, [-1], [0.5, whole], ("steered", "random directions", "random heads"))
     assert [(cell.arm, cell.top) for cell in found] == [
         ("steered", 0.5),
         ("random directions", 0.5),
         ("random heads", 0.5),
-        ("steered", 1.0),
-        ("random directions", 1.0),
+        ("steered", whole),
+        ("random directions", whole),
     ]
 
 
@@ -126,7 +127,7 @@ def test_a_sweep_reports_what_it_has_chosen_with_controls(
     monkeypatch.setattr("burnish.steer.sweep.choice", lambda rows, lose: rows[0])
     _, chosen, told = sweep(some, [-4.0], [0.5, 1.0])
     assert chosen is not None
-    assert [one.cell for one in told] == grid([-4.0], [0.5], ("steered", "random directions", "random heads"))
+    assert [one.cell for one in told] == grid(vectors, [-4.0], [0.5], ("steered", "random directions", "random heads"))
 
 
 def test_too_few_problems_are_refused(model: Model, vectors: Vectors, tmp_path: Path):

@@ -71,6 +71,12 @@ def test_top_is_a_share_up_to_one_and_a_number_above(vectors: Vectors):
     assert [(head.layer, head.head) for head in vectors.best(5).heads] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
 
 
+@pytest.mark.parametrize("top", [0, -1, float("nan"), float("inf")])
+def test_a_top_that_is_no_number_of_heads_is_refused(vectors: Vectors, top: float):
+    with pytest.raises(SettingsError, match=f"top: is {top}; give a share"):
+        vectors.count(top)
+
+
 def damage(place: Path, **changes: Any) -> None:
     facts = json.loads((place / "steering.json").read_text()) | changes
     (place / "steering.json").write_text(json.dumps(facts))
@@ -167,6 +173,18 @@ def test_every_token_that_holds_the_separator_counts_and_a_merged_one_is_refused
     assert all("\n" in text for text in texts)
     assert marks.think_end_ids == ()
     assert marks_of(tokenizer, separator="\n", think_end="#").think_end_ids == (tokenizer.convert_tokens_to_ids("#"),)
+
+
+def test_a_blank_line_of_two_line_ends_is_no_step_of_its_own():
+    tokenizer = small_tokenizer()
+    marks = marks_of(tokenizer, separator="\n")
+    tokens = [tokenizer.convert_tokens_to_ids(one) for one in tokenizer.tokenize("\nx\n\nwait\n\n\nx")]
+    assert len(marks.ends(tokens)) > 2
+    steps = marks.steps(tokenizer, tokens)
+    assert [label for _, label in steps] == [1, -1]
+    assert [tokenizer.decode(tokens[: end + 1]) for end, _ in steps] == ["\nx\n", "\nx\n\nwait\n"]
+    tokens = tokenizer("x;;wait;").input_ids
+    assert [label for _, label in marks_of(tokenizer, separator=";").steps(tokenizer, tokens)] == [1, -1]
 
 
 @pytest.mark.parametrize(

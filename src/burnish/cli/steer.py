@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -116,7 +117,8 @@ def calibrate(
         f"{read.without_steps:,} without a step"
     )
     if not read.traces:
-        raise DataError("no right trace with a step is left", where=str(traces), fix="give others, or --separator")
+        fix = "give others, or a --separator that the tokenizer writes as one token or a part of one"
+        raise DataError("no right trace with a step is left", where=str(traces), fix=fix)
     found = calibrate(
         module,
         read.traces,
@@ -242,7 +244,7 @@ def sweep(
         "tuning": [asdict(row) for row in tuned],
         "reporting": [asdict(row) for row in told],
     }
-    write_atomically(out / "sweep.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(out / "sweep.json", json.dumps(_known(content), indent=1, allow_nan=False) + "\n")
 
 
 def show(vectors: Path, /) -> None:
@@ -285,9 +287,11 @@ def import_(
     overwrite:
         Replace older vectors there.
     """
+    from burnish.core.apart import check_apart
     from burnish.core.checkpoint import Lineage, check_target, load
     from burnish.steer import marks_of, read_released
 
+    check_apart([out], [released, model])
     check_target(out, overwrite=overwrite)
     start = load(model)
     marks = marks_of(start.tokenizer, separator=separator.replace(r"\n", "\n"), think_end=think_end)
@@ -297,6 +301,15 @@ def import_(
     found.save(out, lineage, overwrite=overwrite)
     _print(found)
     print(f"{out}: {len(found.heads):,} heads")
+
+
+def _known(value: Any) -> Any:
+    """As JSON has it: null for what nobody knows, the interval of one problem or a ratio to no checks."""
+    if isinstance(value, dict):
+        return {key: _known(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print(vectors: Vectors) -> None:

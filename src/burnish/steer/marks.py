@@ -52,10 +52,18 @@ class Marks:
         """Places of the tokens that end a step."""
         return step_ends(tokens, self.separators, self.think_ends)
 
-    def labels(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
-        """+1 for a linear step and -1 for one that checks, for the step that ends at each place."""
-        texts = (str(tokenizer.decode(list(tokens[first:stop]))) for first, stop in spans(ends))
-        return [-1 if is_checking(text, self._cues) else 1 for text in texts]
+    def steps(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """(place of the token that ends it, +1 if it is linear and -1 if it checks) of every step.
+
+        What is blank, between two separators in a row, is no step: a line end is a token of its own in many
+        vocabularies, and every blank line would count as a linear step.
+        """
+        ends, found = self.ends(tokens), list[tuple[int, int]]()
+        for end, (first, stop) in zip(ends, spans(ends), strict=True):
+            text = str(tokenizer.decode(list(tokens[first:stop])))
+            if text.replace(self.separator, "").strip():
+                found.append((end, -1 if is_checking(text, self._cues) else 1))
+        return found
 
 
 def marks_of(

@@ -195,7 +195,7 @@ class Sweep:
             with steer(self.model, vectors, coef=cell.coef, top=1.0, mode=self.mode) as steering:
                 samples = generate(module, tokenizer, prompts, observer=steering, **options)
             counts = asdict(steering.counts)
-        labels = [marks.labels(tokenizer, sample.tokens, marks.ends(sample.tokens)) for sample in samples]
+        labels = [[label for _, label in marks.steps(tokenizer, sample.tokens)] for sample in samples]
         return Outcome(
             [self.verifier.score(sample.text, problem) for sample, problem in zip(samples, problems, strict=True)],
             [len(sample.tokens) for sample in samples],
@@ -218,10 +218,12 @@ def of_arm(vectors: Vectors, cell: SteeringStrength, seed: int) -> Vectors:
     return best
 
 
-def grid(coefs: Sequence[float], tops: Sequence[float], arms: Sequence[Arm] = ("steered",)) -> list[SteeringStrength]:
+def grid(
+    vectors: Vectors, coefs: Sequence[float], tops: Sequence[float], arms: Sequence[Arm] = ("steered",)
+) -> list[SteeringStrength]:
     """Cells of some arms; random heads only where they can be others than the best."""
     cells = [SteeringStrength(arm, coef, top) for coef in coefs for top in tops for arm in arms]
-    return [cell for cell in cells if cell.arm != "random heads" or cell.top != 1]
+    return [cell for cell in cells if cell.arm != "random heads" or vectors.count(cell.top) < len(vectors.heads)]
 
 
 def choice(rows: Sequence[Comparison], lose: float) -> Comparison | None:
@@ -248,14 +250,14 @@ def sweep(
         whole: report every cell of the grid with its controls, not the point alone.
         progress: where to show it.
     """
-    points = grid(coefs, tops)
+    points = grid(cells.vectors, coefs, tops)
     with (progress or Progress(enabled=False)).task("sweeping", total=len(points), unit="cells") as bar:
         tuned = cells.rows(points, "tuning", bar)
         chosen = choice(tuned, lose)
         told: list[SteeringStrength] = []
         if whole:
-            told = grid(coefs, tops, ("steered", *CONTROLS))
+            told = grid(cells.vectors, coefs, tops, ("steered", *CONTROLS))
         elif chosen is not None:
-            told = grid([chosen.cell.coef], [chosen.cell.top], ("steered", *CONTROLS))
+            told = grid(cells.vectors, [chosen.cell.coef], [chosen.cell.top], ("steered", *CONTROLS))
         bar.total = len(points) + len(told)
         return tuned, chosen, cells.rows(told, "reporting", bar)

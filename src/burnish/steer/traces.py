@@ -91,11 +91,11 @@ def trace_of(
 ) -> ReasoningTrace | None:
     """A completion behind its prompt; None where no token ends a step."""
     written = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-    ends = marks.ends(written)
-    if not ends:
+    steps = marks.steps(tokenizer, written)
+    if not steps:
         return None
-    labels = marks.labels(tokenizer, written, ends)
-    return ReasoningTrace((*before, *written), tuple(len(before) + end for end in ends), tuple(labels))
+    ends, labels = zip(*steps, strict=True)
+    return ReasoningTrace((*before, *written), tuple(len(before) + end for end in ends), labels)
 
 
 def sampled(

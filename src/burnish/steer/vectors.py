@@ -11,6 +11,7 @@ step, a quantized one say, is taken: its lineage names the model.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -109,7 +110,7 @@ class Vectors:
 
     def count(self, top: float) -> int:
         """How many heads `top` is: a share up to 1, a number above; more than there are is all of them."""
-        if not top > 0:
+        if not 0 < top < math.inf:
             raise SettingsError(f"is {top}", where="top", fix="give a share of the heads, or how many")
         wanted = max(1, round(top * self.num_heads)) if top <= 1 else round(top)
         return min(wanted, len(self.heads))
