@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint import Model, move
 from burnish.core.errors import DataError, SettingsError
-from burnish.slim.choice import Choice
 from burnish.slim.forms import FORMS, Chosen
 from burnish.slim.price import Distance
+from burnish.slim.selection import Selection
+from burnish.slim.sizes import new_config
 from burnish.slim.split import of_single_pieces
 from burnish.slim.surgery import cut
 from burnish.slim.target import allowed_parameters, experts_of, fit, router_groups, widest
@@ -36,8 +37,6 @@ def forms(settings: Slim, before: Plan) -> Iterator[tuple[str, Slim, Any]]:
     Raises:
         SettingsError: it can have none.
     """
-    from burnish.slim.plan import new_config
-
     failed: SettingsError | None = None
     found: set[tuple[str, int, int]] = set()
     for name, changes in _changes(settings, before):
@@ -87,34 +86,34 @@ def _whole_pieces(config: Any, pieces: int, allowed: int, num_key_value_heads: i
     return sizes.num_experts
 
 
-def best(choice: Choice) -> tuple[Choice, Chosen]:
+def best(selection: Selection) -> tuple[Selection, Chosen]:
     """The form with the smallest divergence from the model, and what it keeps; all of them go into the ledger.
 
     Raises:
         DataError: the text has no windows beside those that score.
     """
-    if not len(choice.unseen):
+    if not len(selection.unseen):
         raise DataError(
             "method best compares forms on windows of text that have scored nothing, and no window is left",
             where="calibration",
             fix="use a longer text, or fewer tokens",
         )
-    distance, rows = Distance(choice.network, choice.unseen), []
-    nearest: tuple[float, Choice, Chosen] | None = None
-    for name, settings, config in forms(choice.settings, choice.model.plan()):
-        one = choice.another(settings, config)
+    distance, rows = Distance(selection.network, selection.unseen), []
+    nearest: tuple[float, Selection, Chosen] | None = None
+    for name, settings, config in forms(selection.settings, selection.model.plan()):
+        one = selection.another(settings, config)
         chosen = FORMS[settings.method](one)
         kept, refitted, _ = chosen
-        smaller = one.smaller or cut(Uncut(Model(module=choice.network)), config, kept, refitted)
-        nats = distance(move(smaller, str(choice.network.device)))
+        smaller = one.smaller or cut(Uncut(Model(module=selection.network)), config, kept, refitted)
+        nats = distance(move(smaller, str(selection.network.device)))
         parameters = sum(parameter.numel() for parameter in smaller.parameters())
         rows.append({"form": name, "parameters": parameters, "nats per token": nats})
-        choice.ctx.progress.log(f"{name}: {nats:.4f} nats per token from the model")
+        selection.ctx.progress.log(f"{name}: {nats:.4f} nats per token from the model")
         if nearest is None or nats < nearest[0]:
             nearest = nats, one, chosen
     assert nearest is not None, "there is a form, or the plan was refused"
     nats, one, chosen = nearest
     name = min(rows, key=lambda row: row["nats per token"])["form"]
-    choice.ctx.ledger.table("slim forms", [row | {"chosen": row["form"] == name} for row in rows])
-    choice.ctx.progress.log(f"{name} is the nearest of {len(rows)} forms, on {len(choice.unseen)} windows")
+    selection.ctx.ledger.table("slim forms", [row | {"chosen": row["form"] == name} for row in rows])
+    selection.ctx.progress.log(f"{name} is the nearest of {len(rows)} forms, on {len(selection.unseen)} windows")
     return one, chosen

@@ -21,7 +21,7 @@ from burnish.core.errors import SettingsError
 from burnish.core.recipe import Node
 from burnish.distill.stage import Distill
 from burnish.slim.maths.keep import geometric_widths, ratio_widths
-from burnish.slim.plan import new_config
+from burnish.slim.sizes import new_config
 from burnish.slim.target import experts_of, router_groups
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from burnish.core.checkpoint import Model
 from burnish.core.errors import NumericalError
 from burnish.core.stage import Context
 from burnish.slim.best import best
-from burnish.slim.choice import Choice
 from burnish.slim.forms import FORMS, Chosen
-from burnish.slim.plan import new_config
 from burnish.slim.price import COMPARABLE, WINDOWS, say_price
+from burnish.slim.selection import Selection
+from burnish.slim.sizes import new_config
 from burnish.slim.surgery import cut, deferred_cut
 from burnish.slim.uncut import Uncut
 
@@ -31,7 +31,7 @@ def run(settings: Slim, model: Model, ctx: Context) -> Model:
     for view in uncut.matrices:
         if not torch.isfinite(uncut.matrix(view)).all():
             raise NumericalError("holds weights that are not finite", where=view.name, fix="check the checkpoint")
-    # The choice holds the network that text went through; it is gone before the cut is made.
+    # The selection holds the network that text went through; it is gone before the cut is made.
     config, (kept, refitted, rows) = _chosen(settings, model, uncut, ctx)
     ctx.ledger.table("slim", rows)
     if uncut.files is not None:
@@ -42,12 +42,12 @@ def run(settings: Slim, model: Model, ctx: Context) -> Model:
 def _chosen(settings: Slim, model: Model, uncut: Uncut, ctx: Context) -> tuple[object, Chosen]:
     """The configuration of the smaller model, and what is kept."""
     if settings.method == "best":
-        choice, chosen = best(Choice(settings, model, uncut, model.config, ctx))
+        selection, chosen = best(Selection(settings, model, uncut, model.config, ctx))
     else:
-        choice = Choice(settings, model, uncut, new_config(settings, model.plan()), ctx)
-        chosen = FORMS[settings.method](choice)
-    if choice.widths is not None and choice.settings.score_name in COMPARABLE and choice.on_disk is None:
-        one, own = choice.widths
-        pieces = choice.smaller if choice.settings.method == "split" else None
-        say_price(choice.network, uncut, choice.unseen[:WINDOWS], one, own, ctx, pieces)
-    return choice.config, chosen
+        selection = Selection(settings, model, uncut, new_config(settings, model.plan()), ctx)
+        chosen = FORMS[settings.method](selection)
+    if selection.widths is not None and selection.settings.score_name in COMPARABLE and selection.on_disk is None:
+        one, own = selection.widths
+        pieces = selection.smaller if selection.settings.method == "split" else None
+        say_price(selection.network, uncut, selection.unseen[:WINDOWS], one, own, ctx, pieces)
+    return selection.config, chosen

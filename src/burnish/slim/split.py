@@ -99,15 +99,16 @@ def of_single_pieces(config: Any, pieces: int) -> Any:
     return _with_top_k(in_pieces(config, pieces), experts_of(config).top_k)
 
 
-def new_config(settings: Slim, before: Plan) -> Any:
-    """The configuration of the model in pieces, of which some are dropped."""
-    from burnish.slim.plan import fitted
+def new_config(settings: Slim, before: Plan, *, num_pieces: int | None, width: int | None) -> Any:
+    """The configuration of the model in pieces, of which some are dropped or all are narrowed.
 
-    was, num_pieces, width = experts_of(before.config), settings.num_experts, settings.width
-    check_multiple(settings, before.config)
-    if settings.target is not None:
-        sizes = fitted(settings, before)
-        num_pieces, width = sizes.num_experts, sizes.width
+    Args:
+        settings: of which the number of pieces, attention groups and pieces for a token are read.
+        before: the model as it is.
+        num_pieces: that are kept in a layer; None for all.
+        width: of a piece; None as it comes.
+    """
+    was = experts_of(before.config)
     whole = of_single_pieces(before.config, settings.pieces)
     new = resized(whole, width=width, num_experts=num_pieces, num_key_value_heads=settings.num_key_value_heads)
     groups, pieces = router_groups(new), experts_of(new).num_experts

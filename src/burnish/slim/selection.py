@@ -35,7 +35,7 @@ FEW_TOKENS = 4
 
 
 @dataclass
-class Choice:
+class Selection:
     """What choosing needs.
 
     Attributes:
@@ -57,7 +57,7 @@ class Choice:
     widths: tuple[Neurons, Neurons] | None = None
     collected: dict[tuple[Any, ...], ScoreSums] = field(default_factory=dict)
 
-    def another(self, settings: Slim, config: Any) -> Choice:
+    def another(self, settings: Slim, config: Any) -> Selection:
         """Of other sizes, from the same network, text and sums."""
         self.tokens, self.network  # noqa: B018 - they are made before there are two of them
         other = copy.copy(self)
@@ -109,31 +109,31 @@ class Choice:
         return [view for view in self.uncut.matrices if view.part == part and view.role == role]
 
 
-def kept_experts(choice: Choice, scores: Tensor) -> Tensor:
+def kept_experts(selection: Selection, scores: Tensor) -> Tensor:
     """Numbers of the experts of a layer with the highest scores, equally many of each of the router's groups."""
-    num_groups, num_kept = router_groups(choice.config), experts_of(choice.config).num_experts
+    num_groups, num_kept = router_groups(selection.config), experts_of(selection.config).num_experts
     inside = keep_highest(scores.view(num_groups, -1), num_kept // num_groups)
     first = torch.arange(num_groups)[:, None] * (len(scores) // num_groups)
     return (inside + first).flatten()
 
 
-def kept_shared(choice: Choice, sums: ScoreSums | None, score: Score) -> dict[int, Tensor]:
+def kept_shared(selection: Selection, sums: ScoreSums | None, score: Score) -> dict[int, Tensor]:
     """Neurons of shared experts that are kept, by layer; empty where all are."""
-    width, kept = experts_of(choice.config).shared_intermediate_size, {}
-    for view in choice.views("shared_expert") if choice.cuts_shared else ():
+    width, kept = experts_of(selection.config).shared_intermediate_size, {}
+    for view in selection.views("shared_expert") if selection.cuts_shared else ():
         assert view.layer is not None
-        kept[view.layer] = keep_highest(neuron_scores(choice, view, sums, score), width)
+        kept[view.layer] = keep_highest(neuron_scores(selection, view, sums, score), width)
     return kept
 
 
-def scores_by_layer(choice: Choice, sums: ScoreSums | None, score: Score) -> Iterator[tuple[int, Tensor]]:
+def scores_by_layer(selection: Selection, sums: ScoreSums | None, score: Score) -> Iterator[tuple[int, Tensor]]:
     """(layer, scores of the neurons of its routed experts: experts x width)."""
     by_layer: dict[int, list[MatrixView]] = {}
-    for view in choice.views("experts"):
+    for view in selection.views("experts"):
         assert view.layer is not None
         by_layer.setdefault(view.layer, []).append(view)
     for layer, views in by_layer.items():
-        yield layer, torch.stack([neuron_scores(choice, view, sums, score) for view in views])
+        yield layer, torch.stack([neuron_scores(selection, view, sums, score) for view in views])
 
 
 def comparable(scores: Tensor, sums: ScoreSums | None, layer: int) -> Tensor:
@@ -154,31 +154,31 @@ def neuron_sizes(uncut: Uncut, down: MatrixView) -> Tensor:
     return magnitude(inward, uncut.matrix(same["down"]).double())
 
 
-def neuron_scores(choice: Choice, view: MatrixView, sums: ScoreSums | None, score: Score) -> Tensor:
+def neuron_scores(selection: Selection, view: MatrixView, sums: ScoreSums | None, score: Score) -> Tensor:
     """Scores of the hidden neurons in front of one down projection, float64 on the CPU."""
-    if choice.settings.score_name == "random":
-        return torch.rand(view.shape[1], generator=choice.ctx.generator, dtype=torch.float64)
+    if selection.settings.score_name == "random":
+        return torch.rand(view.shape[1], generator=selection.ctx.generator, dtype=torch.float64)
     assert view.layer is not None
     unseen = sums is not None and view.expert is not None and sums.counts[view.layer][view.expert] == 0
     if sums is None or unseen:
-        return neuron_sizes(choice.uncut, view)
-    norms = choice.uncut.matrix(view).double().norm(dim=0)
+        return neuron_sizes(selection.uncut, view)
+    norms = selection.uncut.matrix(view).double().norm(dim=0)
     terms = sums.shared[view.layer] if view.expert is None else sums.neurons[view.layer][view.expert]
     return score.finish(terms, norms)
 
 
-def kept_groups(choice: Choice, sums: ScoreSums | None, score: Score) -> dict[int, Tensor]:
+def kept_groups(selection: Selection, sums: ScoreSums | None, score: Score) -> dict[int, Tensor]:
     """Attention groups that are kept, by layer; empty where all are."""
-    if not choice.cuts_groups:
+    if not selection.cuts_groups:
         return {}
-    num_groups, count = (describe(c).num_key_value_heads for c in (choice.uncut.module, choice.config))
+    num_groups, count = (describe(c).num_key_value_heads for c in (selection.uncut.module, selection.config))
     kept = {}
-    for view in choice.views("attention", "o"):
+    for view in selection.views("attention", "o"):
         assert view.layer is not None
-        if choice.settings.score_name == "random":
-            scores = torch.rand(num_groups, generator=choice.ctx.generator, dtype=torch.float64)
+        if selection.settings.score_name == "random":
+            scores = torch.rand(num_groups, generator=selection.ctx.generator, dtype=torch.float64)
         elif sums is None:
-            scores = choice.uncut.matrix(view).double().unflatten(1, (num_groups, -1)).norm(dim=(0, 2))
+            scores = selection.uncut.matrix(view).double().unflatten(1, (num_groups, -1)).norm(dim=(0, 2))
         elif score.needs == "gradients":
             scores = score.finish(sums.groups[view.layer], torch.ones(num_groups, dtype=torch.float64))
         else:
@@ -187,35 +187,35 @@ def kept_groups(choice: Choice, sums: ScoreSums | None, score: Score) -> dict[in
     return kept
 
 
-def sums_of(choice: Choice, score: Score) -> ScoreSums:
+def sums_of(selection: Selection, score: Score) -> ScoreSums:
     """Of whatever is cut."""
-    routers = choice.settings.method in ("split", "best")
-    key = (id(score), choice.cuts_shared, choice.cuts_groups, routers)
-    if key not in choice.collected:
-        choice.collected[key] = _collected(choice, score, routers=routers)
-    return choice.collected[key]
+    routers = selection.settings.method in ("split", "best")
+    key = (id(score), selection.cuts_shared, selection.cuts_groups, routers)
+    if key not in selection.collected:
+        selection.collected[key] = _collected(selection, score, routers=routers)
+    return selection.collected[key]
 
 
-def _collected(choice: Choice, score: Score, *, routers: bool) -> ScoreSums:
-    settings, ctx, teacher, vocabulary = choice.settings, choice.ctx, None, None
+def _collected(selection: Selection, score: Score, *, routers: bool) -> ScoreSums:
+    settings, ctx, teacher, vocabulary = selection.settings, selection.ctx, None, None
     if settings.labels == "teacher" and score.needs == "gradients":
         given = ctx.inputs["teacher"]
         source = given if isinstance(given, Model) else load(given)
-        vocabulary = common_vocabulary(choice.model, source, role="teacher")
+        vocabulary = common_vocabulary(selection.model, source, role="teacher")
         teacher = Uncut(source).network(ctx.device)
     return collect(
-        choice.network,
-        choice.tokens,
+        selection.network,
+        selection.tokens,
         score,
-        shared=choice.cuts_shared,
-        groups=choice.cuts_groups,
+        shared=selection.cuts_shared,
+        groups=selection.cuts_groups,
         routers=routers,
         labels=settings.labels,
         teacher=teacher,
         vocabulary=vocabulary,
         generator=ctx.generator,
         progress=ctx.progress,
-        on_disk=choice.on_disk,
+        on_disk=selection.on_disk,
         scratch=ctx.work_dir / "hidden",
     )
 
