@@ -128,6 +128,7 @@ def fit_linear(steps: Float[np.ndarray, "steps 5"], *, cpu: bool = False) -> tup
     design = np.column_stack([np.ones(len(steps)), steps[:, 2], steps[:, 4], steps[:, 3]])
     scale = np.maximum(np.abs(design).max(0), 1.0)
     design, fitted = design / scale, np.full(len(steps), max(float(taken.mean()), 1.0))
+    found = np.zeros(design.shape[1])
     for _ in range(ROUNDS):
         weights = 1 / np.sqrt(fitted)
         found, _ = nnls(design * weights[:, None], taken * weights)

@@ -59,7 +59,7 @@ class Selection:
 
     def another(self, settings: Slim, config: Any) -> Selection:
         """Of other sizes, from the same network, text and sums."""
-        self.tokens, self.network  # noqa: B018 - they are made before there are two of them
+        _ = self.tokens, self.network  # made before there are two of them
         other = copy.copy(self)
         other.settings, other.config, other.smaller, other.widths = settings, config, None, None
         return other
