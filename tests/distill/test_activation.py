@@ -209,3 +209,5 @@ def test_a_layer_that_the_student_does_not_have_is_refused(tiny_llama: Path, tmp
     stage = Distill(steps=1, hidden=1.0, hidden_layers=[1, count + 1], teacher="t", **SMALL)
     with pytest.raises(SettingsError, match=f"names the layer {count + 1}, but the student has {count}"):
         stage(model, data=[TEXT], teacher=load(tiny_llama), work_dir=tmp_path)
+    with pytest.raises(SettingsError, match=f"names the layer {count + 1}, but the student has {count}"):
+        stage.plan(model.plan())  # before the stages in front of it have run

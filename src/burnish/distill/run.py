@@ -180,11 +180,4 @@ def check_match(settings: Distill, student: Any, teacher: Any) -> Matched:
             where="router",
             fix="leave router out",
         )
-    beyond = [number for number in settings.hidden_layers if number > ours]
-    if beyond:
-        raise SettingsError(
-            f"hidden_layers names the layer {beyond[0]}, but the student has {ours}",
-            where="hidden_layers",
-            fix=f"name layers from 1 to {ours}",
-        )
     return Matched.of(ours, theirs, sorted(number - 1 for number in settings.hidden_layers))

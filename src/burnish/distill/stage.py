@@ -129,7 +129,15 @@ class Distill(Train):
     def plan(self, before: Plan) -> Plan:
         if self.teacher is None:
             raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
-        tokens = before.config.get_text_config().vocab_size
+        text = before.config.get_text_config()
+        layers, tokens = text.num_hidden_layers, text.vocab_size
+        beyond = [number for number in self.hidden_layers if number > layers]
+        if beyond:
+            raise SettingsError(
+                f"hidden_layers names the layer {beyond[0]}, but the student has {layers}",
+                where="hidden_layers",
+                fix=f"name layers from 1 to {layers}",
+            )
         if self.divergence == "top_k" and self.top_k > tokens:
             raise SettingsError(f"top_k is {self.top_k}, but the vocabulary has {tokens} tokens", where="top_k")
         after = super().plan(before)
