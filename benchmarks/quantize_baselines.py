@@ -43,8 +43,8 @@ TUNING = Evaluate(num_windows=TUNING_WINDOWS, context=LENGTH, speed=False)
 
 OURS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
-    "gptq": {"method": "gptq"},
-    "gptq-propagate": {"method": "gptq", "propagate": True},
+    "gptq": {"method": "gptq", "refit": 0},
+    "gptq-propagate": {"method": "gptq", "propagate": True, "refit": 0},
 }
 PEER = "llmcompressor"
 PEER_AS_STORED = "llmcompressor-none"
