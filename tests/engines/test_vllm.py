@@ -48,7 +48,9 @@ CUTS = {
     "narrow": {"width": 64, "score": "magnitude"},
     "fewer heads": {"width": 64, "num_key_value_heads": 1, "score": "magnitude"},
     "fewer experts": {"method": "drop", "num_experts": 2, "score": "magnitude"},
+    "pieces": {"method": "split", "num_experts": 6, "tokens": 512, "length": 64, "refit": "none"},
 }
+SCORED = [" ".join(f"{number} is not {number * number % 97}" for number in range(600))]
 SLIMMED = {
     f"{name}, {cut}": (name, cut) for name in MIXTURES for cut in CUTS if (name, cut) != ("Olmoe", "fewer heads")
 }
@@ -73,7 +75,7 @@ def slimmed_model(name: str, cut: str) -> Model:
         **MIXTURES[name],
     )
     mixture = Model(module=getattr(transformers, f"{name}ForCausalLM")(config).eval(), tokenizer=small_tokenizer())
-    return Slim(multiple=32, **CUTS[cut])(mixture)
+    return Slim(multiple=32, **CUTS[cut])(mixture, calibration=SCORED)
 
 
 def in_vllm(directory: Path, jobs: list[dict], **variables: str) -> subprocess.CompletedProcess[str]:
