@@ -16,6 +16,14 @@ def test_work_of_an_earlier_process_counts_in_the_share_but_not_in_the_rate(caps
     assert found and float(found[1]) == pytest.approx(200, rel=0.05) and found[2] == "1"
 
 
+def test_more_work_than_was_estimated_is_not_more_than_all_of_it(capsys):
+    with Progress().task("training", total=1000, unit="tokens") as task:
+        task.started -= 20
+        task.last_line -= 20
+        task.advance(1020)
+    assert re.match(r"training: 1,020/1,020 tokens \(100%\), \d+/s, 0\.0 s left", capsys.readouterr().err)
+
+
 def test_work_that_failed_is_not_called_done(capsys):
     with pytest.raises(ValueError, match="broken"), Progress().task("training") as task:
         task.started -= 20

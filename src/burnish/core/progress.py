@@ -89,9 +89,10 @@ class _LineTask:
         rate = (self.done - self.before) / elapsed
         parts = [f"{self.description}: {_count(self.done)}"]
         if self.total:
-            remaining = (self.total - self.done) / rate if rate else float("inf")
+            total = max(self.total, self.done)  # a total may be an estimate
+            remaining = (total - self.done) / rate if rate else float("inf")
             left = f", {duration(remaining)} left" if remaining != float("inf") else ""
-            parts.append(f"/{_count(self.total)} {self.unit} ({self.done / self.total:.0%}), {_count(rate)}/s{left}")
+            parts.append(f"/{_count(total)} {self.unit} ({self.done / total:.0%}), {_count(rate)}/s{left}")
         else:
             parts.append(f" {self.unit}, {_count(rate)}/s")
         if self.text:
