@@ -144,8 +144,9 @@ class Bench(experiment.Kept):
         if not self.smoke and (plain.accuracy < 0.9 or plain.checking < 1 or not above):
             sys.exit(f"no model to steer: {plain}, best probe above the larger class: {above}")
         tuned, chosen, told = sweep(cells, COEFS, TOPS, lose=LOSE, progress=Progress())
+        controls = cells.rows(grid(cells.vectors, COEFS, TOPS, CONTROLS), "tuning")
         return {
-            "tuning": [plain_row(row) for row in [plain, *tuned, *cells.rows(grid(COEFS, TOPS, CONTROLS), "tuning")]],
+            "tuning": [plain_row(row) for row in [plain, *tuned, *controls]],
             "chosen": asdict(chosen.cell) if chosen else None,
             "reporting": [plain_row(row) for row in [*cells.rows([PLAIN], "reporting"), *told]],
             "counts": {row.cell.name: cells.outcome(row.cell, "reporting").counts for row in told},
