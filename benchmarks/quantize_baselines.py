@@ -6,12 +6,13 @@
     python benchmarks/quantize_baselines.py measure --model models/smollm2 --work WORK --bits 4
 
 `make` writes the calibration windows (token ids of WikiText-2 valid) and our checkpoints: nearest rounding, GPTQ with
-the original model's activations, and GPTQ with those of the layers quantized so far. The peer reads the same windows in
-its own environment (benchmarks/env/llmcompressor.txt). All use the same grid: symmetric integers in groups of 64, the
-format's own scales of the original weight. `measure` evaluates every exported checkpoint alike, the peer's included, on
-the first 8 x 1,024 tokens of WikiText-2 test, which are used for nothing else; our two GPTQs also on other windows of
-the validation text, which decide the default between them. What is already there is not made or measured again;
-`--tokens` and `--bits` name the cells.
+the original model's activations, the same with refitted scales, and GPTQ with the activations of the layers quantized
+so far. The peer reads the same windows in its own environment (benchmarks/env/llmcompressor.txt). All use symmetric
+integers in groups of 64 with scales of the original weight; ours may be negative, so that the extra level goes to the
+side that needs it. `measure` evaluates every exported checkpoint alike, the peer's included, on the first 8 x 1,024
+tokens of WikiText-2 test, which are used for nothing else; our two GPTQs also on other windows of the validation text,
+which decide the default between them. What is already there is not made or measured again; `--tokens` and `--bits` name
+the cells.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ TUNING = Evaluate(num_windows=TUNING_WINDOWS, context=LENGTH, speed=False)
 OURS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
     "gptq": {"method": "gptq", "refit": 0},
+    "gptq-refit": {"method": "gptq", "refit": 1},
     "gptq-propagate": {"method": "gptq", "propagate": True, "refit": 0},
 }
 PEER = "llmcompressor"
@@ -51,6 +53,7 @@ PEER_AS_STORED = "llmcompressor-none"
 TITLES = {
     "rtn": "nearest rounding (RTN)",
     "gptq": "GPTQ, activations of the original",
+    "gptq-refit": "the same, scales refitted (as shipped)",
     "gptq-propagate": "GPTQ, activations of the quantized layers",
     PEER: "llm-compressor GPTQ",
     PEER_AS_STORED: "llm-compressor GPTQ, first column first",
