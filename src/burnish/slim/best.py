@@ -18,7 +18,7 @@ from burnish.slim.selection import Selection
 from burnish.slim.sizes import new_config
 from burnish.slim.split import of_single_pieces
 from burnish.slim.surgery import cut
-from burnish.slim.target import allowed_parameters, experts_of, fit, router_groups, widest
+from burnish.slim.target import allowed_parameters, experts_of, fewest_experts, fit, router_groups, widest
 from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _changes(settings: Slim, before: Plan) -> Iterator[tuple[str, dict[str, Any]
             yield f"split in {pieces}, {number} whole pieces", split | {"target": None, "num_experts": number}
     for eighths in FEWER:
         number = experts.num_experts * eighths // 8 // groups * groups
-        if number >= max(experts.top_k, 2 * groups if groups > 1 else 1) and not experts.shares_width:
+        if number >= fewest_experts(before.config) and not experts.shares_width:
             width = widest(before.config, allowed, number, step, settings.num_key_value_heads)
             if width:
                 sizes = {"target": None, "width": width, "num_experts": number}
@@ -99,7 +99,7 @@ def best(selection: Selection) -> tuple[Selection, Chosen]:
             fix="use a longer text, or fewer tokens",
         )
     distance, rows = Distance(selection.network, selection.unseen), []
-    nearest: tuple[float, Selection, Chosen] | None = None
+    nearest: tuple[float, str, Selection, Chosen] | None = None
     for name, settings, config in forms(selection.settings, selection.model.plan()):
         one = selection.another(settings, config)
         chosen = FORMS[settings.method](one)
@@ -110,10 +110,9 @@ def best(selection: Selection) -> tuple[Selection, Chosen]:
         rows.append({"form": name, "parameters": parameters, "nats per token": nats})
         selection.ctx.progress.log(f"{name}: {nats:.4f} nats per token from the model")
         if nearest is None or nats < nearest[0]:
-            nearest = nats, one, chosen
+            nearest = nats, name, one, chosen
     assert nearest is not None, "there is a form, or the plan was refused"
-    nats, one, chosen = nearest
-    name = min(rows, key=lambda row: row["nats per token"])["form"]
+    _, name, one, chosen = nearest
     selection.ctx.ledger.table("slim forms", [row | {"chosen": row["form"] == name} for row in rows])
     selection.ctx.progress.log(f"{name} is the nearest of {len(rows)} forms, on {len(selection.unseen)} windows")
     return one, chosen

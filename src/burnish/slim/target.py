@@ -90,7 +90,7 @@ def resized(
     if num_experts is not None:
         _check_below("num_experts", num_experts, experts.num_experts, config)
         groups = router_groups(config)
-        allowed = experts.top_k if groups == 1 else max(experts.top_k, 2 * groups)  # the router ranks groups by top 2
+        allowed = fewest_experts(config)
         if num_experts < allowed or num_experts % groups:
             inside = f" and divide by its {groups} groups of experts" if groups > 1 else ""
             raise SettingsError(
@@ -143,6 +143,12 @@ def router_groups(config: Any) -> int:
     return text.n_group or 1 if ranked else 1
 
 
+def fewest_experts(config: Any) -> int:
+    """Experts that a layer must keep: those that the router chooses, and two of each group, which it ranks by two."""
+    groups = router_groups(config)
+    return max(experts_of(config).top_k, 2 * groups if groups > 1 else 1)
+
+
 @dataclass(frozen=True)
 class FittedSizes:
     """What a target becomes.
@@ -185,7 +191,7 @@ def fit(
         SettingsError: the model fits already, or even the smallest choice does not.
     """
     experts, groups = experts_of(config), router_groups(config)
-    fewest = groups * math.ceil(max(experts.top_k, 2 * groups if groups > 1 else 1) / groups)
+    fewest = groups * math.ceil(fewest_experts(config) / groups)
     widths = [*range(multiple, experts.intermediate_size, multiple), experts.intermediate_size]
     if by == "num_experts" and experts.shares_width:
         widths = widths[-1:]
