@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import DataError
+from burnish.data.chat import written_out
 from burnish.steer.marks import Marks
 from burnish.verify import Verifier, read_problems
 
@@ -47,17 +48,22 @@ class Read:
     without_steps: int
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
-    """What stands before the answer: the chat in its template, or without one the last message alone."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, where: str) -> list[int]:
+    """What stands before the answer: the chat in its template, or without one the last message alone.
+
+    Raises:
+        DataError: the template refuses the chat, fails, or does not end.
+    """
     if not tokenizer.chat_template:
         return list(tokenizer(messages[-1]["content"])["input_ids"])
-    written: Any = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
-    return list(written["input_ids"])
+    text = written_out(tokenizer, messages, where=where, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def question_ids(tokenizer: PreTrainedTokenizerBase, verifier: Verifier, problem: dict[str, Any]) -> list[int]:
     """The prompt of a problem, with what its verifier says of the form of an answer."""
-    return prompt_ids(tokenizer, [{"role": "user", "content": verifier.prompt(problem)}])
+    chat = [{"role": "user", "content": verifier.prompt(problem)}]
+    return prompt_ids(tokenizer, chat, where=str(problem.get("id", "a problem")))
 
 
 def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Marks, verifier: Verifier) -> Read:
@@ -74,8 +80,9 @@ def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Mar
     """
     traces, wrong, without = list[ReasoningTrace](), 0, 0
     for problem in read_problems(path, verifier):
-        chat, completions = _written(problem, verifier, where=f"{path}, {problem['id']}")
-        before = prompt_ids(tokenizer, chat)
+        where = f"{path}, {problem['id']}"
+        chat, completions = _written(problem, verifier, where=where)
+        before = prompt_ids(tokenizer, chat, where=where)
         for completion in completions:
             if verifier.score(completion, problem) < 1:
                 wrong += 1
