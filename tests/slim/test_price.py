@@ -61,6 +61,16 @@ def test_an_expert_that_does_nothing_would_give_its_width_to_others(model_of, te
     assert own["nats per token"] < 0.01 * one["nats per token"]
 
 
+@pytest.mark.parametrize("refit", ["none", "behind"])
+def test_pieces_are_not_taken_for_one_width(model_of, texts, tmp_path, capsys, refit):
+    settings = Slim(**FEW, method="split", num_experts=4, score="energy", refit=refit)
+    ctx = Context({"calibration": texts}, tmp_path, "cpu", seeded_generator(0), Progress(), Ledger(None))
+    settings.run(model_of("mixtral"), ctx)
+    said = capsys.readouterr().err
+    assert "with one width it would be" in said and "with one width the model is" not in said
+    assert ("in pieces the model is" in said) == (refit == "behind")
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -53,6 +53,8 @@ def say_price(
     kept: Neurons,
     own: Neurons,
     ctx: Context,
+    *,
+    split: bool = False,
     pieces: PreTrainedModel | None = None,
 ) -> None:
     """What a width for each expert would gain, in the ledger and in a line; nothing where no window is left.
@@ -63,7 +65,8 @@ def say_price(
         windows: that have scored nothing.
         kept, own: neurons with one width, and with a width for each expert.
         ctx: of the stage.
-        pieces: the model that was made, where its experts are pieces of those.
+        split: whether the model that is made has experts in pieces, and neither of these ways.
+        pieces: that model, where it is in memory.
     """
     if not len(windows):
         return
@@ -72,10 +75,8 @@ def say_price(
     ways = {"one for all": kept, "each its own": own}
     rows = price(network, windows, ways, lambda view: uncut.matrix(stored[view.layer, view.expert]), pieces)
     ctx.ledger.table("slim widths", rows)
-    one, each, *split = rows
-    first = (
-        f"in pieces the model is {split[0]['nats per token']:.4f} nats per token from what it was; " if split else ""
-    )
+    one, each, *made = rows
+    first = f"in pieces the model is {made[0]['nats per token']:.4f} nats per token from what it was; " if made else ""
     ctx.progress.log(
         f"{first}with one width {'it would be' if split else 'the model is'} {one['nats per token']:.4f} nats per "
         f"token from what it was; with a width for each expert ({each['narrowest']} to {each['widest']}) it would be "

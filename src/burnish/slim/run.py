@@ -48,6 +48,7 @@ def _chosen(settings: Slim, model: Model, uncut: Uncut, ctx: Context) -> tuple[o
         chosen = FORMS[settings.method](selection)
     if selection.widths is not None and selection.settings.score_name in COMPARABLE and selection.on_disk is None:
         one, own = selection.widths
-        pieces = selection.smaller if selection.settings.method == "split" else None
-        say_price(selection.network, uncut, selection.unseen[:WINDOWS], one, own, ctx, pieces)
+        split = selection.settings.method == "split"
+        pieces = selection.smaller if split else None
+        say_price(selection.network, uncut, selection.unseen[:WINDOWS], one, own, ctx, split=split, pieces=pieces)
     return selection.config, chosen
