@@ -18,9 +18,7 @@ from burnish.core.errors import DataError, SettingsError, nearest
 from burnish.data.chain import Chains, chain_rows
 from burnish.data.gym import gym_rows
 from burnish.verify import Verifier, verifier
-
-CORRECT = 0.99
-"""The score from which an answer is correct: many scorers give 0.01 to any answer that they can read."""
+from burnish.verify.adapter import CORRECT
 
 
 class Environment(ABC):

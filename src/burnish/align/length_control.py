@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.align.envs import CORRECT
 from burnish.align.grpo_seam import SampledGRPOConfig, SampledGRPOTrainer
 from burnish.align.maths.short_arc import HIGHEST_ALPHA, Controller, redundancy, short_arc
 from burnish.align.shaping import SHAPINGS, length_rule
 from burnish.core.errors import SettingsError
+from burnish.verify.adapter import CORRECT
 
 
 @dataclass

@@ -27,6 +27,7 @@ from burnish.core.store import Store
 from burnish.data.chat import check_template, written_out
 from burnish.generate import Sample, generate
 from burnish.verify import Verifier, read_problems, verifier
+from burnish.verify.adapter import CORRECT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 PART = 64
 """Problems that are sampled and kept at once, and done again after a kill."""
-RIGHT = 0.99
-"""The score from which an answer is right: some scorers give a little to any answer that they can read."""
 BINS = 5
 """Of the histogram of solve rates between none and all."""
 FILE = "problems.jsonl"
@@ -160,7 +159,7 @@ def _sampled(
 
 def is_right(sample: Sample, grader: Verifier, problem: Mapping[str, Any]) -> bool:
     """Whether a sample came to its end, and to the right one."""
-    return sample.finish_reason == "stop" and grader.score(sample.text, problem) >= RIGHT
+    return sample.finish_reason == "stop" and grader.score(sample.text, problem) >= CORRECT
 
 
 def _is_kept(settings: Select, one: Mapping[str, Any]) -> bool:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from burnish.core.errors import SettingsError, nearest
+from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
-from burnish.verify import VERIFIERS
+from burnish.verify.registry import VERIFIERS, advice_for
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -40,9 +40,7 @@ class Select(Stage):
     @classmethod
     def _is_known(cls, name: str) -> str:
         if name not in VERIFIERS:
-            guess = nearest(name, list(VERIFIERS))
-            advice = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(VERIFIERS)}"
-            raise ValueError(f"there is no verifier {name!r}; {advice}")
+            raise ValueError(f"there is no verifier {name!r}; {advice_for(name)}")
         return name
 
     def plan(self, before: Plan) -> Plan:

@@ -16,6 +16,10 @@ from burnish.core.errors import DataError
 Problem = Mapping[str, Any]
 
 
+CORRECT = 0.99
+"""The score from which an answer is correct: many scorers give 0.01 to any answer that they can read."""
+
+
 class Verifier(ABC):
     """One kind of answer.
 

@@ -22,6 +22,12 @@ VERIFIERS = {
 """Name -> module and class, imported when asked for."""
 
 
+def advice_for(name: str) -> str:
+    """What to write in place of a name that is no verifier's."""
+    guess = nearest(name, list(VERIFIERS))
+    return f"did you mean {guess!r}?" if guess else f"use one of {', '.join(VERIFIERS)}"
+
+
 def verifier(name: str, **options: Any) -> Verifier:
     """The verifier of a name.
 
@@ -34,8 +40,6 @@ def verifier(name: str, **options: Any) -> Verifier:
         MissingExtraError: a package that it needs.
     """
     if name not in VERIFIERS:
-        guess = nearest(name, list(VERIFIERS))
-        advice = f"did you mean {guess!r}?" if guess else f"use one of {', '.join(VERIFIERS)}"
-        raise SettingsError(f"there is no verifier {name!r}", fix=advice)
+        raise SettingsError(f"there is no verifier {name!r}", fix=advice_for(name))
     module, _, kind = VERIFIERS[name].partition(":")
     return getattr(import_module(f"burnish.verify.{module}"), kind)(**options)
