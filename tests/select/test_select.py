@@ -19,6 +19,7 @@ from burnish.core.recipe import read_recipe
 from burnish.core.runner import Run
 from burnish.data.chain import Chains, chain_rows
 from burnish.generate import generate
+from burnish.generate.problems import prompt_of
 from burnish.select import run as select_run
 from burnish.select.run import histogram
 from burnish.stages import ROOMS
@@ -72,7 +73,7 @@ def test_what_is_kept_is_the_shortest_of_the_right_samples_of_its_problem(model,
     by_name = {problem["id"]: problem for problem in problems}
     for name, row in rows.items():
         seed = select_run._chance(Select(**QUICK), "samples", by_name[name]["question"]).getrandbits(32)
-        prompt = select_run.prompt_of(model.tokenizer, grader, by_name[name])
+        prompt = prompt_of(model.tokenizer, grader, by_name[name])
         ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         own = generate(model.module, model.tokenizer, [ids], n=6, max_new_tokens=40, seed=[seed])
         right = [one for one in own if one.finish_reason == "stop" and grader.score(one.text, by_name[name]) == 1]

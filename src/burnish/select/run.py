@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint import text_digest
 from burnish.core.errors import DataError
-from burnish.core.made_data import ROWS_FILE, Data
+from burnish.core.made_data import Data
 from burnish.core.stage import Context
 from burnish.core.store import Store
-from burnish.data.chat import check_template, written_out
-from burnish.generate import Sample, generate
-from burnish.verify import Verifier, read_problems, verifier
-from burnish.verify.adapter import CORRECT
+from burnish.generate import generate
+from burnish.generate.problems import is_right, problems_of, prompt_of, question_of
+from burnish.verify import Verifier, verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,38 +63,6 @@ def run(settings: Select, model: Model, ctx: Context) -> Data:
     if not kept:
         raise DataError(_nothing(settings, tried), where="data", fix=_advice(tried))
     return Data(_rows(kept), about={"difficulty": histogram(tried, settings.k), "selection": counts})
-
-
-def problems_of(data: Any, grader: Verifier) -> list[dict[str, Any]]:
-    """The problems behind a reference: a file, a directory of rows, or the rows themselves.
-
-    Raises:
-        DataError: none, or one that the verifier cannot grade.
-    """
-    if isinstance(data, str | Path):
-        path = Path(data).expanduser()
-        return read_problems(path / ROWS_FILE if path.is_dir() else path, grader)
-    found = [grader.adapted(row) for row in data or ()]
-    for number, problem in enumerate(found, start=1):
-        grader.check(problem, where=f"row {number}")
-    if not found:
-        raise DataError("holds no problems", where="data")
-    return found
-
-
-def prompt_of(tokenizer: PreTrainedTokenizerBase, grader: Verifier, problem: Mapping[str, Any]) -> str:
-    """What the model is asked.
-
-    Raises:
-        DataError: no chat template, or one that cannot write the question.
-    """
-    check_template(tokenizer, where="data")
-    return written_out(tokenizer, question_of(grader, problem), where="data", add_generation_prompt=True)
-
-
-def question_of(grader: Verifier, problem: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The problem as a chat."""
-    return [{"role": "user", "content": grader.prompt(problem)}]
 
 
 def _parts(
@@ -155,11 +122,6 @@ def _sampled(
             "right_tokens": [len(one.tokens) for one in right],
             "answers": [{"text": one.text, "tokens": len(one.tokens)} for one in shortest[: settings.keep]],
         }
-
-
-def is_right(sample: Sample, grader: Verifier, problem: Mapping[str, Any]) -> bool:
-    """Whether a sample came to its end, and to the right one."""
-    return sample.finish_reason == "stop" and grader.score(sample.text, problem) >= CORRECT
 
 
 def _is_kept(settings: Select, one: Mapping[str, Any]) -> bool:

@@ -50,7 +50,7 @@ class Select(Stage):
         return super().plan(before)
 
     def preflight(self, start: Model, before: Plan) -> None:
-        from burnish.select.run import problems_of, prompt_of
+        from burnish.generate.problems import problems_of, prompt_of
         from burnish.verify import verifier
 
         with verifier(self.verifier) as grader:
