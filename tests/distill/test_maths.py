@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnish.distill.maths import weights as w
-from burnish.distill.maths.divergence import (
+from burnish.distill.maths.hidden import hidden_cosine, hidden_mse, matching_layers, router_kl
+from burnish.train.maths.divergence import (
     entropy,
     forward_kl,
     jensen_shannon,
@@ -16,7 +17,6 @@ from burnish.distill.maths.divergence import (
     top_k_kl,
     top_k_targets,
 )
-from burnish.distill.maths.hidden import hidden_cosine, hidden_mse, matching_layers, router_kl
 
 VOCAB = 11
 

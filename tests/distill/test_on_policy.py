@@ -8,9 +8,9 @@ import torch
 from burnish.core.checkpoint import load
 from burnish.core.errors import SettingsError
 from burnish.distill.losses import Distillation
-from burnish.distill.maths.divergence import forward_kl, jensen_shannon, reverse_kl
 from burnish.distill.on_policy import SAMPLED, Gap, OnPolicy, gaps, put
 from burnish.distill.stage import Distill
+from burnish.train.maths.divergence import forward_kl, jensen_shannon, reverse_kl
 from small_models import PROSE, make, small_tokenizer
 
 IGNORED = -100

@@ -7,9 +7,9 @@ from burnish.arch import matrices
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
-from burnish.distill.maths.divergence import forward_kl
 from burnish.slim.price import own_widths, price
 from burnish.slim.stage import Slim
+from burnish.train.maths.divergence import forward_kl
 
 FEW = {"tokens": 256, "length": 32, "multiple": 8, "allow_unseen": True}
 

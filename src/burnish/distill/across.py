@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from burnish.arch import AllLogits, Head
 from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED, pieces
-from burnish.distill.losses import wide
 from burnish.distill.maths.universal import likelihood, ranked, shared_and_ranked, stretches
 from burnish.distill.on_policy import SAMPLED
 from burnish.generate.speech import Speech
 from burnish.train.losses import Batch, Loss, balanced, model_inputs
-from burnish.train.maths.stretches import in_stretches, tokens_at_once
+from burnish.train.maths.stretches import in_stretches, tokens_at_once, wide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

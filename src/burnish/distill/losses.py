@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from burnish.arch import AllLogits, Head
 from burnish.data.packing import IGNORED
 from burnish.distill.maths import weights
-from burnish.distill.maths.divergence import (
+from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
+from burnish.distill.offline import IDS, LOG_PROBABILITIES
+from burnish.distill.on_policy import SAMPLED
+from burnish.train.losses import Batch, Loss, balanced, kind_metrics, model_inputs
+from burnish.train.maths.divergence import (
     entropy,
     forward_kl,
     jensen_shannon,
@@ -29,11 +33,7 @@ from burnish.distill.maths.divergence import (
     top_k_kl,
     top_k_targets,
 )
-from burnish.distill.maths.hidden import hidden_mse, matching_layers, router_kl
-from burnish.distill.offline import IDS, LOG_PROBABILITIES
-from burnish.distill.on_policy import SAMPLED
-from burnish.train.losses import Batch, Loss, balanced, kind_metrics, model_inputs
-from burnish.train.maths.stretches import in_stretches, tokens_at_once
+from burnish.train.maths.stretches import in_stretches, tokens_at_once, wide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -209,11 +209,6 @@ class Distillation:
         if self.weighting == "certain":
             return weights.certain(mask, values, vocab_size, self.gamma)
         return weights.uncertain(mask, values, self.gamma)
-
-
-def wide(logits: Tensor) -> Tensor:
-    """In float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def projections(student: int, teacher: int, number: int, generator: torch.Generator) -> nn.ParameterList:

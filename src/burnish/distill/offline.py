@@ -23,8 +23,8 @@ from torch import Tensor
 from burnish.arch import AllLogits, Head, head_of
 from burnish.core.errors import SettingsError
 from burnish.core.store import Store
-from burnish.distill.maths.divergence import top_k_targets
 from burnish.train.losses import model_inputs
+from burnish.train.maths.divergence import top_k_targets
 from burnish.train.maths.stretches import in_stretches, tokens_at_once
 
 if TYPE_CHECKING:

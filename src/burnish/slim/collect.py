@@ -29,9 +29,9 @@ from burnish.calibrate.walk import Walk, WholeModel
 from burnish.calibrate.windows import Calibration, WindowBatch
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.progress import Progress
-from burnish.distill.maths.divergence import forward_kl
 from burnish.slim.maths.experts import reap_terms
 from burnish.slim.maths.scores import Score, group_columns, output_energy, saliency
+from burnish.train.maths.divergence import forward_kl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from burnish.arch import describe, layers, matrices
 from burnish.core.checkpoint import plan_config, without_memory
 from burnish.core.errors import SettingsError
-from burnish.distill.maths.divergence import forward_kl
+from burnish.train.maths.divergence import forward_kl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.arch import AllLogits, Head, MatrixView, head_of
-from burnish.distill.maths.divergence import forward_kl
 from burnish.slim.collect import down_views
 from burnish.slim.maths.keep import keep_highest
+from burnish.train.maths.divergence import forward_kl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,6 +24,7 @@ from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED, MARKS
 from burnish.train.attention import use
 from burnish.train.losses import Batch
+from burnish.train.maths.masks import document_numbers, visible
 
 NAME = "burnish_sequence"
 """What transformers calls this attention."""
@@ -196,14 +197,9 @@ class Sequence:
         if window is None and self._positions is None:
             return None
         if window not in self._masks:
-            place = torch.arange(length, device=device)
-            behind = place[:, None] - place
-            seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-            if self._positions is not None:
-                begins = torch.nn.functional.pad(self._positions.diff(dim=1) != 1, (1, 0))
-                documents = begins.cumsum(dim=1)
-                seen = seen & (documents[:, :, None] == documents[:, None])
-            self._masks[window] = seen[None, None] if seen.ndim == 2 else seen[:, None]
+            one = torch.zeros(1, length, dtype=torch.long, device=device)
+            documents = one if self._positions is None else document_numbers(self._positions)
+            self._masks[window] = visible(documents, window)[:, None]
         return self._masks[window]
 
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.distill.maths.divergence import kl, log_complement, mixed_kl
+from burnish.train.maths.divergence import kl, log_complement, mixed_kl
 
 LEAST = math.log(1e-8)
 """Probabilities of shared tokens count as at least this much, as in TRL: they are not normalised, and can be 0."""

@@ -23,6 +23,11 @@ def tokens_at_once(device: torch.device, vocab_size: int, at_once: int | None = 
     return max(1, (at_once or LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cpu"])) // vocab_size)
 
 
+def wide(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def in_stretches(
     compute: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], at_once: int
 ) -> tuple[Tensor, ...]:
