@@ -2,6 +2,8 @@
 
     python benchmarks/low_bits.py windows --model models/smollm2 --data DIR --work WORK
     PEER_PYTHON benchmarks/peers/autoround.py models/smollm2 WORK/draw-0.json WORK/autoround-40-3bit-draw-0 3 64 40
+    PEER_PYTHON benchmarks/peers/llmcompressor_quantize.py models/smollm2 WORK/draw-0.json \\
+        WORK/llmcompressor-awq-3bit-draw-0 3 64 --method awq --asymmetric
     burnish quantize models/smollm2 --target 100MB --method yaqa --sketch a --damping 0.1 --refit 1 --tokens 8192 \\
         -o WORK/target-100MB-3bit-draw-0
     python benchmarks/low_bits.py measure --model models/smollm2 --data DIR --work WORK [--bits 3] [--draws 0]
@@ -12,8 +14,11 @@ make symmetric integers in groups of 64 (signed scales).
 Nothing is tuned here: dampings are 0.1 for two-sided rounding and the product's own choice on held-out folds for GPTQ.
 The divergence from the original is measured on three texts that no method has seen: WikiText-2 test, movie reviews
 (movie_reviews.jsonl.gz in DIR) and presidents' speeches (us_speeches.jsonl.gz), 6 windows of 512 tokens each, spread
-over the text. `windows` writes the calibration windows for the peer, which runs in its own environment
-(benchmarks/env/autoround.txt). What has been measured is kept in WORK.
+over the text. `windows` writes the calibration windows for the peers, which run in environments of their own
+(benchmarks/env/autoround.txt, llmcompressor.txt). What has been measured is kept in WORK.
+
+Beside whole methods, and at 3 bits: eight times the text, scales refitted three times with rounding in between, YAQA
+with the inputs that rounded layers give, and what it costs to round the embedding too (which is the head).
 """
 
 from __future__ import annotations
@@ -22,7 +27,8 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +36,47 @@ import experiment
 import numpy as np
 import torch
 
-from burnish.arch import matrices
+from burnish.arch import MatrixView, matrices
+from burnish.calibrate import Calibration, MatrixSums, Statistics, collect
+from burnish.calibrate.collect import PRECISION, collected
+from burnish.calibrate.walk import LayerByLayer
 from burnish.core.checkpoint import load
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.data import read_texts, windows
+from burnish.evaluate.maths.divergence import kl_divergence, normalise
+from burnish.quantize.formats import FORMATS
+from burnish.quantize.maths.rounding import round_two_sided
+from burnish.quantize.maths.shrinkage import shrink
+from burnish.quantize.method import Rounding, quantize_matrices
 from burnish.quantize.plan import select
+from burnish.quantize.rule import Strength
+from burnish.quantize.rules import RULES
 from burnish.quantize.run import calibration_windows
+from burnish.quantize.scheme import Scheme
 from burnish.quantize.stage import Quantize
-from burnish.quantize.tuning import Original, filled
+from burnish.quantize.tuning import ROWS
 
 TOKENS, LENGTH, GROUP = (1024, 64, 64) if experiment.SMOKE else (8192, 256, 64)
 REPORT_WINDOWS, REPORT_LENGTH, REPORT_CHARS = (1, 64, 20_000) if experiment.SMOKE else (6, 512, 400_000)
 TEXT = "wikitext2-valid"
 DOMAINS = {"wikitext": "WikiText-2 test", "movies": "movie reviews", "speeches": "speeches"}
 
-YAQA_A = {"method": "yaqa", "sketch": "a", "damping": 0.1}
+
+@dataclass(frozen=True)
+class Embedding:
+    """A packed embedding: its width, and whether it is rounded with the head's inputs in view instead of to nearest."""
+
+    bits: int
+    for_the_head: bool = False
+
+    @property
+    def scheme(self) -> Scheme:
+        return FORMATS["int"](self.bits, GROUP, True)
+
+
+YAQA_A: dict[str, Any] = {"method": "yaqa", "sketch": "a", "damping": 0.1}
 YAQA_B = {"method": "yaqa", "sketch": "b", "damping": 0.1}
 OURS: dict[str, dict[str, Any]] = {
     f"{name}{suffix}": settings | {"refit": refit}
@@ -70,18 +100,60 @@ OURS |= {
     }.items()
 }
 OURS |= {
+    f"yaqa-a, 65k tokens{suffix}": YAQA_A | {"tokens": 8 * TOKENS, "refit": refit}
+    for suffix, refit in {"": 0, ", refit": 1}.items()
+}
+OURS["learned, yaqa, sensitivity, 200 iterations"] = OURS["learned, yaqa, sensitivity"] | {"iterations": 200}
+OURS |= {
     "gptq, refit, mixed widths": {"method": "gptq", "refit": 1, "sketch": "a"},
     "yaqa-a, refit, mixed widths": YAQA_A | {"refit": 1},
 }
+INPUTS: dict[str, tuple[float, bool]] = {
+    "yaqa-a, inputs of the original, refit": (1.0, False),
+    "yaqa-a, inputs behind rounded layers, refit": (1.0, True),
+    "yaqa-a, half from inputs behind rounded layers, refit": (0.5, True),
+}
+"""{method: (share of the inputs' plain covariance in H_I, whether these inputs come from rounded layers)}; the rest of
+H_I, and H_O, are of the original model, as in "yaqa-a"."""
+ROUNDED_EMBEDDINGS: dict[str, tuple[str, Embedding]] = {
+    f"{base}{', ' if base else ''}embedding at {name}": (base, embedding)
+    for base in ("", "yaqa-a, refit")
+    for name, embedding in {
+        "8 bits": Embedding(8),
+        "4 bits": Embedding(4),
+        "4 bits, for the head": Embedding(4, for_the_head=True),
+    }.items()
+}
+"""{method: (the one that rounds the layers, empty for none, what becomes of the embedding)}."""
 EARLIER = ("positive scales, yaqa-a", "positive scales, yaqa-a, refit")
 """Measured at the commit before scales of packed integers could be negative; the present program does not make them."""
 CHECKPOINTS = {
     "autoround-40": "AutoRound, 40 iterations",
     "autoround-200": "AutoRound, 200 iterations",
+    "llmcompressor-gptq": "llm-compressor GPTQ",
+    "llmcompressor-awq": "llm-compressor AWQ, with zero points",
     "target-100MB": "burnish quantize --target 100MB",
 }
 """What was made beforehand, as the lines above say; measured as stock transformers loads it."""
-FRONTIER = "target-100MB"
+PEER, FRONTIER = "autoround-40", "target-100MB"
+WIDTHS: dict[str, tuple[str, float, str]] = {
+    "learned, yaqa, sensitivity, mixed widths": ("learned", 3.0, "learned, knapsack"),
+    "yaqa-a, refit, 3 and 4 bits in turn": ("model", 3.5, "every second layer"),
+    "burnish quantize --target 3.5bits": ("command", 3.5, "burnish quantize --target"),
+}
+"""{method: its kind, width and name in the results of `mixed_widths.py`}."""
+Draws = dict[int, dict[str, list[float]]]
+"""{draw: {text: divergence of every window}}."""
+PARTS = {
+    "autoround-200": "autoround-40",
+    "learned, yaqa, sensitivity, 200 iterations": "learned, yaqa, sensitivity",
+    "yaqa-a, 65k tokens, refit": "yaqa-a, refit",
+    "gptq, refit 3 times": "gptq, refit",
+    "yaqa-a, refit 3 times": "yaqa-a, refit",
+    **dict.fromkeys(INPUTS, "yaqa-a, refit"),
+    **{method: base for method, (base, _) in ROUNDED_EMBEDDINGS.items() if base},
+}
+"""{what is tried by itself: what it is compared with}."""
 
 
 def main() -> None:
@@ -106,12 +178,39 @@ def main() -> None:
     Measuring(model, arguments).run()
 
 
-def windows_of_draw(model: Any, draw: int) -> torch.Tensor:
+def text_of_draw(model: Any, draw: int) -> Calibration:
     """What two-sided rounding collects from: it keeps a few other windows back, even where it has nothing to choose."""
     stage = Quantize(tokens=TOKENS, length=LENGTH, seed=draw, calibration=TEXT, **YAQA_A)
     ctx = Context({}, Path(), "cpu", seeded_generator(draw), Progress(enabled=False), Ledger(None))
     views = select(matrices(model.module), ())
-    return calibration_windows(stage, model, ctx, views)[0].tokens
+    return calibration_windows(stage, model, ctx, views)[0]
+
+
+def windows_of_draw(model: Any, draw: int) -> torch.Tensor:
+    return text_of_draw(model, draw).tokens
+
+
+def divergence(original: Any, module: Any, texts: torch.Tensor) -> list[float]:
+    """KL(original || module) of every window, per predicted token, in nats."""
+    found = []
+    with torch.inference_mode():
+        for window in texts:
+            both = [one(input_ids=window[None], use_cache=False).logits[0, :-1] for one in (original, module)]
+            parts = zip(*(logits.split(ROWS) for logits in both), strict=True)
+            found.append(sum(float(kl_divergence(*map(normalise, part)).double().sum()) for part in parts))
+    return [total / (texts.shape[1] - 1) for total in found]
+
+
+class OtherInputs(Statistics):
+    """Sums of which the inputs' covariance is that of another collection of the same text."""
+
+    def __init__(self, inputs: Statistics, sketches: Statistics) -> None:
+        super().__init__(inputs.store.directory, inputs.key, inputs.folds)
+        self.sketches = sketches
+
+    def read(self, view: MatrixView, folds: Sequence[int]) -> MatrixSums:
+        covariance = super().read(view, folds).covariance
+        return replace(self.sketches.read(view, folds), covariance=covariance)
 
 
 class Measuring:
@@ -120,16 +219,27 @@ class Measuring:
     def __init__(self, model: Any, arguments: argparse.Namespace) -> None:
         self.model, self.arguments = model, arguments
         self.kept = experiment.Kept(arguments.work)
-        self.dense = load(arguments.model, dtype=torch.float32).module
-        self.views = select(matrices(self.dense), ())
-        self.originals: dict[str, Original] = {}
+        self.dense = self.copy()
 
     def run(self) -> None:
         self.kept.run(self.cells, self.measure, self.arguments.minutes)
         rows = [json.loads(path.read_text()) for path in sorted(self.kept.directory.glob("*.json"))]
+        for row in rows:
+            row["bytes"] = self.bytes_of(row["method"], row["bits"])
         texts = [experiment.digest(self.windows_of(domain).numpy()) for domain in DOMAINS]
         found = {"rows": rows, "slices": {"tuning": [], "reporting": texts}} | self.told_by_the_target()
         experiment.record(self.arguments.out, __doc__, found)
+
+    def bytes_of(self, method: str, bits: int) -> int:
+        """Of the weights' file, by the plan."""
+        base, embedding = ROUNDED_EMBEDDINGS.get(method, (method, None))
+        dense = self.model.plan()
+        packed = self.stage(min(bits, 8), 0, {"method": "rtn", "symmetric": method != "llmcompressor-awq"})
+        size = (packed.plan(dense) if base else dense).num_bytes
+        if embedding:
+            shape = self.dense.get_input_embeddings().weight.shape
+            size += embedding.scheme.num_bytes(*shape, 2) - 2 * shape.numel()
+        return size
 
     def told_by_the_target(self) -> dict[str, Any]:
         """The tables that the command with a target wrote: sizes around it, and widths that were tried."""
@@ -142,10 +252,9 @@ class Measuring:
         a = self.arguments
         for draw in a.draws:
             for bits in a.bits:
-                for method in (*OURS, *CHECKPOINTS):
-                    if re.fullmatch(a.only, method) and (
-                        method in OURS or self.checkpoint(method, bits, draw).is_dir()
-                    ):
+                for method in (*OURS, *INPUTS, *ROUNDED_EMBEDDINGS, *CHECKPOINTS):
+                    made = method not in CHECKPOINTS or self.checkpoint(method, bits, draw).is_dir()
+                    if re.fullmatch(a.only, method) and made:
                         yield f"draw {draw}, {bits} bits, {method}"
 
     def checkpoint(self, method: str, bits: int, draw: int) -> Path:
@@ -160,31 +269,27 @@ class Measuring:
             module = load(place, dtype=torch.float32).module
             noted = place / "cpu_seconds.txt"
             seconds = float(noted.read_text()) if noted.exists() else 0.0
-        else:
-            module = self.quantized(method, bits, draw)
+        elif method in ROUNDED_EMBEDDINGS:
+            base, embedding = ROUNDED_EMBEDDINGS[method]
+            module = (
+                self.quantized(base, bits, draw) if base else load(self.arguments.model, dtype=torch.float32).module
+            )
+            self.round_embedding(module.float(), embedding, draw)
             seconds = time.process_time() - started
-        values = {view.name: view.tensor.float() for view in matrices(module)}
+        else:
+            module = self.with_inputs(method, bits, draw) if method in INPUTS else self.quantized(method, bits, draw)
+            seconds = time.process_time() - started
         kl = {}
         for domain in DOMAINS:
-            original = self.original(domain)
-            with filled(self.views, values):
-                kl[domain] = original.divergence()
+            kl[domain] = divergence(self.dense, module.float(), self.windows_of(domain))
             print(f"  {name}, {domain}: {np.mean(kl[domain]):.4f}", flush=True)
         return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)}
 
     def quantized(self, method: str, bits: int, draw: int) -> Any:
         mixed = "mixed widths" in method
-        stage = Quantize(
-            bits=bits,
-            target=f"{bits}bits" if mixed else None,
-            group_size=GROUP,
-            tokens=TOKENS,
-            length=LENGTH,
-            seed=draw,
-            calibration=TEXT,
-            **OURS[method],
-        )
-        statistics = self.arguments.work / f"draw-{draw}-{stage.sketch or 'covariance'}{'-mixed' if mixed else ''}"
+        stage = self.stage(bits, draw, OURS[method] | ({"target": f"{bits}bits"} if mixed else {}))
+        more = f"-{stage.num_tokens}" if stage.num_tokens != TOKENS else ""
+        statistics = self.statistics(draw, f"{stage.sketch or 'covariance'}{more}{'-mixed' if mixed else ''}")
         place = statistics
         if stage.method == "learned" or mixed:  # what was learned is kept apart, what was collected is shared
             place = statistics.with_name(f"{statistics.name}-{experiment.digest(str(stage.canonical()))[:12]}")
@@ -194,10 +299,49 @@ class Measuring:
                 place.joinpath("statistics").symlink_to(statistics.resolve() / "statistics")
         return stage(self.model, work_dir=place, progress=True).module
 
-    def original(self, domain: str) -> Original:
-        if domain not in self.originals:
-            self.originals[domain] = Original(self.dense, self.windows_of(domain))
-        return self.originals[domain]
+    def copy(self) -> Any:
+        """The original, in float32."""
+        return load(self.arguments.model, dtype=torch.float32).module
+
+    def stage(self, bits: int, draw: int, settings: dict[str, Any]) -> Quantize:
+        same = {"group_size": GROUP, "tokens": TOKENS, "length": LENGTH, "calibration": TEXT}
+        return Quantize(bits=bits, seed=draw, **(same | settings))
+
+    def statistics(self, draw: int, of: str) -> Path:
+        return self.arguments.work / f"draw-{draw}-{of}"
+
+    def with_inputs(self, method: str, bits: int, draw: int) -> Any:
+        """Rounded layer after layer, two-sidedly, with a share of the covariance of inputs that go through them."""
+        share, changed = INPUTS[method]
+        module = self.copy()
+        views = select(matrices(module), ())
+        text, key = text_of_draw(self.model, draw), {"matrices": [view.name for view in views]}
+        of_original = key | {"model": self.model.identity}
+        sketches = collect(
+            module, views, text, self.statistics(draw, "a") / "statistics", key=of_original, sketches=["a"]
+        )
+        strength = Strength(YAQA_A["damping"], YAQA_A["damping"], share)
+        rounding = Rounding(RULES["yaqa"], FORMATS["int"](bits, GROUP, True), torch.bfloat16, strength, "a", refit=1)
+        walk = LayerByLayer(module, views, precision=PRECISION, changed=changed)
+        for some, inputs in collected(walk, text, self.arguments.work / "inputs", key=key):
+            quantize_matrices(some, rounding, OtherInputs(inputs, sketches))
+        return module
+
+    def round_embedding(self, module: Any, embedding: Embedding, draw: int) -> None:
+        """In place; the head is the same tensor."""
+        weight = module.get_input_embeddings().weight
+        grid = embedding.scheme.grid(weight.data, scale_dtype=torch.bfloat16)
+        factor = shrink(self.inputs_of_the_head(draw), damping=0.1) if embedding.for_the_head else None
+        weight.data = round_two_sided(weight.data, None, factor, grid)
+
+    def inputs_of_the_head(self, draw: int) -> torch.Tensor:
+        """Their covariance over the calibration text, in the original."""
+        total = torch.zeros(self.dense.config.hidden_size, self.dense.config.hidden_size)
+        with torch.inference_mode():
+            for window in windows_of_draw(self.model, draw):
+                hidden = self.dense.base_model(input_ids=window[None], use_cache=False).last_hidden_state[0]
+                total += hidden.T @ hidden
+        return total
 
     def windows_of(self, domain: str) -> torch.Tensor:
         return windows_of_domain(self.model, self.arguments.data, domain)
@@ -215,41 +359,71 @@ def texts_of(domain: str, data: Path | None) -> list[str]:
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """Markdown for the docs: every method beside AutoRound, and refitted scales beside those of the grid."""
-    found: dict[tuple[int, str], dict[int, dict[str, list[float]]]] = {}
+    """Markdown for the docs: every method beside AutoRound, refitted scales, parts by themselves, and sizes around a
+    target."""
+    found: dict[tuple[float, str], Draws] = {}
+    sizes: dict[tuple[float, str], int] = {}
     for row in results["rows"]:
-        found.setdefault((row["bits"], row["method"]), {})[row["draw"]] = row["kl"]
-    main, refitted = [], []
+        cell = row["bits"], row["method"]
+        found.setdefault(cell, {})[row["draw"]] = row["kl"]
+        sizes[cell] = row.get("bytes", 0)
+    found |= of_mixed_widths()
+    sizes |= {(3, FRONTIER): row["bytes"] for row in results.get("frontier", []) if row["chosen"]}
+    main, refitted, parts = [], [], []
+    every = (*OURS, *EARLIER, *WIDTHS, *(name for name in CHECKPOINTS if name != PEER), PEER, *ROUNDED_EMBEDDINGS)
     for bits in sorted({bits for bits, _ in found}):
-        for method in (*OURS, *EARLIER, *CHECKPOINTS):
-            if (bits, method) not in found:
-                continue
-            draws = found[bits, method]
-            cells = [f"{np.mean([draws[draw][domain] for draw in draws]):.3f}" for domain in DOMAINS]
-            peer = found.get((bits, "autoround-40"), {})
-            against = [compared(draws, peer, domain) if method != "autoround-40" else "" for domain in DOMAINS]
-            main.append([bits, CHECKPOINTS.get(method, method), len(draws), *cells, *against])
-            plain = re.sub(", refit.*", "", method)
-            if plain != method and (bits, plain) in found and "mixed" not in method:
-                ratios = [compared(draws, found[bits, plain], domain) for domain in DOMAINS]
-                refitted.append([bits, method, len(draws.keys() & found[bits, plain].keys()), *ratios])
-    names = " | ".join(DOMAINS.values())
-    sizes = []
+        for method in (name for name in every if (bits, name) in found):
+            draws, size = found[bits, method], sizes.get((bits, method), 0)
+            if not size and method in WIDTHS:
+                size = round(float(np.interp(bits, (3, 4), [sizes[width, "yaqa-a, refit"] for width in (3, 4)])))
+            against = beside(draws, {} if method == PEER else found.get((bits, PEER), {}))
+            title = CHECKPOINTS.get(method, method)
+            main.append([f"{bits:g}", title, f"{size / 1e6:.1f}", len(draws), *means(draws), *against])
+            plain = re.sub(r", refit( \d times)?$", "", method)
+            if plain != method and (bits, plain) in found:
+                pair = draws, found[bits, plain]
+                refitted.append([f"{bits:g}", method, len(draws.keys() & pair[1].keys()), *beside(*pair)])
+        for method, base in PARTS.items():
+            if (bits, method) in found and (bits, base) in found:
+                shared = found[bits, method].keys() & found[bits, base].keys()
+                pair = [{draw: found[bits, one][draw] for draw in shared} for one in (method, base)]
+                titles = [CHECKPOINTS.get(one, one) for one in (method, base)]
+                parts.append([f"{bits:g}", *titles, len(shared), *means(pair[0]), *beside(*pair)])
+    around = []
     for row in results.get("frontier", []):
         kl = experiment.cell(row | {"mean": row["kl"]}, ".3f")
         place = "the target" if row["chosen"] else ""
-        sizes.append([f"{row['bytes'] / 1e6:.1f}", f"{row['bits']:.2f}", kl, place])
-    beside = " | ".join(f"{name}, against AutoRound, 40 iterations (95 %)" for name in DOMAINS.values())
+        around.append([f"{row['bytes'] / 1e6:.1f}", f"{row['bits']:.2f}", kl, place])
+    names = " | ".join(DOMAINS.values())
+    ratios = " | ".join(f"{name}, ratio (95 %)" for name in DOMAINS.values())
+    peers = " | ".join(f"{name}, against {CHECKPOINTS[PEER]} (95 %)" for name in DOMAINS.values())
     return {
-        "main": experiment.table(f"bits | method | draws | {names} | {beside}", main),
+        "main": experiment.table(f"bits | method | MB of the file | draws | {names} | {peers}", main),
         "refit": experiment.table(
             f"bits | method | draws | {names}, KL against that without refitting (95 %)", refitted
         ),
-        "frontier": experiment.table("MB of the file | bits per weight, without scales | KL (95 %) | ", sizes),
+        "parts": experiment.table(f"bits | what | against | draws | {names} | {ratios}", parts),
+        "frontier": experiment.table("MB of the file | bits per weight, without scales | KL (95 %) | ", around),
     }
 
 
-def compared(ours: dict[int, dict[str, list[float]]], theirs: dict[int, dict[str, list[float]]], domain: str) -> str:
+def of_mixed_widths() -> dict[tuple[float, str], Draws]:
+    """What `mixed_widths.py` has measured on the same windows."""
+    rows = json.loads((experiment.RESULTS / "mixed_widths.json").read_text(encoding="utf-8"))["rows"]
+    names = {cell: name for name, cell in WIDTHS.items()}
+    cells = [(names.get((row["kind"], row.get("bits"), row.get("way"))), row) for row in rows]
+    return {(row["bits"], name): {0: row["kl"]} for name, row in cells if name}
+
+
+def means(draws: Draws) -> list[str]:
+    return [f"{np.mean([kl[domain] for kl in draws.values()]):.3f}" for domain in DOMAINS]
+
+
+def beside(ours: Draws, theirs: Draws) -> list[str]:
+    return [compared(ours, theirs, domain) for domain in DOMAINS]
+
+
+def compared(ours: Draws, theirs: Draws, domain: str) -> str:
     """Ratio of divergences on the draws that both have, with an interval over windows; the draws' own ratios behind."""
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:

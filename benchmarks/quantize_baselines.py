@@ -1,7 +1,7 @@
 """How much of nearest rounding's loss does GPTQ repair, and is this GPTQ as good as llm-compressor's?
 
     python benchmarks/quantize_baselines.py make --model models/smollm2 --work WORK --bits 4
-    PEER_PYTHON benchmarks/peers/llmcompressor_gptq.py models/smollm2 WORK/16384/windows.json \
+    PEER_PYTHON benchmarks/peers/llmcompressor_quantize.py models/smollm2 WORK/16384/windows.json \
         WORK/16384/llmcompressor-4bit 4 64
     python benchmarks/quantize_baselines.py measure --model models/smollm2 --work WORK --bits 4
 
