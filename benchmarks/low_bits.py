@@ -368,7 +368,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         found.setdefault(cell, {})[row["draw"]] = row["kl"]
         sizes[cell] = row.get("bytes", 0)
     found |= of_mixed_widths()
-    sizes |= {(3, FRONTIER): row["bytes"] for row in results.get("frontier", []) if row["chosen"]}
+    for row in results.get("frontier", []):
+        if row["chosen"]:
+            sizes[3, FRONTIER] = row["bytes"]
     main, refitted, parts = [], [], []
     every = (*OURS, *EARLIER, *WIDTHS, *(name for name in CHECKPOINTS if name != PEER), PEER, *ROUNDED_EMBEDDINGS)
     for bits in sorted({bits for bits, _ in found}):

@@ -6,6 +6,7 @@
     python benchmarks/yaqa.py --model models/smollm2 --work WORK order --seed 0 --folds 0 1 --bits 3 4
     python benchmarks/yaqa.py --model models/smollm2 --work WORK time --folds 0 1
     python benchmarks/yaqa.py --work WORK large --device cuda
+    python benchmarks/yaqa.py --model models/smollm2 --work WORK --threads 2 command    # all else on the machine idle
 
 All methods round the same weights to the same grids (symmetric integers, groups of 64, the format's own scales) with
 statistics of the same windows of WikiText-2 valid. `tune` measures settings of both methods on a tuning slice, other
@@ -14,7 +15,8 @@ itself compares whole models, with fewer rules). `measure` takes the winner of e
 it reads WikiText-2 test, which is used for nothing else. `order` asks, on the tuning slice, in which order rows and
 columns should be rounded. Folds are parts of the calibration text: the first ones alone give a smaller budget. Other
 label seeds take the rule that was found with seed 0. `time` is the rounding of the whole model, `large` that of one
-layer of 4,096 x 4,096 and, on a GPU, collecting from a million tokens for a network of a billion random weights.
+layer of 4,096 x 4,096 and, on a GPU, collecting from a million tokens for a network of a billion random weights;
+`command` is `burnish quantize` as it is typed, with everything that it does by default.
 Several processes may add to one file.
 """
 
@@ -22,6 +24,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,13 +74,20 @@ TWO_SIDED = (Strength(0.03, 0.03), Strength(0.1, 0.1), Strength(0.3, 0.3), Stren
 RULES = {GPTQ: ONE_SIDED, YAQA_A: TWO_SIDED, YAQA_B: TWO_SIDED}
 """What is tried for each method, equally many."""
 ORDER_RULES = {GPTQ: (Strength(), Strength(input_damping=0.1), HELD_OUT), YAQA_B: (Strength(0.3, 0.3), HELD_OUT)}
+COMMANDS = {
+    "gptq": ["--method", "gptq", "--bits", "4"],
+    "yaqa": ["--method", "yaqa", "--bits", "3"],
+    "yaqa, one sketch": ["--method", "yaqa", "--bits", "3", "--sketch", "a", "--damping", "0.1"],
+    "learned": ["--method", "learned", "--bits", "3"],
+}
+"""What is timed as it is typed."""
 NAMES = {str(rule): rule for rules in RULES.values() for rule in rules}
 
 
 def main() -> None:
     parser = experiment.Command(__file__, __doc__)
     tasks = {"collect": gather, "tune": tune, "measure": measure, "order": compare_orders, "time": time_rounding}
-    parser.add_argument("task", choices=[*tasks, "large"])
+    parser.add_argument("task", choices=[*tasks, "large", "command"])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--work", type=Path, help="where factors are kept (8 GB per seed)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn labels")
@@ -85,12 +98,15 @@ def main() -> None:
         "--rules", type=int, nargs="*", default=list(range(5)), help="which of a method's rules to tune"
     )
     parser.add_argument("--sketches", nargs="*", default=["a", "b"], help="what collect collects")
+    parser.add_argument("--commands", nargs="*", default=list(COMMANDS), choices=list(COMMANDS), help="what to time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     arguments = parser.read()
     torch.set_num_threads(arguments.threads)
     if arguments.task == "large":
         time_large(arguments)
+    elif arguments.task == "command":
+        time_commands(arguments)
     else:
         model = load(arguments.model, dtype=torch.float32, device=arguments.device)
         tasks[arguments.task](model, make_slices(model.tokenizer), arguments)
@@ -315,6 +331,28 @@ def collect_from_a_billion_weights(arguments: argparse.Namespace) -> None:
         progress=Progress(),
     )
     record_time("collecting 1,048,576 tokens, sketch B, 1.2 B parameters", clock(arguments) - started, arguments)
+
+
+def time_commands(arguments: argparse.Namespace) -> None:
+    """Wall and CPU seconds, and peak memory, of commands that nothing was collected for before."""
+    for name in arguments.commands:
+        target = arguments.work / "commands" / name.replace(", ", "-").replace(" ", "-")
+        for left in (target, target.with_name(f"{target.name}.run")):  # of an earlier call
+            shutil.rmtree(left, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        options = [str(arguments.model), *COMMANDS[name], "--out", str(target), "--device", arguments.device]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(arguments.threads))
+        command = [sys.executable, "-m", "burnish", "quantize", *options]
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=os.environ | threads)
+        _, status, usage = os.wait4(process.pid, 0)  # of the process and of all that it waited for
+        wall = time.perf_counter() - started
+        if status:
+            raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+        row = {"task": "time", "what": f"burnish quantize {' '.join(COMMANDS[name])}", "threads": arguments.threads}
+        used = {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "peak_memory_bytes": usage.ru_maxrss * 1024}
+        print(f"{row['what']}: {wall:.0f} s, {used}", flush=True)
+        record(row | facts(arguments, 0) | used | {"wall_seconds": round(wall, 2)}, arguments)
 
 
 def clock(arguments: argparse.Namespace) -> float:
