@@ -17,8 +17,8 @@ The divergence from the original is measured on three texts that no method has s
 over the text. `windows` writes the calibration windows for the peers, which run in environments of their own
 (benchmarks/env/autoround.txt, llmcompressor.txt). What has been measured is kept in WORK.
 
-Beside whole methods, and at 3 bits: eight times the text, scales refitted three times with rounding in between, YAQA
-with the inputs that rounded layers give, and what it costs to round the embedding too (which is the head).
+Beside whole methods, and at 3 bits: two and eight times the text, scales refitted three times with rounding in between,
+YAQA with the inputs that rounded layers give, and what it costs to round the embedding too (which is the head).
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ OURS |= {
     }.items()
 }
 OURS |= {
-    f"yaqa-a, 65k tokens{suffix}": YAQA_A | {"tokens": 8 * TOKENS, "refit": refit}
+    f"yaqa-a, {name} tokens{suffix}": YAQA_A | {"tokens": times * TOKENS, "refit": refit}
+    for name, times in {"16k": 2, "65k": 8}.items()
     for suffix, refit in {"": 0, ", refit": 1}.items()
 }
 OURS["learned, yaqa, sensitivity, 200 iterations"] = OURS["learned, yaqa, sensitivity"] | {"iterations": 200}
@@ -147,6 +148,7 @@ Draws = dict[int, dict[str, list[float]]]
 PARTS = {
     "autoround-200": "autoround-40",
     "learned, yaqa, sensitivity, 200 iterations": "learned, yaqa, sensitivity",
+    "yaqa-a, 16k tokens, refit": "yaqa-a, refit",
     "yaqa-a, 65k tokens, refit": "yaqa-a, refit",
     "gptq, refit 3 times": "gptq, refit",
     "yaqa-a, refit 3 times": "yaqa-a, refit",
@@ -190,17 +192,6 @@ def windows_of_draw(model: Any, draw: int) -> torch.Tensor:
     return text_of_draw(model, draw).tokens
 
 
-def divergence(original: Any, module: Any, texts: torch.Tensor) -> list[float]:
-    """KL(original || module) of every window, per predicted token, in nats."""
-    found = []
-    with torch.inference_mode():
-        for window in texts:
-            both = [one(input_ids=window[None], use_cache=False).logits[0, :-1] for one in (original, module)]
-            parts = zip(*(logits.split(ROWS) for logits in both), strict=True)
-            found.append(sum(float(kl_divergence(*map(normalise, part)).double().sum()) for part in parts))
-    return [total / (texts.shape[1] - 1) for total in found]
-
-
 class OtherInputs(Statistics):
     """Sums of which the inputs' covariance is that of another collection of the same text."""
 
@@ -220,6 +211,7 @@ class Measuring:
         self.model, self.arguments = model, arguments
         self.kept = experiment.Kept(arguments.work)
         self.dense = self.copy()
+        self.hidden: dict[str, list[torch.Tensor]] = {}
 
     def run(self) -> None:
         self.kept.run(self.cells, self.measure, self.arguments.minutes)
@@ -281,7 +273,7 @@ class Measuring:
             seconds = time.process_time() - started
         kl = {}
         for domain in DOMAINS:
-            kl[domain] = divergence(self.dense, module.float(), self.windows_of(domain))
+            kl[domain] = self.divergence(module.float(), domain)
             print(f"  {name}, {domain}: {np.mean(kl[domain]):.4f}", flush=True)
         return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)}
 
@@ -342,6 +334,25 @@ class Measuring:
                 hidden = self.dense.base_model(input_ids=window[None], use_cache=False).last_hidden_state[0]
                 total += hidden.T @ hidden
         return total
+
+    def divergence(self, module: Any, domain: str) -> list[float]:
+        """KL(original || module) of every window of a text, per predicted token, in nats."""
+        head, found = self.dense.get_output_embeddings(), []
+        with torch.inference_mode():
+            for window, hidden in zip(self.windows_of(domain), self.hidden_of(domain), strict=True):
+                both = head(hidden)[:-1], module(input_ids=window[None], use_cache=False).logits[0, :-1]
+                parts = zip(*(logits.split(ROWS) for logits in both), strict=True)
+                total = sum(float(kl_divergence(*map(normalise, part)).double().sum()) for part in parts)
+                found.append(total / (len(window) - 1))
+        return found
+
+    def hidden_of(self, domain: str) -> list[torch.Tensor]:
+        """What the original's head reads."""
+        if domain not in self.hidden:
+            with torch.inference_mode():
+                outputs = [self.dense.base_model(input_ids=w[None], use_cache=False) for w in self.windows_of(domain)]
+            self.hidden[domain] = [output.last_hidden_state[0] for output in outputs]
+        return self.hidden[domain]
 
     def windows_of(self, domain: str) -> torch.Tensor:
         return windows_of_domain(self.model, self.arguments.data, domain)

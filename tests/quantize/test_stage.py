@@ -197,15 +197,19 @@ def test_ignored_matrices_stay_as_they_are(model, ids, tmp_path):
     torch.testing.assert_close(logits(read, ids), logits(quantized.module, ids), rtol=0, atol=0)
 
 
-def test_a_factor_without_a_decomposition_is_refused_by_name(model, texts, monkeypatch):
+@pytest.mark.parametrize(
+    ("damping", "advice"), [(1e-4, "damping: 0.01 or more"), (0.1, "other text"), (None, "other text")]
+)
+def test_a_factor_without_a_decomposition_is_refused_by_name(model, texts, monkeypatch, damping, advice):
     # Whether float32 decomposes one that is nearly singular depends on the processor; this one it never does.
     def indefinite(*arguments):
         factors = choose_factors(*arguments)
-        return replace(factors, output_side=-factors.output_side)
+        return replace(factors, input_side=-factors.input_side)
 
     monkeypatch.setattr("burnish.quantize.method.choose_factors", indefinite)
-    with pytest.raises(NumericalError, match=r"layers\..*not positive definite with damping 0.0001"):
-        Quantize(method="yaqa", sketch="b", damping=1e-4, **SMALL)(model, calibration=texts)
+    shown = "held-out" if damping is None else str(damping)
+    with pytest.raises(NumericalError, match=rf"layers\..*not positive definite with damping {shown}(.|\n)*{advice}"):
+        Quantize(method="gptq", damping=damping, **SMALL)(model, calibration=texts)
 
 
 @pytest.mark.parametrize("method", ["gptq", "fp8", "bitsandbytes"])

@@ -34,6 +34,8 @@ BATCH_WEIGHTS = 8_000_000
 """Weights rounded together: enough to fill a core, few enough to stay in a few hundred megabytes."""
 BATCH_WEIGHTS_ON_GPU = 64_000_000
 """There the steps of a rounding are counted, whatever the number of weights that take them together."""
+SAFE_DAMPING = 0.01
+"""Multiple of the mean diagonal with which float32 decomposes every factor of numbers that it can hold."""
 REFIT_DAMPING = 0.1
 """Multiple of the mean diagonal under which scales are fitted."""
 
@@ -184,10 +186,13 @@ def definite_factors(batch: Sequence[MatrixView], strength: Strength) -> Iterato
         yield
     except torch.linalg.LinAlgError:
         others = f" or one of {len(batch) - 1} matrices of its shape" if len(batch) > 1 else ""
+        small = not strength.held_out and strength.input_damping < SAFE_DAMPING
         raise NumericalError(
             f"has a factor that is not positive definite with damping {strength}{others}",
             where=batch[0].name,
-            fix="use damping: 0.01 or more, more tokens, or leave damping out",
+            fix=f"use damping: {SAFE_DAMPING} or more, more tokens, or leave damping out"
+            if small
+            else "use other text or more tokens, or name the matrix in ignore: what it sees is as good as zero",
         ) from None
 
 

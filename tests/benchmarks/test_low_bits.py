@@ -1,0 +1,51 @@
+"""What the benchmark of low bits compares, and how it puts statistics together."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from burnish.arch import matrices
+from burnish.calibrate import Calibration, collect
+from burnish.quantize.plan import select
+from small_models import small_llama
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
+
+import low_bits
+
+
+def test_what_is_compared_can_be_measured():
+    methods = {*low_bits.OURS, *low_bits.INPUTS, *low_bits.ROUNDED_EMBEDDINGS, *low_bits.CHECKPOINTS}
+    assert {*low_bits.PARTS, *low_bits.PARTS.values()} <= methods
+    assert {base for base, _ in low_bits.ROUNDED_EMBEDDINGS.values()} - {""} <= {*low_bits.OURS}
+
+
+def test_widths_of_the_other_benchmark_are_found_in_its_results():
+    assert {name for _, name in low_bits.of_mixed_widths()} == set(low_bits.WIDTHS)
+
+
+def test_a_part_stands_beside_what_it_is_compared_with_on_the_draws_that_both_have():
+    kl = {text: [0.2, 0.4] for text in low_bits.DOMAINS}
+    half = {text: [0.1, 0.2] for text in low_bits.DOMAINS}
+    rows = [{"bits": 3, "method": "yaqa-a, refit", "draw": draw, "kl": kl, "bytes": 99_800_000} for draw in (0, 1)] + [
+        {"bits": 3, "method": "yaqa-a, refit 3 times", "draw": 1, "kl": half, "bytes": 99_800_000}
+    ]
+    rows.append(rows[0] | {"bits": 4, "bytes": 113_100_000})
+    (line,) = low_bits.tables({"rows": rows})["parts"].splitlines()[2:]
+    assert line.startswith(
+        "| 3 | yaqa-a, refit 3 times | yaqa-a, refit | 1 | 0.150 | 0.150 | 0.150 | 0.50 (0.50 to 0.50)"
+    )
+
+
+def test_other_inputs_are_the_covariance_of_one_collection_beside_the_sketches_of_another(tmp_path):
+    module = small_llama()
+    views = select(matrices(module), ())
+    texts = [Calibration(torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(n))) for n in (0, 1)]
+    inputs = collect(module, views, texts[0], tmp_path / "inputs", key={})
+    sketches = collect(module, views, texts[1], tmp_path / "sketches", key={}, sketches=["a"])
+    both = low_bits.OtherInputs(inputs, sketches).read(views[0], range(4))
+    assert both.covariance is not None
+    torch.testing.assert_close(both.covariance, inputs.read(views[0], range(4)).covariance, rtol=0, atol=0)
+    for mixed, given in zip(both.sketches["a"], sketches.read(views[0], range(4)).sketches["a"], strict=True):
+        torch.testing.assert_close(mixed, given, rtol=0, atol=0)
