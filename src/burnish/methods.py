@@ -115,6 +115,13 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(Benchmark("evaluate_overhead"), Benchmark("intervals")),
     ),
     Method(
+        name="engine speed",
+        does="tokens per second of checkpoints side by side in vLLM or llama.cpp, and which format is faster here",
+        use="burnish evaluate --engine",
+        source="ours; batches asked in turns, paired intervals of ratios",
+        page="speed",
+    ),
+    Method(
         name="RTN, GPTQ",
         does="weights rounded to nearest, or one-sided with the covariance of a layer's inputs",
         use="burnish quantize --method gptq",

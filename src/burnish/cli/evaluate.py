@@ -84,6 +84,9 @@ def _on_text(opened: Model, name: str, settings: _Settings, ledger: Ledger) -> N
     from burnish.report import ledger_table, run_of
 
     reference = load(settings.reference) if settings.reference else None
+    for one in (opened, reference):
+        if one is not None:
+            settings.check_engine(one)
     evaluation = settings(opened, reference, ledger=ledger, progress=True)
     if ledger.measured(opened.identity, evaluation.protocol) is None:
         evaluation.record(ledger, opened.identity, name)
@@ -92,6 +95,39 @@ def _on_text(opened: Model, name: str, settings: _Settings, ledger: Ledger) -> N
         f"{evaluation.protocol['text']}, {evaluation.protocol['num_windows']} windows of "
         f"{evaluation.protocol['context']} tokens, {evaluation.protocol['dtype']}, {evaluation.protocol['engine']}"
     )
+    if settings.measured_together() is not None:
+        _in_engine([*([(reference, str(settings.reference))] if reference else []), (opened, name)], settings, ledger)
+
+
+def _in_engine(checkpoints: list[tuple[Model, str]], settings: _Settings, ledger: Ledger) -> None:
+    """Measures speed in the engine, adds it to the ledger and shows it; the last checkpoint is what was asked for."""
+    from rich.console import Console
+
+    from burnish.core.errors import EngineError
+    from burnish.core.ledger import Ledger
+    from burnish.core.page.console import console_table
+    from burnish.report import engine_speed
+    from burnish.report.run import values_of
+
+    models = {name: model for model, name in checkpoints}  # one that is its own reference is measured once
+    places = {name: Path(str(model.path)) for name, model in models.items()}
+    found = settings.together(places, logs=ledger.directory / "logs" if ledger.directory else None, progress=True)
+    entries = []
+    for name, one in found.items():
+        node = Ledger(ledger.directory, node=places[name].name)
+        one.record(node, models[name].identity, name)
+        entries.append(
+            engine_speed.SpeedEntry(places[name].name, values_of(one.metrics), one.sequences, one.facts or {})
+        )
+    comparison = engine_speed.SpeedComparison(next(iter(found.values())).protocol, entries)
+    print(f"\nSpeed in {comparison.engine}:")
+    Console().print(console_table(engine_speed.rates_table(comparison, brief=True)))
+    for line in engine_speed.sentences(comparison):
+        print(f"- {line}")
+    asked = checkpoints[-1][1]
+    if not found[asked].sequences:
+        note = next(iter(found[asked].metrics.values()))["note"].removeprefix("not measured: ")
+        raise EngineError(note, where=asked)
 
 
 def _on_pairs(

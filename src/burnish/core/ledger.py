@@ -4,6 +4,8 @@ Rows are dictionaries with a `row` field:
 
 * `measurement`: one checkpoint under one protocol. Keys: time, node, checkpoint (its hash), path, protocol (with its
   hash), request, metrics ({name: {value, low, high, unit, note}}).
+* `speed`: one checkpoint in an inference engine. Keys: those of a measurement, and facts of this checkpoint alone, such
+  as the kernels that the engine has chosen; names of metrics carry the shape of a batch (`decode_speed@4x128`).
 * `stage`: what a node cost. Keys: time, node, stage, settings, key, parents, checkpoint, seconds, peak_memory_bytes.
 * `table`: rows that explain a stage, such as one per layer. Keys: time, node, name, rows.
 
@@ -37,6 +39,7 @@ def protocol_hash(protocol: dict[str, Any]) -> str:
 
 FIELDS: dict[str, dict[str, type]] = {
     "measurement": {"checkpoint": str, "protocol": dict, "metrics": dict},
+    "speed": {"checkpoint": str, "protocol": dict, "metrics": dict, "facts": dict},
     "stage": {"stage": str, "checkpoint": str},
     "table": {"name": str, "rows": list},
 }
@@ -81,15 +84,22 @@ class Ledger:
         protocol: dict[str, Any],
         metrics: dict[str, dict[str, Any]],
         request: str = "",
+        facts: dict[str, Any] | None = None,
     ) -> None:
-        """Adds one checkpoint under one protocol; `request` names what was asked for, so that it is asked once."""
+        """Adds one checkpoint under one protocol; with facts it is a `speed`.
+
+        Args:
+            checkpoint, path, protocol, metrics, facts: as above.
+            request: names what was asked for, so that it is asked once.
+        """
         self.append(
-            "measurement",
+            "measurement" if facts is None else "speed",
             checkpoint=checkpoint,
             path=path,
             protocol=protocol | {"hash": protocol_hash(protocol)},
             metrics=metrics,
             request=request,
+            **({} if facts is None else {"facts": facts}),
         )
 
     def measured(self, checkpoint: str, protocol: dict[str, Any]) -> dict[str, Any] | None:
@@ -160,12 +170,12 @@ def mistake_in(row: Any) -> str:
             return f"a {row['row']} has no {name!r}"
         if not isinstance(row[name], kind):
             return f"a {row['row']} has {name} that is {kind_of_json(row[name])}"
-    if row["row"] == "measurement":
+    if row["row"] in ("measurement", "speed"):
         if not isinstance(row["protocol"].get("hash"), str):
-            return "a measurement has a protocol without 'hash'"
+            return f"a {row['row']} has a protocol without 'hash'"
         for name, metric in row["metrics"].items():
             if not isinstance(metric, dict) or not all(_is_number(metric.get(key)) for key in ("value", "low", "high")):
-                return f"a measurement has {name} without a value that is a number"
+                return f"a {row['row']} has {name} without a value that is a number"
     if row["row"] == "stage" and not all(_is_number(row.get(key)) for key in ("seconds", "peak_memory_bytes")):
         return "a stage has a cost that is no number"
     if row["row"] == "table" and not all(isinstance(entry, dict) for entry in row["rows"]):

@@ -36,7 +36,7 @@ def main(spec_file: str) -> int:
     try:
         stage_class = _resolve(spec["stage"])
         settings = stage_class.parse(spec["settings"], where="its settings")
-        (_run_stage if spec["task"] == "stage" else _evaluate)(settings, spec)
+        _TASKS[spec["task"]](settings, spec)
     except BurnishError as error:
         report(spec, error)
         return NODE_ERROR_STATUS
@@ -125,6 +125,20 @@ def _evaluate(evaluate: Any, spec: dict[str, Any]) -> None:
     # Last: with this row the checkpoint counts as measured, its card included.
     ledger = Ledger(Path(spec["run"]), node=spec["node"])
     evaluation.record(ledger, checkpoint=spec["model_hash"], path=spec["model"], request=spec["request"])
+
+
+def _together(evaluate: Any, spec: dict[str, Any]) -> None:
+    """Measures all checkpoints of a run beside each other."""
+    from burnish.core.ledger import Ledger
+
+    run, checkpoints = Path(spec["run"]), spec["checkpoints"]
+    places = {name: Path(place) for name, (place, _) in checkpoints.items()}
+    for name, evaluation in evaluate.together(places, logs=run / "logs", progress=True).items():
+        place, digest = checkpoints[name]
+        evaluation.record(Ledger(run, node=name), checkpoint=digest, path=place, request=spec["request"])
+
+
+_TASKS = {"stage": _run_stage, "evaluate": _evaluate, "together": _together}
 
 
 def _resolve(path: str) -> Any:

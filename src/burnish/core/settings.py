@@ -114,6 +114,13 @@ class Settings(BaseModel):
             BurnishError: as the work itself would.
         """
 
+    def measured_together(self) -> dict[str, Any] | None:
+        """What decides a measurement that all checkpoints of a run share; None where there is none.
+
+        Settings of a measurement that have one also have `together`, which makes it.
+        """
+        return None
+
     def canonical(self) -> dict[str, Any]:
         """The settings that decide the result: everything but volatile fields and references (hashed by content)."""
         volatile = {

@@ -21,11 +21,13 @@ class Evaluation:
         metrics: {name: {value, low, high, unit, note}}.
         sequences: per-sequence sums, in columns: `tokens`, `bytes`, `nats`, and with a reference `kl`, `agreeing`.
         protocol: what decides whether two evaluations may be compared (see `burnish.core.ledger`).
+        facts: of a speed in an engine, what is true of this checkpoint alone; None of other measurements.
     """
 
     metrics: dict[str, Metric]
     sequences: dict[str, list[float]]
     protocol: dict[str, Any]
+    facts: dict[str, Any] | None = None
 
     def record(self, ledger: Ledger, checkpoint: str, path: str | Path, *, request: str = "") -> None:
         """Appends a ledger row, with the per-sequence values beside it.
@@ -36,7 +38,13 @@ class Evaluation:
             path: where it lies.
             request: names what was asked for, so that the runner asks once.
         """
-        ledger.write_sequences(checkpoint, self.protocol, dict(self.sequences))
+        if self.sequences:
+            ledger.write_sequences(checkpoint, self.protocol, dict(self.sequences))
         ledger.measurement(
-            checkpoint=checkpoint, path=str(path), protocol=self.protocol, metrics=self.metrics, request=request
+            checkpoint=checkpoint,
+            path=str(path),
+            protocol=self.protocol,
+            metrics=self.metrics,
+            request=request,
+            facts=self.facts,
         )

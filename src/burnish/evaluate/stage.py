@@ -9,7 +9,7 @@ It makes no checkpoint, so it is not a stage; a recipe's `evaluate:` takes the s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,12 +17,14 @@ from burnish.core.errors import SettingsError
 from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
     from burnish.core.ledger import Ledger
     from burnish.evaluate.evaluation import Evaluation
+
+    Speeds = dict[str, Evaluation]
 
 
 class Evaluate(Settings):
@@ -43,6 +45,37 @@ class Evaluate(Settings):
     decode_tokens: int = Field(default=32, ge=1, description="tokens generated in the speed measurement")
     repeats: int = Field(default=3, ge=1, description="repeats of the speed measurement")
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=VOLATILE)
+    engine: Literal["auto", "vllm", "llama.cpp"] | None = Field(
+        default=None,
+        description="engine to measure speed in as well; auto is the one whose environment VLLM_PYTHON or LLAMA_PYTHON "
+        "names, and none without them",
+        json_schema_extra=VOLATILE,
+    )
+    engine_python: str | None = Field(
+        default=None,
+        description="interpreter of the engine's environment, where VLLM_PYTHON or LLAMA_PYTHON does not name it",
+        json_schema_extra=VOLATILE,
+    )
+    engine_compiled: bool = Field(
+        default=False,
+        description="let vLLM compile the model, which takes minutes to start",
+        json_schema_extra=VOLATILE,
+    )
+    engine_batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 4, 16),
+        min_length=1,
+        description="prompts at a time in the engine, at its shortest context",
+        json_schema_extra=VOLATILE,
+    )
+    engine_contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(128, 2048),
+        min_length=1,
+        description="tokens of a prompt in the engine; the longer ones one prompt at a time",
+        json_schema_extra=VOLATILE,
+    )
+    engine_rounds: int = Field(
+        default=5, ge=1, description="rounds in which all engines are asked", json_schema_extra=VOLATILE
+    )
 
     def __call__(
         self,
@@ -77,11 +110,12 @@ class Evaluate(Settings):
         return measure(self, model, against, text=text, ledger=ledger, progress=progress)
 
     def preflight(self, start: Model, before: Plan) -> None:
-        """Whether the text fills the windows, and the start's positions hold them."""
+        """Whether the text fills the windows, the start's positions hold them, and the engine is there."""
         from burnish.data.attempt import try_window
         from burnish.evaluate.measure import longest_context
 
         self.check_context(longest_context(start))
+        self.check_engine(start)
         limits = {"num_windows": self.num_windows, "max_chars": self.max_chars}
         try_window(start.tokenizer, self.text, self.context, before.config, **limits, where="text")
 
@@ -98,4 +132,52 @@ class Evaluate(Settings):
                 f"prompt_tokens and decode_tokens add up to {self.prompt_tokens + self.decode_tokens:,}, but the "
                 f"model's positions end at {longest:,}",
                 fix="lower prompt_tokens",
+            )
+
+    # -- speed in an engine --------------------------------------------------------------------------------------------
+
+    def measured_together(self) -> dict[str, Any] | None:
+        """What decides the speed in an engine; None where none is measured."""
+        from burnish.evaluate.engines.environments import chosen
+
+        engine = chosen(self.engine) if self.engine else None
+        if engine is None:
+            return None
+        names = ("engine_compiled", "engine_batches", "engine_contexts", "engine_rounds", "decode_tokens", "text")
+        return {"engine": engine.name} | {name: getattr(self, name) for name in names}
+
+    def together(self, places: Mapping[str, Path], *, logs: Path | None = None, progress: bool = False) -> Speeds:
+        """Speed of checkpoints in the engine, asked in turns: {name: its measurement}, empty without an engine.
+
+        Args:
+            places: their directories by name; the first decides the dtype.
+            logs: directory for what the engines say.
+            progress: whether to show bars.
+
+        Raises:
+            EngineError: no environment, another version, or none of the checkpoints runs.
+            SettingsError: longer contexts than a model has.
+        """
+        from burnish.evaluate.engines.measure import Subject, measure_together
+
+        if self.engine is None:
+            return {}
+        subjects = [Subject(name, place) for name, place in places.items()]
+        return measure_together(self, subjects, logs=logs, progress=progress)
+
+    def check_engine(self, model: Model) -> None:
+        """Refuses what an engine would be started for in vain: no environment, longer contexts than the model has."""
+        from burnish.evaluate.engines.environments import chosen, interpreter
+        from burnish.evaluate.measure import longest_context
+
+        engine = chosen(self.engine) if self.engine else None
+        if engine is None:
+            return
+        interpreter(engine, self.engine_python)
+        longest, asked = longest_context(model), max(self.engine_contexts) + self.decode_tokens + 1
+        if longest is not None and asked > longest:
+            raise SettingsError(
+                f"engine_contexts and decode_tokens add up to {asked:,} with the first token of the answer, but the "
+                f"model's positions end at {longest:,}",
+                fix="lower engine_contexts",
             )

@@ -29,6 +29,7 @@ class Checkpoint:
         node, stage: as in the recipe; the input is `start` and has no stage.
         label: unique on the page.
         measured: the newest measurement under each protocol, and the ledger that holds its sequences.
+        speeds: likewise of the speed in an engine, which has tables of its own.
     """
 
     run: int
@@ -39,6 +40,7 @@ class Checkpoint:
     parent: str = ""
     is_leaf: bool = False
     measured: dict[str, tuple[Measurement, Ledger]] = field(default_factory=dict)
+    speeds: dict[str, tuple[Measurement, Ledger]] = field(default_factory=dict)
 
     @property
     def is_start(self) -> bool:
@@ -82,11 +84,16 @@ def checkpoints(runs: Sequence[RunRecord]) -> list[Checkpoint]:
                 if row.checkpoint == digest:
                     column.measured.pop(row.protocol_hash, None)
                     column.measured[row.protocol_hash] = (row, run.ledger)
+            for row in run.speeds:
+                if row.checkpoint == digest:
+                    column.speeds.pop(row.protocol_hash, None)
+                    column.speeds[row.protocol_hash] = (row, run.ledger)
             twin = next((c for c in found if c.is_start and column.is_start and c.digest == digest), None)
             if twin is not None:
                 twin.measured |= column.measured
+                twin.speeds |= column.speeds
                 twin.label = START
-            elif column.measured:
+            elif column.measured or column.speeds:
                 found.append(column)
     return found
 

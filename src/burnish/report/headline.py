@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from burnish.core.page import numbers
 from burnish.core.recipe import START
 from burnish.core.statistics import Interval
+from burnish.report import engine_speed
 from burnish.report.compare import Checkpoint, apart, start_of
 from burnish.report.metrics import DECODE, KL, PERPLEXITY, SIZE, metric
 from burnish.report.paired import Pairing, within_noise
@@ -151,7 +152,9 @@ def _unpaired(name: str, before: Value | None, after: Value | None) -> tuple[str
 
 
 def _speed(start: Checkpoint, column: Checkpoint) -> str:
-    """The two speeds and no verdict: see `_unpaired_verdict` of the table."""
+    """In an engine, where that was measured; else the two speeds and no verdict: see `_unpaired_verdict`."""
+    if told := engine_speed.headline(start, column):
+        return told
     what = metric(DECODE)
     for digest in start.protocols_of(DECODE):
         before, after = start.value(DECODE, digest), column.value(DECODE, digest)

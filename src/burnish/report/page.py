@@ -14,7 +14,7 @@ from burnish.core import page
 from burnish.core.checkpoint import Lineage
 from burnish.core.errors import DataError
 from burnish.core.page import Cell, Column, Row, Section, Table, numbers
-from burnish.report import episodes, figures, forest, headline, layers, pair_figures, table, tree
+from burnish.report import engine_speed, episodes, figures, forest, headline, layers, pair_figures, table, tree
 from burnish.report.compare import checkpoints, comparisons, protocols, refusals
 from burnish.report.paired import Pairing
 from burnish.report.protocols import base_name, flatten, protocol_differences, show
@@ -54,6 +54,7 @@ def render(run_directories: Sequence[Path], place: Path | None = None) -> str:
         "headlines": told[: headline.MAX_HEADLINES],
         "headlines_left_out": len(told[headline.MAX_HEADLINES :]),
         "first": table.first_table(columns, runs, pairing) if columns else None,
+        "speeds": [_speed_view(one) for one in engine_speed.comparisons(columns)],
         "further": table.further_tables(columns, runs, pairing),
         "rows_left_out": len(columns[table.MAX_ROWS :]),
         "refusals": refusals(columns),
@@ -81,6 +82,17 @@ def write(*runs: Path, out: Path | None = None) -> Path:
     directories = [Path(run) for run in runs]
     target = Path(out) if out is not None else directories[0] / REPORT_FILE if directories else Path()
     return page.write(target, render(directories, target.parent))
+
+
+def _speed_view(found: engine_speed.SpeedComparison) -> dict[str, Any]:
+    """Speed in one engine."""
+    return {
+        "engine": found.engine,
+        "sentences": engine_speed.sentences(found),
+        "rates": engine_speed.rates_table(found),
+        "facts": engine_speed.facts_table(found),
+        "protocol": _settings(dict(found.protocol)),
+    }
 
 
 def _run_view(run: RunRecord, place: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Where `run.json` is missing (a ledger written from Python) the tree is put toget
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One checkpoint under one protocol."""
+    """One checkpoint under one protocol; `facts` are true of this checkpoint alone."""
 
     node: str
     checkpoint: str
     path: str
     protocol: dict[str, Any]
     metrics: dict[str, Value]
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def protocol_hash(self) -> str:
@@ -87,6 +88,7 @@ class RunRecord:
     """Everything the report knows about one run, as the recipe stands now.
 
     Attributes:
+        measurements, speeds: the ledger's rows of these kinds.
         checkpoints: {node: hash of its checkpoint}, `start` included.
         costs, tables: of the newest time that each node ran.
     """
@@ -96,6 +98,7 @@ class RunRecord:
     start: str
     nodes: list[NodeRecord]
     measurements: list[Measurement]
+    speeds: list[Measurement]
     checkpoints: dict[str, str]
     costs: dict[str, Cost]
     tables: list[LedgerTable]
@@ -145,10 +148,12 @@ def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> RunRecord:
     if not rows:
         where = str(directory / LEDGER_FILE) if directory else "ledger"
         raise DataError("the ledger is empty", where=where, fix="run the recipe first; there is nothing to report yet")
-    measurements = [_measurement(row) for row in rows if row["row"] == "measurement"]
+    measurements, speeds = (
+        [_measurement(row) for row in rows if row["row"] == kind] for kind in ("measurement", "speed")
+    )
     made = {row["node"]: row for row in rows if row["row"] == "stage"}  # the newest row of each node
     nodes = [_node(entry) for entry in state["tree"]] if "tree" in state else _nodes_of_rows(made)
-    checkpoints = _checkpoints(nodes, measurements, set(made))
+    checkpoints = _checkpoints(nodes, [*speeds, *measurements], set(made))
     shown = {node.name for node in nodes} | set(checkpoints)
     if "tree" not in state:  # nothing was a stage: an audit, or a measurement of pairs
         shown |= {row["node"] for row in rows if row["row"] == "table"}
@@ -159,6 +164,7 @@ def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> RunRecord:
         start=str(state.get("start") or start or START),
         nodes=nodes,
         measurements=measurements,
+        speeds=speeds,
         checkpoints=checkpoints,
         costs={
             name: Cost(row.get("seconds"), row.get("peak_memory_bytes")) for name, row in made.items() if name in shown
@@ -168,11 +174,16 @@ def run_of(ledger: Ledger, state: dict[str, Any] | None = None) -> RunRecord:
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:
-    metrics = {
+    path, facts = row.get("path", ""), row.get("facts") or {}
+    return Measurement(row["node"], row["checkpoint"], path, row["protocol"], values_of(row["metrics"]), facts)
+
+
+def values_of(metrics: dict[str, dict[str, Any]]) -> dict[str, Value]:
+    """Metrics as an evaluation and the ledger have them."""
+    return {
         name: Value(one.get("value"), one.get("low"), one.get("high"), one.get("unit") or "", one.get("note") or "")
-        for name, one in row["metrics"].items()
+        for name, one in metrics.items()
     }
-    return Measurement(row["node"], row["checkpoint"], row.get("path", ""), row["protocol"], metrics)
 
 
 def _node(entry: dict[str, Any]) -> NodeRecord:

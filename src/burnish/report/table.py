@@ -13,6 +13,7 @@ from burnish.core.page import Cell, Column, Footnotes, Row, Section, Small, Tabl
 from burnish.core.page.tables import BAD, GOOD, INK, SOFT
 from burnish.core.recipe import START
 from burnish.core.statistics import Interval
+from burnish.report import engine_speed
 from burnish.report.compare import Checkpoint, protocols, start_of
 from burnish.report.metrics import (
     AGREEMENT,
@@ -47,7 +48,9 @@ def first_table(
     Args:
         brief: half the width of each interval instead of its ends, and no footnotes but why a value is missing.
     """
-    return _Builder(FIRST, columns, runs, pairing, brief=brief, timed=True).table()
+    measured = [column for column in columns if column.measured]
+    engine = engine_speed.shared(measured) if measured else None
+    return _Builder(FIRST, measured, runs, pairing, brief=brief, timed=True, engine=engine).table()
 
 
 def further_tables(columns: Sequence[Checkpoint], runs: Sequence[RunRecord], pairing: Pairing) -> list[Table]:
@@ -68,6 +71,7 @@ class _Builder:
     brief: bool = False
     timed: bool = False
     notes: Footnotes = field(default_factory=Footnotes)
+    engine: engine_speed.SpeedComparison | None = None
 
     def table(self) -> Table:
         shown = [metric(name) for name in self.names if any(column.protocols_of(name) for column in self.columns)]
@@ -118,6 +122,8 @@ class _Builder:
         return numbers.number_seconds(cost.seconds) if cost and cost.seconds is not None else ""
 
     def cell(self, what: Metric, column: Checkpoint, digest: str) -> Cell:
+        if self.engine is not None and what.name == DECODE:
+            return engine_speed.decode_cell(self.engine, column.label, self.notes, brief=self.brief)
         value = _value(what, column, digest)
         if value is None:
             return Cell()

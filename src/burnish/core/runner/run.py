@@ -72,6 +72,7 @@ class Run(Planner):
             self._measure(START)
             for decision in decisions:
                 self._finish(decision)
+            self._measure_together(decisions)
             self._drop(decisions)
             self._clear_work(decisions)
             return decisions
@@ -211,6 +212,33 @@ class Run(Planner):
             },
             where=self.where(name),
             memory_settings="evaluate.context",
+        )
+
+    def _measure_together(self, decisions: list[Decision]) -> None:
+        """Measures what all checkpoints share, unless the ledger has it for each of them under this very request."""
+        asked = self.evaluate.measured_together() if self.evaluate is not None else None
+        if self.evaluate is None or asked is None:
+            return
+        names = [START, *(decision.node.name for decision in decisions if self.target(decision.node.name).is_dir())]
+        names = [name for name in names if kind_on_disk(self.target(name)) is Kind.CAUSAL_LM]
+        content = json.dumps([asked, sorted(self.hashes[name] for name in names)], sort_keys=True)
+        request = hashlib.sha256(content.encode()).hexdigest()
+        rows = [row for row in Ledger(self.directory).rows if row["row"] == "speed" and row["request"] == request]
+        if {row["node"] for row in rows} >= set(names):
+            return
+        self.log(f"measuring {', '.join(names)} together")
+        spawn(
+            self.directory,
+            "together",
+            {
+                "task": "together",
+                "stage": f"{type(self.evaluate).__module__}:{type(self.evaluate).__qualname__}",
+                "settings": self.evaluate.model_dump(mode="json"),
+                "checkpoints": {name: [str(self.target(name)), self.hashes[name]] for name in names},
+                "run": str(self.directory),
+                "request": request,
+            },
+            where=self.recipe.where.get("evaluate", self.recipe.source),
         )
 
     def _drop(self, decisions: list[Decision]) -> None:
