@@ -83,6 +83,16 @@ def test_a_model_edited_in_memory_diverges_from_the_directory_it_came_from(model
     assert evaluation.metrics["kl_divergence"]["note"] == ""
 
 
+def test_a_second_text_is_measured_as_the_first_would_be(model: Model, other: Model):
+    alone = FAST.model_copy(update={"text": "wikitext2-valid"})(other, reference=model)
+    both = FAST.model_copy(update={"second_text": "wikitext2-valid"})(other, reference=model)
+    for name in ("perplexity", "bits_per_byte", "kl_divergence", "top1_agreement"):
+        assert both.metrics[f"{name}_second"] == alone.metrics[name] != both.metrics[name]
+    first = FAST(other, reference=model)
+    assert both.metrics["perplexity"] == first.metrics["perplexity"]
+    assert protocol_hash(both.protocol) != protocol_hash(first.protocol)
+
+
 def test_a_measurement_of_a_model_is_not_that_of_its_edited_copy(model: Model, tiny_llama: Path, tmp_path: Path):
     ledger = Ledger(tmp_path)
     first = FAST(model)

@@ -18,7 +18,7 @@ from burnish.core.errors import CheckpointError, DataError
 from burnish.core.kinds import Kind, Weights
 from burnish.core.progress import Progress
 from burnish.core.statistics import Interval, interval
-from burnish.data.read import data_hash, read_texts
+from burnish.data.read import Data, data_hash, read_texts
 from burnish.data.windows import Slice, cut
 from burnish.evaluate.evaluation import Evaluation, Metric
 from burnish.evaluate.quality import Sequences, measure_quality
@@ -55,14 +55,10 @@ def measure(
     settings.check_context(longest_context(model))
     data = text if text is not None else settings.text
     name = settings.text if text is None else "given texts"
-    slice_ = cut(
-        model.tokenizer,
-        read_texts(data, tokenizer=model.tokenizer),
-        settings.context,
-        num_windows=settings.num_windows,
-        max_chars=settings.max_chars,
-        where=name,
-    )
+    slice_ = windows_of(settings, model, data, where=name)
+    second = None
+    if settings.second_text is not None:
+        second = windows_of(settings, model, settings.second_text, where=settings.second_text)
     checkpoint = model.identity
     against = reference.identity if reference is not None else checkpoint
     compared = None
@@ -77,6 +73,8 @@ def measure(
         device=device,
         reference=against,
     )
+    if second is not None:
+        protocol |= {"second_text": settings.second_text, "second_tokens_hash": tokens_hash(second.tokens)}
     earlier = ledger.measured(checkpoint, protocol) if ledger is not None else None
     if ledger is not None and earlier is not None:
         sequences = ledger.read_sequences(checkpoint, protocol)
@@ -92,7 +90,12 @@ def measure(
         assert reference is not None
         other = network(reference, dtype=dtype, device=device)
     sequences = measure_quality(module, slice_, reference=other, vocabulary=compared, progress=bars)
-    metrics = quality_metrics(sequences, own_reference=other is module) | metrics
+    quality = quality_metrics(sequences, own_reference=other is module)
+    if second is not None:
+        of_second = measure_quality(module, second, reference=other, vocabulary=compared, progress=bars)
+        found = quality_metrics(of_second, own_reference=other is module)
+        quality |= {f"{name}_second": value for name, value in found.items()}
+    metrics = quality | metrics
     return Evaluation(metrics, sequences, protocol)
 
 
@@ -111,6 +114,18 @@ def longest_context(model: Model) -> int | None:
     """Where the model's positions end, None where its configuration knows no end."""
     config = model.config.get_text_config().to_dict()
     return next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
+
+
+def windows_of(settings: Evaluate, model: Model, data: Data, *, where: str) -> Slice:
+    """The windows of a text that quality is measured on."""
+    return cut(
+        model.tokenizer,
+        read_texts(data, tokenizer=model.tokenizer),
+        settings.context,
+        num_windows=settings.num_windows,
+        max_chars=settings.max_chars,
+        where=where,
+    )
 
 
 def network(model: Model, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -148,7 +163,7 @@ def describe(
         "engine": f"transformers {version('transformers')}",
         "text": text,
         "text_hash": text_hash,
-        "tokens_hash": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+        "tokens_hash": tokens_hash(tokens),
         "num_windows": len(tokens),
         "context": tokens.shape[1],
         "tokens": len(tokens) * (tokens.shape[1] - 1),
@@ -168,6 +183,10 @@ def describe(
             "batch": 1,
         }
     return protocol
+
+
+def tokens_hash(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def device_name(device: str) -> str:

@@ -33,6 +33,10 @@ class Evaluate(Settings):
     text: DataRef = Field(
         default="wikitext2-test", description="text to measure on: a shipped name, a file or a directory"
     )
+    second_text: DataRef | None = Field(
+        default=None,
+        description="another text to measure quality on, as many windows of it: what helps on one alone is seen",
+    )
     num_windows: int = Field(default=20, ge=1, description="windows of text")
     context: int = Field(default=1024, ge=2, description="tokens per window")
     max_chars: int | None = Field(default=400_000, ge=1, description="characters of the text that are used")
@@ -118,6 +122,8 @@ class Evaluate(Settings):
         self.check_engine(start)
         limits = {"num_windows": self.num_windows, "max_chars": self.max_chars}
         try_window(start.tokenizer, self.text, self.context, before.config, **limits, where="text")
+        if self.second_text is not None:
+            try_window(start.tokenizer, self.second_text, self.context, before.config, **limits, where="second_text")
 
     def check_context(self, longest: int | None) -> None:
         """Refuses windows that the model's position range does not hold."""
