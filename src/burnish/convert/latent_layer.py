@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from burnish.convert.maths.latent import Latent, balanced_cost, factorise, key_cost, output_error, value_cost
@@ -32,8 +32,11 @@ from burnish.convert.moments import LayerMoments
 Objective = Literal["attention", "two-sided", "transmla", "care", "svd"]
 Norm = Literal["functional", "bias", "fold"]
 
-CONSTANT = {"functional": 30.0, "bias": 300.0}
-"""How many times the latent the constant channel is, so that the norm hardly depends on the latent."""
+CONSTANT = {"functional": 100.0, "bias": 300.0}
+"""How many times the latent the constant channel is, so that the norm hardly depends on the latent.
+
+Some tokens that attention looks at have latents of ten times the usual size, which 30 let through. Numbers of floating
+point lose nothing by it: every channel keeps its own relative precision."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,18 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class LatentWeights:
-    """The projections of DeepSeek's attention, without its norm; `bias` is that of `kv_a`, where it has one."""
+    """The projections of DeepSeek's attention.
+
+    Attributes:
+        q, kv_a, kv_b: weights.
+        gains: of the norm, but for one factor that they all share.
+        bias: that of `kv_a`, where it has one.
+    """
 
     q: Float64[Tensor, "queries hidden"]
     kv_a: Float64[Tensor, "cached hidden"]
     kv_b: Float64[Tensor, "expanded rank"]
+    gains: Float64[Tensor, " rank"]
     bias: Float64[Tensor, " cached"] | None
 
 
@@ -117,12 +127,19 @@ class Rest:
         kept: what turns.
         slots: at which frequencies.
         averaged: whether queries are multiplied by their mean rotations; the published conversions do not.
+        constant: whether a channel of the latent is constant; it can carry the mean of keys and values.
     """
 
     def __init__(
-        self, layer: LayerChoice, kept: Directions, slots: Float64[Tensor, " slots"], *, averaged: bool
+        self,
+        layer: LayerChoice,
+        kept: Directions,
+        slots: Float64[Tensor, " slots"],
+        *,
+        averaged: bool,
+        constant: bool,
     ) -> None:
-        self.layer, self.kept = layer, kept
+        self.layer, self.kept, self.constant = layer, kept, constant
         weights, frequencies = layer.weights, layer.frequencies
         half, num_slots = len(frequencies), len(slots)
         if averaged:
@@ -190,48 +207,58 @@ class Rest:
             inner = self.layer.moments.attended if objective == "attention" else self.layer.moments.stacked
         return self.map @ inner @ self.map.mT
 
+    def mean(self, objective: Objective) -> Float64[Tensor, " outputs"]:
+        """What the constant channel carries, so that the latent holds only what differs between tokens.
+
+        The published objectives have no such channel.
+        """
+        mean = self.map @ self.layer.moments.attended_mean
+        return mean if self.constant and objective == "attention" else torch.zeros_like(mean)
+
     def factors(self, objective: Objective, rank: int) -> Latent:
         """The latent of so many ranks; with full rank, what is left over is nothing."""
-        return factorise(self.moment(objective), self.cost(objective), rank)
+        mean = self.mean(objective)
+        return factorise(self.moment(objective) - mean[:, None] * mean, self.cost(objective), rank)
 
-    def error(self, factors: Latent) -> float:
+    def error(self, factors: Latent, objective: Objective) -> float:
         """The predicted error of the attention's output, whatever the factors were made for."""
-        applied = factors.up @ factors.down
-        return float(output_error(applied, self.moment("attention"), self.cost("attention")))
+        mean, applied = self.mean(objective), factors.up @ factors.down
+        return float(output_error(applied, self.moment("attention") - mean[:, None] * mean, self.cost("attention")))
 
-    def weights(self, factors: Latent, norm: Norm) -> LatentWeights:
-        """The projections, with the latent scaled to a mean square of one.
+    def weights(
+        self, factors: Latent, objective: Objective, norm: Norm, functional: Float64[Tensor, " hidden"] | None
+    ) -> LatentWeights:
+        """The projections, with channels of the latent that have a mean square of one.
 
-        The channel that makes the norm of the latent nearly constant comes last in it, and nothing reads it.
+        The channel that makes the norm of the latent nearly constant comes last in it. It is so much larger than the
+        others in front of the norm alone: its gain takes that back, so that all weights are of the usual size, for
+        whatever trains or rounds them. Read are from it the means of keys and values, as far as the rest of the latent
+        does not have them.
+
+        Args:
+            factors, objective: of the latent.
+            norm: what makes its norm harmless.
+            functional: of the inputs, nearly one, for `norm="functional"`.
         """
         source, moments = self.layer.weights, self.layer.moments
-        latent = factors.down @ self.map @ torch.cat([source.k, source.v])
-        up = factors.up
-        size = torch.trace(factors.down @ self.map @ moments.stacked @ self.map.mT @ factors.down.mT).sqrt()
-        constant = None
-        if norm != "fold":
-            constant = float(size) * CONSTANT[norm]
-            size = size * (1 + CONSTANT[norm] ** 2) ** 0.5
-            row = constant * moments.constant if norm == "functional" else torch.zeros_like(moments.constant)
-            latent = torch.cat([latent, row[None]])
-            up = torch.cat([up, torch.zeros(len(up), 1, dtype=up.dtype)], 1)
-        scale = float(len(latent) ** 0.5 / size)
-        kv_a = torch.cat([latent * scale, self.turned_keys])
+        latent, up = factors.down @ self.map @ torch.cat([source.k, source.v]), factors.up
+        size = torch.trace(factors.down @ self.map @ moments.stacked @ self.map.mT @ factors.down.mT)
+        scale = float((len(latent) / size).sqrt())
+        latent, up, gains = latent * scale, up / scale, latent.new_ones(len(latent))
         bias = None
-        if norm == "bias":
-            assert constant is not None
-            bias = torch.zeros(len(kv_a), dtype=torch.float64)
-            bias[len(latent) - 1] = constant * scale
-        keys, values = (up / scale).unflatten(0, (2, source.num_key_value_heads, -1))
+        if norm != "fold":
+            constant, mean = CONSTANT[norm] * len(latent) ** 0.5, self.mean(objective)
+            row = latent.new_zeros(latent.shape[1]) if functional is None else constant * functional
+            latent, gains = torch.cat([latent, row[None]]), torch.cat([gains, gains.new_tensor([1 / constant])])
+            up = torch.cat([up, (mean - factors.up @ (factors.down @ mean))[:, None]], 1)
+            if norm == "bias":
+                bias = latent.new_zeros(len(latent) + 2 * len(self.kept.down))
+                bias[len(latent) - 1] = constant
+        kv_a = torch.cat([latent, self.turned_keys])
+        keys, values = up.unflatten(0, (2, source.num_key_value_heads, -1))
         group = source.num_heads // source.num_key_value_heads
         kv_b = torch.cat([keys, values], 1).repeat_interleave(group, 0).flatten(0, 1)
         queries = torch.cat([self.queries, self.turned_queries], 1)
         # DeepSeek divides scores by the root of the joined width.
         queries = queries * (queries.shape[1] / source.width) ** 0.5
-        return LatentWeights(queries.flatten(0, 1), kv_a, kv_b, bias)
-
-
-def norm_weight(latent: Float[Tensor, "tokens rank"]) -> tuple[float, float]:
-    """The weight that undoes the norm on average, and the coefficient of variation of what it should undo."""
-    sizes = latent.to(torch.float64).square().mean(1).sqrt()
-    return float(1 / (1 / sizes).mean()), float(sizes.std() / sizes.mean())
+        return LatentWeights(queries.flatten(0, 1), kv_a, kv_b, gains, bias)

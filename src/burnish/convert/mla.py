@@ -27,8 +27,9 @@ from torch import Tensor
 from burnish.arch import HiddenStates, first_inputs, layers
 from burnish.calibrate import Calibration
 from burnish.convert.latent_config import Widths, tried_widths
-from burnish.convert.latent_layer import AttentionWeights, LatentWeights, LayerChoice, Rest, norm_weight
+from burnish.convert.latent_layer import AttentionWeights, LayerChoice, Rest
 from burnish.convert.latent_network import Choice, fill, network
+from burnish.convert.latent_norm import nearly_one, shares, steadied, token_costs
 from burnish.convert.maths.ranks import greedy_ranks, loss
 from burnish.convert.maths.rotary import Directions, extended, grid, kept_everywhere, lost_share
 from burnish.convert.moments import Attention, LayerMoments, collect
@@ -152,10 +153,10 @@ class Conversion:
         for layer in self.original(store):
             for number, choice in enumerate(choices):
                 kept, lost = layer.assigned(choice.slots)
-                after = Rest(layer, kept, choice.slots, averaged=True)
+                after = Rest(layer, kept, choice.slots, averaged=True, constant=settings.extra > 0)
                 factors = after.factors(settings.objective, choice.widths.rank - settings.extra)
                 rope[number] += lost / layer.moments.output
-                rest[number] += after.error(factors) / layer.moments.output
+                rest[number] += after.error(factors, settings.objective) / layer.moments.output
                 spectra[number].append(after.factors("attention", 0).spectrum / layer.moments.output)
         num_layers = len(spectra[0])
         rows = []
@@ -218,16 +219,21 @@ class Conversion:
         moments = collect(attention, text) if sees_changes else LayerMoments.read(path)
         layer = self.layer(attention, moments)
         kept, lost = self.turning(layer, choice)
-        rest = Rest(layer, kept, choice.slots, averaged=settings.rope_mode in ("free", "grid"))
+        averaged = settings.rope_mode in ("free", "grid")
+        rest = Rest(layer, kept, choice.slots, averaged=averaged, constant=settings.extra > 0)
         factors = rest.factors(settings.objective, choice.widths.rank - settings.extra)
-        made = rest.weights(factors, settings.norm)
-        weight, variation = norm_weight(latents(made, choice.widths.rank, attention, text))
+        costs = token_costs(rest, attention, text)
+        weights = torch.full_like(costs, 1 / len(costs)) if settings.norm == "fold" else shares(costs)
+        functional = nearly_one(attention, text, weights) if settings.norm == "functional" else None
+        made = rest.weights(factors, settings.objective, settings.norm, functional)
+        norm = steadied(made, attention, text, costs, weights)
         row: dict[str, Any] = {"layer": attention.number}
         if lost is not None:
             row["of rotations"] = float(lost / moments.output)
-        row |= {"of rank": float(rest.error(factors) / moments.output), "variation of the norm": variation}
+        row["of rank"] = float(rest.error(factors, settings.objective) / moments.output)
+        row |= {"of norm": float(norm.error / moments.output), "variation of the norm": norm.variation}
         tensors = {"q": made.q, "kv_a": made.kv_a, "kv_b": made.kv_b, "o": layer.weights.o}
-        tensors["norm"] = torch.full((choice.widths.rank,), weight, dtype=torch.float64)
+        tensors["norm"] = norm.weight * made.gains
         if made.bias is not None:
             tensors["bias"] = made.bias
         return {name: tensor.contiguous() for name, tensor in tensors.items()}, row
@@ -256,14 +262,3 @@ def row_of(file: Any) -> dict[str, Any]:
     with safe_open(file, "pt") as opened:
         found = opened.metadata()
     return {"layer": int(found.pop("layer"))} | {name: float(value) for name, value in sorted(found.items())}
-
-
-def latents(made: LatentWeights, rank: int, attention: Attention, text: Sequence[HiddenStates]) -> Tensor:
-    """What the norm of the latent is given, for all tokens: (tokens, rank)."""
-    rows = made.kv_a[:rank]
-    found = []
-    for states in text:
-        inputs = attention.inputs(states).flatten(0, 1)
-        found.append((inputs @ rows.to(inputs).mT).to("cpu", torch.float64))
-    latent = torch.cat(found)
-    return latent if made.bias is None else latent + made.bias[:rank]

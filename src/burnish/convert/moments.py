@@ -18,14 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.arch import HiddenStates, describe, matrices, vectors
-from burnish.convert.maths.latent import attention_sums, near_constant
+from burnish.convert.maths.latent import attention_sums
 from burnish.core.errors import NumericalError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RIDGE = 1e-4
-"""Of the near-constant functional, in mean second moments of an input."""
 FILE = "moments.safetensors"
 
 
@@ -36,22 +34,24 @@ class LayerMoments:
     Attributes:
         stacked: second moment of keys and values.
         attended: the same, each token weighed by how much attention it gets (sum of squared probabilities).
+        attended_mean: their mean, weighed alike.
+        seen: attention that each token gets, the sum of squared probabilities.
         queries: second moment of every query head.
         squares: sum of squared probabilities of a query, by head.
         leverage: what a unit change of every score does to the squared output, by head.
         distances: attention at each distance, by head.
         output: squared size of the attention's output.
-        constant: the functional of the inputs that is near to one.
     """
 
     stacked: Float64[Tensor, "outputs outputs"]
     attended: Float64[Tensor, "outputs outputs"]
+    attended_mean: Float64[Tensor, " outputs"]
+    seen: Float64[Tensor, " tokens"]
     queries: Float64[Tensor, "heads width width"]
     squares: Float64[Tensor, " heads"]
     leverage: Float64[Tensor, " heads"]
     distances: Float64[Tensor, "heads length"]
     output: Float64[Tensor, ""]
-    constant: Float64[Tensor, " hidden"]
 
     def write(self, directory: Path) -> None:
         save_file({part.name: getattr(self, part.name).contiguous() for part in fields(self)}, directory / FILE)
@@ -103,6 +103,7 @@ def collect(attention: Attention, text: Sequence[HiddenStates]) -> LayerMoments:
         NumericalError: an activation is not finite.
     """
     total: dict[str, Tensor] = {}
+    seen: list[Tensor] = []
     tokens = 0
 
     def add(name: str, value: Tensor) -> None:
@@ -111,7 +112,7 @@ def collect(attention: Attention, text: Sequence[HiddenStates]) -> LayerMoments:
     for states in text:
         inputs = attention.inputs(states)
         queries, keys, values = (attention.heads(role, inputs) for role in ("q", "k", "v"))
-        flat, stacked = inputs.flatten(0, 1), torch.cat([keys, values], 1).transpose(1, 2).flatten(0, 1).flatten(1)
+        stacked = torch.cat([keys, values], 1).transpose(1, 2).flatten(0, 1).flatten(1)
         if not torch.isfinite(stacked).all():
             raise NumericalError("gives keys or values that are not finite", where=f"layer {attention.number}")
         group = attention.num_heads // attention.num_key_value_heads
@@ -122,20 +123,19 @@ def collect(attention: Attention, text: Sequence[HiddenStates]) -> LayerMoments:
             values.repeat_interleave(group, 1),
             attention.outputs,
         )
-        wide = stacked.to(torch.float64)
+        wide, weights = stacked.to(torch.float64), found.seen.flatten().to(torch.float64)
+        seen.append(weights.cpu())
         add("stacked", wide.mT @ wide)
-        add("attended", (wide * found.seen.flatten()[:, None]).mT @ wide)
+        add("attended", (wide * weights[:, None]).mT @ wide)
+        add("attended_mean", weights @ wide)
         by_head = queries.transpose(0, 1).flatten(1, 2).to(torch.float64)
         add("queries", by_head.mT @ by_head)
-        add("inputs", flat.mT @ flat)
-        add("mean", flat.sum(0))
         for name in ("squares", "leverage", "distances", "output"):
             add(name, getattr(found, name))
-        tokens += len(flat)
-    attended = total.pop("attended") / total["squares"].sum()
-    means = {name: value / tokens for name, value in total.items()}
-    constant = near_constant(means.pop("inputs"), means.pop("mean"), RIDGE)
-    return LayerMoments(attended=attended, constant=constant, **means)
+        tokens += len(wide)
+    attention_paid = total["squares"].sum()
+    weighed = {name: total.pop(name) / attention_paid for name in ("attended", "attended_mean")}
+    return LayerMoments(seen=torch.cat(seen), **weighed, **{name: value / tokens for name, value in total.items()})
 
 
 def turned(heads: Float[Tensor, "windows heads length width"], arguments: dict[str, Any]) -> Tensor:

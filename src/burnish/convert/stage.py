@@ -105,7 +105,7 @@ class LatentAttention(Stage):
     """Replaces keys and values of every layer by a latent and one rotary key, as DeepSeek's attention has them."""
 
     name: ClassVar[str] = "mla"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "grouped-query attention as latent attention, with a smaller cache"
     memory_settings: ClassVar[str] = "tokens or length"
 
