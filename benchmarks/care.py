@@ -39,6 +39,7 @@ EXACT = {"engine": "transformers", "norm": "bias", "sequential": False}
 """Nothing is lost to the norm, so that one part is seen at a time."""
 HALF = {"rank": 129, "rope_dim": 64}
 """Half of SmolLM2's 384 numbers, and one for the constant."""
+HEAL_TOKENS = 256 if experiment.SMOKE else 16_384
 WHOLE = {"rank": 321, "rope_dim": 64, "allow_larger": True}
 """The latent is of full rank, so that only rotations are lost."""
 
@@ -57,6 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"norm {norm}": OF_HALF | {"norm": norm} for norm in NORMS},
     **{f"cache {share:.2f}": EXACT | {"cache": share} for share in CACHES},
     "as shipped transformers": {"cache": 0.5, "engine": "transformers"},
+    "as shipped vllm healed": {"cache": 0.5, "heal_tokens": HEAL_TOKENS},
     "as shipped vllm refitted": {"cache": 0.5, "refit": True},
     **{f"share {rope_dim}": EXACT | {"rank": 193 - rope_dim, "rope_dim": rope_dim} for rope_dim in SHARES},
 }

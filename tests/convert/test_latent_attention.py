@@ -245,9 +245,37 @@ def test_refitted_layers_give_more_of_what_the_original_gave(monkeypatch):
     assert not torch.equal(before, after)
 
 
-def test_a_text_without_a_part_to_hold_out_is_refused():
+@pytest.mark.parametrize("settings", [{"refit": True}, {"heal_tokens": 512}])
+def test_a_text_without_a_part_to_hold_out_is_refused(settings):
     with pytest.raises(DataError, match="a part of more than 1,024 is held out"):
-        converted(source(), refit=True)
+        converted(source(), **settings)
+
+
+# -- healed ------------------------------------------------------------------------------------------------------------
+
+HEALED: dict[str, Any] = {"rank": 9, "rope_dim": 8, "tokens": 2048}
+
+
+def test_healed_layers_give_more_of_what_the_original_gave_and_keep_their_constant_channel(monkeypatch):
+    tables: dict[str, Any] = {}
+    monkeypatch.setattr("burnish.core.ledger.Ledger.table", lambda self, name, rows: tables.update({name: rows}))
+    plain = converted(source(), **HEALED).module
+    healed = converted(source(), **HEALED, heal_tokens=40 * 1024).module
+    first = tables["latent"][0]
+    assert first["output error, healed"] < 0.9 * first["output error, not healed"]
+    assert all(row["output error, healed"] <= row["output error, not healed"] for row in tables["latent"])
+    before, after = (module.model.layers[0].self_attn for module in (plain, healed))
+    for name in ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
+        assert not torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight)
+    constant = before.kv_lora_rank - 1
+    rows = [part.kv_a_proj_with_mqa.weight[constant] for part in (before, after)]
+    torch.testing.assert_close(*rows, rtol=0, atol=0)
+
+
+def test_steps_that_held_out_text_does_not_confirm_are_dropped(monkeypatch, ids):
+    monkeypatch.setattr("burnish.convert.heal.RATE", 30.0)
+    plain, healed = (converted(source(), **HEALED, **more).module for more in ({}, {"heal_tokens": 2048}))
+    torch.testing.assert_close(logits(healed, ids), logits(plain, ids), rtol=0, atol=0)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

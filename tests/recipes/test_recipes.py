@@ -148,6 +148,40 @@ def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_latent_attention_is_killed_twice_continues_and_tells_its_parts_apart(tiny_llama: Path, tmp_path: Path):
+    content = yaml.safe_load((ROOT / "recipes" / "convert_mla.yaml").read_text()) | {"start": str(tiny_llama)}
+    content["evaluate"] |= {
+        "context": 64,
+        "num_windows": 4,
+        "second_text": str(ROOT / "examples" / "data" / "coriolanus.txt.gz"),
+    }
+    widths = {"rope": (49, 16), "rank": (25, 16), "converted": (24, 16), "healed": (24, 16)}
+    for node in content["nodes"]:
+        if node["stage"] == "mla":
+            node |= dict(zip(("rank", "rope_dim"), widths[node["name"]], strict=True)) | {"tokens": 2048, "length": 64}
+        elif node["stage"] == "distill":
+            node |= {"context": 64, "steps": 4, "save_every": 2}
+        else:
+            node |= {"group_size": 32}
+    small, run, log = tmp_path / "convert_mla.yaml", tmp_path / "run", tmp_path / "log"
+    small.write_text(yaml.safe_dump(content))
+    for line in ("healed: mla starts", "distilled: distill starts"):
+        command = warm.Command(log, "run", small, "-o", run)
+        assert command.wait_until(lambda line=line, command=command: line in command.output), command.output
+        command.end(signal.SIGKILL)
+    output = warm.run(log, "run", small, "-o", run)
+    assert "converted: skipped" in output and "healed: skipped" in output
+    rows = [row for row in read_rows(run / LEDGER_FILE) if row["row"] == "measurement"]
+    kl = {row["node"]: row["metrics"]["kl_divergence_second"]["value"] for row in rows}
+    assert set(kl) == {"start", *(node["name"] for node in content["nodes"])}
+    assert 0 == kl["start"] < kl["rope"] < kl["rank"]
+    page = (run / "report.html").read_text()
+    assert "KL divergence, second text" in page and "output error, healed" in page
+    assert load(run / "nodes" / "packed").config.model_type == "deepseek_v3"
+
+
+@pytest.mark.slow
 def test_the_bounded_recipe_shows_bound_multiplier_and_both_losses(tiny_llama: Path, tmp_path: Path):
     content = yaml.safe_load((ROOT / "recipes" / "loss_bound.yaml").read_text()) | {"start": str(tiny_llama)}
     content["evaluate"] |= {"num_windows": 2, "context": 64, "speed": False}

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from burnish.arch import HiddenStates, first_inputs, layers
 from burnish.calibrate import Calibration
+from burnish.convert.heal import heal
 from burnish.convert.latent_config import Widths, tried_widths
 from burnish.convert.latent_layer import AttentionWeights, LayerChoice, Rest
 from burnish.convert.latent_network import Choice, fill, network
@@ -182,17 +183,27 @@ class Conversion:
         new = network(self.source, choice, self.settings)
         kept, key = Store(self.ctx.work_dir / "converted"), self.key | {"settings": self.settings.canonical()}
         text, after = self.states(self.source), self.states(new)
-        original = self.states(self.source) if self.settings.refit else []
+        settings = self.settings
+        original = self.states(self.source) if settings.refit or settings.heal_tokens else []
         with self.ctx.progress.task("converting", total=len(text and layers(new)), unit="layers") as task:
             for number, (_, layer) in enumerate(layers(new)):
                 attention = Attention(self.source, number)
                 path = kept.find(entry(number), key)
                 if path is None:
                     tensors, row = self.converted(attention, text, choice, store)
-                    if original:
-                        fill(new, number, tensors)
+                    fill(new, number, tensors)
+                    if settings.refit:
                         tensors["o"], *errors = refit(self.source, new, number, original, after)
                         row |= dict(zip(("output error", "output error, refitted"), errors, strict=True))
+                        fill(new, number, tensors)
+                    if settings.heal_tokens:
+                        healed, errors = heal(
+                            *(self.source, new, number, original, after),
+                            tokens=settings.heal_tokens,
+                            constant=settings.extra > 0,
+                        )
+                        tensors |= healed
+                        row |= errors
                     with kept.writing(entry(number), key) as path:
                         save_file(tensors, path / LATENT_FILE, {name: str(value) for name, value in row.items()})
                 else:

@@ -45,9 +45,14 @@ def refit(
     for place, (before, states) in enumerate(zip(original, text, strict=True)):
         wanted = heads(source, number, before) @ weight.mT
         pairs = RegressionSums.of(heads(new, number, states), wanted)
-        is_held_out = place % HELD_OUT == HELD_OUT - 1 or (len(text) < HELD_OUT and place == len(text) - 1)
-        sums[is_held_out] = sums[is_held_out] + pairs if is_held_out in sums else pairs
+        use = is_held_out(place, len(text))
+        sums[use] = sums[use] + pairs if use in sums else pairs
     return chosen(weight.to("cpu", torch.float64), sums[False], sums[True])
+
+
+def is_held_out(place: int, num_batches: int) -> bool:
+    """Whether a batch is not fitted to, but chooses how far to go."""
+    return place % HELD_OUT == HELD_OUT - 1 or (num_batches < HELD_OUT and place == num_batches - 1)
 
 
 def heads(module: PreTrainedModel, number: int, states: HiddenStates) -> Float[Tensor, "tokens heads"]:

@@ -124,10 +124,10 @@ def calibration_text(settings: LatentAttention, model: Model, ctx: Context) -> C
             where="calibration text",
             fix="use a longer text or more --tokens",
         )
-    if settings.refit and tokens.numel() <= BATCH_TOKENS:
+    if (settings.refit or settings.heal_tokens) and tokens.numel() <= BATCH_TOKENS:
         raise DataError(
-            f"has {tokens.numel():,} tokens, and to refit a part of more than {BATCH_TOKENS:,} is held out",
+            f"has {tokens.numel():,} tokens, and to refit or heal a part of more than {BATCH_TOKENS:,} is held out",
             where="calibration text",
-            fix="use a longer text or more --tokens, or leave refit out",
+            fix="use a longer text or more --tokens, or leave refit and heal_tokens out",
         )
     return Calibration(tokens, num_folds=1)

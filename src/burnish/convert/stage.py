@@ -138,6 +138,12 @@ class LatentAttention(Stage):
     refit: bool = Field(
         default=False, description="fit each output projection to the original's attention output, by held-out choice"
     )
+    heal_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="train each layer's attention to give what the original's gave, on so many tokens of the "
+        "calibration text; what held-out text does not confirm is dropped",
+    )
     context: int | None = Field(
         default=None,
         ge=2,
