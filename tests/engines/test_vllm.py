@@ -4,6 +4,7 @@ Compared in float32, where both engines' rounding is far below the gap between t
 correct engines part company as soon as two tokens are nearly tied, which a random model's are every few steps.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from burnish.convert.stage import LatentAttention
 from burnish.core.checkpoint import Model, load
+from burnish.data import read_texts, windows
 from burnish.quantize.stage import Quantize
 from burnish.slim.stage import Slim
 from small_models import small_llama, small_tokenizer
@@ -218,6 +221,63 @@ def test_latent_attention_gives_the_same_tokens(tmp_path, rank, rope_dim, disabl
     assert process.returncode == 0, process.stderr[-4000:]
     (outputs,) = json.loads((tmp_path / "results.json").read_text())["outputs"]
     assert [output["tokens"] for output in outputs] == [greedy(made.module, prompt) for prompt in PROMPTS]
+
+
+def padded(model: Model) -> Model:
+    """The same function with 512 + 64 cached numbers, which is what vLLM's kernel for CPUs takes.
+
+    Channels that are zero are added: to the latent, whose norm then is of the mean over 512, and as slots behind those
+    of the grid, whose base is such that the first ones stay.
+    """
+    config = copy.deepcopy(model.config)
+    rank, slots, width = config.kv_lora_rank, config.qk_rope_head_dim // 2, config.qk_nope_head_dim
+    config.kv_lora_rank, config.qk_rope_head_dim = 512, 64
+    config.qk_head_dim, config.head_dim = width + 64, 64
+    config.rope_parameters["rope_theta"] **= 32 / slots
+    wide = transformers.DeepseekV3ForCausalLM(config).eval()
+    tensors = model.module.state_dict()
+    for name, tensor in tensors.items():
+        if name.endswith("q_proj.weight"):
+            heads = tensor.unflatten(0, (-1, width + 2 * slots)) * ((width + 64) / (width + 2 * slots)) ** 0.5
+            tensors[name] = functional.pad(heads, (0, 0, 0, 64 - 2 * slots)).flatten(0, 1)
+        elif name.endswith("kv_a_proj_with_mqa.weight"):
+            latent, turning = tensor[:rank], tensor[rank:]
+            zeros = [tensor.new_zeros(size, tensor.shape[1]) for size in (512 - rank, 64 - 2 * slots)]
+            tensors[name] = torch.cat([latent, zeros[0], turning, zeros[1]])
+        elif name.endswith("kv_a_layernorm.weight"):
+            tensors[name] = functional.pad(tensor * (rank / 512) ** 0.5, (0, 512 - rank))
+        elif name.endswith("kv_b_proj.weight"):
+            tensors[name] = functional.pad(tensor, (0, 512 - rank))
+    wide.load_state_dict(tensors)
+    return Model(module=wide, tokenizer=model.tokenizer)
+
+
+@pytest.mark.timeout(3600)
+def test_smollm2_with_half_of_its_cache_gives_the_same_tokens_dense_padded_and_packed(tmp_path):
+    """Twenty prompts of 32 tokens, 32 tokens behind each."""
+    if not smollm2_directory():
+        pytest.skip("the embedded model is not here; run `burnish fetch smollm2 --out models/smollm2`")
+    source = load(smollm2_directory(), dtype=torch.float32)
+    stage = LatentAttention(rank=144, rope_dim=48, tokens=2048, length=256, sequential=False)
+    made = stage(source)
+    packed = Quantize(method="rtn", bits=4, group_size=64, engine="vllm", ignore=["re:.*kv_b_proj"])(made)
+    prompts = windows(source.tokenizer, read_texts("wikitext2-test"), 32, max_tokens=20 * 32).tolist()
+    wide = padded(made)
+    work = [job(model.save(tmp_path / name), prompts) for name, model in (("dense", made), ("packed", packed))]
+    process = in_vllm(tmp_path, [one | {"num_tokens": 32} for one in work], VLLM_MLA_DISABLE="1")
+    assert process.returncode == 0, process.stderr[-4000:]
+    expanded = json.loads((tmp_path / "results.json").read_text())["outputs"]
+    kernel = job(wide.save(tmp_path / "padded"), prompts) | {"num_tokens": 32}
+    process = in_vllm(tmp_path, [kernel | {"engine": {"attention_backend": "CPU_MLA"}}], VLLM_MLA_DISABLE="0")
+    assert process.returncode == 0, process.stderr[-4000:]
+    outputs = [*expanded, *json.loads((tmp_path / "results.json").read_text())["outputs"]]
+    for model, found in zip((made, packed, wide), outputs, strict=True):
+        with torch.no_grad():
+            tokens = model.module.generate(
+                torch.tensor(prompts), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
+        assert [output["tokens"] for output in found] == tokens[:, 32:].tolist()
+    assert outputs[0] != outputs[1]
 
 
 @pytest.mark.timeout(1800)
