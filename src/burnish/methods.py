@@ -206,6 +206,20 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="position views",
+        does="every document under other positions too, with equal predictions: evidence counts at any depth",
+        use="burnish train --objective view=skip",
+        source="Shuffle the Context: RoPE-Perturbed Self-Distillation, 2026, arXiv:2604.14339",
+        page="position-views",
+    ),
+    Method(
+        name="token weights",
+        does="tokens count by what the context beyond a window changes in their prediction",
+        use="burnish train --objective weights=kl,window=2048,sinks=4",
+        source="Token Weighting for Long-Range Modeling, 2025, arXiv:2503.09202; LongCE, 2024, arXiv:2410.23771",
+        page="token-weights",
+    ),
+    Method(
         name="adapters on experts",
         does="LoRA on the routed experts of a mixture, for each its own or with what they can share tied",
         use="burnish train --lora-experts shared",

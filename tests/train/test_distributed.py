@@ -14,7 +14,9 @@ from burnish.data.packing import documents, pack
 from burnish.optim import COSMOS, Muon, NorMuon
 from burnish.train import Loop, Loss, fit, model_inputs
 from burnish.train.distributed import Processes, world
+from burnish.train.long_context import LongContext
 from burnish.train.losses import HeadLoss
+from burnish.train.objective import Objective
 from burnish.train.world import ALONE
 from processes import together
 
@@ -145,6 +147,20 @@ def test_the_loss_without_all_logits_trains_as_the_plain_one_on_one_process(
         same(found[0][0], weights, 1e-10)
         for _, losses, _ in found:
             same_table(losses, table, 1e-10)
+
+
+@pytest.mark.parametrize("objective", ["view=skip,weights=kl,window=5,sinks=1", "view=cyclic,view_prob=0.5"])
+def test_views_and_weights_of_tokens_train_as_on_one_process(model_of, rows, context, all_float64, objective):
+    def work(world):
+        model = model_of(dtype=torch.float64)
+        loss = LongContext(Objective.of(objective), HeadLoss(head_of(model)))
+        return run(world, model, rows, context(f"rank{world.rank}of{world.size}"), loss_fn=loss)
+
+    weights, table, _ = work(ALONE)
+    found = together(2, one_of_many, (2,), work)
+    same(found[0][0], weights, 1e-9)
+    for _, losses, _ in found:
+        same_table(losses, table, 1e-9)
 
 
 def test_float32_losses_agree_within_rounding(model_of, rows, context):

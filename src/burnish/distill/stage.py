@@ -77,6 +77,12 @@ class Distill(Train):
         return not self.across and not self.on_policy
 
     @model_validator(mode="after")
+    def _has_one_loss(self) -> Distill:
+        if self.objective is not None:
+            raise ValueError("objective is a loss of burnish train, and distillation has its own: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _layers_are_layers(self) -> Distill:
         if self.hidden_layers and not self.hidden:
             raise ValueError("hidden_layers chooses among hidden states, which count for nothing while hidden is 0")

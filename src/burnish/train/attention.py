@@ -24,17 +24,26 @@ NAMES = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "flash": "f
 """What transformers calls them."""
 
 
-def chosen(attention: Attention, device: str, precision: str) -> str:
+def chosen(attention: Attention, device: str, precision: str, *, masked: bool = False) -> str:
     """The name in transformers; an empty one leaves a model as it is.
 
     Args:
         attention: see above.
         device: of the training.
         precision: of its products, "float32" or "bfloat16".
+        masked: whether it is given masks of its own; auto is then flex on a GPU and sdpa elsewhere.
 
     Raises:
-        SettingsError: it cannot run there.
+        SettingsError: it cannot run there, or takes no masks.
     """
+    if masked and attention == "flash":
+        raise SettingsError(
+            "attention is flash, which takes no mask of a window with sinks, nor of a view",
+            where="attention",
+            fix="use flex or sdpa, or auto",
+        )
+    if masked and attention == "auto":
+        attention = "flex" if device.startswith("cuda") else "sdpa"
     lacking = _lacking_for_flash(device, precision)
     if attention == "auto":
         return "" if lacking else NAMES["flash"]

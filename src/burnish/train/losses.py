@@ -25,6 +25,8 @@ from burnish.train.maths.linear_cross_entropy import linear_cross_entropy
 
 Batch = Mapping[str, Tensor]
 COUNT = " tokens"
+STEP, ROWS = "step", "rows"
+"""What the loop adds to a batch, for losses that draw: the step, and the numbers of its rows in the data."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,22 @@ class HeadLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """The sum over the tokens whose target is not -100, the only ones that the head is computed for."""
+        return self.of(*self.run(model, batch), batch)
+
+    def run(self, model: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
+        """The model's output, and the hidden states that its head takes."""
         routers = {"output_router_logits": True} if self.balance else {}
-        output, hidden = self.head.last_hidden(model, **model_inputs(batch), **routers)
+        return self.head.last_hidden(model, **model_inputs(batch), **routers)
+
+    def of(self, output: Any, hidden: Tensor, batch: Batch, factors: Tensor | None = None) -> Loss:
+        """The loss of what `run` gave.
+
+        Args:
+            output, hidden: from there.
+            batch: the same.
+            factors: of the losses of the tokens that count, beside the weights that the batch may have; the sum is
+                divided by the weights without them, and the mean without them is a metric.
+        """
         counts = batch["targets"] != IGNORED
         linear = self.head.linear
         weights = batch["weights"][counts] if "weights" in batch else None
@@ -140,10 +156,12 @@ class HeadLoss:
             linear.bias,
             scale=self.head.scale,
             cap=self.head.cap,
-            token_weights=weights,
+            token_weights=weights if factors is None else factors if weights is None else factors * weights,
         )
         weight = (counts if weights is None else weights).sum().to(total.dtype)
         loss = Loss(total, weight, kind_metrics(each, batch, counts) if "kinds" in batch else {})
+        if factors is not None:
+            loss.metrics["unweighted"] = each.sum() if weights is None else each @ weights.to(each.dtype)
         return balanced(loss, output, self.balance) if self.balance else loss
 
 

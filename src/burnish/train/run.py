@@ -21,7 +21,7 @@ from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
 from burnish.core.store import Key
 from burnish.data import check_disjoint
-from burnish.data.packing import PackedRows
+from burnish.data.packing import IGNORED, PackedRows
 from burnish.optim import optimizer_class
 from burnish.optim.constrained.pstorm import PStorm
 from burnish.optim.wsam import WSAM
@@ -31,6 +31,7 @@ from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
+from burnish.train.objective import Objective
 from burnish.train.rows import any_large, on_disk, packed
 from burnish.train.speed import speed_of
 from burnish.train.trackers import DIRECTORY, Trackers, tracker_names
@@ -39,6 +40,8 @@ from burnish.train.world import World
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from burnish.core.kinds import Plan
+    from burnish.core.progress import Progress
     from burnish.optim.optimizer import MatrixOptimizer
     from burnish.train.stage import Train
 
@@ -91,7 +94,7 @@ def _run(
 ) -> Model:
     settings.check(model.config)
     check_processes(settings, ctx, beside, world, own_loss=loss_of is not None)
-    attention = chosen(settings.attention, ctx.device, precision_of(settings, ctx.device))
+    attention = attention_of(settings, ctx.device)
     rows, held_out, bounded = all_rows(settings, model.tokenizer, ctx, world)
     check_weights_known(settings, rows, known=weighted or loss_of is None)
     batches = prepare(rows, "data")
@@ -102,7 +105,7 @@ def _run(
     # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
     module = module.float().to(torch.device(ctx.device))
     own = use(module, attention, ctx.progress)
-    loss_fn = loss_of(module) if loss_of else next_token_loss_of(settings, module, balance_of(settings, module))
+    loss_fn = loss_of(module) if loss_of else own_loss(settings, module, rows, model.plan(), ctx.progress)
     if bounded is not None:
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
     module = prepared(settings, module, rows, attention, world)
@@ -330,6 +333,11 @@ def trackers_of(settings: Train, ctx: Context) -> Trackers:
     )
 
 
+def attention_of(settings: Train, device: str) -> str:
+    """What transformers calls the attention of the settings; an empty name leaves the model's own."""
+    return chosen(settings.attention, device, precision_of(settings, device), masked=settings.objective is not None)
+
+
 def balance_of(settings: Train, module: Any) -> float:
     """The coefficient of the load-balancing loss of the model's experts.
 
@@ -351,6 +359,45 @@ def next_token_loss_of(settings: Train, module: Any, balance: float = 0.0) -> Lo
     if head is not None:
         return HeadLoss(head, balance)
     return balanced_loss(balance) if balance else causal_lm_loss
+
+
+def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progress: Progress) -> LossFn:
+    """The next-token loss, or that of the objective where the settings have one.
+
+    Args:
+        settings: of the training.
+        module: the model to train, which is tried: whether it does with masks and positions what an objective needs.
+        rows: to train on.
+        plan: of the model, for what an objective costs.
+        progress: where that is said.
+
+    Raises:
+        SettingsError: the model does not, or its head is not known.
+    """
+    plain = next_token_loss_of(settings, module, balance_of(settings, module))
+    if settings.objective is None:
+        return plain
+    from burnish.train.long_context import LongContext
+    from burnish.train.mask_proof import prove
+    from burnish.train.views import longest_document
+
+    objective = Objective.of(settings.objective)
+    if not isinstance(plain, HeadLoss):
+        what = f"{type(module).__name__} has a head that is not known, so that its logits would all be in memory"
+        raise SettingsError(what, where="objective", fix="leave it out")
+    attention: str = module.config._attn_implementation
+    prove(module, objective, attention)
+    longest = longest_document(rows.position_ids, rows.targets != IGNORED)
+    if objective.weights != "none" and longest <= objective.window + objective.sinks:
+        progress.log(
+            f"the longest document has {longest:,} tokens, all of them within window and sinks: every weight is one, "
+            "and nothing is computed for it"
+        )
+        if objective.view == "none":
+            return plain
+        objective = objective.model_copy(update={"weights": "none"})
+    progress.log(f"the objective is expected to take {settings.added(plan):.0%} more operations than the plain loss")
+    return LongContext(objective, plain, attention, settings.seed)
 
 
 def class_of(name: str) -> type[MatrixOptimizer | PStorm]:

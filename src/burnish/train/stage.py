@@ -14,6 +14,7 @@ from burnish.core.kinds import Plan
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 from burnish.methods import OPTIMIZER_CLASSES
 from burnish.train.attention import Attention
+from burnish.train.objective import Objective
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -130,6 +131,12 @@ class Train(Stage):
     lora_matrix: bool = Field(default=False, description="give the adapters the matrix update instead of AdamW")
     keep_adapter: bool = Field(default=False, description="write the adapters alone too, beside the logs of the run")
 
+    objective: str | None = Field(
+        default=None,
+        description="for long contexts, separated by commas: view=skip|cyclic, "
+        "weights=kl|lsd|js|longce|dense|sparse|ppmi|npmi, window=2048, sinks=4 ...",
+    )
+
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the products; weights and state are float32. auto is bfloat16 on a GPU"
     )
@@ -176,6 +183,16 @@ class Train(Stage):
     def parse(cls, settings: dict[str, Any], *, where: str) -> Self:
         return super().parse(_with_bound(settings, where), where=where)
 
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                Objective.of(text)
+            except SettingsError as error:
+                raise ValueError(str(error).removeprefix("objective: ")) from None
+        return text
+
     @field_validator("optimizer_options")
     @classmethod
     def _typed(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -205,6 +222,16 @@ class Train(Stage):
             }
             if given := [name for name, value in against.items() if value]:
                 raise ValueError(f"sequence_parallel does not go with {given[0]} {getattr(self, given[0])}")
+        if self.objective is not None:
+            against = {
+                "compile": self.compile,
+                "attention": self.attention == "flash",
+                "sequence_parallel": self.sequence_parallel > 1,
+            }
+            if given := [name for name, value in against.items() if value]:
+                raise ValueError(
+                    f"an objective for long contexts does not go with {given[0]} {getattr(self, given[0])}"
+                )
         if self.only is not None and self.lora_rank:
             raise ValueError("only and lora_rank both say what is trained: give one of them")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):
@@ -250,9 +277,27 @@ class Train(Stage):
         operations = (4 if self.lora_rank else 6) + 2 * self.activation_checkpointing
         operations *= 2 if self.sharpness or self.optimizer == "pstorm" else 1
         tokens = (self.steps or 0) * self.batch * self.context
+        added, notes = self.added(before), before.notes
+        if added is not None:
+            notes = (*notes, f"its objective takes {added:.0%} more operations than the plain loss")
         return before.with_(
             peak_memory_bytes=each * before.num_parameters,
-            seconds=seconds_for(operations * num_active_parameters(before) * tokens),
+            seconds=seconds_for((1 + (added or 0.0)) * operations * num_active_parameters(before) * tokens),
+            notes=notes,
+        )
+
+    def added(self, plan: Plan) -> float | None:
+        """Operations that the objective adds, as a share of those of the plain loss; None without one."""
+        if self.objective is None:
+            return None
+        import torch
+
+        return Objective.of(self.objective).overhead(
+            plan,
+            self.context,
+            skips=self.attention == "flex" or (self.attention == "auto" and torch.cuda.is_available()),
+            checkpointing=self.activation_checkpointing,
+            adapters=bool(self.lora_rank),
         )
 
     def check(self, config: Any) -> None:
@@ -273,6 +318,8 @@ class Train(Stage):
                 where="context",
                 fix=f"use --context {longest}",
             )
+        if self.objective is not None:
+            Objective.of(self.objective).check(config, self.context)
         if self.sequence_parallel > 1:
             from burnish.train.sequence import check_config
 
