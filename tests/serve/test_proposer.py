@@ -178,7 +178,7 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 70.0
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "one is needed, a policy or proposals; give either"),
+        ([], "one is needed, a policy, proposals or vectors to steer with; give"),
         (["--speculate", "trie", "--policy", "vtc"], "asynchronous scheduler"),
         (["--speculate", "trie", "--telemetry", "t.jsonl"], "some options are those of a policy"),
         (["--speculate", "ngram"], "speculate"),

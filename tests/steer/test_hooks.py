@@ -158,6 +158,27 @@ def test_a_network_that_runs_past_the_hooks_is_an_error():
         written(module, prompts())
 
 
+@pytest.mark.slow
+def test_a_model_that_is_compiled_within_the_block_is_steered_and_one_from_before_is_an_error():
+    """Traced for the hooks, with a break at each; a graph from before does not call them, and the counts find it."""
+    torch._dynamo.reset()
+    module, ids = make("llama"), prompts(2)
+    vectors = some_vectors(module, marks=MANY)
+    options: dict[str, Any] = {"coef": -4, "top": 1.0, "mode": "ungated"}
+    with steer(module, vectors, **options) as eager:
+        expected = written(module, ids)
+    with steer(module, vectors, **options) as steering:
+        module.forward = torch.compile(module.forward, backend="eager")
+        assert torch.equal(written(module, ids), expected)
+    assert steering.counts == eager.counts
+    torch._dynamo.reset()
+    before = make("llama")
+    before.forward = torch.compile(before.forward, backend="eager")
+    written(before, ids)
+    with pytest.raises(EngineError, match="met 0 of"), steer(before, vectors, **options):
+        written(before, ids)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -160,6 +160,7 @@ def up(
     policy: str | None = None,
     speculate: Literal["trie"] | None = None,
     num_speculative_tokens: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 8,
+    steer: Many | None = None,
     python: Path | None = None,
     name: str | None = None,
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
@@ -175,7 +176,7 @@ def up(
     option: Many | None = None,
     log: Path | None = None,
 ) -> None:
-    """Start vLLM's server with a policy or with a memory of answers, on the loopback, until Ctrl-C.
+    """Start vLLM's server with a policy, a memory of answers or steering, on the loopback, until Ctrl-C.
 
     The server is a small one for CPUs: no compilation, 1 GiB of keys and values. Clients name themselves in the field
     vllm_xargs: tenant (organisation/team/tenant), program (the workflow), turn, tool (what the answer will call) and
@@ -191,6 +192,8 @@ def up(
         Propose tokens from the prompt and from earlier answers, apart for each `cache_salt`; says how many were right.
     num_speculative_tokens:
         Of them in a forward pass, at most.
+    steer:
+        Vectors from `burnish steer calibrate`, NAME=DIRECTORY, several times for several; requests ask for NAME:COEF.
     python:
         Interpreter of an environment with vLLM; without it the one that VLLM_PYTHON names.
     name:
@@ -234,12 +237,22 @@ def up(
     if not interpreter:
         fix = "give --python, or set VLLM_PYTHON to what scripts/vllm-env prints"
         raise SettingsError("no environment with vLLM is named", fix=fix)
-    if (policy is None) == (speculate is None):
-        why = "" if policy is None else "; a policy stands on vLLM's asynchronous scheduler, which proposals switch off"
-        raise SettingsError(f"one is needed, a policy or proposals{why}", fix="give either --policy or --speculate")
+    if policy is not None and speculate is not None:
+        why = "a policy stands on vLLM's asynchronous scheduler, which proposals switch off"
+        raise SettingsError(
+            f"policy and proposals exclude each other; {why}", fix="give either --policy or --speculate"
+        )
+    if steer and speculate is not None:
+        why = "proposals are read before it is known whether they stand, and steering counts what stands"
+        raise SettingsError(
+            f"steering and proposals exclude each other; {why}", fix="give either --steer or --speculate"
+        )
+    if policy is None and speculate is None and not steer:
+        fix = "give --policy, --speculate or --steer"
+        raise SettingsError("one is needed, a policy, proposals or vectors to steer with", fix=fix)
     if policy is None and (telemetry or metrics_port or exchange or trust_client_tenant or mode != "enforce"):
         fix = "give --policy, or leave out --mode, --telemetry, --metrics-port, --exchange and --trust-client-tenant"
-        raise SettingsError("some options are those of a policy", where="--speculate", fix=fix)
+        raise SettingsError("some options are those of a policy, and none is given", fix=fix)
     chosen = read_policy(policy) if policy else None
     if chosen and exchange:
         chosen.check_exchange(str(exchange), where="--exchange")
@@ -261,18 +274,56 @@ def up(
         read_keys(keys)
         plugin["trust_client_tenant"] = True  # what a client claims is overwritten before it gets there
         os.environ["BURNISH_KEYS"] = str(keys.resolve())
-    options = server_options(policy, **plugin) if policy else speculating_options(num_speculative_tokens)
+    names = _load_for_steering(steer) if steer else []
+    options = server_options(policy, **plugin) if policy else []
+    options += speculating_options(num_speculative_tokens) if speculate else []
     options += [*(KEYED if keys else IN_HEADERS if headers else ()), *(option or [])]
     server = vllm(
-        interpreter, model, *options, log=place, name=name, dtype=dtype, max_model_len=max_model_len, port=port
+        interpreter,
+        model,
+        *options,
+        log=place,
+        name=name,
+        plugins=["burnish-steer"] if steer else [],
+        dtype=dtype,
+        max_model_len=max_model_len,
+        port=port,
     )
     if chosen and chosen.warning:
         print(chosen.warning)
     print(f"starting; its log: {place}", flush=True)
     with server as engine:
-        how = f"under {chosen.called}" if chosen else "with proposals from a trie"
+        ways = [f"under {chosen.called}" if chosen else "", "with proposals from a trie" if speculate else ""]
+        ways.append(f"steered by {', '.join(names)}" if names else "")
+        how = " and ".join(way for way in ways if way)
         print(f"serving {name or model.resolve().name} {how} at {engine.url}", flush=True)
-        _stay(engine, proposes=chosen is None)
+        _stay(engine, proposes=speculate is not None)
+
+
+def _load_for_steering(sets: list[str]) -> list[str]:
+    """Tells the plug-in of vLLM what to load, and Prometheus's client that counts of all processes are one metric.
+
+    Returns:
+        Names of the sets.
+
+    Raises:
+        BurnishError: a set that cannot be read.
+    """
+    import json
+    import os
+    import tempfile
+
+    from burnish.steer.vllm import VARIABLE
+    from burnish.steer.vllm.asked import read_sets
+
+    named = [one if "=" in one else f"{Path(one).resolve().name}={one}" for one in sets]
+    places = {name: str(Path(place).resolve()) for name, _, place in (one.partition("=") for one in named)}
+    if len(places) < len(named):
+        raise SettingsError("names a set twice", where="--steer")
+    os.environ[VARIABLE] = text = json.dumps({name: {"vectors": place} for name, place in places.items()})
+    read_sets(text)
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="vllm-metrics-"))
+    return list(places)
 
 
 def _stay(engine: EngineProcess, *, proposes: bool) -> None:

@@ -49,6 +49,22 @@ class SteeringCounts:
     gated: int = 0
     moved: int = 0
 
+    def check(self, num_layers: int) -> None:
+        """Refuses to have been passed by.
+
+        Args:
+            num_layers: that are steered.
+
+        Raises:
+            EngineError: fewer tokens were met than there were: the network ran without what steers it.
+        """
+        if self.visited != self.flagged * num_layers:
+            raise EngineError(
+                f"steering was asked for and met {self.visited:,} of {self.flagged * num_layers:,} outputs",
+                where="steer",
+                fix="compile the model inside of the block, or not at all",
+            )
+
 
 class Steering:
     """A running intervention.
@@ -124,20 +140,6 @@ class Steering:
             self._layers[layer] = probes, directions = probes.to(device), directions.to(device)
         return probes, directions
 
-    def check(self) -> None:
-        """Refuses to have been passed by.
-
-        Raises:
-            EngineError: hooks met fewer tokens than there were: the network runs without them, compiled say.
-        """
-        expected = self.counts.flagged * self.num_layers
-        if self.counts.visited != expected:
-            raise EngineError(
-                f"steering was asked for and met {self.counts.visited:,} of {expected:,} outputs",
-                where="steer",
-                fix="run the model without compiling it",
-            )
-
 
 @contextmanager
 def steer(
@@ -174,10 +176,12 @@ def steer(
     module = vectors.check(model)
     steering = Steering(chosen, float(coef), mode)
     projections = output_projections(module)
+    eager: Any = torch.compiler.disable  # hooks ask the data whether to do anything, and count
     with ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(steering.before_model, with_kwargs=True).remove)
+        before = eager(steering.before_model)
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         for layer in chosen.by_layer():
-            hook = partial(steering.behind_projection, layer)
+            hook = eager(partial(steering.behind_projection, layer))
             stack.callback(projections[layer].owner.register_forward_hook(hook).remove)
         yield steering
-    steering.check()
+    steering.counts.check(steering.num_layers)

@@ -132,6 +132,17 @@ class Vectors:
             places.setdefault(head.layer, []).append(place)
         return {layer: (self.probes[some], self.directions[some]) for layer, some in sorted(places.items())}
 
+    def check_identity(self, model: Model) -> None:
+        """
+        Raises:
+            CheckpointError: they were made on another model.
+        """
+        if self.model and self.model not in _names(model):
+            raise CheckpointError(
+                f"the steering vectors were made on another model ({self.model[:12]}, not {model.identity[:12]})",
+                fix="calibrate them on this one: burnish steer calibrate",
+            )
+
     def check(self, model: Model | PreTrainedModel) -> PreTrainedModel:
         """The network, after refusing one that these are not of.
 
@@ -143,11 +154,8 @@ class Vectors:
         """
         module = model.module if isinstance(model, Model) else model
         known = model if isinstance(model, Model) else _read_from(model)
-        if self.model and known is not None and self.model not in _names(known):
-            raise CheckpointError(
-                f"the steering vectors were made on another model ({self.model[:12]}, not {known.identity[:12]})",
-                fix="calibrate them on this one: burnish steer calibrate",
-            )
+        if known is not None:
+            self.check_identity(known)
         projections = output_projections(module)
         per_layer = describe(module.config).num_attention_heads
         for head in self.heads:

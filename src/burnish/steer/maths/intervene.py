@@ -41,7 +41,7 @@ def steered(
     directions: Float[Tensor, "heads hidden"],
     flags: Bool[Tensor, " rows"],
     *,
-    coef: float = -1.0,
+    coef: float | Float[Tensor, " rows"] = -1.0,
     mode: Mode = "threshold",
 ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows heads"]]:
     """The rows after the intervention, and how far each head's gate was open for each of them.
@@ -50,7 +50,7 @@ def steered(
         x: outputs of the output projection, in any dtype.
         probes, directions: of the chosen heads of this layer, the most accurate first; directions of unit length.
         flags: rows that are steered; every other keeps its bits.
-        coef: c above.
+        coef: c above, for all rows or for each.
         mode: which gate.
 
     Returns:
