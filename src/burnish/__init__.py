@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.core.checkpoint import Model as Model
     from burnish.core.checkpoint import load as load
     from burnish.core.errors import BurnishError as BurnishError
+    from burnish.curriculum.stage import Curriculum as Curriculum
     from burnish.data.stage import CurateTrajectories as CurateTrajectories
     from burnish.data.stage import DrawChains as DrawChains
     from burnish.distill.stage import Distill as Distill

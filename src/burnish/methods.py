@@ -570,6 +570,22 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="curricula",
+        does="phases of training with rules that end them, all held-out sets measured, and a guard against forgetting",
+        use="stage: curriculum",
+        source="Infi-MMR, 2025, arXiv:2505.23091; rules of ending and the guard are ours",
+        page="curricula",
+        verb=Verb(
+            name="curriculum",
+            settings="burnish.curriculum.stage:Curriculum",
+            help="Train in phases, each with its own data and end, and guard what earlier ones have taught.",
+            examples=(
+                "burnish curriculum models/mine --phases.0.name easy --phases.0.data easy.jsonl "
+                "--phases.0.held-out easy-test.jsonl -o taught",
+            ),
+        ),
+    ),
+    Method(
         name="sampling",
         does="n continuations of every prompt in batches that finished rows leave, with every token's log-probability",
         use="burnish.generate",

@@ -134,3 +134,17 @@ def test_packed_documents_are_computed_as_if_alone(kind, attention, all_float64)
             alone = model(torch.tensor(document.tokens[None, :-1]), use_cache=False).logits[0]
             row, start = (batch["input_ids"] == int(document.tokens[0])).nonzero()[0].tolist()
             torch.testing.assert_close(packed[row, start : start + len(alone)], alone, rtol=0, atol=1e-10)
+
+
+def test_rows_that_follow_others_are_as_they_were_and_marks_are_there_for_all():
+    sizes = [6, 9, 4]
+    plain = pack(numbered(sizes), 8)
+    weights = np.full(plain.targets.shape, 0.5, dtype=np.float32)
+    both = plain.followed_by(replace(plain, weights=weights).chosen([1, 0, 1]))
+    assert len(both) == len(plain) + 3
+    last = len(plain)
+    for place, row in ((0, 0), (last, 1), (last + 1, 0), (last + 2, 1)):
+        for name in ("input_ids", "targets", "position_ids", "used", "apart"):
+            assert np.array_equal(getattr(both, name)[place], getattr(plain, name)[row]), name
+    assert both.weights is not None and both.kinds is None
+    assert (both.weights[:last] == 1).all() and (both.weights[last:] == 0.5).all()

@@ -363,3 +363,38 @@ def test_a_model_learns_from_its_own_shortest_right_answers(tmp_path: Path):
     assert sum(row["problems"] for row in tables["difficulty"]) == 20
     before, after = (load(run.target(name)).module.state_dict() for name in ("single", "shorter"))
     assert any(not before[name].equal(after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_three_phases_go_on_after_a_kill_and_are_in_one_picture(tmp_path: Path):
+    words = ["--tokenizer", "bpe:257", "--data", ROOT / "src" / "burnish" / "reason" / "prompts"]
+    words += ["--chat-template", ROOT / "examples" / "reasoner.jinja", "-o", tmp_path / "start"]
+    main(list(map(str, ["init", ROOT / "examples" / "reasoner_small.json", *words])))
+    content = yaml.safe_load((ROOT / "recipes" / "curriculum.yaml").read_text()) | {"start": str(tmp_path / "start")}
+    for node in content["nodes"][:-1]:
+        node["number"] = 12 if node["name"].endswith("asked") else 60
+    taught = content["nodes"][-1]
+    taught |= {"every": 3, "train": taught["train"] | {"save_every": 1}}
+    for phase in taught["phases"]:
+        phase["steps"] = 6
+    small, log = tmp_path / "curriculum.yaml", tmp_path / "log"
+    small.write_text(yaml.safe_dump(content))
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = warm.Command(log, "run", small, "-o", killed)
+    assert command.wait_until(lambda: any(killed.rglob("training/02-middle-*/states/step-*"))), command.output
+    command.end(signal.SIGKILL)
+    assert "short: from step 0" not in warm.run(log, "run", small, "-o", killed)
+    Run(read_recipe(small), whole, ROOMS).execute()
+    assert (killed / "nodes/taught/model.safetensors").read_bytes() == (
+        whole / "nodes/taught/model.safetensors"
+    ).read_bytes()
+    of = [
+        {row["name"]: row["rows"] for row in read_rows(run / LEDGER_FILE) if row["row"] == "table"}
+        for run in (killed, whole)
+    ]
+    assert of[0]["held out"] == of[1]["held out"] and of[0]["phases"] == of[1]["phases"]
+    assert [row["to_step"] for row in of[0]["phases"]] == [6, 12, 18]
+    page = write(killed).read_text()
+    assert "Held-out sets over the phases, taught" in page and "middle ends" in page

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, get_args, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -20,6 +21,20 @@ from burnish.core.outside import shown
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
+
+
+class Named(NamedTuple):
+    """A reference that is set.
+
+    Attributes:
+        place: of the setting; of settings inside a list, such as `phases.0.data`.
+        to: "checkpoint" or "data".
+        value: what it names.
+    """
+
+    place: str
+    to: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,21 @@ class Settings(BaseModel):
                     found[field] = mark.to
         return found
 
+    def named(self) -> list[Named]:
+        """Every reference that is set, those of settings inside lists among them."""
+        own = ((name, to, getattr(self, name)) for name, to in self.references().items())
+        found = [Named(name, to, value) for name, to, value in own if value is not None]
+        for field, number, one in self._inside():
+            found += [Named(f"{field}.{number}.{place}", to, value) for place, to, value in one.named()]
+        return found
+
+    def _inside(self) -> Iterator[tuple[str, int, Settings]]:
+        """(field, number, settings) of every list of settings."""
+        for field in type(self).model_fields:
+            value = getattr(self, field)
+            if isinstance(value, list | tuple):
+                yield from ((field, number, one) for number, one in enumerate(value) if isinstance(one, Settings))
+
     def preflight(self, start: Model, before: Plan) -> None:
         """Tries what would stop the work, and what can be tried without weights.
 
@@ -128,7 +158,11 @@ class Settings(BaseModel):
             for field, info in type(self).model_fields.items()
             if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("volatile")
         }
-        return self.model_dump(mode="json", exclude=volatile | set(self.references()))
+        found = self.model_dump(mode="json", exclude=volatile | set(self.references()))
+        for field, number, one in self._inside():
+            if field in found:
+                found[field][number] = one.canonical()
+        return found
 
 
 def first_mistake(error: ValidationError) -> str:

@@ -185,7 +185,7 @@ class Stage(Settings):
                 raise SettingsError(
                     f"{self.name} takes no input {key!r}", fix=f"its inputs are {', '.join(known) or 'none'}"
                 )
-        given = {key: getattr(self, key) for key in known if getattr(self, key) is not None} | inputs
+        given = {place: value for place, _, value in self.named()} | inputs
         before = model.plan()
         self.check_accepts(before, where=self.name)
         # An input that is given as an object counts as named, so that a plan that asks for it is content.

@@ -141,12 +141,30 @@ class PackedRows:
         cut = len(self) - count
         return self._with(lambda part: part[:cut]), self._with(lambda part: part[cut:])
 
+    def chosen(self, rows: Sequence[int]) -> PackedRows:
+        """The rows of these numbers, in memory; a number may be there more than once."""
+        places = np.asarray(rows, dtype=np.int64)
+        return self._with(lambda part: part[places])
+
+    def followed_by(self, others: PackedRows) -> PackedRows:
+        """These rows and then others of the same length; what has no marks counts as it would without them."""
+        known = {name for one in (self, others) for name in one._marks()}
+
+        def column(one: PackedRows, name: str) -> np.ndarray:
+            found = getattr(one, name)
+            if found is None:
+                kind, unmarked = MARKS[name]
+                found = np.full(one.targets.shape, unmarked, dtype=kind)
+            return found
+
+        names = [field.name for field in fields(self) if field.name not in MARKS or field.name in known]
+        return PackedRows(**{name: np.concatenate([column(one, name) for one in (self, others)]) for name in names})
+
     def spread(self, most: int | None) -> PackedRows:
         """All rows, or `most` of them that are spread evenly where there are more."""
         if most is None or most >= len(self):
             return self
-        places = np.linspace(0, len(self) - 1, most).round().astype(int)
-        return self._with(lambda part: part[places])
+        return self.chosen(np.linspace(0, len(self) - 1, most).round().astype(int).tolist())
 
     @classmethod
     def mapped(cls, directory: Path) -> PackedRows:

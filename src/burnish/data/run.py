@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from burnish.core.made_data import Data
-from burnish.data.chain import chain_rows
+from burnish.core.made_data import ROWS_FILE, Data
+from burnish.data.chain import chain_rows, questions_of
 from burnish.data.trajectories.curate import Curation, curate, in_words
 from burnish.data.trajectories.filters import parse_filters
 from burnish.data.trajectories.rows import Masking
@@ -20,9 +21,14 @@ def run(settings: DrawChains, model: Model, ctx: Context) -> Data:
     """Chains, drawn while they are written.
 
     Raises:
-        DataError: no further question can be found.
+        DataError: no further question can be found, or no chains where others are to be apart from them.
     """
-    return Data(chain_rows(settings.kind, settings.number, seed=settings.seed, distinct=settings.distinct))
+    others, taken = ctx.inputs.get("apart_from"), set[str]()
+    if others is not None:
+        path = Path(others).expanduser()
+        taken = questions_of(path / ROWS_FILE if path.is_dir() else path)
+    how: dict[str, Any] = {"seed": settings.seed, "apart_from": taken, "distinct": settings.distinct}
+    return Data(chain_rows(settings.kind, settings.number, **how))
 
 
 def run_trajectories(settings: CurateTrajectories, model: Model, ctx: Context) -> Data:

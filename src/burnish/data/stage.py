@@ -28,6 +28,7 @@ class DrawChains(Stage):
 
     number: int = Field(default=1000, ge=1, description="how many")
     distinct: bool = Field(default=False, description="no question twice")
+    apart_from: DataRef | None = Field(default=None, description="chains whose questions must not occur again")
     kind: Chains = Field(
         default=Chains(),
         description="what they are made of: modulus, steps, operations and the like, as in the command",

@@ -14,14 +14,25 @@ from burnish.core import page
 from burnish.core.checkpoint import Lineage
 from burnish.core.errors import DataError
 from burnish.core.page import Cell, Column, Row, Section, Table, numbers
-from burnish.report import engine_speed, episodes, figures, forest, headline, layers, pair_figures, table, tree
+from burnish.report import (
+    curriculum,
+    engine_speed,
+    episodes,
+    figures,
+    forest,
+    headline,
+    layers,
+    pair_figures,
+    table,
+    tree,
+)
 from burnish.report.compare import checkpoints, comparisons, protocols, refusals
 from burnish.report.paired import Pairing
 from burnish.report.protocols import base_name, flatten, protocol_differences, show
 from burnish.report.run import NodeRecord, RunRecord, read_run
 
 REPORT_FILE = "report.html"
-_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN, *episodes.DRAWN)
+_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN, *episodes.DRAWN, *curriculum.DRAWN)
 _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
 _MAX_OTHER_COLUMNS = 8
@@ -113,6 +124,7 @@ def _run_view(run: RunRecord, place: Path) -> dict[str, Any]:
         "weight_error": any(one.value_name == layers.WEIGHT_ERROR for one in shown),
         "episodes": episodes.views(run, place),
         "curves": [
+            *curriculum.figures(run),
             *figures.curves(run, apart=episodes.BY_KIND),
             *episodes.figures(run),
             *figures.calibration_figures(run),

@@ -38,6 +38,7 @@ from burnish.train.sampler import Sampler
 from burnish.train.saved import States
 from burnish.train.speed import Throughput
 from burnish.train.trackers import Trackers
+from burnish.train.watch import Watch
 from burnish.train.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Fit:
     """What a training did.
 
     Attributes:
-        steps: steps in all.
+        steps: steps in all; fewer than were asked for where a watch has ended the training.
         resumed_from: steps that an earlier process had done.
         skipped: steps without an update because a gradient was not finite, as {step, parameter}.
         changes: what was set otherwise than before when the training was continued, as {after_step, change}.
@@ -141,6 +142,7 @@ def fit(
     bounded: Bounded | None = None,
     speed: Throughput | None = None,
     trackers: Trackers | None = None,
+    watch: Watch | None = None,
 ) -> Fit:
     """Trains `model` in place and adds the table `loss` to the ledger.
 
@@ -160,6 +162,7 @@ def fit(
             and `bound`, what held-out rows of it say.
         speed: what a token costs, for the loss table.
         trackers: where the rows of the loss table go too, from the main process.
+        watch: what looks at the model every so many steps and may end the training, in one process.
 
     Raises:
         SettingsError: impossible settings, or fewer steps than the state to continue from has done.
@@ -168,7 +171,10 @@ def fit(
         OutputError: a state could not be written.
     """
     _check(data, loop, world, validation)
-    return _Training(model, data, loss_fn, optimizer, ctx, loop, validation, world, key, bounded, speed, trackers).run()
+    if watch is not None and world.size > 1:
+        raise SettingsError("what is watched is trained by one process only", fix="leave `launch` out")
+    parts = (validation, world, key, bounded, speed, trackers, watch)
+    return _Training(model, data, loss_fn, optimizer, ctx, loop, *parts).run()
 
 
 def evaluate(
@@ -247,10 +253,11 @@ class _Training:
         bounded: Bounded | None,
         speed: Throughput | None,
         trackers: Trackers | None,
+        watch: Watch | None,
     ) -> None:
         self.model, self.data, self.loss_fn, self.optimizer = model, data, loss_fn, optimizer
         self.ctx, self.loop, self.validation, self.world = ctx, loop, validation, world
-        self.speed = speed
+        self.speed, self.watch = speed, watch
         self.trackers = trackers if world.is_main else None
         self.forward: Any = torch.compile(model) if loop.compile else model
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -300,8 +307,10 @@ class _Training:
             self._start_bound(self.bound)
         if self.best is not None and self.best.step < 0:
             self.best.offer(0, self._evaluate(), self.model)
+        if self.watch is not None and first == 0:
+            self.watch.begin(self.optimizer)
         self.model.train()
-        validation: dict[str, float] = {}
+        done, validation = first, dict[str, float]()
         length = self.data.take([0])["input_ids"].shape[1]
         with (
             _restored_randomness(self.device),
@@ -315,31 +324,45 @@ class _Training:
                 task.advance(self.tokens - before)
                 done = step + 1
                 due = loop.eval_every and done % loop.eval_every == 0
-                if self.validation is not None and (due or done == loop.steps):
+                last = self._ended(done) or done == loop.steps
+                if self.validation is not None and (due or last):
                     validation = self._evaluate()
                     if self.best is not None:
                         self.best.offer(done, validation, self.model)
-                if done % self.log_every == 0 or done == loop.steps or validation:
+                if done % self.log_every == 0 or last or validation:
                     task.note(f"loss {self._log(done, validation):.4g}")
-                if done < loop.steps:
-                    validation = {}
-                    if loop.save_every and done % loop.save_every == 0:
-                        self._save(done)
+                if last:
+                    break
+                validation = {}
+                if loop.save_every and done % loop.save_every == 0:
+                    self._save(done)
         self.world.finish()
+        if self.watch is not None:
+            self.watch.end(self.optimizer)
         if self.best is not None:
             self.best.put_into(self.model)
             validation = self.best.metrics
         if self.world.is_main:
-            self.ctx.progress.log(self._result(validation))
+            self.ctx.progress.log(self._result(done, validation))
             self.ctx.ledger.table("loss", self.rows)
             for name, rows in (("skipped steps", self.skipped), ("changes on the way", self.changes)):
                 if rows:
                     self.ctx.ledger.table(name, rows)
             if self.bound is not None:
                 self._report_bound(self.bound)
-        return Fit(loop.steps, first, self.skipped, self.changes, self.tokens, self.rows, validation)
+        return Fit(done, first, self.skipped, self.changes, self.tokens, self.rows, validation)
 
-    def _result(self, validation: dict[str, float]) -> str:
+    def _ended(self, done: int) -> bool:
+        """Whether a watch that is due ends the training; one is due after the last step as well."""
+        if self.watch is None or (done % self.watch.every and done < self.loop.steps):
+            return False
+        self.model.eval()
+        with torch.no_grad():
+            ended = self.watch.look(done, self.model)
+        self.model.train()
+        return ended
+
+    def _result(self, done: int, validation: dict[str, float]) -> str:
         """One line for logs, where no progress bar has shown it."""
         last = self.rows[-1] if self.rows else {}
         held_out = f", on held-out rows {validation['loss']:.4g}" if validation else ""
@@ -348,7 +371,7 @@ class _Training:
         loss = f"{last['loss']:.4g}" if "loss" in last else "unknown, for the last steps had no gradient"
         each = last.get("tokens_per_second", 0.0) / self.world.size
         speed = f"; {self.speed.words(each)}" if self.speed is not None and each else ""
-        return f"after {self.loop.steps:,} steps and {self.tokens:,} tokens the loss is {loss}{held_out}{speed}"
+        return f"after {done:,} steps and {self.tokens:,} tokens the loss is {loss}{held_out}{speed}"
 
     def _step(self, step: int) -> None:
         started = time.monotonic()
@@ -557,6 +580,8 @@ class _Training:
             extra |= {"bound": self.bound.state()}
         if self.best is not None:
             extra |= {"best": self.best.state()}
+        if self.watch is not None:
+            extra |= {"watch": self.watch.state()}
         wait = not self.loop.save_async
         self.world.save(self.states, step, self.model, self.optimizer, extra=extra, wait=wait)
 
@@ -577,6 +602,8 @@ class _Training:
             self.bound.go_on(extra["bound"], self.loop.steps)
         if self.best is not None:
             self.best.go_on(extra["best"])
+        if self.watch is not None:
+            self.watch.go_on(extra["watch"])
         self.changes = extra["changes"] + [{"after_step": step, "change": text} for text in resumed.changes.values()]
         self.sampler.go_on(step, extra["next_place"])
         if self.world.is_main:  # what was logged after the state was saved will be logged again

@@ -35,6 +35,7 @@ from burnish.train.objective import Objective
 from burnish.train.rows import any_large, on_disk, packed
 from burnish.train.speed import speed_of
 from burnish.train.trackers import DIRECTORY, Trackers, tracker_names
+from burnish.train.watch import Watch
 from burnish.train.world import World
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def run(
     prepare: Callable[[PackedRows, str], Rows] = lambda rows, name: rows,
     beside: nn.ParameterList | None = None,
     key: Key = MappingProxyType({}),
+    watch: Watch | None = None,
 ) -> Model:
     """Trains a copy of `model` on `ctx.inputs["data"]`; its weights come back in the dtype they had.
 
@@ -70,6 +72,7 @@ def run(
         beside: parameters of the loss itself, which finds them as `model.beside`; trained by AdamW with the model, kept
             in the states of the training, and left behind at its end.
         key: what the result depends on beside the model, the data and the settings, by name (the teacher, say).
+        watch: what looks at the model on the way, and may end the training.
 
     Raises:
         DataError: no data, nothing to learn from, or token ids that the model does not have.
@@ -78,7 +81,7 @@ def run(
     from burnish.train.distributed import world
 
     with world(ctx.device, settings.sequence_parallel) as processes:
-        return _run(settings, model, ctx, loss_of, weighted, prepare, beside, key, processes)
+        return _run(settings, model, ctx, loss_of, weighted, prepare, beside, key, watch, processes)
 
 
 def _run(
@@ -90,6 +93,7 @@ def _run(
     prepare: Callable[[PackedRows, str], Rows],
     beside: nn.ParameterList | None,
     key: Key,
+    watch: Watch | None,
     world: World,
 ) -> Model:
     settings.check(model.config)
@@ -114,11 +118,9 @@ def _run(
     speed = speed_of(module, settings.context, device=ctx.device, precision=loop.precision)
     trained = world.shard(trained, loop.precision)
     optimizer = make_optimizer(settings, module)
-    if beside is not None:
-        add_beside(optimizer, trained)
-    ctx.progress.log(
-        f"training on {rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
-    )
+    add_beside(optimizer, trained)
+    rows_said = f"{rows.num_targets:,} tokens in {len(rows):,} rows"
+    ctx.progress.log(f"training on {rows_said}: {loop.steps:,} steps of {loop.batch_size} rows")
     fitted = fit(
         trained,
         batches,
@@ -132,6 +134,7 @@ def _run(
         bounded=bounded,
         speed=speed,
         trackers=trackers_of(settings, ctx),
+        watch=watch,
     )
     if (whole := world.whole(trained)) is None:  # another process has the result
         return model
@@ -435,14 +438,16 @@ def key_of(settings: Train, model: Model, key: Key) -> dict[str, Any]:
 
 
 def add_beside(optimizer: MatrixOptimizer | PStorm | WSAM, trained: nn.Module) -> None:
-    """Parameters of the loss itself are AdamW's."""
+    """Parameters of the loss itself, where there are some, are AdamW's."""
+    names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
+    if not names:
+        return
     if isinstance(optimizer, PStorm):
         raise SettingsError(
             "pstorm does not train the projections between hidden states of different sizes",
             where="optimizer",
             fix="use another optimizer, or leave hidden out",
         )
-    names = [(name, parameter) for name, parameter in trained.named_parameters() if name.startswith("beside.")]
     optimizer.add_param_group({"params": names, "algorithm": "adamw"})
 
 

@@ -101,11 +101,10 @@ class Planner:
 
     def _needs(self, node: Node) -> list[str]:
         """Names of the nodes that must be finished before this one: its parent, and those that its settings name."""
-        stage = self.stages[node.name]
-        named = [value for key, to in stage.references().items() if self.made_here(to, value := getattr(stage, key))]
+        named = [value for _, to, value in self.stages[node.name].named() if self.made_here(to, value)]
         return [name for name in dict.fromkeys([node.parent, *named]) if name in self.stages]
 
-    def made_here(self, to: str, value: str | None) -> bool:
+    def made_here(self, to: str, value: str) -> bool:
         """Whether a reference names a node, or the start; a word names data of a node only where that makes data."""
         if to == "data":
             return value in self.stages and self.stages[value].makes_data
@@ -113,8 +112,7 @@ class Planner:
 
     def data_to_come(self, node: Node) -> bool:
         """Whether a node reads data that another one has yet to make."""
-        stage = self.stages[node.name]
-        return any(to == "data" and self.made_here(to, getattr(stage, name)) for name, to in stage.references().items())
+        return any(to == "data" and self.made_here(to, value) for _, to, value in self.stages[node.name].named())
 
     # -- where things are --------------------------------------------------------------------------------------------
 
@@ -159,12 +157,9 @@ class Planner:
         return known["hashes"]
 
     def _reference_hashes(self, node_name: str, settings: Settings) -> dict[str, str] | None:
-        """{field: content hash} of everything that settings name, or None while a named node is unfinished."""
+        """{place: content hash} of everything that settings name, or None while a named node is unfinished."""
         hashes: dict[str, str] = {}
-        for name, to in settings.references().items():
-            value = getattr(settings, name)
-            if value is None:
-                continue
+        for name, to, value in settings.named():
             if self.made_here(to, value):
                 if value not in self.hashes:
                     return None
@@ -216,15 +211,10 @@ class Planner:
         """Refuses to measure on the very text that a node reads: the result would be too good."""
         if self.evaluate is None:
             return
-        measured = {
-            self._data_hash(value, START): value
-            for name, to in self.evaluate.references().items()
-            if to == "data" and (value := getattr(self.evaluate, name)) is not None
-        }
+        measured = {self._data_hash(value, START): value for _, to, value in self.evaluate.named() if to == "data"}
         for node in self.recipe.nodes:
-            for name, to in self.stages[node.name].references().items():
-                value = getattr(self.stages[node.name], name)
-                if to != "data" or value is None or self.made_here(to, value):
+            for name, to, value in self.stages[node.name].named():
+                if to != "data" or self.made_here(to, value):
                     continue
                 if self._data_hash(value, node.name) in measured:
                     raise RecipeError(
@@ -311,12 +301,11 @@ class Planner:
         plans = {START: self._plan_start()}
         for decision in decisions:
             node, stage = decision.node, decision.stage
-            for name, to in stage.references().items():
-                value = getattr(stage, name)
-                if value is not None and to == "data":
+            for name, to, value in stage.named():
+                if to == "data":
                     if not self.made_here(to, value):
                         self._data_hash(value, node.name)
-                elif value is not None:
+                else:
                     kind = plans[value].kind if value in plans else kind_on_disk(resolve(value))
                     stage.check_reference(name, kind, where=self.where(node.name))
             decision.plan = plans[node.name] = plan_node(node, stage, plans.__getitem__)
@@ -353,10 +342,7 @@ class Planner:
         if self.evaluate is not None:
             settings.append((self.recipe.where.get("evaluate", ""), self.evaluate))
         for where, stage in settings:
-            for name, to in stage.references().items():
-                value = getattr(stage, name)
-                if value is not None and not self.made_here(to, value):
-                    yield value, to, where
+            yield from ((value, to, where) for _, to, value in stage.named() if not self.made_here(to, value))
 
 
 def kind_on_disk(directory: Path) -> Kind:

@@ -49,9 +49,8 @@ def preflight(planner: Planner, decisions: list[Decision]) -> None:
         before = plans[node.parent]
         assert before is not None, "every decision has been planned"
         try:
-            for name, to in stage.references().items():
-                value = getattr(stage, name)
-                if to == "checkpoint" and value is not None and not planner.made_here(to, value):
+            for _, to, value in stage.named():
+                if to == "checkpoint" and not planner.made_here(to, value):
                     check_fits(resolve(value))
             if not planner.data_to_come(node):
                 stage.preflight(start, before)

@@ -133,11 +133,8 @@ class Run(Planner):
     def _run_node(self, decision: Decision) -> None:
         node, stage, target = decision.node, decision.stage, self.target(decision.node.name)
         references = self._reference_hashes(node.name, stage) or {}
-        inputs = {}
-        for name, to in stage.references().items():
-            value = getattr(stage, name)
-            if value is not None:
-                inputs[name] = str(self.target(value)) if self.made_here(to, value) else value
+        named = stage.named()
+        inputs = {place: str(self.target(value)) if self.made_here(to, value) else value for place, to, value in named}
         work = self.work(node)
         work.check(self._parts(node), with_changes=self.with_changes, where=self.where(node.name))
         may_change = work.begin(self._parts(node))

@@ -1,0 +1,269 @@
+"""What the stage `curriculum` does: one training after the other, each from the weights that the one before has left.
+
+    WORK/phases/01-easy-0f3a.../key.json          what it depends on, all that came before included
+    WORK/phases/01-easy-0f3a.../model             the weights after it, as a checkpoint
+    WORK/phases/01-easy-0f3a.../said.json         its looks, its losses, and why it ended
+    WORK/phases/01-easy-0f3a.../optimizer.safetensors
+    WORK/training/01-easy-0f3a...                 states of the training that is under way
+
+A phase is a stretch of training, or two where the guard mixes earlier rows in. A finished stretch is never done again,
+and within one the training goes on from its last state; so a run that was killed ends with the very same weights. Names
+end with a digest of the key: where a later phase is changed, the earlier ones still stand.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from burnish.core.checkpoint import Model, load
+from burnish.core.errors import DataError
+from burnish.core.ledger import Ledger
+from burnish.core.stage import Context
+from burnish.core.store import Key, Store, digest_of
+from burnish.curriculum.held_out import check_apart, held_out, training_rows
+from burnish.curriculum.watching import Looking, Values, lost_in_words
+from burnish.data import data_hash, files_digest
+from burnish.data.packing import PackedRows
+from burnish.train import run as training
+from burnish.train.rows import packed
+from burnish.verify import Verifier, verifier
+
+if TYPE_CHECKING:
+    from burnish.curriculum.stage import Curriculum
+    from burnish.train.stage import Train
+
+MODEL, SAID, OPTIMIZER = "model", "said.json", "optimizer.safetensors"
+
+
+def run(settings: Curriculum, model: Model, ctx: Context) -> Model:
+    """The model after the last phase; tables of phases, of looks and of losses go into the ledger.
+
+    Raises:
+        DataError: held-out rows that are trained on, or data that changed on the way.
+        SettingsError, NumericalError, CheckpointError, OutputError: see `burnish.train.loop.fit`.
+    """
+    check_apart(settings, ctx.inputs)
+    with _grader(settings) as grader:
+        phases = _Phases(settings, ctx, model, grader)
+        result = phases.run()
+    ctx.ledger.table("phases", phases.ended)
+    ctx.ledger.table("held out", phases.looks)
+    ctx.ledger.table("loss", phases.losses)
+    return model.derive(module=result.module)
+
+
+@contextmanager
+def _grader(settings: Curriculum) -> Iterator[Verifier | None]:
+    if settings.verifier is None:
+        yield None
+        return
+    with verifier(settings.verifier) as found:
+        yield found
+
+
+@dataclass
+class _Phases:
+    """One run of a curriculum; its attributes are what the phases share.
+
+    Attributes:
+        done: steps so far.
+        past: key of everything that has led to the present weights.
+        ended, looks, losses: rows of the tables.
+    """
+
+    settings: Curriculum
+    ctx: Context
+    start: Model
+    grader: Verifier | None
+    done: int = 0
+    past: str = ""
+    optimizer: Path | None = None
+    ended: list[dict[str, Any]] = field(default_factory=list)
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = self.start
+        self.store = Store(self.ctx.work_dir / "phases")
+        self.values = Values(1 if self.grader is not None else -1, {})
+        self.hashes = {place: _hash(value) for place, value in self.ctx.inputs.items()}
+        self.held_out = [
+            held_out(self.settings, phase, self._input(place, "held_out"), self.start, self.grader, self.ctx)
+            for place, phase in enumerate(self.settings.phases)
+        ]
+
+    def run(self) -> Model:
+        """Every phase, or those until the guard stops."""
+        self._begin()
+        for place, phase in enumerate(self.settings.phases):
+            before, at, mixed_from = self.model, self.done, None
+            self.values.own = self.values.known[phase.name][-1:]
+            if self.settings.reset_optimizer:
+                self.optimizer = None
+            said = self._stretch(place, phase.steps)
+            stops = said["guarded"] and self.settings.guard == "stop"
+            if said["guarded"] and not stops and (left := at + phase.steps - self.done):
+                mixed_from = self.done
+                said = self._stretch(place, left, mixed=True)
+            row = {"phase": phase.name, "from_step": at, "to_step": self.done, "ended": said["why"]}
+            self.ended.append(row | {"mixed_from": mixed_from, "forgotten": lost_in_words(said["lost"])})
+            self.ctx.progress.log(f"{phase.name}: ended after step {self.done:,}: {said['why']}")
+            if stops:
+                self.ctx.progress.log(f"the curriculum ends here, with the weights of before {phase.name}")
+                self.model = before
+                break
+        return self.model
+
+    def _begin(self) -> None:
+        """How the start does on every held-out set."""
+        key = {"stage": f"{self.settings.name} {self.settings.version}", "model": self.start.identity}
+        key |= {"held_out": self._measured_on()}
+        name = f"00-start-{digest_of(key)[:12]}"
+        if self.store.find(name, key) is None:
+            module: Any = self.start.module
+            module = module.to(torch.device(self.ctx.device)).eval()
+            found = [(one.name, self._measure(one.name, module)) for one in self.held_out]
+            rows = [{"at_step": 0, "phase": "start", "held_out": of} | row | {"boundary": True} for of, row in found]
+            with self.store.writing(name, key) as path:
+                (path / SAID).write_text(json.dumps({"rows": rows}), encoding="utf-8")
+        self._go_on(name, key)
+
+    def _stretch(self, place: int, steps: int, *, mixed: bool = False) -> dict[str, Any]:
+        """Trains on a phase for at most so many steps; what it said is read back from the store."""
+        phase = self.settings.phases[place]
+        settings, key = self.settings.training(phase, steps), self._key(place, steps, mixed=mixed)
+        name = f"{place + 1:02d}-{phase.name}{'-mixed' if mixed else ''}-{digest_of(key)[:12]}"
+        if self.store.find(name, key) is None:
+            self._check_unchanged()
+            work = self.ctx.work_dir / "training" / name
+            work.mkdir(parents=True, exist_ok=True)
+            watch = Looking(
+                self.settings,
+                place,
+                steps,
+                self.done,
+                self._measure,
+                self.values.copy(),
+                mixed,
+                self.optimizer,
+                work / OPTIMIZER if self._goes_on_from_optimizer(settings) else None,
+            )
+            inputs = {"data": training_rows(phase, self._input(place, "data"))}
+            ctx = replace(self.ctx, inputs=inputs, work_dir=work, ledger=Ledger(None))
+            self.ctx.progress.log(f"{phase.name}{', earlier rows mixed in' if mixed else ''}: from step {self.done:,}")
+            model = training.run(
+                settings,
+                self.model,
+                ctx,
+                prepare=lambda rows, _: self._with_earlier(rows, place, settings) if mixed else rows,
+                watch=watch,
+            )
+            said = {"rows": watch.rows, "why": watch.why, "lost": watch.lost, "guarded": watch.guarded}
+            said |= {"steps": watch.taken, "tables": [row for row in ctx.ledger.rows if row["row"] == "table"]}
+            with self.store.writing(name, key) as path:
+                model.save(path / MODEL)
+                if watch.after is not None:
+                    watch.after.rename(path / OPTIMIZER)
+                (path / SAID).write_text(json.dumps(said), encoding="utf-8")
+            shutil.rmtree(work)
+        return self._go_on(name, key)
+
+    def _go_on(self, name: str, key: Key) -> dict[str, Any]:
+        """Takes up what an entry of the store holds, as if it had just been done."""
+        path = self.store.directory / name
+        said = json.loads((path / SAID).read_text(encoding="utf-8"))
+        self.past = digest_of(key)
+        self.looks += said["rows"]
+        known: dict[str, list[float]] = {}
+        for row in self.looks:
+            known.setdefault(row["held_out"], []).append(self.values.sign * row["value"])
+        own = self.values.own + [
+            self.values.sign * row["value"] for row in said["rows"] if row["held_out"] == row["phase"]
+        ]
+        self.values = Values(self.values.sign, known, own)
+        if "steps" not in said:
+            return said
+        for table in said["tables"]:
+            if table["name"] == "loss":
+                self.losses += [row | {"step": self.done + row["step"]} for row in table["rows"]]
+            else:
+                self.ctx.ledger.table(table["name"], table["rows"])
+        self.done += said["steps"]
+        self.optimizer = path / OPTIMIZER if (path / OPTIMIZER).is_file() else None
+        self.model = load(path / MODEL)
+        return said
+
+    def _goes_on_from_optimizer(self, settings: Train) -> bool:
+        """Whether a later stretch may need what this one's optimizer has gathered; adapters are new every time."""
+        needed = not self.settings.reset_optimizer or self.settings.guard == "mix"
+        return needed and not settings.lora_rank
+
+    # -- what is read ------------------------------------------------------------------------------------------------
+
+    def _input(self, place: int, name: str) -> str:
+        return self.ctx.inputs[f"phases.{place}.{name}"]
+
+    def _measure(self, name: str, module: nn.Module) -> dict[str, float]:
+        one = next(one for one in self.held_out if one.name == name)
+        phase = next(phase for phase in self.settings.phases if phase.name == name)
+        settings = self.settings.training(phase)
+        loss_fn, rows_at_once = training.next_token_loss_of(settings, module), settings.micro_batch or settings.batch
+        return one.measure(module, self.start.tokenizer, self.grader, self.settings, loss_fn, rows_at_once)
+
+    def _measured_on(self) -> list[Any]:
+        """What every held-out set is, for keys."""
+        sets = enumerate(self.settings.phases)
+        how = self.settings.model_dump(include={"verifier", "max_new_tokens", "held_out_rows"})
+        contexts = [self.settings.training(phase).context for phase in self.settings.phases]
+        return [
+            how,
+            contexts,
+            *([one.name, one.prompt, self.hashes[f"phases.{place}.held_out"]] for place, one in sets),
+        ]
+
+    def _key(self, place: int, steps: int, *, mixed: bool) -> Key:
+        phases = self.settings.phases
+        rules = ("every", "guard", "fall", "reset_optimizer", *(("share",) if mixed else ()))
+        read = range(place + 1) if mixed else [place]
+        return {
+            "stage": f"{self.settings.name} {self.settings.version}",
+            "past": self.past,
+            "held_out": self._measured_on(),
+            "rules": self.settings.model_dump(include=set(rules)),
+            "phase": phases[place].canonical(),
+            "training": self.settings.training(phases[place], steps).canonical(),
+            "data": [[phases[one].prompt, self.hashes[f"phases.{one}.data"]] for one in read],
+        }
+
+    def _check_unchanged(self) -> None:
+        for place, value in self.ctx.inputs.items():
+            if _hash(value) != self.hashes[place]:
+                what = "has changed since the curriculum began, so its phases do not belong together"
+                raise DataError(what, where=f"{place} ({value})", fix="run the same command again; what fits is kept")
+
+    def _with_earlier(self, rows: PackedRows, place: int, settings: Train) -> PackedRows:
+        """Rows of the phase, and so many of earlier ones, the same number of each, that they make up their share."""
+        count = round(self.settings.share / (1 - self.settings.share) * len(rows))
+        for number in range(place):
+            phase = self.settings.phases[number]
+            found = training_rows(phase, self._input(number, "data"))
+            earlier = packed(settings, self.start.tokenizer, found, self.ctx, where=f"data of {phase.name}")
+            generator = torch.Generator().manual_seed(settings.seed + number)
+            wanted, chosen = max(1, count // place), list[int]()
+            while len(chosen) < wanted:
+                chosen += torch.randperm(len(earlier), generator=generator).tolist()
+            rows = rows.followed_by(earlier.chosen(chosen[:wanted]))
+        return rows
+
+
+def _hash(data: str) -> str:
+    return files_digest(data) if Path(data).expanduser().exists() else data_hash(data)
