@@ -3,7 +3,7 @@
     python benchmarks/demo.py --work WORK
 
 The two commands of `scripts/demo` are run in an empty directory: the embedded model is converted, then
-recipes/quickstart.yaml rounds it two ways and measures it before and after. Memory is the largest sum of resident
+recipes/quickstart.yaml rounds it three ways and measures it before and after. Memory is the largest sum of resident
 sizes over the command and the processes it starts, sampled ten times a second; pages that two of them share are counted
 twice. `burnish --help` is timed as well. The run directory stays in WORK. Where the benchmark is stopped and started
 again it continues, as the command does, and the seconds of both parts add up.
@@ -23,7 +23,12 @@ import experiment
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 COMMAND = [sys.executable, "-m", "burnish"]
-TITLES = {"start": "original (bfloat16)", "nearest": "rounded to nearest, 4 bits", "gptq": "GPTQ, 4 bits"}
+TITLES = {
+    "start": "original (bfloat16)",
+    "nearest": "rounded to nearest, 4 bits",
+    "gptq": "GPTQ, 4 bits",
+    "int8": "int8 weights and activations",
+}
 HELP_REPEATS = 10
 
 
@@ -66,11 +71,15 @@ def measure(work: Path) -> dict[str, Any]:
     ledger = Ledger(work / "runs" / "quickstart")
     measured = {row["node"]: row for row in ledger.rows if row["row"] == "measurement"}
     stages = {row["node"]: row for row in ledger.rows if row["row"] == "stage"}
+    speeds = {
+        row["node"]: row for row in ledger.rows if row["row"] == "speed"
+    }  # where VLLM_PYTHON names an environment
     nodes = {
         node: {
             "metrics": row["metrics"],
             "sequences": ledger.read_sequences(row["checkpoint"], row["protocol"]),
             "seconds": stages[node]["seconds"] if node in stages else None,
+            "speed": speeds.get(node),
         }
         for node, row in measured.items()
     }
@@ -90,10 +99,19 @@ def added(nodes: dict[str, Any], node: str) -> float:
     return (sum(ours["nats"]) - sum(start["nats"])) / sum(start["tokens"])
 
 
+def decode_speed(row: dict[str, Any] | None) -> str:
+    """Of a ledger's row: transformers unpacks packed weights, so that only an engine's speed is that of 4 bits."""
+    if row is None:
+        return "not measured"
+    value = row["metrics"][f"decode_speed@{row['protocol']['batches'][0]}"]["value"]
+    return "not measured" if value is None else f"{value:.1f}"
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """`quality` and `cost` for the README."""
-    quality, speed = [], "not measured"  # transformers unpacks packed weights: only an engine's speed is that of 4 bits
-    for node, title in TITLES.items():
+    quality = []
+    for node in results["nodes"]:
+        title, speed = TITLES[node], decode_speed(results["nodes"][node].get("speed"))
         metrics = {name: metric["value"] for name, metric in results["nodes"][node]["metrics"].items()}
         cells = [title, f"{metrics['bytes_on_disk'] / 1e6:.0f} MB", speed, f"{metrics['perplexity']:.2f}", *[""] * 4]
         if node != "start":

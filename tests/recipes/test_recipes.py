@@ -26,7 +26,7 @@ from burnish.train.scratch import initialise
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
-SMALL = {"context": 64, "num_windows": 4, "prompt_tokens": 32, "decode_tokens": 4, "repeats": 2}
+SMALL = {"context": 64, "num_windows": 4, "prompt_tokens": 32, "decode_tokens": 4, "repeats": 2, "engine": None}
 SMALL_STAGE = {"quantize": {"tokens": 2048, "length": 64}}
 
 

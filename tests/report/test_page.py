@@ -111,6 +111,12 @@ def test_a_headline_names_the_whole_way_and_says_a_large_loss_as_a_factor(page):
     assert "nearest 3 bit : 3 bits, 70 % smaller, 6.4 times the perplexity (RTN)." in page.words
 
 
+def test_a_scheme_with_a_width_of_its_own_is_named_in_place_of_bits(make_run, nodes):
+    settings = {"method": "rtn", "bits": 4, "scheme": "w8a8-int8"}
+    words = Page(render([make_run([replace(nodes[0], settings=settings)])])).words
+    assert "nearest 3 bit : w8a8-int8, 70" in words
+
+
 def test_the_better_result_comes_first_and_is_called_so(make_run, nodes):
     page = Page(render([make_run(nodes[:2])]))
     assert "yaqa 3 bit : 3 bits, 70 % smaller, 24 % higher perplexity (YAQA), the better of two" in page.words

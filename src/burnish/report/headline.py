@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from burnish.core.page import numbers
 from burnish.core.recipe import START
@@ -77,19 +78,25 @@ def _headline(column: Checkpoint, start: Checkpoint | None, run: RunRecord, pair
 
 
 def _made(column: Checkpoint, run: RunRecord) -> tuple[str, str]:
-    """("4 bits", "GPTQ, then distill"): the width of the last stage that chose one, and the way from the start."""
+    """("4 bits", "GPTQ, then distill"): the width or scheme that the last stage chose, and the way from the start."""
     by_name = {node.name: node for node in run.nodes}
     chain = []
     name = column.node
     while name != START and name in by_name:
         chain.insert(0, by_name.pop(name))
         name = chain[0].parent
-    widths = [node.settings["bits"] for node in chain if isinstance(node.settings.get("bits"), int)]
+    widths = [_width(node.settings) for node in chain if isinstance(node.settings.get("bits"), int)]
     ways = [
         str(node.settings["method"]).upper() if node.stage == "quantize" and "method" in node.settings else node.stage
         for node in chain
     ]
-    return (f"{widths[-1]}{numbers.SPACE}bits" if widths else ""), ", then ".join(ways) or "measured beside the recipe"
+    return (widths[-1] if widths else ""), ", then ".join(ways) or "measured beside the recipe"
+
+
+def _width(settings: dict[str, Any]) -> str:
+    """ "4 bits" of packed weights; other schemes have a width of their own, whatever `bits` says."""
+    scheme = settings.get("scheme", "int")
+    return f"{settings['bits']}{numbers.SPACE}bits" if scheme == "int" else str(scheme)
 
 
 def _size_ratio(before: Checkpoint, after: Checkpoint) -> float | None:

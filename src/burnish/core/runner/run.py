@@ -217,11 +217,13 @@ class Run(Planner):
         if self.evaluate is None or asked is None:
             return
         names = [START, *(decision.node.name for decision in decisions if self.target(decision.node.name).is_dir())]
-        names = [name for name in names if kind_on_disk(self.target(name)) is Kind.CAUSAL_LM]
-        content = json.dumps([asked, sorted(self.hashes[name] for name in names)], sort_keys=True)
+        models = [name for name in names if kind_on_disk(self.target(name)) is Kind.CAUSAL_LM]
+        by_content = {self.hashes[name]: name for name in reversed(models)}  # equal weights are measured once
+        names = [name for name in models if by_content[self.hashes[name]] == name]
+        content = json.dumps([asked, sorted(by_content)], sort_keys=True)
         request = hashlib.sha256(content.encode()).hexdigest()
         rows = [row for row in Ledger(self.directory).rows if row["row"] == "speed" and row["request"] == request]
-        if {row["node"] for row in rows} >= set(names):
+        if {row["checkpoint"] for row in rows} >= set(by_content):
             return
         self.log(f"measuring {', '.join(names)} together")
         spawn(
