@@ -209,6 +209,7 @@ def test_the_engine_changes_nothing_about_the_quality_that_is_asked_for():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # five processes, on a machine that may do other things
 def test_all_checkpoints_of_a_run_are_measured_together_and_once(tiny_llama: Path, python: Path, tmp_path: Path):
     from burnish.core.ledger import Ledger
     from burnish.report import render

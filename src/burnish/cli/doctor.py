@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from burnish.cli.entries import print_entry
 from burnish.methods import METHODS
 
@@ -18,8 +22,33 @@ def methods() -> None:
         print()
 
 
-def doctor() -> None:
-    """Say what this machine can do and which extras are missing."""
+def doctor(
+    *,
+    speed: Annotated[bool, Parameter(negative="")] = False,
+    model: str | None = None,
+    engine_python: str | None = None,
+) -> None:
+    """Say what this machine can do and which extras are missing.
+
+    Parameters
+    ----------
+    speed:
+        Time memory and vLLM's products with weights in every format, and say which format pays at which batch.
+    model:
+        With --speed: a dense checkpoint whose matrices are timed, and whose decoding is foretold in every format.
+    engine_python:
+        With --speed: interpreter of an environment with vLLM, where VLLM_PYTHON does not name it.
+    """
+    if speed:
+        from burnish.cli.doctor_speed import doctor_speed
+
+        doctor_speed(model, engine_python)
+        return
+    if model or engine_python:
+        from burnish.core.errors import SettingsError
+
+        where = "--model" if model else "--engine-python"
+        raise SettingsError("is for the speed of this machine", where=where, fix="add --speed")
     import os
     import platform
     import shutil

@@ -77,9 +77,13 @@ def interpreter(engine: EngineKind, python: str | None) -> Path:
         raise EngineError(f"no environment with {engine.called} is named by {where}", fix=engine.make)
     try:
         asked = [named, "-c", _ASK, *engine.packages]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(f"is no Python that runs ({reason_of(error)})", where=named, fix=engine.make) from None
+    if told.returncode:
+        said = [line.strip() for line in told.stderr.splitlines() if line.strip()][-1:]
+        reason = said[0] if said else f"status {told.returncode}"
+        raise EngineError(f"is no Python that runs ({reason})", where=named, fix=engine.make)
     version = told.stdout.strip()
     if not version:
         raise EngineError(f"its environment has no {engine.called}", where=named, fix=engine.make)

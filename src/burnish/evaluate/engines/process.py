@@ -83,7 +83,9 @@ class EngineWorker:
             [str(python), str(WORKER), engine, "{port}", settings],
             log=log,
             health="/ready",
-            environment=_environment(python, load),
+            environment=engine_environment(
+                python, threads=load.threads, compiled=load.compiled, cache_gib=load.cache_gib
+            ),
             within=within,
         )
         self.facts: dict[str, Any] = {}
@@ -130,22 +132,21 @@ class EngineWorker:
             raise
 
 
-def _environment(python: Path, load: Load) -> dict[str, str]:
-    """Variables of an engine: as many threads as are meant, nothing of ours, nothing from the network."""
-    threads = str(load.threads)
+def engine_environment(python: Path, *, threads: int, compiled: bool, cache_gib: int) -> dict[str, str]:
+    """Variables of an engine beside those of this process: so many threads, nothing from the network."""
     found = {
         "PYTHONSAFEPATH": "1",
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in the process whose time is taken
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else all engines share the first cores
-        "VLLM_CPU_KVCACHE_SPACE": str(load.cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_PLUGINS": "",
     }
-    if not load.compiled:
+    if not compiled:
         found["TORCHDYNAMO_DISABLE"] = "1"
     preloaded = python.parent.parent / "lib" / "libiomp5.so"  # as vLLM's documentation asks
     return found | ({"LD_PRELOAD": str(preloaded)} if preloaded.is_file() else {})

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -63,7 +64,10 @@ class Vllm:
 
         maps = Path("/proc/self/maps")
         loaded = maps.read_text() if maps.exists() else ""
-        built = next((name for name in ("AVX512", "AVX2") if f"_C_{name}." in loaded), "")
+        builds = {"_C_AVX2.": "AVX2", "_C_AVX512.": "AVX512"}
+        if platform.machine() == "x86_64":
+            builds["vllm/_C."] = "AVX512_BF16"
+        built = next((told for name, told in builds.items() if name in loaded), "")
         return {
             "engine": "vLLM",
             "version": self._version(),
