@@ -129,6 +129,21 @@ def test_a_stream_that_breaks_off_behind_breaks_off_here():
         httpx2.post(f"{proxy.url}/chat/completions", content=ODD)
 
 
+def test_a_steered_answer_is_one_call_that_says_by_what_beside_what_the_client_says(proxy: Served, recorder: Recorder):
+    answer = ask(proxy, "steer:careful@exact", extra_body={"vllm_xargs": {"tenant": "me"}})
+    ask(proxy, "steer(vectors=brief,coef=-4)@exact")
+    assert [body["vllm_xargs"] for body in recorder.bodies] == [
+        {"tenant": "me", "steer": "careful:-1"},
+        {"steer": "brief:-4"},
+    ]
+    assert {body["model"] for body in recorder.bodies} == {"exact"}
+    assert answer.model_extra["burnish"]["calls"] == 1
+    with pytest.raises(openai.BadRequestError, match="vectors"):
+        ask(proxy, "steer@exact")
+    with pytest.raises(openai.APIStatusError, match="vllm_xargs: is 'x', which is no object"):
+        ask(proxy, "steer:careful@exact", extra_body={"vllm_xargs": "x"})
+
+
 def test_with_tools_the_model_alone_is_put_right(proxy: Served, recorder: Recorder):
     tools: list[Any] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     answer = ask(proxy, tools=tools, extra_body={"burnish": "gsa:3"}, model="exact", seed=3, n=2)
@@ -425,6 +440,8 @@ def test_names_with_an_at_sign():
     assert parted("gsa:4@org/model@rev") == ("gsa:4", "org/model@rev")
     assert parted("rsa(n=8,k=4)@qwen") == ("rsa(n=8,k=4)", "qwen")
     assert parted("direct@m") == ("direct", "m")
+    assert parted("steer:careful@qwen") == ("steer:careful", "qwen")
+    assert parted("llama3:8b-instruct@rev") == ("", "llama3:8b-instruct@rev")
     assert parted("@cf/meta/llama") == ("", "@cf/meta/llama")
     assert parted("claude@20240229") == ("", "claude@20240229")
 

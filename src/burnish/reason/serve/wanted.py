@@ -20,7 +20,10 @@ from burnish.reason.strategies.base import Strategy
 HEADER = "X-Burnish-Strategy"
 MOST = 4096
 """Calls of one request's strategy, so that no client keeps the others waiting for a slip of its finger."""
-_NAMED = re.compile(r"\s*([\w-]+)(\s*:\s*\d+|\s*\([^()]*\))?\s*@(.+)", re.DOTALL)
+_IN_BRACKETS = r"\s*\([^()]*\)"
+_KNOWN = rf"(?:{'|'.join(STRATEGIES)})(?:\s*:\s*[\w.-]+|{_IN_BRACKETS})?"
+_UNKNOWN = rf"[\w-]+(?:\s*:\s*\d+|{_IN_BRACKETS})"
+_NAMED = re.compile(rf"\s*(?:{_KNOWN}|{_UNKNOWN})\s*@(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,8 @@ def without_strategy(body: Mapping[str, Any], found: Wanted) -> bytes:
 
 def parted(model: str) -> tuple[str, str]:
     """Strategy and model of a name; a name with an @ that names no strategy is a model's."""
-    found = _NAMED.fullmatch(model)
-    if found and (found[1] in STRATEGIES or found[2]):
-        return model[: found.start(3) - 1].strip(), found[3].strip()
+    if found := _NAMED.fullmatch(model):
+        return model[: found.start(1) - 1].strip(), found[1].strip()
     return "", model
 
 

@@ -1,7 +1,7 @@
 """The table of strategies. Each is a file that tells its idea from the top; a strategy is a settings object that is
 called with a conversation and a session and returns a result.
 
-    strategy("rsa(n=8,k=4,loops=3)")       "gsa:4" is short for gsa(n=4)
+    strategy("rsa(n=8,k=4,loops=3)")       "gsa:4" is short for gsa(n=4), "steer:careful" for steer(vectors=careful)
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ STRATEGIES = {
     "self-consistency": "self_consistency:SelfConsistency",
     "self-refine": "self_refine:SelfRefine",
     "stability": "stability:Stability",
+    "steer": "steered:Steered",
     "universal-self-consistency": "universal:UniversalSelfConsistency",
 }
 """Name -> module and class, imported when asked for."""
 
-_SPEC = re.compile(r"\s*([\w-]+)\s*(?::\s*(\d+)|\((.*)\))?\s*", re.DOTALL)
+_SPEC = re.compile(r"\s*([\w-]+)\s*(?::\s*([\w.-]+)|\((.*)\))?\s*", re.DOTALL)
 
 
 def strategy(spec: str) -> Strategy:
@@ -48,14 +49,14 @@ def strategy(spec: str) -> Strategy:
         raise SettingsError(f"there is no strategy {name!r}", fix=fix)
     if found[3] and re.search(rf"\b({'|'.join(STRATEGIES)})\s*[(:]", found[3]):
         raise SettingsError("a strategy cannot stand inside a strategy", where=spec, fix="name one strategy")
-    settings: dict[str, object] = {"n": found[2]} if found[2] else {}
+    module, _, kind = STRATEGIES[name].partition(":")
+    made = getattr(import_module(f"burnish.reason.strategies.{module}"), kind)
+    settings: dict[str, object] = {made.short: found[2]} if found[2] else {}
     for part in filter(None, (part.strip() for part in (found[3] or "").split(","))):
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingsError(f"{part!r} is no setting", where=spec, fix="write name=value")
         settings[key.strip()] = value.strip().split("+") if "+" in value else value.strip()
-    module, _, kind = STRATEGIES[name].partition(":")
-    made = getattr(import_module(f"burnish.reason.strategies.{module}"), kind)
     try:
         return made(**settings)
     except ValidationError as error:

@@ -18,11 +18,13 @@ class Strategy(BaseModel, ABC):
 
     Attributes:
         name: by which `burnish.reason.strategy` finds it.
+        short: the setting that stands behind a colon, as in `gsa:4`.
         reads_files: it reads files of this machine, so that no client of a server may name it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
+    short: ClassVar[str] = "n"
     reads_files: ClassVar[bool] = False
 
     @property
