@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.steer import ReasoningTrace
     from burnish.steer.sweep import Comparison, Sweep
+    from burnish.steer.vectors import LayerHeads
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "steer_tiny.yaml"
@@ -49,18 +50,26 @@ CALIBRATE, TUNE, REPORT = (24, 4, 4) if experiment.SMOKE else (120, 200, 800)
 COEFS, TOPS = (-1.0, -4.0), (0.1, 0.38, 1.0)
 TRIED = (("ungated", -1.0, 0.1), ("ungated", -1.0, 0.38), ("soft", -1.0, 0.38), ("soft", -4.0, 0.38))
 """Mode, coefficient and share of heads, on the problems that choose alone."""
-WHY = (("threshold", -1.0, 0.38), ("threshold", -4.0, 0.38), ("ungated", -1.0, 0.38))
+WHY = (
+    ("threshold", -1.0, 0.38),
+    ("threshold", -4.0, 0.38),
+    ("ungated", -1.0, 0.38),
+    ("mean", -1.0, 0.19),
+    ("mean", -2.0, 0.19),
+)
 MOVES = (1.0, 2.0)
 """How far the output of the last layer is moved: to the mean of steps that go on, and twice as far."""
+TO_MEANS = ((-1.0, -2.0), (0.1, 0.19, 0.38))
+"""Coefficients and shares of heads with the mode `mean`."""
 LOSE = 0.01
 LONGEST = 24 if experiment.SMOKE else 200
 SMOKE_NODES = {"chain": {"number": 24}, "train": {"steps": 2, "holdout": 0.2}}
 
 
 class Bench(experiment.Kept):
-    """Training, calibration, the sweep, what else was tried, and why, by these names."""
+    """Training, calibration, the sweep, that to the means of linear steps, what else was tried, and why."""
 
-    names = ("train", "calibrate", "sweep", "tried", "why")
+    names = ("train", "calibrate", "sweep", "means", "tried", "why")
 
     def __init__(self, work: Path, *, smoke: bool) -> None:
         super().__init__(work)
@@ -134,8 +143,7 @@ class Bench(experiment.Kept):
         )
 
     def sweep(self) -> dict[str, Any]:
-        from burnish.core.progress import Progress
-        from burnish.steer.sweep import CONTROLS, PLAIN, grid, sweep
+        from burnish.steer.sweep import PLAIN
 
         cells = self.sweep_of("sweep")
         plain = cells.rows([PLAIN], "tuning")[0]
@@ -143,8 +151,20 @@ class Bench(experiment.Kept):
         above = best["heads"][0]["low"] > best["made_of"]["larger_class"]
         if not self.smoke and (plain.accuracy < 0.9 or plain.checking < 1 or not above):
             sys.exit(f"no model to steer: {plain}, best probe above the larger class: {above}")
-        tuned, chosen, told = sweep(cells, COEFS, TOPS, lose=LOSE, progress=Progress())
-        controls = cells.rows(grid(cells.vectors, COEFS, TOPS, CONTROLS), "tuning")
+        return self.swept(cells, COEFS, TOPS)
+
+    def means(self) -> dict[str, Any]:
+        """As `sweep`, with the mode `mean`."""
+        return self.swept(self.sweep_of("means", "mean"), *TO_MEANS)
+
+    def swept(self, cells: Sweep, coefs: Sequence[float], tops: Sequence[float]) -> dict[str, Any]:
+        """The grid and its controls on the problems that choose, the point and its controls on the others."""
+        from burnish.core.progress import Progress
+        from burnish.steer.sweep import CONTROLS, PLAIN, grid, sweep
+
+        plain = cells.rows([PLAIN], "tuning")[0]
+        tuned, chosen, told = sweep(cells, coefs, tops, lose=LOSE, progress=Progress())
+        controls = cells.rows(grid(cells.vectors, coefs, tops, CONTROLS), "tuning")
         return {
             "tuning": [plain_row(row) for row in [plain, *tuned, *controls]],
             "chosen": asdict(chosen.cell) if chosen else None,
@@ -181,7 +201,7 @@ class Bench(experiment.Kept):
         rows = [{"how": "plain"} | tell.chances({})]
         for mode, coef, top in WHY:
             chosen = vectors.best(top).by_layer()
-            hooks = {layer: partial(tell.steered, pair, coef, mode) for layer, pair in chosen.items()}
+            hooks = {layer: partial(tell.steered, heads, coef, mode) for layer, heads in chosen.items()}
             rows.append({"how": f"{mode}, {coef:g}, {top:.0%} of the heads"} | tell.chances(hooks))
         linear, checking = forced["fit"].means(last)
         for far in MOVES:
@@ -214,11 +234,12 @@ class Forced:
                 (self.linear if label > 0 else self.checking)[row, end] = True
         self.flags = (self.linear | self.checking).flatten()
 
-    def steered(self, pair: tuple[Tensor, Tensor], coef: float, mode: Any, _: Any, __: Any, output: Tensor) -> Tensor:
+    def steered(self, heads: LayerHeads, coef: float, mode: Any, _: Any, __: Any, output: Tensor) -> Tensor:
         from burnish.steer.maths.intervene import steered
 
         rows = output.flatten(0, 1)
-        return steered(rows, *pair, self.flags, coef=coef, mode=mode)[0].reshape(output.shape)
+        options: dict[str, Any] = {"targets": heads.targets, "coef": coef, "mode": mode}
+        return steered(rows, heads.probes, heads.directions, self.flags, **options)[0].reshape(output.shape)
 
     def moved(self, mean: Tensor, along: Tensor, far: float, _: Any, __: Any, output: Tensor) -> Tensor:
         """Minus `far` times what stands along a direction beyond a mean, at the ends of steps."""
@@ -297,15 +318,20 @@ HEAD = " | coef: | heads: | accuracy: | lost (95 %): | tokens: | of plain (95 %)
 def tables(results: dict[str, Any]) -> dict[str, str]:
     sweep, tried = results["sweep"], results["tried"]["tuning"]
     order = {"plain": 0, "steered": 1, "random directions": 2, "random heads": 3}
-    told = sorted(sweep["reporting"], key=lambda row: order[row["cell"]["arm"]])
-    tuned = sorted(sweep["tuning"], key=lambda row: order[row["cell"]["arm"]])
-    tuned = [(row["cell"]["arm"], row) for row in tuned]
+
+    def rows(part: str) -> list[tuple[str, dict[str, Any]]]:
+        """Of both sweeps, the plain model once."""
+        zero = sorted(sweep[part], key=lambda row: order[row["cell"]["arm"]])
+        mean = sorted(results["means"][part], key=lambda row: order[row["cell"]["arm"]])
+        named = [(f"{row['cell']['arm']}, mean", row) for row in mean if row["cell"]["arm"] != "plain"]
+        return [*((row["cell"]["arm"], row) for row in zero), *named]
+
     heads = results["calibrate"]["heads"][:4]
     return {
-        "reporting": experiment.table(f"vectors{HEAD}", [line(row, row["cell"]["arm"]) for row in told]),
+        "reporting": experiment.table(f"vectors{HEAD}", [line(row, named) for named, row in rows("reporting")]),
         "tuning": experiment.table(
             f"vectors{HEAD}",
-            [line(row, arm) for arm, row in [*tuned, *((f"steered, {row['mode']}", row) for row in tried)]],
+            [line(row, arm) for arm, row in [*rows("tuning"), *((f"steered, {row['mode']}", row) for row in tried)]],
         ),
         "why": experiment.table(
             "at the ends of steps | check after going on: | check after a check: | checks a step that follow:",

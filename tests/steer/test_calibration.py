@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -42,8 +43,6 @@ def test_a_direction_is_the_difference_of_what_its_head_adds():
     met: list[torch.Tensor] = []
     hook = owner.register_forward_pre_hook(lambda m, args: met.append(args[0][0]))
     kinds: dict[int, list[torch.Tensor]] = {1: [], -1: []}
-    import random
-
     shuffled = random.Random("steer 0").sample(traces, len(traces))
     for trace in (trace for number, trace in enumerate(shuffled) if number % 4):
         module(input_ids=torch.tensor([trace.tokens]))
@@ -54,11 +53,31 @@ def test_a_direction_is_the_difference_of_what_its_head_adds():
     torch.testing.assert_close(vectors.directions[0], difference / difference.norm(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_mean_of_a_layer_is_that_of_its_output_over_linear_steps(kind: str):
+    """With the bias of the projection, where it has one."""
+    module, traces = make(kind), some_traces(24, 384)
+    vectors = calibrate(module, traces, MARKS, permutations=0)
+    owner = output_projections(module)[1].owner
+    if owner.bias is not None:
+        torch.nn.init.normal_(owner.bias)
+        vectors = calibrate(module, traces, MARKS, permutations=0)
+    met: list[torch.Tensor] = []
+    hook = owner.register_forward_hook(lambda m, args, out: met.append(out.detach().reshape(-1, out.shape[-1])))
+    outputs = []
+    shuffled = random.Random("steer 0").sample(traces, len(traces))
+    for trace in (trace for number, trace in enumerate(shuffled) if number % 4):
+        module(input_ids=torch.tensor([trace.tokens]))
+        outputs += [met[-1][end] for end, label in zip(trace.ends, trace.labels, strict=True) if label > 0]
+    hook.remove()
+    torch.testing.assert_close(vectors.means[1], torch.stack(outputs).mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_a_lower_rank_keeps_directions_in_the_subspace_of_their_layer():
     module = make("llama")
     vectors = calibrate(module, some_traces(24, 384), MARKS, rank=3, permutations=5)
-    for _, directions in vectors.by_layer().values():
-        assert torch.linalg.matrix_rank(directions, atol=1e-4) <= 3
+    for heads in vectors.by_layer().values():
+        assert torch.linalg.matrix_rank(heads.directions, atol=1e-4) <= 3
     assert vectors.rank == 3
 
 

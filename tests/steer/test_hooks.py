@@ -55,7 +55,7 @@ def test_decoded_separators_are_met_in_every_layer_and_outputs_are_those_of_the_
     assert counts.flagged == flagged > 0
     assert counts.visited == counts.moved == flagged * layers
     assert counts.gated == flagged * heads
-    probes, directions = vectors.by_layer()[layer]
+    probes, directions, _ = vectors.by_layer()[layer]
     for step, (plain, turned) in enumerate(zip(seen[2::2], seen[3::2], strict=True)):
         flags = decoded[:, step] % 3 == 0
         expected, _ = steered(plain[:, 0], probes, directions, flags, coef=-4.0, mode="ungated")

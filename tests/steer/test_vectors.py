@@ -31,6 +31,23 @@ def vectors(model: Model) -> Vectors:
     return some_vectors(model.module, model=model.identity)
 
 
+def test_means_are_kept_and_without_them_the_mode_that_aims_at_them_is_refused(
+    model: Model, vectors: Vectors, tmp_path: Path
+):
+    means = {layer: torch.randn(vectors.hidden_size) for layer in range(2)}
+    again = read_vectors(replace(vectors, means=means).save(tmp_path / "vectors", Lineage()))
+    assert {layer: mean.tolist() for layer, mean in again.means.items()} == {
+        layer: mean.tolist() for layer, mean in means.items()
+    }
+    with steer(model, again, mode="mean"):
+        pass
+    with (
+        pytest.raises(SettingsError, match="written without the means of linear steps"),
+        steer(model, vectors, mode="mean"),
+    ):
+        pass
+
+
 def test_vectors_are_read_back_as_they_were_written(vectors: Vectors, tmp_path: Path):
     place = vectors.save(tmp_path / "vectors", Lineage(base_model="mine"))
     again = read_vectors(place)

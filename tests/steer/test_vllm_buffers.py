@@ -92,8 +92,10 @@ def test_each_row_gets_its_own_vectors_and_coefficient_and_neighbours_keep_their
     found = x.clone()
     held.apply(1, found, dense=False)
     for row, place, coef in ((1, 0, -4.0), (2, 1, -1.0), (4, 1, -1.0)):
-        pair = held.sets[place].vectors.by_layer()[1]
-        expected, _ = steered(x[row : row + 1], *pair, torch.ones(1, dtype=torch.bool), coef=coef)
+        heads = held.sets[place].vectors.by_layer()[1]
+        expected, _ = steered(
+            x[row : row + 1], heads.probes, heads.directions, torch.ones(1, dtype=torch.bool), coef=coef
+        )
         torch.testing.assert_close(found[row : row + 1], expected, rtol=0, atol=1e-6)
     assert torch.equal(found[0], x[0])  # of the prompt
     assert torch.equal(found[3], x[3])

@@ -150,7 +150,7 @@ def sweep(
     verifier: str = "math",
     coef: list[float] | None = None,
     top: list[float] | None = None,
-    mode: Literal["threshold", "soft", "ungated", "additive"] = "threshold",
+    mode: Literal["threshold", "soft", "ungated", "additive", "mean"] = "threshold",
     lose: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.01,
     tuning: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.5,
     whole: Flag = False,
@@ -182,7 +182,7 @@ def sweep(
     top:
         Share of the heads, or how many (above 1); give it several times [default: 0.1, 0.38 and 1].
     mode:
-        Which gate.
+        Which gate; mean brings directions to where they are on steps that go on, in place of taking them away.
     lose:
         Accuracy that the point may lose on the problems that choose it.
     tuning:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,9 +116,9 @@ def calibrate(
             fix="give more traces, or other cues; --force writes the vectors all the same",
         )
     probes, directions = torch.stack([w for _, w, _ in rows]), torch.stack([v for _, _, v in rows])
-    num_heads = len(projections) * describe(module.config).num_attention_heads
-    heads = tuple(head for head, *_ in rows)
-    return Vectors(model, heads, probes, maths.unit(directions), num_heads, marks, rank, made_of)
+    num_heads, heads = len(projections) * describe(module.config).num_attention_heads, tuple(head for head, *_ in rows)
+    means = {layer: one.mean.float().cpu() for layer, one in found.items()}
+    return Vectors(model, heads, probes, maths.unit(directions), num_heads, marks, rank, made_of, means)
 
 
 def _parts(traces: Sequence[ReasoningTrace], permutations: int, seed: int) -> tuple[_Labelled, _Labelled]:
@@ -174,8 +174,16 @@ def _passes(
             bar.advance()
 
 
-_Found = dict[int, tuple[Tensor, Tensor, Tensor]]
-"""{layer: weights of its heads, probes for every labelling, directions}."""
+class _Fitted(NamedTuple):
+    """Of a layer: weights of its heads, probes for every labelling, directions, and the mean over linear steps."""
+
+    weights: Tensor
+    probes: Tensor
+    directions: Tensor
+    mean: Tensor
+
+
+_Found = dict[int, _Fitted]
 
 
 def _fit(module: PreTrainedModel, projections: dict[int, MatrixView], part: _Labelled, rank: int, bar: Task) -> _Found:
@@ -191,7 +199,12 @@ def _fit(module: PreTrainedModel, projections: dict[int, MatrixView], part: _Lab
     for layer, view in projections.items():
         weights = maths.by_head(view.tensor, num_heads)
         basis = maths.subspace(sums[layer], weights, rank) if rank < view.shape[0] else None
-        found[layer] = weights, maths.probes(sums[layer], weights), maths.directions(sums[layer], weights, basis)
+        found[layer] = _Fitted(
+            weights,
+            maths.probes(sums[layer], weights),
+            maths.directions(sums[layer], weights, basis),
+            maths.linear_mean(sums[layer], weights, bias if isinstance(bias := view.owner.bias, Tensor) else None),
+        )
     return found
 
 
@@ -199,7 +212,7 @@ def _tried(
     module: PreTrainedModel, projections: dict[int, MatrixView], part: _Labelled, found: _Found, bar: Task
 ) -> dict[int, Tensor]:
     """{layer: steps that the probes call right, (traces, labels, heads)} of traces held out."""
-    inner = {layer: torch.einsum("hcd,khc->khd", w.double(), probes) for layer, (w, probes, _) in found.items()}
+    inner = {layer: torch.einsum("hcd,khc->khd", one.weights.double(), one.probes) for layer, one in found.items()}
     right: dict[int, list[Tensor]] = {layer: [] for layer in projections}
     for layer, outputs, labels in _passes(module, projections, part, bar):
         by_head = outputs.unflatten(1, (inner[layer].shape[1], -1))
@@ -209,12 +222,12 @@ def _tried(
 
 def _told(found: _Found, right: dict[int, Tensor], steps: Tensor) -> Iterator[tuple[ProbedHead, Tensor, Tensor]]:
     """Every head that makes a difference between the two kinds, with its probe and direction."""
-    for layer, (_, probes, directions) in found.items():
-        for head, direction in enumerate(directions):
+    for layer, fitted in found.items():
+        for head, direction in enumerate(fitted.directions):
             if float(direction.norm()) > 0:
                 share = _share(right[layer][:, 0, head], steps)
                 row = ProbedHead(layer, head, share.value, share.low, share.high)
-                yield row, probes[0, head].float().cpu(), direction.float().cpu()
+                yield row, fitted.probes[0, head].float().cpu(), direction.float().cpu()
 
 
 def _share(correct: Tensor, steps: Tensor) -> Interval:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from burnish.core.errors import EngineError, SettingsError
-from burnish.steer.maths.intervene import MODES, Mode, steered
-from burnish.steer.vectors import Vectors, output_projections
+from burnish.steer.maths.intervene import Mode, steered
+from burnish.steer.vectors import LayerHeads, Vectors, output_projections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,19 +126,19 @@ class Steering:
         """Forward hook of a layer's output projection."""
         if self._flags is None or not bool(self._flags.any()):
             return None
-        probes, directions = self._on(layer, output.device)
+        heads = self._on(layer, output.device)
         rows = output.reshape(-1, output.shape[-1])
-        moved, gates = steered(rows, probes, directions, self._flags, coef=self.coef, mode=self.mode)
+        options: dict[str, Any] = {"targets": heads.targets, "coef": self.coef, "mode": self.mode}
+        moved, gates = steered(rows, heads.probes, heads.directions, self._flags, **options)
         self.counts.visited += int(self._flags.sum())
         self.counts.gated += int((gates > 0.5).sum())
         self.counts.moved += int((moved != rows).any(1).sum())
         return moved.reshape(output.shape)
 
-    def _on(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        probes, directions = self._layers[layer]
-        if probes.device != device:
-            self._layers[layer] = probes, directions = probes.to(device), directions.to(device)
-        return probes, directions
+    def _on(self, layer: int, device: torch.device) -> LayerHeads:
+        if self._layers[layer].probes.device != device:
+            self._layers[layer] = self._layers[layer].to(device)
+        return self._layers[layer]
 
 
 @contextmanager
@@ -168,9 +168,8 @@ def steer(
     """
     if not math.isfinite(coef):
         raise SettingsError(f"is {coef}, which is no number", where="coef")
-    if mode not in MODES:
-        raise SettingsError(f"is {mode!r}", where="mode", fix=f"use one of {', '.join(MODES)}")
     chosen = vectors.best(top)
+    chosen.check_mode(mode)
     if top > len(vectors.heads):
         warnings.warn(f"top is {top:g}, but there are {len(vectors.heads)} heads; all are used", stacklevel=3)
     module = vectors.check(model)

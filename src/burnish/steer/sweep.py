@@ -137,6 +137,7 @@ class Sweep:
         if len(problems) < LEAST:
             raise DataError(f"{len(problems)} problems are too few; {LEAST} are needed", where="problems")
         vectors.check(model)
+        vectors.check_mode(mode)
         cut = min(max(round(tuning * len(problems)), 1), len(problems) - 1)
         self.parts: dict[Part, Sequence[dict[str, Any]]] = {"tuning": problems[:cut], "reporting": problems[cut:]}
         self.model, self.vectors, self.verifier = model, vectors, verifier
@@ -144,10 +145,12 @@ class Sweep:
         self.mode: Mode = mode
         self.batch_size = batch_size
         self._store = Store(place)
+        # Means of linear steps decide what the mode that aims at them does, and nothing else.
+        means = [(f"m{layer}", mean) for layer, mean in sorted(vectors.means.items())] if mode == "mean" else []
         self._key = {
             "model": model.identity,
             "vectors": text_digest(
-                [tensors_digest([("v", vectors.directions), ("w", vectors.probes)]), asdict(vectors.marks)]
+                [tensors_digest([("v", vectors.directions), ("w", vectors.probes), *means]), asdict(vectors.marks)]
             ),
             "problems": text_digest([dict(problem) for problem in problems]),
             "verifier": verifier.name,

@@ -1,6 +1,6 @@
 """A checkpoint directory of kind `steering`: a probe and a direction for every head, and what they were made of.
 
-    VECTORS/vectors.safetensors    v.{layer}.{head} and w.{layer}.{head}, float32 (hidden,)
+    VECTORS/vectors.safetensors    v.{layer}.{head}, w.{layer}.{head} and m.{layer}, float32 (hidden,)
     VECTORS/steering.json          the model, the convention of labels, marks, rank, and how well each head tells
     VECTORS/burnish.json           lineage
 
@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.outside import answered_for, read_object
 from burnish.steer.marks import Marks
+from burnish.steer.maths.intervene import MODES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +64,22 @@ class ProbedHead:
     high: float | None = None
 
 
+class LayerHeads(NamedTuple):
+    """What the chosen heads of one layer are steered by, the most accurate first.
+
+    Attributes:
+        probes, directions: (heads, hidden).
+        targets: along each direction, where linear steps are in the mean; None where nobody measured it.
+    """
+
+    probes: Float[Tensor, "heads hidden"]
+    directions: Float[Tensor, "heads hidden"]
+    targets: Float[Tensor, " heads"] | None
+
+    def to(self, device: torch.device) -> LayerHeads:
+        return LayerHeads(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Probes and directions.
@@ -75,6 +92,7 @@ class Vectors:
         marks: which tokens end a step, and which the thinking.
         rank: of the subspace that the directions lie in.
         made_of: counts of traces and steps, the rate of the larger class, what chance reaches.
+        means: {layer: mean of its output over linear steps}, float32 (hidden,); empty where nobody measured it.
     """
 
     model: str
@@ -85,6 +103,7 @@ class Vectors:
     marks: Marks
     rank: int
     made_of: dict[str, Any] = field(default_factory=dict)
+    means: dict[int, Float[Tensor, " hidden"]] = field(default_factory=dict, repr=False)
 
     @property
     def hidden_size(self) -> int:
@@ -97,6 +116,9 @@ class Vectors:
                 raise CheckpointError(f"{name} are {tuple(tensor.shape)}, but there are {num} heads", where="steering")
             if not tensor.isfinite().all():
                 raise CheckpointError(f"{name} hold what is no number", where="steering")
+        for layer, mean in self.means.items():
+            if mean.shape != self.probes.shape[1:] or not mean.isfinite().all():
+                raise CheckpointError(f"the mean of layer {layer} is not of this width, or no number", where="steering")
         lengths = self.directions.norm(dim=1)
         if num and float(lengths.min()) == 0:
             head = self.heads[int(lengths.argmin())]
@@ -125,12 +147,31 @@ class Vectors:
         """The most accurate heads."""
         return self.chosen(range(self.count(top)))
 
-    def by_layer(self) -> dict[int, tuple[Float[Tensor, "heads hidden"], Float[Tensor, "heads hidden"]]]:
-        """{layer: its probes and directions}, the most accurate head first."""
+    def by_layer(self) -> dict[int, LayerHeads]:
+        """What there is of each layer."""
         places: dict[int, list[int]] = {}
         for place, head in enumerate(self.heads):
             places.setdefault(head.layer, []).append(place)
-        return {layer: (self.probes[some], self.directions[some]) for layer, some in sorted(places.items())}
+        found = {}
+        for layer, some in sorted(places.items()):
+            mean = self.means.get(layer)
+            targets = None if mean is None else self.directions[some] @ mean
+            found[layer] = LayerHeads(self.probes[some], self.directions[some], targets)
+        return found
+
+    def check_mode(self, mode: str) -> None:
+        """
+        Raises:
+            SettingsError: there is no such mode, or it needs means that these vectors have not.
+        """
+        if mode not in MODES:
+            raise SettingsError(f"is {mode!r}", where="mode", fix=f"use one of {', '.join(MODES)}")
+        if mode == "mean" and not {head.layer for head in self.heads} <= self.means.keys():
+            raise SettingsError(
+                "is 'mean', and these vectors were written without the means of linear steps",
+                where="mode",
+                fix="calibrate again, or use another mode",
+            )
 
     def check_identity(self, model: Model) -> None:
         """
@@ -181,6 +222,8 @@ class Vectors:
         for place, head in enumerate(self.heads):
             tensors[f"w.{head.layer}.{head.head}"] = self.probes[place].float().contiguous().clone()
             tensors[f"v.{head.layer}.{head.head}"] = self.directions[place].float().contiguous().clone()
+        for layer, mean in self.means.items():
+            tensors[f"m.{layer}"] = mean.float().contiguous().clone()
         facts = {
             "format": FORMAT,
             "model": self.model,
@@ -237,8 +280,9 @@ def read_vectors(directory: str | Path) -> Vectors:
             torch.stack([tensors[f"{kind}.{head.layer}.{head.head}"] for head in heads]) if heads else blank
             for kind in "wv"
         )
+        means = {int(name[2:]): tensor for name, tensor in tensors.items() if name.startswith("m.")}
         return Vectors(
-            facts["model"], heads, probes, directions, facts["num_heads"], marks, facts["rank"], facts["made_of"]
+            facts["model"], heads, probes, directions, facts["num_heads"], marks, facts["rank"], facts["made_of"], means
         )
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"is damaged ({error})", where=str(place), fix="calibrate again") from None

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.steer.maths.intervene import MODES, steered
+from burnish.steer.maths.intervene import MODES, RELEASED, steered
 
-RELEASED = np.load(Path(__file__).parents[2] / "reference" / "steer" / "released_f32.npz")
+ARRAYS = np.load(Path(__file__).parents[2] / "reference" / "steer" / "released_f32.npz")
 
 
 def drawn(seed: int, rows: int = 5, heads: int = 3, hidden: int = 12) -> tuple[torch.Tensor, ...]:
@@ -25,16 +25,30 @@ EVERY = torch.ones(5, dtype=torch.bool)
 seeds = st.integers(0, 10_000)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", RELEASED)
 @pytest.mark.parametrize("coef", [-1, -4])
 @pytest.mark.parametrize("order", ["", "reversed."])
 def test_the_modes_give_what_the_released_patch_gives(mode: str, coef: int, order: str):
-    x, probes, directions = (torch.from_numpy(RELEASED[name]) for name in ("x", "probes", "directions"))
+    x, probes, directions = (torch.from_numpy(ARRAYS[name]) for name in ("x", "probes", "directions"))
     if order:
         probes, directions = probes.flip(0), directions.flip(0)
-    flags = torch.from_numpy(RELEASED["flags"]).bool()
+    flags = torch.from_numpy(ARRAYS["flags"]).bool()
     ours, _ = steered(x, probes, directions, flags, coef=float(coef), mode=mode)
-    torch.testing.assert_close(ours, torch.from_numpy(RELEASED[f"{order}{mode}.{coef}"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, torch.from_numpy(ARRAYS[f"{order}{mode}.{coef}"]), rtol=1e-5, atol=1e-5)
+
+
+@given(seeds, st.floats(-3, 3))
+def test_to_the_mean_at_minus_one_every_row_has_the_target_along_the_direction_and_nothing_else_moves(
+    seed: int, target: float
+):
+    x, probes, directions = drawn(seed)
+    options = {"targets": torch.tensor([target], dtype=torch.float64), "mode": "mean"}
+    after, _ = steered(x, probes[:1], directions[:1], EVERY, coef=-1.0, **options)
+    torch.testing.assert_close(after @ directions[0], torch.full((5,), target, dtype=torch.float64), rtol=0, atol=1e-12)
+    across = torch.eye(12, dtype=torch.float64) - torch.outer(directions[0], directions[0])
+    torch.testing.assert_close(after @ across, x @ across, rtol=0, atol=1e-12)
+    twice, _ = steered(x, probes[:1], directions[:1], EVERY, coef=-2.0, **options)
+    torch.testing.assert_close(twice - after, after - x, rtol=0, atol=1e-12)
 
 
 @given(seeds)

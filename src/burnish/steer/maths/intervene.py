@@ -13,6 +13,11 @@ away and is the form that the paper describes; c = -4, the default of the author
     soft        g = 1 - sigmoid(x·w)      after_o_proj_norm
     ungated     g = 1                     after_o_proj_no_awareness_norm
     additive    x <- x + c (1 - sigmoid(x·w)) v, whatever x·v is, and the length changes    after_o_proj
+    mean        x <- x + c (x·v - m) v, and the length changes    ours
+
+What differs in the last is where the component goes. Zero is not what it is on steps that go on, so that at c = -1 the
+others bring both kinds of steps to something that neither is; m is its mean over linear steps, and that is where c = -1
+brings it, whichever side it comes from.
 
 Source: Understanding and Steering the Cognitive Behaviors of Reasoning Models at Test-Time, 2025, arXiv:2512.24574.
 What differs from its release: probes, gates and lengths are computed in float32 where x has less (the release rounds w
@@ -28,8 +33,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Mode = Literal["threshold", "soft", "ungated", "additive"]
+Mode = Literal["threshold", "soft", "ungated", "additive", "mean"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+RELEASED: tuple[Mode, ...] = ("threshold", "soft", "ungated", "additive")
+"""Those of the authors."""
 
 VANISHED = 16
 """Roundings of ‖x‖ below which x' has no direction left."""
@@ -41,6 +48,7 @@ def steered(
     directions: Float[Tensor, "heads hidden"],
     flags: Bool[Tensor, " rows"],
     *,
+    targets: Float[Tensor, " heads"] | None = None,
     coef: float | Float[Tensor, " rows"] = -1.0,
     mode: Mode = "threshold",
 ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows heads"]]:
@@ -50,6 +58,7 @@ def steered(
         x: outputs of the output projection, in any dtype.
         probes, directions: of the chosen heads of this layer, the most accurate first; directions of unit length.
         flags: rows that are steered; every other keeps its bits.
+        targets: m above, for the mode `mean` alone.
         coef: c above, for all rows or for each.
         mode: which gate.
 
@@ -58,9 +67,13 @@ def steered(
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     state, gates = x.to(dtype), []
-    for probe, direction in zip(probes.to(dtype), directions.to(dtype), strict=True):
+    goals = torch.zeros(len(probes), dtype=dtype, device=x.device) if targets is None else targets.to(dtype)
+    for probe, direction, goal in zip(probes.to(dtype), directions.to(dtype), goals, strict=True):
         gate = _gate(state @ probe, mode) * flags
-        moved = _turned(state, direction, coef * gate, keep_length=mode != "additive")
+        if mode == "mean":
+            moved = state + (coef * gate * (state @ direction - goal))[:, None] * direction
+        else:
+            moved = _turned(state, direction, coef * gate, keep_length=mode != "additive")
         state = torch.where((gate > 0)[:, None], moved, state)
         gates.append(gate)
     if not gates:
@@ -73,7 +86,7 @@ def _gate(score: Float[Tensor, " rows"], mode: Mode) -> Float[Tensor, " rows"]:
     match mode:
         case "threshold":
             return (score < 0).to(score.dtype)
-        case "ungated":
+        case "ungated" | "mean":
             return torch.ones_like(score)
         case "soft" | "additive":
             return (-score).sigmoid()

@@ -99,6 +99,15 @@ def subspace(sums: HeadSums, weights: Float[Tensor, "heads hidden width"], rank:
     return torch.linalg.eigh(pooled).eigenvectors[:, -rank:]
 
 
+def linear_mean(
+    sums: HeadSums, weights: Float[Tensor, "heads hidden width"], bias: Float[Tensor, " hidden"] | None
+) -> Float[Tensor, " hidden"]:
+    """The mean over linear steps of the projection's output, Σ_h W_h o_h + bias."""
+    linear = (sums.first + sums.labelled[0]) / 2 / (sums.num - sums.num_checking)
+    mean = torch.einsum("hcd,hd->c", weights.double(), linear)
+    return mean if bias is None else mean + bias.double()
+
+
 def directions(
     sums: HeadSums, weights: Float[Tensor, "heads hidden width"], basis: Float[Tensor, "hidden rank"] | None
 ) -> Float[Tensor, "heads hidden"]:

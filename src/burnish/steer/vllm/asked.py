@@ -51,7 +51,8 @@ class VectorSet:
     @property
     def digest(self) -> str:
         """Of everything that decides what steering with it does, but for the coefficient."""
-        tensors = tensors_digest([("v", self.vectors.directions), ("w", self.vectors.probes)])
+        means = [(f"m{layer}", mean) for layer, mean in sorted(self.vectors.means.items())]
+        tensors = tensors_digest([("v", self.vectors.directions), ("w", self.vectors.probes), *means])
         heads = [[head.layer, head.head] for head in self.vectors.heads]
         marks = [self.vectors.marks.separator_ids, self.vectors.marks.think_end_ids]
         return f"{tensors} {json.dumps([heads, marks, self.mode])}"
@@ -94,7 +95,9 @@ def read_sets(text: str) -> tuple[VectorSet, ...]:
             fix = 'write NAME=DIRECTORY, or {"NAME": {"vectors": "DIRECTORY", "top": 0.38}}'
             raise SettingsError(f"has an entry {name!r} that names no directory", where=where, fix=fix)
         settings = VectorSetSettings.parse(dict(one), where=f"{where}.{name}")
-        found.append(VectorSet(name, read_vectors(settings.vectors).best(settings.top), settings.mode))
+        vectors = read_vectors(settings.vectors).best(settings.top)
+        vectors.check_mode(settings.mode)
+        found.append(VectorSet(name, vectors, settings.mode))
     return tuple(found)
 
 

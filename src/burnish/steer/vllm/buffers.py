@@ -11,6 +11,7 @@ preemption, is steered again and counted once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -47,8 +48,7 @@ class SteeringBuffers:
         self.sets = tuple(sets)
         self._number = {one.name: place for place, one in enumerate(self.sets)}
         self._layers = [
-            {layer: (probes.to(device), directions.to(device)) for layer, (probes, directions) in layers.items()}
-            for layers in (one.vectors.by_layer() for one in self.sets)
+            {layer: heads.to(device) for layer, heads in one.vectors.by_layer().items()} for one in self.sets
         ]
         self._separates = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
         self._ends = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
@@ -169,7 +169,9 @@ class SteeringBuffers:
                 continue
             some = slice(0, num) if dense else flags.nonzero()[:, 0]
             rows, flags = x[some], flags[some]
-            moved, gates = steered(rows, *layers[layer], flags, coef=self._coef[some], mode=one.mode)
+            heads, coef = layers[layer], self._coef[some]
+            options: dict[str, Any] = {"targets": heads.targets, "coef": coef, "mode": one.mode}
+            moved, gates = steered(rows, heads.probes, heads.directions, flags, **options)
             self._count(VISITED, some, flags)
             self._count(GATED, some, (gates > 0.5).sum(1))
             self._count(MOVED, some, (moved != rows).any(1))
