@@ -220,6 +220,13 @@ METHODS: tuple[Method, ...] = (
         page="token-weights",
     ),
     Method(
+        name="RULER",
+        does="answers at any length and depth of the evidence, with what is really sent shown",
+        use="burnish evaluate --task ruler:niah_multikey,vt --lengths 1k,2k",
+        source="RULER: What's the Real Context Size of Your Long-Context Language Models?, 2024, arXiv:2404.06654",
+        page="ruler",
+    ),
+    Method(
         name="adapters on experts",
         does="LoRA on the routed experts of a mixture, for each its own or with what they can share tied",
         use="burnish train --lora-experts shared",

@@ -10,7 +10,11 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from burnish.cli.options import Options
+from burnish.cli.run import Flag
+from burnish.core.errors import SettingsError
+from burnish.core.settings import Settings
 from burnish.evaluate.pair_settings import PairMeasurement
+from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of, tasks_of
 from burnish.evaluate.stage import Evaluate
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ class _Settings(Evaluate):
 
 _DEFAULTS = _Settings.parse({}, where="defaults")
 _PAIR_DEFAULTS = PairMeasurement.parse({}, where="defaults")
+_RULER_DEFAULTS = RulerMeasurement.parse({}, where="defaults")
 
 
 def evaluate(
@@ -38,12 +43,16 @@ def evaluate(
     settings: Options[_Settings] = _DEFAULTS,
     pairs: str | None = None,
     on_pairs: Options[PairMeasurement] = _PAIR_DEFAULTS,
+    task: str | None = None,
+    on_task: Options[RulerMeasurement] = _RULER_DEFAULTS,
+    audit: Flag = False,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
 ) -> None:
     """Measure quality, size and speed of a checkpoint: every value with its interval, under a named protocol.
 
     With --pairs, measure a reward model instead, or a policy as the reward model that it implies: accuracy,
-    calibration, margins and the pull of length, on preference pairs.
+    calibration, margins and the pull of length, on preference pairs. With --task, measure answers to tasks of RULER, by
+    the depth of the evidence.
 
     Parameters
     ----------
@@ -51,6 +60,10 @@ def evaluate(
         A checkpoint directory or hub id.
     pairs:
         Preference pairs (RewardBench's form too): .jsonl, .jsonl.gz, .json, .parquet, or a hub id.
+    task:
+        Tasks of RULER: ruler:niah_single,niah_multikey,niah_multikey_3,vt,cwe,fwe.
+    audit:
+        With --task: only print the first and the last 40 tokens that each task sends.
     out:
         A run directory whose ledger the measurement is added to; on text, what it already holds is not measured again.
     """
@@ -64,17 +77,94 @@ def evaluate(
         check_run_directory(out)
     opened = load(model)
     ledger = Ledger(out, node=opened.path.name if opened.path else model)
+    if task is not None:
+        if pairs is not None:
+            raise SettingsError("--task and --pairs measure different things", where="task", fix="give one of them")
+        _on_ruler(opened, model, tasks_of(task), on_task, settings, ledger, audit=audit)
+        return
+    _refuse_changed(on_task, _RULER_DEFAULTS, "is for tasks of RULER, and none are named", "add --task ruler:vt")
+    if audit:
+        raise SettingsError("there is no task whose prompts could be shown", where="audit", fix="add --task ruler:vt")
     if pairs is not None:
         _on_pairs(opened, model, pairs, on_pairs, settings, ledger)
         return
-    if on_pairs != _PAIR_DEFAULTS:
-        from burnish.core.errors import SettingsError
-
-        changed = next(
-            name for name in type(on_pairs).model_fields if getattr(on_pairs, name) != getattr(_PAIR_DEFAULTS, name)
-        )
-        raise SettingsError("is for preference pairs, and none are named", where=changed, fix="add --pairs FILE")
+    _refuse_changed(on_pairs, _PAIR_DEFAULTS, "is for preference pairs, and none are named", "add --pairs FILE")
     _on_text(opened, model, settings, ledger)
+
+
+def _refuse_changed(given: Settings, defaults: Settings, what: str, fix: str) -> None:
+    """Refuses settings of a measurement that is not asked for."""
+    changed = [name for name in type(given).model_fields if getattr(given, name) != getattr(defaults, name)]
+    if changed:
+        raise SettingsError(what, where=changed[0], fix=fix)
+
+
+def _on_ruler(
+    opened: Model,
+    name: str,
+    tasks: list[str],
+    on_task: RulerMeasurement,
+    settings: _Settings,
+    ledger: Ledger,
+    *,
+    audit: bool,
+) -> None:
+    from burnish.core.progress import Progress
+    from burnish.core.store import Store
+    from burnish.evaluate.ruler.measure import measure_ruler
+
+    if audit:
+        _show_prompts(opened, tasks, on_task)
+        return
+    store = None if ledger.directory is None else Store(ledger.directory / "work" / "ruler" / opened.identity[:12])
+    found = measure_ruler(
+        on_task,
+        opened,
+        tasks,
+        dtype=settings.dtype,
+        device=settings.device,
+        store=store,
+        progress=Progress(),
+    )
+    if ledger.measured(opened.identity, found.evaluation.protocol) is None:
+        found.record(ledger, opened.identity, name)
+    protocol = found.evaluation.protocol
+    print(f"{name} on RULER, template {protocol['template']}, {protocol['decoding']}, {protocol['dtype']}")
+    for row in found.tables["ruler_scores"]:
+        print(_ruler_line(row))
+
+
+def _show_prompts(opened: Model, tasks: list[str], on_task: RulerMeasurement) -> None:
+    """What is sent, without a model's weights."""
+    from burnish.evaluate.ruler.measure import fitted, places, sample_seed
+    from burnish.evaluate.ruler.prompt import audit, template_of
+    from burnish.evaluate.ruler.tasks import TASKS
+
+    template = template_of(opened.tokenizer, on_task.template)
+    for name in tasks:
+        for length in lengths_of(on_task.lengths):
+            task = TASKS[name]
+            depths, seed = places(on_task, task), sample_seed(on_task, task, length, 0)
+            prompt, ids = fitted(opened.tokenizer, task, length, depths, template, seed)[0]
+            first, last = audit(opened.tokenizer, ids)
+            print(f"{name}, {length:,} tokens: {len(ids):,} sent, {task.num_generated} to answer, template {template}")
+            print(f"  first: {first!r}\n  last:  {last!r}\n  wanted: {', '.join(prompt.answers)}")
+
+
+def _ruler_line(row: dict[str, Any]) -> str:
+    """A task at a length."""
+
+    def share(name: str) -> str:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        return f"{row[name]:.1%}" + (f" ({low:.1%} to {high:.1%})" if low is not None else "")
+
+    line = f"  {row['task']:<16} {row['length']:>7,} tokens  {share('score')} of {row['prompts']:,} prompts"
+    if "spread" not in row:
+        return line
+    return (
+        f"{line}; worst at depth {row['worst_depth']:.0%}: {row['worst_score']:.1%}; spread {share('spread')}, "
+        f"by chance {row['spread_by_chance']:.1%} (p {row['p_value']:.3f})"
+    )
 
 
 def _on_text(opened: Model, name: str, settings: _Settings, ledger: Ledger) -> None:

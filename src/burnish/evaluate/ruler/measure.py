@@ -1,0 +1,291 @@
+"""A model on tasks of RULER: prompts of a length, greedy answers, scores by depth; kept sample by sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.core.checkpoint import Model, compute_dtype, pick_device
+from burnish.core.errors import SettingsError
+from burnish.core.progress import Progress
+from burnish.core.store import Store
+from burnish.evaluate.evaluation import Evaluation, Metric
+from burnish.evaluate.measure import check_kind, device_name, longest_context, network
+from burnish.evaluate.ruler.prompt import Template, sent, template_of
+from burnish.evaluate.ruler.score import by_depth, share_found, spread, summary
+from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of
+from burnish.evaluate.ruler.tasks import TASKS, Prompt, RulerTask
+
+if TYPE_CHECKING:
+    from burnish.core.ledger import Ledger
+
+PROTOCOL_VERSION = 1
+"""Raised whenever a change here changes numbers."""
+SCORES, DEPTHS = "ruler_scores", "ruler_depths"
+"""Names of the ledger's tables."""
+ANSWERS = "answers.json"
+
+
+@dataclass
+class RulerEvaluation:
+    """One model on some tasks at some lengths.
+
+    Attributes:
+        evaluation: metrics `ruler_TASK_LENGTH`, scores of every prompt, and the protocol.
+        tables: `ruler_scores`, a row for each task and length; `ruler_depths`, one for each of their depths.
+    """
+
+    evaluation: Evaluation
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def record(self, ledger: Ledger, checkpoint: str, path: str) -> None:
+        """Appends the measurement and its tables."""
+        self.evaluation.record(ledger, checkpoint, path)
+        for name, rows in self.tables.items():
+            if rows:
+                ledger.table(name, rows)
+
+
+def places(settings: RulerMeasurement, task: RulerTask) -> list[float]:
+    """The depths that a sample of a task is asked at; one without a needle is asked once."""
+    return [place / (settings.depths - 1) for place in range(settings.depths)] if task.has_depth else [0.5]
+
+
+def fitted(
+    tokenizer: Any, task: RulerTask, length: int, depths: Sequence[float], template: Template, seed: str
+) -> list[tuple[Prompt, list[int]]]:
+    """One sample at all depths, with as much haystack as fits into `length` tokens together with the answer.
+
+    Raises:
+        SettingsError: not even the shortest fits.
+    """
+
+    def made(units: int) -> list[tuple[Prompt, list[int]]]:
+        drawn = [task.draw(seed, units, length, depth) for depth in depths]
+        return [(prompt, sent(tokenizer, prompt, template)) for prompt in drawn]
+
+    def fits(units: int) -> bool:
+        middle = [task.draw(seed, units, length, depth) for depth in (depths[0], depths[-1])]
+        return max(len(sent(tokenizer, prompt, template)) for prompt in middle) + task.num_generated <= length
+
+    if not fits(task.least):
+        shortest = max(len(ids) for _, ids in made(task.least)) + task.num_generated
+        raise SettingsError(
+            f"{length:,} tokens are too few for {task.name}, whose shortest prompt and answer take {shortest:,}",
+            where="lengths",
+            fix="use a larger length",
+        )
+    low, high = task.least, 2 * task.least
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    # Where a needle stands can change the tokens at its borders by a few.
+    found = made(low)
+    while max(len(ids) for _, ids in found) + task.num_generated > length and low > task.least:
+        low -= 1
+        found = made(low)
+    return found
+
+
+def sample_seed(settings: RulerMeasurement, task: RulerTask, length: int, number: int) -> str:
+    """What a sample is drawn from."""
+    return f"{settings.seed}/{task.name}/{length}/{number}"
+
+
+def measure_ruler(
+    settings: RulerMeasurement,
+    model: Model,
+    tasks: Sequence[str],
+    *,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: str = "auto",
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> RulerEvaluation:
+    """Scores of a causal language model.
+
+    Args:
+        settings: lengths, samples, depths, template.
+        model: left as it is.
+        tasks: official names.
+        dtype, device: as of other measurements.
+        store: where answers are kept, so that a measurement that was stopped goes on.
+        progress: for a bar.
+
+    Raises:
+        SettingsError: a length below what a task needs, or beyond the model's positions.
+        CheckpointError: not a causal language model.
+    """
+    check_kind(model)
+    place = pick_device(device)
+    compute = compute_dtype(place) if dtype == "auto" else getattr(torch, dtype)
+    lengths, template = lengths_of(settings.lengths), template_of(model.tokenizer, settings.template)
+    check_lengths(model, lengths)
+    protocol = protocol_of(settings, tasks, template) | {
+        "dtype": str(compute).removeprefix("torch."),
+        "device": device_name(place),
+        "threads": torch.get_num_threads(),
+    }
+    work = [(TASKS[name], length, number) for name in tasks for length in lengths for number in range(settings.samples)]
+    kept: dict[tuple[str, int], list[list[float]]] = {}
+    bars = progress or Progress(enabled=False)
+    answering: _Answering | None = None
+    with bars.task("answering prompts of RULER", total=len(work), unit="samples") as task_bar:
+        for task, length, number in work:
+            key = _key(settings, model, task, length, number, template, protocol)
+            name = f"{task.name}-{length}-{number:04d}"
+            scores = None if store is None else _read(store, name, key)
+            if scores is None:
+                answering = answering or _Answering(network(model, dtype=compute, device=place), model.tokenizer)
+                seed = sample_seed(settings, task, length, number)
+                asked = fitted(model.tokenizer, task, length, places(settings, task), template, seed)
+                answers = [answering(prompt, ids, task.num_generated) for prompt, ids in asked]
+                scores = [share_found(answer, one.answers) for answer, (one, _) in zip(answers, asked, strict=True)]
+                if store is not None:
+                    _keep(store, name, key, asked, answers, scores)
+            kept.setdefault((task.name, length), []).append(scores)
+            task_bar.advance()
+    return _evaluation(settings, kept, protocol)
+
+
+def check_lengths(model: Model, lengths: Sequence[int]) -> None:
+    """Refuses what the model's positions do not hold."""
+    longest = longest_context(model)
+    if longest is not None and max(lengths) > longest:
+        raise SettingsError(
+            f"a length is {max(lengths):,} tokens, but the model's positions end at {longest:,}",
+            where="lengths",
+            fix="use shorter ones",
+        )
+
+
+def protocol_of(settings: RulerMeasurement, tasks: Sequence[str], template: Template) -> dict[str, Any]:
+    """What two measurements must share to be comparable, but for where they were computed."""
+    drawn = hashlib.sha256()
+    for name in tasks:
+        task = TASKS[name]
+        for number in range(min(3, settings.samples)):
+            prompt = task.draw(sample_seed(settings, task, 0, number), task.least, 1024, 0.5)
+            drawn.update("\0".join([prompt.text, prompt.prefix, *prompt.answers]).encode())
+    return {
+        "version": PROTOCOL_VERSION,
+        "engine": f"transformers {version('transformers')}",
+        "benchmark": "RULER",
+        "tasks": list(tasks),
+        "prompts": drawn.hexdigest(),
+        "lengths": settings.lengths,
+        "samples": settings.samples,
+        "depths": settings.depths,
+        "template": template,
+        "answer_prefix": "behind the template",
+        "beginning_token": "once",
+        "decoding": "greedy",
+        "seed": settings.seed,
+        "interval": "95 %, Student's t over samples, shares on their logit, depths paired by sample",
+    }
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+class _Answering:
+    """Greedy answers, which end where nothing that is still to come can change the score."""
+
+    def __init__(self, module: Any, tokenizer: Any) -> None:
+        self.module, self.tokenizer = module, tokenizer
+
+    @torch.inference_mode()
+    def __call__(self, prompt: Prompt, ids: list[int], num_generated: int) -> str:
+        from transformers import StoppingCriteriaList
+
+        given = torch.tensor([ids], device=self.module.device)
+
+        def found(tokens: Tensor, scores: Any, **others: Any) -> Tensor:
+            text = self.tokenizer.decode(tokens[0, len(ids) :], skip_special_tokens=True)
+            done = share_found(text, prompt.answers) == 1
+            return torch.full((len(tokens),), done, device=tokens.device)
+
+        made = self.module.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=num_generated,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self.tokenizer.eos_token_id or 0,
+            stopping_criteria=StoppingCriteriaList([found]),
+        )
+        return self.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+
+
+def _key(
+    settings: RulerMeasurement,
+    model: Model,
+    task: RulerTask,
+    length: int,
+    number: int,
+    template: Template,
+    protocol: dict[str, Any],
+) -> dict[str, Any]:
+    own = {name: protocol[name] for name in ("version", "engine", "dtype", "device", "threads")}
+    seed = sample_seed(settings, task, length, number)
+    return own | {"model": model.identity, "seed": seed, "depths": places(settings, task), "template": template}
+
+
+def _read(store: Store, name: str, key: dict[str, Any]) -> list[float] | None:
+    found = store.find(name, key)
+    if found is None:
+        return None
+    return [row["score"] for row in json.loads((found / ANSWERS).read_text(encoding="utf-8"))]
+
+
+def _keep(
+    store: Store,
+    name: str,
+    key: dict[str, Any],
+    asked: list[tuple[Prompt, list[int]]],
+    answers: list[str],
+    scores: list[float],
+) -> None:
+    rows = [
+        {"depth": prompt.depth, "tokens": len(ids), "wanted": prompt.answers, "answer": answer, "score": score}
+        for (prompt, ids), answer, score in zip(asked, answers, scores, strict=True)
+    ]
+    with store.writing(name, key) as path:
+        (path / ANSWERS).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def _evaluation(
+    settings: RulerMeasurement, kept: dict[tuple[str, int], list[list[float]]], protocol: dict[str, Any]
+) -> RulerEvaluation:
+    metrics: dict[str, Metric] = {}
+    tables: dict[str, list[dict[str, Any]]] = {SCORES: [], DEPTHS: []}
+    sequences: dict[str, list[float]] = {"sample": [float(number) for number in range(settings.samples)]}
+    for (name, length), rows in kept.items():
+        scores = np.array(rows)
+        found: dict[str, Any] = dict(summary(scores))
+        value: Metric = {"value": found["score"], "unit": "", "note": ""}
+        value |= {"low": found["score_low"], "high": found["score_high"]}
+        metrics[f"ruler_{name}_{length}"] = value
+        sequences[f"{name}_{length}"] = scores.mean(axis=1).tolist()
+        if TASKS[name].has_depth:
+            depths = places(settings, TASKS[name])
+            found |= spread(scores, depths, settings.seed)
+            tables[DEPTHS] += [{"task": name, "length": length} | row for row in by_depth(scores, depths)]
+        tables[SCORES].append({"task": name, "length": length, "prompts": scores.size} | found)
+    return RulerEvaluation(Evaluation(metrics, sequences, protocol), tables)

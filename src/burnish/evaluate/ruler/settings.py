@@ -1,0 +1,67 @@
+"""Settings of a measurement on RULER; importing them costs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from burnish.core.errors import SettingsError, nearest
+from burnish.core.settings import Settings
+
+TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
+SHORT = {"niah_single": "niah_single_1", "niah_multikey": "niah_multikey_2"}
+"""What stands for a task of the official list: the one of its kind that needs no essays."""
+PREFIX = "ruler:"
+
+
+class RulerMeasurement(Settings):
+    """How a model is measured on tasks of RULER."""
+
+    lengths: str = Field(default="1k,2k", description="ruler: tokens of prompt and answer together; 1k is 1,024")
+    samples: int = Field(default=5, ge=1, description="ruler: prompts of a task; of needles each at every depth")
+    depths: int = Field(default=10, ge=2, le=100, description="ruler: places that a needle is put at, evenly spread")
+    template: Literal["auto", "none", "chat"] = Field(
+        default="auto", description="ruler: chat: by the tokenizer's chat template, which auto takes where there is one"
+    )
+    seed: int = Field(default=0, ge=0, description="ruler: of the prompts")
+
+    @field_validator("lengths")
+    @classmethod
+    def _are_lengths(cls, text: str) -> str:
+        lengths_of(text)
+        return text
+
+
+def lengths_of(text: str) -> list[int]:
+    """Numbers of tokens out of `1k,2k,3000`."""
+    found = []
+    for part in (piece.strip().lower() for piece in text.split(",")):
+        digits, factor = (part[:-1], 1024) if part.endswith("k") else (part, 1)
+        if not digits.isdecimal() or not int(digits):
+            raise ValueError(f"{part!r} is no number of tokens; write 1k,2k or 3000")
+        found.append(int(digits) * factor)
+    if len(set(found)) < len(found):
+        raise ValueError("a length stands there twice")
+    return found
+
+
+def tasks_of(text: str) -> list[str]:
+    """Official names out of `ruler:niah_multikey,vt`.
+
+    Raises:
+        SettingsError: no such task, or one twice.
+    """
+    if not text.startswith(PREFIX):
+        raise SettingsError(f"{text!r} is no task here", where="task", fix="write ruler:niah_multikey,vt")
+    found = []
+    for part in (piece.strip() for piece in text.removeprefix(PREFIX).split(",")):
+        name = SHORT.get(part, part)
+        if name not in TASKS:
+            guess = nearest(part, [*TASKS, *SHORT])
+            fix = f"did you mean {guess!r}?" if guess else f"tasks are {', '.join(TASKS)}"
+            raise SettingsError(f"there is no RULER task {part!r} here", where="task", fix=fix)
+        if name in found:
+            raise SettingsError(f"{name} stands there twice", where="task", fix="leave one out")
+        found.append(name)
+    return found
