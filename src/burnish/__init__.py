@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.curriculum.stage import Curriculum as Curriculum
     from burnish.data.stage import CurateTrajectories as CurateTrajectories
     from burnish.data.stage import DrawChains as DrawChains
+    from burnish.diagnose.stage import Diagnose as Diagnose
     from burnish.distill.stage import Distill as Distill
     from burnish.evaluate.stage import Evaluate as Evaluate
     from burnish.quantize.stage import Quantize as Quantize

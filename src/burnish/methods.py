@@ -593,6 +593,23 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="diagnosis and repair",
+        does="problems that a quantized model has lost, the step where each goes wrong, and pairs that teach it again",
+        use="burnish diagnose",
+        source="Quantization Meets Reasoning, 2025, arXiv:2501.03035; 2025, arXiv:2505.11574",
+        page="repair",
+        verb=Verb(
+            name="diagnose",
+            settings="burnish.diagnose.stage:Diagnose",
+            help="Find the problems that a quantized model has lost, where each goes wrong, and pairs for a repair.",
+            examples=(
+                "burnish diagnose small --original models/mine --data problems.jsonl --verifier chain -o pairs",
+                "burnish tune small --teacher models/mine --data pairs -o repaired",
+            ),
+            makes="directory of rows",
+        ),
+    ),
+    Method(
         name="sampling",
         does="n continuations of every prompt in batches that finished rows leave, with every token's log-probability",
         use="burnish.generate",

@@ -120,6 +120,22 @@ def paired_interval(
     return interval(difference, weights, confidence=confidence)
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The probability of so uneven a split, or one more uneven, where neither side is better: McNemar's test, exact.
+
+        p = min(1, 2 Σ_{i <= min(b, c)} C(b + c, i) / 2^(b + c))
+
+    Args:
+        only_first, only_second: items, b and c, that one side alone gets right; others say nothing of a difference.
+
+    Source: McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
+    """
+    from scipy.special import bdtr
+
+    num, fewer = only_first + only_second, min(only_first, only_second)
+    return 1.0 if num == 0 else min(1.0, 2 * float(bdtr(fewer, num, 0.5)))
+
+
 def student_quantile(num: int, confidence: float = 0.95) -> float:
     """How many standard errors an interval of `num` observations reaches to either side: 12.7 for 2, 1.96 for many."""
     from scipy.special import stdtrit  # here, so that commands which compute nothing start without scipy
