@@ -192,6 +192,29 @@ def windows_of_draw(model: Any, draw: int) -> torch.Tensor:
     return text_of_draw(model, draw).tokens
 
 
+def round_by_layer(
+    views: Sequence[MatrixView],
+    rounding: Rounding,
+    text: Calibration,
+    module: Any,
+    directory: Path,
+    *,
+    changed: bool,
+    key: dict[str, Any] | None = None,
+) -> None:
+    """Rounds a network in place, layer after layer, with sketches of the original, where the rule needs any, and the
+    covariance of inputs that go through the layers as they were or, if `changed`, as they have become."""
+    own = {"matrices": [view.name for view in views]}
+    two_sided = "sketch" in rounding.rule.needs
+    sketches = None
+    if two_sided:
+        sketches = collect(module, views, text, directory / "statistics", key=own | (key or {}), sketches=["a"])
+    walk = LayerByLayer(module, views, precision=PRECISION, changed=changed)
+    for some, inputs in collected(walk, text, directory / "inputs", key=own):
+        assert inputs is not None, "there is a text"
+        quantize_matrices(some, rounding, OtherInputs(inputs, sketches) if sketches else inputs)
+
+
 class OtherInputs(Statistics):
     """Sums of which the inputs' covariance is that of another collection of the same text."""
 
@@ -306,17 +329,11 @@ class Measuring:
         """Rounded layer after layer, two-sidedly, with a share of the covariance of inputs that go through them."""
         share, changed = INPUTS[method]
         module = self.copy()
-        views = select(matrices(module), ())
-        text, key = text_of_draw(self.model, draw), {"matrices": [view.name for view in views]}
-        of_original = key | {"model": self.model.identity}
-        sketches = collect(
-            module, views, text, self.statistics(draw, "a") / "statistics", key=of_original, sketches=["a"]
-        )
         strength = Strength(YAQA_A["damping"], YAQA_A["damping"], share)
         rounding = Rounding(RULES["yaqa"], FORMATS["int"](bits, GROUP, True), torch.bfloat16, strength, "a", refit=1)
-        walk = LayerByLayer(module, views, precision=PRECISION, changed=changed)
-        for some, inputs in collected(walk, text, self.arguments.work / "inputs", key=key):
-            quantize_matrices(some, rounding, OtherInputs(inputs, sketches))
+        views = select(matrices(module), ())
+        directory, key = self.statistics(draw, "a"), {"model": self.model.identity}
+        round_by_layer(views, rounding, text_of_draw(self.model, draw), module, directory, changed=changed, key=key)
         return module
 
     def round_embedding(self, module: Any, embedding: Embedding, draw: int) -> None:
@@ -429,7 +446,8 @@ def of_mixed_widths() -> dict[tuple[float, str], Draws]:
 
 
 def means(draws: Draws) -> list[str]:
-    return [f"{np.mean([kl[domain] for kl in draws.values()]):.3f}" for domain in DOMAINS]
+    found = [float(np.mean([kl[domain] for kl in draws.values()])) for domain in DOMAINS]
+    return [f"{value:.3f}" if value >= 0.01 else f"{value:.4f}" for value in found]
 
 
 def beside(ours: Draws, theirs: Draws) -> list[str]:

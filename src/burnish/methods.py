@@ -95,6 +95,7 @@ QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with 
 YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
 LOW_BITS = Benchmark("low_bits", needs="--data DIR with movie reviews and speeches, --work DIR, the peer's environment")
 MIXED_WIDTHS = Benchmark("mixed_widths", needs="--data DIR with movie reviews and speeches, --work DIR of low_bits")
+ROUNDING_AGAIN = Benchmark("rounding_again", ("--work", "runs/slim-router"))
 SCALE_TUNING = Benchmark("scale_tuning", needs="--data DIR with movie reviews and speeches, --work DIR")
 SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
 REASON_TINY = Benchmark("reason_tiny", needs="--work DIR, and some hours of one core")
@@ -127,7 +128,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method gptq",
         source="GPTQ, 2022, arXiv:2210.17323; QuIP (LDLQ), 2023, arXiv:2307.13304",
         page="rounding",
-        benchmarks=(QUANTIZE_BASELINES, YAQA, LOW_BITS, MIXED_WIDTHS),
+        benchmarks=(QUANTIZE_BASELINES, YAQA, LOW_BITS, MIXED_WIDTHS, ROUNDING_AGAIN),
         verb=Verb(
             name="quantize",
             settings="burnish.quantize.stage:Quantize",

@@ -3,11 +3,17 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from burnish.arch import matrices
 from burnish.calibrate import Calibration, collect
+from burnish.quantize.formats import FORMATS
+from burnish.quantize.method import Rounding
 from burnish.quantize.plan import select
+from burnish.quantize.rule import Strength
+from burnish.quantize.rules import RULES
+from burnish.quantize.tuning import rounded_under
 from small_models import small_llama
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
@@ -49,3 +55,18 @@ def test_other_inputs_are_the_covariance_of_one_collection_beside_the_sketches_o
     torch.testing.assert_close(both.covariance, inputs.read(views[0], range(4)).covariance, rtol=0, atol=0)
     for mixed, given in zip(both.sketches["a"], sketches.read(views[0], range(4)).sketches["a"], strict=True):
         torch.testing.assert_close(mixed, given, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_layer_by_layer_is_rounding_at_once_but_for_inputs_behind_rounded_layers(tmp_path, changed):
+    module = small_llama()
+    views = select(matrices(module), ())
+    text = Calibration(torch.randint(300, (8, 32), generator=torch.Generator().manual_seed(0)))
+    grid = FORMATS["int"](3, 32, True)
+    rounding = Rounding(RULES["yaqa"], grid, torch.bfloat16, Strength(0.1, 0.1, 1.0), "a", refit=1)
+    at_once = collect(module, views, text, tmp_path / "at-once", key={}, sketches=["a"])
+    wanted = rounded_under(views, {"": rounding}, at_once)[""]
+    low_bits.round_by_layer(views, rounding, text, module, tmp_path, changed=changed)
+    same = [torch.equal(view.tensor.to(torch.bfloat16), wanted[view.name]) for view in views]
+    first = [view.layer == 0 for view in views]
+    assert same == (first if changed else [True] * len(views))
