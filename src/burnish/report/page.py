@@ -16,6 +16,7 @@ from burnish.core.errors import DataError
 from burnish.core.page import Cell, Column, Row, Section, Table, numbers
 from burnish.report import (
     curriculum,
+    depths,
     engine_speed,
     episodes,
     figures,
@@ -32,7 +33,7 @@ from burnish.report.protocols import base_name, flatten, protocol_differences, s
 from burnish.report.run import NodeRecord, RunRecord, read_run
 
 REPORT_FILE = "report.html"
-_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN, *episodes.DRAWN, *curriculum.DRAWN)
+_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN, *episodes.DRAWN, *curriculum.DRAWN, *depths.DRAWN)
 _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
 _MAX_OTHER_COLUMNS = 8
@@ -123,6 +124,7 @@ def _run_view(run: RunRecord, place: Path) -> dict[str, Any]:
         "layers_left_out": len(layer_views) - len(shown),
         "weight_error": any(one.value_name == layers.WEIGHT_ERROR for one in shown),
         "episodes": episodes.views(run, place),
+        "depths": depths.views(run),
         "curves": [
             *curriculum.figures(run),
             *figures.curves(run, apart=episodes.BY_KIND),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from burnish.data.packing import pieces
 from burnish.train.losses import ROWS, STEP, Batch
-from burnish.train.maths.masks import document_numbers, visible
+from burnish.train.maths.masks import document_numbers, places_within, visible
 from burnish.train.maths.positions import cyclic_positions, skip_positions
 from burnish.train.objective import Objective
 
@@ -112,8 +112,6 @@ def _blocks(documents: Tensor, window: int | None, sinks: int) -> Any:
 
 def mask_rule(documents: Int[Tensor, "rows length"], window: int | None, sinks: int) -> Any:
     """`visible` as a function of row, head, query and key."""
-    from burnish.train.maths.masks import places_within
-
     place = places_within(documents)
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
