@@ -273,7 +273,7 @@ def test_healed_layers_give_more_of_what_the_original_gave_and_keep_their_consta
 
 
 def test_steps_that_held_out_text_does_not_confirm_are_dropped(monkeypatch, ids):
-    monkeypatch.setattr("burnish.convert.heal.RATE", 30.0)
+    monkeypatch.setattr("burnish.convert.heal.RATES", (30.0, 20.0))
     plain, healed = (converted(source(), **HEALED, **more).module for more in ({}, {"heal_tokens": 2048}))
     torch.testing.assert_close(logits(healed, ids), logits(plain, ids), rtol=0, atol=0)
 

@@ -6,8 +6,8 @@ for what came into that (Y),
     min over q, kv_a, kv_b and o of |A(X') - Y|^2
 
 by Adam, with steps in proportion to the weights of each matrix. Layers differ a hundredfold in how far they may be
-moved, so how much of the way is kept is chosen on text that was held out, and nothing of it is one of the choices. The
-row of the constant channel stays as it is, and so does the norm.
+moved, so how far to go is chosen on text that was held out, and nowhere is one of the choices. The row of the constant
+channel stays as it is, and so does the norm.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROJECTIONS = {"q": "q_proj", "kv_a": "kv_a_proj_with_mqa", "kv_b": "kv_b_proj", "o": "o_proj"}
-RATE = 3e-3
-"""First step, in median absolute weights of a matrix; it falls linearly to zero."""
+RATES = (1e-2, 3e-3)
+"""First steps, in median absolute weights of a matrix; they fall linearly to zero. The second is for layers in which
+half of the way or less of the first is the best."""
 BETAS = 0.9, 0.95
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25)
 """Of the way that are tried."""
 
 
@@ -43,7 +44,9 @@ def heal(
     tokens: int,
     constant: bool,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The matrices of a layer's attention by role, and a row: the relative error on held-out text, and what was kept.
+    """The matrices of a layer's attention by role, and a row: the relative error on held-out text, and the steps kept.
+
+    Those are the first step times the share of the way that is kept, 0 where nothing is.
 
     Args:
         source, new: the networks, of which the new one is converted up to and with this layer.
@@ -63,18 +66,25 @@ def heal(
         made = attended(layer, number, text[place], weights)
         return (made - targets[place]).square().mean() / energy
 
+    def held_out(weights: Mapping[str, Tensor]) -> float:
+        with torch.no_grad():
+            return sum(float(error(place, weights)) for place in places[True]) / len(places[True])
+
     start = {role: layer.self_attn.get_submodule(name).weight.detach().float() for role, name in PROJECTIONS.items()}
     frozen = layer.self_attn.kv_lora_rank - 1 if constant else None
-    end = trained(start, error, order(places[False], text, tokens, number), frozen)
-    tried = {share: {role: start[role].lerp(end[role], share) for role in start} for share in SHARES}
-    with torch.no_grad():
-        errors = {
-            share: sum(float(error(place, weights)) for place in places[True]) / len(places[True])
-            for share, weights in tried.items()
-        }
-    best = min(SHARES, key=errors.__getitem__)
-    row = {"output error, not healed": errors[0.0], "output error, healed": errors[best], "healing kept": best}
-    return tried[best], row
+    batches = order(places[False], text, tokens, number)
+    kept, before = (start, 0.0), held_out(start)
+    after = before
+    for rate in RATES:
+        end = trained(start, error, batches, rate, frozen)
+        ways = {share: {role: start[role].lerp(end[role], share) for role in start} for share in SHARES}
+        errors = {share: held_out(weights) for share, weights in ways.items()}
+        best = min(SHARES, key=errors.__getitem__)
+        if errors[best] < after:
+            kept, after = (ways[best], best * rate), errors[best]
+        if best > 0.5:
+            break
+    return kept[0], {"output error, not healed": before, "output error, healed": after, "steps kept": kept[1]}
 
 
 def attended(
@@ -106,6 +116,7 @@ def trained(
     start: Mapping[str, Tensor],
     error: Callable[[int, Mapping[str, Tensor]], Tensor],
     batches: Sequence[int],
+    rate: float,
     frozen: int | None,
 ) -> dict[str, Tensor]:
     """The matrices behind one step of Adam for every batch.
@@ -114,10 +125,11 @@ def trained(
         start: matrices by role.
         error: of a batch, with given matrices.
         batches: in order.
+        rate: the first step, in median absolute weights.
         frozen: row of `kv_a` that stays as it is.
     """
     weights = {role: tensor.clone().requires_grad_() for role, tensor in start.items()}
-    groups = [{"params": [weight], "lr": RATE * float(start[role].abs().median())} for role, weight in weights.items()]
+    groups = [{"params": [weight], "lr": rate * float(start[role].abs().median())} for role, weight in weights.items()]
     adam = torch.optim.Adam(groups, betas=BETAS)
     falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / len(batches))
     for place in batches:
