@@ -54,7 +54,8 @@ def calibrate(
     traces:
         A .jsonl file of problems with `completion`, or of chats (`messages`); some hundred.
     problems:
-        Instead: a .jsonl file of problems that the model answers here first; kept as OUT.traces.jsonl.
+        Instead: a .jsonl file of problems that the model answers here first; kept as OUT.traces.jsonl, and in parts in
+        OUT.answers, so that the same command goes on where it was stopped.
     verifier:
         Who says which answers are right, as in burnish reason run.
     separator:
@@ -102,12 +103,12 @@ def calibrate(
     identity, base, tokenizer = start.identity, start.name, start.tokenizer
     marks = marks_of(tokenizer, separator=separator.replace(r"\n", "\n"), cues=cue or CUES, think_end=think_end)
     place = pick_device(device)
-    module = load(model, dtype=compute_dtype(place), device=place).module
+    computing = load(model, dtype=compute_dtype(place), device=place)
     with verifier_of(verifier) as judge:
         if problems is not None:
             asked = read_problems(problems, judge, limit=limit)
             options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-            rows = sampled(module, tokenizer, asked, judge, **options)
+            rows = sampled(computing, asked, judge, out.with_name(out.name + ".answers"), **options)
             traces = out.with_name(out.name + ".traces.jsonl")
             write_atomically(traces, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         assert traces is not None
@@ -120,7 +121,7 @@ def calibrate(
         fix = "give others, or a --separator that the tokenizer writes as one token or a part of one"
         raise DataError("no right trace with a step is left", where=str(traces), fix=fix)
     found = calibrate(
-        module,
+        computing.module,
         read.traces,
         marks,
         model=identity,

@@ -30,7 +30,7 @@ def generate(
     top_p: float = 1.0,
     stop: Sequence[str] = (),
     stop_tokens: Sequence[int] = (),
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int | str] = 0,
     batch_size: int = 64,
     speculate: Proposer | None = None,
     observer: PassObserver | None = None,
@@ -99,7 +99,7 @@ def _check(
     limits: Sequence[int],
     batch_size: int,
     stop: Sequence[str],
-    seed: int | Sequence[int],
+    seed: int | Sequence[int | str],
     speculate: Proposer | None,
     observer: PassObserver | None,
 ) -> None:

@@ -14,6 +14,8 @@ from burnish.steer.maths.steps import CUES, PATTERN, is_checking, pattern_of, sp
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+COUNTING = 2
+"""Of what counts as a step; raised when that changes, so that no sweep mixes counts. In 2 what is blank is none."""
 SEPARATOR = "\n\n"
 THINK_END = "</think>"
 

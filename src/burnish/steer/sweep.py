@@ -28,6 +28,7 @@ from burnish.core.statistics import Interval, interval, paired_interval
 from burnish.core.store import Store
 from burnish.generate import generate
 from burnish.steer.hooks import steer
+from burnish.steer.marks import COUNTING
 from burnish.steer.maths.intervene import Mode
 from burnish.steer.maths.probe import unit
 from burnish.steer.traces import question_ids
@@ -159,6 +160,7 @@ class Sweep:
             "max_new_tokens": max_new_tokens,
             "seed": seed,
             "mode": mode,
+            "counting": COUNTING,
         }
 
     def outcome(self, cell: SteeringStrength, part: Part) -> Outcome:

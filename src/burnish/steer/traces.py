@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.core.checkpoint import text_digest
 from burnish.core.errors import DataError
+from burnish.core.store import Store
 from burnish.data.chat import written_out
 from burnish.steer.marks import Marks
 from burnish.verify import Verifier, read_problems
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
+    from burnish.core.checkpoint import Model
+
+TOGETHER = 64
+"""Answers that are written and kept together."""
 FORMS = "`completion` (a text, or a list of them) beside the problem, or `messages` that end with the assistant's"
 
 
@@ -106,23 +113,42 @@ def trace_of(
 
 
 def sampled(
-    module: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
     problems: Sequence[dict[str, Any]],
     verifier: Verifier,
+    place: Path,
     *,
     temperature: float = 0.0,
     max_new_tokens: int = 1024,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """The problems with a `completion` each, written by the model in this process: rows for `read_traces`."""
+    """The problems with a `completion` each, written by the model in this process: rows for `read_traces`.
+
+    Args:
+        model: that answers.
+        problems: of the verifier.
+        verifier: that says the form of an answer.
+        place: directory in which answers are kept, `TOGETHER` at a time, so that who was stopped goes on.
+        temperature, max_new_tokens, seed: of the answers.
+    """
     from burnish.generate import generate
 
-    prompts = [question_ids(tokenizer, verifier, problem) for problem in problems]
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    samples = generate(module, tokenizer, prompts, **options)
+    prompts = [question_ids(model.tokenizer, verifier, problem) for problem in problems]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    facts = {"model": model.identity, "prompts": text_digest(prompts), "seed": seed} | options
+    store, texts = Store(place / text_digest(facts)[:16]), list[str]()
+    for first in range(0, len(prompts), TOGETHER):
+        name, own = f"answers-{first}", range(first, min(first + TOGETHER, len(prompts)))
+        found = store.find(name, facts)
+        if found is None:
+            seeds = [f"{seed} {number}" for number in own]
+            samples = generate(model.module, model.tokenizer, [prompts[n] for n in own], seed=seeds, **options)
+            with store.writing(name, facts) as path:
+                (path / "texts.json").write_text(json.dumps([sample.text for sample in samples]))
+            found = store.open(name, facts)
+        texts += json.loads((found / "texts.json").read_text())
     kept = [{key: value for key, value in problem.items() if key != "messages"} for problem in problems]
-    return [row | {"completion": sample.text} for row, sample in zip(kept, samples, strict=True)]
+    return [row | {"completion": text} for row, text in zip(kept, texts, strict=True)]
 
 
 def _written(problem: dict[str, Any], verifier: Verifier, *, where: str) -> tuple[list[dict[str, str]], list[str]]:
