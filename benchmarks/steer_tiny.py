@@ -7,8 +7,9 @@ is right, and is followed by a check with probability 0.3, and every check by an
 an answer. `burnish.steer` calibrates on answers of the model's own to 120 problems, and sweeps over coefficients and
 shares of heads. 200 problems choose a point, 800 others report it beside controls: random unit directions for the same
 heads and gates, and as many heads drawn at random; on the 200 every cell has them. All answers are drawn at temperature
-1 with the same random numbers, problem by problem. The problems are in no training data. Other gates were tried on the
-200 alone.
+1 with the same random numbers, problem by problem. The problems are in no training data. The mode that aims at the mean
+of steps that go on has a grid, a point and controls of its own on the same problems. Other gates were tried on the 200
+alone.
 
 Why it takes so little is read off the written solutions of the 200: how likely a check is after a step that goes on,
 and after a check, with every step's end steered. Beside it stands what the paper does not do: the output of the last
