@@ -5,6 +5,10 @@ goes on by GRPO under several rewards, equal in everything else, at a rate that 
 mean of the last evaluations, on problems that were never trained on, for each seed; accuracy-only training comes first,
 so that its spread over seeds says what a difference can mean.
 
+Beside them stands what needs no reinforcement: the start is trained once on its own shortest right answers
+(`burnish data select`) to the same problems, of as many samples, with the settings of recipes/own_answers.yaml;
+nothing about it was chosen here.
+
     python benchmarks/short_arc.py --start runs/short_arc/nodes/settled --work DIR [--minutes 20] [--seeds 0 1]
 """
 
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,8 +43,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "LASER-D": {"length_shaping": "laser_d", "shaping_options": {"limits": [40, 60, 80]}},
 }
 KIND: dict[str, Any] = {"repeat": 0.6, "slips": 0.02}
-MAIN = 4
-"""Arms of the first round of seeds that are always measured; the others are for longer evenings."""
+MAIN = 3
+"""Rewards that are always measured; the others are for longer evenings."""
+OWN = "own shortest answers"
+DRAWS = LAST
+"""Of the start, and of what is trained on its own answers: as many as the others have evaluations."""
+SELECTED: dict[str, Any] = {"verifier": "chain", "k": ROLLOUTS, "max_new_tokens": LONGEST}
+TAUGHT: dict[str, Any] = {"context": 320, "batch": 16, "epochs": 2, "lr": 0.002}
 
 
 class Bench:
@@ -57,19 +67,42 @@ class Bench:
         kind = Chains(**KIND)
         self.problems = ChainEnv(EACH * LENGTHS, 72, kind, each=True)
         asked = self.problems.questions
-        self.training = {seed: ChainEnv(UPDATES * PROMPTS, 1000 + seed, kind, apart_from=asked) for seed in self.seeds}
+        number, seeds = UPDATES * PROMPTS, (*self.seeds, *SEEDS)
+        self.training = {seed: ChainEnv(number, 1000 + seed, kind, apart_from=asked) for seed in seeds}
 
     def names(self) -> Iterable[str]:
         yield "start"
-        for arm in self.arms:
-            yield from (f"{arm}, seed {seed}" for seed in self.seeds)
+        yield from (f"{OWN}, seed {seed}" for seed in SEEDS)
+        for seed in self.seeds:
+            yield from (f"{arm}, seed {seed}" for arm in self.arms)
 
     def measure(self, name: str) -> dict[str, Any]:
         if name == "start":
             greedy = self.asked(self.start.module, seed=0, temperature=0.0)
-            return self.asked(self.start.module, seed=0) | {"greedy": greedy}
+            return self.drawn(self.start.module) | {"greedy": greedy}
         arm, _, seed = name.rpartition(", seed ")
-        return self.trained(arm, int(seed))
+        return self.taught(int(seed)) if arm == OWN else self.trained(arm, int(seed))
+
+    def taught(self, seed: int) -> dict[str, Any]:
+        """The start after its own shortest right answers."""
+        import burnish
+
+        started = time.process_time()
+        own = burnish.Select(**SELECTED, seed=seed)(self.start, data=self.training[seed].problems)
+        selected = time.process_time() - started
+        train = burnish.Train(**TAUGHT, seed=seed)
+        model = train(self.start, data=[{"messages": row["messages"]} for row in own.rows])
+        seconds = {"selecting": round(selected, 1), "training": round(time.process_time() - started - selected, 1)}
+        assert own.about is not None, "selection says what it has counted"
+        return self.drawn(model.module) | {
+            "cpu_seconds": sum(seconds.values()),
+            "seconds": seconds,
+            "selection": own.about["selection"],
+        }
+
+    def drawn(self, module: Any) -> dict[str, Any]:
+        """The mean of several draws of an answer to every problem."""
+        return averaged([self.asked(module, seed=1000 + draw) for draw in range(DRAWS)])
 
     def asked(self, module: Any, *, seed: int, temperature: float = 1.0) -> dict[str, Any]:
         from burnish.align.held_out import answers
@@ -124,19 +157,25 @@ class Bench:
             for row in trainer.state.log_history
             if "accuracy" in row
         ]
-        return {
-            "correct": np.mean([one["correct"] for one in found], axis=0).round(4).tolist(),
-            "tokens": np.mean([one["tokens"] for one in found], axis=0).round(3).tolist(),
-            "redundant": float(np.mean([one["redundant"] for one in found])),
-            "direct": float(np.mean([one["direct"] for one in found])),
-            "evaluations": [[float(np.mean(one["correct"])), float(np.mean(one["tokens"]))] for one in found],
+        return averaged(found) | {
             "history": history,
             "left_out": trainer.left_out_rows / (trainer.left_out_rows + trainer.forwarded_rows),
         }
 
 
+def averaged(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several evaluations as one: the mean of each problem."""
+    return {
+        "correct": np.mean([one["correct"] for one in found], axis=0).round(4).tolist(),
+        "tokens": np.mean([one["tokens"] for one in found], axis=0).round(3).tolist(),
+        "redundant": float(np.mean([one["redundant"] for one in found])),
+        "direct": float(np.mean([one["direct"] for one in found])),
+        "evaluations": [[float(np.mean(one["correct"])), float(np.mean(one["tokens"]))] for one in found],
+    }
+
+
 def settings(seed: int) -> dict[str, Any]:
-    """Of every arm: the rate falls to zero, and a step's gradient is held to a norm that acts."""
+    """Of every reward: the rate falls to zero, and a step's gradient is held to a norm that acts."""
     return {
         "learning_rate": RATE,
         "lr_scheduler_type": "linear",
@@ -176,6 +215,7 @@ def main() -> None:
         "rollouts": [PROMPTS, ROLLOUTS],
         "arms": bench.arms,
         "seeds": list(bench.seeds),
+        "own": {"seeds": list(SEEDS), "settings": TAUGHT | SELECTED},
         "rate": RATE,
         "cells": cells,
     }
@@ -192,29 +232,45 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 def _arms(results: dict[str, Any]) -> str:
     each, rows = results["problems"], []
     start = results["cells"]["start"]
-    rows.append(["start", f"{np.mean(start['correct']):.3f}", _bins(start["tokens"], each), _mean(start), "", "", ""])
-    for arm in results["arms"]:
-        cells = [results["cells"][f"{arm}, seed {seed}"] for seed in results["seeds"]]
-        plain = [results["cells"][f"accuracy only, seed {seed}"] for seed in results["seeds"]]
+    first = f"{np.mean(start['correct']):.3f}"
+    rows.append(["start", first, _bins(start["tokens"], each), _mean(start), *[""] * 4, f"{start['direct']:.1%}"])
+    of_rewards = results["seeds"]
+    for arm, seeds in [*((arm, of_rewards) for arm in results["arms"]), (OWN, results["own"]["seeds"])]:
+        cells = [results["cells"][f"{arm}, seed {seed}"] for seed in seeds]
+        plain = [results["cells"][f"accuracy only, seed {seed}"] for seed in seeds if seed in of_rewards]
         tokens = np.mean([one["tokens"] for one in cells], axis=0)
-        accuracy, length = _against(cells, plain)
+        accuracy, length = _against(cells[: len(plain)], plain)
         same = arm == "accuracy only"
+        points, share = _against_start(cells, start)
         rows.append(
             [
                 arm,
                 ", ".join(f"{np.mean(one['correct']):.3f}" for one in cells),
                 _bins(tokens, each),
                 ", ".join(map(_mean, cells)),
+                points,
+                share,
                 "" if same else accuracy,
                 "" if same else length,
                 f"{np.mean([one['direct'] for one in cells]):.1%}",
             ]
         )
     head = (
-        "reward | accuracy of the seeds: | tokens at 1 / 4 / 8 steps: | mean tokens of the seeds: | "
+        "reward, or data | accuracy of the seeds: | tokens at 1 / 4 / 8 steps: | mean tokens of the seeds: | "
+        "accuracy against the start, points (95 %, problems): | tokens against it: | "
         "accuracy against accuracy only, points: | tokens against it: | direct answers:"
     )
     return table(head, rows)
+
+
+def _against_start(cells: list[dict[str, Any]], start: dict[str, Any]) -> tuple[str, str]:
+    """The mean of the seeds against the start, problem by problem."""
+    from burnish.core.statistics import interval, paired_interval
+
+    right, tokens = (np.mean([one[what] for one in cells], axis=0) for what in ("correct", "tokens"))
+    points = paired_interval(100 * right, 100 * np.array(start["correct"]))
+    share = interval(tokens, np.array(start["tokens"]), scale="log").map(lambda one: 100 * (one - 1))
+    return cell(points, "+.1f"), cell(share, "+.0f") + " %"
 
 
 def _against(cells: list[dict[str, Any]], plain: list[dict[str, Any]]) -> tuple[str, str]:

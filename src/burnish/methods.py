@@ -568,6 +568,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish data select",
         source="InfiR, 2025, arXiv:2502.11573; the shortest of the right ones is ours",
         page="selection",
+        benchmarks=(SHORT_ARC,),
         verb=Verb(
             name="select",
             settings="burnish.select.stage:Select",

@@ -197,6 +197,7 @@ def show(
     *,
     tokenizer: str,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    overwrite: bool = False,
 ) -> None:
     """Write a page on which a kept episode is read token by token: what is trained, as what, with what weight.
 
@@ -210,14 +211,15 @@ def show(
         Checkpoint that the rows are for.
     out:
         The .html file.
+    overwrite:
+        Replace what is there.
     """
     from burnish.core import page
-    from burnish.core.apart import check_apart
     from burnish.core.checkpoint import resolve
     from burnish.core.checkpoint.tokenizer import read_tokenizer
     from burnish.data.trajectories.pages import episode_page, rows_named
 
-    check_apart([out], [rows, tokenizer])
+    _may_replace(out, [rows, Path(tokenizer)], overwrite=overwrite)
     words = read_tokenizer(resolve(tokenizer))
     found = rows_named(rows, episode, words)
     page.write(out, episode_page(found, words))
@@ -270,15 +272,21 @@ def _print_funnel(made: Curated, out: Path) -> None:
 
 
 def _may_write(out: Path, number: int, read: Sequence[Path | None], *, overwrite: bool) -> None:
+    from burnish.core.errors import SettingsError
+
+    _may_replace(out, read, overwrite=overwrite)
+    if number < 1:
+        raise SettingsError(f"is {number}, but at least one problem is needed", where="--number")
+
+
+def _may_replace(out: Path, read: Sequence[Path | None], *, overwrite: bool) -> None:
     from burnish.core.apart import check_apart
     from burnish.core.checkpoint.durable import check_place
-    from burnish.core.errors import OutputError, SettingsError
+    from burnish.core.errors import OutputError
 
     check_apart([out], read)
     if out.exists() and not overwrite:
         raise OutputError("exists", where=str(out), fix="give --overwrite, or another name")
-    if number < 1:
-        raise SettingsError(f"is {number}, but at least one problem is needed", where="--number")
     check_place(out)
 
 

@@ -166,6 +166,17 @@ class TestCommand:
         assert [text for _, _, text in tokens] == token_texts(read_tokenizer(model), row["input_ids"])
         assert "All episodes" not in shown
 
+    def test_a_page_that_is_there_is_replaced_only_where_that_is_said(self, rows: Path, model: Path, capsys):
+        page = rows.parent / "page.html"
+        command = ["data", "show", str(rows), "{}", "--tokenizer", str(model), "-o", str(page)]
+        main([word.format("other") for word in command])
+        before = page.read_text()
+        with pytest.raises(SystemExit):
+            main([word.format("first") for word in command])
+        assert "exists; give --overwrite" in " ".join(capsys.readouterr().err.split()) and page.read_text() == before
+        main([*(word.format("first") for word in command), "--overwrite"])
+        assert capsys.readouterr().out.endswith("page.html: 1 rows of first\n") and page.read_text() != before
+
     def test_bad_input_is_said_in_one_sentence(self, rows: Path, model: Path, smollm2: Path, capsys):
         plain = rows.parent / "plain"
         main(["data", "trajectories", str(rows.parent / "e.jsonl"), "-o", str(plain)])
