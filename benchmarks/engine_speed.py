@@ -28,7 +28,7 @@ from burnish.core.checkpoint import Model, cast, load
 from burnish.evaluate import Evaluate, Evaluation
 from burnish.evaluate.engines.machine import KernelTime, bandwidth, foretold_rate, formats, products, time_kernels
 from burnish.quantize.stage import Quantize
-from burnish.report.engine_speed import SpeedComparison, SpeedEntry, rates_table
+from burnish.report.engine_speed import SpeedComparison, SpeedEntry
 from burnish.report.run import values_of
 
 QUANTIZED: dict[str, dict[str, Any]] = {
@@ -123,17 +123,24 @@ def compared(entries: dict[str, Any]) -> SpeedComparison:
 
 
 def speeds(found: SpeedComparison) -> str:
-    """Tokens a second; below each the ratio to the first."""
-    table = rates_table(found)
-    rows = []
-    for row in table.sections[0].rows:
-        cells = []
-        for cell in row.cells:
-            ratio = [line.text for line in cell.below[1:]]
-            cells.append(cell.text + (f"; {ratio[0]} ({ratio[1]})" if len(ratio) == 2 else ""))
-        rows.append([row.head, *cells])
-    heading = found.engine.partition(" on ")[0]
-    return experiment.table([f"{heading}, tokens a second", *(f"{column.name}:" for column in table.columns)], rows)
+    """Tokens a second; beside each the ratio to the first."""
+    shown = [("prefill", shape) for shape in found.shapes if shape.startswith("1x")]
+    shown += [("decode", shape) for shape in found.shapes]
+    titles = [f"{what} {shape.replace('x', ' x ')}:" for what, shape in shown]
+    rows = [[entry.label, *(speed(found, entry, *one) for one in shown)] for entry in found.entries]
+    return experiment.table([f"{found.engine.partition(' on ')[0]}, tokens a second", *titles], rows)
+
+
+def speed(found: SpeedComparison, entry: SpeedEntry, what: str, shape: str) -> str:
+    """`66.7, 1.33 (1.20 to 1.40)`, the ratio marked CPU where it is one of processor time."""
+    value = entry.metrics[f"{what}_speed@{shape}"].value
+    if value is None:
+        return "not measured"
+    judged = found.judged(entry, what, shape)
+    if judged is None:
+        return f"{value:.1f}"
+    ratio, _, disturbed = judged
+    return f"{value:.1f}, {experiment.cell(ratio, '.2f')}{' CPU' if disturbed else ''}"
 
 
 def foretold(results: dict[str, Any]) -> str:

@@ -205,6 +205,31 @@ def test_the_engine_changes_nothing_about_the_quality_that_is_asked_for():
     assert Evaluate(**QUICK).canonical() == Evaluate(decode_tokens=4).canonical()
 
 
+def test_the_command_shows_speed_after_quality_and_keeps_both(
+    tiny_llama: Path, packed: Path, python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from burnish.cli import main
+    from burnish.core.ledger import Ledger
+
+    command = ["evaluate", str(packed), "--against", str(tiny_llama), "--num-windows", "2", "--context", "64"]
+    command += ["--max-chars", "4000", "--no-speed", "--engine", "vllm", "--engine-python", str(python)]
+    command += ["--engine-batches", "1", "--engine-contexts", "8", "--engine-rounds", "3", "--decode-tokens", "4"]
+    main([*command, "-o", str(tmp_path / "run")])
+    text = capsys.readouterr().out
+    assert "Speed in vLLM 0.32.0 (eager, 1 thread, AVX512)" in text
+    assert f"- packed: slower than {tiny_llama.name} in" in text
+    rows = Ledger(tmp_path / "run").rows
+    assert [row["row"] for row in rows] == ["measurement", "speed", "speed"]
+
+
+def test_speed_in_an_engine_is_not_that_of_pairs(tiny_llama: Path, capsys: pytest.CaptureFixture[str]):
+    from burnish.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tiny_llama), "--pairs", "pairs.jsonl", "--engine", "vllm"])
+    assert "--engine: is for a measurement on text; leave out --engine or --pairs" in capsys.readouterr().err
+
+
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,9 @@ def evaluate(
     if out is not None:
         check_apart([out], [model, settings.reference, on_pairs.reference, pairs], may_hold=True)
         check_run_directory(out)
+    if settings.engine is not None and (task is not None or pairs is not None):
+        other = "--task" if task is not None else "--pairs"
+        raise SettingsError("is for a measurement on text", where="--engine", fix=f"leave out --engine or {other}")
     opened = load(model)
     ledger = Ledger(out, node=opened.path.name if opened.path else model)
     if task is not None:
@@ -202,13 +205,12 @@ def _in_engine(checkpoints: list[tuple[Model, str]], settings: _Settings, ledger
     models = {name: model for model, name in checkpoints}  # one that is its own reference is measured once
     places = {name: Path(str(model.path)) for name, model in models.items()}
     found = settings.together(places, logs=ledger.directory / "logs" if ledger.directory else None, progress=True)
-    entries = []
+    entries, labels = [], {name: place.name for name, place in places.items()}
+    if len(set(labels.values())) < len(labels):
+        labels = {name: str(place) for name, place in places.items()}
     for name, one in found.items():
-        node = Ledger(ledger.directory, node=places[name].name)
-        one.record(node, models[name].identity, name)
-        entries.append(
-            engine_speed.SpeedEntry(places[name].name, values_of(one.metrics), one.sequences, one.facts or {})
-        )
+        one.record(Ledger(ledger.directory, node=labels[name]), models[name].identity, name)
+        entries.append(engine_speed.SpeedEntry(labels[name], values_of(one.metrics), one.sequences, one.facts or {}))
     comparison = engine_speed.SpeedComparison(next(iter(found.values())).protocol, entries)
     print(f"\nSpeed in {comparison.engine}:")
     Console().print(console_table(engine_speed.rates_table(comparison, brief=True)))
