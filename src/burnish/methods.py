@@ -600,6 +600,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish diagnose",
         source="Quantization Meets Reasoning, 2025, arXiv:2501.03035; 2025, arXiv:2505.11574",
         page="repair",
+        benchmarks=(Benchmark("repair", ("--work", "runs/repair-benchmark")),),
         verb=Verb(
             name="diagnose",
             settings="burnish.diagnose.stage:Diagnose",
