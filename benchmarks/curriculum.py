@@ -183,7 +183,7 @@ def main() -> None:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
-    return {"arms": _arms(results), "search": _search(results)}
+    return {"arms": _arms(results), "guard": _guard(results), "search": _search(results)}
 
 
 def _arms(results: dict[str, Any]) -> str:
@@ -197,6 +197,20 @@ def _arms(results: dict[str, Any]) -> str:
         rows.append([arm, ", ".join(str(one["updates"]) for one in of_seeds), *shares, against])
     titles = " | ".join(f"{low}-{high} steps, solved:" for low, high in LENGTHS.values())
     return table(f"of each seed | updates: | {titles} | phases against it, 5-6 steps, points (95 %):", rows)
+
+
+def _guard(results: dict[str, Any]) -> str:
+    """Of the problems by which the phases were watched."""
+    rows = []
+    for seed in results["seeds"]:
+        one = results["cells"][f"{PHASES}, seed {seed}"]
+        last = {name: value for _, name, value in one["looks"]}
+        spoke = [f"{row['phase']}, step {row['mixed_from']}" for row in one["phases"] if row["mixed_from"] is not None]
+        ends = ", ".join(str(row["to_step"]) for row in one["phases"])
+        cells = [f"{one['best'][name]:.2f}, {last[name]:.2f}" for name in list(LENGTHS)[:-1]]
+        rows.append([seed, ends, *cells, "; ".join(spoke) or "never"])
+    names = " | ".join(f"{low}-{high} steps, best and last:" for low, high in list(LENGTHS.values())[:-1])
+    return table(f"seed | phases ended after: | {names} | the guard spoke in", rows)
 
 
 def _search(results: dict[str, Any]) -> str:

@@ -584,6 +584,7 @@ METHODS: tuple[Method, ...] = (
         use="stage: curriculum",
         source="Infi-MMR, 2025, arXiv:2505.23091; rules of ending and the guard are ours",
         page="curricula",
+        benchmarks=(Benchmark("curriculum", ("--work", "runs/curriculum-benchmark")),),
         verb=Verb(
             name="curriculum",
             settings="burnish.curriculum.stage:Curriculum",
