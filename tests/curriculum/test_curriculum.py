@@ -22,6 +22,7 @@ from burnish.core.runner.plan import Planner
 from burnish.core.stage import Context, seeded_generator
 from burnish.curriculum import run as phases_run
 from burnish.curriculum.run import run
+from burnish.curriculum.watching import Looking, Values
 from burnish.data.chain import Chains, chain_rows, json_lines
 from burnish.report.curriculum import figures
 from burnish.report.run import run_of
@@ -209,6 +210,15 @@ def test_the_guard_stops_with_the_weights_of_before_the_phase(start, files, tmp_
     assert same(stopped, before)
     assert stopped.tables["phases"][1]["ended"].startswith("the guard: one is")
     assert any("ends here, with the weights of before zero" in line for line in stopped.lines)
+
+
+def test_a_phase_that_forgets_is_not_kept_although_it_has_reached_what_it_was_to_end_by(files):
+    stage = stage_of(phase(files, "one"), phase(files, "two", until={"solve_rate": 0.8}), guard="stop")
+    now = {"one": {"value": 0.5}, "two": {"value": 0.9}}
+    values = Values(1, {"one": [0.9], "two": [0.0]}, [0.0])
+    watch = Looking(stage, 1, 8, 8, lambda name, model: now[name], values, mixed=False, before=None, after=None)
+    assert watch.look(4, torch.nn.Identity())
+    assert watch.guarded and watch.why == "the guard: one is 0.4 below its best"
 
 
 def test_the_share_of_earlier_rows_is_what_is_asked_for(start, files, tmp_path):

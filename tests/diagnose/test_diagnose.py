@@ -22,6 +22,7 @@ from burnish.core.statistics import mcnemar
 from burnish.data.chain import Chains, chain_rows
 from burnish.data.forms import as_row
 from burnish.diagnose import run as diagnose_run
+from burnish.diagnose.run import modulus_of
 from burnish.generate import generate
 from burnish.generate.problems import is_right, prompt_of
 from burnish.stages import ROOMS
@@ -171,6 +172,16 @@ def test_what_leaves_nothing_to_learn_is_refused_in_numbers(packed, original, pr
         stage(packed, original=original, data=problems, held_out=problems, work_dir=tmp_path / "held")
 
 
+def test_a_problem_may_say_that_it_has_no_modulus():
+    assert [modulus_of({} if given is ... else {"modulus": given}) for given in (..., None, 5, "5", 5.0)] == [
+        None,
+        None,
+        5,
+        5,
+        5,
+    ]
+
+
 def test_wrong_inputs(packed, original, problems, tmp_path):
     with pytest.raises(SettingsError, match="original: no original is named"):
         made(packed, None, problems, tmp_path)
@@ -181,6 +192,9 @@ def test_wrong_inputs(packed, original, problems, tmp_path):
         made(packed, other, problems, tmp_path)
     with pytest.raises(DataError, match=r"has no `answer`"):
         made(packed, original, [{"question": "3a+4"}], tmp_path)
+    for modulus in ("ten", 0, 2.5, [5]):
+        with pytest.raises(DataError, match=r"problem 'p0': has the modulus .* no whole number above 0"):
+            made(packed, original, [problems[0] | {"modulus": modulus}], tmp_path)
     for settings, words in (
         ({"verifier": "chains"}, "did you mean 'chain'"),
         ({"k": 0}, "k"),

@@ -256,3 +256,9 @@ def test_all_checkpoints_of_a_run_are_measured_together_and_once(tiny_llama: Pat
     assert "Speed in vLLM 0.32.0 (eager, 1 thread, AVX512)" in page
     assert f"nearest: {SLOWER} than start in" in page
     assert "not measured" not in page
+
+
+def test_what_is_said_of_an_engine_needs_one():
+    with pytest.raises(SettingsError, match="engine_rounds counts for nothing without an engine"):
+        Evaluate.parse({"engine_rounds": 3}, where="evaluate")
+    assert Evaluate.parse({"engine_rounds": 3, "engine": "auto"}, where="evaluate").engine_rounds == 3

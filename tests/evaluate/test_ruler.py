@@ -222,6 +222,17 @@ def test_an_answer_ends_where_its_score_is_settled(long_model, monkeypatch):
     assert whole.startswith(short) and share_found(short, [letter]) == share_found(whole, [letter]) == 1
 
 
+def test_penalties_in_the_generation_config_change_no_answer(long_model):
+    model = load(long_model)
+    answering = measuring._Answering(model.module, model.tokenizer)
+    prompt, ids = Prompt("", "", ("no model says this by chance",)), model.tokenizer("Where are we?")["input_ids"]
+    plain = answering(prompt, ids, 40)
+    own = model.module.generation_config
+    own.update(repetition_penalty=5.0, no_repeat_ngram_size=1, do_sample=True, temperature=3.0)
+    assert measuring._Answering(model.module, model.tokenizer)(prompt, ids, 40) == plain
+    assert model.module.generation_config is own and own.repetition_penalty == 5.0
+
+
 def test_a_measurement_that_was_stopped_goes_on(long_model, tmp_path, monkeypatch):
     calls = []
 
@@ -244,11 +255,17 @@ def test_a_measurement_that_was_stopped_goes_on(long_model, tmp_path, monkeypatc
     assert row["worst_depth"] == 0.5 and row["worst_score"] == 0 and row["spread"] == 1
 
 
+def test_a_length_too_short_for_the_last_task_is_refused_before_the_first_is_asked(long_model, monkeypatch):
+    monkeypatch.setattr(measuring._Answering, "__call__", lambda *given: pytest.fail("a model was asked"))
+    with pytest.raises(SettingsError, match="too few for cwe"):
+        measure_ruler(SMALL, load(long_model), ["niah_single_1", "cwe"])
+
+
 def test_the_protocol_names_what_decides(long_model, monkeypatch):
     monkeypatch.setattr(measuring._Answering, "__call__", lambda self, prompt, ids, num_generated: "")
     model = load(long_model)
     found = measure_ruler(SMALL, model, ["niah_single_1"]).evaluation.protocol
-    assert found["template"] == "none" and found["beginning_token"] == "once" and found["lengths"] == "1k"
+    assert found["template"] == "none" and found["beginning_token"] == "once" and found["lengths"] == [1024]
     other = measure_ruler(SMALL.model_copy(update={"seed": 1}), model, ["niah_single_1"]).evaluation.protocol
     assert other["prompts"] != found["prompts"]
 
@@ -277,6 +294,19 @@ def test_the_command_measures_and_the_ledger_has_it(long_model, tmp_path, capsys
         (["--task", "ruler:cwe", "--lengths", "300"], "too few for cwe"),
         (["--lengths", "2k"], "add --task"),
         (["--audit"], "no task whose prompts"),
+        (
+            ["--task", "ruler:vt", "--against", "models/other"],
+            "--against: is for a measurement on text; leave out --against or --task",
+        ),
+        (
+            ["--task", "ruler:vt", "--engine", "vllm"],
+            "--engine: is for a measurement on text; leave out --engine or --task",
+        ),
+        (["--task", "ruler:vt", "--num-windows", "3"], "--num-windows: is for a measurement on text"),
+        (
+            ["--pairs", "pairs.jsonl", "--context", "64"],
+            "--context: is for a measurement on text; leave out --context or --pairs",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(long_model, capsys, arguments, told):

@@ -326,6 +326,10 @@ def test_dropout_is_refused(model_of):
         ("view=cyclic,max_skip=4", "the cyclic view has no gap"),
         ("weights=kl,window=4,sinks=4", "not below the window"),
         ("weights=sparse,keep=0", "keep is '0'"),
+        ("weights=kl,keep=0.1", "keep counts for nothing with weights=kl, but with sparse"),
+        ("weights=dense,shift=2", "shift counts for nothing with weights=dense, but with ppmi, npmi"),
+        ("weights=longce,floor=0.1", "floor counts for nothing with weights=longce"),
+        ("weights=longce,prefix=formula", "prefix counts for nothing with weights=longce"),
         ("view=skip,view_prob=1.5", "view_prob is '1.5'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,31 +76,52 @@ def evaluate(
     if out is not None:
         check_apart([out], [model, settings.reference, on_pairs.reference, pairs], may_hold=True)
         check_run_directory(out)
-    if settings.engine is not None and (task is not None or pairs is not None):
-        other = "--task" if task is not None else "--pairs"
-        raise SettingsError("is for a measurement on text", where="--engine", fix=f"leave out --engine or {other}")
+    _check_measured(task, pairs, on_task, on_pairs, settings, audit=audit)
     opened = load(model)
     ledger = Ledger(out, node=opened.path.name if opened.path else model)
     if task is not None:
-        if pairs is not None:
-            raise SettingsError("--task and --pairs measure different things", where="task", fix="give one of them")
         _on_ruler(opened, model, tasks_of(task), on_task, settings, ledger, audit=audit)
         return
-    _refuse_changed(on_task, _RULER_DEFAULTS, "is for tasks of RULER, and none are named", "add --task ruler:vt")
-    if audit:
-        raise SettingsError("there is no task whose prompts could be shown", where="audit", fix="add --task ruler:vt")
     if pairs is not None:
         _on_pairs(opened, model, pairs, on_pairs, settings, ledger)
         return
-    _refuse_changed(on_pairs, _PAIR_DEFAULTS, "is for preference pairs, and none are named", "add --pairs FILE")
     _on_text(opened, model, settings, ledger)
 
 
-def _refuse_changed(given: Settings, defaults: Settings, what: str, fix: str) -> None:
-    """Refuses settings of a measurement that is not asked for."""
-    changed = [name for name in type(given).model_fields if getattr(given, name) != getattr(defaults, name)]
-    if changed:
-        raise SettingsError(what, where=changed[0], fix=fix)
+def _check_measured(
+    task: str | None,
+    pairs: str | None,
+    on_task: RulerMeasurement,
+    on_pairs: PairMeasurement,
+    settings: _Settings,
+    *,
+    audit: bool,
+) -> None:
+    """Refuses two measurements at once, and settings of one that is not asked for."""
+    if task is not None and pairs is not None:
+        raise SettingsError("--task and --pairs measure different things", where="task", fix="give one of them")
+    if task is None:
+        if audit:
+            fix = "add --task ruler:vt"
+            raise SettingsError("there is no task whose prompts could be shown", where="audit", fix=fix)
+        for option in _changed(on_task, _RULER_DEFAULTS):
+            what = "is for tasks of RULER, and none are named"
+            raise SettingsError(what, where=option, fix="add --task ruler:vt")
+    if pairs is None:
+        for option in _changed(on_pairs, _PAIR_DEFAULTS):
+            raise SettingsError("is for preference pairs, and none are named", where=option, fix="add --pairs FILE")
+    if task is not None or pairs is not None:
+        other, but = ("--pairs", ("dtype", "device", "against")) if task is None else ("--task", ("dtype", "device"))
+        for option in _changed(settings, _DEFAULTS, but):
+            raise SettingsError("is for a measurement on text", where=option, fix=f"leave out {option} or {other}")
+
+
+def _changed(given: Settings, defaults: Settings, but: Sequence[str] = ()) -> Iterator[str]:
+    """Options whose values are no defaults."""
+    for name in type(given).model_fields:
+        called = "against" if isinstance(given, _Settings) and name == "reference" else name
+        if called not in but and getattr(given, name) != getattr(defaults, name):
+            yield f"--{called.replace('_', '-')}"
 
 
 def _on_ruler(

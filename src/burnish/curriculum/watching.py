@@ -117,6 +117,8 @@ class Looking:
     def _ended(self, step: int, now: dict[str, Any]) -> str:
         """Why the stretch ends here, or nothing; `now` is what was measured of the phase itself."""
         until, values = self.phase.until, self.values
+        if self.lost and self.settings.guard == "stop":  # these weights are not kept, whatever else they have reached
+            return self._guard()
         if until.solve_rate is not None and now["value"] >= until.solve_rate:
             return f"solve rate {now['value']:.3f} reached {until.solve_rate:g}"
         if until.loss is not None and now["loss"] <= until.loss:
@@ -124,12 +126,15 @@ class Looking:
         won = gain(values.own, until.looks)
         if until.plateau is not None and won is not None and won < until.plateau:
             return f"gained {won:.3g} over {until.looks} looks, less than {until.plateau:g}"
-        if self.lost and self.settings.guard != "none" and not self.mixed:
-            self.guarded = True
-            return f"the guard: {lost_in_words(self.lost)}"
+        if self.lost and self.settings.guard == "mix" and not self.mixed:
+            return self._guard()
         if step < self.steps:
             return ""
         return "its steps were done" + (" before what it was to end by" if until.is_set else "")
+
+    def _guard(self) -> str:
+        self.guarded = True
+        return f"the guard: {lost_in_words(self.lost)}"
 
     def end(self, optimizer: torch.optim.Optimizer) -> None:
         if self.after is not None:

@@ -13,6 +13,7 @@ Every text follows from the seed and its problem alone. What is done lies on dis
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -62,6 +63,8 @@ def run(settings: Diagnose, model: Model, ctx: Context) -> Data:
     common_vocabulary(model, original, role="original")
     with verifier(settings.verifier) as grader:
         problems = problems_of(ctx.inputs.get("data"), grader)
+        for problem in problems:
+            modulus_of(problem)
         apart = ctx.inputs.get("held_out")
         held_out = [str(one["question"]) for one in problems_of(apart, grader)] if apart is not None else []
         asked = _Interview(settings, model, original, grader, ctx)
@@ -141,7 +144,7 @@ class _Interview:
                 for place, (number, before) in enumerate(asked)
             ]
 
-        moduli = [int(problem["modulus"]) if "modulus" in problem else None for problem in problems]
+        moduli = [modulus_of(problem) for problem in problems]
         found = JUDGES[self.settings.judge](solutions, rollouts, least=self.settings.least, moduli=moduli)
         return [
             asdict(fault) | {"rejected_tokens": len(self._ids(self.original, text[len(fault.before) :]))}
@@ -172,6 +175,22 @@ class _Interview:
     def _seed(self, *names: object) -> int:
         """Chance that depends on the seed and on names, and on no order of events."""
         return random.Random(" ".join(map(str, ("diagnose", self.settings.seed, *names)))).getrandbits(32)
+
+
+def modulus_of(problem: Mapping[str, Any]) -> int | None:
+    """That of the sums in solutions to the problem; None of ordinary sums.
+
+    Raises:
+        DataError: it is no whole number above 0.
+    """
+    given = problem.get("modulus")
+    if given is None:
+        return None
+    whole = isinstance(given, int | float) and math.isfinite(given) and given == int(given) and given > 0
+    if not whole and not (isinstance(given, str) and given.isdecimal() and int(given)):
+        where = f"problem {problem.get('id', problem['question'])!r}"
+        raise DataError(f"has the modulus {given!r}, which is no whole number above 0", where=where)
+    return int(given)
 
 
 def _parts(asked: _Interview, problems: Sequence[dict[str, Any]]) -> list[Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
 from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
@@ -80,6 +80,15 @@ class Evaluate(Settings):
     engine_rounds: int = Field(
         default=5, ge=1, description="rounds in which all engines are asked", json_schema_extra=VOLATILE
     )
+
+    @model_validator(mode="after")
+    def _has_an_engine(self) -> Evaluate:
+        """What is said of an engine would count for nothing without one."""
+        said = (name for name in type(self).model_fields if name.startswith("engine_"))
+        changed = next((name for name in said if getattr(self, name) != type(self).model_fields[name].default), None)
+        if self.engine is None and changed is not None:
+            raise ValueError(f"{changed} counts for nothing without an engine: give engine: auto, vllm or llama.cpp")
+        return self
 
     def __call__(
         self,

@@ -33,6 +33,10 @@ DEFAULTS: dict[str, tuple[float, float]] = {
 
 OF_VIEWS = ("view_weight", "view_prob", "max_skip")
 OF_WEIGHTS = ("window", "sinks", "floor", "cap", "keep", "shift", "gate", "prefix")
+RELATIVE = tuple(mode for mode in DEFAULTS if mode != "longce")
+"""Those whose weights are relative to the mean of their document."""
+OF_MODES = {"keep": ("sparse",), "shift": ("ppmi", "npmi"), "floor": RELATIVE, "prefix": RELATIVE}
+"""Settings that some ways to weigh alone look at."""
 SEEN = ("full_attention", "sliding_attention")
 """Kinds of layers that look at other tokens by a mask alone."""
 BY_LENGTH = ("dynamic", "longrope")
@@ -83,6 +87,9 @@ class Objective(Settings):
             self._refuse_of(OF_VIEWS, "view=skip")
         if self.weights == "none":
             self._refuse_of(OF_WEIGHTS, "weights=kl")
+        for name, modes in OF_MODES.items():
+            if name in self.model_fields_set and self.weights not in modes:
+                raise ValueError(f"{name} counts for nothing with weights={self.weights}, but with {', '.join(modes)}")
         if self.view == "cyclic" and self.max_skip is not None:
             raise ValueError("max_skip is of view=skip, and the cyclic view has no gap")
         if self.weights != "none" and self.sinks >= self.window:

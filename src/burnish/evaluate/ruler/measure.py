@@ -27,7 +27,7 @@ from burnish.evaluate.ruler.tasks import TASKS, Prompt, RulerTask
 if TYPE_CHECKING:
     from burnish.core.ledger import Ledger
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised whenever a change here changes numbers."""
 SCORES, DEPTHS = "ruler_scores", "ruler_depths"
 """Names of the ledger's tables."""
@@ -73,16 +73,9 @@ def fitted(
         return [(prompt, sent(tokenizer, prompt, template)) for prompt in drawn]
 
     def fits(units: int) -> bool:
-        middle = [task.draw(seed, units, length, depth) for depth in (depths[0], depths[-1])]
-        return max(len(sent(tokenizer, prompt, template)) for prompt in middle) + task.num_generated <= length
+        return _taken(tokenizer, task, units, length, depths, template, seed) <= length
 
-    if not fits(task.least):
-        shortest = max(len(ids) for _, ids in made(task.least)) + task.num_generated
-        raise SettingsError(
-            f"{length:,} tokens are too few for {task.name}, whose shortest prompt and answer take {shortest:,}",
-            where="lengths",
-            fix="use a larger length",
-        )
+    check_room(tokenizer, task, length, depths, template, seed)
     low, high = task.least, 2 * task.least
     while fits(high):
         low, high = high, 2 * high
@@ -95,6 +88,30 @@ def fitted(
         low -= 1
         found = made(low)
     return found
+
+
+def check_room(
+    tokenizer: Any, task: RulerTask, length: int, depths: Sequence[float], template: Template, seed: str
+) -> None:
+    """
+    Raises:
+        SettingsError: not even the shortest prompt fits into `length` tokens together with the answer.
+    """
+    shortest = _taken(tokenizer, task, task.least, length, depths, template, seed)
+    if shortest > length:
+        raise SettingsError(
+            f"{length:,} tokens are too few for {task.name}, whose shortest prompt and answer take {shortest:,}",
+            where="lengths",
+            fix="use a larger length",
+        )
+
+
+def _taken(
+    tokenizer: Any, task: RulerTask, units: int, length: int, depths: Sequence[float], template: Template, seed: str
+) -> int:
+    """Tokens of a prompt with its answer, the longer of the first and the last depth."""
+    ends = [task.draw(seed, units, length, depth) for depth in (depths[0], depths[-1])]
+    return max(len(sent(tokenizer, prompt, template)) for prompt in ends) + task.num_generated
 
 
 def sample_seed(settings: RulerMeasurement, task: RulerTask, length: int, number: int) -> str:
@@ -137,6 +154,7 @@ def measure_ruler(
         "threads": torch.get_num_threads(),
     }
     work = [(TASKS[name], length, number) for name in tasks for length in lengths for number in range(settings.samples)]
+    check_all_room(settings, model.tokenizer, work, template)
     kept: dict[tuple[str, int], list[list[float]]] = {}
     bars = progress or Progress(enabled=False)
     answering: _Answering | None = None
@@ -156,6 +174,15 @@ def measure_ruler(
             kept.setdefault((task.name, length), []).append(scores)
             task_bar.advance()
     return _evaluation(settings, kept, protocol)
+
+
+def check_all_room(
+    settings: RulerMeasurement, tokenizer: Any, work: Sequence[tuple[RulerTask, int, int]], template: Template
+) -> None:
+    """Refuses a length that is too short for any task, so that one which stands last is not refused after hours."""
+    for task, length, number in work:
+        seed = sample_seed(settings, task, length, number)
+        check_room(tokenizer, task, length, places(settings, task), template, seed)
 
 
 def check_lengths(model: Model, lengths: Sequence[int]) -> None:
@@ -183,7 +210,7 @@ def protocol_of(settings: RulerMeasurement, tasks: Sequence[str], template: Temp
         "benchmark": "RULER",
         "tasks": list(tasks),
         "prompts": drawn.hexdigest(),
-        "lengths": settings.lengths,
+        "lengths": lengths_of(settings.lengths),
         "samples": settings.samples,
         "depths": settings.depths,
         "template": template,
@@ -199,10 +226,18 @@ def protocol_of(settings: RulerMeasurement, tasks: Sequence[str], template: Temp
 
 
 class _Answering:
-    """Greedy answers, which end where nothing that is still to come can change the score."""
+    """Greedy answers, which end where nothing that is still to come can change the score.
+
+    Of the checkpoint's generation_config only the tokens that end an answer count: its penalties of repetition would
+    keep a model from writing the number that stands in its prompt.
+    """
 
     def __init__(self, module: Any, tokenizer: Any) -> None:
+        from transformers import GenerationConfig
+
         self.module, self.tokenizer = module, tokenizer
+        ends = module.generation_config.eos_token_id
+        self.greedy = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.eos_token_id or 0, do_sample=False)
 
     @torch.inference_mode()
     def __call__(self, prompt: Prompt, ids: list[int], num_generated: int) -> str:
@@ -215,18 +250,17 @@ class _Answering:
             done = share_found(text, prompt.answers) == 1
             return torch.full((len(tokens),), done, device=tokens.device)
 
-        made = self.module.generate(
-            given,
-            attention_mask=torch.ones_like(given),
-            max_new_tokens=num_generated,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=self.tokenizer.eos_token_id or 0,
-            stopping_criteria=StoppingCriteriaList([found]),
-        )
+        own = self.module.generation_config
+        self.module.generation_config = self.greedy  # what is left open in one that is passed is taken from the model's
+        try:
+            made = self.module.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=num_generated,
+                stopping_criteria=StoppingCriteriaList([found]),
+            )
+        finally:
+            self.module.generation_config = own
         return self.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
 
 
