@@ -69,7 +69,9 @@ def test_controls_are_of_the_same_strength(vectors: Vectors):
     assert torch.equal(best.probes, directions.probes)
     assert not torch.isclose(best.directions, directions.directions).all(1).any()
     torch.testing.assert_close(directions.directions.norm(dim=1), torch.ones(3))
-    assert len(heads.heads) == 3 and set(heads.heads) <= set(vectors.heads)
+    assert len(heads.heads) == 3 and set(heads.heads) <= set(vectors.heads[3:])
+    whole = of_arm(vectors, SteeringStrength("random heads", -1.0, len(vectors.heads) - 1), 0)
+    assert len(set(whole.heads)) == len(vectors.heads) - 1  # where others are too few, of all
     assert of_arm(vectors, SteeringStrength("random heads", -4.0, 3), 0).heads == heads.heads
     assert of_arm(vectors, SteeringStrength("random heads", -1.0, 3), 1).heads != heads.heads
 

@@ -2,8 +2,8 @@
 
 A point is chosen on the tuning part: the fewest tokens among those that lose no more than so much accuracy. The
 reporting part, which chose nothing, then sees the plain model, the point, and two controls of the same strength: the
-same heads and gates with random unit directions, and as many heads drawn at random with their own probes and
-directions. What the controls do as well is no effect of what the probes found.
+same heads and gates with random unit directions, and as many heads drawn at random among those that were not chosen,
+with their own probes and directions. What the controls do as well is no effect of what the probes found.
 
 All cells draw with the same random numbers, problem by problem, so that differences are paired. Every cell is kept when
 it is finished, and a sweep that was stopped goes on.
@@ -38,6 +38,8 @@ from burnish.verify import Verifier
 Arm = Literal["plain", "steered", "random directions", "random heads"]
 CONTROLS: tuple[Arm, ...] = ("random directions", "random heads")
 Part = Literal["tuning", "reporting"]
+DRAWING = 2
+"""Of controls; raised whenever other heads or directions are drawn, so that no sweep mixes two ways."""
 LEAST = 4
 """Problems that can be parted in two."""
 
@@ -161,6 +163,7 @@ class Sweep:
             "seed": seed,
             "mode": mode,
             "counting": COUNTING,
+            "drawing": DRAWING,
         }
 
     def outcome(self, cell: SteeringStrength, part: Part) -> Outcome:
@@ -211,10 +214,15 @@ class Sweep:
 
 
 def of_arm(vectors: Vectors, cell: SteeringStrength, seed: int) -> Vectors:
-    """The vectors of a cell; what is random in it depends on the seed and the number of heads alone."""
+    """The vectors of a cell; what is random in it depends on the seed and the number of heads alone.
+
+    Random heads are others than the chosen ones, unless these are more than half of all.
+    """
     number = vectors.count(cell.top)
     if cell.arm == "random heads":
-        drawn = random.Random(f"heads {seed} {number}").sample(range(len(vectors.heads)), number)
+        enough = 2 * number <= len(vectors.heads)  # heads are sorted, the chosen ones first
+        others = range(number if enough else 0, len(vectors.heads))
+        drawn = random.Random(f"heads {seed} {number}").sample(others, number)
         return vectors.chosen(sorted(drawn))
     best = vectors.best(cell.top)
     if cell.arm == "random directions":
