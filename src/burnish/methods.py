@@ -121,6 +121,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish evaluate --engine",
         source="ours; batches asked in turns, paired intervals of ratios",
         page="speed",
+        benchmarks=(Benchmark("engine_speed", needs="VLLM_PYTHON, LLAMA_PYTHON, --model, --work DIR"),),
     ),
     Method(
         name="RTN, GPTQ",
