@@ -22,7 +22,7 @@ from burnish.core.statistics import mcnemar
 from burnish.data.chain import Chains, chain_rows
 from burnish.data.forms import as_row
 from burnish.diagnose import run as diagnose_run
-from burnish.diagnose.run import modulus_of
+from burnish.diagnose.run import modulus_of, told
 from burnish.generate import generate
 from burnish.generate.problems import is_right, prompt_of
 from burnish.stages import ROOMS
@@ -170,6 +170,15 @@ def test_what_leaves_nothing_to_learn_is_refused_in_numbers(packed, original, pr
     stage = Diagnose(**QUICK)
     with pytest.raises(DataError, match=r"none of \d+ lost problems makes a pair: .*\d+ held out"):
         stage(packed, original=original, data=problems, held_out=problems, work_dir=tmp_path / "held")
+
+
+def test_all_right_of_few_problems_is_no_certainty():
+    found = [{"original": {"right": True}, "own": {"right": False}} for _ in range(6)]
+    (row,) = told(found)
+    assert row["original_low"] == pytest.approx(0.025 ** (1 / 6)) and row["original_high"] == 1
+    assert row["model_low"] == 0 and row["model_high"] == pytest.approx(1 - 0.025 ** (1 / 6))
+    (row,) = told(found[:1])
+    assert row["change"] == -1 and row["change_low"] is None and row["change_high"] is None
 
 
 def test_a_problem_may_say_that_it_has_no_modulus():

@@ -15,7 +15,7 @@ from burnish.core.store import Store
 from burnish.evaluate.ruler import measure as measuring
 from burnish.evaluate.ruler.measure import fitted, measure_ruler, places, sample_seed
 from burnish.evaluate.ruler.prompt import audit, sent, template_of
-from burnish.evaluate.ruler.score import by_depth, share_found, spread
+from burnish.evaluate.ruler.score import by_depth, share_found, spread, summary
 from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of, tasks_of
 from burnish.evaluate.ruler.tasks import TASKS, Prompt
 from small_models import small_tokenizer
@@ -174,6 +174,13 @@ def test_prompt_and_answer_stay_within_the_length_at_every_depth(name):
 
 
 # -- scores by depth ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [np.ones((5, 3)), np.zeros((5, 3)), np.vstack([np.ones((5, 3)), np.zeros((1, 3))])])
+def test_an_interval_of_few_samples_is_no_point_and_stays_between_0_and_1(samples):
+    found = summary(samples)
+    assert 0 <= found["score_low"] <= found["score"] <= found["score_high"] <= 1
+    assert found["score_high"] - found["score_low"] > 0.3
 
 
 def test_depths_are_compared_on_the_same_samples():

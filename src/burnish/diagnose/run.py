@@ -26,7 +26,7 @@ from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, loa
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.made_data import Data
 from burnish.core.stage import Context
-from burnish.core.statistics import interval, mcnemar, paired_interval
+from burnish.core.statistics import exact_share, mcnemar, paired_interval
 from burnish.core.store import Store
 from burnish.diagnose.locate import JUDGES, Ending
 from burnish.diagnose.pairs import counted, paired
@@ -217,8 +217,9 @@ def told(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Both shares of right answers, what was lost and gained, and whether that could be chance."""
     first, own = (np.array([one[name]["right"] for one in found], dtype=float) for name in ("original", "own"))
     lost, gained = int((first > own).sum()), int((own > first).sum())
-    shares = [interval(right, scale="logit") for right in (first, own)]
+    shares = [exact_share(right.sum(), len(right)) for right in (first, own)]
     change = paired_interval(own, first)
+    low, high = (None if math.isnan(bound) else bound for bound in (change.low, change.high))  # of one problem
     return [
         {
             "problems": len(found),
@@ -229,8 +230,8 @@ def told(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "model_low": shares[1].low,
             "model_high": shares[1].high,
             "change": change.value,
-            "change_low": change.low,
-            "change_high": change.high,
+            "change_low": low,
+            "change_high": high,
             "both": int((first * own).sum()),
             "lost": lost,
             "gained": gained,

@@ -32,9 +32,9 @@ def share_found(answer: str, wanted: Sequence[str]) -> float:
 
 
 def summary(scores: Float[np.ndarray, "samples places"]) -> dict[str, float | None]:
-    """The mean score, with its 95 % interval over samples."""
+    """The mean score, with its 95 % interval over samples; five samples without a fault are no certainty."""
     means = scores.mean(axis=1)
-    return _bounded("score", interval(means))
+    return _bounded("score", interval(means, np.ones(len(means)), scale="logit"))
 
 
 def by_depth(scores: Float[np.ndarray, "samples depths"], depths: Sequence[float]) -> list[dict[str, Any]]:
