@@ -231,6 +231,15 @@ def test_a_fresh_process_without_burnish_computes_the_same(tmp_path, ids):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(made.module, ids), rtol=0, atol=0)
 
 
+def test_a_token_whose_embedding_is_zero_leaves_the_norm_of_the_others_as_it_is():
+    model = source()
+    known = model.tokenizer(PROSE.read_text())["input_ids"]
+    model.module.get_input_embeddings().weight.data[max(set(known), key=known.count)] = 0  # as a pad's may be
+    made = converted(model, rank=9, rope_dim=8, norm="functional")
+    gains = torch.stack([layer.self_attn.kv_a_layernorm.weight for layer in made.module.model.layers])
+    assert gains.isfinite().all() and (gains.abs().amax(dim=1) > 1e-3).all()
+
+
 # -- refitted ----------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 RIDGE = 1e-3
 """Of the functional, in mean second moments of an input."""
 
+NOTHING = 1e-9
+"""Size of a latent, in that of the largest, that is zero but for rounding."""
+
 
 class Steadied(NamedTuple):
     """What the norm is given, and what is left of it.
@@ -100,6 +103,9 @@ def steadied(
     bias = 0.0 if made.bias is None else made.bias[:rank]
     latent = [inputs @ made.kv_a[:rank].mT + bias for inputs in inputs_of(attention, text)]
     sizes = torch.cat([part.square().mean(1).sqrt() for part in latent])
-    weight = float(1 / (weights / sizes).sum())
+    # A token whose embedding is zero, as one that pads may have, has a latent of zero, and that no norm changes.
+    some = sizes > NOTHING * sizes.max()
+    sizes, weights, costs = sizes[some], weights[some], costs[some]
+    weight = float(weights.sum() / (weights / sizes).sum())
     left = weight / sizes - 1
     return Steadied(weight, float(sizes.std() / sizes.mean()), float((costs * left.square()).sum()))
