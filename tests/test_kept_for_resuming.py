@@ -31,6 +31,15 @@ LOGS = {"metrics.jsonl"}
 """Written for people to look at and never read again."""
 SHORT = {"context": 32, "batch": 4, "steps": 4, "save_every": 2}
 CALIBRATION = {"tokens": 512, "length": 64}
+CHECKPOINT = (
+    "README.md",
+    "burnish.json",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 def _train(model: burnish.Model, place: Path) -> None:
@@ -121,6 +130,24 @@ def _select(model: burnish.Model, place: Path) -> None:
         burnish.Select(verifier="chain", k=2, max_new_tokens=4)(model, data=problems, work_dir=place)
 
 
+def _diagnose(model: burnish.Model, place: Path) -> None:
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    problems = [{"id": "one", "question": "3a+4", "answer": "7"}]
+    stage = burnish.Diagnose(verifier="chain", k=2, max_new_tokens=4)
+    with pytest.raises(DataError, match=r"the original answers 0\.0% of 1 problems"):  # what it kept stays
+        stage(model, original=model, data=problems, work_dir=place)
+
+
+def _curriculum(model: burnish.Model, place: Path) -> None:
+    lines = PROSE.read_text().splitlines()
+    for name, part in (("data", lines[:-20]), ("held", lines[-20:])):
+        place.with_name(f"{name}.txt").write_text("\n".join(part))
+    phase = {"name": "one", "data": str(place.with_name("data.txt")), "held_out": str(place.with_name("held.txt"))}
+    train = {name: value for name, value in SHORT.items() if name != "steps"}
+    stage = burnish.Curriculum(phases=[phase | {"steps": SHORT["steps"]}], train=train)
+    stage(model, work_dir=place)
+
+
 def _audit(model: burnish.Model, place: Path) -> None:
     audit_pairs(read_pairs(PAIRS, on_bad_pair="drop"), model, AuditSettings(repeats=1), work_dir=place)
 
@@ -166,6 +193,13 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "trajectories": (_trajectories, {"parts/partN/rows.jsonl", "parts/partN/news.json"}),
     "aggregate": (_aggregate, set()),
     "select": (_select, {"samples/partN/problems.jsonl"}),
+    "diagnose": (_diagnose, {"answers/partN/problems.jsonl"}),
+    "curriculum": (
+        _curriculum,
+        {f"phases/N-one-N/model/{name}" for name in CHECKPOINT}
+        | {"phases/N-one-N/optimizer.safetensors", "phases/N-one-N/said.json", "phases/N-start-N/said.json"}
+        | {"training/N-one-N/states/step-N/state.safetensors"},
+    ),
     "audit": (
         _audit,
         {"states-N-N/array.npy", "margins-aps-N/array.npy", "margins-bt-N/array.npy", "margins-rNm-N.N-N/array.npy"},

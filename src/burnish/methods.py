@@ -591,8 +591,8 @@ METHODS: tuple[Method, ...] = (
             settings="burnish.curriculum.stage:Curriculum",
             help="Train in phases, each with its own data and end, and guard what earlier ones have taught.",
             examples=(
-                "burnish curriculum models/mine --phases.0.name easy --phases.0.data easy.jsonl "
-                "--phases.0.held-out easy-test.jsonl -o taught",
+                "burnish curriculum models/mine -o taught "
+                """--phases '{"name":"easy","data":"easy.jsonl","held_out":"easy-test.jsonl"}'""",
             ),
         ),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_null_is_refused_where_a_value_is_needed(capsys: pytest.CaptureFixture[s
 def test_the_examples_of_the_help_are_commands(command: str, capsys: pytest.CaptureFixture[str]):
     app([*command.split(), "--help"])
     printed = capsys.readouterr().out.replace(" \\\n", " ")  # a long one goes on in the next line
-    examples = [line.split() for line in printed.splitlines() if line.startswith("    burnish ")]
+    examples = [shlex.split(line) for line in printed.splitlines() if line.startswith("    burnish ")]
     assert examples
     for _, *arguments in examples:
         app.parse_args(arguments, exit_on_error=False, print_error=False)  # raises where an option does not exist

@@ -122,9 +122,9 @@ def test_a_slower_engine_is_found_slower_with_its_kernel_named(tiny_llama: Path,
     entries = [SpeedEntry(name, values_of(one.metrics), one.sequences, one.facts or {}) for name, one in found.items()]
     compared = SpeedComparison(start.protocol, entries).ratio(entries[1], "prefill_cpu@1x16")
     assert compared is not None
-    assert compared.value == pytest.approx(0.5, rel=0.2)  # twice the processor time for a token
+    assert compared.value == pytest.approx(0.5, rel=0.4)  # twice the processor time for a token
     rate = ours.metrics["prefill_cpu_speed@1x16"]["value"]
-    assert rate == pytest.approx(1 / 0.0004, rel=0.2)
+    assert rate == pytest.approx(1 / 0.0004, rel=0.4)
     waited = start.metrics["time_to_first_token@1x16"]["value"]
     assert waited == pytest.approx(16 / start.metrics["prefill_speed@1x16"]["value"])
 
@@ -138,6 +138,16 @@ def test_an_engine_that_refuses_a_checkpoint_is_a_note_beside_the_others(
     assert note["value"] is None
     assert "no kernel for packed 3 bits" in note["note"]
     assert found["start"].metrics["decode_speed@1x8"]["value"] > 0
+
+
+def test_an_engine_that_dies_over_a_long_prompt_is_a_note_beside_the_others(
+    tiny_llama: Path, python: Path, tmp_path: Path
+):
+    dies = linked(tmp_path, "dies", tiny_llama)  # over more than ten tokens
+    found = Evaluate(engine_python=str(python), **QUICK).together({"start": tiny_llama, "other": dies})
+    note = found["other"].metrics["decode_speed@1x8"]
+    assert note["value"] is None and "has no more memory" in note["note"]
+    assert found["start"].metrics["decode_speed@1x16"]["value"] > 0
 
 
 def test_where_no_checkpoint_runs_the_error_has_the_last_words_and_nothing_is_left_running(

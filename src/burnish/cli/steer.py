@@ -54,8 +54,7 @@ def calibrate(
     traces:
         A .jsonl file of problems with `completion`, or of chats (`messages`); some hundred.
     problems:
-        Instead: a .jsonl file of problems that the model answers here first; kept as OUT.traces.jsonl, and in parts in
-        OUT.answers, so that the same command goes on where it was stopped.
+        Instead: a .jsonl file of problems that the model answers first; a stopped run goes on from OUT.answers.
     verifier:
         Who says which answers are right, as in burnish reason run.
     separator:

@@ -146,33 +146,33 @@ class _Phases:
             self._check_unchanged()
             work = self.ctx.work_dir / "training" / name
             work.mkdir(parents=True, exist_ok=True)
-            watch = Looking(
-                self.settings,
-                place,
-                steps,
-                self.done,
-                self._measure,
-                self.values.copy(),
-                mixed,
-                self.optimizer,
-                work / OPTIMIZER if self._goes_on_from_optimizer(settings) else None,
-            )
-            inputs = {"data": training_rows(phase, self._input(place, "data"))}
-            ctx = replace(self.ctx, inputs=inputs, work_dir=work, ledger=Ledger(None))
-            self.ctx.progress.log(f"{phase.name}{', earlier rows mixed in' if mixed else ''}: from step {self.done:,}")
-            model = training.run(
-                settings,
-                self.model,
-                ctx,
-                prepare=lambda rows, _: self._with_earlier(rows, place, settings) if mixed else rows,
-                watch=watch,
-            )
-            said = {"rows": watch.rows, "why": watch.why, "lost": watch.lost, "guarded": watch.guarded}
-            said |= {"steps": watch.taken, "tables": [row for row in ctx.ledger.rows if row["row"] == "table"]}
             with self.store.writing(name, key) as path:
+                watch = Looking(
+                    self.settings,
+                    place,
+                    steps,
+                    self.done,
+                    self._measure,
+                    self.values.copy(),
+                    mixed,
+                    self.optimizer,
+                    path / OPTIMIZER if self._goes_on_from_optimizer(settings) else None,
+                )
+                inputs = {"data": training_rows(phase, self._input(place, "data"))}
+                ctx = replace(self.ctx, inputs=inputs, work_dir=work, ledger=Ledger(None))
+                self.ctx.progress.log(
+                    f"{phase.name}{', earlier rows mixed in' if mixed else ''}: from step {self.done:,}"
+                )
+                model = training.run(
+                    settings,
+                    self.model,
+                    ctx,
+                    prepare=lambda rows, _: self._with_earlier(rows, place, settings) if mixed else rows,
+                    watch=watch,
+                )
+                said = {"rows": watch.rows, "why": watch.why, "lost": watch.lost, "guarded": watch.guarded}
+                said |= {"steps": watch.taken, "tables": [row for row in ctx.ledger.rows if row["row"] == "table"]}
                 model.save(path / MODEL)
-                if watch.after is not None:
-                    watch.after.rename(path / OPTIMIZER)
                 (path / SAID).write_text(json.dumps(said), encoding="utf-8")
             shutil.rmtree(work)
         return self._go_on(name, key)

@@ -23,7 +23,7 @@ from burnish.core.statistics import Interval, interval
 from burnish.data.read import read_texts
 from burnish.evaluate.engines.environments import ENGINES, EngineKind, chosen, interpreter
 from burnish.evaluate.engines.process import EngineWorker, Load
-from burnish.evaluate.engines.rounds import DISTURBED, Rounds, Shape, disturbance, in_turns, shapes
+from burnish.evaluate.engines.rounds import DISTURBED, Rounds, Shape, batch_of, disturbance, in_turns, shapes
 from burnish.evaluate.evaluation import Evaluation, Metric
 from burnish.evaluate.measure import device_name, exact, metric, not_measured
 
@@ -189,6 +189,7 @@ class _Measurement:
     # -- engines -------------------------------------------------------------------------------------------------------
 
     def started(self, name: str, source: Path, dtype: str, asked: Sequence[Shape], running: ExitStack) -> EngineWorker:
+        """An engine that has answered the longest of the batches once: kernels that are not there are missed here."""
         answer = self.settings.decode_tokens + 1
         load_ = Load(
             dtype=dtype,
@@ -205,7 +206,8 @@ class _Measurement:
         with self.progress.task(f"starting {self.engine.called} for {name}", None, "engines") as task:
             engine.start()
             task.advance()
-        engine.ask([[1, 2]], 2)  # kernels that are not there are missed now
+        longest = max(asked, key=lambda shape: shape.context)
+        engine.ask(batch_of([1, 2], longest), 2)
         return engine
 
     def dtype_for_others(self, engine: EngineWorker) -> str:
