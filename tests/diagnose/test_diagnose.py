@@ -231,7 +231,7 @@ def test_the_recipe_runs_small_and_once(tmp_path: Path, monkeypatch):
         "reasoner": {"context": 64, "batch": 16, "steps": 100},
         "small": {"group_size": 16, "method": "rtn"},
         "lost": {"k": 4, "max_new_tokens": 40},
-        "repaired": {"context": 64, "batch": 4, "epochs": 1},
+        "repaired": {"context": 64, "batch": 4, "steps": 2, "holdout": 0.0, "keep_best": False},
     }
     content["nodes"] = [node | changes[node["name"]] for node in content["nodes"]]
     for key in ("calibration", "length", "tokens"):  # GPTQ loses nothing of so little
@@ -243,5 +243,5 @@ def test_the_recipe_runs_small_and_once(tmp_path: Path, monkeypatch):
     assert tables >= {"answers", "faults", "pairs", "scales"}
     rows = [json.loads(line) for line in (tmp_path / "run/nodes/lost/rows.jsonl").read_text().splitlines()]
     assert rows and all(row["chosen"] != row["rejected"] for row in rows)
-    assert burnish.load(tmp_path / "run/nodes/repaired").packed
+    assert dict(packed_weights(burnish.load(tmp_path / "run/nodes/repaired")))
     assert {d.action for d in Run(read_recipe(recipe), tmp_path / "run", ROOMS).execute()} == {"skip"}
