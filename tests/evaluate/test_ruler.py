@@ -15,9 +15,10 @@ from burnish.core.store import Store
 from burnish.evaluate.ruler import measure as measuring
 from burnish.evaluate.ruler.measure import fitted, measure_ruler, places, sample_seed
 from burnish.evaluate.ruler.prompt import audit, sent, template_of
-from burnish.evaluate.ruler.score import by_depth, share_found, spread, summary
+from burnish.evaluate.ruler.score import by_depth, spread, summary
 from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of, tasks_of
 from burnish.evaluate.ruler.tasks import TASKS, Prompt
+from burnish.verify.ruler import share_found
 from small_models import small_tokenizer
 
 SAMPLES = {

@@ -9,6 +9,7 @@ upper and lower case alike; for questions, whose texts are other ways to say one
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from burnish.core.errors import DataError
 from burnish.verify.adapter import Problem, Verifier, visible
@@ -30,14 +31,14 @@ class Ruler(Verifier):
     def extract(self, text: str) -> str | None:
         """All that follows the reasoning, since all of it is searched."""
         seen = visible(text)
-        return None if seen is None else _UNPRINTED.sub("\n", seen).strip() or None
+        return None if seen is None else printed(seen) or None
 
     def equivalent(self, first: str, second: str) -> bool:
         return plain_words(first) == plain_words(second)
 
     def _grade(self, answer: str, problem: Problem) -> float:
-        found = [str(one).lower() in answer.lower() for one in problem["outputs"]]
-        return float(any(found)) if self._is_question(problem) else sum(found) / len(found)
+        share = share_found(answer, [str(one) for one in problem["outputs"]])
+        return float(share > 0) if self._is_question(problem) else share
 
     def _is_question(self, problem: Problem) -> bool:
         return str(problem.get("task", "")).startswith("qa")
@@ -50,6 +51,17 @@ class RulerQuestions(Ruler):
 
     def _is_question(self, problem: Problem) -> bool:
         return True
+
+
+def printed(answer: str) -> str:
+    """As RULER reads an answer: stripped, with line ends for what cannot be printed."""
+    return _UNPRINTED.sub("\n", answer).strip()
+
+
+def share_found(answer: str, wanted: Sequence[str]) -> float:
+    """The share of what is wanted that the answer holds, whatever the case: `string_match_all` of one sample."""
+    text = printed(answer).lower()
+    return sum(one.lower() in text for one in wanted) / len(wanted)
 
 
 _UNPRINTED = re.compile(r"[\x00-\x1f]")

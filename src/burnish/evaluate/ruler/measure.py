@@ -20,9 +20,10 @@ from burnish.core.store import Store
 from burnish.evaluate.evaluation import Evaluation, Metric
 from burnish.evaluate.measure import check_kind, device_name, longest_context, network
 from burnish.evaluate.ruler.prompt import Template, sent, template_of
-from burnish.evaluate.ruler.score import by_depth, share_found, spread, summary
+from burnish.evaluate.ruler.score import by_depth, spread, summary
 from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of
 from burnish.evaluate.ruler.tasks import TASKS, Prompt, RulerTask
+from burnish.verify.ruler import share_found
 
 if TYPE_CHECKING:
     from burnish.core.ledger import Ledger

@@ -1,4 +1,4 @@
-"""RULER's metric, and what it says by depth.
+"""What RULER's metric says by depth.
 
 A needle is asked for at every depth in the same haystack, so that depths are compared on the same samples: a
 difference of two depths has a paired interval over samples.
@@ -7,7 +7,6 @@ difference of two depths has a paired interval over samples.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,19 +15,7 @@ from jaxtyping import Float
 
 from burnish.core.statistics import interval, paired_interval
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f]")
 PERMUTATIONS = 2000
-
-
-def said(answer: str) -> str:
-    """As RULER reads an answer: stripped, with line ends for what cannot be printed."""
-    return _UNPRINTABLE.sub("\n", answer.strip()).strip()
-
-
-def share_found(answer: str, wanted: Sequence[str]) -> float:
-    """The share of what is wanted that the answer holds, whatever the case: `string_match_all` of one sample."""
-    text = said(answer).lower()
-    return sum(one.lower() in text for one in wanted) / len(wanted)
 
 
 def summary(scores: Float[np.ndarray, "samples places"]) -> dict[str, float | None]:
