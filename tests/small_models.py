@@ -9,8 +9,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from burnish.core.checkpoint import Model
+from burnish.train.scratch import initialise
+
 PROSE = Path(__file__).resolve().parent.parent / "LICENSE"
 """Some 11 kB of English that every clone has."""
+EXAMPLES = PROSE.parent / "examples"
+
+
+def untaught_reasoner() -> Model:
+    """A model for chains with random weights, a token for every byte, and a chat template."""
+    return initialise(
+        EXAMPLES / "reasoner_small.json",
+        tokenizer="bpe:257",
+        texts=["none is needed for single bytes"],
+        chat_template=(EXAMPLES / "reasoner.jinja").read_text(),
+        seed=0,
+    )
 
 
 def small_tokenizer(vocab_size: int = 384, special: tuple[str, ...] = ("<|endoftext|>",)) -> PreTrainedTokenizerFast:

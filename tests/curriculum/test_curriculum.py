@@ -27,8 +27,8 @@ from burnish.data.chain import Chains, chain_rows, json_lines
 from burnish.report.curriculum import figures
 from burnish.report.run import run_of
 from burnish.stages import ROOMS
-from burnish.train.scratch import initialise
 from burnish.train.state import load_optimizer
+from small_models import untaught_reasoner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ONE = Chains(modulus=5, steps=(1, 1), operations="+", repeat=0.0, direct=0.0)
@@ -38,13 +38,7 @@ TRAIN: dict[str, Any] = {"context": 48, "batch": 8, "lr": 0.01, "warmup": 0.0, "
 
 @pytest.fixture(scope="module")
 def start() -> Model:
-    return initialise(
-        ROOT / "examples" / "reasoner_small.json",
-        tokenizer="bpe:257",
-        texts=["none is needed for single bytes"],
-        chat_template=(ROOT / "examples" / "reasoner.jinja").read_text(),
-        seed=0,
-    )
+    return untaught_reasoner()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from burnish.generate.problems import is_right, prompt_of
 from burnish.stages import ROOMS
 from burnish.train.scratch import initialise
 from burnish.verify import verifier
+from small_models import untaught_reasoner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KIND = Chains(modulus=5, steps=(1, 1), operations="+", repeat=0, direct=0)
@@ -38,13 +39,7 @@ QUICK: dict[str, Any] = {"verifier": "chain", "k": 4, "max_new_tokens": 40, "see
 @pytest.fixture(scope="module")
 def original() -> Model:
     """Trained until it is right always."""
-    start = initialise(
-        ROOT / "examples" / "reasoner_small.json",
-        tokenizer="bpe:257",
-        texts=["none is needed for single bytes"],
-        chat_template=(ROOT / "examples" / "reasoner.jinja").read_text(),
-        seed=0,
-    )
+    start = untaught_reasoner()
     rows = [row["messages"] for row in chain_rows(KIND, 1200, seed=0)]
     return Train(context=64, batch=16, steps=100, lr=0.01, save_every=0)(start, data=rows)
 
@@ -217,13 +212,7 @@ def test_wrong_inputs(packed, original, problems, tmp_path):
 def test_the_recipe_runs_small_and_once(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(ROOT)
     content = yaml.safe_load((ROOT / "recipes" / "repair.yaml").read_text())
-    start = initialise(
-        ROOT / "examples" / "reasoner_small.json",
-        tokenizer="bpe:257",
-        texts=["none is needed for single bytes"],
-        chat_template=(ROOT / "examples" / "reasoner.jinja").read_text(),
-        seed=0,
-    )
+    start = untaught_reasoner()
     small = {"steps": [1, 1], "operations": "+", "modulus": 5, "repeat": 0, "direct": 0}
     changes: dict[str, dict[str, Any]] = {
         "worked": {"number": 1600, "kind": small},

@@ -23,8 +23,8 @@ from burnish.generate.problems import prompt_of
 from burnish.select import run as select_run
 from burnish.select.run import histogram
 from burnish.stages import ROOMS
-from burnish.train.scratch import initialise
 from burnish.verify import verifier
+from small_models import untaught_reasoner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KIND = Chains(modulus=5, steps=(1, 1), operations="+", repeat=0.5, direct=0.3)
@@ -36,13 +36,7 @@ QUICK: dict[str, Any] = {"verifier": "chain", "k": 6, "max_new_tokens": 40, "see
 def model() -> Model:
     """Trained until it is right about half of the time."""
     rows = list(chain_rows(KIND, 400, seed=0))
-    start = initialise(
-        ROOT / "examples" / "reasoner_small.json",
-        tokenizer="bpe:257",
-        texts=["none is needed for single bytes"],
-        chat_template=(ROOT / "examples" / "reasoner.jinja").read_text(),
-        seed=0,
-    )
+    start = untaught_reasoner()
     stage = Train(context=64, batch=16, steps=60, lr=0.01, save_every=0)
     return stage(start, data=[row["messages"] for row in rows])
 

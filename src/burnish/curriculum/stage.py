@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from burnish.core.errors import BurnishError, SettingsError, located
 from burnish.core.kinds import Plan
 from burnish.core.stage import VOLATILE, Context, Stage
 from burnish.curriculum.phase import Phase, Until
-from burnish.verify.registry import VERIFIERS, advice_for
+from burnish.verify.registry import known
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -42,7 +42,7 @@ class Curriculum(Stage):
     memory_settings: ClassVar[str] = "train.micro_batch or train.context"
 
     phases: list[Phase] = Field(default=[], description="in their order; must be given")
-    verifier: str | None = Field(
+    verifier: Annotated[str, AfterValidator(known)] | None = Field(
         default=None, description="what says whether an answer is right; without it values are losses"
     )
     max_new_tokens: int = Field(default=128, ge=1, description="most tokens of an answer to a held-out problem")
@@ -69,13 +69,6 @@ class Curriculum(Stage):
         if isinstance(given, list):
             settings = settings | {"phases": [_phase(one, number, where) for number, one in enumerate(given)]}
         return super().parse(settings, where=where)
-
-    @field_validator("verifier")
-    @classmethod
-    def _is_known(cls, name: str | None) -> str | None:
-        if name is not None and name not in VERIFIERS:
-            raise ValueError(f"there is no verifier {name!r}; {advice_for(name)}")
-        return name
 
     @model_validator(mode="after")
     def _fits_together(self) -> Curriculum:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan, Weights
 from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Stage
-from burnish.verify.registry import VERIFIERS, advice_for
+from burnish.verify.registry import known
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -29,7 +29,9 @@ class Diagnose(Stage):
     original: CheckpointRef | None = Field(default=None, description="the model that it was made of, which judges")
     data: DataRef | None = Field(default=None, description="problems, a JSON object a line, as their verifier reads")
     held_out: DataRef | None = Field(default=None, description="problems that measure later; no pair is made of these")
-    verifier: str = Field(default="math", description="what says whether an answer is right")
+    verifier: Annotated[str, AfterValidator(known)] = Field(
+        default="math", description="what says whether an answer is right"
+    )
     judge: Literal["rollouts", "arithmetic"] = Field(
         default="rollouts", description="what finds the faulty step: the original going on from each, or false sums"
     )
@@ -41,13 +43,6 @@ class Diagnose(Stage):
     most: int = Field(default=600, ge=1, description="pairs, of each kind of fault about as many")
     max_new_tokens: int = Field(default=256, ge=1, description="most tokens of an answer; what is cut is not right")
     batch_size: int = Field(default=64, ge=1, description="answers at a time", json_schema_extra=VOLATILE)
-
-    @field_validator("verifier")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        if name not in VERIFIERS:
-            raise ValueError(f"there is no verifier {name!r}; {advice_for(name)}")
-        return name
 
     def plan(self, before: Plan) -> Plan:
         """Rows; raises where no problems or no original are named."""
@@ -61,12 +56,9 @@ class Diagnose(Stage):
         return after.with_(notes=(*after.notes, "memory is the model's; the original's comes on top"))
 
     def preflight(self, start: Model, before: Plan) -> None:
-        from burnish.generate.problems import problems_of, prompt_of
-        from burnish.verify import verifier
+        from burnish.generate.problems import try_first
 
-        with verifier(self.verifier) as grader:
-            first: dict[str, Any] = problems_of(self.data, grader)[0]
-            prompt_of(start.tokenizer, grader, first)
+        try_first(start.tokenizer, self.data, self.verifier)
 
     def run(self, model: Model, ctx: Context) -> Data:
         from burnish.diagnose.run import run

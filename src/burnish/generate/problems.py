@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.core.errors import DataError
 from burnish.core.made_data import ROWS_FILE
 from burnish.data.chat import check_template, written_out
-from burnish.verify import Verifier, read_problems
+from burnish.verify import Verifier, read_problems, verifier
 from burnish.verify.adapter import CORRECT
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, grader: Verifier, problem: Map
     """
     check_template(tokenizer, where="data")
     return written_out(tokenizer, question_of(grader, problem), where="data", add_generation_prompt=True)
+
+
+def try_first(tokenizer: PreTrainedTokenizerBase, data: Any, verifier_name: str) -> None:
+    """Reads and writes out the first problem, before any work starts.
+
+    Raises:
+        DataError: no problems, one that cannot be graded, or that the chat template cannot write.
+    """
+    with verifier(verifier_name) as grader:
+        prompt_of(tokenizer, grader, problems_of(data, grader)[0])
 
 
 def is_right(sample: Sample, grader: Verifier, problem: Mapping[str, Any]) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
-from burnish.verify.registry import VERIFIERS, advice_for
+from burnish.verify.registry import known
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -26,7 +26,9 @@ class Select(Stage):
     memory_settings: ClassVar[str] = "batch_size"
 
     data: DataRef | None = Field(default=None, description="problems, a JSON object a line, as their verifier reads")
-    verifier: str = Field(default="math", description="what says whether an answer is right")
+    verifier: Annotated[str, AfterValidator(known)] = Field(
+        default="math", description="what says whether an answer is right"
+    )
     k: int = Field(default=8, ge=1, description="samples of each problem")
     keep: int = Field(default=1, ge=1, description="right answers of a problem that are kept, the shortest")
     easy: float = Field(
@@ -36,13 +38,6 @@ class Select(Stage):
     max_new_tokens: int = Field(default=256, ge=1, description="most tokens of a sample; what is cut is not kept")
     batch_size: int = Field(default=64, ge=1, description="samples at a time", json_schema_extra=VOLATILE)
 
-    @field_validator("verifier")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        if name not in VERIFIERS:
-            raise ValueError(f"there is no verifier {name!r}; {advice_for(name)}")
-        return name
-
     def plan(self, before: Plan) -> Plan:
         """Rows; raises where no problems are named."""
         if self.data is None:
@@ -50,12 +45,9 @@ class Select(Stage):
         return super().plan(before)
 
     def preflight(self, start: Model, before: Plan) -> None:
-        from burnish.generate.problems import problems_of, prompt_of
-        from burnish.verify import verifier
+        from burnish.generate.problems import try_first
 
-        with verifier(self.verifier) as grader:
-            first: dict[str, Any] = problems_of(self.data, grader)[0]
-            prompt_of(start.tokenizer, grader, first)
+        try_first(start.tokenizer, self.data, self.verifier)
 
     def run(self, model: Model, ctx: Context) -> Data:
         from burnish.select.run import run

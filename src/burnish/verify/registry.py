@@ -28,6 +28,17 @@ def advice_for(name: str) -> str:
     return f"did you mean {guess!r}?" if guess else f"use one of {', '.join(VERIFIERS)}"
 
 
+def known(name: str) -> str:
+    """A verifier's name as it stands in settings.
+
+    Raises:
+        ValueError: no such verifier; whoever reads the settings says where.
+    """
+    if name not in VERIFIERS:
+        raise ValueError(f"there is no verifier {name!r}; {advice_for(name)}")
+    return name
+
+
 def verifier(name: str, **options: Any) -> Verifier:
     """The verifier of a name.
 
