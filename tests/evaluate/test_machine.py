@@ -121,6 +121,17 @@ def test_a_packed_checkpoint_has_no_dense_weights_to_compare_with(tiny_llama: Pa
         doctor_speed(str(packed), str(environment(tmp_path / "environment")))
 
 
+def test_a_checkpoint_without_room_for_the_measurement_is_refused_before_it(tmp_path: Path, monkeypatch):
+    import small_models
+    from burnish.cli import doctor_speed
+
+    small_models.make("llama", max_position_embeddings=64).save_pretrained(tmp_path / "short")
+    small_models.small_tokenizer().save_pretrained(tmp_path / "short")
+    monkeypatch.setattr("burnish.evaluate.engines.machine.bandwidth", lambda: pytest.fail("it began to measure"))
+    with pytest.raises(CheckpointError, match="positions for 64 tokens, and decoding is measured up to 145"):
+        doctor_speed.doctor_speed(str(tmp_path / "short"), str(environment(tmp_path / "environment")))
+
+
 def test_a_model_without_speed_is_refused():
     from burnish.cli.doctor import doctor
 

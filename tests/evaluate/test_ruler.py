@@ -174,6 +174,20 @@ def test_prompt_and_answer_stay_within_the_length_at_every_depth(name):
         fitted(tokenizer, task, 200, [0.5], "none", "seed")
 
 
+def test_depths_are_different_places_in_the_shortest_prompt_that_is_allowed():
+    """At as few tokens as are not refused; with one fewer the depths are named."""
+    tokenizer, task = small_tokenizer(), TASKS["niah_single_1"]
+    depths = places(RulerMeasurement(depths=12), task)
+    for length in range(400, 4000, 25):
+        try:
+            asked = fitted(tokenizer, task, length, depths, "none", "seed")
+            break
+        except SettingsError as error:
+            told = str(error)
+    assert "no 12 places for a needle" in told
+    assert len({prompt.text for prompt, _ in asked}) == 12
+
+
 # -- scores by depth ---------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +313,9 @@ def test_the_command_measures_and_the_ledger_has_it(long_model, tmp_path, capsys
         (["--task", "ruler:vt,vt"], "stands there twice"),
         (["--task", "ruler:vt", "--lengths", "1m"], "is no number of tokens"),
         (["--task", "ruler:vt", "--lengths", "8k"], "positions end at 4,096"),
+        (["--task", "ruler:vt", "--lengths", "8k", "--audit"], "positions end at 4,096"),
         (["--task", "ruler:cwe", "--lengths", "300"], "too few for cwe"),
+        (["--task", "ruler:niah_single_1", "--lengths", "2k", "--depths", "100"], "no 100 places for a needle"),
         (["--lengths", "2k"], "add --task"),
         (["--audit"], "no task whose prompts"),
         (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _BATCHES = (1, 4)
 _CONTEXT = 128
+_ANSWER = 16
 
 
 def doctor_speed(place: str | None, named: str | None) -> None:
@@ -25,6 +26,7 @@ def doctor_speed(place: str | None, named: str | None) -> None:
     from burnish.core.kinds import Weights
     from burnish.evaluate.engines.environments import ENGINES, interpreter
     from burnish.evaluate.engines.machine import TYPICAL, bandwidth, products, time_kernels
+    from burnish.evaluate.measure import longest_context
 
     engine, python, model = ENGINES["vllm"], None, load(place) if place else None
     if named or os.environ.get(engine.variable):
@@ -32,6 +34,13 @@ def doctor_speed(place: str | None, named: str | None) -> None:
     if model is not None and (model.lineage.weights is Weights.PACKED or model.packed):
         raise CheckpointError(
             "is packed, and formats are compared with dense weights", where=place, fix="name its base"
+        )
+    longest = None if model is None else longest_context(model)
+    if longest is not None and longest <= _CONTEXT + _ANSWER:
+        raise CheckpointError(
+            f"has positions for {longest:,} tokens, and decoding is measured up to {_CONTEXT + _ANSWER + 1:,}",
+            where=place,
+            fix="leave out --model for products of typical shapes",
         )
     found = bandwidth()
     threads = torch.get_num_threads()
@@ -90,7 +99,7 @@ def _print_foretold(kernels: Sequence[KernelTime], used: Products, model: Model,
         engine_batches=_BATCHES,
         engine_contexts=(_CONTEXT,),
         engine_rounds=3,
-        decode_tokens=16,
+        decode_tokens=_ANSWER,
     )
     assert model.path is not None
     found = settings.together({"model": model.path}, progress=True)["model"]

@@ -161,13 +161,14 @@ def _on_ruler(
 
 def _show_prompts(opened: Model, tasks: list[str], on_task: RulerMeasurement) -> None:
     """What is sent, without a model's weights."""
-    from burnish.evaluate.ruler.measure import fitted, places, sample_seed
+    from burnish.evaluate.ruler.measure import check_lengths, fitted, places, sample_seed
     from burnish.evaluate.ruler.prompt import audit, template_of
     from burnish.evaluate.ruler.tasks import TASKS
 
-    template = template_of(opened.tokenizer, on_task.template)
+    lengths, template = lengths_of(on_task.lengths), template_of(opened.tokenizer, on_task.template)
+    check_lengths(opened, lengths)
     for name in tasks:
-        for length in lengths_of(on_task.lengths):
+        for length in lengths:
             task = TASKS[name]
             depths, seed = places(on_task, task), sample_seed(on_task, task, length, 0)
             prompt, ids = fitted(opened.tokenizer, task, length, depths, template, seed)[0]

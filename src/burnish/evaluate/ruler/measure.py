@@ -77,7 +77,8 @@ def fitted(
         return _taken(tokenizer, task, units, length, depths, template, seed) <= length
 
     check_room(tokenizer, task, length, depths, template, seed)
-    low, high = task.least, 2 * task.least
+    least = least_units(task, depths)
+    low, high = least, 2 * least
     while fits(high):
         low, high = high, 2 * high
     while high - low > 1:
@@ -85,7 +86,7 @@ def fitted(
         low, high = (middle, high) if fits(middle) else (low, middle)
     # Where a needle stands can change the tokens at its borders by a few.
     found = made(low)
-    while max(len(ids) for _, ids in found) + task.num_generated > length and low > task.least:
+    while max(len(ids) for _, ids in found) + task.num_generated > length and low > least:
         low -= 1
         found = made(low)
     return found
@@ -96,7 +97,8 @@ def check_room(
 ) -> None:
     """
     Raises:
-        SettingsError: not even the shortest prompt fits into `length` tokens together with the answer.
+        SettingsError: not even the shortest prompt fits into `length` tokens together with the answer, or not one
+            with a place of its own for every depth.
     """
     shortest = _taken(tokenizer, task, task.least, length, depths, template, seed)
     if shortest > length:
@@ -105,6 +107,19 @@ def check_room(
             where="lengths",
             fix="use a larger length",
         )
+    apart = _taken(tokenizer, task, least_units(task, depths), length, depths, template, seed)
+    if apart > length:
+        raise SettingsError(
+            f"{length:,} tokens of {task.name} have no {len(depths)} places for a needle, for which prompt and answer "
+            f"take {apart:,}",
+            where="depths",
+            fix="use fewer depths, or a larger length",
+        )
+
+
+def least_units(task: RulerTask, depths: Sequence[float]) -> int:
+    """Units of haystack of the shortest prompt in which no two depths are one place."""
+    return max(task.least, len(depths) - 1)
 
 
 def _taken(
