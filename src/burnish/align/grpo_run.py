@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,15 @@ import torch
 
 from burnish.align.envs import ChainEnv, Environment, environment
 from burnish.align.held_out import DrawnAnswers, answers, check_ready
+from burnish.align.read_later import ReadLater
+from burnish.core import page
 from burnish.core.checkpoint import Lineage, Model, cast
 from burnish.core.errors import MissingExtraError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.store import Store
 from burnish.data.chat import check_questions
 from burnish.data.preferences import import_datasets
+from burnish.data.trajectories.pages import Wording, pages
 
 try:
     from transformers.trainer_callback import PrinterCallback
@@ -45,9 +49,23 @@ LOGGED = {
     "clipped": "clip_ratio/region_mean",
     "entropy": "entropy",
     "gradient norm": "grad_norm",
+    "KL to the sampler": "kl/sampler",
     "packing": "packing",
+    "seconds of drawing": "seconds/drawing",
+    "seconds of judging": "seconds/judging",
+    "seconds of the update": "step_time",
 }
 """Columns of the table of updates, and what the trainer calls them; the report draws the first of them."""
+WORDING = Wording(
+    kind="burnish align grpo",
+    heading="What was drawn",
+    lead="All answers to one problem, of updates evenly apart over the run: the first problem of each whose answers "
+    "did not all earn the same. Open one to read it token by token.",
+    weight="advantage",
+    usual=None,
+    notes="A token's advantage is what it is pushed by: above 0 it becomes likelier. The reward is the one that was "
+    "given, before any rule of length.",
+)
 SHOWN = 12
 """Answers that the report shows, before and after."""
 
@@ -84,6 +102,7 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
         train_dataset=import_datasets().Dataset.from_list(_in_order(env.rows, settings)),
         processing_class=copy.deepcopy(model.tokenizer),
     )
+    trainer.read_later = ReadLater(settings.updates)
     trainer.remove_callback(PrinterCallback)
     with ctx.progress.task("grpo", unit="steps") as task:
         trainer.add_callback(Bar(task))
@@ -92,6 +111,7 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
     trained.__dict__.pop("forward", None)  # TRL's fused head; the class's own forward is what a checkpoint has
     measured["after"] = _measured(settings, model, trained, asked)
     _record(trainer, env, asked, measured, ctx)
+    _write_pages(trainer.read_later, model, ctx)
     env.close()
     lineage = Lineage(
         kind=Kind.CAUSAL_LM, base_model=model.name, licence=model.lineage.licence, methods=settings.methods
@@ -105,10 +125,11 @@ def _in_order(rows: list[dict[str, Any]], settings: Grpo) -> list[dict[str, Any]
     TRL's sampler shuffles every pass with one generator, which after an interruption between two passes begins anew;
     in a single long pass the trainer skips what was seen.
     """
+    wanted = -(-settings.updates // settings.iterations) * settings.prompts
     generator, found = torch.Generator().manual_seed(settings.seed), list[int]()
-    while len(found) < settings.updates * settings.prompts:
+    while len(found) < wanted:
         found += torch.randperm(len(rows), generator=generator).tolist()
-    return [rows[place] for place in found[: settings.updates * settings.prompts]]
+    return [rows[place] for place in found[:wanted]]
 
 
 def _held_out(settings: Grpo) -> Environment | None:
@@ -146,10 +167,18 @@ def _check_start(settings: Grpo, asked: Environment, found: DrawnAnswers, ctx: C
 
 
 def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
-    answers_each = settings.prompts * settings.rollouts
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.prompts % processes:
+        raise SettingsError(
+            f"is {settings.prompts}, which {processes} processes do not share evenly: a group stays in one of them",
+            where="prompts",
+        )
+    answers_each = settings.prompts * settings.rollouts // processes
     rows = settings.micro_batch or answers_each
-    if rows > answers_each:
-        raise SettingsError(f"is {rows}, more than the {answers_each} answers of a step", where="micro_batch")
+    if answers_each % rows:
+        raise SettingsError(
+            f"is {rows}, which does not divide the {answers_each} answers of a process", where="micro_batch"
+        )
     return {
         "length_shaping": settings.shaping,
         "shaping_options": settings.shaping_options,
@@ -164,6 +193,7 @@ def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": answers_each // rows,
         "num_generations": settings.rollouts,
+        "num_iterations": settings.iterations,
         "max_completion_length": settings.max_new_tokens,
         "temperature": settings.temperature,
         "policy_loss": settings.policy_loss,
@@ -192,6 +222,7 @@ def _record(
         if "accuracy" in entry
     ]
     ctx.ledger.table("rl_training", rows)
+    ctx.ledger.table("rl_solved", _solved(trainer))
     forwarded, left = trainer.forwarded_rows, trainer.left_out_rows
     counted = {
         "drawn tokens": trainer.drawn_tokens,
@@ -214,6 +245,38 @@ def _record(
         f"held-out problems, sampled: accuracy {first['accuracy']:.3f} -> {last['accuracy']:.3f}, "
         f"tokens {first['tokens']:.1f} -> {last['tokens']:.1f}"
     )
+
+
+def _solved(trainer: ShortARCTrainer) -> list[dict[str, Any]]:
+    """How many of a problem's answers were right, in the first and in the last quarter of the updates."""
+    several = int(trainer.num_generations or 1)
+    entries = [entry for entry in trainer.state.log_history if "accuracy" in entry]
+    size = max(1, len(entries) // 4)
+    found = []
+    for part, some in (("first quarter", entries[:size]), ("last quarter", entries[-size:])):
+        for count in range(several + 1):
+            shares = [float(entry[f"solved/{count}"]) for entry in some]
+            tokens = [
+                (entry[f"solved_tokens/{count}"], share)
+                for entry, share in zip(some, shares, strict=True)
+                if entry.get(f"solved_tokens/{count}") is not None
+            ]
+            row: dict[str, Any] = {"part": part, "right": count, "of": several}
+            row["problems"] = sum(shares) / len(shares)
+            if tokens:
+                row["tokens"] = sum(one * share for one, share in tokens) / sum(share for _, share in tokens)
+            found.append(row)
+    return found
+
+
+def _write_pages(read_later: ReadLater, model: Model, ctx: Context) -> None:
+    """Pages of what was drawn, beside the ledger."""
+    if ctx.ledger.directory is None:
+        return
+    place = ctx.ledger.directory / "drawn" / ctx.ledger.node
+    place.mkdir(parents=True, exist_ok=True)
+    for name, content in pages(read_later.rows, model.tokenizer, lambda: len(read_later.kept), WORDING):
+        page.write(place / name, content)
 
 
 def _shown(asked: Environment, measured: dict[str, dict[str, DrawnAnswers]]) -> list[dict[str, Any]]:

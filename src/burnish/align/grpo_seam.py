@@ -10,7 +10,8 @@ What is replaced, and why:
     _compute_loss                     rows without advantage are not forwarded, rows go in order of length, losses of
                                       `burnish.align.maths`, shares of the step's own denominator
     _save_checkpoint,
-    _load_optimizer_and_scheduler     state besides the optimizer's
+    _load_optimizer_and_scheduler     state besides the optimizer's, and answers that were drawn and not yet learned
+                                      from
 
 Their signatures are held by `tests/align/test_grpo.py`: another version of TRL fails there and not in a run.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,18 +28,22 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import gather
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
 from burnish.align.maths import policy_loss
 from burnish.align.maths.reduction import Normaliser, share
+from burnish.align.read_later import Judged, ReadLater
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.generate import generate
 
 NORMALISERS: dict[str, Normaliser] = {"dapo": "token", "dr_grpo": "constant"}
 """TRL's names of losses that differ in their denominator; its others average over micro-batches."""
 STATE = "length_control.json"
+DRAWN = "drawn-{}.safetensors"
+"""Files of a checkpoint: the controller and counters; answers of a process that wait to be learned from."""
 
 Batch = dict[str, Any]
 
@@ -77,6 +83,13 @@ class SampledGRPOConfig(GRPOConfig):
                 fix="use 2 or more; 8 is usual",
             )
         super().__post_init__()
+        rows, several = self.per_device_train_batch_size * (self.steps_per_generation or 1), self.num_generations or 1
+        if rows % several:
+            raise SettingsError(
+                f"is {several}, which does not divide the {rows} answers that each of {self.world_size} processes "
+                "draws: a group would be split",
+                where="num_generations",
+            )
 
 
 class SampledGRPOTrainer(GRPOTrainer):
@@ -86,6 +99,9 @@ class SampledGRPOTrainer(GRPOTrainer):
     drawn_tokens: int = 0
     forwarded_rows: int = 0
     left_out_rows: int = 0
+    read_later: ReadLater | None = None
+    _judged: Judged | None = None
+    _noted: tuple[Tensor, ...] = ()
 
     @property
     def mode(self) -> Literal["train", "eval"]:
@@ -110,7 +126,7 @@ class SampledGRPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * len(prompts)
         # a stream of each prompt's own: a run that goes on from a checkpoint draws what it would have drawn
         seeds = [_number(f"{step} {self.mode} {first + place}") for place in range(len(prompts))]
-        with self._inferring() as module:
+        with self._timed("drawing"), self._inferring() as module:
             drawn = generate(
                 module,
                 self._tokenizer,
@@ -124,7 +140,7 @@ class SampledGRPOTrainer(GRPOTrainer):
                 seed=seeds,
                 batch_size=self.args.sampler_rows,
             )
-        self.drawn_tokens += sum(len(one.tokens) for one in drawn)
+        self.drawn_tokens += self._over_all(sum(len(one.tokens) for one in drawn))
         return [one.tokens for one in drawn], [one.logprobs for one in drawn]
 
     @contextlib.contextmanager
@@ -137,12 +153,23 @@ class SampledGRPOTrainer(GRPOTrainer):
         finally:
             module.train(training)
 
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._metrics[self.mode][f"seconds/{what}"].append(time.perf_counter() - began)
+
+    def _over_all(self, number: int) -> int:
+        """A number of this process, summed over all of them."""
+        return int(cast(Tensor, gather(torch.tensor([number], device=self.accelerator.device))).sum())
+
     # -- rewards -------------------------------------------------------------------------------------------------------
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Sequence[Sequence[int]]
     ) -> Tensor:
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self._timed("judging"):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         unscorable = float(rewards.isnan().all(dim=1).float().mean())
         self._metrics[self.mode]["unscorable"].append(unscorable)
         if unscorable > self.args.most_unscorable:
@@ -155,8 +182,10 @@ class SampledGRPOTrainer(GRPOTrainer):
         lengths = torch.tensor([float(len(ids)) for ids in completion_ids_list], device=rewards.device)
         several = int((self.num_generations if self.mode == "train" else self.num_generations_eval) or 1)
         lengths = cast(Tensor, gather(lengths)).view(-1, several)
-        shaped = self.shape_rewards(rewards.view(-1, several, rewards.shape[1]), lengths)
-        return shaped.reshape(rewards.shape)
+        shaped = self.shape_rewards(rewards.view(-1, several, rewards.shape[1]), lengths).reshape(rewards.shape)
+        here = slice(first := self.accelerator.process_index * len(prompts), first + len(prompts))
+        self._judged = Judged([list(ids) for ids in completion_ids_list], rewards[here], shaped[here])
+        return shaped
 
     def shape_rewards(self, rewards: Tensor, lengths: Tensor) -> Tensor:
         """What subclasses change: rewards (groups, rollouts, functions) of all processes, tokens (groups, rollouts)."""
@@ -166,6 +195,9 @@ class SampledGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
         output = super()._generate_and_score_completions(inputs)
         output["old_per_token_logps"] = output.pop("sampling_per_token_logps")
+        if self.read_later is not None and self.mode == "train" and self.accelerator.is_main_process:
+            assert self._judged is not None, "what was drawn has been judged"
+            self.read_later.note(self.state.global_step, inputs, output, self._judged, int(self.num_generations or 1))
         # TRL shuffles the rows next, with the global generator, whose state at an epoch's start is not what it would
         # have been after an interruption
         torch.manual_seed(_number(f"rows {self.args.seed} {self.state.global_step} {self.accelerator.process_index}"))
@@ -218,8 +250,8 @@ class SampledGRPOTrainer(GRPOTrainer):
         rows = moved.nonzero()[:, 0]
         if not len(rows):
             rows = lengths.argmin()[None]
-        self.forwarded_rows += len(rows)
-        self.left_out_rows += len(mask) - len(rows)
+        self.forwarded_rows += self._over_all(len(rows))
+        self.left_out_rows += self._over_all(len(mask) - len(rows))
         return rows[lengths[rows].argsort(stable=True)]
 
     def _denominator(self, inputs: Batch, rows: int, normaliser: Normaliser) -> Tensor:
@@ -232,46 +264,79 @@ class SampledGRPOTrainer(GRPOTrainer):
         return total * cuts / (self.args.steps_per_generation or 1) if training else total
 
     def _note(self, log_ratio: Tensor, gain: Tensor, entropy: Tensor, weight: Tensor) -> None:
-        """Metrics of a micro-batch, over the tokens that were forwarded."""
+        """Metrics of a step, over the tokens that all its micro-batches and processes have forwarded."""
         here = weight > 0
-        count = max(int(here.sum()), 1)
         ratio = log_ratio.exp()[here]
         if not bool(ratio.isfinite().all()):
             raise NumericalError("a ratio of probabilities is not finite", where="training", fix="lower learning_rate")
         clip = policy_loss.is_clipped(log_ratio, gain, self.epsilon_low, self.epsilon_high)[here]
-        found = {
-            "entropy": float(entropy[here].sum()) / count,
-            "ratio/mean": float(ratio.sum()) / count,
-            "ratio/furthest": float((ratio - 1).abs().max()) if len(ratio) else 0.0,
-            "clip_ratio/region_mean": float(clip.float().sum()) / count,
-            "kl/sampler": float(policy_loss.divergence(-log_ratio[here], torch.zeros_like(ratio)).sum()) / count,
-            "packing": float(here.sum()) / weight.numel(),
-        }
-        for name, value in found.items():
+        divergence = policy_loss.divergence(-log_ratio[here], torch.zeros_like(ratio))
+        furthest = (ratio - 1).abs().max() if len(ratio) else ratio.sum()
+        sums = [entropy[here].sum(), ratio.sum(), clip.sum(), divergence.sum(), here.sum()]
+        found = torch.stack([*sums, ratio.new_tensor(weight.numel()), furthest]).double()
+        self._noted = (*self._noted, found)
+        if self.mode == "train" and (self._step + 1) % self.current_gradient_accumulation_steps:
+            return
+        everywhere, self._noted = cast(Tensor, gather(torch.stack(self._noted))), ()
+        *totals, tokens, cells = everywhere[:, :-1].sum(0).tolist()
+        names = ("entropy", "ratio/mean", "clip_ratio/region_mean", "kl/sampler")
+        metrics = {name: total / max(tokens, 1.0) for name, total in zip(names, totals, strict=True)}
+        metrics |= {"packing": tokens / cells, "ratio/furthest": float(everywhere[:, -1].max())}
+        for name, value in metrics.items():
             self._metrics[self.mode][name].append(value)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def control_state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides TRL's own, as JSON can hold it."""
-        return {"drawn_tokens": self.drawn_tokens, "rows": [self.forwarded_rows, self.left_out_rows]}
+        kept = [] if self.read_later is None else self.read_later.kept
+        rows = [self.forwarded_rows, self.left_out_rows]
+        return {"drawn_tokens": self.drawn_tokens, "rows": rows, "read_later": kept, "forward_passes": self._step}
 
     def load_control_state(self, state: dict[str, Any]) -> None:
-        self.drawn_tokens = state["drawn_tokens"]
+        self.drawn_tokens, self._step = state["drawn_tokens"], state["forward_passes"]
         self.forwarded_rows, self.left_out_rows = state["rows"]
+        if self.read_later is not None:
+            self.read_later.kept = state["read_later"]
+
+    @property
+    def _is_within_what_was_drawn(self) -> bool:
+        """Whether the next forward pass is on answers that are there."""
+        return self._step % ((self.args.steps_per_generation or 1) * self.num_iterations) != 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # before TRL's own files, whose last one is what makes a checkpoint whole
+        place = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        place.mkdir(parents=True, exist_ok=True)
+        if self._is_within_what_was_drawn:
+            save_file(_flat(self._buffered_inputs or []), place / DRAWN.format(self.accelerator.process_index))
         if self.args.should_save:
-            place = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            place.mkdir(parents=True, exist_ok=True)
             (place / STATE).write_text(json.dumps(self.control_state()))
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.load_control_state(json.loads((Path(checkpoint) / STATE).read_text()))
+        if checkpoint is None:
+            return
+        self.load_control_state(json.loads((Path(checkpoint) / STATE).read_text()))
+        if self._is_within_what_was_drawn:
+            file = Path(checkpoint) / DRAWN.format(self.accelerator.process_index)
+            self._buffered_inputs = _parts(load_file(file, device=str(self.accelerator.device)))
+
+
+def _flat(parts: list[Batch]) -> dict[str, Tensor]:
+    """What a generation was cut into, under names that tell the part."""
+    return {f"{number} {name}": value.clone() for number, part in enumerate(parts) for name, value in part.items()}
+
+
+def _parts(flat: dict[str, Tensor]) -> list[Batch]:
+    """The inverse of `_flat`."""
+    parts: dict[int, Batch] = {}
+    for name, value in flat.items():
+        number, _, key = name.partition(" ")
+        parts.setdefault(int(number), {})[key] = value
+    return [parts[number] for number in sorted(parts)]
 
 
 def _together(prompts: list[list[int]], several: int) -> tuple[list[list[int]], int]:

@@ -114,6 +114,12 @@ class ShortARCTrainer(SampledGRPOTrainer):
             "solved/none": float((rates == 0).double().mean()),
             "solved/all": float((rates == 1).double().mean()),
         }
+        solved = correct.sum(1)
+        for count in range(correct.shape[1] + 1):
+            here = solved == count
+            found[f"solved/{count}"] = float(here.double().mean())
+            if bool(here.any()):
+                found[f"solved_tokens/{count}"] = float(tokens[here].mean())
         for name, value in found.items():
             self._metrics[self.mode][name].append(value)
 

@@ -257,7 +257,10 @@ class Grpo(Stage):
     updates: int = Field(default=60, ge=1, description="optimizer steps")
     prompts: int = Field(default=12, ge=1, description="problems per step")
     rollouts: int = Field(default=8, ge=2, description="answers to each")
-    micro_batch: int | None = Field(default=None, ge=1, description="answers per forward pass; all if not given")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="answers per forward pass of a process; all of its own if not given"
+    )
+    iterations: int = Field(default=1, ge=1, description="updates on the same answers, drawn before the first of them")
     max_new_tokens: int = Field(default=256, ge=1, description="of an answer")
     temperature: float = Field(default=1.0, gt=0, description="of sampling, in training and where sampled is measured")
     policy_loss: Literal["clip", "dual", "cispo", "importance", "gspo"] = Field(

@@ -24,6 +24,7 @@ from burnish.report import (
     headline,
     layers,
     pair_figures,
+    rl,
     table,
     tree,
 )
@@ -33,7 +34,15 @@ from burnish.report.protocols import base_name, flatten, protocol_differences, s
 from burnish.report.run import NodeRecord, RunRecord, read_run
 
 REPORT_FILE = "report.html"
-_KNOWN_TABLES = ("layers", "calibration", *pair_figures.DRAWN, *episodes.DRAWN, *curriculum.DRAWN, *depths.DRAWN)
+_KNOWN_TABLES = (
+    "layers",
+    "calibration",
+    *pair_figures.DRAWN,
+    *episodes.DRAWN,
+    *curriculum.DRAWN,
+    *depths.DRAWN,
+    *rl.DRAWN,
+)
 _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
 _MAX_OTHER_COLUMNS = 8
@@ -125,9 +134,10 @@ def _run_view(run: RunRecord, place: Path) -> dict[str, Any]:
         "weight_error": any(one.value_name == layers.WEIGHT_ERROR for one in shown),
         "episodes": episodes.views(run, place),
         "depths": depths.views(run),
+        "rl": rl.views(run, place),
         "curves": [
             *curriculum.figures(run),
-            *figures.curves(run, apart=episodes.BY_KIND),
+            *figures.curves(run, apart={*episodes.BY_KIND, *rl.APART}),
             *episodes.figures(run),
             *figures.calibration_figures(run),
             *pair_figures.figures(run),

@@ -52,11 +52,40 @@ class Shown:
     facts: list[str]
 
 
-COLUMNS = ("Episode", "Task", "Reward", "Turns", "Tokens", "Trained", "Sum of weights")
+@dataclass(frozen=True)
+class Wording:
+    """What pages call what they show.
+
+    Attributes:
+        kind: the command that the rows are from.
+        heading, lead: of the list.
+        weight: what the weight of a token is.
+        usual: the weight that is not said; None says every one.
+        notes: below the list.
+    """
+
+    kind: str = "burnish data trajectories"
+    heading: str = "Kept episodes"
+    lead: str = (
+        "Every row that is trained on. Open one to read it token by token, with what was trained and with what weight."
+    )
+    weight: str = "weight"
+    usual: float | None = 1.0
+    notes: str = "An episode has several rows where its chat template writes the past otherwise once more is said."
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("Episode", "Task", "Reward", "Turns", "Tokens", "Trained", f"Sum of {self.weight}s")
+
+
+CURATED = Wording()
 
 
 def pages(
-    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, num_rows: Callable[[], int]
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    num_rows: Callable[[], int],
+    wording: Wording = CURATED,
 ) -> Iterator[tuple[str, str]]:
     """(name of a file, its content): the pages of masked rows in their order, then the list of them.
 
@@ -64,6 +93,7 @@ def pages(
         rows: as `burnish.data.trajectories.rows` makes them, with token ids; no more are read than are shown.
         tokenizer: that they are made for.
         num_rows: how many there are, asked where some are left out.
+        wording: what the rows are.
     """
     listed: list[Shown] = []
     part: list[Mapping[str, Any]] = []
@@ -77,19 +107,19 @@ def pages(
         size, total = size + len(row["input_ids"]), total + len(row["input_ids"])
         if size >= PAGE_TOKENS:
             number += 1
-            yield _page(part, number, tokenizer, listed)
+            yield _page(part, number, tokenizer, listed, wording)
             part, size = [], 0
     if part:
         number += 1
-        yield _page(part, number, tokenizer, listed)
+        yield _page(part, number, tokenizer, listed, wording)
     left_out = num_rows() - len(listed) if cut else 0
-    content = {"columns": COLUMNS, "listed": listed, "left_out": left_out}
+    content = {"wording": wording, "listed": listed, "left_out": left_out}
     yield LIST_FILE, page.render("burnish.data", "episodes.html.j2", **content)
 
 
 def episode_page(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
     """The rows of one episode alone."""
-    return _page(rows, 0, tokenizer, [])[1]
+    return _page(rows, 0, tokenizer, [], CURATED)[1]
 
 
 def rows_named(source: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
@@ -125,7 +155,11 @@ def _lines(path: Path) -> Iterator[tuple[bytes, str]]:
 
 
 def _page(
-    rows: Sequence[Mapping[str, Any]], number: int, tokenizer: PreTrainedTokenizerBase, listed: list[Shown]
+    rows: Sequence[Mapping[str, Any]],
+    number: int,
+    tokenizer: PreTrainedTokenizerBase,
+    listed: list[Shown],
+    wording: Wording,
 ) -> tuple[str, str]:
     name = f"episodes-{number:02d}.html"
     shown = []
@@ -133,10 +167,10 @@ def _page(
         place = len(listed) + 1
         facts = facts_of(row)
         listed.append(Shown(place, f"{name}#row-{place}", facts))
-        shown.append({"place": place, "facts": facts, "text": written(row, tokenizer)})
+        shown.append({"place": place, "facts": facts, "text": written(row, tokenizer, wording)})
     content = {
         "rows": shown,
-        "columns": COLUMNS,
+        "wording": wording,
         "kinds": list(KIND_NAMES.values()),
         "list": LIST_FILE if number else "",
     }
@@ -144,7 +178,7 @@ def _page(
 
 
 def facts_of(row: Mapping[str, Any]) -> list[str]:
-    """What the list says of a row, in the order of `COLUMNS`."""
+    """What the list says of a row, in the order of `Wording.columns`."""
     trained = np.array(row["turn"]) >= 0
     weights = np.array(row.get("weights", trained), dtype=np.float64)
     reward = numbers.DASH if row["reward"] is None else f"{row['reward']:g}"
@@ -152,7 +186,7 @@ def facts_of(row: Mapping[str, Any]) -> list[str]:
     return [str(row["id"]), str(row["task"]), reward, *(f"{one:,}" for one in counts), f"{weights[trained].sum():,.6g}"]
 
 
-def written(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Markup:
+def written(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, wording: Wording = CURATED) -> Markup:
     """A row as markup: stretches of one turn, kind and weight, each under its name, and in them every token."""
     from markupsafe import Markup, escape
 
@@ -167,7 +201,8 @@ def written(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Marku
         if turn < 0:
             parts.append(f"<span>{inside}</span>")
             continue
-        told = f"turn {turn + 1}, {KIND_NAMES[TokenKind(kind)]}" + (f", weight {weight:g}" if weight != 1 else "")
+        told = f"turn {turn + 1}, {KIND_NAMES[TokenKind(kind)]}"
+        told += f", {wording.weight} {weight:.3g}" if weight != wording.usual else ""
         none = " unweighted" if weight == 0 else ""
         parts.append(f'<span class="k{kind}{none}"><b>{told}</b>{inside}</span>')
     return Markup("".join(parts))
