@@ -10,7 +10,7 @@ from burnish.steer.marks import Marks
 from burnish.steer.traces import ReasoningTrace
 from burnish.steer.vectors import ProbedHead, Vectors, output_projections
 
-MARKS = Marks("\n\n", (7, 9), ("wait",), "</think>", (11,))
+MARKS = Marks("\n\n", (7, 9), (), ("wait",), "</think>", (11,))
 
 
 def some_vectors(module: PreTrainedModel, seed: int = 0, marks: Marks = MARKS, model: str = "") -> Vectors:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from burnish.cli import main
-from burnish.core.checkpoint import Model, load
+from burnish.core.checkpoint import Lineage, Model, load
 from burnish.data.chain import Chains, chain_rows, json_lines
 from burnish.steer import read_vectors, steer
+from made_vectors import some_vectors
 from small_models import make, small_tokenizer
 
 CHAINS = ["--verifier", "chain", "--separator", ";", "--cue", "re:^W", "--think-end", "#"]
@@ -132,3 +134,23 @@ def test_vectors_do_not_take_the_place_of_their_model(place: Path, capsys: pytes
         main(["steer", "import", *words, "-o", str(place / "model")])
     assert "is what is read" in capsys.readouterr().err
     assert (place / "model" / "config.json").is_file()
+
+
+def test_a_steered_server_leaves_no_directory_of_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    module, temporary = make("llama"), tmp_path / "temporary"
+    temporary.mkdir()
+    Model(module=module, tokenizer=small_tokenizer()).save(tmp_path / "m")
+    some_vectors(module).save(tmp_path / "v", Lineage(stage="steer"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("BURNISH_STEER", "")  # the command sets it; undone at the end
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $PROMETHEUS_MULTIPROC_DIR > {tmp_path / 'told'}\nexit 3\n")
+    python.chmod(0o700)
+    words = ["serve", "up", str(tmp_path / "m"), "--steer", str(tmp_path / "v"), "--python", str(python)]
+    with pytest.raises(SystemExit):
+        main([*words, "--log", str(tmp_path / "log")])
+    assert "ended with status 3" in capsys.readouterr().err
+    assert (tmp_path / "told").read_text().startswith(str(temporary / "vllm-metrics-"))
+    assert not list(temporary.iterdir())

@@ -1,10 +1,10 @@
 """Steered requests in a vLLM engine: `python steer_engine.py JOB.json RESULT.json`, in the environment of vLLM.
 
-A job is {model, sets, compile, engine, rounds}: `sets` is BURNISH_STEER (empty: the plug-in stays out), `engine` has
-further arguments of vLLM's, and each round a list of {prompt, num_tokens, steer} that are answered side by side. The
-result has `preempted`, how often a request lost its place, `graphs` that were compiled, and `rounds`: for every round
-and request its tokens, their log-probabilities, how many tokens of its prompt were found computed, and its counts where
-it was steered.
+A job is {model, sets, compile, hooks, engine, rounds}: `sets` is BURNISH_STEER (empty: the plug-in stays out), with
+`hooks` Python hooks stand in place of its op, `engine` has further arguments of vLLM's, and each round is a list of
+{prompt, num_tokens, steer} that are answered side by side. The result has `preempted`, how often a request lost its
+place, `graphs` that were compiled, and `rounds`: for every round and request its tokens, their log-probabilities, how
+many tokens of its prompt were found computed, and its counts where it was steered.
 """
 
 from __future__ import annotations
@@ -28,10 +28,27 @@ if not JOB["compile"]:
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
+def hook(worker: Any) -> None:
+    """Does with hooks what the op does."""
+    from burnish.steer.vllm import v0_32
+
+    buffers = v0_32._RUNNING[worker.model_runner].buffers
+    for layer, (_, projection) in v0_32._projections(worker.model_runner.model).items():
+
+        def behind(_: Any, __: Any, output: Any, layer: int = layer) -> None:
+            buffers.apply(layer, output[0] if isinstance(output, tuple) else output, dense=False)
+
+        projection.register_forward_hook(behind)
+
+
 def main() -> None:
     from burnish.steer.vllm import register
 
     register()
+    if JOB["hooks"]:
+        from burnish.steer.vllm import v0_32
+
+        v0_32._behind = lambda kind: kind  # without the op
     from vllm import LLM, SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -44,6 +61,8 @@ def main() -> None:
     Scheduler._preempt_request = counted
     options: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 16, "dtype": "float32"} | JOB["engine"]
     engine = LLM(model=JOB["model"], enforce_eager=not JOB["compile"], **options)
+    if JOB["hooks"]:
+        engine.collective_rpc(hook)
     rounds = []
     for requests in JOB["rounds"]:
         params = [

@@ -21,8 +21,13 @@ from small_models import small_llama, small_tokenizer
 
 pytestmark = pytest.mark.timeout(1800)
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-MANY = dataclasses.replace(MARKS, separator_ids=tuple(range(0, 384, 3)), think_end_ids=tuple(range(1, 384, 90)))
-"""A third of the vocabulary ends a step and some tokens end the thinking, so that a random model writes both."""
+MANY = dataclasses.replace(
+    MARKS,
+    separator_ids=tuple(range(0, 384, 3)),
+    blank_ids=tuple(range(0, 384, 5)),
+    think_end_ids=tuple(range(1, 384, 90)),
+)
+"""A third of the vocabulary separates, a fifth is blank and some tokens end the thinking: a random model writes all."""
 COEF, TOP, TOKENS = -4.0, 1.0, 40
 BLOCK = 32
 """Tokens of a block of keys and values."""
@@ -52,7 +57,13 @@ class Steered:
         ]
 
     def run(
-        self, name: str, *rounds: list[dict[str, Any]], sets: bool = True, compiled: bool = False, **engine: Any
+        self,
+        name: str,
+        *rounds: list[dict[str, Any]],
+        sets: bool = True,
+        compiled: bool = False,
+        hooks: bool = False,
+        **engine: Any,
     ) -> list[list[dict[str, Any]]]:
         """What vLLM answers, round by round; see `steer_engine.py`."""
         entry = {"careful": {"vectors": str(self.place / "vectors"), "top": TOP}}
@@ -63,6 +74,7 @@ class Steered:
                     "model": str(self.place / "model"),
                     "sets": json.dumps(entry) if sets else "",
                     "compile": compiled,
+                    "hooks": hooks,
                     "engine": engine,
                     "rounds": rounds,
                 }
@@ -136,16 +148,22 @@ def test_half_of_a_batch_is_steered_as_in_transformers_and_counted_exactly(made:
             assert found["counts"] == counts
     # A written end of thinking turns steering off, and the last token is never read.
     for found in first[1::2]:
-        read = found["tokens"][:-1]
-        end = next((place for place, token in enumerate(read) if token in MANY.think_ends), len(read))
-        separators = sum(token in MANY.separators for token in read[:end])
-        assert found["counts"]["visited"] == separators * made.model.module.config.num_hidden_layers
+        ends = len(MANY.spans(found["tokens"][:-1]))
+        assert found["counts"]["visited"] == ends * made.model.module.config.num_hidden_layers
     assert sum(found["counts"]["moved"] for found in first[1::2]) > 10
     if name == "eager":  # the same schedule as that of the engine without the plug-in
         for answers in (first[::2], plain[::2]):
             for found, bare in zip(answers, made.plain[::2], strict=True):
                 assert (found["tokens"], found["logprobs"]) == (bare["tokens"], bare["logprobs"])
         assert [found["logprobs"] for found in plain] == [bare["logprobs"] for bare in made.plain]
+
+
+def test_python_hooks_in_place_of_the_op_run_eager_and_fail_the_proof_compiled(made: Steered):
+    half = made.requests("", f"careful:{COEF:g}")
+    eager, _ = made.run("hooks", half, half, hooks=True)
+    assert [found["counts"] for found in eager] == [counts for _, counts in made.expected]
+    with pytest.raises(AssertionError, match=r"steering was asked for and met 0 of \d+ outputs"):
+        made.run("hooks-compiled", half, half, hooks=True, compiled=True)
 
 
 def test_what_was_steered_is_found_again_by_its_own_steering_alone(made: Steered):

@@ -23,7 +23,12 @@ from made_vectors import MARKS, some_vectors
 from small_models import small_llama, small_tokenizer
 
 pytestmark = pytest.mark.timeout(1800)
-MANY = dataclasses.replace(MARKS, separator_ids=tuple(range(0, 384, 3)), think_end_ids=tuple(range(1, 384, 90)))
+MANY = dataclasses.replace(
+    MARKS,
+    separator_ids=tuple(range(0, 384, 3)),
+    blank_ids=tuple(range(0, 384, 5)),
+    think_end_ids=tuple(range(1, 384, 90)),
+)
 
 
 @pytest.fixture(scope="module")

@@ -123,9 +123,25 @@ def test_a_row_is_left_alone_after_its_end_of_thinking():
     assert steering._flags.tolist() == [True]
 
 
+def test_the_second_of_two_separators_in_a_row_is_not_turned():
+    """7 is a line end alone, 9 one behind a full stop, 12 a space; an answer may begin with blanks."""
+    module = make("llama")
+    marks = dataclasses.replace(MARKS, blank_ids=(7, 12))
+    cache = type("Cache", (), {"get_seq_length": lambda self: 4})()
+    tokens = [7, 20, 7, 7, 12, 7, 9, 7, 30, 12, 7]
+    stepwise, told = (Steering(some_vectors(module, marks=marks), -1.0, "threshold") for _ in range(2))
+    for place, token in enumerate(tokens):
+        told.before_pass([tokens[: place + 1]])  # as burnish.generate does
+        for steering in (stepwise, told):
+            steering.before_model(module, (), {"input_ids": torch.tensor([[token]]), "past_key_values": cache})
+            expected = any(end == place for _, end in marks.spans(tokens))
+            assert steering._flags.tolist() == [expected]
+    assert stepwise.counts.flagged == told.counts.flagged == 3
+
+
 def test_rows_that_leave_a_batch_are_followed_by_burnish_generate():
     module, tokenizer = make("llama"), small_tokenizer()
-    marks = dataclasses.replace(MANY, think_end_ids=tuple(range(1, 384, 40)))
+    marks = dataclasses.replace(MANY, think_end_ids=tuple(range(1, 384, 40)), blank_ids=tuple(range(0, 384, 2)))
     vectors = some_vectors(module, marks=marks)
     asked = prompts(4).tolist()
     limits, draws = [6, 20, 12, 20], [3, 4, 5, 6]
@@ -138,8 +154,8 @@ def test_rows_that_leave_a_batch_are_followed_by_burnish_generate():
     together, counted = drawn(asked, limits, draws)
     alone = [drawn([one], [most], [draw])[0][0] for one, most, draw in zip(asked, limits, draws, strict=True)]
     assert together == alone
-    expected = sum(end < len(tokens) - 1 for tokens in together for end in marks.ends(tokens))
-    assert counted.counts.flagged == expected > 0
+    expected = sum(end < len(tokens) - 1 for tokens in together for _, end in marks.spans(tokens))
+    assert 0 < counted.counts.flagged == expected < sum(token in marks.separators for row in together for token in row)
     with steer(module, vectors), pytest.raises(SettingsError, match="nobody knows which have ended"):
         generate(module, tokenizer, asked, max_new_tokens=limits, seed=draws)
     with pytest.raises(SettingsError, match="leave speculate out"):

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from burnish.core.checkpoint import Lineage
 from burnish.core.errors import EngineError, SettingsError
 from burnish.steer.maths.intervene import steered
-from burnish.steer.maths.steps import step_ends
+from burnish.steer.maths.steps import steps_in
 from burnish.steer.vllm.asked import SteeringRequest, VectorSet, asked, read_sets
 from burnish.steer.vllm.buffers import SteeringBuffers
 from made_vectors import MARKS, some_vectors
 from small_models import make
 
 VOCAB, HIDDEN = 384, 64
-FEW = dataclasses.replace(MARKS, separator_ids=(0, 3), think_end_ids=(5,))
-"""Of tokens below 6 a third ends a step, and one in six the thinking."""
+FEW = dataclasses.replace(MARKS, separator_ids=(0, 3), blank_ids=(0, 4), think_end_ids=(5,))
+"""Of tokens below 6 a third separates, one of these and another are blank, and one in six ends the thinking."""
 
 
 @cache
@@ -66,7 +66,7 @@ def test_in_whatever_pieces_a_context_is_read_the_same_tokens_are_flagged(
     for start, stop in itertools.pairwise(bounds):
         read(held, "a", tokens[start:stop], start)
     written = tokens[prompt:]
-    expected = len(step_ends(written, {0, 3}, {5}))
+    expected = len(steps_in(written, {0, 3}, {0, 4}, {5}))
     _, counts = held.end("a") or pytest.fail("not steered")
     assert (counts.seen, counts.flagged, counts.visited) == (len(written), expected, 2 * expected)
 
@@ -80,6 +80,32 @@ def test_tokens_that_are_read_again_after_preemption_are_steered_again_and_count
     assert held.counts()["a"] == before
     assert before.flagged == 1
     assert not any(again[:2]) and not any(again[3:])
+
+
+@given(
+    tokens=st.lists(st.integers(0, 4), min_size=3, max_size=24),
+    prompt=st.integers(1, 8),
+    back=st.integers(0, 23),
+    data=st.data(),
+)
+def test_a_context_that_is_read_again_from_any_place_is_flagged_as_before(
+    tokens: list[int], prompt: int, back: int, data: st.DataObject
+):
+    held = buffers("careful")
+    held.begin("a", SteeringRequest("careful", -4.0), prompt)
+    read(held, "a", tokens, 0)
+    once, back = held._flags[0, : len(tokens)].tolist(), min(back, len(tokens) - 1)
+    held.go_back("a", tokens[:back])
+    cut = data.draw(st.integers(back, len(tokens) - 1))
+    again: list[bool] = []
+    for start, stop in ((back, cut), (cut, len(tokens))):
+        if start < stop:
+            read(held, "a", tokens[start:stop], start)
+            again += held._flags[0, : stop - start].tolist()
+    assert again == once[back:]
+    assert [place for place, flag in enumerate(once) if flag] == [
+        prompt + end for _, end in steps_in(tokens[prompt:], {0, 3}, {0, 4}, {5})
+    ]
 
 
 def test_each_row_gets_its_own_vectors_and_coefficient_and_neighbours_keep_their_bits():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -292,7 +294,7 @@ def up(
     if chosen and chosen.warning:
         print(chosen.warning)
     print(f"starting; its log: {place}", flush=True)
-    with server as engine:
+    with _counts_in_one_place() if steer else nullcontext(), server as engine:
         ways = [f"under {chosen.called}" if chosen else "", "with proposals from a trie" if speculate else ""]
         ways.append(f"steered by {', '.join(names)}" if names else "")
         how = " and ".join(way for way in ways if way)
@@ -301,7 +303,7 @@ def up(
 
 
 def _load_for_steering(sets: list[str]) -> list[str]:
-    """Tells the plug-in of vLLM what to load, and Prometheus's client that counts of all processes are one metric.
+    """Tells the plug-in of vLLM what to load.
 
     Returns:
         Names of the sets.
@@ -311,7 +313,6 @@ def _load_for_steering(sets: list[str]) -> list[str]:
     """
     import json
     import os
-    import tempfile
 
     from burnish.steer.vllm import VARIABLE
     from burnish.steer.vllm.asked import read_sets
@@ -322,8 +323,25 @@ def _load_for_steering(sets: list[str]) -> list[str]:
         raise SettingsError("names a set twice", where="--steer")
     os.environ[VARIABLE] = text = json.dumps({name: {"vectors": place} for name, place in places.items()})
     read_sets(text)
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="vllm-metrics-"))
     return list(places)
+
+
+@contextmanager
+def _counts_in_one_place() -> Iterator[None]:
+    """Makes counts of all processes of a server one metric: a directory of Prometheus's client, unless one is named."""
+    import os
+    import tempfile
+
+    variable = "PROMETHEUS_MULTIPROC_DIR"
+    if variable in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="vllm-metrics-", ignore_cleanup_errors=True) as place:
+        os.environ[variable] = place
+        try:
+            yield
+        finally:
+            del os.environ[variable]
 
 
 def _stay(engine: EngineProcess, *, proposes: bool) -> None:

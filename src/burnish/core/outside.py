@@ -259,7 +259,12 @@ def shown(value: object) -> str:
 
 @contextmanager
 def answered_for(
-    what: str, *, where: str, fix: str | None = None, error: type[BurnishError] = CheckpointError
+    what: str,
+    *,
+    where: str,
+    fix: str | None = None,
+    error: type[BurnishError] = CheckpointError,
+    quoted: bool = True,
 ) -> Iterator[None]:
     """Turns whatever a library raises over foreign content into one sentence.
 
@@ -271,13 +276,14 @@ def answered_for(
         where: the file or directory.
         fix: what to do about it.
         error: the kind of error.
+        quoted: whether the library's own reason is told; not where it is advice to its own callers.
     """
     try:
         yield
     except (BurnishError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as cause:  # noqa: BLE001 (a panic of compiled code is no Exception)
-        _refuse(cause, what, where, fix, error)
+        _refuse(cause, f"{what} ({reason_of(cause)})" if quoted else what, where, fix, error)
 
 
 @contextmanager
@@ -317,7 +323,7 @@ def bounded(seconds: float, num_bytes: int) -> Iterator[None]:
 def _refuse(cause: BaseException, what: str, where: str, fix: str | None, error: type[BurnishError]) -> NoReturn:
     if "out of memory" in str(cause) or "can't allocate memory" in str(cause):
         raise cause  # nothing that the file did: the node says which setting to lower
-    raise error(f"{what} ({reason_of(cause)})", where=where, fix=fix) from cause
+    raise error(what, where=where, fix=fix) from cause
 
 
 def reason_of(cause: BaseException) -> str:

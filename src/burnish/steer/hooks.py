@@ -37,7 +37,7 @@ class SteeringCounts:
 
     Attributes:
         seen: tokens that were decoded, those of rows that have ended and are only padded included.
-        flagged: of them, tokens that end a step before the end of thinking.
+        flagged: of them, tokens that end a step before the end of thinking; the second of two separators ends none.
         visited: flagged tokens times the layers whose hook has met them.
         gated: of these, times heads, how many gates were open (more than half).
         moved: of those visited, how many outputs were changed.
@@ -82,11 +82,12 @@ class Steering:
         marks = vectors.marks
         self._separators = torch.tensor(marks.separator_ids, dtype=torch.long)
         self._think_ends = torch.tensor(marks.think_end_ids, dtype=torch.long)
-        self._think_end_ids = marks.think_ends
+        self._blanks = torch.tensor(marks.blank_ids, dtype=torch.long)
         self._layers = vectors.by_layer()
         self._flags: Tensor | None = None
         self._ended: Tensor | None = None
-        self._given: Tensor | None = None
+        self._begun: Tensor | None = None
+        self._given: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_layers(self) -> int:
@@ -97,20 +98,25 @@ class Steering:
 
         `burnish.generate.generate(..., observer=steering)` calls it.
         """
-        self._given = torch.tensor([not self._think_end_ids.isdisjoint(row) for row in rows], dtype=torch.bool)
+        marks = self.vectors.marks
+        ended = torch.tensor([not marks.think_ends.isdisjoint(row) for row in rows], dtype=torch.bool)
+        begun = torch.tensor([marks.is_begun(row[:-1]) for row in rows], dtype=torch.bool)
+        self._given = ended, begun
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the whole model: which tokens of the pass are steered."""
         ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
         given, self._given, self._flags = self._given, None, None
         if ids is None or ids.shape[1] != 1 or cache is None or int(cache.get_seq_length()) == 0:
-            self._ended = None  # a prompt, or a piece of one
+            self._ended = self._begun = None  # a prompt, or a piece of one
             return
         tokens = ids[:, 0]
         if given is not None:
-            ended = given.to(ids.device)
+            ended, begun = (one.to(ids.device) for one in given)
         else:
-            ended = self._ended if self._ended is not None else torch.zeros_like(tokens, dtype=torch.bool)
+            nothing = torch.zeros_like(tokens, dtype=torch.bool)
+            ended = nothing if self._ended is None else self._ended
+            begun = nothing if self._begun is None else self._begun
             if len(ended) != len(tokens):
                 raise SettingsError(
                     f"the batch had {len(ended)} rows and now has {len(tokens)}, so nobody knows which have ended",
@@ -118,7 +124,10 @@ class Steering:
                     fix="in burnish.generate pass observer=steering",
                 )
         self._ended = ended | torch.isin(tokens, self._think_ends.to(ids.device))
-        self._flags = torch.isin(tokens, self._separators.to(ids.device)) & ~self._ended
+        separates = torch.isin(tokens, self._separators.to(ids.device))
+        begun = begun | ~torch.isin(tokens, self._blanks.to(ids.device))
+        self._begun = begun & ~separates
+        self._flags = separates & begun & ~self._ended
         self.counts.seen += len(tokens)
         self.counts.flagged += int(self._flags.sum())
 

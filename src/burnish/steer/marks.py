@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from burnish.core.errors import SettingsError
-from burnish.steer.maths.steps import CUES, PATTERN, is_checking, pattern_of, spans, step_ends
+from burnish.steer.maths.steps import CUES, PATTERN, is_begun, is_checking, pattern_of, steps_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COUNTING = 2
-"""Of what counts as a step; raised when that changes, so that no sweep mixes counts. In 2 what is blank is none."""
+COUNTING = 3
+"""Of what counts as a step; raised when that changes, so that no sweep mixes counts. In 2 what is blank is none; in 3
+it is none at decoding either."""
 SEPARATOR = "\n\n"
 THINK_END = "</think>"
 
@@ -27,6 +28,7 @@ class Marks:
     Attributes:
         separator: what ends a step.
         separator_ids: every token whose text holds it (".\\n\\n" too).
+        blank_ids: every token that holds nothing but space and the separator.
         cues: what a checking step holds, see `burnish.steer.maths.steps`.
         think_end: what ends the thinking.
         think_end_ids: its token; empty where the vocabulary has none, and then nothing ends it.
@@ -34,6 +36,7 @@ class Marks:
 
     separator: str
     separator_ids: tuple[int, ...]
+    blank_ids: tuple[int, ...]
     cues: tuple[str, ...]
     think_end: str
     think_end_ids: tuple[int, ...]
@@ -47,25 +50,25 @@ class Marks:
         return frozenset(self.separator_ids)
 
     @cached_property
+    def blanks(self) -> frozenset[int]:
+        return frozenset(self.blank_ids)
+
+    @cached_property
     def think_ends(self) -> frozenset[int]:
         return frozenset(self.think_end_ids)
 
-    def ends(self, tokens: Sequence[int]) -> list[int]:
-        """Places of the tokens that end a step."""
-        return step_ends(tokens, self.separators, self.think_ends)
+    def spans(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """(place of its first token, place of the token that ends it) of every step of an answer."""
+        return steps_in(tokens, self.separators, self.blanks, self.think_ends)
+
+    def is_begun(self, tokens: Sequence[int]) -> bool:
+        """Whether a separator behind these tokens of an answer ends a step, rather than being one of two in a row."""
+        return is_begun(tokens, self.separators, self.blanks)
 
     def steps(self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[tuple[int, int]]:
-        """(place of the token that ends it, +1 if it is linear and -1 if it checks) of every step.
-
-        What is blank, between two separators in a row, is no step: a line end is a token of its own in many
-        vocabularies, and every blank line would count as a linear step.
-        """
-        ends, found = self.ends(tokens), list[tuple[int, int]]()
-        for end, (first, stop) in zip(ends, spans(ends), strict=True):
-            text = str(tokenizer.decode(list(tokens[first:stop])))
-            if text.replace(self.separator, "").strip():
-                found.append((end, -1 if is_checking(text, self._cues) else 1))
-        return found
+        """(place of the token that ends it, +1 if it is linear and -1 if it checks) of every step."""
+        texts = [(end, str(tokenizer.decode(list(tokens[first : end + 1])))) for first, end in self.spans(tokens)]
+        return [(end, -1 if is_checking(text, self._cues) else 1) for end, text in texts]
 
 
 def marks_of(
@@ -98,7 +101,8 @@ def marks_of(
             where="separator",
             fix="choose one that is a token or a part of one",
         )
+    blank = tuple(t for t, text in enumerate(texts) if not text.replace(separator, "").strip() and t not in special)
     end = tokenizer(think_end, add_special_tokens=False)["input_ids"] if think_end else []
     if len(end) != 1 and think_end not in ("", THINK_END):
         raise SettingsError(f"{think_end!r} is {len(end)} tokens, but one must end the thinking", where="think_end")
-    return Marks(separator, holding, tuple(cues), think_end, tuple(end) if len(end) == 1 else ())
+    return Marks(separator, holding, blank, tuple(cues), think_end, tuple(end) if len(end) == 1 else ())

@@ -14,6 +14,7 @@ from burnish.core.store import Store
 from burnish.data.chat import written_out
 from burnish.steer.marks import Marks
 from burnish.verify import Verifier, read_problems
+from burnish.verify.adapter import CORRECT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Mar
         chat, completions = _written(problem, verifier, where=where)
         before = prompt_ids(tokenizer, chat, where=where)
         for completion in completions:
-            if verifier.score(completion, problem) < 1:
+            if verifier.score(completion, problem) < CORRECT:
                 wrong += 1
             elif trace := trace_of(tokenizer, marks, before, completion):
                 traces.append(trace)

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TENSORS, FACTS = "vectors.safetensors", "steering.json"
-FORMAT = 1
+FORMAT = 2
+"""In 2 the tokens that are blank are named."""
 CONVENTION = "class 1 is linear: x.w < 0 looks like checking or going back"
 
 
@@ -261,6 +262,7 @@ def read_vectors(directory: str | Path) -> Vectors:
             f"has format {facts.get('format')!r} and the convention {facts.get('convention')!r}, which this burnish "
             "does not read",
             where=str(place / FACTS),
+            fix="calibrate again, or import again what was imported",
         )
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -271,6 +273,7 @@ def read_vectors(directory: str | Path) -> Vectors:
         marks = Marks(
             facts["separator"],
             tuple(facts["separator_ids"]),
+            tuple(facts["blank_ids"]),
             tuple(facts["cues"]),
             facts["think_end"],
             tuple(facts["think_end_ids"]),
@@ -304,7 +307,12 @@ def read_released(path: str | Path, model: Model, marks: Marks) -> Vectors:
         raise CheckpointError("no such file", where=str(place))
     numbers = [scalar, dtype, type(dtype("float64")), type(dtype("float32")), float64]
     with (
-        answered_for("is no file of tensors alone", where=str(place), fix="take the authors' probe_best.pt"),
+        answered_for(
+            "is no file of tensors and numbers alone",  # torch says how to read such a file all the same
+            where=str(place),
+            fix="take the authors' probe_best.pt",
+            quoted=False,
+        ),
         torch.serialization.safe_globals(numbers),
     ):
         nested = torch.load(place, map_location="cpu", weights_only=True)

@@ -1,16 +1,30 @@
 """How a reasoning is cut, and which steps check."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from burnish.steer.maths.steps import CUES, is_checking, pattern_of, spans, step_ends
+from burnish.steer.maths.steps import CUES, is_begun, is_checking, pattern_of, steps_in
 
 
 def test_steps_end_at_separators_before_the_end_of_thinking():
     tokens = [5, 1, 6, 7, 2, 8, 9, 1]
-    assert step_ends(tokens, {1, 2}, set()) == [1, 4, 7]
-    assert step_ends(tokens, {1, 2}, {8}) == [1, 4]
-    assert step_ends(tokens, {1, 2}, {5}) == []
-    assert spans([1, 4, 7]) == [(0, 2), (2, 5), (5, 8)]
+    assert steps_in(tokens, {1, 2}, set(), set()) == [(0, 1), (2, 4), (5, 7)]
+    assert steps_in(tokens, {1, 2}, set(), {8}) == [(0, 1), (2, 4)]
+    assert steps_in(tokens, {1, 2}, set(), {5}) == []
+
+
+def test_what_is_blank_is_no_step():
+    """1 is a line end, 2 one behind a full stop, 3 a space."""
+    separators, blanks = {1, 2}, {1, 3}
+    assert steps_in([1, 5, 1, 1, 3, 1, 2, 1, 6, 3, 1], separators, blanks, set()) == [(1, 2), (6, 6), (8, 10)]
+
+
+@given(tokens=st.lists(st.integers(1, 5), max_size=12))
+def test_a_step_has_begun_exactly_where_a_separator_would_end_one(tokens: list[int]):
+    separators, blanks = {1, 2}, {1, 3}
+    found = steps_in([*tokens, 1], separators, blanks, set())
+    assert is_begun(tokens, separators, blanks) == (bool(found) and found[-1][1] == len(tokens))
 
 
 @pytest.mark.parametrize(

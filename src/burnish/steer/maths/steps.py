@@ -1,7 +1,8 @@
 """Steps of a reasoning: where they end, and which of them check or go back instead of going on.
 
 A step ends with a token that holds the separator (a blank line, say), up to the end of thinking; what follows the last
-separator is no step. A step is *checking* where it holds a cue ("wait", "let me verify"), else *linear*.
+separator is no step. Nor is what is blank: where the separator is a line end and a blank line two of them, the second
+ends nothing. A step is *checking* where it holds a cue ("wait", "let me verify"), else *linear*.
 """
 
 from __future__ import annotations
@@ -26,20 +27,37 @@ PATTERN = "re:"
 """Begins a cue that is a regular expression."""
 
 
-def step_ends(tokens: Sequence[int], separators: Collection[int], think_ends: Collection[int]) -> list[int]:
-    """Places of the tokens that end a step, before the first token that ends the thinking."""
-    found = []
+def steps_in(
+    tokens: Sequence[int], separators: Collection[int], blanks: Collection[int], think_ends: Collection[int]
+) -> list[tuple[int, int]]:
+    """(place of its first token, place of the token that ends it) of every step before the end of thinking.
+
+    Args:
+        tokens: of an answer.
+        separators: tokens that hold the separator.
+        blanks: tokens that hold nothing but space and the separator.
+        think_ends: tokens that end the thinking.
+    """
+    found, first, begun = [], 0, False
     for place, token in enumerate(tokens):
         if token in think_ends:
             break
+        begun |= token not in blanks
         if token in separators:
-            found.append(place)
+            if begun:
+                found.append((first, place))
+            first, begun = place + 1, False
     return found
 
 
-def spans(ends: Sequence[int]) -> list[tuple[int, int]]:
-    """(first token, last token + 1) of the step that ends at each of these places."""
-    return [(before, end + 1) for before, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
+def is_begun(tokens: Sequence[int], separators: Collection[int], blanks: Collection[int]) -> bool:
+    """Whether behind the last separator in these tokens stands more than what is blank."""
+    for token in reversed(tokens):
+        if token in separators:
+            return False
+        if token not in blanks:
+            return True
+    return False
 
 
 def pattern_of(cues: Sequence[str]) -> re.Pattern[str]:

@@ -54,8 +54,9 @@ class VectorSet:
         means = [(f"m{layer}", mean) for layer, mean in sorted(self.vectors.means.items())]
         tensors = tensors_digest([("v", self.vectors.directions), ("w", self.vectors.probes), *means])
         heads = [[head.layer, head.head] for head in self.vectors.heads]
-        marks = [self.vectors.marks.separator_ids, self.vectors.marks.think_end_ids]
-        return f"{tensors} {json.dumps([heads, marks, self.mode])}"
+        marks = self.vectors.marks
+        tokens = [marks.separator_ids, marks.blank_ids, marks.think_end_ids]
+        return f"{tensors} {json.dumps([heads, tokens, self.mode])}"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ Shapes never change, and what differs from batch to batch is data in them, so th
 right thing each time. Every request that is steered has a row in the tables of requests; row 0 is everybody else's.
 
 The end of thinking is a position: the smallest one behind the prompt at which it stands, kept over passes. A token is
-flagged before it and not behind it, in whatever pieces the context is read. A token that is read again, after
-preemption, is steered again and counted once.
+flagged before it and not behind it, in whatever pieces the context is read. Whether a step has begun, so that a
+separator ends one, is carried from piece to piece. A token that is read again, after preemption, is steered again and
+counted once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from burnish.core.errors import EngineError
@@ -51,9 +52,11 @@ class SteeringBuffers:
             {layer: heads.to(device) for layer, heads in one.vectors.by_layer().items()} for one in self.sets
         ]
         self._separates = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
+        self._blank = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
         self._ends = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
         for place, one in enumerate(self.sets):
             self._separates[place, list(one.vectors.marks.separator_ids)] = True
+            self._blank[place, list(one.vectors.marks.blank_ids)] = True
             self._ends[place, list(one.vectors.marks.think_end_ids)] = True
         rows = num_requests + 1
         nobody = len(self.sets)
@@ -61,6 +64,7 @@ class SteeringBuffers:
         self._coef_of = full(rows, dtype=torch.float32)
         self._prompt_of = full(rows, value=NEVER)
         self._ended_of = full(rows, value=NEVER)
+        self._begun_of = full(rows, dtype=torch.bool)
         self._counted_of = full(rows)
         self._counts = full(rows, len(SteeringCounts.__dataclass_fields__))
         self._flags = full(len(self.sets), num_tokens, dtype=torch.bool)
@@ -90,7 +94,14 @@ class SteeringBuffers:
         self._rows[request] = row, asked
         self._set_of[row], self._coef_of[row] = self._number[asked.name], asked.coef
         self._prompt_of[row], self._ended_of[row], self._counted_of[row] = num_prompt, NEVER, 0
-        self._counts[row] = 0
+        self._begun_of[row], self._counts[row] = False, 0
+
+    def go_back(self, request: str, tokens: Sequence[int]) -> None:
+        """What the next pass reads of a request begins behind these tokens of its context, wherever it was before."""
+        if request in self._rows:
+            row, asked = self._rows[request]
+            written = tokens[int(self._prompt_of[row]) :]
+            self._begun_of[row] = self.sets[self._number[asked.name]].vectors.marks.is_begun(written)
 
     def end(self, request: str) -> tuple[SteeringRequest, SteeringCounts] | None:
         """What came of a request; None where it was not steered.
@@ -137,12 +148,16 @@ class SteeringBuffers:
         if not any(rows):
             return
         device, num = ids.device, len(ids)
-        row = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths)).to(device)
+        counts = torch.tensor(lengths)
+        row = torch.repeat_interleave(torch.tensor(rows), counts).to(device)
+        first = torch.repeat_interleave(counts.cumsum(0) - counts, counts).to(device)
         ids, number = ids.long(), self._set_of[row]
         written = positions >= self._prompt_of[row]
         ends = written & self._ends[number, ids]
         self._ended_of.scatter_reduce_(0, row, torch.where(ends, positions, NEVER), "amin")
-        flagged = written & self._separates[number, ids] & (positions < self._ended_of[row])
+        separates = written & self._separates[number, ids]
+        begun = self._begun(written & ~self._blank[number, ids], separates, row, first)
+        flagged = separates & begun & (positions < self._ended_of[row])
         fresh = positions >= self._counted_of[row]
         self._counted_of.scatter_reduce_(0, row, positions + 1, "amax")
         self._flags[:, :num] = flagged & (number == torch.arange(len(self.sets), device=device)[:, None])
@@ -150,6 +165,31 @@ class SteeringBuffers:
         self._filled = num
         self._count(SEEN, slice(0, num), written)
         self._count(FLAGGED, slice(0, num), flagged)
+
+    def _begun(
+        self,
+        says: Bool[Tensor, " tokens"],
+        separates: Bool[Tensor, " tokens"],
+        row: Int[Tensor, " tokens"],
+        first: Int[Tensor, " tokens"],
+    ) -> Bool[Tensor, " tokens"]:
+        """Whether more than blanks stands behind the separator before each token, the token itself included.
+
+        Args:
+            says: which tokens are not blank.
+            separates: which hold a separator.
+            row: of the request of each.
+            first: place of the first token of its request.
+        """
+        index = torch.arange(len(row), device=row.device)
+        said = torch.where(says, index, -1).cummax(0).values
+        separated = torch.where(separates, index, -1).cummax(0).values.roll(1)
+        separated[0] = -1
+        begun = (said > torch.maximum(separated, first - 1)) | (self._begun_of[row] & (separated < first))
+        last = first.roll(-1) != first  # where the next token is another request's, or the first one again
+        last[-1] = True
+        self._begun_of[row[last]] = (begun & ~separates)[last]
+        return begun
 
     def apply(self, layer: int, x: Float[Tensor, "tokens hidden"], *, dense: bool) -> None:
         """Turns the flagged rows of a layer's output, in place.

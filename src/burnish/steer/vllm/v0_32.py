@@ -135,7 +135,7 @@ def _loaded(original: Callable[..., Any], sets: Sequence[VectorSet]) -> Callable
 
 
 def _updated(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Begins and ends requests."""
+    """Begins and ends requests, and goes back where one is read again."""
 
     @wraps(original)
     def _update_states(self: Any, scheduler_output: Any) -> Any:
@@ -144,6 +144,10 @@ def _updated(original: Callable[..., Any]) -> Callable[..., Any]:
             running.end(request)
         for new in scheduler_output.scheduled_new_reqs:
             running.begin(new)
+        cached = scheduler_output.scheduled_cached_reqs
+        for request, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            if request in cached.resumed_req_ids:  # after preemption, from a block that is still kept or from the start
+                running.buffers.go_back(request, cached.all_token_ids[request][:computed])
         return original(self, scheduler_output)
 
     return _update_states
@@ -185,7 +189,8 @@ def _installed(runner: Any, sets: Sequence[VectorSet]) -> SteeringBuffers:
     _check_setup(config)
     model = runner.model
     place = Path(config.model_config.model)
-    known = load(place) if (place / "config.json").is_file() else None
+    named = any(one.vectors.model for one in sets)
+    known = load(place) if named and (place / "config.json").is_file() else None
     projections = _projections(model)
     hidden = config.model_config.get_hidden_size()
     for one in sets:
