@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "steer_tiny.yaml"
+TRAINED = ("first", "doubter")
+"""Nodes of the recipe; it also calibrates and tries strengths, which is done here with all that it is compared with."""
 SEED = 0
 CALIBRATE, TUNE, REPORT = (24, 4, 4) if experiment.SMOKE else (120, 200, 800)
 """Problems of each part."""
@@ -89,6 +91,7 @@ class Bench(experiment.Kept):
             template = ("--chat-template", ROOT / "examples/reasoner.jinja", "--seed", SEED)
             burnish("init", ROOT / "examples/reasoner.json", *tokenizer, *template, "-o", start)
         recipe = yaml.safe_load(RECIPE.read_text())
+        recipe["nodes"] = [node for node in recipe["nodes"] if node["name"] in TRAINED]
         for node in recipe["nodes"] if self.smoke else ():
             node |= SMOKE_NODES[node["stage"]]
         mine = self.work / f"model-{SEED}.yaml"

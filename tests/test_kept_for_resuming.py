@@ -19,6 +19,7 @@ import burnish
 from burnish.align.audit import AuditSettings, audit_pairs
 from burnish.core.errors import DataError
 from burnish.core.store import KEY_FILE
+from burnish.data.chain import Chains, chain_rows
 from burnish.data.packing import MARKS, PackedRows
 from burnish.data.preferences import read_pairs
 from burnish.events import EventForecaster, SmurfTHP
@@ -148,6 +149,15 @@ def _curriculum(model: burnish.Model, place: Path) -> None:
     stage(model, work_dir=place)
 
 
+def _steer(model: burnish.Model, place: Path) -> None:
+    rows = list(chain_rows(Chains(steps=(2, 3), direct=0), 40, seed=0))
+    marks: dict[str, Any] = {"verifier": "chain", "separator": ";", "cues": ["re:^W"], "think_end": "#"}
+    stage = burnish.Steer(**marks, max_new_tokens=4, force=True, permutations=1, coef=[-4], top=[0.5])
+    with pytest.raises(DataError, match="no right trace with a step"):  # of random weights; what it kept stays
+        stage(model, problems=rows[:2], work_dir=place)
+    stage(model, traces=rows, strengths=rows[:4], work_dir=place)
+
+
 def _audit(model: burnish.Model, place: Path) -> None:
     audit_pairs(read_pairs(PAIRS, on_bad_pair="drop"), model, AuditSettings(repeats=1), work_dir=place)
 
@@ -199,6 +209,11 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
         {f"phases/N-one-N/model/{name}" for name in CHECKPOINT}
         | {"phases/N-one-N/optimizer.safetensors", "phases/N-one-N/said.json", "phases/N-start-N/said.json"}
         | {"training/N-one-N/states/step-N/state.safetensors"},
+    ),
+    "steer": (
+        _steer,
+        {"answers/N/answers-N/texts.json", "strengths/tuning-plain/outcome.json"}
+        | {"strengths/tuning-steered_-N_N.N/outcome.json"},
     ),
     "audit": (
         _audit,

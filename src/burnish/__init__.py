@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.quantize.stage import Quantize as Quantize
     from burnish.select.stage import Select as Select
     from burnish.slim.stage import Slim as Slim
+    from burnish.steer.stage import Steer as Steer
     from burnish.train.stage import Train as Train
     from burnish.tune.stage import Tune as Tune
 

@@ -683,6 +683,18 @@ METHODS: tuple[Method, ...] = (
         source="Understanding and Steering the Cognitive Behaviors of Reasoning Models, 2025, arXiv:2512.24574",
         page="crest",
         benchmarks=(Benchmark("steer_tiny", ("--work", "runs/steer-tiny")),),
+        verb=Verb(
+            name="steer",
+            settings="burnish.steer.stage:Steer",
+            help="Find the heads that tell checking from going on, and write a steering file.",
+            examples=(
+                "burnish steer calibrate models/mine --traces traces.jsonl -o vectors",
+                'burnish steer calibrate models/mine --problems problems.jsonl --separator ";" -o vectors',
+            ),
+            command="steer calibrate",
+            makes="steering file",
+            function="steer:calibrate",
+        ),
     ),
     Method(
         name="population",

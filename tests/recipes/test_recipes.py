@@ -15,12 +15,13 @@ import yaml
 
 import warm
 from burnish.cli import main
-from burnish.core.checkpoint import load
+from burnish.core.checkpoint import Lineage, load
 from burnish.core.ledger import LEDGER_FILE, read_rows
 from burnish.core.recipe import read_recipe
 from burnish.core.runner import Run
 from burnish.report import write
 from burnish.stages import ROOMS
+from burnish.steer import read_vectors
 from burnish.train.scratch import initialise
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -284,6 +285,31 @@ def test_the_recipe_of_shorter_answers_goes_from_a_configuration_to_both_rewards
     measured = {row["node"] for row in tables if row["name"] == "rl_difficulty"}
     assert measured == {"correct", "shorter"}
     assert all(load(run.target(name)).tokenizer.chat_template for name in measured)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_doubter_is_trained_calibrated_and_tried_at_several_strengths(tmp_path: Path):
+    """Two steps of training, which answer nothing, so that written solutions are read; the rest is the recipe's."""
+    words = ["--tokenizer", "bpe:257", "--data", ROOT / "src" / "burnish" / "reason" / "prompts"]
+    words += ["--chat-template", ROOT / "examples" / "reasoner.jinja", "-o", tmp_path / "start"]
+    main(list(map(str, ["init", ROOT / "examples" / "reasoner.json", *words])))
+    content = yaml.safe_load((ROOT / "recipes" / "steer_tiny.yaml").read_text()) | {"start": str(tmp_path / "start")}
+    smaller: dict[str, dict[str, object]] = {"chain": {"number": 24}, "train": {"steps": 2, "holdout": 0.2}}
+    smaller["steer"] = {"traces": "asked", "problems": None, "force": True, "max_new_tokens": 6}
+    content["nodes"] = [node | smaller[node["stage"]] for node in content["nodes"]]
+    small = tmp_path / "steer_tiny.yaml"
+    small.write_text(yaml.safe_dump(content))
+    run = Run(read_recipe(small), tmp_path / "run", ROOMS)
+    run.execute()
+    vectors = read_vectors(run.target("vectors"))
+    assert vectors.model == load(run.target("doubter")).identity
+    lineage = Lineage.read(run.target("vectors"))
+    assert lineage is not None and lineage.kind == "steering"
+    tables = {row["name"]: row["rows"] for row in read_rows(tmp_path / "run" / LEDGER_FILE) if row["row"] == "table"}
+    assert len(tables["steering, tuning"]) == 1 + 2 * 3
+    assert "steering heads" in write(tmp_path / "run").read_text()
+    assert {decision.action for decision in Run(read_recipe(small), tmp_path / "run", ROOMS).execute()} == {"skip"}
 
 
 @pytest.mark.slow

@@ -171,7 +171,6 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
     "steer": (
         "Fewer wasted reasoning steps, without training: attention heads that tell checks, turned at decoding.",
         {
-            "calibrate": "Find the heads that tell checking from going on, and write a steering file.",
             "sweep": "Answer problems at several strengths, choose one on a part of them, confirm it on the others.",
             "show": "Print what a steering file was made of and how well its heads tell.",
             "import": "Write the vectors of the authors' release (probe_best.pt) as a steering file of a model.",
@@ -314,6 +313,7 @@ def _drop(stream: TextIO | None) -> None:
 def _what_continues(arguments: list[str]) -> str:
     """Advice after an end that nothing planned, for commands that keep what they have done."""
     beside = {("run",), ("fetch",), ("audit",), ("events", "fit"), ("reason", "run"), ("reason", "evolve")}
+    beside |= {("steer", "sweep")}
     keeping = beside | {verb.words for verb in VERBS.values()}
     if not any(arguments[: len(words)] == [*words] for words in keeping - {("data", "chain")}):
         return ""

@@ -54,7 +54,7 @@ def calibrate(
     traces:
         A .jsonl file of problems with `completion`, or of chats (`messages`); some hundred.
     problems:
-        Instead: a .jsonl file of problems that the model answers first; a stopped run goes on from OUT.answers.
+        Instead: a .jsonl file of problems that the model answers first; a stopped run goes on from OUT.work.
     verifier:
         Who says which answers are right, as in burnish reason run.
     separator:
@@ -82,62 +82,38 @@ def calibrate(
     overwrite:
         Replace older vectors there.
     """
-    import json
-
     from burnish.core.apart import check_apart
-    from burnish.core.checkpoint import Lineage, check_target, compute_dtype, load, pick_device, write_atomically
-    from burnish.core.errors import DataError, SettingsError
-    from burnish.core.progress import Progress
-    from burnish.steer import calibrate, marks_of, read_traces
+    from burnish.core.checkpoint import check_target, load
     from burnish.steer.maths.steps import CUES
-    from burnish.steer.traces import sampled
-    from burnish.verify import read_problems
-    from burnish.verify import verifier as verifier_of
+    from burnish.steer.stage import Steer
 
-    if (traces is None) == (problems is None):
-        raise SettingsError("give either --traces or --problems", where="burnish steer calibrate")
+    given = {
+        "traces": traces and str(traces),
+        "problems": problems and str(problems),
+        "verifier": verifier,
+        "separator": separator,
+        "cues": cue or list(CUES),
+        "think_end": think_end,
+        "rank": rank,
+        "permutations": permutations,
+        "force": force,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+        "seed": seed,
+        "device": device,
+    }
+    stage = Steer.parse(given, where="burnish steer calibrate")
     check_apart([out], [model, traces, problems])
     check_target(out, overwrite=overwrite)
     start = load(model)
-    identity, base, tokenizer = start.identity, start.name, start.tokenizer
-    marks = marks_of(tokenizer, separator=separator.replace(r"\n", "\n"), cues=cue or CUES, think_end=think_end)
-    place = pick_device(device)
-    computing = load(model, dtype=compute_dtype(place), device=place)
-    with verifier_of(verifier) as judge:
-        if problems is not None:
-            asked = read_problems(problems, judge, limit=limit)
-            options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-            rows = sampled(computing, asked, judge, out.with_name(out.name + ".answers"), **options)
-            traces = out.with_name(out.name + ".traces.jsonl")
-            write_atomically(traces, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        assert traces is not None
-        read = read_traces(traces, tokenizer, marks, judge)
-    print(
-        f"{len(read.traces):,} right traces with steps; left out {read.wrong:,} that are not right and "
-        f"{read.without_steps:,} without a step"
-    )
-    if not read.traces:
-        fix = "give others, or a --separator that the tokenizer writes as one token or a part of one"
-        raise DataError("no right trace with a step is left", where=str(traces), fix=fix)
-    found = calibrate(
-        computing.module,
-        read.traces,
-        marks,
-        model=identity,
-        rank=rank,
-        permutations=permutations,
-        force=force,
-        seed=seed,
-        progress=Progress(),
-    )
-    settings = {"verifier": verifier, "rank": found.rank, "permutations": permutations}
-    lineage = Lineage(
-        stage="steer", settings=settings, seed=seed, parents={"model": identity}, base_model=base,
-        licence=start.lineage.licence, methods=["CREST, 2025, arXiv:2512.24574"],
-    )  # fmt: skip
-    found.save(out, lineage, overwrite=overwrite)
-    _print(found)
-    print(f"{out}: {len(found.heads):,} heads")
+    made = stage(start, work_dir=out.with_name(out.name + ".work"), progress=True)
+    made.lineage.stage, made.lineage.stage_version = stage.name, stage.version
+    made.lineage.settings, made.lineage.seed = stage.canonical(), seed
+    made.lineage.licence = start.lineage.licence
+    made.save(out, overwrite=overwrite)
+    _print(made.vectors)
+    print(f"{out}: {len(made.vectors.heads):,} heads")
 
 
 def sweep(
@@ -316,12 +292,16 @@ def _print(vectors: Vectors) -> None:
     made = vectors.made_of
     if "chance" in made:
         linear, checking = made["linear_steps"], made["checking_steps"]
+        if "wrong" in made:
+            print(f"left out {made['wrong']:,} that are not right and {made['without_steps']:,} without a step")
         print(f"fitted on {made['traces']:,} traces with {linear:,} linear and {checking:,} checking steps")
         print(
             f"on {made['held_out_steps']:,} steps of {made['held_out_traces']:,} traces held out the larger class is "
             f"{made['larger_class']:.3f} and chance reaches {made['chance']:.3f}; {made['telling']} of "
             f"{vectors.num_heads} heads are above chance"
         )
+    if "strength" in made:
+        print("chosen: coef {coef:g}, top {top:g}, mode {mode}".format(**made["strength"]))
     print("layer  head  accuracy")
     for head in vectors.heads[:SHOWN]:
         spread = f"  ({head.low:.3f} to {head.high:.3f})" if head.low is not None else ""

@@ -22,7 +22,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -35,9 +35,8 @@ from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Sett
 if TYPE_CHECKING:
     import torch
 
-    from burnish.core.checkpoint import Model
+    from burnish.core.checkpoint import Lineage, Model
     from burnish.core.ledger import Ledger
-    from burnish.core.made_data import Data
     from burnish.core.recipe import Node
 
 __all__ = ["VOLATILE", "CheckpointRef", "Context", "DataRef", "Settings", "Stage"]
@@ -66,6 +65,18 @@ class Context:
     progress: Progress
     ledger: Ledger
     may_change: frozenset[str] = frozenset()
+
+
+class Made(Protocol):
+    """What a stage makes: a `Model`, a `Data`, or a checkpoint of another kind, which writes itself.
+
+    Attributes:
+        lineage: where it comes from; the runner replaces it by one that names the node.
+    """
+
+    lineage: Lineage
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path: ...
 
 
 class Stage(Settings):
@@ -100,7 +111,7 @@ class Stage(Settings):
         """The checkpoint this stage would make of `before`; raises `SettingsError` on impossible settings."""
         return before.of_data() if self.makes_data else before
 
-    def run(self, model: Model, ctx: Context) -> Model | Data:
+    def run(self, model: Model, ctx: Context) -> Made:
         """The checkpoint itself, or the data."""
         raise NotImplementedError(f"stage {self.name!r} does not define run()")
 

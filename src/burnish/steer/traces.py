@@ -12,8 +12,9 @@ from burnish.core.checkpoint import text_digest
 from burnish.core.errors import DataError
 from burnish.core.store import Store
 from burnish.data.chat import written_out
+from burnish.generate.problems import problems_of
 from burnish.steer.marks import Marks
-from burnish.verify import Verifier, read_problems
+from burnish.verify import Verifier
 from burnish.verify.adapter import CORRECT
 
 if TYPE_CHECKING:
@@ -74,11 +75,11 @@ def question_ids(tokenizer: PreTrainedTokenizerBase, verifier: Verifier, problem
     return prompt_ids(tokenizer, chat, where=str(problem.get("id", "a problem")))
 
 
-def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Marks, verifier: Verifier) -> Read:
-    """The traces of a JSON Lines file.
+def read_traces(given: Any, tokenizer: PreTrainedTokenizerBase, marks: Marks, verifier: Verifier) -> Read:
+    """The traces of a JSON Lines file, of a directory of rows, or of the rows themselves.
 
     Args:
-        path: problems with `completion`, or chats with `messages`.
+        given: problems with `completion`, or chats with `messages`.
         tokenizer: of the model.
         marks: that cut them.
         verifier: that says which are right.
@@ -87,8 +88,8 @@ def read_traces(path: str | Path, tokenizer: PreTrainedTokenizerBase, marks: Mar
         DataError: no such file, a row that is no problem, or one without an answer to read.
     """
     traces, wrong, without = list[ReasoningTrace](), 0, 0
-    for problem in read_problems(path, verifier):
-        where = f"{path}, {problem['id']}"
+    for number, problem in enumerate(problems_of(given, verifier, where="traces"), start=1):
+        where = f"{given}, {problem['id']}" if isinstance(given, str | Path) else f"row {number}"
         chat, completions = _written(problem, verifier, where=where)
         before = prompt_ids(tokenizer, chat, where=where)
         for completion in completions:
