@@ -91,13 +91,14 @@ def train(
     import transformers
 
     from burnish.arch import head_of
+    from burnish.arch.attention import use
     from burnish.core.checkpoint import pick_device
     from burnish.core.ledger import Ledger
     from burnish.core.progress import Progress
     from burnish.core.stage import Context, seeded_generator
     from burnish.optim import optimizer_class
     from burnish.train import Loop, fit
-    from burnish.train.attention import chosen, use
+    from burnish.train.attention import chosen
     from burnish.train.distributed import world
     from burnish.train.losses import HeadLoss
     from burnish.train.speed import speed_of

@@ -229,6 +229,13 @@ METHODS: tuple[Method, ...] = (
         page="ruler",
     ),
     Method(
+        name="sparse attention",
+        does="what ten mechanisms of sparse attention lose and would read, on RULER, in two protocols",
+        use="burnish evaluate --task ruler:niah_multikey,vt --attention sink:64+local:256+quest:0.1",
+        source="The Sparse Frontier, 2025, arXiv:2504.17768; Quest, 2024, arXiv:2406.10774",
+        page="sparse-attention",
+    ),
+    Method(
         name="adapters on experts",
         does="LoRA on the routed experts of a mixture, for each its own or with what they can share tied",
         use="burnish train --lora-experts shared",

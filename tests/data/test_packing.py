@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burnish.arch.attention import use
 from burnish.core.errors import DataError
 from burnish.data.packing import IGNORED, MARKS, Document, PackedRows, documents, pack
-from burnish.train.attention import use
 from burnish.train.scratch import learn_tokenizer
 from small_models import make
 

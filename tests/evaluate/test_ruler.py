@@ -12,7 +12,7 @@ from burnish.core.checkpoint import load
 from burnish.core.errors import SettingsError
 from burnish.core.ledger import LEDGER_FILE, read_rows
 from burnish.core.store import Store
-from burnish.evaluate.ruler import measure as measuring
+from burnish.evaluate.ruler.answering import RulerAnswer, RulerAnswering
 from burnish.evaluate.ruler.measure import fitted, measure_ruler, places, sample_seed
 from burnish.evaluate.ruler.prompt import audit, sent, template_of
 from burnish.evaluate.ruler.score import by_depth, spread, summary
@@ -236,22 +236,22 @@ SMALL = RulerMeasurement(lengths="1k", samples=2, depths=3, template="none")
 def test_an_answer_ends_where_its_score_is_settled(long_model, monkeypatch):
     """An answer to any single letter ends early; its score is that of the whole one."""
     model = load(long_model)
-    answering = measuring._Answering(model.module, model.tokenizer)
+    answering = RulerAnswering(model.module, model.tokenizer, SMALL)
     ids = model.tokenizer("Where are we?")["input_ids"]
-    whole = answering(Prompt("", "", ("no model says this by chance",)), ids, 40)
+    whole = answering(Prompt("", "", ("no model says this by chance",)), ids, 40).text
     letter = (whole.strip() or "x")[0]
-    short = answering(Prompt("", "", (letter,)), ids, 40)
+    short = answering(Prompt("", "", (letter,)), ids, 40).text
     assert whole.startswith(short) and share_found(short, [letter]) == share_found(whole, [letter]) == 1
 
 
 def test_penalties_in_the_generation_config_change_no_answer(long_model):
     model = load(long_model)
-    answering = measuring._Answering(model.module, model.tokenizer)
+    answering = RulerAnswering(model.module, model.tokenizer, SMALL)
     prompt, ids = Prompt("", "", ("no model says this by chance",)), model.tokenizer("Where are we?")["input_ids"]
     plain = answering(prompt, ids, 40)
     own = model.module.generation_config
     own.update(repetition_penalty=5.0, no_repeat_ngram_size=1, do_sample=True, temperature=3.0)
-    assert measuring._Answering(model.module, model.tokenizer)(prompt, ids, 40) == plain
+    assert RulerAnswering(model.module, model.tokenizer, SMALL)(prompt, ids, 40) == plain
     assert model.module.generation_config is own and own.repetition_penalty == 5.0
 
 
@@ -262,9 +262,9 @@ def test_a_measurement_that_was_stopped_goes_on(long_model, tmp_path, monkeypatc
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return prompt.answers[0] if prompt.depth != 0.5 else "nothing"
+        return RulerAnswer(prompt.answers[0] if prompt.depth != 0.5 else "nothing")
 
-    monkeypatch.setattr(measuring._Answering, "__call__", answer)
+    monkeypatch.setattr(RulerAnswering, "__call__", answer)
     model, store = load(long_model), Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         measure_ruler(SMALL, model, ["niah_single_1"], store=store)
@@ -278,13 +278,13 @@ def test_a_measurement_that_was_stopped_goes_on(long_model, tmp_path, monkeypatc
 
 
 def test_a_length_too_short_for_the_last_task_is_refused_before_the_first_is_asked(long_model, monkeypatch):
-    monkeypatch.setattr(measuring._Answering, "__call__", lambda *given: pytest.fail("a model was asked"))
+    monkeypatch.setattr(RulerAnswering, "__call__", lambda *given: pytest.fail("a model was asked"))
     with pytest.raises(SettingsError, match="too few for cwe"):
         measure_ruler(SMALL, load(long_model), ["niah_single_1", "cwe"])
 
 
 def test_the_protocol_names_what_decides(long_model, monkeypatch):
-    monkeypatch.setattr(measuring._Answering, "__call__", lambda self, prompt, ids, num_generated: "")
+    monkeypatch.setattr(RulerAnswering, "__call__", lambda self, prompt, ids, num_generated: RulerAnswer(""))
     model = load(long_model)
     found = measure_ruler(SMALL, model, ["niah_single_1"]).evaluation.protocol
     assert found["template"] == "none" and found["beginning_token"] == "once" and found["lengths"] == [1024]

@@ -9,8 +9,8 @@ from transformers import AttentionInterface
 
 import burnish
 import warm
+from burnish.arch.attention import use
 from burnish.core.errors import SettingsError
-from burnish.train.attention import use
 from burnish.train.distributed import world
 from burnish.train.losses import causal_lm_loss
 from burnish.train.sequence import Sequence, check_config

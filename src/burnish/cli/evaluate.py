@@ -53,7 +53,7 @@ def evaluate(
 
     With --pairs, measure a reward model instead, or a policy as the reward model that it implies: accuracy,
     calibration, margins and the pull of length, on preference pairs. With --task, measure answers to tasks of RULER, by
-    the depth of the evidence.
+    the depth of the evidence; with --attention besides, by sparse attention.
 
     Parameters
     ----------
@@ -157,6 +157,29 @@ def _on_ruler(
     print(f"{name} on RULER, template {protocol['template']}, {protocol['decoding']}, {protocol['dtype']}")
     for row in found.tables["ruler_scores"]:
         print(_ruler_line(row))
+    if on_task.attention is not None:
+        _show_sparse(found.tables["sparse_attention"], on_task)
+
+
+def _show_sparse(rows: list[dict[str, Any]], on_task: RulerMeasurement) -> None:
+    """What sparse attention read and lost; of several tasks the worst beside the mean."""
+    dense = ", ".join(map(str, on_task.dense_layers)) or "none"
+    does = "the answer" if on_task.attention_protocol == "A" else "question and answer"
+    print(f"{on_task.attention}, protocol {on_task.attention_protocol} ({does}); dense layers: {dense}")
+    for row in rows:
+        index = row["index_bytes"] / (row["kv_bytes"] + row["index_bytes"])
+        print(
+            f"  {row['task']:<16} {row['length']:>7,} tokens  density {row['density']:.1%}; {row['read_share']:.1%} of "
+            f"the bytes read, {index:.0%} of that to find keys; attention kept {row['mass_recall']:.1%}; outputs off "
+            f"by {row['output_error']:.3f}"
+        )
+    if not rows:
+        print("  every answer was settled by its first token, which read everything")
+    if len(rows) > 1:
+        worst = min(rows, key=lambda row: row["score"])
+        mean = sum(row["score"] for row in rows) / len(rows)
+        print(f"  mean {mean:.1%}, worst {worst['task']} at {worst['length']:,} tokens: {worst['score']:.1%}")
+    print("  All keys are computed and then masked, so no time is measured.")
 
 
 def _show_prompts(opened: Model, tasks: list[str], on_task: RulerMeasurement) -> None:

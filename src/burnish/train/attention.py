@@ -11,12 +11,9 @@ loaded with elsewhere.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from burnish.core.errors import SettingsError
-
-if TYPE_CHECKING:
-    from burnish.core.progress import Progress
 
 Attention = Literal["auto", "sdpa", "eager", "flex", "flash"]
 
@@ -63,33 +60,3 @@ def _lacking_for_flash(device: str, precision: str) -> str:
     if precision != "bfloat16":
         return "precision: bfloat16"
     return "" if is_flash_attn_2_available() else "the package flash-attn"
-
-
-def use(module: Any, name: str, progress: Progress | None = None) -> str:
-    """Lets a model of transformers compute attention so; returns the name of how it did before.
-
-    Args:
-        module: of transformers.
-        name: what transformers calls it; an empty one changes nothing.
-        progress: where it is said.
-
-    Raises:
-        SettingsError: the model's class does not know it.
-    """
-    before: str = module.config._attn_implementation
-    if name in ("", before):
-        return before
-    try:
-        module.set_attn_implementation(name)
-    except (ValueError, ImportError) as error:
-        raise _not_known(module, name) from error
-    if module.config._attn_implementation != name:  # some classes say so in a log only
-        raise _not_known(module, name)
-    if progress is not None:
-        progress.log(f"attention is computed by {name}")
-    return before
-
-
-def _not_known(module: Any, name: str) -> SettingsError:
-    what = f"attention cannot be {name}: {type(module).__name__} does not know it"
-    return SettingsError(what, where="attention", fix="leave it out")

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from burnish.arch import head_of
+from burnish.arch.attention import use
 from burnish.core.checkpoint import Model, cast
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.stage import Context
@@ -25,7 +26,7 @@ from burnish.data.packing import IGNORED, PackedRows
 from burnish.optim import optimizer_class
 from burnish.optim.constrained.pstorm import PStorm
 from burnish.optim.wsam import WSAM
-from burnish.train.attention import chosen, use
+from burnish.train.attention import chosen
 from burnish.train.bound import Bounded
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from burnish.arch.attention import use
 from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED, MARKS
-from burnish.train.attention import use
 from burnish.train.losses import Batch
 from burnish.train.maths.masks import document_numbers, visible
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from burnish.core.checkpoint import Model, compute_dtype, pick_device
 from burnish.core.errors import SettingsError
@@ -19,10 +18,14 @@ from burnish.core.progress import Progress
 from burnish.core.store import Store
 from burnish.evaluate.evaluation import Evaluation, Metric
 from burnish.evaluate.measure import check_kind, device_name, longest_context, network
+from burnish.evaluate.ruler.answering import RulerAnswer, RulerAnswering
 from burnish.evaluate.ruler.prompt import Template, sent, template_of
 from burnish.evaluate.ruler.score import by_depth, spread, summary
 from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of
 from burnish.evaluate.ruler.tasks import TASKS, Prompt, RulerTask
+from burnish.evaluate.sparse.attention import check
+from burnish.evaluate.sparse.spec import parts_of
+from burnish.evaluate.sparse.tables import COSTS, LAYERS, cost_row, layer_rows
 from burnish.verify.ruler import share_found
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ class RulerEvaluation:
 
     Attributes:
         evaluation: metrics `ruler_TASK_LENGTH`, scores of every prompt, and the protocol.
-        tables: `ruler_scores`, a row for each task and length; `ruler_depths`, one for each of their depths.
+        tables: `ruler_scores`, a row for each task and length; `ruler_depths`, one for each of their depths; with
+            sparse attention `sparse_attention` and `sparse_layers`.
     """
 
     evaluation: Evaluation
@@ -164,6 +168,7 @@ def measure_ruler(
     compute = compute_dtype(place) if dtype == "auto" else getattr(torch, dtype)
     lengths, template = lengths_of(settings.lengths), template_of(model.tokenizer, settings.template)
     check_lengths(model, lengths)
+    check_attention(settings, model, max(lengths))
     protocol = protocol_of(settings, tasks, template) | {
         "dtype": str(compute).removeprefix("torch."),
         "device": device_name(place),
@@ -171,23 +176,24 @@ def measure_ruler(
     }
     work = [(TASKS[name], length, number) for name in tasks for length in lengths for number in range(settings.samples)]
     check_all_room(settings, model.tokenizer, work, template)
-    kept: dict[tuple[str, int], list[list[float]]] = {}
+    kept: dict[tuple[str, int], list[list[dict[str, Any]]]] = {}
     bars = progress or Progress(enabled=False)
-    answering: _Answering | None = None
+    answering: RulerAnswering | None = None
     with bars.task("answering prompts of RULER", total=len(work), unit="samples") as task_bar:
         for task, length, number in work:
             key = _key(settings, model, task, length, number, template, protocol)
-            name = f"{task.name}-{length}-{number:04d}"
-            scores = None if store is None else _read(store, name, key)
-            if scores is None:
-                answering = answering or _Answering(network(model, dtype=compute, device=place), model.tokenizer)
+            name = _name(settings, task, length, number)
+            rows = None if store is None else _read(store, name, key)
+            if rows is None:
+                if answering is None:
+                    module = network(model, dtype=compute, device=place)
+                    answering = RulerAnswering(module, model.tokenizer, settings)
                 seed = sample_seed(settings, task, length, number)
                 asked = fitted(model.tokenizer, task, length, places(settings, task), template, seed)
-                answers = [answering(prompt, ids, task.num_generated) for prompt, ids in asked]
-                scores = [share_found(answer, one.answers) for answer, (one, _) in zip(answers, asked, strict=True)]
+                rows = [_row(prompt, ids, answering(prompt, ids, task.num_generated)) for prompt, ids in asked]
                 if store is not None:
-                    _keep(store, name, key, asked, answers, scores)
-            kept.setdefault((task.name, length), []).append(scores)
+                    _keep(store, name, key, rows)
+            kept.setdefault((task.name, length), []).append(rows)
             task_bar.advance()
     return _evaluation(settings, kept, protocol)
 
@@ -210,6 +216,24 @@ def check_lengths(model: Model, lengths: Sequence[int]) -> None:
             where="lengths",
             fix="use shorter ones",
         )
+
+
+def check_attention(settings: RulerMeasurement, model: Model, longest: int) -> None:
+    """Refuses sparse attention that the model cannot have."""
+    if settings.attention is not None:
+        check(model.config, parts_of(settings.attention), settings.dense_layers, longest)
+
+
+def attention_of(settings: RulerMeasurement) -> dict[str, Any]:
+    """What the protocol says of sparse attention; nothing of dense attention."""
+    if settings.attention is None:
+        return {}
+    return {
+        "attention": settings.attention,
+        "attention_protocol": settings.attention_protocol,
+        "dense_layers": list(settings.dense_layers),
+        "attention_kernel": "reference masking: all keys are computed, so that no time is measured",
+    }
 
 
 def protocol_of(settings: RulerMeasurement, tasks: Sequence[str], template: Template) -> dict[str, Any]:
@@ -235,49 +259,10 @@ def protocol_of(settings: RulerMeasurement, tasks: Sequence[str], template: Temp
         "decoding": "greedy",
         "seed": settings.seed,
         "interval": "95 %, Student's t over samples, shares on their logit, depths paired by sample",
-    }
+    } | attention_of(settings)
 
 
-# -- answers -----------------------------------------------------------------------------------------------------------
-
-
-class _Answering:
-    """Greedy answers, which end where nothing that is still to come can change the score.
-
-    Of the checkpoint's generation_config only the tokens that end an answer count: its penalties of repetition would
-    keep a model from writing the number that stands in its prompt.
-    """
-
-    def __init__(self, module: Any, tokenizer: Any) -> None:
-        from transformers import GenerationConfig
-
-        self.module, self.tokenizer = module, tokenizer
-        ends = module.generation_config.eos_token_id
-        self.greedy = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.eos_token_id or 0, do_sample=False)
-
-    @torch.inference_mode()
-    def __call__(self, prompt: Prompt, ids: list[int], num_generated: int) -> str:
-        from transformers import StoppingCriteriaList
-
-        given = torch.tensor([ids], device=self.module.device)
-
-        def found(tokens: Tensor, scores: Any, **others: Any) -> Tensor:
-            text = self.tokenizer.decode(tokens[0, len(ids) :], skip_special_tokens=True)
-            done = share_found(text, prompt.answers) == 1
-            return torch.full((len(tokens),), done, device=tokens.device)
-
-        own = self.module.generation_config
-        self.module.generation_config = self.greedy  # what is left open in one that is passed is taken from the model's
-        try:
-            made = self.module.generate(
-                given,
-                attention_mask=torch.ones_like(given),
-                max_new_tokens=num_generated,
-                stopping_criteria=StoppingCriteriaList([found]),
-            )
-        finally:
-            self.module.generation_config = own
-        return self.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+# -- what is kept ------------------------------------------------------------------------------------------------------
 
 
 def _key(
@@ -291,28 +276,29 @@ def _key(
 ) -> dict[str, Any]:
     own = {name: protocol[name] for name in ("version", "engine", "dtype", "device", "threads")}
     seed = sample_seed(settings, task, length, number)
-    return own | {"model": model.identity, "seed": seed, "depths": places(settings, task), "template": template}
+    own |= {"model": model.identity, "seed": seed, "depths": places(settings, task), "template": template}
+    return own | attention_of(settings)
 
 
-def _read(store: Store, name: str, key: dict[str, Any]) -> list[float] | None:
+def _name(settings: RulerMeasurement, task: RulerTask, length: int, number: int) -> str:
+    """Of a sample's directory; those of other attention lie beside it."""
+    attention = attention_of(settings)
+    mark = hashlib.sha256(json.dumps(attention).encode()).hexdigest()[:8] if attention else ""
+    return f"{task.name}-{length}-{number:04d}" + (f"-{mark}" if mark else "")
+
+
+def _row(prompt: Prompt, ids: list[int], answer: RulerAnswer) -> dict[str, Any]:
+    row = {"depth": prompt.depth, "tokens": len(ids), "wanted": prompt.answers, "answer": answer.text}
+    row |= {"score": share_found(answer.text, prompt.answers)}
+    return row | ({"attention": answer.cost} if answer.cost else {})
+
+
+def _read(store: Store, name: str, key: dict[str, Any]) -> list[dict[str, Any]] | None:
     found = store.find(name, key)
-    if found is None:
-        return None
-    return [row["score"] for row in json.loads((found / ANSWERS).read_text(encoding="utf-8"))]
+    return None if found is None else json.loads((found / ANSWERS).read_text(encoding="utf-8"))
 
 
-def _keep(
-    store: Store,
-    name: str,
-    key: dict[str, Any],
-    asked: list[tuple[Prompt, list[int]]],
-    answers: list[str],
-    scores: list[float],
-) -> None:
-    rows = [
-        {"depth": prompt.depth, "tokens": len(ids), "wanted": prompt.answers, "answer": answer, "score": score}
-        for (prompt, ids), answer, score in zip(asked, answers, scores, strict=True)
-    ]
+def _keep(store: Store, name: str, key: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     with store.writing(name, key) as path:
         (path / ANSWERS).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -321,13 +307,13 @@ def _keep(
 
 
 def _evaluation(
-    settings: RulerMeasurement, kept: dict[tuple[str, int], list[list[float]]], protocol: dict[str, Any]
+    settings: RulerMeasurement, kept: dict[tuple[str, int], list[list[dict[str, Any]]]], protocol: dict[str, Any]
 ) -> RulerEvaluation:
     metrics: dict[str, Metric] = {}
-    tables: dict[str, list[dict[str, Any]]] = {SCORES: [], DEPTHS: []}
+    tables: dict[str, list[dict[str, Any]]] = {SCORES: [], DEPTHS: [], COSTS: [], LAYERS: []}
     sequences: dict[str, list[float]] = {"sample": [float(number) for number in range(settings.samples)]}
     for (name, length), rows in kept.items():
-        scores = np.array(rows)
+        scores = np.array([[row["score"] for row in sample] for sample in rows])
         found: dict[str, Any] = dict(summary(scores))
         value: Metric = {"value": found["score"], "unit": "", "note": ""}
         value |= {"low": found["score_low"], "high": found["score_high"]}
@@ -338,4 +324,10 @@ def _evaluation(
             found |= spread(scores, depths, settings.seed)
             tables[DEPTHS] += [{"task": name, "length": length} | row for row in by_depth(scores, depths)]
         tables[SCORES].append({"task": name, "length": length, "prompts": scores.size} | found)
+        costs = [row.get("attention", {}) for sample in rows for row in sample]
+        if cost := cost_row(costs):
+            own = {"task": name, "length": length} | attention_of(settings)
+            own |= {bound: found[bound] for bound in ("score", "score_low", "score_high")}
+            tables[COSTS].append(own | cost)
+            tables[LAYERS] += [{"task": name, "length": length} | row for row in layer_rows(costs)]
     return RulerEvaluation(Evaluation(metrics, sequences, protocol), tables)

@@ -7,6 +7,7 @@ assistant speaks; and what begins a text stands there once, from the template or
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 from burnish.core.errors import SettingsError
@@ -51,6 +52,12 @@ def sent(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template)
             fix="mend the chat template, or use --template none",
         )
     return ids
+
+
+def context_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> int:
+    """How many of the tokens that are sent stand before the question."""
+    pairs = zip(sent(tokenizer, prompt, template), sent(tokenizer, prompt.context, template), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def audit(tokenizer: PreTrainedTokenizerBase, ids: list[int], num: int = 40) -> tuple[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.settings import Settings
+from burnish.evaluate.sparse.spec import parts_of
 
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
 SHORT = {"niah_single": "niah_single_1", "niah_multikey": "niah_multikey_2"}
@@ -25,12 +26,39 @@ class RulerMeasurement(Settings):
         default="auto", description="ruler: chat: by the tokenizer's chat template, which auto takes where there is one"
     )
     seed: int = Field(default=0, ge=0, description="ruler: of the prompts")
+    attention: str | None = Field(
+        default=None, description="ruler: sparse attention to answer with, such as sink:64+local:256+quest:0.1,page=16"
+    )
+    attention_protocol: Literal["A", "B"] = Field(
+        default="B",
+        description="ruler: what sparse attention does: A the answer alone, B the question as well; the context is "
+        "always read densely",
+    )
+    dense_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="ruler: layers that keep all keys, from 0"
+    )
 
     @field_validator("lengths")
     @classmethod
     def _are_lengths(cls, text: str) -> str:
         lengths_of(text)
         return text
+
+    @field_validator("attention")
+    @classmethod
+    def _are_mechanisms(cls, text: str | None) -> str | None:
+        if text is not None:
+            parts_of(text)
+        return text
+
+    @model_validator(mode="after")
+    def _has_mechanisms(self) -> RulerMeasurement:
+        if self.attention is None:
+            given = [name for name in ("attention_protocol", "dense_layers") if name in self.model_fields_set]
+            changed = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
+            if changed:
+                raise ValueError(f"{changed[0]} counts for nothing without attention: give attention: quest:0.1")
+        return self
 
 
 def lengths_of(text: str) -> list[int]:

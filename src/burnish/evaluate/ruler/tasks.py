@@ -18,7 +18,7 @@ import random
 import string
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -38,7 +38,7 @@ class Prompt:
     """What a model is asked.
 
     Attributes:
-        text: up to the answer.
+        text: up to the answer; its last line asks.
         prefix: how the answer begins.
         answers: what it must hold.
         depth: share of the haystack before the needle, None of tasks without one.
@@ -48,6 +48,11 @@ class Prompt:
     prefix: str
     answers: tuple[str, ...]
     depth: float | None = None
+
+    @property
+    def context(self) -> Prompt:
+        """What stands before the question, and no prefix."""
+        return replace(self, text=self.text.rpartition("\n")[0], prefix="")
 
 
 @dataclass(frozen=True)
