@@ -76,6 +76,8 @@ class Embedding:
         return FORMATS["int"](self.bits, GROUP, True)
 
 
+ALIKE: dict[str, Any] = {"group_size": GROUP, "tokens": TOKENS, "length": LENGTH, "calibration": TEXT}
+"""What all have."""
 YAQA_A: dict[str, Any] = {"method": "yaqa", "sketch": "a", "damping": 0.1}
 YAQA_B = {"method": "yaqa", "sketch": "b", "damping": 0.1}
 OURS: dict[str, dict[str, Any]] = {
@@ -104,7 +106,14 @@ OURS |= {
     for name, times in {"16k": 2, "65k": 8}.items()
     for suffix, refit in {"": 0, ", refit": 1}.items()
 }
+OURS["yaqa-a, searched scales, refit 3 times"] = YAQA_A | {"scale_search": True, "refit": 3}
+OURS["yaqa-a, 65k tokens, refit 3 times"] = YAQA_A | {"tokens": 8 * TOKENS, "refit": 3}
 OURS["learned, yaqa, sensitivity, 200 iterations"] = OURS["learned, yaqa, sensitivity"] | {"iterations": 200}
+OURS["learned, 65k tokens, yaqa, refit 3 times, sensitivity"] = OURS["learned, yaqa, sensitivity"] | {
+    "tokens": 8 * TOKENS,
+    "refit": 3,
+    "iterations": 64,
+}
 OURS |= {
     "gptq, refit, mixed widths": {"method": "gptq", "refit": 1, "sketch": "a"},
     "yaqa-a, refit, mixed widths": YAQA_A | {"refit": 1},
@@ -152,6 +161,8 @@ PARTS = {
     "yaqa-a, 65k tokens, refit": "yaqa-a, refit",
     "gptq, refit 3 times": "gptq, refit",
     "yaqa-a, refit 3 times": "yaqa-a, refit",
+    "yaqa-a, searched scales, refit 3 times": "yaqa-a, refit 3 times",
+    "yaqa-a, 65k tokens, refit 3 times": "yaqa-a, 65k tokens, refit",
     **dict.fromkeys(INPUTS, "yaqa-a, refit"),
     **{method: base for method, (base, _) in ROUNDED_EMBEDDINGS.items() if base},
 }
@@ -178,6 +189,12 @@ def main() -> None:
             (arguments.work / f"draw-{draw}.json").write_text(json.dumps(drawn.tolist()))
         return
     Measuring(model, arguments).run()
+
+
+def directory_of_statistics(work: Path, draw: int, stage: Quantize) -> Path:
+    """Where what a stage collects from a draw's text is kept; a target keeps other windows back."""
+    more = f"-{stage.num_tokens}" if stage.num_tokens != TOKENS else ""
+    return work / f"draw-{draw}-{stage.sketch or 'covariance'}{more}{'-mixed' if stage.target else ''}"
 
 
 def text_of_draw(model: Any, draw: int) -> Calibration:
@@ -303,8 +320,7 @@ class Measuring:
     def quantized(self, method: str, bits: int, draw: int) -> Any:
         mixed = "mixed widths" in method
         stage = self.stage(bits, draw, OURS[method] | ({"target": f"{bits}bits"} if mixed else {}))
-        more = f"-{stage.num_tokens}" if stage.num_tokens != TOKENS else ""
-        statistics = self.statistics(draw, f"{stage.sketch or 'covariance'}{more}{'-mixed' if mixed else ''}")
+        statistics = directory_of_statistics(self.arguments.work, draw, stage)
         place = statistics
         if stage.method == "learned" or mixed:  # what was learned is kept apart, what was collected is shared
             place = statistics.with_name(f"{statistics.name}-{experiment.digest(str(stage.canonical()))[:12]}")
@@ -319,11 +335,7 @@ class Measuring:
         return load(self.arguments.model, dtype=torch.float32).module
 
     def stage(self, bits: int, draw: int, settings: dict[str, Any]) -> Quantize:
-        same = {"group_size": GROUP, "tokens": TOKENS, "length": LENGTH, "calibration": TEXT}
-        return Quantize(bits=bits, seed=draw, **(same | settings))
-
-    def statistics(self, draw: int, of: str) -> Path:
-        return self.arguments.work / f"draw-{draw}-{of}"
+        return Quantize(bits=bits, seed=draw, **(ALIKE | settings))
 
     def with_inputs(self, method: str, bits: int, draw: int) -> Any:
         """Rounded layer after layer, two-sidedly, with a share of the covariance of inputs that go through them."""
@@ -332,7 +344,8 @@ class Measuring:
         strength = Strength(YAQA_A["damping"], YAQA_A["damping"], share)
         rounding = Rounding(RULES["yaqa"], FORMATS["int"](bits, GROUP, True), torch.bfloat16, strength, "a", refit=1)
         views = select(matrices(module), ())
-        directory, key = self.statistics(draw, "a"), {"model": self.model.identity}
+        directory = directory_of_statistics(self.arguments.work, draw, self.stage(bits, draw, YAQA_A))
+        key = {"model": self.model.identity}
         round_by_layer(views, rounding, text_of_draw(self.model, draw), module, directory, changed=changed, key=key)
         return module
 

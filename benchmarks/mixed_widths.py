@@ -80,7 +80,17 @@ MODELS = (
     *((3.0, way) for way in (UNIFORM, *KNAPSACKS)),
     *((3.5, way) for way in (HALVES, *KNAPSACKS)),
 )
-LEARNED = {"learned, one width": UNIFORM, "learned, knapsack": "knapsack"}
+LEARNED = {
+    "learned, one width": ("learned, yaqa, sensitivity", UNIFORM),
+    "learned, knapsack": ("learned, yaqa, sensitivity", "knapsack"),
+    "65k tokens, refit 3 times, one width": ("yaqa-a, 65k tokens, refit 3 times", UNIFORM),
+    "65k tokens, refit 3 times, knapsack": ("yaqa-a, 65k tokens, refit 3 times", "knapsack"),
+    "learned, 65k tokens, refit 3 times, knapsack": (
+        "learned, 65k tokens, yaqa, refit 3 times, sensitivity",
+        "knapsack",
+    ),
+}
+"""{cell: (rounding of `low_bits.py`, whose widths)}; those of a knapsack are of the first draw's 8,192 tokens."""
 COMMAND = "burnish quantize --target"
 BESIDE = {3.0: f"{UNIFORM}, that command's text", 3.5: f"{HALVES}, that command's text"}
 ASKED = ("command", "beside")
@@ -284,12 +294,13 @@ class Measuring:
     # -- learning from chosen widths ---------------------------------------------------------------------------------
 
     def learned(self, name: str) -> dict[str, Any]:
-        """Learned rounding with the widths of a knapsack."""
+        """One width, or those of a knapsack, with learned rounding, more text, or both."""
         bits, way = name.split(", ", 1)
-        same, theirs = f"draw 0, {bits} bits, learned, yaqa, sensitivity", experiment.Kept(self.arguments.work)
-        if LEARNED[way] == UNIFORM and theirs.has(same):
+        rounding, widths_by = LEARNED[way]
+        same, theirs = f"draw 0, {bits} bits, {rounding}", experiment.Kept(self.arguments.work)
+        if widths_by == UNIFORM and theirs.has(same):
             return {"bits": float(bits), "way": way, "kl": theirs.read(same)["kl"]}
-        widths = self.widths(float(bits), LEARNED[way])
+        widths = self.widths(float(bits), widths_by)
         stage = Quantize(
             bits=int(bits),
             overrides={
@@ -298,17 +309,15 @@ class Measuring:
                 for view in group.views
                 if choice != bits
             },
-            group_size=low_bits.GROUP,
-            tokens=low_bits.TOKENS,
-            length=low_bits.LENGTH,
             seed=0,
-            calibration=low_bits.TEXT,
-            **low_bits.OURS["learned, yaqa, sensitivity"],
+            **(low_bits.ALIKE | low_bits.OURS[rounding]),
         )
         place = self.arguments.work / "mixed" / f"learned-{experiment.digest(str(stage.canonical()))[:12]}"
         place.mkdir(exist_ok=True)
         if not (place / "statistics").exists():
-            (place / "statistics").symlink_to((self.arguments.work / "draw-0-a" / "statistics").resolve())
+            collected = low_bits.directory_of_statistics(self.arguments.work, 0, stage) / "statistics"
+            collected.mkdir(parents=True, exist_ok=True)
+            (place / "statistics").symlink_to(collected.resolve())
         made = stage(self.model, work_dir=place, progress=True).module
         values = {view.name: view.tensor.float() for view in matrices(made)}
         return {"bits": float(bits), "way": way, "kl": self.divergences(values)}

@@ -109,6 +109,7 @@ def test_llama_and_its_tokenizer_are_the_same_in_stock_transformers(tiny_llama, 
         ({"bits": 4, "symmetric": False}, "Q5_0"),
         ({"bits": 5}, "Q5_0"),
         ({"bits": 8}, "Q8_0"),
+        ({"bits": 8, "quantize_embedding": 8}, "Q8_0"),
         ({"scheme": "w8a8-int8", "bits": 8, "group_size": None}, "Q8_0"),
     ],
 )

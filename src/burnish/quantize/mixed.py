@@ -173,7 +173,9 @@ class ByteBudget:
         return replace(rounding, scheme=(experts or [max(names, key=names.count)])[0], overrides=schemes)
 
 
-def budget_of(settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], before: Plan) -> ByteBudget:
+def budget_of(
+    settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], before: Plan, *, saved: int = 0
+) -> ByteBudget:
     """What the settings' target leaves for the matrices.
 
     Args:
@@ -181,6 +183,7 @@ def budget_of(settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], b
         scheme: whose width is going to be replaced.
         views: the matrices that are rounded.
         before: the model as it is.
+        saved: bytes by which what else is rounded makes the files smaller.
 
     Raises:
         SettingsError: no choice of widths has that size; the message says which sizes there are.
@@ -191,7 +194,7 @@ def budget_of(settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], b
     per_weight = before.num_bytes / before.num_parameters
     groups = groups_of(views, scheme, settings.engine, max(round(per_weight), 2))
     headers = sum(3 * (HEADER_ENTRY + len(view.disk)) for view in views)
-    dense = round(before.num_bytes - per_weight * sum(group.num_weights for group in groups)) + headers
+    dense = round(before.num_bytes - per_weight * sum(group.num_weights for group in groups)) + headers - saved
     whole = ByteBudget(tuple(groups), dense)
     smallest, largest = dense + whole.at(min(whole.widths)), dense + whole.at(max(whole.widths))
     if target.unit == "bits":
@@ -202,23 +205,28 @@ def budget_of(settings: Quantize, scheme: Scheme, views: Sequence[MatrixView], b
         possible = smallest <= wanted <= largest
     if not possible:
         kernels = f" that {settings.engine} has kernels for" if settings.engine else ""
+        dense_part, is_embedding = _largest_dense(before, views, per_weight, dense)
+        if saved:
+            dense_part, is_embedding = f"{byte_count(dense)} of that lie outside of the layers", False
+        below = target.unit != "bits" and wanted < smallest
+        unless = ", or take quantize_embedding: 8" if is_embedding and below else ""
         raise SettingsError(
             f"target is {settings.target}, but the widths{kernels} give {byte_count(smallest)} "
-            f"({min(whole.widths)} bits) to {byte_count(largest)} ({max(whole.widths)} bits); "
-            + _largest_dense(before, views, per_weight, dense),
+            f"({min(whole.widths)} bits) to {byte_count(largest)} ({max(whole.widths)} bits); {dense_part}",
             where="target",
-            fix=f"choose a target between {byte_count(smallest)} and {byte_count(largest)}",
+            fix=f"choose a target between {byte_count(smallest)} and {byte_count(largest)}{unless}",
         )
     return replace(whole, allowed=wanted - dense).near()
 
 
-def _largest_dense(before: Plan, views: Sequence[MatrixView], per_weight: float, dense: int) -> str:
-    """What cannot be made smaller, and most of what it is."""
+def _largest_dense(before: Plan, views: Sequence[MatrixView], per_weight: float, dense: int) -> tuple[str, bool]:
+    """What cannot be made smaller, and most of what it was; whether that is the embedding."""
     rounded = {view.disk for view in views} | {view.parameter for view in views}
     name, shape = max(((n, s) for n, s in before.shapes.items() if n not in rounded), key=lambda item: prod(item[1]))
-    size = byte_count(per_weight * prod(shape))
-    why = f", and {NO_PACKED_EMBEDDING}" if "embed" in name or "wte" in name else ""
-    return f"{byte_count(dense)} of that stay dense, of which {name.removesuffix('.weight')} alone takes {size}{why}"
+    size, is_embedding = byte_count(per_weight * prod(shape)), "embed" in name or "wte" in name
+    why = f", and {NO_PACKED_EMBEDDING}" if is_embedding else ""
+    what = f"{byte_count(dense)} of that stay dense, of which {name.removesuffix('.weight')} alone takes {size}{why}"
+    return what, is_embedding
 
 
 def groups_of(views: Sequence[MatrixView], scheme: Scheme, engine: str | None, scale_bytes: int) -> list[Group]:

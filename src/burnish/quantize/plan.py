@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -17,12 +16,12 @@ from burnish.core.memory import too_large
 from burnish.core.progress import byte_count
 from burnish.quantize.mixed import (
     LEARNED_AS,
-    NO_PACKED_EMBEDDING,
     NUM_MEASURED,
     bits_per_weight,
     budget_of,
     width_notes,
 )
+from burnish.quantize.outside import asked_for, check_outside, notes_on, outside_of, saved_bytes
 from burnish.quantize.packing import check_loadable, ignored_modules
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, scheme_of, schemes_of
@@ -71,30 +70,6 @@ def select(views: Sequence[MatrixView], ignore: Sequence[str]) -> list[MatrixVie
                 fix="ignore all of " + ", ".join(other.name for other in siblings),
             )
     return chosen
-
-
-def head_of(settings: Quantize, module: PreTrainedModel) -> tuple[MatrixView, Scheme] | None:
-    """The head, where it is rounded too, and its scheme: of the stage's groups, with a width of its own.
-
-    Raises:
-        SettingsError: it is the embedding, it is not found, or the groups do not divide its inputs.
-    """
-    if settings.head_bits is None:
-        return None
-    heads = [view for view in matrices_of(module, settings) if view.part == "head"]
-    if not heads:
-        tied = module.config.get_text_config().tie_word_embeddings
-        raise SettingsError(
-            f"head_bits is {settings.head_bits}, but "
-            + (f"the head is the embedding, and {NO_PACKED_EMBEDDING}" if tied else "no head was found"),
-            where="head_bits",
-            fix="leave head_bits out",
-        )
-    scheme = replace(scheme_of(settings), bits=settings.head_bits)
-    check_loadable(heads, {view.name: scheme for view in heads})
-    if settings.engine is not None:
-        scheme.check_kernel(heads[0], settings.engine)
-    return heads[0], scheme
 
 
 def matrices_of(module: PreTrainedModel, settings: Quantize) -> list[MatrixView]:
@@ -181,13 +156,11 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
     packed, width = packed_size(views, schemes, scale_bytes)
-    num_bytes, notes = round(before.num_bytes - per_parameter * num_weights + packed), []
-    if head := head_of(settings, module):
-        of_head = head[1].num_bytes(*head[0].shape, scale_bytes)
-        num_bytes += round(of_head - per_parameter * math.prod(head[0].shape))
-        notes.append(f"{head[0].name} at {settings.head_bits} bits, rounded to nearest")
+    outside = outside_of(settings, module, inside)
+    saved, notes = saved_bytes(outside, before), notes_on(outside)
+    num_bytes = round(before.num_bytes - per_parameter * num_weights + packed) - saved
     if settings.target is not None:
-        budget = budget_of(settings, scheme_of(settings), views, before)
+        budget = budget_of(settings, scheme_of(settings), views, before, saved=saved)
         packed, num_bytes, width = budget.allowed, budget.dense + budget.allowed, budget.mean_width
         notes += width_notes(budget, scale_bytes)
     notes.append(f"{len(views)} matrices at {bits_per_weight(width, 8 * packed / num_weights)}")
@@ -201,19 +174,20 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     flops, statistics_bytes = 0.0, 0
     streams = settings.stream
     if streams is None:
-        at_once = settings.curve or settings.target is not None or settings.head_bits is not None
+        at_once = settings.curve or settings.target is not None or asked_for(settings) is not None
         whole = rule.not_by_layer(settings) or at_once or unknown
         streams = too_large(before.num_parameters) and not whole
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
     if settings.needs:
-        flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams)
+        flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams, saved=saved)
         notes.append(note)
     if any(view.expert is not None for view in views):
         notes.append(
             "transformers loads packed experts in the dtype that is stored alone (dtype: auto): it does not cast them"
         )
-    by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits) if settings.target is None else []
+    loads = settings.target is None and settings.quantize_embedding is None  # else it has been said what does not
+    by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits) if loads else []
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
     working = 4 * held_numbers(settings, before, views, streams=streams) + statistics_bytes + 1_000_000_000
     return before.with_(
@@ -248,7 +222,7 @@ def held_numbers(settings: Quantize, before: Plan, views: Sequence[MatrixView], 
 
 
 def text_cost(
-    settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool
+    settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool, saved: int
 ) -> tuple[float, int, str]:
     """Operations from calibration text to rounded matrices, bytes of the sums held at once, and a note on both."""
     from burnish.arch import num_active_parameters
@@ -280,7 +254,7 @@ def text_cost(
         flops += num_candidates * (WINDOWS * settings.length * 3 * active + rounding_flops)
         flops += 2 * (RESERVE * settings.length * 3 * active + rounding_flops)  # the last two, where they tie
     if settings.target is not None:  # everything at every width, then divergences of whole models
-        num_widths = len(budget_of(settings, scheme_of(settings), views, before).widths)
+        num_widths = len(budget_of(settings, scheme_of(settings), views, before, saved=saved).widths)
         flops += num_widths * sum(_forecast_flops(settings, *view.shape) for view in views)
         flops += NUM_MEASURED * WINDOWS * settings.length * 3 * active
     return (
@@ -361,9 +335,7 @@ def check_combinations(settings: Quantize) -> None:
         raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
     if settings.target is not None:
         check_target(settings)
-    if settings.head_bits is not None and (settings.scheme != "int" or settings.stream or settings.target):
-        other = "target" if settings.target else "stream" if settings.stream else f"scheme {settings.scheme}"
-        raise SettingsError(f"head_bits and {other} cannot be combined", where="head_bits", fix="leave one of them out")
+    check_outside(settings)
     rule.check(settings)
 
 

@@ -32,13 +32,14 @@ from burnish.core.store import Store
 from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
 from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, foretelling, frontier_line
+from burnish.quantize.outside import Outside, asked_for, outside_of, saved_bytes
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
-from burnish.quantize.plan import check_combinations, head_of, matrices_of, roundings_of, select, sketches_of
+from burnish.quantize.plan import check_combinations, matrices_of, roundings_of, select, sketches_of
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.scheme import Scheme
 from burnish.quantize.schemes import scheme_of, schemes_of
-from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve
+from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve, rounded_under
 
 if TYPE_CHECKING:
     from burnish.quantize.stage import Quantize
@@ -74,10 +75,14 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         walk = LayerByLayer(module, views, precision=PRECISION, changed=True)
     else:
         walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory)
-    budget = budget_of(settings, rounding.scheme, views, model.plan()) if settings.target is not None else None
+    outside = outside_of(settings, module, matrices_of(module, settings)) if asked_for(settings) else []
+    budget = None
+    if settings.target is not None:
+        before = model.plan()
+        budget = budget_of(settings, rounding.scheme, views, before, saved=saved_bytes(outside, before))
     if budget:  # roundings are compared at what most matrices are going to have
         rounding = budget.applied([budget.nearest_width] * len(budget.groups), rounding)
-    work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget, head_of(settings, module))
+    work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget, outside)
     if not on_disk:
         packed = dict(work.packed(ctx.work_dir))
         config = work.quantization_config()
@@ -110,15 +115,15 @@ class _Work:
     reserve: Tensor | None
     ctx: Context
     budget: ByteBudget | None = None
-    head: tuple[MatrixView, Scheme] | None = None
+    outside: Sequence[Outside] = ()
 
     def quantization_config(self) -> dict[str, Any]:
         """The section of config.json; where widths are chosen it is known when everything is packed."""
         views, rounding = [*self.walk.views], self.rounding
         schemes = dict(rounding.overrides)
-        if self.head:
-            views.append(self.head[0])
-            schemes[self.head[0].name] = self.head[1]
+        for view, scheme in self.outside:
+            views.append(view)
+            schemes[view.name] = scheme
         dense = ignored_modules(self.walk.module, views)
         return quantization_config(rounding.scheme, views, schemes, dense)
 
@@ -154,9 +159,8 @@ class _Work:
                     )
                     del quantized
                     yield from tensors.items()
-        if self.head:
-            view, scheme = self.head
-            nearest = replace(self.rounding, rule=RULES["rtn"], refit=0, scheme=scheme, overrides={})
+        for view, scheme in self.outside:
+            nearest = self.nearest(scheme)
             quantized = quantize_matrices([view], nearest, None)
             rows += quantized.rows
             kept = {view.name: scheme}
@@ -164,6 +168,17 @@ class _Work:
         self.ctx.ledger.table("layers", rows)
         if blocks:
             self.ctx.ledger.table("blocks", blocks)
+
+    def nearest(self, scheme: Scheme) -> Rounding:
+        """How what lies outside of the decoder layers is rounded."""
+        return replace(self.rounding, rule=RULES["rtn"], refit=0, scheme=scheme, overrides={})
+
+    def original(self, windows: Tensor) -> Original:
+        """Predictions beside which widths are measured: what lies outside is rounded in what they are compared with."""
+        values: dict[str, Tensor] = {}
+        for view, scheme in self.outside:
+            values |= rounded_under([view], {"": self.nearest(scheme)}, None)[""]
+        return Original(self.walk.module, windows, outside=[view for view, _ in self.outside], values=values)
 
     def with_statistics(
         self, directory: Path, key: dict[str, Any]
@@ -276,9 +291,9 @@ class _Work:
         mixing = Mixing(budget, rounding, statistics, Store(directory / "widths"), key, self.ctx.progress)
         ledger, costs = self.ctx.ledger, mixing.forecast()
         if len(deciding):
-            choices, trials = mixing.corrected(costs, Original(self.walk.module, deciding))
+            choices, trials = mixing.corrected(costs, self.original(deciding))
             ledger.table("widths tried", trials)
-            frontier = mixing.frontier(choices, costs, Original(self.walk.module, reporting))
+            frontier = mixing.frontier(choices, costs, self.original(reporting))
             ledger.table("frontier", frontier)
             for row in frontier:
                 self.ctx.progress.log(frontier_line(row))
@@ -306,7 +321,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or settings.curve or settings.target is not None or settings.head_bits is not None:
+    if settings.stream is False or settings.curve or settings.target is not None or asked_for(settings):
         return None
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return None

@@ -105,6 +105,13 @@ class Quantize(Stage):
     head_bits: int | None = Field(
         default=None, ge=2, le=8, description="also round an untied head, to nearest and to so many bits"
     )
+    quantize_embedding: int | None = Field(
+        default=None,
+        ge=2,
+        le=8,
+        description="also round the embedding, and a head that is tied to it, to nearest and to so many bits; stock "
+        "loaders do not read that as it is, burnish does",
+    )
     ignore: tuple[str, ...] = Field(default=(), description="matrices to leave dense: names, or re:PATTERN")
     engine: Literal["vllm", "vllm-cpu"] | None = Field(
         default=None, description="refuse what this engine has no kernel for"

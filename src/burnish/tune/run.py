@@ -82,7 +82,9 @@ class _Scales:
             what = f"no packed weight is all of a linear layer, the first is {stay[0]}"
             raise SettingsError(what, where="scales", fix="tune norms alone: scales: false")
         if stay:
-            ctx.progress.log(f"{len(stay)} packed weights keep their scales (experts in one tensor): {stay[0]} ...")
+            ctx.progress.log(
+                f"{len(stay)} packed weights keep their scales (experts in one tensor, an embedding): {stay[0]} ..."
+            )
 
     def taken_from(self, module: nn.Module) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
         """`Model.packed` with the scales that were trained, and how far they moved."""

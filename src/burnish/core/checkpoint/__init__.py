@@ -38,6 +38,7 @@ from burnish.core.checkpoint.lineage import (
 )
 from burnish.core.checkpoint.model import Model, cast, compute_dtype, load, move, pick_device, working_copy
 from burnish.core.checkpoint.network import without_memory
+from burnish.core.checkpoint.packed_embedding import weight_of_embedding
 from burnish.core.checkpoint.passed_over import check_fits
 from burnish.core.checkpoint.reading import (
     UNSAFE_SUFFIXES,
@@ -109,6 +110,7 @@ __all__ = [
     "tokenizer_digest",
     "unfilled",
     "weight_files",
+    "weight_of_embedding",
     "weights_of",
     "without_memory",
     "without_weights",

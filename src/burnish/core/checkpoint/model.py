@@ -33,6 +33,7 @@ from burnish.core.checkpoint.lineage import (
     library_versions,
     model_card,
 )
+from burnish.core.checkpoint.packed_embedding import fill, packed_embedding, tied_with, without_it
 from burnish.core.checkpoint.reading import (
     kind_of,
     load_config,
@@ -159,8 +160,10 @@ class Model:
         config = self.config
         auto = getattr(transformers, STOCK_LOADER[self.lineage.kind].rsplit(".", 1)[1])
         extra: dict[str, Any] = {}
+        embedding: str | None = None
         if self.lineage.weights is Weights.PACKED:
             check_read_by_stock(config, directory)
+            embedding = packed_embedding(config, directory, self.lineage.kind)
             from transformers import CompressedTensorsConfig
 
             extra["quantization_config"] = CompressedTensorsConfig(dequantize=True)
@@ -170,7 +173,7 @@ class Model:
         ):
             module, info = auto.from_pretrained(
                 directory,
-                config=config,
+                config=without_it(config, embedding) if embedding else config,
                 dtype=self.dtype or "auto",
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
@@ -186,9 +189,11 @@ class Model:
                 where=str(directory),
                 fix="config.json and weights are of two models: download the checkpoint again",
             )
-        if info["missing_keys"]:
-            absent = sorted(info["missing_keys"])
+        unpacked = tied_with(module, embedding) if embedding else set[str]()
+        if absent := sorted(set(info["missing_keys"]) - unpacked):
             raise CheckpointError(f"{len(absent)} weights are missing, the first is {absent[0]}", where=str(directory))
+        if embedding:
+            fill(module, embedding, directory)
         if self.lineage.weights is Weights.PACKED:
             drop_packing(module)
             check_finite(module, directory)

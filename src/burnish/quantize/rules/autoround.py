@@ -15,7 +15,7 @@ from burnish.quantize.rule import RoundingRule
 if TYPE_CHECKING:
     from burnish.quantize.stage import Quantize
 
-NOT_WITH = ("target", "curve", "refit", "scale_search", "damping", "head_bits")
+NOT_WITH = ("target", "curve", "refit", "scale_search", "damping", "head_bits", "quantize_embedding")
 """What asks our own rounding to do something."""
 
 
