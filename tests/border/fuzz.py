@@ -2,7 +2,8 @@
 
 A mutant is a good file with a few wounds: bytes flipped, cut or doubled, or values of its JSON replaced by what a
 damaged or hostile file may hold. The child reads it as burnish does; what it must not do is end with anything but a
-`BurnishError`, open a file outside the places it was given, or need more memory than is allowed.
+`BurnishError`, open a file outside the places it was given, or need more memory than is allowed. Every tenth rounds
+an odd model or network instead, under settings that are each allowed by themselves.
 
     python tests/border/fuzz.py 17 18                           # repeats mutants and shows what happens
     python tests/border/fuzz.py 500 10500 tests/border/fuzzed.json   # the newest long run
@@ -292,6 +293,116 @@ def mutate(place: Path, good: Path, dice: random.Random) -> tuple[str, Attempt]:
     return name, read_events
 
 
+# -- what is rounded, under settings and content at the edge of what is allowed -------------------------------------
+
+
+def rounding(place: Path, good: Path, dice: random.Random) -> tuple[str, Attempt]:
+    """A model or a network with odd weights, and settings that are each allowed; how it is rounded."""
+    return dice.choice([odd_quantization, odd_network])(place, good, dice)
+
+
+def odd_quantization(place: Path, good: Path, dice: random.Random) -> tuple[str, Attempt]:
+    shutil.copytree(good / "a-llama", place / "model")
+    settings = {
+        "method": dice.choice(["rtn", "gptq", "yaqa", "learned"]),
+        "bits": dice.randint(2, 8),
+        "group_size": dice.choice([None, 1, 16, 32, 64]),
+        "symmetric": dice.random() < 0.8,
+        "damping": dice.choice([None, 1e-4, 1e-4, 1e-3, 0.1, 1e30]),
+        "sketch": dice.choice([None, "a", "b"]),
+        "refit": dice.choice([None, 0, 1, 3]),
+        "scale_search": dice.random() < 0.2,
+        "target": dice.choice([None, None, None, "2bits", "3.3bits", "8bits", "90kB", "35%"]),
+        "quantize_embedding": dice.choice([None, None, 2, 8]),
+        "propagate": dice.random() < 0.1,
+        "tokens": dice.choice([256, 512]),
+        "length": dice.choice([8, 16, 32]),
+        "folds": dice.choice([2, 4]),
+        "iterations": 2,
+        "seed": dice.randint(0, 9),
+    }
+    if settings["method"] != "learned":
+        del settings["iterations"]
+    text = dice.choice(["a " * 2000, "a", " ".join(str(dice.random()) for _ in range(300)), str(dice.random()) * 60])
+    wound, number = dice.choice(WOUNDS), dice.randrange(2**30)
+    return f"quantize {settings} after {wound}", lambda where: quantize(where, settings, text, wound, number)
+
+
+WOUNDS = ("nothing", "zeros", "a row of zeros", "one row everywhere", "1e30", "1e-30", "nan")
+
+
+def quantize(place: Path, settings: dict[str, Any], text: str, wound: str, number: int) -> None:
+    from burnish.core.checkpoint import load
+    from burnish.quantize.stage import Quantize
+
+    os.chdir(place)  # directories that are removed are opened by names relative to their parent
+    model = load(place / "model")
+    weights = [weight for _, weight in model.module.named_parameters() if weight.ndim == 2]
+    wound_weight(weights[number % len(weights)], wound)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Quantize(**settings)(model, calibration=[text]).save(place / "out")
+        _ = load(place / "out").module
+
+
+def wound_weight(weight: Any, wound: str) -> None:
+    import torch
+
+    with torch.no_grad():
+        if wound == "zeros":
+            weight.zero_()
+        elif wound == "a row of zeros":
+            weight[0] = 0
+        elif wound == "one row everywhere":
+            weight.copy_(weight[:1].expand_as(weight))
+        elif wound in ("1e30", "1e-30"):
+            weight.mul_(float(wound))
+        elif wound == "nan":
+            weight.flatten()[0] = float("nan")
+
+
+def odd_network(place: Path, good: Path, dice: random.Random) -> tuple[str, Attempt]:
+    given = {
+        "kernel": dice.choice([1, 2, 3]),
+        "stride": dice.choice([1, 2, 5]),
+        "padding": dice.choice([0, 1, 2, "same"]),
+        "padding_mode": dice.choice(["zeros", "reflect", "circular"]),
+        "dilation": dice.choice([1, 1, 1, 2]),
+        "groups": dice.choice([1, 2, 4]),
+        "side": dice.choice([1, 3, 8]),
+        "examples": dice.choice([0, 1, 3]),
+        "content": dice.choice([0.0, 1.0, 1e-30, 1e30, float("nan")]),
+        "bits": dice.choice([1.0, 2.0, 2.5, 3.0, 8.0, 9.0, float("nan")]),
+        "by": dice.choice(["layer", "stride"]),
+        "batched": dice.random() < 0.9,
+    }
+    wound = dice.choice(WOUNDS)
+    return f"strides {given} after {wound}", lambda _: round_by_strides(given, wound)
+
+
+def round_by_strides(given: dict[str, Any], wound: str) -> None:
+    import torch
+    from torch import nn
+
+    from burnish.quantize.strides import bit_map, patch_sums, round_network
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        shape = {name: given[name] for name in ("padding_mode", "dilation", "groups")}
+        try:
+            first = nn.Conv2d(4, 8, given["kernel"], given["stride"], given["padding"], **shape)
+            network = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+            sizes = (given["examples"], 4, given["side"], given["side"])
+            batch = given["content"] * torch.randn(sizes if given["batched"] else sizes[1:])
+            network(batch)
+        except (ValueError, RuntimeError, IndexError):  # torch cannot make or run it either
+            return
+        wound_weight(first.weight, wound)
+        sums = patch_sums(network, [batch])
+        round_network(network, sums, bit_map(network, sums, bits=given["bits"], by=given["by"]))
+
+
 # -- one mutant in a child -------------------------------------------------------------------------------------------
 
 
@@ -304,7 +415,7 @@ def try_mutant(seed: int, good: Path) -> str | None:
         (Path(scratch) / "secret").mkdir()
         for name in ("x.safetensors", "tokenizer.1.json"):
             (Path(scratch) / "secret" / name).write_text("secret")
-        what, attempt = mutate(place, good, dice)
+        what, attempt = (rounding if seed % 10 == 9 else mutate)(place, good, dice)
         said = Path(scratch) / "said"
         child = os.fork()
         if child == 0:
@@ -320,6 +431,7 @@ def try_mutant(seed: int, good: Path) -> str | None:
 
 def _read(attempt: Attempt, place: Path, said: Path) -> None:
     """In the child: never returns."""
+    import torch
     from huggingface_hub.constants import HF_HOME  # where a name that is no directory is looked for
 
     from burnish.core.errors import BurnishError
@@ -335,6 +447,7 @@ def _read(attempt: Attempt, place: Path, said: Path) -> None:
         named = (place, sys.prefix, sys.base_prefix, *SYSTEM, *_sources(), HF_HOME)
         roots = [os.path.realpath(root) for root in named]
         sys.addaudithook(lambda event, arguments: _watch(event, arguments, roots, log))
+        torch.set_num_threads(1)  # a forked child has none of its parent's
         try:
             attempt(place)
         except BurnishError as error:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import NumericalError, SettingsError
 from burnish.quantize.maths.grid import integer_grid
 from burnish.quantize.maths.rounding import round_two_sided
 from burnish.quantize.maths.strides import round_by_strides
@@ -242,6 +242,10 @@ def test_wrong_settings_are_refused_in_words(network, signals):
         patch_sums(network, [signals], ignore=["nowhere"])
     with pytest.raises(SettingsError, match="examples first"):
         patch_sums(nn.Sequential(network.causal), [signals[0]])
+    with pytest.raises(SettingsError, match="batch without examples"):
+        patch_sums(network, [signals[:0]])
+    with pytest.raises(NumericalError, match="outputs that are not finite"):
+        patch_sums(network, [signals * float("nan")])
     with pytest.raises(SettingsError, match="wrap it"):
         patch_sums(_Pair(), [signals])
     with pytest.raises(SettingsError, match="not reached"):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from burnish.calibrate.maths.kronecker import covariance_sum, sketch_a_sums, symmetric
-from burnish.core.errors import SettingsError
+from burnish.core.errors import NumericalError, SettingsError
 from burnish.quantize.maths.allocation import allocate, sensitivity
 from burnish.quantize.maths.grid import integer_grid
 from burnish.quantize.maths.shrinkage import shrink
@@ -98,7 +98,8 @@ def patch_sums(
 
     Raises:
         SettingsError: a layer that is no matrix over patches, that no batch reached, or that got an example without a
-            batch; or outputs that are no tensor.
+            batch, or a batch without examples; or outputs that are no tensor.
+        NumericalError: outputs that are not finite.
     """
     layers = layers_of(network, ignore)
     generator, sums = torch.Generator().manual_seed(seed), dict[str, LayerSums]()
@@ -111,6 +112,12 @@ def patch_sums(
                     f"gives a {type(outputs).__name__}, and no tensor of outputs",
                     where="network",
                     fix="wrap it in a module that gives its logits",
+                )
+            if not outputs.isfinite().all():
+                raise NumericalError(
+                    "gives outputs that are not finite",
+                    where="network",
+                    fix="look for such numbers in batches and weights",
                 )
             total = loss(outputs, generator)
             gradients = torch.autograd.grad(total, [output for *_, output in calls], allow_unused=True)
@@ -349,6 +356,8 @@ def _watched(network: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
 
 def _add(sums: dict[str, LayerSums], name: str, layer: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
     """One call of a layer."""
+    if not inputs.numel():
+        raise SettingsError("got a batch without examples", where=name, fix="leave empty batches out")
     if not isinstance(layer, nn.Linear) and inputs.dim() != layer.weight.dim():  # type: ignore[operator]
         raise SettingsError("got one example by itself", where=name, fix="give batches, examples first")
     rows = patches(layer, inputs).double()
