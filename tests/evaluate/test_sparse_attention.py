@@ -98,6 +98,17 @@ def test_a_decoded_token_sees_what_its_row_of_the_prompt_sees(model, ids, text):
     assert_close(torch.stack(rows), whole[FIRST - 1 :], atol=2e-5, rtol=1e-4)
 
 
+def test_what_was_kept_of_a_prompt_is_forgotten_at_the_next(model, ids):
+    """One without a context has nothing that could have been left out."""
+    with sparse(model, parts_of("snapkv:20,window=6,pool=3")) as attention, torch.inference_mode():
+        attention.begin(FIRST)
+        model(input_ids=ids, use_cache=False)
+        assert attention.cost()["density"] < 1
+        attention.begin(0)
+        model(input_ids=ids, use_cache=False)
+        assert attention.cost()["density"] == 1
+
+
 def test_what_is_left_out_is_not_looked_at(model, ids):
     """A token between sinks and window changes the last logits of dense layers alone."""
     changed = ids.clone()

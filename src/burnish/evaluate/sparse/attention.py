@@ -135,7 +135,7 @@ class SparseAttention:
         snapkv = self.parts.get("snapkv")
         if is_sparse and own and isinstance(snapkv, SnapKV) and before + query.shape[2] >= self.first:
             last_HWD = query[0, :, max(0, own - snapkv.window) : own].float()
-            evict(self.parts, last_HWD, key[0, :, : self.first].float(), scale, memory)
+            evict(snapkv, last_HWD, key[0, :, : self.first].float(), scale, memory)
         step = max(1, ENTRIES // (num_keys * query.shape[1]))
         for start in range(own, query.shape[2], step):
             rows = slice(start, min(start + step, query.shape[2]))

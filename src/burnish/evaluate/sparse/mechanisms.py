@@ -35,7 +35,7 @@ class LayerMemory:
     Attributes:
         channels_GR: Double Sparsity's, by `burnish.evaluate.sparse.channels`.
         centre_GD, longest_G: MagicPIG's mean of the context's keys, and the largest distance of one from it.
-        kept_GK: SnapKV's keys of the context.
+        kept_GK: SnapKV's keys of the context; None of a prompt without one.
     """
 
     channels_GR: Int[Tensor, "kv_heads num"] | None = None
@@ -45,7 +45,7 @@ class LayerMemory:
 
     def forget(self) -> None:
         """The prompt; channels stay."""
-        self.centre_GD = self.longest_G = self.memory_GK = None
+        self.centre_GD = self.longest_G = self.kept_GK = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def _chosen(part: Mechanism, asked: Queries, memory: LayerMemory, free_HQK: Tens
             labels_HQK = selection.label_scores(asked.query_HQD, asked.key_GKD, memory.channels_GR, bits)
             return selection.top_k(labels_HQK, free_HQK, asked.amounts(amount))
         case SnapKV():
-            assert memory.kept_GK is not None, "kept when the context ended"
+            if memory.kept_GK is None:  # there was no context to leave anything out of
+                return asked.seen_QK.expand_as(asked.scores_HQK)
             behind = num_keys - memory.kept_GK.shape[1]
             stays_GK = torch.nn.functional.pad(memory.kept_GK, (0, behind), value=True)
             return stays_GK.repeat_interleave(group, dim=0)[:, None] & asked.seen_QK
@@ -161,21 +162,16 @@ def _magicpig(asked: Queries, memory: LayerMemory, tables: int, bits: int, share
     return drawing.magicpig(asked.query_HQD, keys_GKE, codes_GKT, directions, bits, shared)
 
 
-def evict(
-    parts: Mapping[str, Mechanism], last_HWD: Tensor, key_GKD: Tensor, scaling: float, memory: LayerMemory
-) -> None:
-    """Keeps SnapKV's keys of a context, where it is asked for.
+def evict(part: SnapKV, last_HWD: Tensor, key_GKD: Tensor, scaling: float, memory: LayerMemory) -> None:
+    """Keeps SnapKV's keys of a context.
 
     Args:
-        parts: of the mechanism.
+        part: how many.
         last_HWD: the last queries of the context.
         key_GKD: all keys of the context.
         scaling: of their products.
         memory: of the layer, which gets them.
     """
-    part = parts.get("snapkv")
-    if not isinstance(part, SnapKV):
-        return
     num_keys, group = key_GKD.shape[1], last_HWD.shape[0] // key_GKD.shape[0]
     positions_W = torch.arange(num_keys - last_HWD.shape[1], num_keys, device=key_GKD.device)
     scores_HWK = scaling * last_HWD @ key_GKD.repeat_interleave(group, dim=0).mT
