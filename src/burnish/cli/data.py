@@ -140,6 +140,7 @@ def trajectories(
     weights: dict[str, float] | None = None,
     context: int = 0,
     bad_rows: Literal["refuse", "skip"] = "refuse",
+    workers: int = 1,
     explain: str | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -165,6 +166,8 @@ def trajectories(
         Leave out episodes with a longer row, in tokens; 0 takes any.
     bad_rows:
         Episodes that cannot be read; skip leaves them out and counts them.
+    workers:
+        Processes that read, filter and mask; the rows are the same with any number.
     explain:
         Say why this episode is kept or dropped, and write nothing.
     overwrite:
@@ -178,16 +181,18 @@ def trajectories(
     from burnish.data.trajectories.kinds import check_weights
 
     check_weights(weights or {})
+    if workers < 1:
+        raise SettingsError(f"is {workers}, but one process at least is needed", where="--workers")
     filters = parse_filters(DEFAULT if filter_ is None else filter_, has_evaluation=apart_from is not None)
     curation = Curation(filters, apart_from, bad_rows == "skip")
     if explain is not None:
-        print("\n".join(explained(files, curation, explain, Progress())))
+        print("\n".join(explained(files, curation, explain, Progress(), workers)))
     elif out is None:
         raise SettingsError("is needed", where="--out", fix="give -o OUT, or --explain EPISODE")
     elif tokenizer is None and (weights or context):
         raise SettingsError("is needed for weights and a context", where="--tokenizer", fix="name a checkpoint")
     else:
-        _write_rows(files, curation, out, tokenizer, weights or {}, context, overwrite=overwrite)
+        _write_rows(files, curation, out, tokenizer, weights or {}, context, workers, overwrite=overwrite)
 
 
 def show(
@@ -233,6 +238,7 @@ def _write_rows(
     tokenizer: str | None,
     weights: dict[str, float],
     context: int,
+    workers: int,
     *,
     overwrite: bool,
 ) -> None:
@@ -253,7 +259,7 @@ def _write_rows(
     if tokenizer is not None:
         masking = Masking(read_tokenizer(resolve(tokenizer)), weights, context)
         try_episode(files, masking.tokenizer, skip_bad=curation.skip_bad)
-    made = curate(files, curation, masking, work, progress)
+    made = curate(files, curation, masking, work, progress, workers)
     Data(made.rows, about=made.about, pages=made.pages).save(out, overwrite=overwrite)
     shutil.rmtree(work)
     _print_funnel(made, out)

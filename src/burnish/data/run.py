@@ -41,7 +41,7 @@ def run_trajectories(settings: CurateTrajectories, model: Model, ctx: Context) -
     filters = parse_filters(settings.filters, has_evaluation=evaluated is not None)
     curation = Curation(filters, evaluated, settings.bad_rows == "skip")
     masking = Masking(model.tokenizer, settings.weights, settings.context)
-    made = curate([ctx.inputs["episodes"]], curation, masking, ctx.work_dir, ctx.progress)
+    made = curate([ctx.inputs["episodes"]], curation, masking, ctx.work_dir, ctx.progress, settings.workers)
     ctx.ledger.table("funnel", made.funnel)
     ctx.ledger.table("trained tokens", [{"kind": kind, "tokens": count} for kind, count in made.tokens.items()])
     ctx.progress.log(in_words(made.funnel))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
-from burnish.core.stage import Context, DataRef, Stage
+from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 from burnish.data.chain import Chains
 from burnish.data.trajectories.filters import DEFAULT, parse_filters
 from burnish.data.trajectories.kinds import check_weights
@@ -63,6 +63,12 @@ class CurateTrajectories(Stage):
     context: int = Field(default=0, ge=0, description="leave out episodes with a longer row, in tokens; 0 takes any")
     bad_rows: Literal["refuse", "skip"] = Field(
         default="refuse", description="episodes that cannot be read; skip leaves them out and counts them"
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        description="processes that read, filter and mask; the rows are the same with any number",
+        json_schema_extra=VOLATILE,
     )
 
     @model_validator(mode="after")

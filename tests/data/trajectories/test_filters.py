@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,29 @@ def test_counts_and_samples_do_not_depend_on_the_order_of_files_or_of_episodes(t
         funnels.append(funnel(decide(files, given, QUIET), given.filters))
     assert funnels[0] == funnels[1] == funnels[2]
     assert {step["filter"] for step in funnels[0] if step["dropped"]} >= {"duplicates", "per-task=1", "verified=1"}
+
+
+@pytest.mark.slow
+def test_rows_funnel_and_refusals_do_not_depend_on_the_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("burnish.data.trajectories.curate.PART", 8)
+    rows, _ = planted(90, seed=7)
+    del rows[20]["reward"]
+    files = [write(tmp_path / f"{part}.jsonl", rows[part::2]) for part in range(2)]
+    files[0].write_text(files[0].read_text(encoding="utf-8") + "{no JSON\n", encoding="utf-8")
+    given = replace(curation(tmp_path), skip_bad=True)
+    made = [curate(files, given, None, tmp_path / f"work{workers}", QUIET, workers) for workers in (1, 3)]
+    assert made[0].about == made[1].about
+    assert made[0].funnel[1]["dropped"] == 2
+    assert list(made[0].rows) == list(made[1].rows)
+    strict = replace(given, skip_bad=False)
+    refusals = []
+    for workers in (1, 3):
+        with pytest.raises(DataError) as caught:
+            decide(files, strict, QUIET, workers)
+        refusals.append(str(caught.value))
+    assert refusals[0] == refusals[1]
 
 
 def test_explain_names_every_filter_and_the_one_that_dropped_it(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 Episodes are read twice. The first pass keeps some hundred bytes of each and decides; the second writes what is kept,
 part by part, so that a run that was stopped goes on. Memory grows with the number of episodes, not with their length.
+Both passes may be shared by several processes; what comes out is the same.
 """
 
 from __future__ import annotations
@@ -9,26 +10,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.checkpoint import text_digest
 from burnish.core.errors import DataError
 from burnish.core.progress import Progress
-from burnish.core.store import Store
-from burnish.data.trajectories.episode import Episode
+from burnish.core.store import Key, Store
+from burnish.core.workers import in_order
 from burnish.data.trajectories.filters import Evaluation, Facts, Filter, apply, evaluation_of, facts_of
 from burnish.data.trajectories.masks import masked_rows
 from burnish.data.trajectories.pages import pages
-from burnish.data.trajectories.read import episode_files, episodes, rows_of_file
+from burnish.data.trajectories.read import Unread, episode_files, episodes, rows_of_file, unread_episodes
 from burnish.data.trajectories.rows import Masking, rows_of_episode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PART = 256
+PART = 64
 """Episodes that are written at once, and done again after a kill."""
+LOOKED_AT = 16
+"""Episodes that the first pass gives to a process at once."""
 SAMPLE = 3
 """Dropped episodes that the funnel shows of each filter."""
 UNREADABLE, MASKS = "unreadable", "masks"
@@ -41,12 +46,14 @@ class Decided:
 
     Attributes:
         found: of every episode, in the order of reading.
+        numbers: which of all rows each of them is, from 0; some may not be readable.
         fates: the number of the filter that drops it, or -1, and why.
         skipped: what is wrong with those that could not be read.
         num_secrets: how many secrets were redacted.
     """
 
     found: list[Facts]
+    numbers: list[int]
     fates: list[tuple[int, str]]
     skipped: list[str]
     num_secrets: int
@@ -102,35 +109,70 @@ class Curation:
         return evaluation_of(row for path in episode_files([self.apart_from]) for row in rows_of_file(path))
 
 
-def decide(files: Sequence[str | Path], curation: Curation, progress: Progress) -> Decided:
+@dataclass(frozen=True)
+class Looked:
+    """What one episode is found to be; `facts` is None where `error` says why it is of no use."""
+
+    id: str = ""
+    where: str = ""
+    num_secrets: int = 0
+    facts: Facts | None = None
+    error: DataError | None = None
+
+
+@dataclass(frozen=True)
+class Looking:
+    """The first pass over some episodes, in any process."""
+
+    filters: Sequence[Filter]
+    evaluation: Evaluation
+
+    def __call__(self, part: Sequence[Unread]) -> list[Looked]:
+        return [self.look(unread) for unread in part]
+
+    def look(self, unread: Unread) -> Looked:
+        known = Looked()
+        try:
+            episode = unread.read()
+            known = Looked(episode.id, episode.where, episode.num_secrets)
+            return replace(known, facts=facts_of(episode, self.filters, self.evaluation))
+        except DataError as error:
+            return replace(known, error=error)
+
+
+def decide(files: Sequence[str | Path], curation: Curation, progress: Progress, workers: int = 1) -> Decided:
     """The first pass.
 
     Raises:
         DataError: an episode that cannot be read, two with one name, or none at all.
     """
-    skipped: list[str] | None = [] if curation.skip_bad else None
-    evaluation, found, num_secrets = curation.evaluation, list[Facts](), 0
+    skipped: list[str] = []
+    found, numbers, num_secrets = list[Facts](), list[int](), 0
     places: dict[str, str] = {}
-    with progress.task("reading episodes", unit="episodes") as task:
-        for episode in episodes(files, skipped=skipped):
+    looking = Looking(curation.filters, curation.evaluation)
+    parts = in_order(looking, _together(unread_episodes(files), LOOKED_AT), workers)
+    with progress.task("reading episodes", unit="episodes") as task, closing(parts):
+        for number, looked in enumerate(chain.from_iterable(parts)):
             task.advance(1)
-            if episode.id in places:
+            if looked.id in places:
                 raise DataError(
-                    f"has the id {episode.id!r} of the episode at {places[episode.id]}",
-                    where=episode.where,
+                    f"has the id {looked.id!r} of the episode at {places[looked.id]}",
+                    where=looked.where,
                     fix="give every episode an `id` of its own, or each file once",
                 )
-            places[episode.id] = episode.where
-            num_secrets += episode.num_secrets
-            try:
-                found.append(facts_of(episode, curation.filters, evaluation))
-            except DataError as error:
-                if skipped is None:
-                    raise
-                skipped.append(str(error))
+            if looked.id:
+                places[looked.id] = looked.where
+            num_secrets += looked.num_secrets
+            if looked.facts is not None:
+                found.append(looked.facts)
+                numbers.append(number)
+            elif looked.error is not None:
+                if not curation.skip_bad:
+                    raise looked.error
+                skipped.append(str(looked.error))
     if not found:
         raise DataError("no episode could be read", where=str(files[0]), fix=(skipped or [None])[0])
-    return Decided(found, apply(found, curation.filters), skipped or [], num_secrets)
+    return Decided(found, numbers, apply(found, curation.filters), skipped, num_secrets)
 
 
 def curate(
@@ -139,6 +181,7 @@ def curate(
     masking: Masking | None,
     work: Path,
     progress: Progress,
+    workers: int = 1,
 ) -> Curated:
     """Both passes.
 
@@ -148,15 +191,16 @@ def curate(
         masking: how they become token ids; None leaves rows of messages alone.
         work: keeps parts of the rows until they are read.
         progress: for bars and log lines.
+        workers: processes that share both.
 
     Raises:
         DataError: see `decide`; or no episode is left.
     """
-    decided = decide(files, curation, progress)
+    decided = decide(files, curation, progress, workers)
     steps = funnel(decided, curation.filters)
     if not decided.num_kept:
         raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix="choose other filters")
-    parts = _parts(files, masking, decided, Store(work / "parts"), progress)
+    parts = _parts(files, masking, decided, Store(work / "parts"), progress, workers)
     refused: list[dict[str, str]] = []
     tokens: dict[str, int] = {}
     for part in parts:
@@ -210,13 +254,15 @@ def in_words(steps: Sequence[Mapping[str, Any]]) -> str:
     return f"of {steps[0]['left']:,} episodes {', '.join(dropped) or 'none were dropped'}"
 
 
-def explain(files: Sequence[str | Path], curation: Curation, name: str, progress: Progress) -> list[str]:
+def explain(
+    files: Sequence[str | Path], curation: Curation, name: str, progress: Progress, workers: int = 1
+) -> list[str]:
     """Why an episode is kept or dropped, a line for every filter.
 
     Raises:
         DataError: there is no such episode; or see `decide`.
     """
-    decided = decide(files, curation, progress)
+    decided = decide(files, curation, progress, workers)
     place = next((place for place, facts in enumerate(decided.found) if facts.id == name), None)
     if place is None:
         raise DataError(f"there is no episode {name!r}", where="--explain", fix="name it as the funnel does")
@@ -239,39 +285,59 @@ def _sample(dropped: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     return sorted(dropped, key=lambda one: hashlib.sha256(one["episode"].encode()).digest())[:SAMPLE]
 
 
+@dataclass(frozen=True)
+class Writing:
+    """The second pass over one part, in any process."""
+
+    masking: Masking | None
+    store: Store
+    key: Key
+
+    def __call__(self, named: tuple[str, Sequence[Unread]]) -> int:
+        """Writes the part of this name; how many episodes it has."""
+        name, part = named
+        with self.store.writing(name, self.key) as directory:
+            _write(part, self.masking, directory)
+        return len(part)
+
+
 def _parts(
     files: Sequence[str | Path],
     masking: Masking | None,
     decided: Decided,
     store: Store,
     progress: Progress,
+    workers: int,
 ) -> list[Path]:
     """The directories of all parts; those that an earlier start has finished are passed over."""
     fates = [[facts.id, number] for facts, (number, _) in zip(decided.found, decided.fates, strict=True)]
-    key = {"files": _digest(files), "fates": text_digest(fates)} | ({} if masking is None else masking.key)
-    kept = {facts.id for facts, (number, _) in zip(decided.found, decided.fates, strict=True) if number < 0}
-    found: list[Path] = []
-    part: list[Episode] = []
+    key = {"files": _digest(files), "fates": text_digest(fates), "part": PART}
+    key |= {} if masking is None else masking.key
+    kept = {row for row, (number, _) in zip(decided.numbers, decided.fates, strict=True) if number < 0}
+    names: list[str] = []
     with progress.task("writing rows", total=len(kept), unit="episodes") as task:
-        left = (episode for episode in episodes(files, skipped=[]) if episode.id in kept)
-        for count, episode in enumerate(left, start=1):
-            part.append(episode)
-            if len(part) == PART or count == len(kept):
-                name = f"part{len(found):06d}"
-                if store.find(name, key) is None:
-                    with store.writing(name, key) as directory:
-                        _write(part, masking, directory)
-                found.append(store.directory / name)
-                task.advance(len(part))
-                part = []
-    return found
+
+        def missing() -> Iterator[tuple[str, Sequence[Unread]]]:
+            left = (unread for row, unread in enumerate(unread_episodes(files)) if row in kept)
+            for part in _together(left, PART):
+                names.append(f"part{len(names):06d}")
+                if store.find(names[-1], key) is None:
+                    yield names[-1], part
+                else:
+                    task.advance(len(part))
+
+        written = in_order(Writing(masking, store, key), missing(), workers)
+        with closing(written):
+            for count in written:
+                task.advance(count)
+    return [store.directory / name for name in names]
 
 
-def _write(part: Sequence[Episode], masking: Masking | None, directory: Path) -> None:
+def _write(part: Sequence[Unread], masking: Masking | None, directory: Path) -> None:
     refused: list[dict[str, str]] = []
     tokens: dict[str, int] = {}
     with (directory / ROWS).open("w", encoding="utf-8") as file:
-        for episode in part:
+        for episode in (unread.read() for unread in part):
             try:
                 made = rows_of_episode(episode, masking, tokens)
             except DataError as error:
@@ -279,6 +345,13 @@ def _write(part: Sequence[Episode], masking: Masking | None, directory: Path) ->
                 continue
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
     (directory / NEWS).write_text(json.dumps({"refused": refused, "tokens": tokens}), encoding="utf-8")
+
+
+def _together(found: Iterable[Unread], number: int) -> Iterator[list[Unread]]:
+    """So many at a time, and the rest."""
+    left = iter(found)
+    while part := list(islice(left, number)):
+        yield part
 
 
 def _lines(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -16,8 +16,8 @@ Files are read in the order of their names, however they are given, one episode 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,40 @@ TELLING = frozenset(
 """Keys that texts, chats and pairs do not have."""
 
 
+@dataclass(frozen=True)
+class Unread:
+    """An episode as its file has it, small enough to go to another process and to be parsed there.
+
+    Attributes:
+        row: see `rows_of_file`.
+        path: of the file.
+        where: file and line, or row.
+    """
+
+    row: Any
+    path: Path
+    where: str
+
+    def read(self) -> Episode:
+        """The episode.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return as_episode(self.row() if callable(self.row) else self.row, self.path, self.where)
+
+
+def unread_episodes(files: Iterable[str | Path]) -> Iterator[Unread]:
+    """What is to be read of files and folders, those of one file in its order.
+
+    Raises:
+        DataError: no file, or one that cannot be read at all.
+    """
+    for path in episode_files(files):
+        for row, where in rows_of_file(path):
+            yield Unread(row, path, where)
+
+
 def episodes(files: Iterable[str | Path], *, skipped: list[str] | None = None) -> Iterator[Episode]:
     """The episodes of files and folders, those of one file in its order.
 
@@ -48,16 +82,15 @@ def episodes(files: Iterable[str | Path], *, skipped: list[str] | None = None) -
     Raises:
         DataError: no file, or an episode that cannot be read.
     """
-    for path in episode_files(files):
-        for row, where in rows_of_file(path):
-            try:
-                found = as_episode(row() if callable(row) else row, path, where)
-            except DataError as error:
-                if skipped is None:
-                    raise
-                skipped.append(str(error))
-                continue
-            yield found
+    for unread in unread_episodes(files):
+        try:
+            found = unread.read()
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        yield found
 
 
 def episode_files(files: Iterable[str | Path]) -> list[Path]:
@@ -89,7 +122,7 @@ def episode_files(files: Iterable[str | Path]) -> list[Path]:
 def rows_of_file(path: Path) -> Iterator[tuple[Any, str]]:
     """Rows of a file and their places; a row may be a function that gives it, and raises where it cannot."""
     if path.suffix == ".traj":
-        yield (lambda: read_object(path, error=DataError)), str(path)
+        yield partial(read_object, path, error=DataError), str(path)
     elif path.suffix == ".parquet":
         for number, row in enumerate(parquet_rows(path), start=1):
             yield row, f"{path}, row {number}"
@@ -97,7 +130,7 @@ def rows_of_file(path: Path) -> Iterator[tuple[Any, str]]:
         for number, line in enumerate(read_lines(path), start=1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield (lambda line=line, where=where: parse_json(line, where=where, error=DataError)), where
+                yield partial(parse_json, line, where=where, error=DataError), where
     else:
         content = parse_json(read_bytes(path), where=str(path), error=DataError)
         if isinstance(content, list) and not is_events(content):
