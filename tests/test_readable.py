@@ -14,6 +14,7 @@ OPTIONS = "its arguments and docstring are the options and the help of a command
 LONG_FUNCTIONS = {
     "cli/audit.py:audit": OPTIONS,
     "cli/data.py:chain": OPTIONS,
+    "cli/data.py:trajectories": OPTIONS,
     "cli/reason.py:evolve": OPTIONS,
     "cli/reason.py:run": OPTIONS,
     "cli/reason_serve.py:serve": OPTIONS,

@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Path:
     ledger = Ledger(tmp_path / "run", node="curated rows")
     ledger.table("funnel", FUNNEL)
     ledger.table("trained tokens", [{"kind": "edit", "tokens": 30}, {"kind": "final", "tokens": 10}])
-    names = [*(f"loss_{name}" for name in KIND_NAMES.values()), "loss_first_token"]
+    names = [*(f"loss_{name}" for name in KIND_NAMES.values()), "loss_first_token", "loss_unlearned"]
     losses = [{"step": step, "loss": 9 - step, "lr": 0.1, **dict.fromkeys(names, 8 - step)} for step in (1, 2, 2, 3)]
     Ledger(tmp_path / "run", node="trained").table("loss", losses)
     place = tmp_path / "run" / "nodes" / "curated rows"

@@ -49,6 +49,32 @@ def test_value_and_gradients_are_those_of_the_plain_loss(at_once, with_bias, sca
         assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
 
 
+def test_a_token_of_negative_weight_is_unlearned():
+    """By -log(1 - p) from probabilities, in value and gradient, with weights of both signs."""
+    hidden, weight = drawn(TOKENS, HIDDEN), drawn(VOCAB, HIDDEN)
+    targets = torch.arange(TOKENS) * 7 % VOCAB
+    token_weights = torch.linspace(-0.1, 1.0, TOKENS, dtype=torch.float64)
+    p = torch.softmax(hidden @ weight.T, -1)[torch.arange(TOKENS), targets]
+    expected = torch.where(token_weights < 0, -token_weights.abs() * (1 - p).log(), -token_weights * p.log()).sum()
+    for at_once in (3 * VOCAB, 10**6):
+        found = linear_cross_entropy(hidden, weight, targets, token_weights=token_weights, at_once=at_once)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, [hidden, weight]),
+            torch.autograd.grad(expected, [hidden, weight], retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_token_that_is_certain_is_unlearned_without_an_infinite_gradient():
+    logits = torch.tensor([[40.0, 0.0, 0.0]], requires_grad=True)
+    total = linear_cross_entropy(logits, torch.eye(3), torch.tensor([0]), token_weights=torch.tensor([-0.1]))
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert 0.5 < float(total.detach()) < 2
+    assert float(gradient.abs().max()) <= 0.1
+
+
 def test_float32_gradients_differ_by_rounding_alone():
     hidden, weight = drawn(300, 64, dtype=torch.float32), drawn(500, 64, dtype=torch.float32)
     weight = (weight.detach() / 8).requires_grad_()  # logits of size 1; the rounding of a logit grows with its size

@@ -320,7 +320,7 @@ def test_dropout_is_refused(model_of):
         ("view=skp", "view is 'skp', but input should be"),
         ("veiw=skip", "did you mean 'view'"),
         ("view=skip,view=skip", "stands there twice"),
-        ("weights=none", "neither a view nor weights"),
+        ("weights=none", "nothing is asked for"),
         ("view=skip,window=4", "window counts for nothing without weights"),
         ("weights=kl,max_skip=4", "max_skip counts for nothing without view"),
         ("view=cyclic,max_skip=4", "the cyclic view has no gap"),

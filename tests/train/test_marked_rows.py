@@ -17,7 +17,8 @@ from burnish.core.errors import DataError
 from burnish.data.forms import Marked, as_row
 from burnish.data.packing import IGNORED, PackedRows, documents, pack
 from burnish.data.trajectories.kinds import KIND_NAMES
-from burnish.train.losses import COUNT, HeadLoss, LossFn, causal_lm_loss, means, model_inputs
+from burnish.train.focal import Focal
+from burnish.train.losses import COUNT, STEP, HeadLoss, LossFn, causal_lm_loss, means, model_inputs
 from made_episodes import made, write
 from small_models import small_llama, small_tokenizer
 
@@ -103,6 +104,87 @@ def test_weights_of_one_give_the_loss_without_marks(kind: str):
     assert float(with_marks.total.detach()) == pytest.approx(float(without.total.detach()), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["logits", "head"])
+def test_tokens_to_unlearn_count_by_their_unlikelihood_and_are_a_kind_of_their_own(kind: str):
+    model, loss_fn = losses(kind)
+    failed = row(15, 4, weights=[-0.1] * 15)
+    batch = rows_of(weighted(20, 1), failed).take([0, 1])
+    loss = loss_fn(model, batch)
+    with torch.no_grad():
+        log_p = torch.log_softmax(model(**model_inputs(batch)).logits, -1)
+    p = log_p.gather(-1, batch["targets"].clamp(min=0)[..., None])[..., 0].exp()
+    counts, weights = batch["targets"] != IGNORED, batch["weights"]
+    wanted = torch.where(weights < 0, weights * (1 - p).log(), -weights * p.log())
+    torch.testing.assert_close(loss.total.double(), wanted[counts].sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.weight.double(), weights[counts].abs().sum().double(), rtol=1e-6, atol=0)
+    found = means(1.0, 1.0, {name: float(value) for name, value in loss.metrics.items()})
+    unlearned = counts & (weights < 0)
+    assert found["loss_unlearned"] == pytest.approx(float(-p[unlearned].log().mean()), rel=1e-6)
+    of_kinds = sum(float(loss.metrics[f"loss_{name}{COUNT}"]) for name in KIND_NAMES.values())
+    assert of_kinds == int((counts & (weights >= 0)).sum())
+
+
+def focused(**settings: Any) -> tuple[Any, Focal]:
+    model, plain = losses("head")
+    assert isinstance(plain, HeadLoss)
+    return model.train(), Focal(plain, **settings)
+
+
+def test_focal_weights_are_the_formula_in_value_and_gradient():
+    """sum w (1-p)^g ce / sum w (1-p)^g with weights that get no gradient, written out on all logits."""
+    model, loss_fn = focused(focal=2.0)
+    batch = rows_of(weighted(20, 1), row(15, 4, weights=[-0.1] * 15)).take([0, 1]) | {STEP: torch.tensor(0)}
+    loss = loss_fn(model, batch)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(loss.total / loss.weight, parameters)
+    counts, weights = batch["targets"] != IGNORED, batch["weights"].double()
+    log_p = torch.log_softmax(model(**model_inputs(batch)).logits, -1)
+    log_p = log_p.gather(-1, batch["targets"].clamp(min=0)[..., None])[..., 0]
+    p = log_p.exp()
+    factors = torch.where(weights < 0, torch.ones_like(p), (1 - p.detach()) ** 2)
+    each = torch.where(weights < 0, -(1 - p).log(), -log_p)
+    total, weight = ((weights.abs() * factors * part)[counts].sum() for part in (each, torch.ones_like(p)))
+    torch.testing.assert_close((loss.total / loss.weight).double(), total / weight, rtol=1e-6, atol=0)
+    for mine, theirs in zip(ours, torch.autograd.grad(total / weight, parameters), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
+    learned = counts & (weights >= 0)
+    share = (factors * weights)[learned].sum() / weights[learned].sum()
+    found = means(1.0, 1.0, {name: float(value) for name, value in loss.metrics.items()})
+    assert found["share_counted"] == pytest.approx(float(share), rel=1e-6)
+    plain = (-log_p.detach() * weights)[learned].sum() / weights[learned].sum()
+    assert found["unweighted"] == pytest.approx(float(plain), rel=1e-6)
+
+
+def test_drop_top_leaves_out_what_is_likely_from_the_second_pass_on_and_never_on_held_out_rows():
+    model, plain = losses("head")
+    model.train()
+    batch = rows_of(row(20, 1), row(9, 2)).take([0])
+    counts = batch["targets"] != IGNORED
+    with torch.no_grad():
+        logits = model(**model_inputs(batch)).logits
+    log_p = torch.log_softmax(logits, -1).gather(-1, batch["targets"].clamp(min=0)[..., None])[..., 0]
+    likely = log_p[counts].exp().sort().values
+    cut = float(likely[6] + likely[7]) / 2
+    assert isinstance(plain, HeadLoss)
+    loss_fn, wanted = Focal(plain, drop_top=cut, first_pass=3), plain(model, batch)
+    for step in (0, 2):
+        same = loss_fn(model, batch | {STEP: torch.tensor(step)})
+        torch.testing.assert_close(same.total, wanted.total, rtol=1e-12, atol=0)
+    later = loss_fn(model, batch | {STEP: torch.tensor(3)})
+    torch.testing.assert_close(later.total.double(), -log_p[counts & (log_p.exp() <= cut)].sum(), rtol=1e-6, atol=0)
+    assert float(later.weight) == 7
+    held_out = loss_fn(model.eval(), batch)  # no step is known there
+    torch.testing.assert_close(held_out.total, wanted.total, rtol=0, atol=0)
+
+
+def test_without_exponent_and_cut_the_loss_is_the_plain_one():
+    model, loss_fn = focused()
+    batch = rows_of("a text without marks, and long enough").take([0])
+    found, plain = loss_fn(model, batch | {STEP: torch.tensor(0)}), loss_fn.plain(model, batch)
+    torch.testing.assert_close(found.total, plain.total, rtol=1e-12, atol=0)
+    assert float(found.weight) == float(plain.weight)
+
+
 def test_a_kind_without_tokens_has_no_loss():
     assert means(6.0, 3.0, {"a": 4.0, "a" + COUNT: 2.0, "b": 0.0, "b" + COUNT: 0.0, "c": 1.5}) == {
         "loss": 2.0,
@@ -156,7 +238,7 @@ def test_rows_of_another_tokenizer_are_refused():
     [
         ({"labels": None}, "has input_ids without labels"),
         ({"kind": [0]}, "has 1 numbers in kind, but 12 tokens"),
-        ({"weights": [-1.0] * 12}, "has weights that are no numbers from 0 on"),
+        ({"weights": [-1.0] * 12}, "has weights that are no numbers from -0.1 on"),
         ({"turn": ["0"] * 12}, "has turn that is no list of numbers"),
     ],
 )
@@ -196,3 +278,37 @@ def test_episodes_become_rows_and_rows_a_model_with_a_loss_for_each_kind(tiny_ll
     sampling = burnish.Distill(context=256, batch=2, steps=1, on_policy=1.0)
     with pytest.raises(DataError, match="has rows with weights of tokens, which this loss of distill does not know"):
         sampling(model, data=rows, teacher=burnish.load(tiny_llama), work_dir=tmp_path / "sampling")
+
+
+def test_an_objective_by_prediction_is_the_same_however_a_step_is_cut_up(tiny_llama: Path, tmp_path: Path):
+    """Two passes over four rows; from the second on drop_top leaves less."""
+    model = burnish.load(tiny_llama)
+    data = write(tmp_path / "rows.jsonl", [row(20, seed) for seed in range(4)])
+    settings: dict[str, Any] = {"context": 24, "steps": 2, "lr": 1e-3, "objective": "focal=1,drop_top=0.0026"}
+    whole, parts = (trained(model, str(data), tmp_path / f"{n}", micro_batch=n, **settings) for n in (4, 1))
+    for one, other in zip(whole, parts, strict=True):
+        for name in ("loss", "unweighted", "share_counted", "loss_final"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5)
+    assert whole[1]["share_counted"] < whole[0]["share_counted"]
+
+
+def test_failed_episodes_are_unlearned_by_training_and_refused_by_other_losses(tiny_llama: Path, tmp_path: Path):
+    model = burnish.load(tiny_llama)
+    model.tokenizer.chat_template = TEMPLATE
+    wrong = frozenset({"verified"})
+    rows = [made(f"e{n}", wrong if n % 2 else frozenset(), turns=2) for n in range(4)]
+    stage = burnish.CurateTrajectories(failed=0.05)
+    made_rows = stage(model, episodes=str(write(tmp_path / "episodes.jsonl", rows)), work_dir=tmp_path / "work")
+    data = str(made_rows.save(tmp_path / "rows"))
+    right, failed = (json.loads(line) for line in (tmp_path / "rows" / "rows.jsonl").read_text().splitlines()[:2])
+    assert "weights" not in right and max(right["turn"]) == 2
+    marks = set(zip(failed["turn"], failed["weights"], (label != IGNORED for label in failed["labels"]), strict=True))
+    assert marks == {(-1, 0.0, False), (2, -0.05, True)}
+    about = json.loads((tmp_path / "rows" / "about.json").read_text())
+    assert about["failed_kept"] == 2 and about["trained_tokens"]["unlearned"] > 0
+    logged = trained(model, data, tmp_path / "trained", context=256, steps=12, lr=3e-3)
+    assert logged[-1]["loss_unlearned"] > logged[-1]["loss_final"]  # the same words at the end of right and wrong ones
+    with pytest.raises(DataError, match="has tokens to unlearn, whose weights are below 0, and this loss of distill"):
+        burnish.Distill(context=256, batch=2, steps=1)(model, data=data, teacher=burnish.load(tiny_llama))
+    with pytest.raises(DataError, match="and objective view=skip,max_skip=8 does not know how"):
+        burnish.Train(context=240, batch=2, steps=1, objective="view=skip,max_skip=8")(model, data=data)

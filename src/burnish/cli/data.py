@@ -138,6 +138,7 @@ def trajectories(
     filter_: Annotated[list[str] | None, Parameter(name="--filter")] = None,
     apart_from: Path | None = None,
     weights: dict[str, float] | None = None,
+    failed: float = 0.0,
     context: int = 0,
     bad_rows: Literal["refuse", "skip"] = "refuse",
     workers: int = 1,
@@ -162,6 +163,8 @@ def trajectories(
         File with the repository and base_commit of what is evaluated on.
     weights:
         Weight in the loss of a kind of token: --weights.reasoning 0.5; reasoning, action, arguments, edit, final.
+    failed:
+        Weight, at most 0.1, by which the last turn of what verified alone would drop is unlearned.
     context:
         Leave out episodes with a longer row, in tokens; 0 takes any.
     bad_rows:
@@ -178,21 +181,24 @@ def trajectories(
     from burnish.data.trajectories.curate import Curation
     from burnish.data.trajectories.curate import explain as explained
     from burnish.data.trajectories.filters import DEFAULT, parse_filters
-    from burnish.data.trajectories.kinds import check_weights
+    from burnish.data.trajectories.kinds import check_failed, check_weights
 
     check_weights(weights or {})
     if workers < 1:
         raise SettingsError(f"is {workers}, but one process at least is needed", where="--workers")
     filters = parse_filters(DEFAULT if filter_ is None else filter_, has_evaluation=apart_from is not None)
-    curation = Curation(filters, apart_from, bad_rows == "skip")
+    check_failed(failed, [filter_.name for filter_ in filters])
+    curation = Curation(filters, apart_from, bad_rows == "skip", failed > 0)
     if explain is not None:
         print("\n".join(explained(files, curation, explain, Progress(), workers)))
     elif out is None:
         raise SettingsError("is needed", where="--out", fix="give -o OUT, or --explain EPISODE")
-    elif tokenizer is None and (weights or context):
-        raise SettingsError("is needed for weights and a context", where="--tokenizer", fix="name a checkpoint")
+    elif tokenizer is None and (weights or failed or context):
+        raise SettingsError(
+            "is needed for weights, failed episodes and a context", where="--tokenizer", fix="name a checkpoint"
+        )
     else:
-        _write_rows(files, curation, out, tokenizer, weights or {}, context, workers, overwrite=overwrite)
+        _write_rows(files, curation, out, tokenizer, weights or {}, failed, context, workers, overwrite=overwrite)
 
 
 def show(
@@ -237,6 +243,7 @@ def _write_rows(
     out: Path,
     tokenizer: str | None,
     weights: dict[str, float],
+    failed: float,
     context: int,
     workers: int,
     *,
@@ -257,7 +264,7 @@ def _write_rows(
     check_target(out, overwrite=overwrite)
     progress, masking = Progress(), None
     if tokenizer is not None:
-        masking = Masking(read_tokenizer(resolve(tokenizer)), weights, context)
+        masking = Masking(read_tokenizer(resolve(tokenizer)), weights, context, failed)
         try_episode(files, masking.tokenizer, skip_bad=curation.skip_bad)
     made = curate(files, curation, masking, work, progress, workers)
     Data(made.rows, about=made.about, pages=made.pages).save(out, overwrite=overwrite)
@@ -271,6 +278,8 @@ def _print_funnel(made: Curated, out: Path) -> None:
         print(f"{step['filter']:<{width}}  dropped {step['dropped']:>7,}  left {step['left']:>7,}")
         for one in step["sample"]:
             print(f"{'':<{width}}    {one['episode']}: {one['reason']}")
+    if made.num_failed:
+        print(f"{made.num_failed:,} of these have failed, and their last turns are to be unlearned")
     if made.num_secrets:
         print(f"{made.num_secrets:,} secrets in observations were redacted")
     tokens = ", ".join(f"{count:,} {kind}" for kind, count in made.tokens.items() if count)

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 from burnish.core.errors import StageError
@@ -22,7 +22,7 @@ AHEAD = 2
 """Items that wait for a worker, beside one in each: what is read ahead must fit into memory."""
 
 
-def in_order(function: Callable[[Item], Found], items: Iterable[Item], workers: int) -> Iterator[Found]:
+def in_order(function: Callable[[Item], Found], items: Iterable[Item], workers: int) -> Generator[Found, None, None]:
     """`map(function, items)`, by so many processes; one is this process itself.
 
     Args:

@@ -23,6 +23,8 @@ from burnish.core.errors import DataError
 from burnish.core.outside import kind_of_json, parse_json
 
 MARKS = ("input_ids", "labels", "kind", "turn", "weights")
+LEAST_WEIGHT = -0.1
+"""Below 0 a weight is that of a token to unlearn, which soon spoils a model where it is much."""
 """Columns with a number for every token."""
 COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "tools", "system", "tokenizer", *MARKS)
 SHAREGPT = {
@@ -133,8 +135,8 @@ def _marks(row: dict[str, Any], where: str) -> dict[str, list[Any]]:
             raise DataError(what, where=where)
     if "labels" not in marks:
         raise DataError("has input_ids without labels", where=where)
-    if not all(0 <= weight < float("inf") for weight in marks.get("weights", ())):
-        raise DataError("has weights that are no numbers from 0 on", where=where)
+    if not all(LEAST_WEIGHT <= weight < float("inf") for weight in marks.get("weights", ())):
+        raise DataError(f"has weights that are no numbers from {LEAST_WEIGHT:g} on", where=where)
     return marks
 
 

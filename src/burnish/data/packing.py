@@ -42,7 +42,8 @@ MARKS: dict[str, tuple[type[np.generic], float]] = {
     "weights": (np.float32, 1),
 }
 """{what is known of a target: (its type, what an unmarked one has)}: what kind of token it is
-(`burnish.data.trajectories.kinds`), 1 where it opens a turn, and its weight in the loss."""
+(`burnish.data.trajectories.kinds`), 1 where it opens a turn, and its weight in the loss, below 0 where it is to be
+unlearned."""
 
 Overlong = Literal["auto", "split", "truncate", "drop", "refuse"]
 
@@ -110,6 +111,11 @@ class PackedRows:
     def is_weighted(self) -> bool:
         """Whether tokens count differently in the loss."""
         return self.weights is not None and bool((self.weights[self.targets != IGNORED] != 1).any())
+
+    @property
+    def unlearns(self) -> bool:
+        """Whether there are tokens to unlearn, whose weight is below 0."""
+        return self.weights is not None and bool((self.weights[self.targets != IGNORED] < 0).any())
 
     def _marks(self) -> dict[str, np.ndarray]:
         found = {name: getattr(self, name) for name in MARKS}

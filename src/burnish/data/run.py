@@ -39,8 +39,8 @@ def run_trajectories(settings: CurateTrajectories, model: Model, ctx: Context) -
     """
     evaluated = ctx.inputs.get("apart_from")
     filters = parse_filters(settings.filters, has_evaluation=evaluated is not None)
-    curation = Curation(filters, evaluated, settings.bad_rows == "skip")
-    masking = Masking(model.tokenizer, settings.weights, settings.context)
+    curation = Curation(filters, evaluated, settings.bad_rows == "skip", settings.failed > 0)
+    masking = Masking(model.tokenizer, settings.weights, settings.context, settings.failed)
     made = curate([ctx.inputs["episodes"]], curation, masking, ctx.work_dir, ctx.progress, settings.workers)
     ctx.ledger.table("funnel", made.funnel)
     ctx.ledger.table("trained tokens", [{"kind": kind, "tokens": count} for kind, count in made.tokens.items()])

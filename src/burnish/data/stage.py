@@ -10,7 +10,7 @@ from burnish.core.errors import SettingsError
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 from burnish.data.chain import Chains
 from burnish.data.trajectories.filters import DEFAULT, parse_filters
-from burnish.data.trajectories.kinds import check_weights
+from burnish.data.trajectories.kinds import check_failed, check_weights
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -60,6 +60,10 @@ class CurateTrajectories(Stage):
     weights: dict[str, float] = Field(
         default={}, description="weight in the loss of reasoning, action, arguments, edit and final tokens; else 1"
     )
+    failed: float = Field(
+        default=0.0,
+        description="weight, at most 0.1, by which the last turn of what verified alone would drop is unlearned",
+    )
     context: int = Field(default=0, ge=0, description="leave out episodes with a longer row, in tokens; 0 takes any")
     bad_rows: Literal["refuse", "skip"] = Field(
         default="refuse", description="episodes that cannot be read; skip leaves them out and counts them"
@@ -74,8 +78,9 @@ class CurateTrajectories(Stage):
     @model_validator(mode="after")
     def _fits_together(self) -> CurateTrajectories:
         try:
-            parse_filters(self.filters, has_evaluation=self.apart_from is not None)
+            filters = parse_filters(self.filters, has_evaluation=self.apart_from is not None)
             check_weights(self.weights)
+            check_failed(self.failed, [filter_.name for filter_ in filters])
         except SettingsError as error:
             advice = f"; {error.fix}" if error.fix else ""
             raise ValueError(f"{error.what}{advice}") from None

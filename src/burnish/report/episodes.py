@@ -19,7 +19,11 @@ FUNNEL, TOKENS, LOSS = "funnel", "trained tokens", "loss"
 DRAWN = (FUNNEL, TOKENS)
 """Names of the ledger's tables."""
 FIRST = "loss_first_token"
-BY_KIND = {**{f"loss_{name}": name for name in KIND_NAMES.values()}, FIRST: "first token of a turn"}
+BY_KIND = {
+    **{f"loss_{name}": name for name in KIND_NAMES.values()},
+    FIRST: "first token of a turn",
+    "loss_unlearned": "to be unlearned",
+}
 """Columns of a table of losses that say it by kind of token."""
 
 

@@ -22,6 +22,7 @@ from burnish.core.errors import SettingsError
 from burnish.data.packing import IGNORED
 from burnish.data.trajectories.kinds import KIND_NAMES
 from burnish.train.maths.linear_cross_entropy import linear_cross_entropy
+from burnish.train.maths.unlikelihood import signed_losses
 
 Batch = Mapping[str, Tensor]
 COUNT = " tokens"
@@ -71,7 +72,8 @@ def causal_lm_loss(model: nn.Module, batch: Batch) -> Loss:
     """Cross-entropy of the next token, in nats, over the positions whose target is not -100.
 
     Of a batch with the marks of `burnish.data.packing.MARKS` it is sum_t w_t ce_t / sum_t w_t, with a metric for each
-    kind of token and one for the tokens that open a turn, all without weights.
+    kind of token and one for the tokens that open a turn, all without weights. Where w_t is below 0 the token is to be
+    unlearned: |w_t| times its unlikelihood loss (`burnish.train.maths.unlikelihood`).
     """
     return batch_loss(model(**model_inputs(batch)).logits, batch)
 
@@ -83,14 +85,18 @@ def batch_loss(logits: Float[Tensor, "batch length vocab"], batch: Batch) -> Los
     counts = batch["targets"] != IGNORED
     losses = nn.functional.cross_entropy(logits[counts].float(), batch["targets"][counts], reduction="none")
     weights = batch["weights"][counts].to(losses.dtype)
-    return Loss(losses @ weights, weights.sum(), kind_metrics(losses.detach(), batch, counts))
+    total = signed_losses(losses, weights) @ weights.abs()
+    return Loss(total, weights.abs().sum(), kind_metrics(losses.detach(), batch, counts))
 
 
 def kind_metrics(losses: Float[Tensor, " tokens"], batch: Batch, counts: Tensor) -> dict[str, Tensor]:
-    """Sums of the losses by kind, and of the tokens that open a turn, each with its count."""
-    kinds = batch["kinds"][counts]
-    parts = {f"loss_{name}": kinds == kind for kind, name in KIND_NAMES.items()}
-    parts["loss_first_token"] = batch["opens"][counts] > 0
+    """Sums of the losses by kind, and of the tokens that open a turn, each with its count; what is to be unlearned is a
+    kind of its own.
+    """
+    kinds, learned = batch["kinds"][counts], batch["weights"][counts] >= 0
+    parts = {f"loss_{name}": (kinds == kind) & learned for kind, name in KIND_NAMES.items()}
+    parts["loss_first_token"] = (batch["opens"][counts] > 0) & learned
+    parts["loss_unlearned"] = ~learned
     found: dict[str, Tensor] = {}
     for name, chosen in parts.items():
         found[name] = (losses * chosen).sum()
@@ -158,7 +164,7 @@ class HeadLoss:
             cap=self.head.cap,
             token_weights=weights if factors is None else factors if weights is None else factors * weights,
         )
-        weight = (counts if weights is None else weights).sum().to(total.dtype)
+        weight = (counts if weights is None else weights.abs()).sum().to(total.dtype)
         loss = Loss(total, weight, kind_metrics(each, batch, counts) if "kinds" in batch else {})
         if factors is not None:
             loss.metrics["unweighted"] = each.sum() if weights is None else each @ weights.to(each.dtype)

@@ -1,9 +1,12 @@
-"""`objective`: what a training for long contexts minimises beside, or in place of, the plain next-token loss.
+"""`objective`: what a training minimises beside, or in place of, the plain next-token loss.
 
     view=skip                      a second view under other positions must predict the same
     weights=kl,window=2048,sinks=4 tokens count by what the context beyond a window changes
+    focal=1                        tokens count by (1 - p)^1, p being how likely the model finds them
+    drop_top=0.99                  from the second pass over the data on, what is likelier does not count
 
-Both may stand in one text. Reading settings imports no torch.
+The first two are for long contexts and may stand in one text, and so may the last two. Reading settings imports no
+torch.
 """
 
 from __future__ import annotations
@@ -61,6 +64,10 @@ class Objective(Settings):
     shift: float = Field(default=1.0, ge=1, description="ppmi, npmi: divides the ratio of probabilities")
     gate: bool = Field(default=False, description="only tokens whose label gains by the context have a signal")
     prefix: Literal["one", "formula"] = Field(default="one", description="what tokens inside the first window weigh")
+    focal: float = Field(default=0.0, ge=0, description="exponent of 1 - p in a token's weight; 0 for none")
+    drop_top: float | None = Field(
+        default=None, gt=0, lt=1, description="largest p that counts after the first pass over the data"
+    )
 
     @classmethod
     def of(cls, text: str) -> Objective:
@@ -73,7 +80,9 @@ class Objective(Settings):
         for part in text.split(","):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not name or not value:
-                raise SettingsError(f"{part!r} is no setting", where="objective", fix="write view=skip,weights=kl")
+                raise SettingsError(
+                    f"{part!r} is no setting", where="objective", fix="write view=skip,weights=kl, or focal=1"
+                )
             if name in found:
                 raise SettingsError(f"{name} stands there twice", where="objective", fix="leave one out")
             found[name] = value
@@ -81,8 +90,14 @@ class Objective(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Objective:
-        if self.view == "none" and self.weights == "none":
-            raise ValueError("neither a view nor weights are asked for: give view=skip or weights=kl, or no objective")
+        by_prediction = bool(self.focal) or self.drop_top is not None
+        if not self.is_long and not by_prediction:
+            raise ValueError(
+                "nothing is asked for: give view=skip, weights=kl, focal=1 or drop_top=0.99, or no objective"
+            )
+        if self.is_long and by_prediction:
+            name = "focal" if self.focal else "drop_top"
+            raise ValueError(f"{name} does not go with view and weights, which are for long contexts")
         if self.view == "none":
             self._refuse_of(OF_VIEWS, "view=skip")
         if self.weights == "none":
@@ -95,6 +110,11 @@ class Objective(Settings):
         if self.weights != "none" and self.sinks >= self.window:
             raise ValueError(f"sinks is {self.sinks}, which is not below the window of {self.window} tokens")
         return self
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is one for long contexts, with masks and positions of its own."""
+        return self.view != "none" or self.weights != "none"
 
     def _refuse_of(self, names: tuple[str, ...], owner: str) -> None:
         given = sorted(self.model_fields_set & set(names))
@@ -124,6 +144,8 @@ class Objective(Settings):
         Raises:
             SettingsError: no RoPE, layers that a mask does not reach, positions beyond the table, no room for a window.
         """
+        if not self.is_long:
+            return
         text = config.get_text_config()
         if self.weights != "none" and self.window + self.sinks >= context:
             raise SettingsError(
@@ -196,6 +218,8 @@ class Objective(Settings):
         text = plan.config.get_text_config()
         head = text.vocab_size * text.hidden_size
         embeddings = head if text.tie_word_embeddings else 2 * head
+        if not self.is_long:  # the head once more, of forward and backward passes that are three of all weights
+            return head / (3 * (num_active_parameters(plan) - embeddings + head))
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         decoder = Decoder(
             layer_weights=num_active_parameters(plan) - embeddings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -101,7 +102,7 @@ def _run(
     check_processes(settings, ctx, beside, world, own_loss=loss_of is not None)
     attention = attention_of(settings, ctx.device)
     rows, held_out, bounded = all_rows(settings, model.tokenizer, ctx, world)
-    check_weights_known(settings, rows, known=weighted or loss_of is None)
+    check_weights_known(settings, rows, known=weighted or loss_of is None, unlearns=loss_of is None)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out.spread(settings.validation_rows), "validation")
     module: Any = copy.deepcopy(model.module)
@@ -172,11 +173,15 @@ def check_processes(
         raise SettingsError("a bound is kept by one process only", where="bound_data", fix="leave `launch` out")
 
 
-def check_weights_known(settings: Train, rows: PackedRows, *, known: bool) -> None:
-    """Refuses weights of tokens where the loss does not know them: they would count for nothing."""
+def check_weights_known(settings: Train, rows: PackedRows, *, known: bool, unlearns: bool) -> None:
+    """Refuses weights of tokens where the loss does not know them: they would count for nothing, or the wrong way."""
     if rows.is_weighted and not known:
         what = f"has rows with weights of tokens, which this loss of {settings.name} does not know"
         raise DataError(what, where="data", fix="make the rows again without weights")
+    if rows.unlearns and (not unlearns or (settings.objective and Objective.of(settings.objective).is_long)):
+        loss = f"objective {settings.objective}" if unlearns else f"this loss of {settings.name}"
+        what = f"has tokens to unlearn, whose weights are below 0, and {loss} does not know how"
+        raise DataError(what, where="data", fix="make the rows again without failed episodes")
 
 
 def prepared(settings: Train, module: Any, rows: PackedRows, attention: str, world: World) -> Any:
@@ -339,7 +344,8 @@ def trackers_of(settings: Train, ctx: Context) -> Trackers:
 
 def attention_of(settings: Train, device: str) -> str:
     """What transformers calls the attention of the settings; an empty name leaves the model's own."""
-    return chosen(settings.attention, device, precision_of(settings, device), masked=settings.objective is not None)
+    masked = settings.objective is not None and Objective.of(settings.objective).is_long
+    return chosen(settings.attention, device, precision_of(settings, device), masked=masked)
 
 
 def balance_of(settings: Train, module: Any) -> float:
@@ -381,6 +387,7 @@ def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progres
     plain = next_token_loss_of(settings, module, balance_of(settings, module))
     if settings.objective is None:
         return plain
+    from burnish.train.focal import Focal
     from burnish.train.long_context import LongContext
     from burnish.train.mask_proof import prove
     from burnish.train.views import longest_document
@@ -389,6 +396,10 @@ def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progres
     if not isinstance(plain, HeadLoss):
         what = f"{type(module).__name__} has a head that is not known, so that its logits would all be in memory"
         raise SettingsError(what, where="objective", fix="leave it out")
+    said = f"the objective is expected to take {settings.added(plan):.0%} more operations than the plain loss"
+    if not objective.is_long:
+        progress.log(said)
+        return Focal(plain, objective.focal, objective.drop_top, math.ceil(len(rows) / settings.batch))
     attention: str = module.config._attn_implementation
     prove(module, objective, attention)
     longest = longest_document(rows.position_ids, rows.targets != IGNORED)
@@ -400,7 +411,7 @@ def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progres
         if objective.view == "none":
             return plain
         objective = objective.model_copy(update={"weights": "none"})
-    progress.log(f"the objective is expected to take {settings.added(plan):.0%} more operations than the plain loss")
+    progress.log(said)
     return LongContext(objective, plain, attention, settings.seed)
 
 

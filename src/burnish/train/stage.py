@@ -133,8 +133,8 @@ class Train(Stage):
 
     objective: str | None = Field(
         default=None,
-        description="for long contexts, separated by commas: view=skip|cyclic, "
-        "weights=kl|lsd|js|longce|dense|sparse|ppmi|npmi, window=2048, sinks=4 ...",
+        description="separated by commas: focal=1 and drop_top=0.99, by how likely the model finds a token; for long "
+        "contexts view=skip|cyclic, weights=kl|lsd|js|longce|dense|sparse|ppmi|npmi, window=2048, sinks=4 ...",
     )
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -225,13 +225,11 @@ class Train(Stage):
         if self.objective is not None:
             against = {
                 "compile": self.compile,
-                "attention": self.attention == "flash",
+                "attention": self.attention == "flash" and Objective.of(self.objective).is_long,
                 "sequence_parallel": self.sequence_parallel > 1,
             }
             if given := [name for name, value in against.items() if value]:
-                raise ValueError(
-                    f"an objective for long contexts does not go with {given[0]} {getattr(self, given[0])}"
-                )
+                raise ValueError(f"objective {self.objective} does not go with {given[0]} {getattr(self, given[0])}")
         if self.only is not None and self.lora_rank:
             raise ValueError("only and lora_rank both say what is trained: give one of them")
         if self.lora_rank == 0 and (self.lora_init != "default" or self.lora_matrix):

@@ -12,8 +12,10 @@ import pytest
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.progress import Progress
+from burnish.data.stage import CurateTrajectories
 from burnish.data.trajectories.curate import Curation, curate, decide, explain, funnel
 from burnish.data.trajectories.filters import DEFAULT, parse_filters
+from burnish.data.trajectories.kinds import check_failed
 from made_episodes import FAULTS, made, patch, planted, write
 
 QUIET = Progress(enabled=False)
@@ -202,6 +204,46 @@ def test_a_missing_reward_is_said_once_rewards_matter(tmp_path: Path):
     assert decide([file], curation(tmp_path, "patch"), QUIET).num_kept == 1
     (tmp_path / "rewards.json").write_text(json.dumps({"resolved_ids": [], "submitted_ids": ["task of one"]}))
     assert decide([file], curation(tmp_path), QUIET).fates[0][1] == "its reward is 0"
+
+
+def test_failed_episodes_are_kept_where_verified_alone_would_drop_them_and_counted_apart(tmp_path: Path):
+    wrong = frozenset({"verified"})
+    rows = [
+        made("right", task="one"),
+        made("wrong", wrong, task="one"),
+        made("wrong and longer", wrong, task="one", turns=4),
+        made("wrong and looping", frozenset({"verified", "repeats"})),
+    ]
+    for row in rows:
+        row["patch"] = rows[0]["patch"]
+    file = write(tmp_path / "episodes.jsonl", rows)
+    given = replace(curation(tmp_path), keep_failed=True)
+    found = decide([file], given, QUIET)
+    fates = {facts.id: by for facts, (by, _) in zip(found.found, found.fates, strict=True)}
+    names = [str(filter_) for filter_ in given.filters]
+    assert fates == {
+        "right": -1,
+        "wrong": -1,  # the same change as the right one, but not the same verdict
+        "wrong and longer": names.index("duplicates"),
+        "wrong and looping": names.index("repeats=3"),
+    }
+    assert (found.num_kept, found.num_failed) == (2, 1)
+    assert explain([file], given, "wrong", QUIET)[0] == "wrong: kept, to be unlearned"
+
+
+@pytest.mark.parametrize(
+    ("weight", "filters", "sentence"),
+    [
+        (0.2, ["verified"], "failed: the weight of failed episodes is 0.2, but what is unlearned counts 0 to 0.1"),
+        (-0.1, ["verified"], "failed: the weight of failed episodes is -0.1"),
+        (0.05, ["patch"], "failed: nothing says which episodes have failed, as verified is not among the filters"),
+    ],
+)
+def test_weights_of_failed_episodes_that_cannot_be(weight: float, filters: list[str], sentence: str):
+    with pytest.raises(SettingsError, match=sentence):
+        check_failed(weight, filters)
+    with pytest.raises(SettingsError, match=sentence.removeprefix("failed: ")):
+        CurateTrajectories.parse({"failed": weight, "filters": filters}, where="recipe.yaml")
 
 
 def test_nothing_left_says_what_dropped_how_many(tmp_path: Path):

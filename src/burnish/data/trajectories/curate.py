@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from burnish.core.checkpoint import text_digest
 from burnish.core.errors import DataError
@@ -29,6 +29,8 @@ from burnish.data.trajectories.rows import Masking, rows_of_episode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 PART = 64
 """Episodes that are written at once, and done again after a kill."""
@@ -62,6 +64,11 @@ class Decided:
     def num_kept(self) -> int:
         return sum(number < 0 for number, _ in self.fates)
 
+    @property
+    def num_failed(self) -> int:
+        """Of those that are kept."""
+        return sum(facts.is_wrong for facts, (number, _) in zip(self.found, self.fates, strict=True) if number < 0)
+
 
 @dataclass
 class Curated:
@@ -72,19 +79,22 @@ class Curated:
         pages: (name, content) of pages that show masked rows token by token.
         funnel: {filter, dropped, left, sample} of every step in order, the first of all episodes.
         num_secrets: how many secrets were redacted.
+        num_failed: of the episodes that are kept, those to be unlearned.
         tokens: {kind: how many tokens are trained on}, of masked rows.
     """
 
     rows: Iterator[dict[str, Any]]
     funnel: list[dict[str, Any]]
     num_secrets: int
+    num_failed: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
     pages: Iterable[tuple[str, str]] = ()
 
     @property
     def about(self) -> dict[str, Any]:
         """What was counted, as JSON."""
-        return {"funnel": self.funnel, "secrets_redacted": self.num_secrets, "trained_tokens": self.tokens}
+        failed = {"failed_kept": self.num_failed} if self.num_failed else {}
+        return {"funnel": self.funnel, "secrets_redacted": self.num_secrets, "trained_tokens": self.tokens} | failed
 
 
 @dataclass(frozen=True)
@@ -95,11 +105,13 @@ class Curation:
         filters: in their order, from `burnish.data.trajectories.filters.parse_filters`.
         apart_from: file with the repositories and base commits that are evaluated on.
         skip_bad: leave out episodes that cannot be read.
+        keep_failed: keep those that `verified` alone would drop, to be unlearned.
     """
 
     filters: Sequence[Filter]
     apart_from: str | Path | None = None
     skip_bad: bool = False
+    keep_failed: bool = False
 
     @property
     def evaluation(self) -> Evaluation:
@@ -121,11 +133,12 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Looking:
+class FirstPass:
     """The first pass over some episodes, in any process."""
 
     filters: Sequence[Filter]
     evaluation: Evaluation
+    keep_failed: bool
 
     def __call__(self, part: Sequence[Unread]) -> list[Looked]:
         return [self.look(unread) for unread in part]
@@ -135,7 +148,7 @@ class Looking:
         try:
             episode = unread.read()
             known = Looked(episode.id, episode.where, episode.num_secrets)
-            return replace(known, facts=facts_of(episode, self.filters, self.evaluation))
+            return replace(known, facts=facts_of(episode, self.filters, self.evaluation, keep_failed=self.keep_failed))
         except DataError as error:
             return replace(known, error=error)
 
@@ -149,7 +162,7 @@ def decide(files: Sequence[str | Path], curation: Curation, progress: Progress, 
     skipped: list[str] = []
     found, numbers, num_secrets = list[Facts](), list[int](), 0
     places: dict[str, str] = {}
-    looking = Looking(curation.filters, curation.evaluation)
+    looking = FirstPass(curation.filters, curation.evaluation, curation.keep_failed)
     parts = in_order(looking, _together(unread_episodes(files), LOOKED_AT), workers)
     with progress.task("reading episodes", unit="episodes") as task, closing(parts):
         for number, looked in enumerate(chain.from_iterable(parts)):
@@ -214,7 +227,7 @@ def curate(
         if not left:
             raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix=refused[0]["reason"])
     shown = () if masking is None else pages(_lines(parts), masking.tokenizer, lambda: _num_lines(parts))
-    return Curated(_lines(parts), steps, decided.num_secrets, tokens, shown)
+    return Curated(_lines(parts), steps, decided.num_secrets, decided.num_failed, tokens, shown)
 
 
 def try_episode(files: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, *, skip_bad: bool) -> None:
@@ -268,7 +281,8 @@ def explain(
         raise DataError(f"there is no episode {name!r}", where="--explain", fix="name it as the funnel does")
     by, reason = decided.fates[place]
     here = next(episode for episode in episodes(files, skipped=[]) if episode.id == name)
-    lines = [f"{name}: {'kept' if by < 0 else f'dropped by {curation.filters[by]}, as {reason}'}"]
+    kept = "kept, to be unlearned" if decided.found[place].is_wrong else "kept"
+    lines = [f"{name}: {kept if by < 0 else f'dropped by {curation.filters[by]}, as {reason}'}"]
     for number, filter_ in enumerate(curation.filters):
         check = filter_.rule.check
         if check is not None:
@@ -285,15 +299,22 @@ def _sample(dropped: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     return sorted(dropped, key=lambda one: hashlib.sha256(one["episode"].encode()).digest())[:SAMPLE]
 
 
+class KeptEpisode(NamedTuple):
+    """An episode that is kept, and whether it is a failed one."""
+
+    unread: Unread
+    is_wrong: bool
+
+
 @dataclass(frozen=True)
-class Writing:
+class SecondPass:
     """The second pass over one part, in any process."""
 
     masking: Masking | None
     store: Store
     key: Key
 
-    def __call__(self, named: tuple[str, Sequence[Unread]]) -> int:
+    def __call__(self, named: tuple[str, Sequence[KeptEpisode]]) -> int:
         """Writes the part of this name; how many episodes it has."""
         name, part = named
         with self.store.writing(name, self.key) as directory:
@@ -313,12 +334,16 @@ def _parts(
     fates = [[facts.id, number] for facts, (number, _) in zip(decided.found, decided.fates, strict=True)]
     key = {"files": _digest(files), "fates": text_digest(fates), "part": PART}
     key |= {} if masking is None else masking.key
-    kept = {row for row, (number, _) in zip(decided.numbers, decided.fates, strict=True) if number < 0}
+    kept = {
+        row: facts.is_wrong
+        for row, facts, (number, _) in zip(decided.numbers, decided.found, decided.fates, strict=True)
+        if number < 0
+    }
     names: list[str] = []
     with progress.task("writing rows", total=len(kept), unit="episodes") as task:
 
-        def missing() -> Iterator[tuple[str, Sequence[Unread]]]:
-            left = (unread for row, unread in enumerate(unread_episodes(files)) if row in kept)
+        def missing() -> Iterator[tuple[str, Sequence[KeptEpisode]]]:
+            left = (KeptEpisode(unread, kept[row]) for row, unread in enumerate(unread_episodes(files)) if row in kept)
             for part in _together(left, PART):
                 names.append(f"part{len(names):06d}")
                 if store.find(names[-1], key) is None:
@@ -326,20 +351,21 @@ def _parts(
                 else:
                     task.advance(len(part))
 
-        written = in_order(Writing(masking, store, key), missing(), workers)
+        written = in_order(SecondPass(masking, store, key), missing(), workers)
         with closing(written):
             for count in written:
                 task.advance(count)
     return [store.directory / name for name in names]
 
 
-def _write(part: Sequence[Unread], masking: Masking | None, directory: Path) -> None:
+def _write(part: Sequence[KeptEpisode], masking: Masking | None, directory: Path) -> None:
     refused: list[dict[str, str]] = []
     tokens: dict[str, int] = {}
     with (directory / ROWS).open("w", encoding="utf-8") as file:
-        for episode in (unread.read() for unread in part):
+        for kept in part:
+            episode = kept.unread.read()
             try:
-                made = rows_of_episode(episode, masking, tokens)
+                made = rows_of_episode(episode, masking, tokens, is_wrong=kept.is_wrong)
             except DataError as error:
                 refused.append({"episode": episode.id, "reason": str(error)})
                 continue
@@ -347,7 +373,7 @@ def _write(part: Sequence[Unread], masking: Masking | None, directory: Path) -> 
     (directory / NEWS).write_text(json.dumps({"refused": refused, "tokens": tokens}), encoding="utf-8")
 
 
-def _together(found: Iterable[Unread], number: int) -> Iterator[list[Unread]]:
+def _together(found: Iterable[T], number: int) -> Iterator[list[T]]:
     """So many at a time, and the rest."""
     left = iter(found)
     while part := list(islice(left, number)):

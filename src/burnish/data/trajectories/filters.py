@@ -1,7 +1,8 @@
 """Which episodes are worth training on: filters in an order, each with what it drops and why.
 
-A filter looks at one episode, or at all that are left of one task. What is dropped does not depend on the order in
-which episodes are read: among equals the one with the fewest turns stays, then the one whose name comes first.
+A filter looks at one episode, or at all that are left of one task, right and failed ones apart. What is dropped does
+not depend on the order in which episodes are read: among equals the one with the fewest turns stays, then the one whose
+name comes first.
 
 The steps are those of CoderForge-Preview (Together AI, 2026) as far as they are published: verified by the tests of the
 environment alone; the rules for what is unfinished, repeated or the same are ours.
@@ -70,6 +71,7 @@ class Facts(NamedTuple):
         turns: of the assistant.
         failed: number of the first filter about one episode that drops it, or -1.
         reason: why.
+        is_wrong: whether it is kept as a failed one, to be unlearned: `verified` alone would drop it.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Facts(NamedTuple):
     turns: int
     failed: int
     reason: str
+    is_wrong: bool = False
 
 
 def _verified(episode: Episode, least: float, _: Evaluation) -> str:
@@ -217,16 +220,21 @@ def evaluation_of(rows: Iterable[tuple[Any, str]]) -> Evaluation:
     return frozenset(found)
 
 
-def facts_of(episode: Episode, filters: Sequence[Filter], evaluation: Evaluation) -> Facts:
-    """What the filters need to know of an episode."""
-    failed, reason = -1, ""
+def facts_of(
+    episode: Episode, filters: Sequence[Filter], evaluation: Evaluation, *, keep_failed: bool = False
+) -> Facts:
+    """What the filters need to know of an episode; `keep_failed` keeps those that `verified` alone would drop."""
+    failed, reason, is_wrong = -1, "", False
     for number, filter_ in enumerate(filters):
         check = filter_.rule.check
         if check is not None and (reason := check(episode, filter_.number, evaluation)):
+            if keep_failed and filter_.name == "verified":
+                is_wrong, reason = True, ""
+                continue
             failed = number
             break
     patch = "" if is_empty(episode.patch) else patch_digest(str(episode.patch))
-    return Facts(episode.id, episode.task, patch, episode.num_turns, failed, reason)
+    return Facts(episode.id, episode.task, patch, episode.num_turns, failed, reason, is_wrong)
 
 
 def apply(found: Sequence[Facts], filters: Sequence[Filter]) -> list[tuple[int, str]]:
@@ -255,13 +263,13 @@ def _by(found: Sequence[Facts], left: Iterable[int], key: Callable[[Facts], Any]
 
 def _same_patch(found: Sequence[Facts], left: Iterable[int]) -> Iterable[tuple[int, str]]:
     patched = [place for place in left if found[place].patch]
-    for first, *others in _by(found, patched, lambda facts: (facts.task, facts.patch)):
+    for first, *others in _by(found, patched, lambda facts: (facts.task, facts.is_wrong, facts.patch)):
         for place in others:
             yield place, f"its patch is that of {found[first].id!r}, which has {found[first].turns:,} turns"
 
 
 def _beyond(found: Sequence[Facts], left: Iterable[int], most: float) -> Iterable[tuple[int, str]]:
-    for group in _by(found, left, lambda facts: facts.task):
+    for group in _by(found, left, lambda facts: (facts.task, facts.is_wrong)):
         for rank, place in enumerate(group[int(most) :], start=int(most) + 1):
             yield place, f"it is number {rank:,} by turns of {len(group):,} episodes of its task"
 

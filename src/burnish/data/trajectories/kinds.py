@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
 from burnish.core.errors import DataError, SettingsError, nearest
+from burnish.data.forms import LEAST_WEIGHT
 
 
 class TokenKind(IntEnum):
@@ -64,6 +65,24 @@ def check_weights(weights: Mapping[str, float]) -> None:
             raise SettingsError(f"the weight of {name} is {weight}, but 0 is the least", where="weights")
     if not any(weights.get(name, 1.0) for name in names):
         raise SettingsError("all weights are 0, so nothing is learned", where="weights", fix="leave some at 1")
+
+
+def check_failed(weight: float, filters: Sequence[str]) -> None:
+    """Refuses a weight of failed episodes that is too large, or that nothing says of which.
+
+    Args:
+        weight: by which their last turn is unlearned; 0 for leaving them out.
+        filters: names of those that are asked.
+
+    Raises:
+        SettingsError: naming it.
+    """
+    if not 0 <= weight <= -LEAST_WEIGHT:
+        what = f"the weight of failed episodes is {weight:g}, but what is unlearned counts 0 to {-LEAST_WEIGHT:g}"
+        raise SettingsError(what, where="failed", fix="use 0.05, say")
+    if weight and "verified" not in filters:
+        what = "nothing says which episodes have failed, as verified is not among the filters"
+        raise SettingsError(what, where="failed", fix="add it to the filters, or leave failed out")
 
 
 def pieces(

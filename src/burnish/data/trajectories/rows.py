@@ -3,13 +3,15 @@
     {"id", "task", "reward", "turns", "messages", "tools"}
     {..., "input_ids", "labels", "kind", "turn", "tokenizer"}, and "weights" where they are not all 1
 
-A row of the second form holds the messages that it shows, so that whoever has no use for the ids finds a chat.
+A row of the second form holds the messages that it shows, so that whoever has no use for the ids finds a chat. Of a
+failed episode there is one row; its last turn alone counts, with weights below 0: what is said there is to be unlearned
+(`burnish.train.maths.unlikelihood`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,16 @@ import numpy as np
 
 from burnish.core.checkpoint import tokenizer_digest
 from burnish.core.errors import DataError
+from burnish.data.packing import IGNORED
 from burnish.data.trajectories.episode import Episode
 from burnish.data.trajectories.kinds import KIND_NAMES, TokenKind
-from burnish.data.trajectories.masks import masked_rows
+from burnish.data.trajectories.masks import MaskedRow, masked_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+UNLEARNED = "unlearned"
+"""What counts of tokens call those of failed episodes, whatever their kind."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Masking:
         tokenizer: of the model that is to be trained.
         weights: {kind: weight of its tokens}; 1 where nothing is said.
         context: of the longest row; 0 for any.
+        failed: weight of the last turn of a failed episode, which is to be unlearned; 0 where there are none.
     """
 
     tokenizer: PreTrainedTokenizerBase
     weights: Mapping[str, float] = field(default_factory=dict)
     context: int = 0
+    failed: float = 0.0
 
     @cached_property
     def digest(self) -> str:
@@ -48,16 +56,19 @@ class Masking:
     def key(self) -> dict[str, Any]:
         """What rows depend on beside their episode."""
         whole = tokenizer_digest(self.tokenizer)
-        return {"tokenizer": whole, "weights": dict(self.weights), "context": self.context}
+        return {"tokenizer": whole, "weights": dict(self.weights), "context": self.context, "failed": self.failed}
 
 
-def rows_of_episode(episode: Episode, masking: Masking | None, tokens: dict[str, int]) -> list[dict[str, Any]]:
+def rows_of_episode(
+    episode: Episode, masking: Masking | None, tokens: dict[str, int], *, is_wrong: bool = False
+) -> list[dict[str, Any]]:
     """The rows of an episode.
 
     Args:
         episode: that is kept.
         masking: None for messages alone.
         tokens: {kind: how many tokens are trained on}, added to.
+        is_wrong: whether it is a failed one.
 
     Raises:
         DataError: see `burnish.data.trajectories.masks.masked_rows`; or a row is longer than the context.
@@ -77,15 +88,29 @@ def rows_of_episode(episode: Episode, masking: Masking | None, tokens: dict[str,
                 where=episode.where,
                 fix="raise the context",
             )
-    for row in masked:
+    for row in [_last_turn(masked[-1])] if is_wrong else masked:
         columns = {name: getattr(row, name).tolist() for name in ("input_ids", "labels", "kind", "turn")}
-        if any(weight != 1 for weight in masking.weights.values()):
+        if is_wrong:
+            columns["weights"] = np.where(row.turn >= 0, -masking.failed, 0.0).tolist()
+            tokens[UNLEARNED] = tokens.get(UNLEARNED, 0) + int((row.turn >= 0).sum())
+        elif any(weight != 1 for weight in masking.weights.values()):
             columns["weights"] = token_weights(row.kind, masking.weights).tolist()
-        for kind, name in KIND_NAMES.items():
+        for kind, name in () if is_wrong else KIND_NAMES.items():
             tokens[name] = tokens.get(name, 0) + int((row.kind == kind).sum())
         shown = {"messages": list(episode.chat)[: row.messages]}
         made.append(facts | shown | tools | columns | {"tokenizer": masking.digest})
     return made
+
+
+def _last_turn(row: MaskedRow) -> MaskedRow:
+    """A row of which the last turn alone is trained on."""
+    last = row.turn == row.turn.max()
+    return replace(
+        row,
+        labels=np.where(last, row.labels, IGNORED),
+        kind=np.where(last, row.kind, TokenKind.NONE),
+        turn=np.where(last, row.turn, -1),
+    )
 
 
 def token_weights(kind: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:

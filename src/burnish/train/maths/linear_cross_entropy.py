@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.train.maths.stretches import tokens_at_once
+from burnish.train.maths.unlikelihood import signed_losses, slopes
 
 
 def linear_cross_entropy(
@@ -42,7 +43,8 @@ def linear_cross_entropy(
         weight, bias: of the head.
         targets: the right ids, all of them within the vocabulary.
         scale, cap: of the logits; `bend(z) = cap tanh(z / cap)`.
-        token_weights: 1 each where not given; they get no gradient.
+        token_weights: 1 each where not given; they get no gradient. One below 0 is of a token to unlearn
+            (`burnish.train.maths.unlikelihood`).
         at_once: logits that may be in memory; by the device where not given.
 
     Raises:
@@ -86,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slope = None if cap is None or not any(wanted) else 1 - (logits / cap).square_()
                 weights = None if token_weights is None else token_weights[part].to(wide)
                 losses = each[part] = _losses_(logits, targets[part], weights)
-                total += losses.sum() if weights is None else losses @ weights
+                total += losses.sum() if weights is None else signed_losses(losses, weights) @ weights.abs()
                 if any(wanted):
                     gradient = logits if slope is None else logits.mul_(slope)
                     gradient = (gradient.mul_(scale) if scale != 1 else gradient).to(narrow)
@@ -123,7 +125,7 @@ def _losses_(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     losses = (sums.log() - chosen)[:, 0]
     logits.div_(sums).scatter_add_(-1, place, -torch.ones_like(sums))
     if weights is not None:
-        logits.mul_(weights[:, None])
+        logits.mul_(slopes(losses, weights)[:, None])
     return losses
 
 
