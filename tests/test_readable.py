@@ -15,6 +15,7 @@ LONG_FUNCTIONS = {
     "cli/audit.py:audit": OPTIONS,
     "cli/data.py:chain": OPTIONS,
     "cli/data.py:trajectories": OPTIONS,
+    "cli/kv_cache.py:kv_cache": OPTIONS,
     "cli/reason.py:evolve": OPTIONS,
     "cli/reason.py:run": OPTIONS,
     "cli/reason_serve.py:serve": OPTIONS,

@@ -166,6 +166,13 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(Benchmark("strides"),),
     ),
     Method(
+        name="KV-cache codes",
+        does="keys and values that a model caches in 2 to 4 bits a number, rotated, or as a few atoms of a dictionary",
+        use="burnish kv-cache",
+        source="rotated: TurboQuant, 2025, arXiv:2504.19874; dictionaries: Lexico, 2024, arXiv:2412.08890",
+        page="kv-cache",
+    ),
+    Method(
         name="scale tuning",
         does="scales and norms of a packed checkpoint trained against the original's predictions; codes and size stay",
         use="burnish tune",

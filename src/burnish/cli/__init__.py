@@ -80,6 +80,12 @@ _COMMANDS = {
             "burnish evaluate smollm2-3bit --against models/smollm2",
             "burnish evaluate reward --pairs prefs.jsonl --against other-reward",
         ),
+        "kv-cache": (
+            "kv_cache:kv_cache",
+            "Fit codes for the keys and values that a model caches, and say what each costs and leaves.",
+            "burnish kv-cache models/smollm2 -o cache",
+            "burnish kv-cache models/smollm2 --codes rotated:3,lexico:8,int3 --data mine.txt -o cache",
+        ),
         "report": (
             "report:report",
             "Write the HTML report of one or more runs.",
@@ -313,7 +319,7 @@ def _drop(stream: TextIO | None) -> None:
 def _what_continues(arguments: list[str]) -> str:
     """Advice after an end that nothing planned, for commands that keep what they have done."""
     beside = {("run",), ("fetch",), ("audit",), ("events", "fit"), ("reason", "run"), ("reason", "evolve")}
-    beside |= {("steer", "sweep")}
+    beside |= {("steer", "sweep"), ("kv-cache",)}
     keeping = beside | {verb.words for verb in VERBS.values()}
     if not any(arguments[: len(words)] == [*words] for words in keeping - {("data", "chain")}):
         return ""

@@ -29,9 +29,9 @@ from burnish.core.checkpoint import (
     check_target,
     hash_directory,
     library_versions,
-    load,
+    names_of,
+    read_from,
     saving,
-    text_digest,
 )
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.kinds import Kind
@@ -179,7 +179,7 @@ class Vectors:
         Raises:
             CheckpointError: they were made on another model.
         """
-        if self.model and self.model not in _names(model):
+        if self.model and self.model not in names_of(model):
             raise CheckpointError(
                 f"the steering vectors were made on another model ({self.model[:12]}, not {model.identity[:12]})",
                 fix="calibrate them on this one: burnish steer calibrate",
@@ -195,7 +195,7 @@ class Vectors:
             CheckpointError: another model, or one without these layers, heads or width.
         """
         module = model.module if isinstance(model, Model) else model
-        known = model if isinstance(model, Model) else _read_from(model)
+        known = model if isinstance(model, Model) else read_from(model)
         if known is not None:
             self.check_identity(known)
         projections = output_projections(module)
@@ -352,20 +352,6 @@ def output_projections(module: PreTrainedModel) -> dict[int, MatrixView]:
             where="model",
         )
     return {layer: view for layer, view in found.items() if layer is not None}
-
-
-def _read_from(module: PreTrainedModel) -> Model | None:
-    """The checkpoint that a transformers model names as its place."""
-    place = Path(module.name_or_path) if module.name_or_path else None
-    return load(place) if place is not None and (place / "config.json").is_file() else None
-
-
-def _names(model: Model) -> set[str]:
-    """Identities that vectors of this model may carry: its own, without a cast on reading, and of what it was made."""
-    names = {model.identity, *model.lineage.parents.values()}
-    if model.path is not None and model.identity == text_digest([model.hash, str(model.dtype)]):
-        names.add(model.hash)
-    return names
 
 
 def _card(vectors: Vectors, lineage: Lineage) -> str:

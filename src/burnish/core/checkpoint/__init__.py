@@ -8,6 +8,7 @@ renamed, so a killed process never leaves a directory that looks finished.
     model.save("out")
 """
 
+from burnish.core.checkpoint.belonging import names_of, read_from
 from burnish.core.checkpoint.deferred import DeferredModel
 from burnish.core.checkpoint.durable import (
     cause_of,
@@ -88,12 +89,14 @@ __all__ = [
     "load_config",
     "model_card",
     "move",
+    "names_of",
     "pick_device",
     "plan_checkpoint",
     "plan_config",
     "publish",
     "quiet_transformers",
     "read_config",
+    "read_from",
     "read_safetensors_header",
     "remarks",
     "remedy",
