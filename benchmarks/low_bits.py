@@ -148,6 +148,7 @@ CHECKPOINTS = {
 PEER, FRONTIER = "autoround-40", "target-100MB"
 WIDTHS: dict[str, tuple[str, float, str]] = {
     "learned, yaqa, sensitivity, mixed widths": ("learned", 3.0, "learned, knapsack"),
+    "yaqa-a, 65k tokens, refit 3 times, mixed widths": ("learned", 3.0, "65k tokens, refit 3 times, knapsack"),
     "yaqa-a, refit, 3 and 4 bits in turn": ("model", 3.5, "every second layer"),
     "burnish quantize --target 3.5bits": ("command", 3.5, "burnish quantize --target"),
 }

@@ -91,6 +91,12 @@ LEARNED = {
     ),
 }
 """{cell: (rounding of `low_bits.py`, whose widths)}; those of a knapsack are of the first draw's 8,192 tokens."""
+BESIDE_LEARNED = {
+    "learned, knapsack": "learned, one width",
+    "65k tokens, refit 3 times, knapsack": "65k tokens, refit 3 times, one width",
+    "learned, 65k tokens, refit 3 times, knapsack": "65k tokens, refit 3 times, knapsack",
+}
+"""What they are compared with."""
 COMMAND = "burnish quantize --target"
 BESIDE = {3.0: f"{UNIFORM}, that command's text", 3.5: f"{HALVES}, that command's text"}
 ASKED = ("command", "beside")
@@ -403,7 +409,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     for (bits, way), row in sorted(models.items(), key=lambda item: item[0][0]):
         base = models.get((bits, UNIFORM if bits == 3 else HALVES))
         if row["kind"] == "learned":
-            base = models.get((bits, next(iter(LEARNED))))
+            base = models.get((bits, BESIDE_LEARNED.get(way, "")))
         elif row["kind"] in ASKED:
             base = models.get((bits, BESIDE[bits]))
         against = [

@@ -28,7 +28,7 @@ class Quantize(Stage):
     """Rounds the linear layers' weights: to nearest (rtn), one-sided (gptq) or two-sided (yaqa)."""
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     summary: ClassVar[str] = "round weights to 2-8 bits (RTN, GPTQ, YAQA)"
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
@@ -73,7 +73,9 @@ class Quantize(Stage):
         ge=0,
         le=8,
         description="how often scales are fitted to the codes by the inputs' statistics (rtn then needs text too); "
-        f"null: once for {' and '.join(name for name, rule in RULES.items() if rule.refits)} with scheme int, else 0",
+        "each time but the last weights are rounded anew to them; null: with scheme int "
+        + " and ".join(f"{rule.refits} for {name}" for name, rule in RULES.items() if rule.refits)
+        + ", else 0",
     )
     sketch: Literal["a", "b"] | None = Field(
         default=None,

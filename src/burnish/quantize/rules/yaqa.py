@@ -28,7 +28,7 @@ class Yaqa(RoundingRule):
     summary: ClassVar[str] = "two-sided, best, slowest"
     needs: ClassVar[frozenset[str]] = frozenset({"covariance", "sketch"})
     tokens: ClassVar[int] = 65_536
-    refits: ClassVar[int] = 1
+    refits: ClassVar[int] = 3
     compared: ClassVar[tuple[Strength, ...]] = (
         Strength(input_damping=0.1),  # one-sided
         Strength(0.1, 0.1),
