@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from burnish.cli import main
 from burnish.core.checkpoint import Lineage, Model, load
 from burnish.data.chain import Chains, chain_rows, json_lines
+from burnish.reason import Journal
 from burnish.steer import read_vectors, steer
 from made_vectors import some_vectors
 from small_models import make, small_tokenizer
@@ -60,6 +62,32 @@ def test_a_model_writes_the_traces_itself(place: Path, capsys: pytest.CaptureFix
     (kept,) = (place / "own.work" / "answers").rglob("texts.json")
     written = json.loads(kept.read_text())
     assert len(written) == 3 and all(isinstance(text, str) for text in written)
+
+
+def test_answers_of_a_run_at_an_endpoint_are_calibrated_on(place: Path, capsys: pytest.CaptureFixture[str]):
+    """Two repetitions of a problem are two traces; a problem that failed has none."""
+    problems = [json.loads(line) for line in (place / "traces.jsonl").open()][:20]
+    records = [(f"{one['id']}#{n}", one["id"], one["solution"]) for one in problems for n in range(2)]
+
+    async def kept(journal: Journal) -> None:
+        for name, problem, text in (*records, ("failed", problems[-1]["id"], None)):
+            await journal.record(name, {"problem": problem, "text": text})
+
+    with Journal(place / "run", {}) as journal:
+        asyncio.run(kept(journal))
+    (place / "asked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in problems))
+    asked = ["--problems", str(place / "asked.jsonl"), "--verifier", "chain"]
+    main(["steer", "traces", str(place / "run"), *asked, "-o", str(place / "made.jsonl")])
+    assert "40 answers to 20 problems" in capsys.readouterr().out
+    words = ["--traces", str(place / "made.jsonl"), "-o", str(place / "of-run"), *CHAINS, "--force"]
+    main(["steer", "calibrate", str(place / "model"), *words])
+    made = read_vectors(place / "of-run").made_of
+    assert made["wrong"] == 0 and made["traces"] + made["held_out_traces"] + made["without_steps"] == 40
+    (place / "others.jsonl").write_text(json.dumps(problems[0] | {"id": "another"}) + "\n")
+    with pytest.raises(SystemExit):
+        others = ["--problems", str(place / "others.jsonl"), "--verifier", "chain"]
+        main(["steer", "traces", str(place / "run"), *others, "-o", str(place / "none.jsonl")])
+    assert "has no answer to any of 1 problems" in capsys.readouterr().err
 
 
 def test_the_authors_file_is_imported(place: Path, capsys: pytest.CaptureFixture[str]):

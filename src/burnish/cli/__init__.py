@@ -178,12 +178,14 @@ _TOPICS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
         "Fewer wasted reasoning steps, without training: attention heads that tell checks, turned at decoding.",
         {
             "sweep": "Answer problems at several strengths, choose one on a part of them, confirm it on the others.",
+            "traces": "Write what a run of strategies has answered, at any endpoint, as traces to calibrate on.",
             "show": "Print what a steering file was made of and how well its heads tell.",
             "import": "Write the vectors of the authors' release (probe_best.pt) as a steering file of a model.",
         },
         (
             "burnish steer calibrate models/mine --traces traces.jsonl -o vectors",
             "burnish steer sweep models/mine vectors --problems problems.jsonl -o runs/sweep",
+            "burnish steer traces runs/a --problems problems.jsonl -o traces.jsonl",
             "burnish steer import probe_best.pt models/r1-1.5b -o vectors",
         ),
     ),

@@ -116,6 +116,43 @@ def calibrate(
     print(f"{out}: {len(made.vectors.heads):,} heads")
 
 
+def traces(run: Path, /, *, problems: Path, out: Out, verifier: str = "math", overwrite: Flag = False) -> None:
+    """Write what a run of strategies has answered as traces for `burnish steer calibrate`.
+
+    The run may have asked any endpoint; the model that is calibrated should be the one that answered.
+
+    Parameters
+    ----------
+    run:
+        Directory from `burnish reason run`.
+    problems:
+        The .jsonl file of problems that it was given.
+    out:
+        The .jsonl file of traces.
+    verifier:
+        Who graded the run.
+    overwrite:
+        Replace an older file there.
+    """
+    import json
+
+    from burnish.core.apart import check_apart
+    from burnish.core.checkpoint import write_atomically
+    from burnish.core.errors import OutputError
+    from burnish.steer.traces import kept_answers
+    from burnish.verify import read_problems
+    from burnish.verify import verifier as verifier_of
+
+    check_apart([out], [run, problems])
+    if out.exists() and not overwrite:
+        raise OutputError("exists", where=str(out), fix="name another file, or give --overwrite")
+    with verifier_of(verifier) as judge:
+        rows = kept_answers(run, read_problems(problems, judge))
+    write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    number = sum(len(row["completion"]) for row in rows)
+    print(f"{out}: {number:,} answers to {len(rows):,} problems")
+
+
 def sweep(
     model: str,
     vectors: Path,

@@ -149,8 +149,39 @@ def sampled(
                 (path / "texts.json").write_text(json.dumps([sample.text for sample in samples]))
             found = store.open(name, facts)
         texts += json.loads((found / "texts.json").read_text())
-    kept = [{key: value for key, value in problem.items() if key != "messages"} for problem in problems]
-    return [row | {"completion": text} for row, text in zip(kept, texts, strict=True)]
+    return [_answered(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
+
+def kept_answers(run: str | Path, problems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The problems with a `completion` for each answer that a run has kept: rows for `read_traces`.
+
+    Args:
+        run: directory of `burnish reason run`, through whatever endpoint, over these problems.
+        problems: as given to it; those without an answer are left out.
+
+    Raises:
+        DataError: no run, or no answer to any of them.
+    """
+    from burnish.reason.journal import JournalReader
+
+    reader, texts = JournalReader(run), dict[str, list[str]]()
+    try:
+        for record in reader.records().values():
+            if record.get("text"):
+                texts.setdefault(record["problem"], []).append(record["text"])
+    finally:
+        reader.close()
+    rows = [_answered(problem, texts[str(problem["id"])]) for problem in problems if str(problem["id"]) in texts]
+    if not rows:
+        raise DataError(
+            f"has no answer to any of {len(problems):,} problems", where=str(run), fix="name the problems of that run"
+        )
+    return rows
+
+
+def _answered(problem: dict[str, Any], completion: str | list[str]) -> dict[str, Any]:
+    """A row; a solution that came with the problem is left out."""
+    return {key: value for key, value in problem.items() if key != "messages"} | {"completion": completion}
 
 
 def _written(problem: dict[str, Any], verifier: Verifier, *, where: str) -> tuple[list[dict[str, str]], list[str]]:
