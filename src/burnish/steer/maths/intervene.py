@@ -68,12 +68,13 @@ def steered(
     dtype = torch.promote_types(x.dtype, torch.float32)
     state, gates = x.to(dtype), []
     goals = torch.zeros(len(probes), dtype=dtype, device=x.device) if targets is None else targets.to(dtype)
+    length = state.norm(dim=1)
     for probe, direction, goal in zip(probes.to(dtype), directions.to(dtype), goals, strict=True):
         gate = _gate(state @ probe, mode) * flags
         if mode == "mean":
             moved = state + (coef * gate * (state @ direction - goal))[:, None] * direction
         else:
-            moved = _turned(state, direction, coef * gate, keep_length=mode != "additive")
+            moved = _turned(state, direction, coef * gate, None if mode == "additive" else length)
         state = torch.where((gate > 0)[:, None], moved, state)
         gates.append(gate)
     if not gates:
@@ -96,13 +97,12 @@ def _turned(
     x: Float[Tensor, "rows hidden"],
     direction: Float[Tensor, " hidden"],
     amount: Float[Tensor, " rows"],
-    *,
-    keep_length: bool,
+    length: Float[Tensor, " rows"] | None,
 ) -> Float[Tensor, "rows hidden"]:
-    """x + amount (x·v) v at the length of x; without `keep_length` x + amount v."""
-    if not keep_length:
+    """x + amount (x·v) v at the length that is given, which is that of x; without one x + amount v."""
+    if length is None:
         return x + amount[:, None] * direction
     moved = x + (amount * (x @ direction))[:, None] * direction
-    before, after = x.norm(dim=1, keepdim=True), moved.norm(dim=1, keepdim=True)
-    vanished = after <= VANISHED * torch.finfo(x.dtype).eps * before
-    return torch.where(vanished, x, moved * (before / torch.where(vanished, 1.0, after)))
+    after = moved.norm(dim=1)
+    there = after > VANISHED * torch.finfo(x.dtype).eps * length
+    return torch.where(there[:, None], moved * (length / after)[:, None], x)

@@ -26,7 +26,7 @@ from burnish.steer.vllm.asked import SteeringRequest, VectorSet
 NEVER = 2**62
 """A position that no token has."""
 SEEN, FLAGGED, VISITED, GATED, MOVED = range(5)
-"""Columns of the counts, in the order of `SteeringCounts`."""
+"""Columns of the counts, in the order of `SteeringCounts`; the last three are counted in every layer."""
 
 
 class SteeringBuffers:
@@ -74,6 +74,7 @@ class SteeringBuffers:
         self._rows: dict[str, tuple[int, SteeringRequest]] = {}
         self._free = list(range(num_requests, 0, -1))
         self._filled = 0
+        self._some: Sequence[Tensor | None] = [None] * len(self.sets)
 
     @property
     def layers(self) -> list[int]:
@@ -126,7 +127,7 @@ class SteeringBuffers:
         """Nothing is steered in the next pass."""
         if self._filled:
             self._flags[:, : self._filled] = False
-            self._filled = 0
+            self._filled, self._some = 0, [None] * len(self.sets)
 
     def fill(
         self,
@@ -163,6 +164,9 @@ class SteeringBuffers:
         self._flags[:, :num] = flagged & (number == torch.arange(len(self.sets), device=device)[:, None])
         self._coef[:num], self._row[:num], self._fresh[:num] = self._coef_of[row], row, fresh.long()
         self._filled = num
+        if device.type == "cpu":  # elsewhere it would have to wait for the device
+            found = [flags.nonzero()[:, 0] for flags in self._flags[:, :num]]
+            self._some = [places if len(places) else None for places in found]
         self._count(SEEN, slice(0, num), written)
         self._count(FLAGGED, slice(0, num), flagged)
 
@@ -198,23 +202,19 @@ class SteeringBuffers:
             layer: which.
             x: of the tokens of a pass, and whatever pads them.
             dense: whether all rows go through the mathematics and a mask keeps the others, which a captured graph
-                needs; else the flagged rows alone.
+                needs; else the flagged rows alone, known on CPUs.
         """
-        num = len(x)
         for place, (one, layers) in enumerate(zip(self.sets, self._layers, strict=True)):
-            if layer not in layers:
+            some = slice(0, len(x)) if dense else self._some[place]
+            if some is None or layer not in layers:
                 continue
-            flags = self._flags[place, :num]
-            if not dense and not bool(flags.any()):
-                continue
-            some = slice(0, num) if dense else flags.nonzero()[:, 0]
-            rows, flags = x[some], flags[some]
+            rows, flags = x[some], self._flags[place, : len(x)][some]
             heads, coef = layers[layer], self._coef[some]
             options: dict[str, Any] = {"targets": heads.targets, "coef": coef, "mode": one.mode}
             moved, gates = steered(rows, heads.probes, heads.directions, flags, **options)
-            self._count(VISITED, some, flags)
-            self._count(GATED, some, (gates > 0.5).sum(1))
-            self._count(MOVED, some, (moved != rows).any(1))
+            found = torch.stack([flags.long(), (gates > 0.5).sum(1), (moved != rows).any(1).long()], 1)
+            counts = self._counts[:, VISITED : MOVED + 1]
+            counts.index_add_(0, self._row[some], found * self._fresh[some][:, None])
             x[some] = moved
 
     def _count(self, column: int, some: slice | Tensor, what: Tensor) -> None:
