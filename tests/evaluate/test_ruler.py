@@ -67,7 +67,7 @@ def test_what_is_around_a_list_of_words_is_the_official_text(name):
     assert prompt.text.count("\n") == official["input"].count("\n")
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", sorted(SAMPLES))
 def test_as_much_haystack_fits_as_in_the_official_sample(name):
     """The length of an official sample is counted as here; ours comes at least as near to the limit."""
     official, task = SAMPLES[name], TASKS[name]
@@ -116,6 +116,27 @@ def test_the_same_needle_is_asked_for_in_the_same_haystack_at_every_depth(name):
     at = [next(i for i, line in enumerate(one) if prompts[0].answers[0] in line) for one in lines]
     assert at == [1, 21, 41]
     assert TASKS[name].draw("other", 40, 2048, 0.5).answers != prompts[0].answers
+
+
+def test_a_json_object_is_asked_for_in_the_words_of_its_paper():
+    prompt = TASKS["kv_json"].draw("seed", 9, 0, 0.4)
+    before, _, rest = prompt.text.partition("JSON data:\n")
+    data, _, question = rest.rpartition("\n\n")
+    pairs = list(json.loads(data).items())
+    assert before == "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+    assert question == f'Key: "{pairs[4][0]}"' and prompt.answers == (pairs[4][1],) and len(pairs) == 10
+    assert prompt.prefix == "\nCorresponding value:"
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.37, 1.0])
+def test_a_letter_stands_at_its_depth_beside_seven_others(depth):
+    drawn = [TASKS["letters"].draw("seed", 50, 0, each) for each in (depth, 0.5)]
+    text, key, (value,) = drawn[0].text, drawn[0].prefix, drawn[0].answers
+    assert len(text) == 103 and text[-1] == "\n"
+    pairs = re.findall("([a-m])([N-Z])", text)
+    assert len(pairs) == len(dict(pairs)) == 8 and dict(pairs)[key] == value
+    assert text.index(key + value) == round(depth * 50) * 2
+    assert [one.text.replace(key + value, "") for one in drawn] == [text.replace(key + value, "")] * 2
 
 
 # -- the metric --------------------------------------------------------------------------------------------------------
@@ -171,7 +192,7 @@ def test_prompt_and_answer_stay_within_the_length_at_every_depth(name):
         for _, ids in fitted(tokenizer, task, length, places(RulerMeasurement(depths=4), task), "none", "seed"):
             assert len(ids) + task.num_generated <= length
     with pytest.raises(SettingsError, match="are too few for"):
-        fitted(tokenizer, task, 200, [0.5], "none", "seed")
+        fitted(tokenizer, task, 15, [0.5], "none", "seed")
 
 
 def test_depths_are_different_places_in_the_shortest_prompt_that_is_allowed():

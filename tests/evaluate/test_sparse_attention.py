@@ -253,9 +253,9 @@ def test_the_question_begins_where_the_context_ends(name, template):
     prompt, ids = fitted(tokenizer, TASKS[name], 3000, [0.5], template, "seed")[0]
     assert ids == sent(tokenizer, prompt, template)
     asked = tokenizer.decode(ids[context_tokens(tokenizer, prompt, template) :])
-    asked = asked.removeprefix("<|bot|>").lstrip("\n")
-    assert asked.startswith(("What is the special magic", "Question: "))
-    assert asked.endswith(prompt.prefix) and asked.count("\n") == 0
+    question = asked.lstrip("\n").removesuffix(prompt.prefix).removesuffix("<|bot|>")
+    assert question == prompt.text.split("\n")[-1]
+    assert question.startswith(("What is the special magic", "Question: ", 'Key: "')) or name == "letters"
 
 
 def test_the_first_token_of_an_answer_has_read_everything_in_protocol_a_alone(long_model):

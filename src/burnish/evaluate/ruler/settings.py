@@ -10,7 +10,8 @@ from burnish.core.errors import SettingsError, nearest
 from burnish.core.settings import Settings
 from burnish.evaluate.sparse.spec import parts_of
 
-TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
+TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe", "kv_json", "letters")
+"""Official names, and two tasks that RULER does not have."""
 SHORT = {"niah_single": "niah_single_1", "niah_multikey": "niah_multikey_2"}
 """What stands for a task of the official list: the one of its kind that needs no essays."""
 PREFIX = "ruler:"

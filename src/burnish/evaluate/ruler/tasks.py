@@ -7,6 +7,11 @@
     cwe              ten words that stand in a list more often than all others
     fwe              the three most frequent words of a coded text whose frequencies fall as 1 / rank ^ 2
 
+Two are not RULER's:
+
+    kv_json          the value of a key in a JSON object of UUIDs (Lost in the Middle, 2023, arXiv:2307.03172)
+    letters          the same in single characters, for small models (`burnish.evaluate.ruler.letters`)
+
 Templates, answer prefixes, numbers of needles and hops, and tokens to generate are those of NVIDIA/RULER (Apache-2.0)
 at c3f5e3b. What differs: words come from the shipped text and not from the package wonderwords; a needle is put at
 every depth that is asked for, in the same haystack, where RULER draws its place.
@@ -24,13 +29,14 @@ from itertools import pairwise
 import numpy as np
 from scipy.special import zeta
 
+from burnish.evaluate.ruler.letters import ASKS, planted
 from burnish.evaluate.ruler.words import words
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-COMMON, HOPS, SHOWN, SHORT_BELOW = 10, 4, 17, 4096
+COMMON, HOPS, SHOWN, SHORT_BELOW, OTHERS = 10, 4, 17, 4096, 7
 """Words that cwe asks for; hops of vt, and sentences of noise in its worked example; tokens below which cwe repeats
-words less often."""
+words less often; pairs of letters beside the one that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,26 @@ def _common_words(seed: str, units: int, length: int) -> Prompt:
     return Prompt(f"{asked(shown)}{prefix} {answered}\n{asked(listed)}", prefix, tuple(common))
 
 
+def _json(seed: str, units: int, depth: float) -> Prompt:
+    """A key behind the given share of the others, in the words of the paper's program."""
+    rng = random.Random(seed)
+    key, value = _drawn(rng, "uuids"), _drawn(rng, "uuids")
+    others = [(_drawn(rng, "uuids"), _drawn(rng, "uuids")) for _ in range(units)]
+    place = round(depth * units)
+    pairs = [*others[:place], (key, value), *others[place:]]
+    written = ",\n ".join(f'"{one}": "{other}"' for one, other in pairs)
+    text = (
+        "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+        f'JSON data:\n{{{written}}}\n\nKey: "{key}"'
+    )
+    return Prompt(text, "\nCorresponding value:", (value,), depth)
+
+
+def _letters(seed: str, units: int, depth: float) -> Prompt:
+    text, key, value = planted(random.Random(seed), 2 * units, OTHERS, depth)
+    return Prompt(text + ASKS, key, (value,), depth)
+
+
 def _coded_words(seed: str, units: int, length: int, alpha: float = 2.0) -> Prompt:
     rng = random.Random(seed)
     vocabulary = list[str]()
@@ -200,5 +226,9 @@ TASKS = {
         RulerTask("vt", 30, HOPS + 1, lambda seed, units, length, depth: _variables(seed, units)),
         RulerTask("cwe", 120, 2 * COMMON, lambda seed, units, length, depth: _common_words(seed, units, length)),
         RulerTask("fwe", 50, 60, lambda seed, units, length, depth: _coded_words(seed, units, length)),
+        RulerTask("kv_json", 50, 1, lambda seed, units, _, depth: _json(seed, units, depth), has_depth=True),
+        RulerTask(
+            "letters", 1, OTHERS, lambda seed, units, length, depth: _letters(seed, units, depth), has_depth=True
+        ),
     )
 }
