@@ -82,6 +82,7 @@ def kv_cache(
     from burnish.core.store import Store
     from burnish.data import calibration, check_disjoint, read_texts
     from burnish.data import windows as windows_of
+    from burnish.evaluate.measure import longest_context
     from burnish.quantize.cache import compare_codes, fit
     from burnish.quantize.cache.codes import codes_of
     from burnish.quantize.cache.fitting import DictionaryLearning
@@ -97,7 +98,13 @@ def kv_cache(
     identity, base, tokenizer = start.identity, start.name, start.tokenizer
     generator = seeded_generator(seed)
     fitting = calibration(tokenizer, data, length=min(context, tokens), max_tokens=tokens, generator=generator)
-    every = windows_of(tokenizer, read_texts(text, tokenizer=tokenizer), context + max(context // 8, 1), where=text)
+    length, longest = context + max(context // 8, 1), longest_context(start)
+    if longest is not None and length > longest:
+        raise SettingsError(
+            f"is {context:,}, {length:,} with what follows, and the model has positions for {longest:,}",
+            where="context",
+        )
+    every = windows_of(tokenizer, read_texts(text, tokenizer=tokenizer), length, where=text)
     if len(every) < windows:
         raise DataError(
             f"has {len(every)} windows of {every.shape[1]:,} tokens, and {windows} are asked for",

@@ -80,6 +80,7 @@ def test_a_damaged_or_missing_file_is_refused(cache: Path, tmp_path: Path):
     ("option", "value", "said"),
     [
         ("codes", "rotated:9", "there is no code 'rotated:9'"),
+        ("context", "250", "281 with what follows, and the model has positions for 256"),
         ("buffer", "48", "nothing of 48 tokens would be coded"),
         ("atoms", "100000", "fewer than the 100,000 atoms"),
         ("windows", "1000", "windows of 54 tokens, and 1000 are asked for"),

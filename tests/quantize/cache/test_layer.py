@@ -131,6 +131,24 @@ def test_beams_are_those_of_a_dense_cache_under_fine_codes(model, fitted):
     assert torch.equal(model.generate(ids, past_key_values=cache, **options), model.generate(ids, **options))
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_texts_are_repeated_chosen_and_put_in_another_order(model, fitted, name):
+    ids = tokens(2, 10)
+    cache = CodedCache(fitted, code_of(name), buffer=3)
+    read(model, cache, ids)
+    before = {kind: [layer.decoded(kind) for layer in cache.layers] for kind in KINDS}
+    cache.batch_repeat_interleave(3)
+    cache.batch_select_indices(torch.tensor([0, 2, 5]))
+    cache.reorder_cache(torch.tensor([2, 1, 0]))
+    order = [1, 0, 0]
+    for kind in KINDS:
+        for layer, decoded in zip(cache.layers, before[kind], strict=True):
+            assert torch.equal(layer.decoded(kind), decoded[order])
+    dense = DynamicCache(config=model.config)
+    read(model, dense, ids)
+    assert torch.equal(cache.layers[0].keys, dense.layers[0].keys[order][..., -3:, :])
+
+
 @pytest.mark.parametrize("removed", [2, 4, 9])
 def test_a_cut_off_end_can_be_read_again(model, fitted, removed):
     """Whether it was dense or coded: what is left is what a cache holds that never had more."""

@@ -134,7 +134,8 @@ def note(cache: CodedCache, dense: DynamicCache, found: CodeMeasures) -> None:
     for number, (layer, exact) in enumerate(zip(layers, dense.layers, strict=True)):
         for kind in KINDS if layer.num_coded else ():
             true = getattr(exact, kind)[..., : layer.num_coded, :].float()
-            away = (layer.decoded(kind).float() - true).norm(dim=-1) / true.norm(dim=-1)
+            length = true.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)  # of a head that says nothing
+            away = (layer.decoded(kind).float() - true).norm(dim=-1) / length
             found.errors.setdefault(f"{kind}.{number}", []).append(float(away.mean()))
     held = cache.num_bytes()
     found.buffer_bytes = sum(size for name, size in held.items() if name.startswith("buffer")) / len(layers)
