@@ -54,6 +54,8 @@ def test_read_and_saved_again_it_is_dense_and_so_it_is_unpacked(either, ids, tmp
     quantized.save(tmp_path / "out")
     packed = load(tmp_path / "out")
     packed.save(tmp_path / "again")
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("out", "again")]
+    assert ["Load it with `burnish.load`" in card for card in cards] == [True, False]
     Unpack(dtype="float32")(load(tmp_path / "out")).save(tmp_path / "unpacked")
     for name in ("again", "unpacked"):
         assert "quantization_config" not in json.loads((tmp_path / name / "config.json").read_text())

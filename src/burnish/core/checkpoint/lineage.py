@@ -38,6 +38,7 @@ class Lineage:
         continued: settings that were changed when an interrupted stage went on, as {after_step, change}; such a
             checkpoint is not what an uninterrupted run makes of its settings.
         methods: what the stage did by the names of the field, with sources, for the model card.
+        loader: what reads it, where that is not the stock loader of its kind.
     """
 
     kind: Kind = Kind.CAUSAL_LM
@@ -55,6 +56,7 @@ class Lineage:
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
     continued: list[dict[str, Any]] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
+    loader: str = ""
 
     @property
     def hash(self) -> str:
@@ -175,7 +177,10 @@ def model_card(lineage: Lineage) -> str:
         front.append(f"base_model: {lineage.base_model}")
     lines = [*front, "---", "", f"# {lineage.base_model or 'A checkpoint'}, {lineage.stage}", ""]
     lines.append(f"Made by burnish {lineage.versions.get('burnish', '')} with the stage `{lineage.stage}`. ")
-    lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
+    if lineage.loader:
+        lines.append(f"Load it with `{lineage.loader}`: stock loaders do not read its packed embedding.")
+    else:
+        lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
     lines.append(f"Licence: {lineage.licence or 'that of the base model, which its files do not state'}.")
     if lineage.methods:
         lines += ["", "## Method", "", *(f"- {method}" for method in lineage.methods)]

@@ -33,7 +33,7 @@ from burnish.core.checkpoint.lineage import (
     library_versions,
     model_card,
 )
-from burnish.core.checkpoint.packed_embedding import fill, packed_embedding, tied_with, without_it
+from burnish.core.checkpoint.packed_embedding import fill, packed_embedding, tied_with, weight_of_embedding, without_it
 from burnish.core.checkpoint.reading import (
     kind_of,
     load_config,
@@ -335,6 +335,8 @@ class Model:
         self.lineage.files = hash_directory(directory)
         self.lineage.versions = library_versions()
         self.lineage.weights = Weights.DENSE if self.quantization_config is None else Weights.PACKED
+        own = bool(self.packed) and weight_of_embedding(module) in self.packed
+        self.lineage.loader = "burnish.load" if own else ""
         self.lineage.write(directory)
         (directory / CARD_FILE).write_text(model_card(self.lineage))
 
