@@ -215,6 +215,25 @@ def test_a_phase_that_forgets_is_not_kept_although_it_has_reached_what_it_was_to
     assert watch.guarded and watch.why == "the guard: one is 0.4 below its best"
 
 
+@pytest.mark.parametrize(
+    ("until", "step", "why"),
+    [
+        ({"solve_rate": 0.8}, 4, "solve rate 0.900 reached 0.8"),
+        ({"solve_rate": 0.95}, 8, "its steps were done before what it was to end by"),
+        ({}, 8, "its steps were done"),
+    ],
+)
+def test_a_phase_that_ends_where_the_guard_would_have_mixed_says_so(files, until, step, why):
+    stage = stage_of(phase(files, "one"), phase(files, "two", until=until), guard="mix")
+    now = {"one": {"value": 0.5}, "two": {"value": 0.9}}
+    for mixed in (False, True):  # where rows are mixed in already the guard has spoken
+        values = Values(1, {"one": [0.9], "two": [0.0]}, [0.0])
+        watch = Looking(stage, 1, 8, 8, lambda name, model: now[name], values, mixed=mixed, before=None, after=None)
+        assert watch.look(step, torch.nn.Identity())
+        late = "" if mixed else "; too late for the guard to mix: one is 0.4 below its best"
+        assert watch.why == why + late and not watch.guarded
+
+
 def test_the_share_of_earlier_rows_is_what_is_asked_for(start, files, tmp_path):
     stage = stage_of(phase(files, "one"), phase(files, "two"), share=0.4)
     inputs = {place: value for place, _, value in stage.named()}

@@ -111,9 +111,9 @@ class _Phases:
                 self.optimizer = None
             said = self._stretch(place, phase.steps)
             stops = said["guarded"] and self.settings.guard == "stop"
-            if said["guarded"] and not stops and (left := at + phase.steps - self.done):
+            if said["guarded"] and not stops:
                 mixed_from = self.done
-                said = self._stretch(place, left, mixed=True)
+                said = self._stretch(place, at + phase.steps - self.done, mixed=True)
             row = {"phase": phase.name, "from_step": at, "to_step": self.done, "ended": said["why"]}
             self.ended.append(row | {"mixed_from": mixed_from, "forgotten": lost_in_words(said["lost"])})
             self.ctx.progress.log(f"{phase.name}: ended after step {self.done:,}: {said['why']}")

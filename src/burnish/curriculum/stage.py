@@ -37,7 +37,7 @@ class Curriculum(Stage):
     """Train in phases, measure the held-out rows of all of them on the way, and guard what was learned before."""
 
     name: ClassVar[str] = "curriculum"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "phases of training with rules that end them, and a guard against forgetting"
     memory_settings: ClassVar[str] = "train.micro_batch or train.context"
 

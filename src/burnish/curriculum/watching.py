@@ -116,21 +116,26 @@ class Looking:
 
     def _ended(self, step: int, now: dict[str, Any]) -> str:
         """Why the stretch ends here, or nothing; `now` is what was measured of the phase itself."""
-        until, values = self.phase.until, self.values
         if self.lost and self.settings.guard == "stop":  # these weights are not kept, whatever else they have reached
             return self._guard()
+        mixes = bool(self.lost) and self.settings.guard == "mix" and not self.mixed
+        why = self._reached(now)
+        if not why and step < self.steps:
+            return self._guard() if mixes else ""
+        why = why or "its steps were done" + (" before what it was to end by" if self.phase.until.is_set else "")
+        return why + (f"; too late for the guard to mix: {lost_in_words(self.lost)}" if mixes else "")
+
+    def _reached(self, now: dict[str, Any]) -> str:
+        """What the phase was to end by and has reached, or nothing."""
+        until = self.phase.until
         if until.solve_rate is not None and now["value"] >= until.solve_rate:
             return f"solve rate {now['value']:.3f} reached {until.solve_rate:g}"
         if until.loss is not None and now["loss"] <= until.loss:
             return f"loss {now['loss']:.4g} reached {until.loss:g}"
-        won = gain(values.own, until.looks)
+        won = gain(self.values.own, until.looks)
         if until.plateau is not None and won is not None and won < until.plateau:
             return f"gained {won:.3g} over {until.looks} looks, less than {until.plateau:g}"
-        if self.lost and self.settings.guard == "mix" and not self.mixed:
-            return self._guard()
-        if step < self.steps:
-            return ""
-        return "its steps were done" + (" before what it was to end by" if until.is_set else "")
+        return ""
 
     def _guard(self) -> str:
         self.guarded = True
