@@ -315,7 +315,11 @@ METHODS: tuple[Method, ...] = (
         use="burnish distill",
         source="Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531",
         page="distillation",
-        benchmarks=(SLIM, Benchmark("on_policy", ("--work", "runs/slim-benchmark"))),
+        benchmarks=(
+            SLIM,
+            Benchmark("on_policy", ("--work", "runs/slim-benchmark")),
+            Benchmark("activation", ("--work", "runs/activation")),
+        ),
         verb=Verb(
             name="distill",
             settings="burnish.distill.stage:Distill",
