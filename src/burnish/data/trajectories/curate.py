@@ -64,11 +64,6 @@ class Decided:
     def num_kept(self) -> int:
         return sum(number < 0 for number, _ in self.fates)
 
-    @property
-    def num_failed(self) -> int:
-        """Of those that are kept."""
-        return sum(facts.is_wrong for facts, (number, _) in zip(self.found, self.fates, strict=True) if number < 0)
-
 
 @dataclass
 class Curated:
@@ -216,9 +211,10 @@ def curate(
     parts = _parts(files, masking, decided, Store(work / "parts"), progress, workers)
     refused: list[dict[str, str]] = []
     tokens: dict[str, int] = {}
+    num_failed = 0
     for part in parts:
         news = json.loads((part / NEWS).read_text(encoding="utf-8"))
-        refused += news["refused"]
+        refused, num_failed = refused + news["refused"], num_failed + news["failed"]
         for name, count in news["tokens"].items():
             tokens[name] = tokens.get(name, 0) + count
     if masking is not None:
@@ -227,7 +223,7 @@ def curate(
         if not left:
             raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix=refused[0]["reason"])
     shown = () if masking is None else pages(_lines(parts), masking.tokenizer, lambda: _num_lines(parts))
-    return Curated(_lines(parts), steps, decided.num_secrets, decided.num_failed, tokens, shown)
+    return Curated(_lines(parts), steps, decided.num_secrets, num_failed, tokens, shown)
 
 
 def try_episode(files: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, *, skip_bad: bool) -> None:
@@ -361,6 +357,7 @@ def _parts(
 def _write(part: Sequence[KeptEpisode], masking: Masking | None, directory: Path) -> None:
     refused: list[dict[str, str]] = []
     tokens: dict[str, int] = {}
+    num_failed = 0
     with (directory / ROWS).open("w", encoding="utf-8") as file:
         for kept in part:
             episode = kept.unread.read()
@@ -369,8 +366,10 @@ def _write(part: Sequence[KeptEpisode], masking: Masking | None, directory: Path
             except DataError as error:
                 refused.append({"episode": episode.id, "reason": str(error)})
                 continue
+            num_failed += kept.is_wrong
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-    (directory / NEWS).write_text(json.dumps({"refused": refused, "tokens": tokens}), encoding="utf-8")
+    news = {"refused": refused, "tokens": tokens, "failed": num_failed}
+    (directory / NEWS).write_text(json.dumps(news), encoding="utf-8")
 
 
 def _together(found: Iterable[T], number: int) -> Iterator[list[T]]:
