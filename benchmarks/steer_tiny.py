@@ -9,11 +9,13 @@ shares of heads. 200 problems choose a point, 800 others report it beside contro
 heads and gates, and as many heads drawn at random; on the 200 every cell has them. All answers are drawn at temperature
 1 with the same random numbers, problem by problem. The problems are in no training data. The mode that aims at the mean
 of steps that go on has a grid, a point and controls of its own on the same problems. Other gates were tried on the 200
-alone.
+alone. A further training, from other weights on other chains, has that mode alone: a point of its own, and one that is
+the same for both, half as strong as the first training's choice.
 
 Why it takes so little is read off the written solutions of the 200: how likely a check is after a step that goes on,
 and after a check, with every step's end steered. Beside it stands what the paper does not do: the output of the last
-layer's attention, moved along the difference of its own means to where it is on steps that go on, or as far again.
+layer's attention, moved along the difference of its own means to where it is on steps that go on, or as far again. What
+random heads break is read off the same solutions: which token begins the next step, and which ones follow.
 
 Before anything is swept: at least 90 % of the answers are right, at least one check stands in an answer, and the best
 probe is above the larger class with its interval.
@@ -47,7 +49,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "steer_tiny.yaml"
 TRAINED = ("first", "doubter")
 """Nodes of the recipe; it also calibrates and tries strengths, which is done here with all that it is compared with."""
-SEED = 0
+SEEDS = (0,) if experiment.SMOKE else (0, 1)
+"""Trainings; the first has everything, the others the mode `mean` alone."""
 CALIBRATE, TUNE, REPORT = (24, 4, 4) if experiment.SMOKE else (120, 200, 800)
 """Problems of each part."""
 COEFS, TOPS = (-1.0, -4.0), (0.1, 0.38, 1.0)
@@ -64,37 +67,57 @@ MOVES = (1.0, 2.0)
 """How far the output of the last layer is moved: to the mean of steps that go on, and twice as far."""
 TO_MEANS = ((-1.0, -2.0), (0.1, 0.19, 0.38))
 """Coefficients and shares of heads with the mode `mean`."""
+HALF = (-1.0, 0.19)
+"""Coefficient and share of heads that all trainings report, beside the point that each has chosen."""
 LOSE = 0.01
 LONGEST = 24 if experiment.SMOKE else 200
 SMOKE_NODES = {"chain": {"number": 24}, "train": {"steps": 2, "holdout": 0.2}}
 
 
 class Bench(experiment.Kept):
-    """Training, calibration, the sweep, that to the means of linear steps, what else was tried, and why."""
+    """All trainings."""
 
-    names = ("train", "calibrate", "sweep", "means", "tried", "why")
+    first = ("train", "calibrate", "sweep", "means", "tried", "why")
+    others = ("train", "calibrate", "means")
 
     def __init__(self, work: Path, *, smoke: bool) -> None:
         super().__init__(work)
         self.work, self.smoke = work, smoke
-        self.run_of_recipe, self.vectors = work / f"model-{SEED}", work / f"vectors-{SEED}"
-        self.model = self.run_of_recipe / "nodes" / "doubter"
+
+    def names(self) -> list[str]:
+        further = [f"{part}, {seed}" for seed in SEEDS[1:] for part in self.others]
+        return [*self.first, *further]
 
     def measure(self, name: str) -> dict[str, Any]:
-        return getattr(self, name)()
+        part, _, seed = name.partition(", ")
+        training = Training(self.work, int(seed or SEEDS[0]), smoke=self.smoke)
+        if part == "sweep" and not self.smoke:
+            training.check(self.read("calibrate"))
+        return getattr(training, part)()
+
+
+class Training:
+    """One: itself, calibration, the sweep, that to the means of linear steps, what else was tried, and why."""
+
+    def __init__(self, work: Path, seed: int, *, smoke: bool) -> None:
+        self.work, self.seed, self.smoke = work, seed, smoke
+        self.run_of_recipe, self.vectors = work / f"model-{seed}", work / f"vectors-{seed}"
+        self.model = self.run_of_recipe / "nodes" / "doubter"
 
     def train(self) -> dict[str, Any]:
         """The recipe, from random weights."""
-        start = self.work / f"model-{SEED}-start"
+        start = self.work / f"model-{self.seed}-start"
         if not start.is_dir():
             tokenizer = ("--tokenizer", "bpe:257", "--data", ROOT / "src/burnish/reason/prompts")
-            template = ("--chat-template", ROOT / "examples/reasoner.jinja", "--seed", SEED)
+            template = ("--chat-template", ROOT / "examples/reasoner.jinja", "--seed", self.seed)
             burnish("init", ROOT / "examples/reasoner.json", *tokenizer, *template, "-o", start)
         recipe = yaml.safe_load(RECIPE.read_text())
         recipe["nodes"] = [node for node in recipe["nodes"] if node["name"] in TRAINED]
         for node in recipe["nodes"] if self.smoke else ():
             node |= SMOKE_NODES[node["stage"]]
-        mine = self.work / f"model-{SEED}.yaml"
+        for node in recipe["nodes"]:
+            node["seed"] = node.get("seed", 0) + 100 * self.seed
+        mine = self.work / f"model-{self.seed}.yaml"
         mine.write_text(yaml.safe_dump(recipe, sort_keys=False))
         burnish("run", mine, "--start", start, "-o", self.run_of_recipe)
         from burnish.core.checkpoint import load
@@ -109,17 +132,17 @@ class Bench(experiment.Kept):
         seen = questions_of(self.run_of_recipe / "nodes" / "first" / "rows.jsonl")
         kinds = Chains(**kind | {"steps": tuple(kind["steps"])})
         number = CALIBRATE + TUNE + REPORT
-        return list(chain_rows(kinds, number, seed=1_000_000 + SEED, apart_from=seen, distinct=True))
+        return list(chain_rows(kinds, number, seed=1_000_000 + self.seed, apart_from=seen, distinct=True))
 
     def calibrate(self) -> dict[str, Any]:
         """As the command: answers of its own, right ones kept."""
         from burnish.data.chain import json_lines
         from burnish.steer import read_vectors
 
-        file = self.work / "calibrate.jsonl"
+        file = self.work / f"calibrate-{self.seed}.jsonl"
         file.write_text(json_lines(iter(self.problems()[:CALIBRATE])))
         marks = ("--verifier", "chain", "--separator", ";", "--cue", "re:^W", "--think-end", "#")
-        options = ("--temperature", 1, "--max-new-tokens", LONGEST, "--seed", SEED, "--overwrite", *marks)
+        options = ("--temperature", 1, "--max-new-tokens", LONGEST, "--seed", self.seed, "--overwrite", *marks)
         if self.smoke:  # two steps of training answer nothing, so the written solutions are read
             burnish("steer", "calibrate", self.model, "--traces", file, "--force", *options, "-o", self.vectors)
         else:
@@ -138,28 +161,34 @@ class Bench(experiment.Kept):
             read_vectors(self.vectors),
             self.problems()[CALIBRATE:],
             verifier("chain"),
-            self.work / place,
+            self.work / f"{place}-{self.seed}",
             mode=mode,
             tuning=TUNE / (TUNE + REPORT),
             max_new_tokens=LONGEST,
-            seed=SEED,
+            seed=self.seed,
             batch_size=400,
         )
 
-    def sweep(self) -> dict[str, Any]:
+    def check(self, calibrated: dict[str, Any]) -> None:
+        """Refuses a model on which steering says nothing."""
         from burnish.steer.sweep import PLAIN
 
-        cells = self.sweep_of("sweep")
-        plain = cells.rows([PLAIN], "tuning")[0]
-        best = self.read("calibrate")
-        above = best["heads"][0]["low"] > best["made_of"]["larger_class"]
-        if not self.smoke and (plain.accuracy < 0.9 or plain.checking < 1 or not above):
+        plain = self.sweep_of("sweep").rows([PLAIN], "tuning")[0]
+        above = calibrated["heads"][0]["low"] > calibrated["made_of"]["larger_class"]
+        if plain.accuracy < 0.9 or plain.checking < 1 or not above:
             sys.exit(f"no model to steer: {plain}, best probe above the larger class: {above}")
-        return self.swept(cells, COEFS, TOPS)
+
+    def sweep(self) -> dict[str, Any]:
+        return self.swept(self.sweep_of("sweep"), COEFS, TOPS)
 
     def means(self) -> dict[str, Any]:
-        """As `sweep`, with the mode `mean`."""
-        return self.swept(self.sweep_of("means", "mean"), *TO_MEANS)
+        """As `sweep`, with the mode `mean`; and the strength that all trainings report."""
+        from burnish.steer.sweep import CONTROLS, grid
+
+        cells = self.sweep_of("means", "mean")
+        found = self.swept(cells, *TO_MEANS)
+        half = grid(cells.vectors, [HALF[0]], [HALF[1]], ("steered", *CONTROLS))
+        return found | {"half": [plain_row(row) for row in cells.rows(half, "reporting")]}
 
     def swept(self, cells: Sweep, coefs: Sequence[float], tops: Sequence[float]) -> dict[str, Any]:
         """The grid and its controls on the problems that choose, the point and its controls on the others."""
@@ -168,7 +197,8 @@ class Bench(experiment.Kept):
 
         plain = cells.rows([PLAIN], "tuning")[0]
         tuned, chosen, told = sweep(cells, coefs, tops, lose=LOSE, progress=Progress())
-        controls = cells.rows(grid(cells.vectors, coefs, tops, CONTROLS), "tuning")
+        first = self.seed == SEEDS[0]
+        controls = cells.rows(grid(cells.vectors, coefs, tops, CONTROLS), "tuning") if first else []
         return {
             "tuning": [plain_row(row) for row in [plain, *tuned, *controls]],
             "chosen": asdict(chosen.cell) if chosen else None,
@@ -192,13 +222,14 @@ class Bench(experiment.Kept):
         from burnish.core.checkpoint import load
         from burnish.data.chain import json_lines
         from burnish.steer import read_traces, read_vectors
+        from burnish.steer.sweep import SteeringStrength, of_arm
         from burnish.verify import verifier
 
         model, vectors = load(self.model), read_vectors(self.vectors)
         parts = {"fit": self.problems()[:CALIBRATE], "tell": self.problems()[CALIBRATE : CALIBRATE + TUNE]}
         forced = {}
         for name, problems in parts.items():
-            file = self.work / f"why-{name}.jsonl"
+            file = self.work / f"why-{name}-{self.seed}.jsonl"
             file.write_text(json_lines(iter(problems)))
             forced[name] = Forced(model, read_traces(file, model.tokenizer, vectors.marks, verifier("chain")).traces)
         tell, last = forced["tell"], max(forced["tell"].projections)
@@ -207,6 +238,9 @@ class Bench(experiment.Kept):
             chosen = vectors.best(top).by_layer()
             hooks = {layer: partial(tell.steered, heads, coef, mode) for layer, heads in chosen.items()}
             rows.append({"how": f"{mode}, {coef:g}, {top:.0%} of the heads"} | tell.chances(hooks))
+        random = of_arm(vectors, SteeringStrength("random heads", coef, top), self.seed).by_layer()
+        hooks = {layer: partial(tell.steered, heads, coef, mode) for layer, heads in random.items()}
+        rows.append({"how": f"{mode}, {coef:g}, as many random heads"} | tell.chances(hooks))
         linear, checking = forced["fit"].means(last)
         for far in MOVES:
             hook = partial(tell.moved, linear, checking - linear, far)
@@ -231,12 +265,15 @@ class Forced:
         (self.check,) = model.tokenizer("W", add_special_tokens=False)["input_ids"]
         shape = (len(traces), max(len(trace.tokens) for trace in traces))
         self.ids, self.linear = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-        self.checking = self.linear.clone()
+        self.checking, self.within = self.linear.clone(), self.linear.clone()
         for row, trace in enumerate(traces):
             self.ids[row, : len(trace.tokens)] = torch.tensor(trace.tokens)
             for end, label in zip(trace.ends, trace.labels, strict=True):
                 (self.linear if label > 0 else self.checking)[row, end] = True
-        self.flags = (self.linear | self.checking).flatten()
+            self.within[row, trace.ends[0] : trace.ends[-1]] = True  # what is read behind the first step
+        ends = self.linear | self.checking
+        self.flags, self.within = ends.flatten(), self.within & ~ends
+        self.going_on = ends[:, :-1] & (self.ids[:, 1:] != self.check) & (self.ids[:, 1:] != 0)
 
     def steered(self, heads: LayerHeads, coef: float, mode: Any, _: Any, __: Any, output: Tensor) -> Tensor:
         from burnish.steer.maths.intervene import steered
@@ -252,14 +289,28 @@ class Forced:
         return output - far * beyond * self.flags.reshape(*output.shape[:2], 1)
 
     def chances(self, hooks: dict[int, Any]) -> dict[str, float]:
-        """Mean probability of a check after a linear and after a checking step."""
+        """Mean probability of a check after a linear and after a checking step, and shares of right tokens.
+
+        `begins`: the token that begins a step that goes on, among those that begin no check; `follows`: all others
+        behind the first step.
+        """
         import torch
 
         with ExitStack() as stack, torch.inference_mode():
             for layer, hook in hooks.items():
                 stack.callback(self.projections[layer].owner.register_forward_hook(hook).remove)
-            after = self.module(input_ids=self.ids).logits.softmax(-1)[..., self.check]
-        return {"linear": float(after[self.linear].mean()), "checking": float(after[self.checking].mean())}
+            logits = self.module(input_ids=self.ids).logits
+        after = logits.softmax(-1)[..., self.check]
+        likeliest, wanted = logits.argmax(-1)[:, :-1], self.ids[:, 1:]
+        others = logits.index_fill(-1, torch.tensor([self.check]), -torch.inf)
+        begins = (others.argmax(-1)[:, :-1] == wanted)[self.going_on]
+        follows = (likeliest == wanted)[self.within[:, :-1]]
+        return {
+            "linear": float(after[self.linear].mean()),
+            "checking": float(after[self.checking].mean()),
+            "begins": float(begins.float().mean()),
+            "follows": float(follows.float().mean()),
+        }
 
     def means(self, layer: int) -> tuple[Tensor, Tensor]:
         """Of the output of a layer's attention at the ends of linear and of checking steps."""
@@ -286,11 +337,12 @@ def main() -> None:
     options = command.read()
     os.environ |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     bench = Bench(options.work, smoke=options.smoke)
-    if not bench.run(lambda: bench.names, bench.measure, options.minutes):
+    if not bench.run(bench.names, bench.measure, options.minutes):
         return
-    content = {name: bench.read(name) for name in bench.names}
-    slices = {"tuning": [f"{TUNE} chains of seed {1_000_000 + SEED}"], "reporting": [f"the {REPORT} that follow"]}
-    experiment.record(options.out, __doc__, {"slices": slices, **content}, note="one seed; nothing is timed")
+    content = {name: bench.read(name) for name in bench.names()}
+    chains = [f"{TUNE} chains of seed {1_000_000 + seed}" for seed in SEEDS]
+    slices = {"tuning": chains, "reporting": [f"the {REPORT} that follow each"]}
+    experiment.record(options.out, __doc__, {"slices": slices, **content}, note="nothing is timed")
     for made in tables(json.loads(options.out.read_text())).values():
         print(made, end="\n\n")
 
@@ -337,14 +389,18 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             f"vectors{HEAD}",
             [line(row, arm) for arm, row in [*rows("tuning"), *((f"steered, {row['mode']}", row) for row in tried)]],
         ),
+        "trainings": trainings(results),
         "why": experiment.table(
-            "at the ends of steps | check after going on: | check after a check: | checks a step that follow:",
+            "at the ends of steps | check after going on: | check after a check: | checks a step that follow: | "
+            "right first token of a step that goes on: | right tokens behind it:",
             [
                 [
                     row["how"],
                     f"{row['linear']:.3f}",
                     f"{row['checking']:.3f}",
                     f"{row['linear'] / (1 - row['checking']):.2f}",
+                    f"{row['begins']:.3f}",
+                    f"{row['follows']:.3f}",
                 ]
                 for row in results["why"]["rows"]
             ],
@@ -354,6 +410,30 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             [[one["layer"], one["head"], shown(one | {"value": one["accuracy"]}, ".3f")] for one in heads],
         ),
     }
+
+
+def trainings(results: dict[str, Any]) -> str:
+    """`mean` in every training, at the point that it chose and at the one that is the same for all."""
+    rows = []
+    for seed in SEEDS:
+        found = results["means" if seed == SEEDS[0] else f"means, {seed}"]
+        plain = found["reporting"][0]["accuracy"]
+        for cells in (found["reporting"][1:], found["half"]):
+            by_arm = {row["cell"]["arm"]: row for row in cells}
+            if not by_arm:
+                continue
+            mine = by_arm["steered"]
+            row = [seed, f"{mine['cell']['coef']:g}, {mine['cell']['top']:.0%}", f"{plain:.3f}"]
+            row += [shown(mine["lost"], "+.3f"), shown(mine["ratio"], ".2f"), shown(mine["checks"], ".2f")]
+            for arm in ("random directions", "random heads"):
+                one = by_arm.get(arm)
+                row.append(f"{one['checks']['value']:.2f}, {one['lost']['value']:+.3f}" if one else "")
+            rows.append(row)
+    return experiment.table(
+        "training: | coef, heads: | plain accuracy: | lost (95 %): | tokens of plain (95 %): | "
+        "checks of plain (95 %): | random directions, checks and lost: | random heads, checks and lost:",
+        rows,
+    )
 
 
 if __name__ == "__main__":
