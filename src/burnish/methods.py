@@ -700,7 +700,11 @@ METHODS: tuple[Method, ...] = (
         use="burnish steer calibrate",
         source="Understanding and Steering the Cognitive Behaviors of Reasoning Models, 2025, arXiv:2512.24574",
         page="crest",
-        benchmarks=(Benchmark("steer_tiny", ("--work", "runs/steer-tiny")),),
+        benchmarks=(
+            Benchmark("steer_tiny", ("--work", "runs/steer-tiny")),
+            Benchmark("steer_serving", needs="VLLM_PYTHON, --work DIR"),
+            Benchmark("steer_cost", ("--work", "runs/steer-cost")),
+        ),
         verb=Verb(
             name="steer",
             settings="burnish.steer.stage:Steer",

@@ -14,6 +14,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import experiment  # noqa: E402
 
+WORKING = ["train_gpu", "steer_tiny", "steer_cost", "curriculum"]
+"""Benchmarks that take --work."""
+
 
 def test_sides_take_turns_and_the_first_round_is_not_counted():
     order = []
@@ -86,12 +89,12 @@ def test_a_smoke_run_does_not_overwrite_results(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["optimizer_step", "train_loop", "intervals", "train_gpu", "steer_tiny", "curriculum"])
+@pytest.mark.parametrize("name", ["optimizer_step", "train_loop", "intervals", *WORKING])
 def test_a_benchmark_runs_small_and_makes_its_tables(name: str, tmp_path: Path):
     out, script = tmp_path / f"{name}.json", ROOT / "benchmarks" / f"{name}.py"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])}
     command = [sys.executable, str(script), "--smoke", "--out", str(out)]
-    command += ["--work", str(tmp_path / "work")] if name in ("train_gpu", "steer_tiny", "curriculum") else []
+    command += ["--work", str(tmp_path / "work")] if name in WORKING else []
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     show = f"import json, {name}; print(*{name}.tables(json.load(open({str(out)!r}))).values(), sep='\\n')"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,13 @@ def test_preempted_requests_go_on_as_they_began(made: Steered):
     assert made.preempted > 0
     for one, (tokens, counts) in zip(found, made.expected, strict=True):
         assert (one["tokens"], one["counts"]) == (tokens, counts)
+
+
+def test_the_benchmark_of_its_cost_runs_small_and_counts_what_it_steers(tmp_path: Path):
+    script, out = SOURCE.parent / "benchmarks" / "steer_serving.py", tmp_path / "found.json"
+    command = [sys.executable, str(script), "--smoke", "--work", str(tmp_path / "work"), "--out", str(out)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(SOURCE)})
+    for arms in json.loads(out.read_text())["cpu"].values():
+        counts = arms["38 % of the heads, all requests"]["counts"]
+        assert 0 < counts["flagged"] < counts["seen"] and counts["visited"] == 2 * counts["flagged"]
+        assert arms["loaded, nobody asks"]["counts"] == {}
