@@ -15,6 +15,8 @@ from burnish.core.errors import SettingsError, nearest
 from burnish.core.settings import Settings
 
 WHERE = "attention"
+MOST_KEYS, MOST_HELD, MOST_TABLES = 10**9, 2**16, 10**4
+"""Keys that an amount may ask for, keys of a page, a window or a pool, which are held at once, and tables."""
 
 
 class Mechanism(Settings):
@@ -27,20 +29,20 @@ class Sink(Mechanism):
     """The first tokens."""
 
     kind = "fixed"
-    amount: int = Field(ge=1, description="tokens")
+    amount: int = Field(ge=1, le=MOST_KEYS, description="tokens")
 
 
 class LocalWindow(Mechanism):
     """A query's own token and those before it."""
 
     kind = "fixed"
-    amount: int = Field(ge=1, description="tokens")
+    amount: int = Field(ge=1, le=MOST_KEYS, description="tokens")
 
 
 class _Budget(Mechanism):
     """Chooses an amount of keys."""
 
-    amount: float = Field(gt=0, description="keys, or a share of those that are seen")
+    amount: float = Field(gt=0, le=MOST_KEYS, description="keys, or a share of those that are seen")
 
     @field_validator("amount")
     @classmethod
@@ -63,7 +65,7 @@ class TopP(Mechanism):
 class Quest(_Budget):
     """Pages by a bound of their scores."""
 
-    page: int = Field(default=16, ge=1, description="keys of a page")
+    page: int = Field(default=16, ge=1, le=MOST_HELD, description="keys of a page")
 
 
 class DoubleSparsity(_Budget):
@@ -77,8 +79,10 @@ class SnapKV(_Budget):
     """Keys kept once, when the context ends."""
 
     kind = "evicts"
-    window: int = Field(default=32, ge=1, description="last queries of the context, which decide and are kept")
-    pool: int = Field(default=7, ge=1, description="keys over which attention is averaged")
+    window: int = Field(
+        default=32, ge=1, le=MOST_HELD, description="last queries of the context, which decide and are kept"
+    )
+    pool: int = Field(default=7, ge=1, le=MOST_HELD, description="keys over which attention is averaged")
 
     @field_validator("pool")
     @classmethod
@@ -92,7 +96,7 @@ class MagicPig(Mechanism):
     """Keys that share a table of signs with the query; the amount is that of tables."""
 
     kind = "draws"
-    amount: int = Field(ge=1, description="tables")
+    amount: int = Field(ge=1, le=MOST_TABLES, description="tables")
     bits: int = Field(default=8, ge=1, le=62, description="signs of a table")
     shared: Annotated[int, Field(ge=1, le=2)] = Field(default=1, description="tables that must agree")
 
