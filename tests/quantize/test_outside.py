@@ -30,14 +30,15 @@ def logits(model, ids):
         return model.module(input_ids=ids).logits
 
 
-def test_a_packed_embedding_is_read_as_it_was_rounded(either, ids, tmp_path):
-    stage = Quantize(**NEAREST, quantize_embedding=8)
+@pytest.mark.parametrize("bits", [3, 8], ids=["of the layers", "its own"])
+def test_a_packed_embedding_is_read_as_it_was_rounded(either, ids, tmp_path, bits):
+    stage = Quantize(**NEAREST, quantize_embedding=bits)
     quantized = stage(either)
     quantized.save(tmp_path / "out")
     read = load(tmp_path / "out")
     torch.testing.assert_close(logits(read, ids), logits(quantized, ids), rtol=0, atol=0)
     now, before = (one.module.get_input_embeddings().weight for one in (read, either))
-    step = before.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True) / 128
+    step = before.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True) / 2 ** (bits - 1)
     assert ((now - before).unflatten(1, (-1, 32)).abs() <= step * 1.01).all() and not torch.equal(now, before)
     head = read.module.get_output_embeddings().weight
     tied = either.config.tie_word_embeddings
@@ -101,6 +102,7 @@ def test_divergences_count_what_becomes_of_the_embedding_and_leave_it_as_it_was(
         ({"engine": "vllm", "bits": 4}, EngineError, "vllm was not seen to read a packed embedding"),
         ({"scheme": "fp8-dynamic"}, SettingsError, "quantize_embedding and scheme fp8-dynamic cannot be combined"),
         ({"stream": True}, SettingsError, "quantize_embedding and stream cannot be combined"),
+        ({"ignore": ["re:.*embed.*"]}, SettingsError, "names model.embed_tokens.weight, which is asked for beside it"),
     ],
 )
 def test_what_it_cannot_be_combined_with_is_refused(either, settings, error, message):

@@ -13,7 +13,7 @@ from burnish.core.errors import EngineError, SettingsError
 from burnish.quantize.mixed import HEADER_ENTRY, NO_PACKED_EMBEDDING
 from burnish.quantize.packing import check_loadable
 from burnish.quantize.scheme import Scheme
-from burnish.quantize.schemes import scheme_of
+from burnish.quantize.schemes import matches, scheme_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +39,8 @@ def outside_of(settings: Quantize, module: PreTrainedModel, views: Sequence[Matr
         views: all of its matrices.
 
     Raises:
-        SettingsError: the head is the embedding, or what is asked for is not found, lies elsewhere, or the groups do
-            not divide it.
+        SettingsError: the head is the embedding, or what is asked for is not found, lies elsewhere, is ignored, or the
+            groups do not divide it.
         EngineError: the engine has no kernel, or was not seen to read an embedding.
     """
     found = []
@@ -50,6 +50,8 @@ def outside_of(settings: Quantize, module: PreTrainedModel, views: Sequence[Matr
         embedding = _embedding(settings, module, views)
         found.append((embedding, replace(scheme_of(settings), bits=settings.quantize_embedding)))
     for view, scheme in found:
+        if any(matches(pattern, view) for pattern in settings.ignore):
+            raise SettingsError(f"names {view.name}, which is asked for beside it", where="ignore", fix="leave one out")
         check_loadable([view], {view.name: scheme})
         if settings.engine is not None:
             scheme.check_kernel(view, settings.engine)

@@ -61,8 +61,8 @@ def quantization_config(
 ) -> dict[str, Any]:
     """The section of config.json that stock loaders read.
 
-    The first group has the stage's own scheme and is for every linear layer; matrices with another scheme are named in
-    groups after it. A name counts for more than a class in both loaders.
+    The first group has the stage's own scheme and is for every linear layer; matrices with another scheme, and an
+    embedding, which is none, are named. A name counts for more than a class in both loaders.
 
     Args:
         own: the scheme of matrices that no override names.
@@ -73,8 +73,9 @@ def quantization_config(
     modules: dict[Scheme, list[str]] = {own: ["Linear"]}
     for view in views:
         name = view.disk.removesuffix(".weight")
-        if schemes[view.name] != own and name not in modules.setdefault(schemes[view.name], []):
-            modules[schemes[view.name]].append(name)
+        named = modules.setdefault(schemes[view.name], [])
+        if (schemes[view.name] != own or view.role == "embedding") and name not in named:
+            named.append(name)
     groups = {
         f"group_{number}": {"targets": targets, "format": scheme.form} | scheme.arguments()
         for number, (scheme, targets) in enumerate(modules.items())
