@@ -13,7 +13,7 @@ import torch
 import burnish
 from burnish.arch import head_of
 from burnish.core.checkpoint import tokenizer_digest
-from burnish.core.errors import DataError
+from burnish.core.errors import DataError, SettingsError
 from burnish.data.forms import Marked, as_row
 from burnish.data.packing import IGNORED, PackedRows, documents, pack
 from burnish.data.trajectories.kinds import KIND_NAMES
@@ -290,6 +290,14 @@ def test_an_objective_by_prediction_is_the_same_however_a_step_is_cut_up(tiny_ll
         for name in ("loss", "unweighted", "share_counted", "loss_final"):
             assert one[name] == pytest.approx(other[name], rel=1e-5)
     assert whole[1]["share_counted"] < whole[0]["share_counted"]
+
+
+def test_drop_top_is_refused_where_training_ends_with_the_first_pass(tiny_llama: Path, tmp_path: Path):
+    data = str(write(tmp_path / "rows.jsonl", [row(20, seed) for seed in range(4)]))
+    for length in ({}, {"steps": 2}):
+        once = burnish.Train(context=24, batch=2, objective="focal=1,drop_top=0.99", **length)
+        with pytest.raises(SettingsError, match="the first takes all 2 steps of this training"):
+            once(burnish.load(tiny_llama), data=data)
 
 
 def test_failed_episodes_are_unlearned_by_training_and_refused_by_other_losses(tiny_llama: Path, tmp_path: Path):

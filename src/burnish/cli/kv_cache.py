@@ -30,7 +30,7 @@ def kv_cache(
     context: Positive = 512,
     windows: Annotated[int, Parameter(validator=Number(gte=2))] = 8,
     buffer: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
-    atoms: Positive = 1024,
+    atoms: Annotated[int, Parameter(validator=Number(gte=1, lte=32_768))] = 1024,
     seed: int = 0,
     device: str = "auto",
     overwrite: Flag = False,

@@ -382,7 +382,7 @@ def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progres
         progress: where that is said.
 
     Raises:
-        SettingsError: the model does not, or its head is not known.
+        SettingsError: the model does not, its head is not known, or the training ends before the objective begins.
     """
     plain = next_token_loss_of(settings, module, balance_of(settings, module))
     if settings.objective is None:
@@ -398,8 +398,16 @@ def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progres
         raise SettingsError(what, where="objective", fix="leave it out")
     said = f"the objective is expected to take {settings.added(plan):.0%} more operations than the plain loss"
     if not objective.is_long:
+        first_pass = math.ceil(len(rows) / settings.batch)
+        if objective.drop_top is not None and settings.num_steps(len(rows)) <= first_pass:
+            raise SettingsError(
+                f"drop_top begins with the second pass over the data, and the first takes all {first_pass:,} steps of "
+                "this training, so it would count for nothing",
+                where="objective",
+                fix="raise epochs or steps, or leave drop_top out",
+            )
         progress.log(said)
-        return Focal(plain, objective.focal, objective.drop_top, math.ceil(len(rows) / settings.batch))
+        return Focal(plain, objective.focal, objective.drop_top, first_pass)
     attention: str = module.config._attn_implementation
     prove(module, objective, attention)
     longest = longest_document(rows.position_ids, rows.targets != IGNORED)

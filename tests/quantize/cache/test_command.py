@@ -82,7 +82,9 @@ def test_a_damaged_or_missing_file_is_refused(cache: Path, tmp_path: Path):
         ("codes", "rotated:9", "there is no code 'rotated:9'"),
         ("context", "250", "281 with what follows, and the model has positions for 256"),
         ("buffer", "48", "nothing of 48 tokens would be coded"),
-        ("atoms", "100000", "fewer than the 100,000 atoms"),
+        ("atoms", "30000", "fewer than the 30,000 atoms"),
+        ("atoms", "32769", "Must be <= 32768"),  # what is stored of an atom is a number in int16
+        ("codes", "int3:0", "there is no code 'int3:0'"),
         ("windows", "1000", "windows of 54 tokens, and 1000 are asked for"),
         ("text", "wikitext2-valid", "shares 1 of its texts"),
     ],
@@ -95,3 +97,13 @@ def test_what_cannot_be_is_refused_in_a_sentence(
         run(tiny_llama, tmp_path / "cache", **{option: value}, **more)
     assert said in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_code_that_does_not_fit_is_refused_before_dictionaries_are_learned(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for codes, said in (("lexico:3,int3:5", "do not fall into groups of 5"), ("lexico:49", "more atoms than 48")):
+        with pytest.raises(SystemExit):
+            run(tiny_llama, tmp_path / "cache", codes=codes)
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "cache.fitting").exists()

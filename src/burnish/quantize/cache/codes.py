@@ -212,7 +212,7 @@ class Lexico:
 
 _FORMS = {
     r"rotated:([1-6])": lambda bits: Rotated(int(bits)),
-    r"int([2-8])(?::(\d+))?": lambda bits, group: MinMax(int(bits), int(group) if group else None),
+    r"int([2-8])(?::([1-9]\d*))?": lambda bits, group: MinMax(int(bits), int(group) if group else None),
     r"lexico:([1-9]\d*)(:packed)?": lambda sparsity, packed: Lexico(int(sparsity), bool(packed)),
 }
 

@@ -19,7 +19,7 @@ from burnish.core.checkpoint import tensor_digest
 from burnish.core.errors import DataError
 from burnish.core.progress import Progress
 from burnish.core.store import Store
-from burnish.quantize.cache.codes import CacheCode
+from burnish.quantize.cache.codes import CacheCode, LayerFit
 from burnish.quantize.cache.collect import KINDS, cache_shape, collect
 from burnish.quantize.cache.fitted import FittedCodes
 from burnish.quantize.maths.dictionary import learn_dictionary
@@ -76,14 +76,18 @@ def fit(
 
     Raises:
         CheckpointError: a model whose cache is of another kind.
+        SettingsError: a code that does not fit the heads, or asks for more atoms than a dictionary has.
         DataError: too little text for the atoms of a dictionary.
         NumericalError: a key or value is not finite.
     """
     learning, progress = learning or DictionaryLearning(), progress or Progress(enabled=False)
-    shape = cache_shape(module)
+    shape, codes = cache_shape(module), list(codes)
+    signs = random_signs(shape.head_dim, torch.Generator().manual_seed(seed))
+    to_come = torch.empty(learning.num_atoms, shape.head_dim, device="meta")
+    for code in codes:  # which refuses what does not fit the heads or the dictionary, before anything is learned
+        code.parts(LayerFit(torch.zeros(shape.num_heads, 1, shape.head_dim), signs, to_come))
     found = collect(module, windows, learning.num_vectors, generator, progress=progress)
     made_of = {"tokens": windows.numel(), "vectors": found["keys"][0].shape[:2].numel(), "seed": seed}
-    signs = random_signs(shape.head_dim, torch.Generator().manual_seed(seed))
     tensors = {"signs": signs.to(module.device)}
     for kind in KINDS:
         for layer, vectors in enumerate(found[kind]):
