@@ -673,6 +673,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish data trajectories",
         source="CoderForge-Preview, Together AI, 2026; the rules of the filters are ours",
         page="trajectories",
+        benchmarks=(Benchmark("trajectories", ("--work", "runs/trajectories")),),
         verb=Verb(
             name="trajectories",
             settings="burnish.data.stage:CurateTrajectories",
