@@ -471,6 +471,7 @@ METHODS: tuple[Method, ...] = (
             examples=(
                 "burnish align grpo models/mine --env chain --shaping short_arc -o shorter",
                 "burnish align grpo models/mine --env reasoning_gym:chain_sum -o better",
+                "burnish align grpo models/agent --env calculator --floor 0.4 -o better-agent",
             ),
             command="align grpo",
         ),

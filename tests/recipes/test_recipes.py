@@ -288,6 +288,27 @@ def test_the_recipe_of_shorter_answers_goes_from_a_configuration_to_both_rewards
 
 
 @pytest.mark.slow
+def test_a_model_is_taught_by_a_script_and_rewarded_for_episodes_with_a_calculator(tmp_path: Path):
+    """Two steps of everything; what is learned is for the benchmark to say."""
+    runpy.run_path(str(ROOT / "examples" / "calculator_episodes.py"))["main"](str(tmp_path / "episodes"), 40)
+    words = ["--tokenizer", "bpe:257", "--data", tmp_path / "episodes"]
+    words += ["--chat-template", ROOT / "examples" / "agent.jinja", "-o", tmp_path / "start"]
+    main(list(map(str, ["init", ROOT / "examples" / "chain_reasoner.json", *words])))
+    smaller: dict[str, dict[str, object]] = {
+        "train": {"data": str(tmp_path / "episodes" / "episodes.jsonl"), "steps": 2, "holdout": 0.2},
+        "grpo": {"updates": 2, "prompts": 2, "rollouts": 2, "problems": 4, "max_new_tokens": 64, "floor": 0.0},
+    }
+    content = yaml.safe_load((ROOT / "recipes" / "calculator.yaml").read_text()) | {"start": str(tmp_path / "start")}
+    content["nodes"] = [node | smaller[node["stage"]] | {"seed": 1} for node in content["nodes"]]
+    content["nodes"][1]["held_out"] = 4
+    small = tmp_path / "calculator.yaml"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), tmp_path / "run", ROOMS).execute()
+    page = write(tmp_path / "run").read_text()
+    assert 'href="drawn/rewarded/episodes.html"' in page and "Training by rewards, rewarded" in page
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_doubter_is_trained_calibrated_and_tried_at_several_strengths(tmp_path: Path):
     """Two steps of training, which answer nothing, so that written solutions are read; the rest is the recipe's."""

@@ -9,16 +9,28 @@ Rows are those of a TRL data set; a reward is an instance and not a closure, so 
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from burnish.align.tools import CALCULATOR, TOOLS, Tool
 from burnish.core.errors import DataError, SettingsError, nearest
 from burnish.data.chain import Chains, chain_rows
 from burnish.data.gym import gym_rows
 from burnish.verify import Verifier, verifier
 from burnish.verify.adapter import CORRECT
+
+if TYPE_CHECKING:
+    from burnish.align.episodes import DrawnEpisode
+
+FAILED_CALL = 0.1
+"""What a turn loses for a call that fails, where advantages are by turn."""
+LARGEST = 99
+"""Operand of a sum."""
+TRIES = 100
+"""Draws of a new sum before there are said to be no more."""
 
 
 class Environment(ABC):
@@ -28,11 +40,13 @@ class Environment(ABC):
         name: how the command line says it.
         problems: rows for a verifier.
         grader: the verifier.
+        tools: that may be called, in episodes of several turns; none where an answer is one text.
     """
 
     name: str
     problems: list[dict[str, Any]]
     grader: Verifier
+    tools: tuple[Tool, ...] = ()
 
     @property
     def questions(self) -> set[str]:
@@ -62,6 +76,17 @@ class Environment(ABC):
     def score(self, text: str, number: int) -> float:
         """1 where the answer is correct."""
         return float(self.grader.score(text, self.problems[number]) >= CORRECT)
+
+    def turn_rewards(self, episode: DrawnEpisode, earned: float) -> list[float]:
+        """What every turn of an episode has earned: less than nothing for calls that failed, the last what it earned.
+
+        Args:
+            episode: with its turns.
+            earned: by the whole.
+        """
+        rewards = [-FAILED_CALL * number for number in episode.failed_calls]
+        rewards[-1] += earned
+        return rewards
 
     @property
     def failures(self) -> dict[str, int]:
@@ -94,8 +119,12 @@ class Correct:
     env: Environment
     __name__: ClassVar[str] = "correct"
 
-    def __call__(self, completions: Sequence[Any], row: Sequence[int], **_: object) -> list[float]:
-        return [self.env.score(text_of(one), number) for one, number in zip(completions, row, strict=True)]
+    def __call__(
+        self, completions: Sequence[Any], row: Sequence[int], final: Sequence[str] | None = None, **_: object
+    ) -> list[float]:
+        """`final` are the last answers of episodes; where there are none, completions are answers."""
+        texts = [text_of(one) for one in completions] if final is None else final
+        return [self.env.score(text, number) for text, number in zip(texts, row, strict=True)]
 
 
 class ChainEnv(Environment):
@@ -171,7 +200,47 @@ class ReasoningGymEnv(Environment):
         return str(self.problems[number]["task"])
 
 
-ENVIRONMENTS = ("chain", "reasoning_gym:TASK")
+class SumsEnv(Environment):
+    """Sums of two or three numbers to 99, such as 47*86+19, worked out with a tool; as hard as they have operations.
+
+    Args:
+        size: how many problems, all different.
+        seed: of all draws.
+        tool: that may be called.
+        apart_from: questions that must not occur.
+
+    Raises:
+        SettingsError: there are not so many.
+    """
+
+    def __init__(
+        self, size: int, seed: int, tool: Tool = CALCULATOR, *, apart_from: set[str] | frozenset[str] = frozenset()
+    ) -> None:
+        self.name, self.tools, self.grader = tool.name, (tool,), verifier("last-integer")
+        seen, draw = set(apart_from), random.Random(f"sums {seed}")
+        self.problems = []
+        for number in range(size):
+            operations = 1 + number % 2
+            question = next((one for one in (_sum(draw, operations) for _ in range(TRIES)) if one not in seen), None)
+            if question is None:
+                raise SettingsError(f"there are no {size:,} different sums", where="problems", fix="ask for fewer")
+            seen.add(question)
+            answer = CALCULATOR({"expression": question})
+            self.problems.append(
+                {"id": f"sum-{seed}-{number}", "question": question, "answer": answer, "operations": operations}
+            )
+
+    def bin(self, number: int) -> str:
+        operations = self.problems[number]["operations"]
+        return f"{operations} operation{'s' * (operations > 1)}"
+
+
+def _sum(draw: random.Random, operations: int) -> str:
+    numbers = [str(draw.randint(2, LARGEST)) for _ in range(operations + 1)]
+    return numbers[0] + "".join(draw.choice("+-*") + one for one in numbers[1:])
+
+
+ENVIRONMENTS = ("chain", *TOOLS, "reasoning_gym:TASK")
 """How they are named."""
 
 
@@ -186,6 +255,8 @@ def environment(
     check_environment(name)
     if name == "chain":
         return ChainEnv(size, seed, kind, apart_from=apart_from)
+    if name in TOOLS:
+        return SumsEnv(size, seed, TOOLS[name], apart_from=apart_from)
     return ReasoningGymEnv(name.partition(":")[2], size, seed, apart_from=apart_from)
 
 
@@ -196,10 +267,10 @@ def check_environment(name: str) -> None:
         SettingsError: no such environment.
     """
     kind, _, task = name.partition(":")
-    if (kind == "chain" and not task) or (kind == "reasoning_gym" and task):
+    if name in ("chain", *TOOLS) or (kind == "reasoning_gym" and task):
         return
-    guess = nearest(kind, ["chain", "reasoning_gym"])
-    fix = f"did you mean {guess!r}?" if guess and guess != kind else f"use {' or '.join(ENVIRONMENTS)}"
+    guess = nearest(kind, ["chain", *TOOLS, "reasoning_gym"])
+    fix = f"did you mean {guess!r}?" if guess and guess != kind else f"use one of {', '.join(ENVIRONMENTS)}"
     raise SettingsError(f"there is no environment {name!r}", where="env", fix=fix)
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.align.call_format import CallFormat
 from burnish.align.envs import ChainEnv, Environment, environment
+from burnish.align.episodes import Rollouts
 from burnish.align.held_out import DrawnAnswers, answers, check_ready
 from burnish.align.read_later import ReadLater
 from burnish.core import page
@@ -25,6 +27,7 @@ try:
     from transformers.trainer_callback import PrinterCallback
 
     from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device, trainer_arguments
+    from burnish.align.episode_trainer import EpisodeConfig, EpisodeTrainer
     from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
 except ImportError as error:
     raise MissingExtraError(error.name or "trl", "align", "training by GRPO") from None
@@ -51,6 +54,9 @@ LOGGED = {
     "gradient norm": "grad_norm",
     "KL to the sampler": "kl/sampler",
     "packing": "packing",
+    "turns": "episodes/turns",
+    "calls": "episodes/calls",
+    "failed calls": "episodes/failed_calls",
     "seconds of drawing": "seconds/drawing",
     "seconds of judging": "seconds/judging",
     "seconds of the update": "step_time",
@@ -95,13 +101,7 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
     measured = {"before": _measured(settings, model, module, asked)}
     if asked is not None:
         _check_start(settings, asked, measured["before"]["sampled"], ctx)
-    trainer = ShortARCTrainer(
-        module,
-        reward_funcs=[env.reward],  # type: ignore[list-item]  # a callable, not a function
-        args=ShortARCConfig(**_arguments(settings, ctx, states)),
-        train_dataset=import_datasets().Dataset.from_list(_in_order(env.rows, settings)),
-        processing_class=copy.deepcopy(model.tokenizer),
-    )
+    trainer = _trainer(settings, model, module, env, _arguments(settings, ctx, states))
     trainer.read_later = ReadLater(settings.updates)
     trainer.remove_callback(PrinterCallback)
     with ctx.progress.task("grpo", unit="steps") as task:
@@ -117,6 +117,20 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
         kind=Kind.CAUSAL_LM, base_model=model.name, licence=model.lineage.licence, methods=settings.methods
     )
     return model.derive(module=cast(trained, model.module.dtype).eval(), lineage=lineage, tokenizer=model.tokenizer)
+
+
+def _trainer(settings: Grpo, model: Model, module: Any, env: Environment, arguments: dict[str, Any]) -> ShortARCTrainer:
+    given: dict[str, Any] = {
+        "reward_funcs": [env.reward],
+        "train_dataset": import_datasets().Dataset.from_list(_in_order(env.rows, settings)),
+        "processing_class": copy.deepcopy(model.tokenizer),
+    }
+    if not env.tools:
+        return ShortARCTrainer(module, args=ShortARCConfig(**arguments), **given)
+    form = CallFormat.of(model.tokenizer, env.tools)
+    rollouts = Rollouts(form, settings.max_turns, settings.max_new_tokens, {"temperature": settings.temperature})
+    config = EpisodeConfig(**arguments, credit=settings.credit)
+    return EpisodeTrainer(module, args=config, env=env, rollouts=rollouts, **given)
 
 
 def _in_order(rows: list[dict[str, Any]], settings: Grpo) -> list[dict[str, Any]]:
@@ -153,6 +167,7 @@ def _measured(settings: Grpo, model: Model, module: Any, asked: Environment | No
             max_new_tokens=settings.max_new_tokens,
             temperature=temperature,
             seed=settings.seed,
+            max_turns=settings.max_turns,
         )
         for how, temperature in (("sampled", settings.temperature), ("greedy", 0.0))
     }

@@ -100,7 +100,7 @@ class SampledGRPOTrainer(GRPOTrainer):
     forwarded_rows: int = 0
     left_out_rows: int = 0
     read_later: ReadLater | None = None
-    _judged: Judged | None = None
+    judged: Judged | None = None
     _noted: tuple[Tensor, ...] = ()
 
     @property
@@ -121,12 +121,9 @@ class SampledGRPOTrainer(GRPOTrainer):
     ) -> tuple[list[list[int]], list[list[float]]]:
         if images is not None or multimodal_fields:
             raise SettingsError("prompts with images are not drawn by this sampler", where="train_dataset")
-        prompts, several = _together([list(one) for one in prompt_ids], num_generations)
-        step = f"{self.args.seed} {self.state.global_step} {self._step % self.args.gradient_accumulation_steps}"
-        first = self.accelerator.process_index * len(prompts)
-        # a stream of each prompt's own: a run that goes on from a checkpoint draws what it would have drawn
-        seeds = [_number(f"{step} {self.mode} {first + place}") for place in range(len(prompts))]
-        with self._timed("drawing"), self._inferring() as module:
+        prompts, several = together([list(one) for one in prompt_ids], num_generations)
+        seeds = self.seeds(len(prompts))
+        with self.timed("drawing"), self.inferring() as module:
             drawn = generate(
                 module,
                 self._tokenizer,
@@ -140,11 +137,21 @@ class SampledGRPOTrainer(GRPOTrainer):
                 seed=seeds,
                 batch_size=self.args.sampler_rows,
             )
-        self.drawn_tokens += self._over_all(sum(len(one.tokens) for one in drawn))
+        self.drawn_tokens += self.over_all(sum(len(one.tokens) for one in drawn))
         return [one.tokens for one in drawn], [one.logprobs for one in drawn]
 
+    def seeds(self, prompts: int) -> list[int]:
+        """A stream of each prompt's own: a run that goes on from a checkpoint draws what it would have drawn.
+
+        Args:
+            prompts: how many this process has.
+        """
+        step = f"{self.args.seed} {self.state.global_step} {self._step % self.args.gradient_accumulation_steps}"
+        first = self.accelerator.process_index * prompts
+        return [_number(f"{step} {self.mode} {first + place}") for place in range(prompts)]
+
     @contextlib.contextmanager
-    def _inferring(self) -> Iterator[Any]:
+    def inferring(self) -> Iterator[Any]:
         module = self.accelerator.unwrap_model(self.model)
         training = module.training
         module.eval()
@@ -154,12 +161,12 @@ class SampledGRPOTrainer(GRPOTrainer):
             module.train(training)
 
     @contextlib.contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
+    def timed(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self._metrics[self.mode][f"seconds/{what}"].append(time.perf_counter() - began)
 
-    def _over_all(self, number: int) -> int:
+    def over_all(self, number: int) -> int:
         """A number of this process, summed over all of them."""
         return int(cast(Tensor, gather(torch.tensor([number], device=self.accelerator.device))).sum())
 
@@ -168,7 +175,7 @@ class SampledGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Sequence[Sequence[int]]
     ) -> Tensor:
-        with self._timed("judging"):
+        with self.timed("judging"):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         unscorable = float(rewards.isnan().all(dim=1).float().mean())
         self._metrics[self.mode]["unscorable"].append(unscorable)
@@ -184,7 +191,7 @@ class SampledGRPOTrainer(GRPOTrainer):
         lengths = cast(Tensor, gather(lengths)).view(-1, several)
         shaped = self.shape_rewards(rewards.view(-1, several, rewards.shape[1]), lengths).reshape(rewards.shape)
         here = slice(first := self.accelerator.process_index * len(prompts), first + len(prompts))
-        self._judged = Judged([list(ids) for ids in completion_ids_list], rewards[here], shaped[here])
+        self.judged = Judged([list(ids) for ids in completion_ids_list], rewards[here], shaped[here])
         return shaped
 
     def shape_rewards(self, rewards: Tensor, lengths: Tensor) -> Tensor:
@@ -195,13 +202,18 @@ class SampledGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
         output = super()._generate_and_score_completions(inputs)
         output["old_per_token_logps"] = output.pop("sampling_per_token_logps")
+        output["advantages"] = self.credited(output)
         if self.read_later is not None and self.mode == "train" and self.accelerator.is_main_process:
-            assert self._judged is not None, "what was drawn has been judged"
-            self.read_later.note(self.state.global_step, inputs, output, self._judged, int(self.num_generations or 1))
+            assert self.judged is not None, "what was drawn has been judged"
+            self.read_later.note(self.state.global_step, inputs, output, self.judged, int(self.num_generations or 1))
         # TRL shuffles the rows next, with the global generator, whose state at an epoch's start is not what it would
         # have been after an interruption
         torch.manual_seed(_number(f"rows {self.args.seed} {self.state.global_step} {self.accelerator.process_index}"))
         return output
+
+    def credited(self, output: Batch) -> Tensor:
+        """What subclasses change: advantages of this process's rows, or (rows, tokens) where turns differ."""
+        return output["advantages"]
 
     # -- loss ----------------------------------------------------------------------------------------------------------
 
@@ -250,8 +262,8 @@ class SampledGRPOTrainer(GRPOTrainer):
         rows = moved.nonzero()[:, 0]
         if not len(rows):
             rows = lengths.argmin()[None]
-        self.forwarded_rows += self._over_all(len(rows))
-        self.left_out_rows += self._over_all(len(mask) - len(rows))
+        self.forwarded_rows += self.over_all(len(rows))
+        self.left_out_rows += self.over_all(len(mask) - len(rows))
         return rows[lengths[rows].argsort(stable=True)]
 
     def _denominator(self, inputs: Batch, rows: int, normaliser: Normaliser) -> Tensor:
@@ -339,7 +351,7 @@ def _parts(flat: dict[str, Tensor]) -> list[Batch]:
     return [parts[number] for number in sorted(parts)]
 
 
-def _together(prompts: list[list[int]], several: int) -> tuple[list[list[int]], int]:
+def together(prompts: list[Any], several: int) -> tuple[list[Any], int]:
     """Each group's prompt once and how many answers it has; where groups are cut by a process's slice, every row."""
     groups = [prompts[start : start + several] for start in range(0, len(prompts), several)]
     whole = all(len(group) == several and all(one == group[0] for one in group) for group in groups)

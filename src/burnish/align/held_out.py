@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from burnish.align.call_format import CallFormat
 from burnish.align.envs import Environment
+from burnish.align.episodes import Rollouts
 from burnish.core.errors import DataError
 from burnish.core.statistics import exact_share
 from burnish.generate import generate
@@ -33,8 +35,8 @@ class DrawnAnswers:
     Attributes:
         bins: how hard each problem is.
         correct: which are right.
-        tokens: how long each is, its end included.
-        cut: which ran into the limit.
+        tokens: how many the model wrote in each, its end included.
+        cut: which ran into a limit, of tokens or turns.
         spare: tokens beyond the shortest answer that shows its steps, of correct answers where that is known; else NaN.
         texts: what was written.
     """
@@ -82,36 +84,46 @@ def answers(
     temperature: float = 1.0,
     seed: int = 0,
     problems: Sequence[int] | None = None,
+    max_turns: int = 4,
 ) -> DrawnAnswers:
-    """One answer to every problem of an environment, or to those that are numbered."""
+    """One answer to every problem of an environment, or to those that are numbered; an episode where it has tools."""
     chosen = list(range(len(env.problems))) if problems is None else list(problems)
     rows = env.rows
     asked = [rows[number]["prompt"] for number in chosen]
-    written: Any = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
-    prompts: list[list[int]] = written["input_ids"]
     training = module.training
     module.eval()
-    drawn = generate(
-        module,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        batch_size=ROWS,
-    )
+    if env.tools:
+        form = CallFormat.of(tokenizer, env.tools)
+        rollouts = Rollouts(form, max_turns, max_new_tokens, {"temperature": temperature, "batch_size": ROWS})
+        prompts = [form.prompt(one) for one in asked]
+        episodes = rollouts.draw(module, prompts, [f"{seed} {place}" for place in range(len(prompts))])
+        texts = ["\n".join(one.turns) for one in episodes]
+        judged = [(one.final, one.num_drawn, one.end != "answered") for one in episodes]
+    else:
+        written: Any = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
+        drawn = generate(
+            module,
+            tokenizer,
+            written["input_ids"],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=ROWS,
+        )
+        texts = [one.text for one in drawn]
+        judged = [(one.text, len(one.tokens), one.finish_reason == "length") for one in drawn]
     module.train(training)
-    correct = np.array([env.score(one.text, number) for one, number in zip(drawn, chosen, strict=True)])
-    tokens = np.array([len(one.tokens) for one in drawn], dtype=float)
+    correct = np.array([env.score(answer, number) for (answer, _, _), number in zip(judged, chosen, strict=True)])
+    tokens = np.array([count for _, count, _ in judged], dtype=float)
     shortest = [env.shortest(number) for number in chosen]
     needed = [np.nan if text is None else len(tokenizer(text)["input_ids"]) + 1 for text in shortest]
     return DrawnAnswers(
         bins=[env.bin(number) for number in chosen],
         correct=correct,
         tokens=tokens,
-        cut=np.array([one.finish_reason == "length" for one in drawn]),
+        cut=np.array([was_cut for _, _, was_cut in judged]),
         spare=np.where(correct > 0, (tokens - np.array(needed)).clip(min=0), np.nan),
-        texts=[one.text for one in drawn],
+        texts=texts,
     )
 
 

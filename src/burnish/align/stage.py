@@ -225,7 +225,10 @@ class Grpo(Stage):
     changeable: ClassVar[frozenset[str] | None] = frozenset()
     memory_settings: ClassVar[str] = "micro_batch, prompts or max_new_tokens"
 
-    env: str = Field(default="chain", description="what is asked: chain, or reasoning_gym:TASK")
+    env: str = Field(
+        default="chain",
+        description="what is asked: chain, reasoning_gym:TASK, or calculator or python, sums in turns with that tool",
+    )
     kind: Chains = Field(default=Chains(), description="chain: what chains are made of, as in `burnish data chain`")
     problems: int = Field(default=1000, ge=2, description="different problems to train on; they are gone through again")
     held_out: int = Field(default=320, ge=0, description="other problems, to measure on before and after; 0 for none")
@@ -261,7 +264,14 @@ class Grpo(Stage):
         default=None, ge=1, description="answers per forward pass of a process; all of its own if not given"
     )
     iterations: int = Field(default=1, ge=1, description="updates on the same answers, drawn before the first of them")
-    max_new_tokens: int = Field(default=256, ge=1, description="of an answer")
+    max_new_tokens: int = Field(
+        default=256, ge=1, description="of an answer; of an episode in turns, what tools answer included"
+    )
+    max_turns: int = Field(default=4, ge=1, description="calculator, python: turns of an episode")
+    credit: Literal["trajectory", "stepwise", "mixed"] = Field(
+        default="trajectory",
+        description="calculator, python: advantages of the whole episode, of each turn by its return, or their sum",
+    )
     temperature: float = Field(default=1.0, gt=0, description="of sampling, in training and where sampled is measured")
     policy_loss: Literal["clip", "dual", "cispo", "importance", "gspo"] = Field(
         default="clip", description="loss of a token"
@@ -287,6 +297,14 @@ class Grpo(Stage):
             raise ValueError(f"a step has {answers} answers, which micro_batch {self.micro_batch} does not divide")
         if self.alpha > self.alpha_max:
             raise ValueError(f"alpha is {self.alpha:g}, above alpha_max {self.alpha_max:g}")
+        from burnish.align.tools import TOOLS
+
+        if self.credit != "trajectory" and self.env not in TOOLS:
+            raise ValueError(
+                f"credit is {self.credit}, but {self.env} has one turn; {' and '.join(TOOLS)} have several"
+            )
+        if self.credit == "stepwise" and self.divide_by_deviation:
+            raise ValueError("divide_by_deviation is for advantages of whole episodes, which credit stepwise has not")
         if self.problems < self.prompts:
             raise ValueError(f"problems is {self.problems}, fewer than the {self.prompts} prompts of a step")
         return self
@@ -316,10 +334,16 @@ class Grpo(Stage):
         return before.with_(peak_memory_bytes=ADAM_BYTES * before.num_parameters)
 
     def preflight(self, start: Model, before: Plan) -> None:
-        """Writes out a question by the chat template."""
+        """Writes out a question by the chat template, and a call of each tool that there is."""
+        from burnish.align.tools import TOOLS
         from burnish.data.chat import check_questions
 
         check_questions(start.tokenizer)
+        if self.env in TOOLS:
+            from burnish.align.call_format import CallFormat
+
+            CallFormat.of(start.tokenizer, [TOOLS[self.env]])
+            TOOLS[self.env].ready()
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.align.run import run_grpo
