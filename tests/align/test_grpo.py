@@ -230,3 +230,49 @@ def test_pressure_begins_when_the_starts_accuracy_is_known(made) -> None:
     assert trainer.controller is not None
     assert trainer.controller.target == pytest.approx(max(sum(accuracy[:2]) / 2 - 0.01, 0.0))
     assert len(logged(trainer, "alpha")) == 2
+
+
+class OnlyAtFirst:
+    """Rewards that differ in the first update alone."""
+
+    __name__ = "only_at_first"
+
+    def __call__(self, completions: list[Any], trainer_state: Any, **_: Any) -> list[float]:
+        return [float(place % 2 and not trainer_state.global_step) for place in range(len(completions))]
+
+
+@pytest.mark.slow
+def test_a_replayed_group_moves_the_weights_and_what_is_told_is_of_fresh_answers(made) -> None:
+    settings = {"reward": OnlyAtFirst(), "length_shaping": "none", "max_steps": 4}
+    plain, replaying = made(**settings), made(**settings, replay=4, max_staleness=2)
+    for trainer in (plain, replaying):
+        trainer.train()
+    assert not torch.equal(weights(plain), weights(replaying))
+    assert logged(replaying, "staleness/max") == [0, 1, 0, 0]  # each once
+    assert logged(replaying, "replayed") == [0, 1, 0, 0]
+    assert logged(replaying, "accuracy") == logged(plain, "accuracy") == [0.5, 0, 0, 0]
+    assert logged(replaying, "ratio/furthest")[0] < 2e-5 < 1e-3 < logged(replaying, "ratio/furthest")[1]
+
+
+@pytest.mark.slow
+def test_with_staleness_0_a_run_is_the_one_without_replay_bit_for_bit(made) -> None:
+    settings = {"max_steps": 3, "target_updates": 1}
+    ends = []
+    for replay in ({}, {"replay": 8, "max_staleness": 0}):
+        trainer = made(**settings, **replay)
+        trainer.train()
+        ends.append(weights(trainer))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.slow
+def test_a_queue_is_part_of_a_state(made, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"reward": OnlyAtFirst(), "length_shaping": "none", "max_steps": 4}
+    settings |= {"replay": 2, "max_staleness": 4, "reuse": 2, "save_strategy": "steps", "save_steps": 2}
+    whole = made(**settings)
+    whole.train()
+    assert (tmp_path / "checkpoint-2" / "replay-0.safetensors").is_file()
+    again = made(**settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(weights(again), weights(whole))
+    assert logged(whole, "staleness/max") == [0, 1, 2, 0]

@@ -36,14 +36,16 @@ from trl import GRPOConfig, GRPOTrainer
 from burnish.align.maths import policy_loss
 from burnish.align.maths.reduction import Normaliser, share
 from burnish.align.read_later import Judged, ReadLater
+from burnish.align.replay import ReplayQueue, batch_of, groups_of
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.generate import generate
 
 NORMALISERS: dict[str, Normaliser] = {"dapo": "token", "dr_grpo": "constant"}
 """TRL's names of losses that differ in their denominator; its others average over micro-batches."""
 STATE = "length_control.json"
-DRAWN = "drawn-{}.safetensors"
-"""Files of a checkpoint: the controller and counters; answers of a process that wait to be learned from."""
+DRAWN, REPLAY = "drawn-{}.safetensors", "replay-{}.safetensors"
+"""Files of a checkpoint: controller and counters; of each process, answers that wait to be learned from, and old ones
+that may be learned from again."""
 
 Batch = dict[str, Any]
 
@@ -63,6 +65,11 @@ class SampledGRPOConfig(GRPOConfig):
     most_unscorable: float = field(
         default=0.1, metadata={"help": "Share of answers without a reward that stops a run."}
     )
+    replay: int = field(
+        default=0, metadata={"help": "Groups kept to be learned from again where fresh ones have no variance."}
+    )
+    max_staleness: int = field(default=4, metadata={"help": "replay: updates since a group was drawn, at most."})
+    reuse: int = field(default=1, metadata={"help": "replay: how often a group may be learned from again."})
     skip_unmoved: bool = field(default=True, metadata={"help": "Do not forward rows whose advantage is zero."})
 
     def __post_init__(self) -> None:
@@ -100,6 +107,7 @@ class SampledGRPOTrainer(GRPOTrainer):
     forwarded_rows: int = 0
     left_out_rows: int = 0
     read_later: ReadLater | None = None
+    queue: ReplayQueue | None = None
     judged: Judged | None = None
     _noted: tuple[Tensor, ...] = ()
 
@@ -206,6 +214,8 @@ class SampledGRPOTrainer(GRPOTrainer):
         if self.read_later is not None and self.mode == "train" and self.accelerator.is_main_process:
             assert self.judged is not None, "what was drawn has been judged"
             self.read_later.note(self.state.global_step, inputs, output, self.judged, int(self.num_generations or 1))
+        if self.args.replay and self.mode == "train":
+            output = self._with_replayed(output)
         # TRL shuffles the rows next, with the global generator, whose state at an epoch's start is not what it would
         # have been after an interruption
         torch.manual_seed(_number(f"rows {self.args.seed} {self.state.global_step} {self.accelerator.process_index}"))
@@ -214,6 +224,25 @@ class SampledGRPOTrainer(GRPOTrainer):
     def credited(self, output: Batch) -> Tensor:
         """What subclasses change: advantages of this process's rows, or (rows, tokens) where turns differ."""
         return output["advantages"]
+
+    def _with_replayed(self, output: Batch) -> Batch:
+        """The batch with older groups in the places of those without variance."""
+        if self.queue is None:
+            self.queue = ReplayQueue(self.args.replay, self.args.max_staleness, self.args.reuse)
+        step, tokenizer = self.state.global_step, cast(Any, self._tokenizer)
+        groups = self.queue.exchanged(groups_of(output, int(self.num_generations or 1), step), step)
+        batch: Batch = batch_of(groups, tokenizer.pad_token_id)
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        batch["num_items_in_batch"] = cast(Tensor, gather(mask.sum()[None])).sum()
+        ages = torch.tensor([[step - one.step for one in groups]], device=mask.device, dtype=torch.float64)
+        everywhere = cast(Tensor, gather(ages))
+        for name, value in {
+            "staleness/mean": everywhere.mean(),
+            "staleness/max": everywhere.max(),
+            "replayed": (everywhere > 0).double().mean(),
+        }.items():
+            self._metrics[self.mode][name].append(float(value))
+        return batch
 
     # -- loss ----------------------------------------------------------------------------------------------------------
 
@@ -322,6 +351,8 @@ class SampledGRPOTrainer(GRPOTrainer):
         place.mkdir(parents=True, exist_ok=True)
         if self._is_within_what_was_drawn:
             save_file(_flat(self._buffered_inputs or []), place / DRAWN.format(self.accelerator.process_index))
+        if self.queue is not None and self.queue.groups:
+            self.queue.save(place / REPLAY.format(self.accelerator.process_index))
         if self.args.should_save:
             (place / STATE).write_text(json.dumps(self.control_state()))
         self.accelerator.wait_for_everyone()
@@ -335,6 +366,10 @@ class SampledGRPOTrainer(GRPOTrainer):
         if self._is_within_what_was_drawn:
             file = Path(checkpoint) / DRAWN.format(self.accelerator.process_index)
             self._buffered_inputs = _parts(load_file(file, device=str(self.accelerator.device)))
+        replay = Path(checkpoint) / REPLAY.format(self.accelerator.process_index)
+        if self.args.replay and replay.is_file():
+            self.queue = ReplayQueue(self.args.replay, self.args.max_staleness, self.args.reuse)
+            self.queue.load(replay, str(self.accelerator.device))
 
 
 def _flat(parts: list[Batch]) -> dict[str, Tensor]:

@@ -264,6 +264,13 @@ class Grpo(Stage):
         default=None, ge=1, description="answers per forward pass of a process; all of its own if not given"
     )
     iterations: int = Field(default=1, ge=1, description="updates on the same answers, drawn before the first of them")
+    replay: int = Field(
+        default=0,
+        ge=0,
+        description="groups of earlier updates kept in each process, to learn from where a fresh one has no variance",
+    )
+    max_staleness: int = Field(default=4, ge=1, description="replay: updates since a group was drawn, at most")
+    reuse: int = Field(default=1, ge=1, description="replay: how often a group may be learned from again")
     max_new_tokens: int = Field(
         default=256, ge=1, description="of an answer; of an episode in turns, what tools answer included"
     )

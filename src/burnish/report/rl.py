@@ -33,6 +33,7 @@ SHARES = {
     "cut off": "answers cut off",
     "unscorable": "answers without a reward",
     "clipped": "tokens clipped",
+    "replayed": "groups of earlier updates",
 }
 RATIO, KL = {"ratio furthest from 1": "of the token furthest from 1"}, {"KL to the sampler": "k3, a token"}
 STALENESS = {"staleness": "mean", "staleness at most": "largest"}
