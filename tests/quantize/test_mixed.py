@@ -132,6 +132,8 @@ def test_what_an_embedding_leaves_no_room_for_is_refused_with_the_loaders_that_c
     settings = {"method": "yaqa", "sketch": "a", "damping": 0.1}
     with pytest.raises(SettingsError, match=r"75MB, .*embed_tokens alone takes 56.6 MB, .*5.17 stops, 5.24"):
         Quantize(target="75MB", **settings).plan(before)
+    packed = Quantize(target="75MB", quantize_embedding=8, **settings).plan(before)
+    assert packed.num_bytes <= 75_000_000 and "210 matrices at 3.19 bits" in " ".join(packed.notes)
     notes = " ".join(Quantize(target="100MB", **settings).plan(before).notes)
     assert "210 matrices at 3.00 bits per weight, 3.25 with scales" in notes
 
