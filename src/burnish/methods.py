@@ -95,6 +95,7 @@ QUANTIZE_BASELINES = Benchmark("quantize_baselines", needs="an environment with 
 YAQA = Benchmark("yaqa", needs="8 GB of disk per seed: --work DIR and the step to take, see the script")
 LOW_BITS = Benchmark("low_bits", needs="--data DIR with movie reviews and speeches, --work DIR, the peer's environment")
 MIXED_WIDTHS = Benchmark("mixed_widths", needs="--data DIR with movie reviews and speeches, --work DIR of low_bits")
+LEARNED_LAYER = Benchmark("learned_layer", needs="--work DIR of low_bits")
 ROUNDING_AGAIN = Benchmark("rounding_again", ("--work", "runs/slim-router"))
 SCALE_TUNING = Benchmark("scale_tuning", needs="--data DIR with movie reviews and speeches, --work DIR")
 SLIM = Benchmark("slim", ("--work", "runs/slim-benchmark"))
@@ -155,7 +156,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --method learned",
         source="Optimize Weight Rounding via Signed Gradient Descent, 2023, arXiv:2309.05516",
         page="learned-rounding",
-        benchmarks=(LOW_BITS,),
+        benchmarks=(LOW_BITS, LEARNED_LAYER),
     ),
     Method(
         name="stride-wise OBS quantization",
