@@ -172,6 +172,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish kv-cache",
         source="rotated: TurboQuant, 2025, arXiv:2504.19874; dictionaries: Lexico, 2024, arXiv:2412.08890",
         page="kv-cache",
+        benchmarks=(Benchmark("kv_cache", needs="hqq and optimum-quanto, --data DIR with speeches, --work DIR"),),
     ),
     Method(
         name="scale tuning",
