@@ -104,6 +104,8 @@ REASON_NULL = Benchmark("reason_null", needs="--data FILE with problems of GSM8K
 ALIGN_LINEAR = Benchmark("align_linear")
 ALIGN_STEP = Benchmark("align_step")
 ALIGN_POLICY = Benchmark("align_policy", needs="--data DIR with movie reviews and sentence polarity, --work DIR")
+AGENT = Benchmark("agent", needs="--start DIR, the taught half of recipes/calculator.yaml, --work DIR")
+RL_STEP = Benchmark("rl_step", needs="--start DIR, a checkpoint that answers sums")
 SHORT_ARC = Benchmark("short_arc", needs="--start DIR, the supervised half of recipes/short_arc.yaml, --work DIR")
 ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
 
@@ -466,6 +468,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish align grpo",
         source="DeepSeekMath, 2024, arXiv:2402.03300; Dr. GRPO, 2025, arXiv:2503.20783",
         page="rl",
+        benchmarks=(AGENT, RL_STEP),
         verb=Verb(
             name="grpo",
             settings="burnish.align.stage:Grpo",

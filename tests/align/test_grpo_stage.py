@@ -105,3 +105,16 @@ def test_the_command_leaves_a_checkpoint_and_tables_by_difficulty(checkpoint: Pa
     assert kinds == {(when, how) for when in ("before", "after") for how in ("sampled", "greedy")}
     assert sum(row["difficulty"] == "8 steps" for row in tables["rl_difficulty"]) == 4
     assert burnish.load(out).module.num_parameters() == burnish.load(checkpoint).module.num_parameters()
+
+
+def test_updates_in_which_all_earn_the_same_are_told_of_once() -> None:
+    from burnish.align.around_trainer import NothingToLearn
+
+    said: list[str] = []
+    watch: Any = NothingToLearn(said.append)
+    for share in [1.0] * 9 + [0.9] + [1.0] * 9:
+        watch.on_log(None, None, None, {"frac_reward_zero_std": share})
+    assert not said
+    for logs in ({"train_loss": 0.0}, *[{"frac_reward_zero_std": 1.0}] * 20):
+        watch.on_log(None, None, None, logs)
+    assert len(said) == 1 and "nothing is learned" in said[0]

@@ -126,3 +126,34 @@ class Bar(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.task.advance()
+
+
+class NothingToLearn(TrainerCallback):
+    """Says so, once, where all answers to every problem have earned the same for many updates.
+
+    Args:
+        say: takes the sentence.
+    """
+
+    UPDATES = 10
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.in_a_row = say, 0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        share = (logs or {}).get("frac_reward_zero_std")
+        if share is None:
+            return
+        self.in_a_row = self.in_a_row + 1 if share == 1.0 else 0
+        if self.in_a_row == self.UPDATES:
+            self.say(
+                f"in {self.UPDATES} updates no two answers to a problem have earned differently, so nothing is "
+                "learned: take harder or easier problems, more rollouts, or a higher temperature"
+            )

@@ -26,7 +26,14 @@ from burnish.data.trajectories.pages import Wording, pages
 try:
     from transformers.trainer_callback import PrinterCallback
 
-    from burnish.align.around_trainer import Bar, last_state, libraries_quiet, on_device, trainer_arguments
+    from burnish.align.around_trainer import (
+        Bar,
+        NothingToLearn,
+        last_state,
+        libraries_quiet,
+        on_device,
+        trainer_arguments,
+    )
     from burnish.align.episode_trainer import EpisodeConfig, EpisodeTrainer
     from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
 except ImportError as error:
@@ -107,6 +114,7 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
     trainer = _trainer(settings, model, module, env, _arguments(settings, ctx, states))
     trainer.read_later = ReadLater(settings.updates)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(NothingToLearn(ctx.progress.log))
     with ctx.progress.task("grpo", unit="steps") as task:
         trainer.add_callback(Bar(task))
         trainer.train(resume_from_checkpoint=last_state(states))
