@@ -94,13 +94,17 @@ def test_an_interrupted_run_ends_with_the_same_weights(checkpoint: Path, tmp_pat
 
 @pytest.mark.slow
 def test_the_command_leaves_a_checkpoint_and_tables_by_difficulty(checkpoint: Path, tmp_path: Path) -> None:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"iterations": 2}).items()]
     out = tmp_path / "out"
     warm.run(tmp_path / "log", "align", "grpo", checkpoint, "--env", "chain", "--shaping", "kimi", *options, "-o", out)
     rows = [json.loads(line) for line in (tmp_path / "out.run" / "ledger.jsonl").read_text().splitlines()]
     tables = {row["name"]: row["rows"] for row in rows if row["row"] == "table"}
     assert [row["step"] for row in tables["rl_training"]] == [1, 2, 3, 4]
-    assert {"accuracy", "tokens", "ratio furthest from 1"} <= set(tables["rl_training"][0])
+    of_update = {"ratio furthest from 1", "clipped", "seconds of the update"}
+    for row in tables["rl_training"]:  # every second one is on the answers of the one before
+        assert of_update <= set(row) and ("accuracy" in row) == ("tokens" in row) == (row["step"] in (1, 3))
+    shown = (tmp_path / "out.run" / "drawn" / "grpo" / "episodes.html").read_text()
+    assert [f"update {step}" in shown for step in (1, 2, 3, 4)] == [True, False, True, False]
     kinds = {(row["when"], row["drawn"]) for row in tables["rl_difficulty"]}
     assert kinds == {(when, how) for when in ("before", "after") for how in ("sampled", "greedy")}
     assert sum(row["difficulty"] == "8 steps" for row in tables["rl_difficulty"]) == 4

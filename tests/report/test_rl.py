@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from browser import CHROMIUM, WIDTHS, check_layout
+from burnish.align.read_later import ReadLater
 from burnish.core.ledger import Ledger
 from burnish.report import write
 from burnish.report.rl import views
@@ -75,6 +76,25 @@ def test_every_part_of_a_run_has_its_picture(run: Path) -> None:
     assert drawn["Ratio of trainer to sampler, less 1"] == {"of the token furthest from 1": [0.02] * 8}
     assert drawn["Divergence of trainer and sampler"] == {"k3, a token": [1e-4] * 8}
     assert "Staleness" not in drawn  # nothing was drawn by older weights
+
+
+def test_updates_on_answers_that_were_there_already_have_their_time_and_ratio(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "run", node="twice")
+    again = {"step": 2, "ratio furthest from 1": 0.1, "clipped": 0.2, "seconds of the update": 1.0}
+    ledger.table("rl_training", [UPDATES[0], again])
+    (view,) = views(read_run(tmp_path / "run"), tmp_path)
+    drawn = {
+        figure.title: {one.name: [datum.y for datum in one.data] for one in figure.series} for figure in view.figures
+    }
+    assert drawn["Time of an update"] == {"drawing": [2.0, 0.0], "judging": [0.5, 0.0], "learning": [1.5, 1.0]}
+    assert drawn["Ratio of trainer to sampler, less 1"] == {"of the token furthest from 1": [0.02, 0.1]}
+
+
+@pytest.mark.parametrize(("updates", "iterations", "kept"), [(60, 1, 8), (60, 2, 8), (9, 4, 3), (1, 3, 1)])
+def test_what_is_kept_is_of_updates_that_draw_and_evenly_apart(updates: int, iterations: int, kept: int) -> None:
+    steps = sorted(ReadLater(updates, iterations).steps)
+    assert len(steps) == kept and steps[0] == 0 and all(step % iterations == 0 for step in steps)
+    assert updates - steps[-1] <= iterations
 
 
 def test_a_reward_without_a_rule_of_length_is_drawn_once(tmp_path: Path) -> None:

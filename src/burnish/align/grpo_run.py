@@ -112,7 +112,7 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
     if asked is not None:
         _check_start(settings, asked, measured["before"]["sampled"], ctx)
     trainer = _trainer(settings, model, module, env, _arguments(settings, ctx, states))
-    trainer.read_later = ReadLater(settings.updates)
+    trainer.read_later = ReadLater(settings.updates, settings.iterations)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(NothingToLearn(ctx.progress.log))
     with ctx.progress.task("grpo", unit="steps") as task:
@@ -248,7 +248,7 @@ def _record(
         {"step": entry["step"]}
         | {name: float(entry[key]) for name, key in LOGGED.items() if entry.get(key) is not None}
         for entry in trainer.state.log_history
-        if "accuracy" in entry
+        if "ratio/furthest" in entry  # of every update, also of those on answers that were drawn for an earlier one
     ]
     ctx.ledger.table("rl_training", rows)
     ctx.ledger.table("rl_solved", _solved(trainer))

@@ -16,7 +16,7 @@ from torch import Tensor
 from burnish.data.trajectories.kinds import TokenKind
 
 UPDATES = 8
-"""Of a run, evenly apart, the first and the last among them."""
+"""Of a run, of those that draw answers: evenly apart, the first and the last among them."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,20 @@ class ReadLater:
 
     Attributes:
         updates: that the run has.
+        iterations: updates on the same answers, of which the first draws them.
         kept: rows so far, as JSON can hold them; part of a run's state.
     """
 
     updates: int
+    iterations: int = 1
     kept: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def steps(self) -> set[int]:
         """Numbers of the updates, from 0."""
-        return set(torch.linspace(0, self.updates - 1, min(UPDATES, self.updates)).round().long().tolist())
+        drawing = range(0, self.updates, self.iterations)
+        chosen = torch.linspace(0, len(drawing) - 1, min(UPDATES, len(drawing))).round().long().tolist()
+        return {drawing[place] for place in chosen}
 
     def note(
         self, step: int, inputs: Sequence[Mapping[str, Any]], output: Mapping[str, Tensor], judged: Judged, several: int

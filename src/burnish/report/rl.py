@@ -172,15 +172,16 @@ def _lengths(difficulty: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _seconds(updates: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Seconds of an update apart: drawing answers, judging them, and what is left, which is learning."""
-    rows = [row for row in updates if all(is_number(row.get(name)) for name in SECONDS)]
+    """Seconds of an update apart: drawing answers, judging them, and what is left, which is learning.
+
+    An update on answers that were there already draws and judges none.
+    """
+    rows = [row for row in updates if is_number(row.get(SECONDS[2]))]
     if not rows:
         return None
-    parts = {
-        "drawing": [row[SECONDS[0]] for row in rows],
-        "judging": [row[SECONDS[1]] for row in rows],
-        "learning": [row[SECONDS[2]] - row[SECONDS[0]] - row[SECONDS[1]] for row in rows],
-    }
+    drawing, judging = ([row.get(name, 0.0) for row in rows] for name in SECONDS[:2])
+    learning = [row[SECONDS[2]] - one - other for row, one, other in zip(rows, drawing, judging, strict=True)]
+    parts = {"drawing": drawing, "judging": judging, "learning": learning}
     series = [
         Series(name, [Datum(row["step"], one) for row, one in zip(rows, values, strict=True)], line=True, markers=False)
         for name, values in parts.items()
