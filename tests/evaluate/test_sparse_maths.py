@@ -1,6 +1,8 @@
 """Sparse attention's rules: equal to their published formulas, written out as loops, and true to their bounds."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -371,3 +373,42 @@ def test_the_relative_error_is_that_of_all_heads_together():
     dense, found = torch.zeros(2, 1, 2), torch.zeros(2, 1, 2)
     dense[0, 0], found[0, 0] = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])
     assert inclusion.relative_error(found, dense).tolist() == [pytest.approx(0.2)]
+
+
+# -- the public hub ----------------------------------------------------------------------------------------------------
+
+HUB = json.loads((Path(__file__).parents[1] / "reference" / "evaluate" / "sparse_attention.json").read_text())
+
+
+def ours(name, query, key, scores, free):
+    """Inclusion of one mechanism on the hub's tensors, behind what is chosen already."""
+    seven = torch.tensor([[7]])
+    if name == "topk":
+        return selection.top_k(scores, free, seven).float()
+    if name == "topp":
+        return selection.top_p(scores, free, 0.6).float()
+    if name == "quest":
+        bounds = selection.page_bounds(query, key, torch.tensor([39]), 4)
+        return selection.quest(bounds, free, torch.tensor([[16]]), 4).float()
+    if name == "doublesparsity":
+        channels = torch.tensor(HUB["channels"])[:, :4]
+        return selection.top_k(selection.label_scores(query, key, channels, 3), free, seven).float()
+    # The hub's MagicPIG has one largest norm for all heads; its keys are not centred here.
+    longest = key.norm(dim=-1).amax().expand(2)
+    unit, directions = drawing.augmented_keys(key, torch.zeros(2, 8), longest), torch.tensor(HUB["directions"])
+    return drawing.magicpig(query, unit, drawing.table_codes(unit, directions, 3), directions, 3, 1)
+
+
+@pytest.mark.parametrize("chain", sorted(HUB["found"]))
+def test_masks_and_outputs_are_those_of_the_public_hub(chain):
+    query, key, value = (torch.tensor(HUB[name]) for name in ("query", "key", "value"))
+    last, seen = torch.tensor([39]), torch.ones(4, 1, 40, dtype=torch.bool)
+    scores = query @ key.repeat_interleave(2, dim=0).mT / 8**0.5
+    chosen = torch.zeros_like(seen)
+    if chain.startswith("ends+"):
+        chosen = (selection.sinks(last, 40, 2) | selection.local(last, 40, 4)).expand_as(seen)
+    weights = ours(chain.removeprefix("ends+"), query, key, scores, seen & ~chosen)
+    weights = torch.where(chosen, 1.0, weights)
+    assert_close(weights[:, 0], torch.tensor(HUB["found"][chain]["inclusion"]), atol=1e-4, rtol=0)
+    output = inclusion.attention_over(scores, weights, value.repeat_interleave(2, dim=0))
+    assert_close(output[:, 0], torch.tensor(HUB["found"][chain]["output"]), atol=1e-4, rtol=0)
