@@ -245,6 +245,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish evaluate --task ruler:niah_multikey,vt --attention sink:64+local:256+quest:0.1",
         source="The Sparse Frontier, 2025, arXiv:2504.17768; Quest, 2024, arXiv:2406.10774",
         page="sparse-attention",
+        benchmarks=(Benchmark("sparse_attention", ("--work", "runs/long-context-benchmark")),),
     ),
     Method(
         name="adapters on experts",

@@ -143,6 +143,13 @@ def test_bytes_are_those_that_keys_values_and_index_have(model, ids):
         assert logits_of(model, ids, text, first=LENGTH - 1)[1]["index_bytes"] == wanted, text
 
 
+@pytest.mark.parametrize("text", EVERY)
+def test_without_a_context_every_token_is_answered_sparsely(model, ids, text):
+    _, cost = logits_of(model, ids, text, first=0)
+    assert cost["queries"] == LENGTH
+    assert cost["density"] == 1 if text.startswith("snapkv") else cost["density"] < 1
+
+
 def test_every_query_head_chooses_for_itself(model, ids):
     """Heads that share keys read their union: more than one of them, less than all."""
     _, cost = logits_of(model, ids, "topk:6", first=LENGTH - 1)
