@@ -202,4 +202,4 @@ def test_the_benchmark_of_its_cost_runs_small_and_counts_what_it_steers(tmp_path
     for arms in json.loads(out.read_text())["cpu"].values():
         counts = arms["38 % of the heads, all requests"]["counts"]
         assert 0 < counts["flagged"] < counts["seen"] and counts["visited"] == 2 * counts["flagged"]
-        assert arms["loaded, nobody asks"]["counts"] == {}
+        assert 0 < arms["loaded, nobody asks"]["own"] < 1
