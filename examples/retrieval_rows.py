@@ -1,4 +1,4 @@
-"""Rows of key-value retrieval in single characters: what `recipes/long_context.yaml` trains on.
+"""Rows of key-value retrieval in single characters: what `benchmarks/long_context.py` trains on.
 
     burnish init examples/retriever.json --tokenizer bpe:257 --data src/burnish/reason/prompts -o models/retriever-start
     python examples/retrieval_rows.py models/retriever-start runs/retrieval
