@@ -67,10 +67,16 @@ def test_a_row_of_the_table_has_intervals_but_for_the_plain_model():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"traces": "a.jsonl", "mode": "mean"}, "mode: counts for nothing without problems to try strengths on"),
         ({}, "give either traces or problems"),
         ({"traces": "a.jsonl", "problems": "b.jsonl"}, "give either traces or problems"),
     ],
 )
-def test_either_traces_or_problems_are_named(model: Model, given: dict[str, str], said: str):
+def test_what_is_missing_is_told_in_the_plan(model: Model, given: dict[str, Any], said: str):
     with pytest.raises(SettingsError, match=said):
         burnish.Steer(**given).plan(model.plan())
+
+
+def test_a_strength_that_no_head_can_have_is_refused_before_answers_are_written():
+    with pytest.raises(SettingsError, match="top"):
+        burnish.Steer.parse({"traces": "a.jsonl", "strengths": "b.jsonl", "top": [0.1, 0.0]}, where="node")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NEWLINE = r"\n"
 """How a shell writes a line end in a separator."""
+OF_STRENGTHS = ("coef", "top", "mode", "lose", "tuning", "strength_temperature", "batch_size")
+"""Settings of how strengths are tried."""
 
 
 class Steer(Stage):
@@ -53,16 +55,25 @@ class Steer(Stage):
         default=None, description="problems on which strengths are tried, the first ones choose and the others report"
     )
     coef: list[float] = Field(default=[-1.0, -4.0], min_length=1, description="coefficients that are tried")
-    top: list[float] = Field(default=[0.1, 0.38, 1.0], min_length=1, description="shares of the heads, or how many")
+    top: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[0.1, 0.38, 1.0], min_length=1, description="shares of the heads, or how many"
+    )
     mode: Mode = Field(default="threshold", description="which gate")
     lose: float = Field(default=0.01, ge=0, le=1, description="accuracy that the point may lose where it is chosen")
     tuning: float = Field(default=0.5, gt=0, lt=1, description="share of `strengths` that chooses")
     strength_temperature: float = Field(default=1.0, ge=0, description="of the answers to `strengths`")
 
     def plan(self, before: Plan) -> Plan:
-        """Vectors; raises unless either traces or problems are named."""
+        """Vectors; raises unless either traces or problems are named, and where strengths are settled but not tried."""
         if (self.traces is None) == (self.problems is None):
             raise SettingsError("give either traces or problems", where="steer")
+        given = [name for name in OF_STRENGTHS if name in self.model_fields_set]
+        if self.strengths is None and given:
+            raise SettingsError(
+                "counts for nothing without problems to try strengths on",
+                where=given[0],
+                fix=f"name them in strengths, or leave {given[0]} out",
+            )
         return before.with_(config=None, kind=Kind.STEERING, weights=Weights.DENSE, shapes={}, num_bytes=0)
 
     def preflight(self, start: Model, before: Plan) -> None:
