@@ -201,5 +201,5 @@ def test_the_benchmark_of_its_cost_runs_small_and_counts_what_it_steers(tmp_path
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(SOURCE)})
     for arms in json.loads(out.read_text())["cpu"].values():
         counts = arms["38 % of the heads, all requests"]["counts"]
-        assert 0 < counts["flagged"] < counts["seen"] and counts["visited"] == 2 * counts["flagged"]
+        assert 0 < counts["flagged"] < counts["seen"] and counts["visited"] == counts["flagged"]  # in one layer
         assert 0 < arms["loaded, nobody asks"]["own"] < 1
