@@ -152,10 +152,10 @@ def _curriculum(model: burnish.Model, place: Path) -> None:
 def _steer(model: burnish.Model, place: Path) -> None:
     rows = list(chain_rows(Chains(steps=(2, 3), direct=0), 40, seed=0))
     marks: dict[str, Any] = {"verifier": "chain", "separator": ";", "cues": ["re:^W"], "think_end": "#"}
-    stage = burnish.Steer(**marks, max_new_tokens=4, force=True, permutations=1, coef=[-4], top=[0.5])
+    marks |= {"max_new_tokens": 4, "force": True, "permutations": 1}
     with pytest.raises(DataError, match="no right trace with a step"):  # of random weights; what it kept stays
-        stage(model, problems=rows[:2], work_dir=place)
-    stage(model, traces=rows, strengths=rows[:4], work_dir=place)
+        burnish.Steer(**marks)(model, problems=rows[:2], work_dir=place)
+    burnish.Steer(**marks, coef=[-4], top=[0.5])(model, traces=rows, strengths=rows[:4], work_dir=place)
 
 
 def _audit(model: burnish.Model, place: Path) -> None:
