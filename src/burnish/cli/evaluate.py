@@ -62,8 +62,7 @@ def evaluate(
     pairs:
         Preference pairs (RewardBench's form too): .jsonl, .jsonl.gz, .json, .parquet, or a hub id.
     task:
-        Tasks of RULER and two of key-value retrieval: ruler:niah_single,niah_multikey,niah_multikey_3,vt,cwe,fwe,
-        kv_json,letters.
+        Tasks of RULER and two of retrieval: ruler:niah_single,niah_multikey,niah_multikey_3,vt,cwe,fwe,kv_json,letters.
     audit:
         With --task: only print the first and the last 40 tokens that each task sends.
     out:
