@@ -46,6 +46,9 @@ def weights(model: burnish.Model) -> torch.Tensor:
         ({"alpha_max": 1.0}, "alpha_max"),
         ({"problems": 4}, "fewer than the 12 prompts"),
         ({"temperature": 0.0}, "temperature"),
+        ({"max_staleness": 3}, "max_staleness counts for nothing without replay"),
+        ({"max_turns": 3}, "max_turns counts for nothing without calculator or python"),
+        ({"replay": 4, "max_staleness": 1, "iterations": 2}, "so that none would be replayed"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(

@@ -310,6 +310,16 @@ class Grpo(Stage):
             raise ValueError(
                 f"credit is {self.credit}, but {self.env} has one turn; {' and '.join(TOOLS)} have several"
             )
+        owners = {"max_staleness": self.replay > 0, "reuse": self.replay > 0, "max_turns": self.env in TOOLS}
+        for name, counts in owners.items():
+            if not counts and getattr(self, name) != type(self).model_fields[name].default:
+                owner = " or ".join(TOOLS) if name == "max_turns" else "replay"
+                raise ValueError(f"{name} counts for nothing without {owner}")
+        if self.replay and self.max_staleness < self.iterations:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}, but with {self.iterations} iterations the groups of the draw "
+                f"before are {self.iterations} updates old, so that none would be replayed"
+            )
         if self.credit == "stepwise" and self.divide_by_deviation:
             raise ValueError("divide_by_deviation is for advantages of whole episodes, which credit stepwise has not")
         if self.problems < self.prompts:
