@@ -442,3 +442,31 @@ def test_three_phases_go_on_after_a_kill_and_are_in_one_picture(tmp_path: Path):
     assert [row["to_step"] for row in of[0]["phases"]] == [6, 12, 18]
     page = write(killed).read_text()
     assert "Held-out sets over the phases, taught" in page and "middle ends" in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_ways_for_long_contexts_come_of_one_parent(tmp_path: Path):
+    """On a few rows; every way ends elsewhere, and is asked by depth."""
+    start, data = tmp_path / "start", tmp_path / "rows"
+    words = ["--tokenizer", "bpe:257", "--data", ROOT / "src" / "burnish" / "reason" / "prompts", "-o", start]
+    main(list(map(str, ["init", ROOT / "examples" / "retriever.json", *words])))
+    script = runpy.run_path(str(ROOT / "examples" / "retrieval_rows.py"))
+    script["ROWS"].update(dict.fromkeys(script["ROWS"], 40))
+    script["main"](str(start), str(data))
+    assert sorted(path.stem for path in data.iterdir()) == ["copies", "long", "short", "six", "three"]
+    content = yaml.safe_load((ROOT / "recipes" / "long_context.yaml").read_text()) | {"start": str(start)}
+    content["nodes"] = [
+        node | {"data": str(data / Path(node["data"]).name), "steps": 30 if "from" in node else 2, "batch": 4}
+        for node in content["nodes"][3:]  # the last phase of the parent, and what comes of it
+    ]
+    small = tmp_path / "long_context.yaml"
+    small.write_text(yaml.safe_dump(content))
+    run = Run(read_recipe(small), tmp_path / "run", ROOMS)
+    run.execute()
+    ways = [load(run.target(name)).module.lm_head.weight for name in ("parent", "plain", "skip", "cyclic", "weights")]
+    assert all(not one.equal(other) for place, one in enumerate(ways) for other in ways[:place])
+    asked = ["--task", "ruler:letters", "--lengths", "53", "--depths", "2", "--samples", "2", "-o", tmp_path / "asked"]
+    main(list(map(str, ["evaluate", run.target("skip"), *asked])))
+    (row,) = [row for row in read_rows(tmp_path / "asked" / LEDGER_FILE) if row.get("name") == "ruler_depths"]
+    assert [one["depth"] for one in row["rows"]] == [0.0, 1.0]
