@@ -106,6 +106,7 @@ ALIGN_STEP = Benchmark("align_step")
 ALIGN_POLICY = Benchmark("align_policy", needs="--data DIR with movie reviews and sentence polarity, --work DIR")
 AGENT = Benchmark("agent", needs="--start DIR, the taught half of recipes/calculator.yaml, --work DIR")
 RL_STEP = Benchmark("rl_step", needs="--start DIR, a checkpoint that answers sums")
+LONG_CONTEXT = Benchmark("long_context", ("--work", "runs/long-context-benchmark"))
 SHORT_ARC = Benchmark("short_arc", needs="--start DIR, the supervised half of recipes/short_arc.yaml, --work DIR")
 ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
 
@@ -224,6 +225,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --objective view=skip",
         source="Shuffle the Context: RoPE-Perturbed Self-Distillation, 2026, arXiv:2604.14339",
         page="position-views",
+        benchmarks=(LONG_CONTEXT,),
     ),
     Method(
         name="token weights",
@@ -231,6 +233,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish train --objective weights=kl,window=2048,sinks=4",
         source="Token Weighting for Long-Range Modeling, 2025, arXiv:2503.09202; LongCE, 2024, arXiv:2410.23771",
         page="token-weights",
+        benchmarks=(LONG_CONTEXT,),
     ),
     Method(
         name="RULER",

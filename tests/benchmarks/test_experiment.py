@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import experiment  # noqa: E402
 
-WORKING = ["train_gpu", "steer_tiny", "steer_cost", "curriculum", "sparse_attention"]
+WORKING = ["train_gpu", "steer_tiny", "steer_cost", "curriculum", "long_context", "sparse_attention"]
 """Benchmarks that take --work."""
 
 
