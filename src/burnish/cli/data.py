@@ -254,6 +254,7 @@ def _write_rows(
     from burnish.core.apart import check_apart
     from burnish.core.checkpoint import check_target, resolve
     from burnish.core.checkpoint.tokenizer import read_tokenizer
+    from burnish.core.kinds import Kind
     from burnish.core.made_data import Data
     from burnish.core.progress import Progress
     from burnish.data.trajectories.curate import curate, try_episode
@@ -261,7 +262,7 @@ def _write_rows(
 
     work = out.with_name(f"{out.name}.work")
     check_apart([out, work], [*files, curation.apart_from, tokenizer])
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, kind=Kind.DATA)
     progress, masking = Progress(), None
     if tokenizer is not None:
         masking = Masking(read_tokenizer(resolve(tokenizer)), weights, context, failed)

@@ -77,6 +77,7 @@ def kv_cache(
     from burnish.core.apart import check_apart
     from burnish.core.checkpoint import Lineage, check_target, compute_dtype, load, pick_device
     from burnish.core.errors import DataError, SettingsError
+    from burnish.core.kinds import Kind
     from burnish.core.progress import Progress
     from burnish.core.stage import seeded_generator
     from burnish.core.store import Store
@@ -90,7 +91,7 @@ def kv_cache(
 
     wanted = codes_of(codes)
     check_apart([out], [model, data, text])
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, kind=Kind.DICTIONARY)
     if buffer >= context:
         raise SettingsError(f"is {buffer}, and nothing of {context} tokens would be coded", where="buffer")
     check_disjoint(data, text)

@@ -84,6 +84,7 @@ def calibrate(
     """
     from burnish.core.apart import check_apart
     from burnish.core.checkpoint import check_target, load
+    from burnish.core.kinds import Kind
     from burnish.steer.maths.steps import CUES
     from burnish.steer.stage import Steer
 
@@ -105,7 +106,7 @@ def calibrate(
     }
     stage = Steer.parse(given, where="burnish steer calibrate")
     check_apart([out], [model, traces, problems])
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, kind=Kind.STEERING)
     start = load(model)
     made = stage(start, work_dir=out.with_name(out.name + ".work"), progress=True)
     made.lineage.stage, made.lineage.stage_version = stage.name, stage.version
@@ -302,10 +303,11 @@ def import_(
     """
     from burnish.core.apart import check_apart
     from burnish.core.checkpoint import Lineage, check_target, load
+    from burnish.core.kinds import Kind
     from burnish.steer import marks_of, read_released
 
     check_apart([out], [released, model])
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, kind=Kind.STEERING)
     start = load(model)
     marks = marks_of(start.tokenizer, separator=separator.replace(r"\n", "\n"), think_end=think_end)
     found = read_released(released, start, marks)

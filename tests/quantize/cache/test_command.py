@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import burnish
 from burnish.cli import main
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.quantize.cache import CodedCache, read_fitted
@@ -107,3 +108,11 @@ def test_a_code_that_does_not_fit_is_refused_before_dictionaries_are_learned(
             run(tiny_llama, tmp_path / "cache", codes=codes)
         assert said in capsys.readouterr().err
         assert not (tmp_path / "cache.fitting").exists()
+
+
+def test_codes_take_the_place_of_codes_alone(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    burnish.load(tiny_llama).save(tmp_path / "cache")
+    with pytest.raises(SystemExit):
+        main(["kv-cache", str(tiny_llama), "--overwrite", "-o", str(tmp_path / "cache")])
+    assert "is of kind causal-lm, and what is to replace it of kind dictionary" in capsys.readouterr().err
+    assert (tmp_path / "cache" / "config.json").is_file()

@@ -147,14 +147,22 @@ def hash_directory(directory: Path) -> dict[str, str]:
     return {path.name: hash_file(path) for path in content_files(directory)}
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuses to write over anything that burnish did not make."""
+def check_target(target: Path, *, overwrite: bool, kind: Kind | None = None) -> None:
+    """Refuses to write over anything that burnish did not make, or that is of another kind than the one given.
+
+    Raises:
+        OutputError: it is not, or may not be overwritten.
+    """
     if not target.exists():
         return
     if not target.is_dir() or (Lineage.read(target) is None and any(target.iterdir())):
         raise OutputError("exists and was not made by burnish", where=str(target), fix="choose another place with -o")
-    if Lineage.read(target) is not None and not overwrite:
+    older = Lineage.read(target)
+    if older is not None and not overwrite:
         raise OutputError("exists already", where=str(target), fix="choose another place with -o, or pass --overwrite")
+    if older is not None and kind is not None and older.kind is not kind:
+        what = f"is of kind {older.kind}, and what is to replace it of kind {kind}"
+        raise OutputError(what, where=str(target), fix="choose another place with -o")
 
 
 def library_versions() -> dict[str, str]:
