@@ -155,7 +155,7 @@ def _steer(model: burnish.Model, place: Path) -> None:
     marks |= {"max_new_tokens": 4, "force": True, "permutations": 1}
     with pytest.raises(DataError, match="no right trace with a step"):  # of random weights; what it kept stays
         burnish.Steer(**marks)(model, problems=rows[:2], work_dir=place)
-    burnish.Steer(**marks, coef=[-4], top=[0.5])(model, traces=rows, strengths=rows[:4], work_dir=place)
+    burnish.Steer(**marks, coef=[-4], top=[0.5])(model, traces=rows[4:], strengths=rows[:4], work_dir=place)
 
 
 def _audit(model: burnish.Model, place: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import burnish
 from burnish.core.checkpoint import Lineage, Model
-from burnish.core.errors import SettingsError
+from burnish.core.errors import DataError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.data.chain import Chains, chain_rows
 from burnish.steer import read_vectors
@@ -52,8 +52,25 @@ def test_the_strength_that_problems_choose_is_written_beside_the_vectors(
 
     monkeypatch.setattr(stage_run, "sweep", chosen)
     stage = burnish.Steer(**MARKS, permutations=1, force=True, max_new_tokens=3, coef=[-2], top=[0.5], mode="mean")
-    made = stage(model, traces=rows, strengths=rows[:6])
+    made = stage(model, traces=rows[6:], strengths=rows[:6])
     assert made.vectors.made_of["strength"] == {"coef": -2.0, "top": 0.5, "mode": "mean"}
+
+
+def test_no_strength_is_tried_on_a_question_that_vectors_are_made_from(
+    model: Model, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    tried = []
+
+    def looked_at(cells: Any, *arguments: Any, **more: Any) -> Any:
+        tried.extend(problem["question"] for part in cells.parts.values() for problem in part)
+        return [], None, []
+
+    monkeypatch.setattr(stage_run, "sweep", looked_at)
+    stage = burnish.Steer(**MARKS, permutations=1, force=True)
+    stage(model, traces=rows[4:], strengths=rows[:6])
+    assert tried == [row["question"] for row in rows[:4]]
+    with pytest.raises(DataError, match="0 of 6 questions are not those of traces, and 4 are needed"):
+        stage(model, traces=rows, strengths=rows[:6])
 
 
 def test_a_row_of_the_table_has_intervals_but_for_the_plain_model():

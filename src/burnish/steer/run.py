@@ -14,7 +14,7 @@ from burnish.generate.problems import problems_of
 from burnish.steer.calibration import calibrate
 from burnish.steer.marks import Marks, marks_of
 from burnish.steer.stage import NEWLINE, Steer
-from burnish.steer.sweep import PLAIN, Comparison, Part, Sweep, sweep
+from burnish.steer.sweep import LEAST, PLAIN, Comparison, Part, Sweep, sweep
 from burnish.steer.traces import Read, read_traces, sampled
 from burnish.steer.vectors import Vectors
 from burnish.verify import Verifier, verifier
@@ -55,6 +55,7 @@ def run(settings: Steer, model: Model, ctx: Context) -> SteeringFile:
     own, identity = marks(settings, model.tokenizer), model.identity
     computing = to_compute(model, ctx.device)
     with verifier(settings.verifier) as judge:
+        trying = _apart(ctx, judge) if ctx.inputs.get("strengths") is not None else []
         read = _traces(settings, computing, own, judge, ctx)
         options: dict[str, Any] = {"rank": settings.rank, "permutations": settings.permutations}
         options |= {"force": settings.force, "seed": settings.seed, "progress": ctx.progress}
@@ -62,8 +63,8 @@ def run(settings: Steer, model: Model, ctx: Context) -> SteeringFile:
         left_out = {"wrong": read.wrong, "without_steps": read.without_steps}
         found = replace(found, made_of=found.made_of | left_out)
         ctx.ledger.table("steering heads", [asdict(head) for head in found.heads])
-        if ctx.inputs.get("strengths") is not None:
-            found = _with_strength(settings, computing, found, judge, ctx)
+        if trying:
+            found = _with_strength(settings, computing, found, trying, judge, ctx)
     lineage = Lineage(kind=Kind.STEERING, methods=[SOURCE], parents={"model": identity}, base_model=model.name)
     return SteeringFile(found, lineage)
 
@@ -86,6 +87,24 @@ def to_compute(model: Model, device: str) -> Model:
     return model
 
 
+def _apart(ctx: Context, judge: Verifier) -> list[dict[str, Any]]:
+    """The problems on which strengths are tried, without those that vectors are made from.
+
+    Raises:
+        DataError: too few are left.
+    """
+    given = "problems" if ctx.inputs.get("traces") is None else "traces"
+    known = {problem["question"] for problem in problems_of(ctx.inputs[given], judge, where=given)}
+    found = problems_of(ctx.inputs["strengths"], judge, where="strengths")
+    apart = [one for one in found if one["question"] not in known]
+    if len(apart) < LEAST:
+        what = f"{len(apart):,} of {len(found):,} questions are not those of {given}, and {LEAST} are needed"
+        raise DataError(what, where="strengths", fix="name more problems, and others")
+    if shared := len(found) - len(apart):
+        ctx.progress.log(f"{shared:,} of {len(found):,} questions of strengths are those of {given} and left out")
+    return apart
+
+
 def _traces(settings: Steer, model: Model, own: Marks, judge: Verifier, ctx: Context) -> Read:
     """Right traces, written first where problems are given; these are kept in the work directory."""
     given = ctx.inputs.get("traces")
@@ -104,12 +123,14 @@ def _traces(settings: Steer, model: Model, own: Marks, judge: Verifier, ctx: Con
     return read
 
 
-def _with_strength(settings: Steer, model: Model, vectors: Vectors, judge: Verifier, ctx: Context) -> Vectors:
+def _with_strength(
+    settings: Steer, model: Model, vectors: Vectors, trying: list[dict[str, Any]], judge: Verifier, ctx: Context
+) -> Vectors:
     """The vectors with the strength that was chosen; every strength that was tried goes into the ledger."""
     cells = Sweep(
         model,
         vectors,
-        problems_of(ctx.inputs["strengths"], judge, where="strengths"),
+        trying,
         judge,
         ctx.work_dir / "strengths",
         temperature=settings.strength_temperature,
