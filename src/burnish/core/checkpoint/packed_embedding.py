@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burnish.core.checkpoint.network import without_memory
-from burnish.core.checkpoint.packed_integers import packed_names, read_packed
-from burnish.core.checkpoint.tensor_files import TensorReader
 from burnish.core.errors import CheckpointError
 from burnish.core.kinds import Kind, packing
 
@@ -18,6 +16,9 @@ if TYPE_CHECKING:
 
 def packed_embedding(config: PretrainedConfig, directory: Path, kind: Kind) -> str | None:
     """The name of the embedding's weight, where the files hold it packed."""
+    from burnish.core.checkpoint.packed_integers import packed_names
+    from burnish.core.checkpoint.tensor_files import TensorReader
+
     groups = packing(config).get("config_groups") or {}
     named = {target for group in groups.values() for target in group.get("targets") or ()} - {"Linear"}
     if not named:  # of a type of layers alone, none of which is an embedding
@@ -55,6 +56,9 @@ def fill(module: PreTrainedModel, name: str, directory: Path) -> None:
         CheckpointError: they are of another shape, or a part is missing.
     """
     import torch
+
+    from burnish.core.checkpoint.packed_integers import packed_names, read_packed
+    from burnish.core.checkpoint.tensor_files import TensorReader
 
     files, weight = TensorReader(directory), module.get_parameter(name)
     values = read_packed(name, {part: files.read(part) for part in packed_names(files)[name]}).product()
