@@ -73,6 +73,14 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path):
         started.kill()
 
 
+def test_a_script_that_asks_for_workers_as_it_is_imported_is_told_where_to_do_so(tmp_path: Path):
+    """A worker reads the script anew, and would start workers of its own."""
+    program = tmp_path / "program.py"
+    program.write_text("from burnish.core.workers import in_order\nprint(list(in_order(abs, range(4), 2)))\n")
+    ran = subprocess.run([sys.executable, str(program)], env=childs_environment(), capture_output=True, text=True)
+    assert ran.returncode != 0 and "below if __name__ == '__main__'" in ran.stderr
+
+
 def session(number: int) -> list[int]:
     """Processes of a session that are still there, by the kernel's table."""
     found = []

@@ -52,7 +52,8 @@ def in_order(function: Callable[[Item], Found], items: Iterable[Item], workers: 
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         what = "a worker process ended without a result; it may have run out of memory"
-        raise StageError(what, where="workers", fix="use fewer workers") from error
+        fix = "use fewer workers; a script that asks for several has to do so below if __name__ == '__main__'"
+        raise StageError(what, where="workers", fix=fix) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
