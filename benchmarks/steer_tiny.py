@@ -415,8 +415,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 def trainings(results: dict[str, Any]) -> str:
     """`mean` in every training, at the point that it chose and at the one that is the same for all."""
     rows = []
-    for seed in SEEDS:
-        found = results["means" if seed == SEEDS[0] else f"means, {seed}"]
+    of_seeds = {"0": results["means"]} | {
+        name.removeprefix("means, "): found for name, found in results.items() if name.startswith("means, ")
+    }
+    for seed, found in of_seeds.items():
         plain = found["reporting"][0]["accuracy"]
         for cells in (found["reporting"][1:], found["half"]):
             by_arm = {row["cell"]["arm"]: row for row in cells}

@@ -55,6 +55,16 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+def killed(process: subprocess.Popen[bytes], out: Path, after: float) -> bool:
+    """Whether it was killed so many seconds after it began to copy, or had ended by then."""
+    wait_for_copying(process, out)
+    time.sleep(after)
+    if not out.exists():
+        process.send_signal(signal.SIGKILL)
+    process.wait()
+    return not out.exists()
+
+
 def test_killed_while_it_copies_it_starts_again_and_leaves_nothing_else(cache: Path, tmp_path: Path):
     undisturbed, out = tmp_path / "undisturbed" / "small", tmp_path / "place" / "small"
     process = fetch(cache, undisturbed)
@@ -62,19 +72,13 @@ def test_killed_while_it_copies_it_starts_again_and_leaves_nothing_else(cache: P
     assert process.wait() == 0
     length = time.monotonic() - started
 
-    moments, kills = random.Random(0), 0
+    moments = random.Random(0)
     for part in range(KILLS):
-        process = fetch(cache, out)
-        wait_for_copying(process, out)
-        time.sleep(moments.uniform(part, part + 1) / KILLS * length * 0.8)
-        if process.poll() is None and not out.exists():
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-        if out.exists():  # too late for this kill: whole, and the next one begins anew
-            assert contents(out) == contents(undisturbed)
+        after = moments.uniform(part, part + 1) / KILLS * length
+        while not killed(fetch(cache, out), out, after):
+            assert contents(out) == contents(undisturbed)  # too late: it is whole, and another one begins anew
             shutil.rmtree(out)
-    assert kills >= KILLS // 2
+            after *= 0.7
     assert fetch(cache, out).wait() == 0
     assert contents(out) == contents(undisturbed)
     assert [path.name for path in out.parent.iterdir()] == ["small"]
