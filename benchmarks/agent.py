@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import SMOKE, Command, Kept, cell, digest, record, table
+from experiment import SMOKE, Command, Kept, answer, cell, digest, table
 
 PROBLEMS = 4 if SMOKE else 300
 SEEDS = (0, 1, 2)
@@ -36,14 +36,15 @@ TRAINED: dict[str, Any] = {
 }
 
 
-class Bench:
+class Bench(Kept):
     """The start, its problems and what has been measured."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         import burnish
         from burnish.align.envs import SumsEnv
 
-        self.kept, self.start = Kept(arguments.work), burnish.load(arguments.start)
+        super().__init__(arguments.work)
+        self.start = burnish.load(arguments.start)
         self.problems, self.credits = SumsEnv(PROBLEMS, 77), CREDITS[: arguments.credits]
 
     def names(self) -> Iterable[str]:
@@ -82,13 +83,14 @@ def main() -> None:
     command.add_argument("--credits", type=int, default=1, help="how many of the ways to give credit, in their order")
     arguments = command.read()
     bench = Bench(arguments)
-    if not bench.kept.run(bench.names, bench.measure, arguments.minutes):
-        return
+    answer(bench, arguments, __doc__, lambda: content(bench), tables, libraries=("trl",))
+
+
+def content(bench: Bench) -> dict[str, Any]:
     hashes = {"tuning": [], "reporting": [digest("\n".join(sorted(bench.problems.questions)))]}
-    cells = {name: bench.kept.read(name) for name in bench.names()}
-    content = {"slices": hashes, "problems": PROBLEMS, "settings": TRAINED, "cells": cells}
-    content |= {"seeds": list(SEEDS), "credits": list(bench.credits)}
-    record(arguments.out, __doc__, content, libraries=("trl",))
+    cells = {name: bench.read(name) for name in bench.names()}
+    found = {"slices": hashes, "problems": PROBLEMS, "settings": TRAINED, "cells": cells}
+    return found | {"seeds": list(SEEDS), "credits": list(bench.credits)}
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

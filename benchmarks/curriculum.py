@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import SMOKE, Command, Kept, cell, digest, over_seeds, record, table
+from experiment import SMOKE, Command, Kept, answer, cell, digest, over_seeds, table
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = {"short": (1, 2), "middle": (3, 4), "long": (5, 6)}
@@ -35,13 +35,14 @@ PHASES, ALONE, TOGETHER = "three phases", "last phase alone", "all rows at once"
 ARMS = (PHASES, ALONE, TOGETHER)
 
 
-class Bench:
+class Bench(Kept):
     """The start, the chains and what has been measured."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from burnish.train.scratch import initialise
 
-        self.kept, self.seeds = Kept(arguments.work), tuple(arguments.seeds)
+        super().__init__(arguments.work)
+        self.seeds = tuple(arguments.seeds)
         self.start = initialise(
             ROOT / "examples" / "reasoner_small.json",
             tokenizer="bpe:257",
@@ -61,12 +62,12 @@ class Bench:
         arm, _, seed = name.rpartition(", seed ")
         if arm == PHASES:
             return self.taught(int(seed))
-        updates = self.kept.read(f"{PHASES}, seed {seed}")["updates"]
+        updates = self.read(f"{PHASES}, seed {seed}")["updates"]
         return self.trained(int(seed), ["long"] if arm == ALONE else list(LENGTHS), updates)
 
     def updates(self) -> int:
         """The first that was tried after which the last phase alone is neither at chance nor done."""
-        found = {each: np.mean(self.kept.read(f"searched {each}")["right"]["long"]) for each in SEARCHED}
+        found = {each: np.mean(self.read(f"searched {each}")["right"]["long"]) for each in SEARCHED}
         return next(each for each, share in found.items() if CHANCE <= share <= DONE)
 
     def taught(self, seed: int) -> dict[str, Any]:
@@ -154,11 +155,13 @@ def main() -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="which")
     arguments = command.read()
     bench = Bench(arguments)
-    if not bench.kept.run(bench.names, bench.measure, arguments.minutes):
-        return
+    answer(bench, arguments, __doc__, lambda: content(bench), tables)
+
+
+def content(bench: Bench) -> dict[str, Any]:
     questions = {seed: sorted(row["question"] for name in LENGTHS for row in asked(name, seed)) for seed in bench.seeds}
     tuned = sorted(row["question"] for row in asked("long", SEARCH_SEED))
-    content = {
+    return {
         "slices": {
             "tuning": [digest("\n".join(tuned))],
             "reporting": [digest("\n".join(questions[seed])) for seed in bench.seeds],
@@ -171,11 +174,8 @@ def main() -> None:
             "rows": ROWS,
         },
         "seeds": list(bench.seeds),
-        "cells": {name: bench.kept.read(name) for name in bench.names()},
+        "cells": {name: bench.read(name) for name in bench.names()},
     }
-    record(arguments.out, __doc__, content)
-    for made in tables(content).values():
-        print(made)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

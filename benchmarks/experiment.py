@@ -214,12 +214,15 @@ def results(out: Path, empty: dict[str, Any] | None = None) -> Iterator[dict[str
         file.write(json.dumps(content, indent=1, default=float) + "\n")
 
 
+SHARED = "CPU seconds, shared with other work"
+
+
 def record(
     out: Path,
     text: str | None,
     content: dict[str, Any],
     *,
-    note: str = "CPU seconds, shared with other work",
+    note: str = SHARED,
     libraries: Sequence[str] = (),
 ) -> None:
     """Adds to a results file what was measured, with its question, machine, date and versions."""
@@ -249,7 +252,8 @@ def answer(
     content: Callable[[], dict[str, Any]],
     tables: Callable[[dict[str, Any]], dict[str, str]],
     *,
-    note: str,
+    note: str = SHARED,
+    libraries: Sequence[str] = (),
 ) -> None:
     """Measures what is not there yet; once all of it is, records the content and prints its tables.
 
@@ -260,9 +264,10 @@ def answer(
         content: of the results file.
         tables: of that.
         note: what its seconds are.
+        libraries: whose versions are told besides.
     """
     if bench.run(bench.names, bench.measure, options.minutes):
         found = content()
-        record(options.out, text, found, note=note)
+        record(options.out, text, found, note=note, libraries=libraries)
         for made in tables(found).values():
             print(made)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import SMOKE, Command, Kept, cell, digest, over_seeds, record, table
+from experiment import SMOKE, Command, Kept, answer, cell, digest, over_seeds, table
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
@@ -43,11 +43,12 @@ DEPTHS, ASKED = (2, 4) if SMOKE else (8, 60)
 """Depths, and haystacks that are asked at each of them."""
 
 
-class Bench:
+class Bench(Kept):
     """The parent, what comes of it, and what has been measured."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.kept, self.seeds, self.work = Kept(arguments.work), tuple(arguments.seeds), arguments.work
+        super().__init__(arguments.work)
+        self.seeds, self.work = tuple(arguments.seeds), arguments.work
 
     def names(self) -> Iterable[str]:
         yield "parent"
@@ -128,19 +129,18 @@ def main() -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="which")
     arguments = command.read()
     bench = Bench(arguments)
-    if not bench.kept.run(bench.names, bench.measure, arguments.minutes):
-        return
+    answer(bench, arguments, __doc__, lambda: content(bench), tables)
+
+
+def content(bench: Bench) -> dict[str, Any]:
     texts = {seed: "\n".join(text for text, _, _ in questions(retrieval.LONG, 0, 1 + seed)) for seed in bench.seeds}
     of_parent = "\n".join(text for text, _, _ in questions(retrieval.LONG, 0, 0))
-    content = {
+    return {
         "slices": {"tuning": [digest(of_parent)], "reporting": [digest(text) for text in texts.values()]},
         "settings": {"parent": PARENT | BOTH | {"phases": PHASES}, "longer": LONGER | BOTH, "arms": ARMS},
         "seeds": list(bench.seeds),
-        "cells": {name: bench.kept.read(name) for name in bench.names()},
+        "cells": {name: bench.read(name) for name in bench.names()},
     }
-    record(arguments.out, __doc__, content)
-    for made in tables(content).values():
-        print(made)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

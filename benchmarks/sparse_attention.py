@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from experiment import SMOKE, Command, Kept, digest, record, table
+from experiment import SMOKE, Command, Kept, answer, digest, table
 from long_context import BOTH, PARENT, PHASES, retrieval
 from long_context import Bench as LongContext
 
@@ -30,11 +30,12 @@ DEPTHS, SAMPLES = (2, 2) if SMOKE else (8, 12)
 DENSE = "dense"
 
 
-class Bench:
+class Bench(Kept):
     """The parent, and what has been measured."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.kept, self.training = Kept(arguments.work), LongContext(arguments)
+        super().__init__(arguments.work)
+        self.training = LongContext(arguments)
 
     def names(self) -> Iterable[str]:
         yield from ("parent", DENSE)
@@ -69,11 +70,13 @@ def main() -> None:
     command.set_defaults(seeds=(0,))
     arguments = command.read()
     bench = Bench(arguments)
-    if not bench.kept.run(bench.names, bench.measure, arguments.minutes):
-        return
-    cells = {name: bench.kept.read(name) for name in bench.names() if name != "parent"}
-    retrieved = np.mean(bench.kept.read("parent")["short"])
-    content = {
+    answer(bench, arguments, __doc__, lambda: content(bench), tables)
+
+
+def content(bench: Bench) -> dict[str, Any]:
+    cells = {name: bench.read(name) for name in bench.names() if name != "parent"}
+    retrieved = np.mean(bench.read("parent")["short"])
+    return {
         "slices": {"tuning": [digest("nothing is chosen")], "reporting": [cells[DENSE].pop("prompts")]},
         "parent": {"retrieved": float(retrieved), "training": PARENT | BOTH | {"phases": PHASES}},
         "mechanisms": list(MECHANISMS),
@@ -81,9 +84,6 @@ def main() -> None:
         "samples": SAMPLES,
         "cells": {name: {part: one[part] for part in ("score", "cost")} for name, one in cells.items()},
     }
-    record(arguments.out, __doc__, content)
-    for made in tables(content).values():
-        print(made)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
