@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import SettingsError
@@ -33,6 +35,29 @@ def use(module: Any, name: str, progress: Progress | None = None) -> str:
     if progress is not None:
         progress.log(f"attention is computed by {name}")
     return before
+
+
+@contextmanager
+def computed_by(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Lets a model of transformers compute attention by a function of ours inside the block, under the mask of `sdpa`.
+
+    Args:
+        module: of transformers.
+        name: that transformers is going to know the function by.
+        function: in the form of transformers' attention functions.
+
+    Raises:
+        SettingsError: the model's class takes none.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, AttentionMaskInterface()["sdpa"])
+    before = use(module, name)
+    try:
+        yield
+    finally:
+        use(module, before)
 
 
 def _not_known(module: Any, name: str) -> SettingsError:

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burnish.arch.attention import use
+from burnish.arch.attention import computed_by
 from burnish.core.errors import SettingsError
 from burnish.evaluate.maths import inclusion as maths
+from burnish.evaluate.maths.selection import seen
 from burnish.evaluate.sparse.mechanisms import LayerMemory, Queries, evict, inclusion, index_bytes
 from burnish.evaluate.sparse.spec import WHERE, DoubleSparsity, Mechanism, SnapKV
 
@@ -163,9 +164,9 @@ class SparseAttention:
         wide_GKD = key_GKD.float()
         group = query_HQD.shape[0] // kv_heads
         scores_HQK = scale * query_HQD @ wide_GKD.repeat_interleave(group, dim=0).mT
-        seen_QK = torch.arange(key_GKD.shape[1], device=positions_Q.device) <= positions_Q[:, None]
+        seen_QK = seen(positions_Q, key_GKD.shape[1])
         scores_HQK = scores_HQK.masked_fill(~seen_QK, -torch.inf)
-        asked = Queries(query_HQD, wide_GKD, scores_HQK, positions_Q, self.first, layer, self.seed)
+        asked = Queries(query_HQD, wide_GKD, scores_HQK, seen_QK, positions_Q, self.first, layer, self.seed)
         weights_HQK = inclusion(self.parts, asked, memory)
         support_HQK = weights_HQK > 0
         cost = self.costs.setdefault(layer, LayerCost())
@@ -228,18 +229,11 @@ def sparse(
     Raises:
         SettingsError: the model's attention is of another kind, or a layer is not there.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
     check(module.config, parts, dense_layers)
     memory = {layer: LayerMemory(channels_GR=one) for layer, one in enumerate(channels or ())}
     attention = SparseAttention(parts, dense_layers, seed, memory)
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
-    before = use(module, NAME)
-    try:
+    with computed_by(module, NAME, attention):
         yield attention
-    finally:
-        use(module, before)
 
 
 def check(config: Any, parts: Mapping[str, Mechanism], dense_layers: Sequence[int], longest: int = 0) -> None:

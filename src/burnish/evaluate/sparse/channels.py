@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from burnish.arch.attention import use
+from burnish.arch.attention import computed_by
 from burnish.data.read import read_texts
 from burnish.data.windows import cut
 from burnish.evaluate.maths.selection import heavy_channels
@@ -38,7 +38,7 @@ def measured_channels(
 @torch.inference_mode()
 def channels_on(module: PreTrainedModel, windows: Sequence[Tensor] | Tensor, num: int) -> list[Tensor]:
     """The channels of every layer, on windows of tokens."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
     sums: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -48,12 +48,7 @@ def channels_on(module: PreTrainedModel, windows: Sequence[Tensor] | Tensor, num
         sums[layer.layer_idx] = (earlier[0] + found[0], earlier[1] + found[1])
         return AttentionInterface()["sdpa"](layer, query, key, *given, **others)
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
-    before = use(module, NAME)
-    try:
+    with computed_by(module, NAME, attend):
         for window in windows:
             module(input_ids=window[None].to(module.device), use_cache=False)
-    finally:
-        use(module, before)
     return [heavy_channels(*sums[layer], num) for layer in sorted(sums)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -55,6 +55,7 @@ class Queries:
     Attributes:
         query_HQD, key_GKD: as attention gets them, in float32.
         scores_HQK: their scaled products, -inf for keys behind a query.
+        seen_QK: keys that are not.
         positions_Q: the key at which each query stands.
         context: keys of the context, which was read before the first of these queries.
         layer: its number.
@@ -64,14 +65,11 @@ class Queries:
     query_HQD: Float[Tensor, "heads queries width"]
     key_GKD: Float[Tensor, "kv_heads keys width"]
     scores_HQK: Float[Tensor, "heads queries keys"]
+    seen_QK: Bool[Tensor, "queries keys"]
     positions_Q: Int[Tensor, " queries"]
     context: int
     layer: int
     seed: int = 0
-    seen_QK: Bool[Tensor, "queries keys"] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "seen_QK", selection.seen(self.positions_Q, self.key_GKD.shape[1]))
 
     def amounts(self, amount: float) -> Int[Tensor, "1 queries"]:
         """A number of keys for every query: a number as it is, up to 1 a share of what it sees, rounded up."""
