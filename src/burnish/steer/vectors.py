@@ -26,10 +26,10 @@ from burnish.core.checkpoint import (
     CARD_FILE,
     Lineage,
     Model,
+    check_made_on,
     check_target,
     hash_directory,
     library_versions,
-    names_of,
     read_from,
     saving,
 )
@@ -179,11 +179,9 @@ class Vectors:
         Raises:
             CheckpointError: they were made on another model.
         """
-        if self.model and self.model not in names_of(model):
-            raise CheckpointError(
-                f"the steering vectors were made on another model ({self.model[:12]}, not {model.identity[:12]})",
-                fix="calibrate them on this one: burnish steer calibrate",
-            )
+        if self.model:
+            fix = "calibrate them on this one: burnish steer calibrate"
+            check_made_on(self.model, model, told="the steering vectors were made on", fix=fix)
 
     def check(self, model: Model | PreTrainedModel) -> PreTrainedModel:
         """The network, after refusing one that these are not of.

@@ -8,7 +8,7 @@ renamed, so a killed process never leaves a directory that looks finished.
     model.save("out")
 """
 
-from burnish.core.checkpoint.belonging import names_of, read_from
+from burnish.core.checkpoint.belonging import check_made_on, read_from
 from burnish.core.checkpoint.deferred import DeferredModel
 from burnish.core.checkpoint.durable import (
     cause_of,
@@ -72,6 +72,7 @@ __all__ = [
     "cast",
     "cause_of",
     "check_fits",
+    "check_made_on",
     "check_place",
     "check_target",
     "common_vocabulary",
@@ -89,7 +90,6 @@ __all__ = [
     "load_config",
     "model_card",
     "move",
-    "names_of",
     "pick_device",
     "plan_checkpoint",
     "plan_config",

@@ -15,7 +15,6 @@ select, cut) it does along these dimensions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -246,11 +245,6 @@ def codes_of(names: str) -> dict[str, CacheCode]:
             raise SettingsError(f"{code.name} occurs twice", where="codes")
         found[code.name] = code
     return found
-
-
-def num_bytes(stored: Mapping[str, Tensor]) -> int:
-    """Of what is stored."""
-    return sum(tensor.nbytes for tensor in stored.values())
 
 
 def _half(numbers: Tensor) -> Tensor:

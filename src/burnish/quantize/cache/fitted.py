@@ -22,10 +22,10 @@ from burnish.core.checkpoint import (
     CARD_FILE,
     Lineage,
     Model,
+    check_made_on,
     check_target,
     hash_directory,
     library_versions,
-    names_of,
     read_from,
     saving,
 )
@@ -75,11 +75,9 @@ class FittedCodes:
         """
         known = model if isinstance(model, Model) else read_from(model)
         module = model.module if isinstance(model, Model) else model
-        if known is not None and self.model not in names_of(known):
-            raise CheckpointError(
-                f"the codes were fitted to another model ({self.model[:12]}, not {known.identity[:12]})",
-                fix="fit them to this one: burnish kv-cache",
-            )
+        if known is not None:
+            fix = "fit them to this one: burnish kv-cache"
+            check_made_on(self.model, known, told="the codes were fitted to", fix=fix)
         if (own := cache_shape(module)) != self.shape:
             raise CheckpointError(f"the codes are of a cache of {self.shape}, and this model has {own}")
 
