@@ -17,6 +17,18 @@ PROSE = Path(__file__).resolve().parent.parent / "LICENSE"
 EXAMPLES = PROSE.parent / "examples"
 
 
+SMALL_TRAINER: dict[str, Any] = {
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+"""Settings of TRL's trainers: on this processor, quietly, with nothing kept and every step logged."""
+
+
 def untaught_reasoner() -> Model:
     """A model for chains with random weights, a token for every byte, and a chat template."""
     return initialise(

@@ -25,6 +25,7 @@ from burnish.align.tools import CALCULATOR, FAILED, PYTHON, Tool
 from burnish.core.errors import DataError
 from burnish.generate import Sample
 from burnish.verify.probe import walls
+from small_models import SMALL_TRAINER
 
 AGENT = (Path(__file__).parents[2] / "examples" / "agent.jinja").read_text()
 HERMES = (
@@ -221,13 +222,7 @@ def trainer(agent_model, tmp_path):
             "max_completion_length": 96,
             "max_steps": 2,
             "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "report_to": "none",
-            "save_strategy": "no",
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
+            **SMALL_TRAINER,
         }
         return EpisodeTrainer(
             model.module,

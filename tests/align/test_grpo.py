@@ -18,6 +18,7 @@ from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
 from burnish.align.maths.length_rules import Kimi, LaserD
 from burnish.core.errors import DataError, SettingsError
 from burnish.data.chain import Chains
+from small_models import SMALL_TRAINER
 
 SEAM = {
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
@@ -44,13 +45,7 @@ def config(kind: type[SampledGRPOConfig], place: Path, **changes: Any) -> Any:
         "max_completion_length": 12,
         "max_steps": 2,
         "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **SMALL_TRAINER,
         "mask_truncated_completions": False,
     }
     return kind(**settings | changes)

@@ -21,7 +21,7 @@ from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
 from burnish.core.errors import SettingsError
 from burnish.data.chain import Chains
 from processes import together
-from small_models import untaught_reasoner
+from small_models import SMALL_TRAINER, untaught_reasoner
 
 LONG, SHORT = 90, 10
 """Tokens of the answers of the first and of the second problem."""
@@ -34,13 +34,7 @@ GENERAL: dict[str, Any] = {
     "optim": "sgd",
     "learning_rate": 1.0,
     "max_grad_norm": 1e9,
-    "logging_steps": 1,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
+    **SMALL_TRAINER,
     "mask_truncated_completions": False,
     "shuffle_dataset": False,
     "alpha": 0.0,

@@ -225,12 +225,17 @@ class SampledGRPOTrainer(GRPOTrainer):
         """What subclasses change: advantages of this process's rows, or (rows, tokens) where turns differ."""
         return output["advantages"]
 
-    def _with_replayed(self, output: Batch) -> Batch:
-        """The batch with older groups in the places of those without variance."""
+    def _replay_queue(self) -> ReplayQueue:
+        """Made when it is first asked for."""
         if self.queue is None:
             self.queue = ReplayQueue(self.args.replay, self.args.max_staleness, self.args.reuse)
+        return self.queue
+
+    def _with_replayed(self, output: Batch) -> Batch:
+        """The batch with older groups in the places of those without variance."""
+        queue = self._replay_queue()
         step, tokenizer = self.state.global_step, cast(Any, self._tokenizer)
-        groups = self.queue.exchanged(groups_of(output, int(self.num_generations or 1), step), step)
+        groups = queue.exchanged(groups_of(output, int(self.num_generations or 1), step), step)
         batch: Batch = batch_of(groups, tokenizer.pad_token_id)
         mask = batch["completion_mask"] * batch.get("tool_mask", 1)
         batch["num_items_in_batch"] = cast(Tensor, gather(mask.sum()[None])).sum()
@@ -368,8 +373,7 @@ class SampledGRPOTrainer(GRPOTrainer):
             self._buffered_inputs = _parts(load_file(file, device=str(self.accelerator.device)))
         replay = Path(checkpoint) / REPLAY.format(self.accelerator.process_index)
         if self.args.replay and replay.is_file():
-            self.queue = ReplayQueue(self.args.replay, self.args.max_staleness, self.args.reuse)
-            self.queue.load(replay, str(self.accelerator.device))
+            self._replay_queue().load(replay, str(self.accelerator.device))
 
 
 def _flat(parts: list[Batch]) -> dict[str, Tensor]:
