@@ -36,6 +36,7 @@ def weights(model: burnish.Model) -> torch.Tensor:
     [
         ({"env": "chian"}, "did you mean 'chain'"),
         ({"env": "reasoning_gym"}, "there is no environment"),
+        ({"env": "reasoning_gym:chain_sums"}, "did you mean .chain_sum."),
         ({"shaping": "shortarc"}, "did you mean 'short_arc'"),
         ({"shaping": "kimi", "shaping_options": {"wait": 1}}, "do not fit 'kimi'"),
         ({"shaping": "kimi", "shaping_options": {"weight": "heavy"}}, "do not fit 'kimi'"),

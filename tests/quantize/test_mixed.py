@@ -59,17 +59,17 @@ def test_a_target_is_reached_and_loads_in_a_stock_loader(model, texts, ids, tmp_
 
 
 def test_roundings_are_compared_at_the_width_nearest_to_the_target(model, texts, tmp_path, monkeypatch):
-    """At the four bits that nobody asked for another one may be the best."""
+    """At the four bits that nobody asked for another one may be the best; further refits would cost a rounding each."""
     compared = []
 
     def choose(views, roundings, *_, **__):
-        compared.extend({one.scheme_of(view).bits for view in views} for one in roundings.values())
+        compared.extend(({one.scheme_of(view).bits for view in views}, one.refit) for one in roundings.values())
         raise KeyboardInterrupt
 
     monkeypatch.setattr("burnish.quantize.run.choose_rounding", choose)
     with pytest.raises(KeyboardInterrupt):
         run(Quantize(**SMALL | {"target": "2.6bits", "method": "yaqa"}), model, texts, tmp_path)
-    assert compared == [{3}] * 5
+    assert compared == [({3}, 1)] * 5
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +161,15 @@ def test_planned_bytes_are_those_on_disk(model, tmp_path):
     header = read_safetensors_header(directory / "model.safetensors").values()
     written = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header)
     assert planned == pytest.approx(written, rel=0.01)  # the input's file header is counted with its weights
+
+
+@pytest.mark.parametrize(("free", "passes"), [(1_000_000_000, "1 pass"), (1, "2 passes")])
+def test_a_text_is_read_as_often_as_free_memory_makes_it(model, monkeypatch, free, passes):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    (note,) = [
+        note for note in Quantize(method="gptq", stream=False, **SMALL).plan(model.plan()).notes if "pass" in note
+    ]
+    assert passes in note
 
 
 def test_too_short_a_text_is_refused_with_what_would_do(model):

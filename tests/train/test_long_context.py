@@ -331,6 +331,7 @@ def test_dropout_is_refused(model_of):
         ("weights=longce,floor=0.1", "floor counts for nothing with weights=longce"),
         ("weights=longce,prefix=formula", "prefix counts for nothing with weights=longce"),
         ("view=skip,view_prob=1.5", "view_prob is '1.5'"),
+        ("focal=11", "focal is .11."),
     ],
 )
 def test_an_objective_that_means_nothing_is_one_sentence(text, told):

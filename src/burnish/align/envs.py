@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from burnish.align.tools import CALCULATOR, TOOLS, Tool
 from burnish.core.errors import DataError, SettingsError, nearest
 from burnish.data.chain import Chains, chain_rows
-from burnish.data.gym import gym_rows
+from burnish.data.gym import check_task, gym_rows
 from burnish.verify import Verifier, verifier
 from burnish.verify.adapter import CORRECT
 
@@ -267,8 +267,10 @@ def check_environment(name: str) -> None:
         SettingsError: no such environment.
     """
     kind, _, task = name.partition(":")
-    if name in ("chain", *TOOLS) or (kind == "reasoning_gym" and task):
+    if name in ("chain", *TOOLS):
         return
+    if kind == "reasoning_gym" and task:
+        return check_task(task)
     guess = nearest(kind, ["chain", *TOOLS, "reasoning_gym"])
     fix = f"did you mean {guess!r}?" if guess and guess != kind else f"use one of {', '.join(ENVIRONMENTS)}"
     raise SettingsError(f"there is no environment {name!r}", where="env", fix=fix)

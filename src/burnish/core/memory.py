@@ -18,6 +18,13 @@ def too_large(num_parameters: int) -> bool:
     return 4 * num_parameters > SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
 
 
+def for_statistics() -> int:
+    """Bytes that sums over a text may fill where the settings name no bound: a quarter of the free memory."""
+    import psutil
+
+    return int(SHARE_OF_FREE_MEMORY / 2 * psutil.virtual_memory().available)
+
+
 def peak_resident_bytes() -> int:
     """Largest resident size so far, interpreter and libraries included.
 

@@ -46,9 +46,14 @@ def gym_rows(
         yield {"id": f"{task}-{seed}-{index}", "task": task, "question": entry["question"], "entry": entry}
 
 
-def _entries(task: str, number: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of one task as a file will keep them."""
-    from reasoning_gym import create_dataset
+def check_task(task: str) -> None:
+    """Refuses a name that no task has, where the library is there to say so.
+
+    Raises:
+        SettingsError: no such task.
+    """
+    if find_spec("reasoning_gym") is None:
+        return
     from reasoning_gym.factory import DATASETS
 
     known = sorted(set(DATASETS) - {"composite"})
@@ -56,6 +61,13 @@ def _entries(task: str, number: int, seed: int) -> Iterator[dict[str, Any]]:
         guess = nearest(task, known)
         fix = f"did you mean {guess!r}?" if guess else f"its {len(known)} tasks are such as {', '.join(known[:8])}"
         raise SettingsError(f"reasoning-gym has no task {task!r}", fix=fix)
+
+
+def _entries(task: str, number: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of one task as a file will keep them."""
+    from reasoning_gym import create_dataset
+
+    check_task(task)
     start = int.from_bytes(hashlib.sha256(f"{seed} {task}".encode()).digest()[:4]) >> 1
     made = create_dataset(task, seed=start, size=number * TRIES)
     return (json.loads(json.dumps(made[index], default=str)) for index in range(number * TRIES))

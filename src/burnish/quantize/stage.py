@@ -28,7 +28,7 @@ class Quantize(Stage):
     """Rounds the linear layers' weights: to nearest (rtn), one-sided (gptq) or two-sided (yaqa)."""
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     summary: ClassVar[str] = "round weights to 2-8 bits (RTN, GPTQ, YAQA)"
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
@@ -123,8 +123,11 @@ class Quantize(Stage):
         description="one decoder layer in memory at a time; null: where all would fill half of what is free",
         json_schema_extra=VOLATILE,
     )
-    memory: int = Field(
-        default=2_000_000_000, ge=1, description="bytes of statistics held at once", json_schema_extra=VOLATILE
+    memory: int | None = Field(
+        default=None,
+        ge=1,
+        description="bytes of statistics held at once, else the text is read again; null: a quarter of what is free",
+        json_schema_extra=VOLATILE,
     )
 
     @model_validator(mode="before")

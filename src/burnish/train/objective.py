@@ -64,7 +64,7 @@ class Objective(Settings):
     shift: float = Field(default=1.0, ge=1, description="ppmi, npmi: divides the ratio of probabilities")
     gate: bool = Field(default=False, description="only tokens whose label gains by the context have a signal")
     prefix: Literal["one", "formula"] = Field(default="one", description="what tokens inside the first window weigh")
-    focal: float = Field(default=0.0, ge=0, description="exponent of 1 - p in a token's weight; 0 for none")
+    focal: float = Field(default=0.0, ge=0, le=10, description="exponent of 1 - p in a token's weight; 0 for none")
     drop_top: float | None = Field(
         default=None, gt=0, lt=1, description="largest p that counts after the first pass over the data"
     )
