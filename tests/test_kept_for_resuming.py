@@ -158,6 +158,11 @@ def _steer(model: burnish.Model, place: Path) -> None:
     burnish.Steer(**marks, coef=[-4], top=[0.5])(model, traces=rows[4:], strengths=rows[:4], work_dir=place)
 
 
+def _ladder(model: burnish.Model, place: Path) -> None:
+    stage = burnish.LadderResidual(layers="last:1", custom_code=True, tokens=64, length=64)
+    stage(model, calibration=[PROSE.read_text()], work_dir=place)
+
+
 def _audit(model: burnish.Model, place: Path) -> None:
     audit_pairs(read_pairs(PAIRS, on_bad_pair="drop"), model, AuditSettings(repeats=1), work_dir=place)
 
@@ -199,6 +204,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "upcycle": (_upcycle, set()),
     "unpack": (_unpack, set()),
     "mla": (_mla, {"moments/layerN/moments.safetensors", "converted/layerN/layer.safetensors"}),
+    "ladder": (_ladder, set()),
     "chain": (_chain, set()),
     "trajectories": (_trajectories, {"parts/partN/rows.jsonl", "parts/partN/news.json"}),
     "aggregate": (_aggregate, set()),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.aggregate.stage import Aggregate as Aggregate
     from burnish.align.stage import Align as Align
     from burnish.align.stage import Grpo as Grpo
+    from burnish.convert.stage import LadderResidual as LadderResidual
     from burnish.convert.stage import LatentAttention as LatentAttention
     from burnish.convert.stage import Unpack as Unpack
     from burnish.convert.stage import Upcycle as Upcycle

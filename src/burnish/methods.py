@@ -407,6 +407,23 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="Ladder-Residual",
+        does="layers that compute while the all-reduces of those before them run, for tensor parallelism",
+        use="burnish convert ladder",
+        source="Ladder-Residual, 2025, arXiv:2501.06589",
+        page="ladder",
+        verb=Verb(
+            name="ladder",
+            settings="burnish.convert.stage:LadderResidual",
+            help="Let layers compute while all-reduces run: they read the stream of one sub-block earlier.",
+            examples=(
+                "burnish convert ladder models/smollm2 --layers last:4 --custom-code -o smollm2-ladder --evaluate",
+                "burnish convert ladder models/smollm2 --layers auto:8 --custom-code -o smollm2-ladder",
+            ),
+            command="convert ladder",
+        ),
+    ),
+    Method(
         name="unpacking",
         does="packed weights (FP8, MXFP4, compressed-tensors) as dense ones, for the stages that need those",
         use="burnish convert unpack",

@@ -9,6 +9,7 @@ from torch import nn
 
 from burnish.arch.row import ArchitectureRow, AsMany, Norm, QueryKeyNorm, RoutingWeights
 from burnish.arch.table import TABLE
+from burnish.core.checkpoint.own_classes import plain_type
 from burnish.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -163,9 +164,9 @@ def describe(config_or_module: PretrainedConfig | PreTrainedModel) -> Architectu
         CheckpointError: the table has no row for its `model_type`.
     """
     config: Any = config_or_module.config if isinstance(config_or_module, nn.Module) else config_or_module
-    if config.model_type not in TABLE:
+    if (known_as := plain_type(config.model_type)) not in TABLE:
         raise CheckpointError(
             f"burnish does not know model_type {config.model_type!r}; it knows {', '.join(known_model_types())}",
             fix='one row in src/burnish/arch/table.py adds it, see the docs page "add an architecture"',
         )
-    return Architecture(config.model_type, TABLE[config.model_type], config.get_text_config())
+    return Architecture(config.model_type, TABLE[known_as], config.get_text_config())

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from burnish.arch.view import layers
+from burnish.core.checkpoint.own_classes import is_own
+from burnish.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +52,12 @@ def first_inputs(module: PreTrainedModel, tokens: Tensor, mask: Tensor | None = 
     Args:
         module: only what comes before its layers needs to be in memory.
         tokens, mask: (windows, length), on its device; 1 in the mask where there is a token.
+
+    Raises:
+        CheckpointError: of a class whose layers hand on more than hidden states.
     """
+    if is_own(module.config.model_type):
+        raise CheckpointError(f"layers of a {module.config.model_type} cannot be run one at a time")
     first: list[Tensor] = []
     arguments: dict[int, dict[str, Any]] = {}
     decoder_layers = [layer for _, layer in layers(module)]

@@ -9,19 +9,22 @@ import torch
 
 from burnish.calibrate import Calibration
 from burnish.calibrate.windows import BATCH_TOKENS
+from burnish.convert.ladder import chosen_layers, ladder
 from burnish.convert.latent_config import cached_numbers, check_widths
 from burnish.convert.latent_network import cache_rows
 from burnish.convert.mla import Conversion
 from burnish.convert.upcycle import mixtral_config, upcycle
-from burnish.core.checkpoint import DeferredModel, Model, cast, load_config, move, working_copy
+from burnish.core.checkpoint import DeferredModel, Model, cast, compute_dtype, load_config, move, working_copy
 from burnish.core.checkpoint.packed_integers import FORMATS, formats_of
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError, DataError
-from burnish.core.kinds import STREAMED, packing
+from burnish.core.kinds import STREAMED, Kind, packing
 from burnish.core.stage import Context
 
 if TYPE_CHECKING:
-    from burnish.convert.stage import LatentAttention, Unpack, Upcycle
+    from torch import Tensor
+
+    from burnish.convert.stage import LadderResidual, LatentAttention, Unpack, Upcycle
 
 
 def run(settings: Upcycle, model: Model, ctx: Context) -> Model:
@@ -106,17 +109,22 @@ def run_mla(settings: LatentAttention, model: Model, ctx: Context) -> Model:
     return model.derive(module=move(cast(new, model.stored_dtype), "cpu"))
 
 
+def windows_of(settings: LatentAttention | LadderResidual, model: Model, ctx: Context) -> Tensor:
+    """(windows, length) of the calibration data."""
+    from burnish.data import calibration
+
+    length = min(settings.length, model.config.max_position_embeddings)
+    data = ctx.inputs.get("calibration", settings.calibration)
+    return calibration(model.tokenizer, data, length=length, max_tokens=settings.tokens, generator=ctx.generator)
+
+
 def calibration_text(settings: LatentAttention, model: Model, ctx: Context) -> Calibration:
     """Windows of the calibration data.
 
     Raises:
         DataError: fewer tokens than the latent has ranks.
     """
-    from burnish.data import calibration
-
-    length = min(settings.length, model.config.max_position_embeddings)
-    data = ctx.inputs.get("calibration", settings.calibration)
-    tokens = calibration(model.tokenizer, data, length=length, max_tokens=settings.tokens, generator=ctx.generator)
+    tokens = windows_of(settings, model, ctx)
     needed = cached_numbers(model.config)
     if tokens.numel() < needed:
         raise DataError(
@@ -131,3 +139,12 @@ def calibration_text(settings: LatentAttention, model: Model, ctx: Context) -> C
             fix="use a longer text or more --tokens, or leave refit and heal_tokens out",
         )
     return Calibration(tokens, num_folds=1)
+
+
+def run_ladder(settings: LadderResidual, model: Model, ctx: Context) -> Model:
+    """The model with ladders; the input stays as it is."""
+    network = move(cast(ladder(model.module, []), compute_dtype(ctx.device)), ctx.device)
+    tokens = windows_of(settings, model, ctx).to(ctx.device)
+    made = model.derive(module=ladder(model.module, chosen_layers(settings.layers, network, tokens, ctx)))
+    made.lineage.kind = Kind.CUSTOM_CAUSAL_LM
+    return made

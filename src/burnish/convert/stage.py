@@ -1,5 +1,6 @@
 """`Upcycle`: a dense Llama-type checkpoint as a Mixtral that computes the same until it is trained. `Unpack`: packed
 weights as dense ones, for the stages that need those. `LatentAttention`: keys and values as a latent, with less cache.
+`LadderResidual`: layers that compute while the sums of those before them are on their way.
 
 mixture = burnish.Upcycle(num_experts=8)(model)
 half = burnish.LatentAttention(cache=0.5)(model, calibration=texts)
@@ -215,3 +216,39 @@ class LatentAttention(Stage):
         from burnish.convert.run import run_mla
 
         return run_mla(self, model, ctx)
+
+
+class LadderResidual(Stage):
+    """Lets sub-blocks of some layers read the stream of one sub-block earlier, so that all-reduces can overlap."""
+
+    name: ClassVar[str] = "ladder"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "layers that compute while all-reduces of tensor parallelism run; needs its own class"
+    memory_settings: ClassVar[str] = "length"
+
+    layers: str = Field(
+        default="last:4",
+        description="last:N, or auto:N for the N neighbouring ones that cost least on the calibration text",
+    )
+    custom_code: bool = Field(
+        default=False, description="write the class beside the weights, as no stock one computes this; required"
+    )
+    calibration: DataRef = Field(default="wikitext2-valid", description="text that the cost of layers is measured on")
+    tokens: int = Field(default=1024, ge=1, description="of that text; every choice of layers reads all of them")
+    length: int = Field(default=256, ge=8, description="tokens per window")
+
+    @model_validator(mode="after")
+    def _names_layers(self) -> LadderResidual:
+        if re.fullmatch(r"(last|auto):[1-9]\d*", self.layers) is None:
+            raise ValueError(f"layers is {self.layers!r}, but is last:N or auto:N, such as last:4")
+        return self
+
+    def plan(self, before: Plan) -> Plan:
+        from burnish.convert.ladder import plan
+
+        return plan(self, before)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.convert.run import run_ladder
+
+        return run_ladder(self, model, ctx)

@@ -16,6 +16,7 @@ class Kind(StrEnum):
     """What a checkpoint is, or that it is none but data; every kind names the stock class or function that loads it."""
 
     CAUSAL_LM = "causal-lm"
+    CUSTOM_CAUSAL_LM = "custom-causal-lm"
     SEQUENCE_CLASSIFIER = "sequence-classifier"
     ADAPTER = "adapter"
     SPECULATOR = "speculator"
@@ -26,6 +27,7 @@ class Kind(StrEnum):
 
 STOCK_LOADER = {
     Kind.CAUSAL_LM: "transformers.AutoModelForCausalLM",
+    Kind.CUSTOM_CAUSAL_LM: "transformers.AutoModelForCausalLM",
     Kind.SEQUENCE_CLASSIFIER: "transformers.AutoModelForSequenceClassification",
     Kind.ADAPTER: "peft.PeftModel",
     Kind.SPECULATOR: "vllm (speculative_config)",
@@ -33,6 +35,9 @@ STOCK_LOADER = {
     Kind.DICTIONARY: "safetensors.torch.load_file",
     Kind.DATA: "datasets.load_dataset",
 }
+
+PREDICTS_TEXT = frozenset({Kind.CAUSAL_LM, Kind.CUSTOM_CAUSAL_LM})
+"""The second of a class of ours, which comes with the checkpoint: layers of it cannot be run, cut or left out alone."""
 
 
 class Weights(StrEnum):

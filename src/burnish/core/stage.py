@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import Field
 
 from burnish.core.errors import RecipeError, SettingsError
-from burnish.core.kinds import STREAMED, UNPACK, Kind, Plan, Weights, packing
+from burnish.core.kinds import PREDICTS_TEXT, STREAMED, UNPACK, Kind, Plan, Weights, packing
 from burnish.core.outside import MAX_SEED
 from burnish.core.progress import Progress
 from burnish.core.settings import VOLATILE, CheckpointRef, DataRef, Device, Settings
@@ -161,7 +161,7 @@ class Stage(Settings):
 
     def check_reference(self, field: str, kind: Kind, *, where: str) -> None:
         """Refuses a checkpoint of the wrong kind for a setting that names one; what is named here predicts text."""
-        if kind is not Kind.CAUSAL_LM:
+        if kind not in PREDICTS_TEXT:
             raise RecipeError(f"{field} must be a {Kind.CAUSAL_LM} checkpoint, but is a {kind}", where=where)
 
     def __call__(

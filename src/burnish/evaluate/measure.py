@@ -15,7 +15,7 @@ from torch import Tensor
 
 from burnish.core.checkpoint import Model, cast, common_vocabulary, compute_dtype, move, pick_device
 from burnish.core.errors import CheckpointError, DataError
-from burnish.core.kinds import Kind, Weights
+from burnish.core.kinds import PREDICTS_TEXT, Weights
 from burnish.core.progress import Progress
 from burnish.core.statistics import Interval, interval
 from burnish.data.read import Data, data_hash, read_texts
@@ -104,7 +104,7 @@ def measure(
 
 def check_kind(model: Model) -> None:
     """Refuses what predicts no text."""
-    if model.lineage.kind is not Kind.CAUSAL_LM:
+    if model.lineage.kind not in PREDICTS_TEXT:
         raise CheckpointError(
             f"is a {model.lineage.kind}, and only a causal-lm predicts text", where=str(model.path or "model")
         )

@@ -24,7 +24,7 @@ import torch
 
 from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, pick_device
 from burnish.core.errors import CheckpointError, DataError, NumericalError, SettingsError
-from burnish.core.kinds import Kind
+from burnish.core.kinds import PREDICTS_TEXT, Kind
 from burnish.core.outside import parse_json
 from burnish.core.progress import Progress
 from burnish.core.statistics import Interval
@@ -189,7 +189,7 @@ def check_reader(model: Model, reference: Model | None) -> None:
         if reference is not None:
             raise SettingsError("a reward model has no reference", where="reference", fix="leave it out")
         return
-    if model.lineage.kind is not Kind.CAUSAL_LM:
+    if model.lineage.kind not in PREDICTS_TEXT:
         raise CheckpointError(f"is a {model.lineage.kind}, which prefers no answer", where=where)
     if reference is None:
         raise SettingsError(

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
-from burnish.core.kinds import Plan
+from burnish.core.kinds import PREDICTS_TEXT, Kind, Plan
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 from burnish.methods import OPTIMIZER_CLASSES
 from burnish.train.attention import Attention
@@ -35,6 +35,7 @@ class Train(Stage):
     version: ClassVar[int] = 2
     summary: ClassVar[str] = "training on texts or chats with NorMuon, Muon, COSMOS, SOAP or AdamW; packed, resumable"
     memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
+    accepts: ClassVar[frozenset[Kind]] = PREDICTS_TEXT
     changeable: ClassVar[frozenset[str] | None] = frozenset(
         {"steps", "epochs", "batch", "micro_batch", "lr", "adamw_lr", "schedule", "warmup", "decay", "final_lr"}
         | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation", "validation_rows", "keep_adapter"}

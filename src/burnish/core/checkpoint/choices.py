@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from burnish.core.checkpoint.own_classes import auto_map
 from burnish.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def allowed(
     notes: list[str] = []
     fields = getattr(config_class, "__dataclass_fields__", {})
     for key, value in raw.items():
-        if key in SILENT:
+        if key in SILENT or (key == "auto_map" and value == auto_map(config_class.model_type)):
             continue
         if key in CHOICES:
             if value is None or any(value is choice or value == choice for choice in CHOICES[key]):

@@ -21,7 +21,7 @@ from burnish.core.outside import answered_for
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-OURS = ("architectures", "dtype", "quantization_config", "transformers_version")
+OURS = ("architectures", "auto_map", "dtype", "quantization_config", "transformers_version")
 """What the writer says, whatever the file said before."""
 
 

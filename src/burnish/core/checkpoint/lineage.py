@@ -10,6 +10,7 @@ from typing import Any
 
 from burnish.core.checkpoint.durable import write_atomically
 from burnish.core.checkpoint.identity import text_digest
+from burnish.core.checkpoint.own_classes import NOT_STOCK
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.kinds import STOCK_LOADER, Kind, Weights
 from burnish.core.metric_names import called
@@ -187,6 +188,9 @@ def model_card(lineage: Lineage) -> str:
     lines.append(f"Made by burnish {lineage.versions.get('burnish', '')} with the stage `{lineage.stage}`. ")
     if lineage.loader:
         lines.append(f"Load it with `{lineage.loader}`: stock loaders do not read its packed embedding.")
+    elif lineage.kind is Kind.CUSTOM_CAUSAL_LM:
+        how = f"`burnish.load`, or with `{STOCK_LOADER[lineage.kind]}.from_pretrained(..., trust_remote_code=True)`"
+        lines.append(f"Load it with {how}: {NOT_STOCK}.")
     else:
         lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
     lines.append(f"Licence: {lineage.licence or 'that of the base model, which its files do not state'}.")

@@ -33,6 +33,7 @@ from burnish.core.checkpoint.lineage import (
     library_versions,
     model_card,
 )
+from burnish.core.checkpoint.own_classes import auto_map, write_code
 from burnish.core.checkpoint.packed_embedding import fill, packed_embedding, tied_with, weight_of_embedding, without_it
 from burnish.core.checkpoint.reading import (
     kind_of,
@@ -329,6 +330,7 @@ class Model:
         origin = self._origin_of(module)
         if origin is not None:
             keep_what_it_had(origin, directory)
+        write_code(module.config.model_type, directory)
         write_generation_config(module, origin, directory, start=self.origin)
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(directory)
@@ -387,6 +389,8 @@ class Model:
         config = module.config.to_dict()
         for private in ("quantization_config", "_name_or_path", "_attn_implementation", "auto_map"):
             config.pop(private, None)
+        if (code := auto_map(module.config.model_type)) is not None:
+            config["auto_map"] = code
         config["architectures"] = [type(module).__name__]
         config["dtype"] = str(module.dtype).removeprefix("torch.")
         if self.quantization_config is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from burnish.core.checkpoint.choices import allowed
+from burnish.core.checkpoint.own_classes import is_own, network_class
 from burnish.core.errors import CheckpointError
 from burnish.core.kinds import Kind, Weights
 from burnish.core.outside import (
@@ -235,9 +236,11 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
 
 
 def kind_of(config: dict[str, Any]) -> Kind:
-    """What the architecture's head says a checkpoint is."""
+    """What the architecture's head and type say a checkpoint is."""
     heads = config.get("architectures") or [""]
-    return Kind.SEQUENCE_CLASSIFIER if heads[0].endswith("ForSequenceClassification") else Kind.CAUSAL_LM
+    if heads[0].endswith("ForSequenceClassification"):
+        return Kind.SEQUENCE_CLASSIFIER
+    return Kind.CUSTOM_CAUSAL_LM if is_own(config.get("model_type", "")) else Kind.CAUSAL_LM
 
 
 def load_config(directory: Path) -> PretrainedConfig:
@@ -289,6 +292,8 @@ def config_class_of(raw: dict[str, Any], *, where: str) -> type[PretrainedConfig
     model_type = raw["model_type"]
     if model_type == "mistral" and "layer_types" in raw:
         model_type = "ministral"  # as stock loading reads it
+    if (own := network_class(model_type)) is not None:
+        return own.config_class
     if model_type in CONFIG_MAPPING:
         return CONFIG_MAPPING[model_type]
     if "auto_map" in raw:

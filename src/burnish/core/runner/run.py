@@ -20,7 +20,7 @@ from burnish.core.checkpoint import (
     weight_files,
     write_atomically,
 )
-from burnish.core.kinds import Kind
+from burnish.core.kinds import PREDICTS_TEXT, Kind
 from burnish.core.ledger import SEQUENCES_DIRECTORY, Ledger
 from burnish.core.recipe import START, Node
 from burnish.core.runner.directory import RECIPE_FILE, RUN_FILE, locked
@@ -172,7 +172,7 @@ class Run(Planner):
         target, digest = self.target(name), self.hashes[name]
         if (kind := kind_on_disk(target)) is Kind.DATA:
             return
-        if kind is not Kind.CAUSAL_LM:
+        if kind not in PREDICTS_TEXT:
             self.log(f"{name}: not measured, a {kind} predicts no text")
             return
         references = dict(self._reference_hashes(name, self.evaluate) or {})
@@ -217,7 +217,7 @@ class Run(Planner):
         if self.evaluate is None or asked is None:
             return
         names = [START, *(decision.node.name for decision in decisions if self.target(decision.node.name).is_dir())]
-        models = [name for name in names if kind_on_disk(self.target(name)) is Kind.CAUSAL_LM]
+        models = [name for name in names if kind_on_disk(self.target(name)) in PREDICTS_TEXT]
         by_content = {self.hashes[name]: name for name in reversed(models)}  # equal weights are measured once
         names = [name for name in models if by_content[self.hashes[name]] == name]
         content = json.dumps([asked, sorted(by_content)], sort_keys=True)
