@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ import torch
 import burnish
 import small_models
 from burnish.arch import head_of
-from burnish.core.errors import SettingsError
+from burnish.core.errors import CheckpointError, SettingsError
 from burnish.data.packing import IGNORED, documents, pack
 from burnish.optim import NorMuon
 from burnish.train import Loop, fit
+from burnish.train.kept_weights import KeptWeights
 from burnish.train.long_context import LongContext
 from burnish.train.losses import ROWS, STEP, HeadLoss, causal_lm_loss
 from burnish.train.mask_proof import prove
@@ -204,6 +206,79 @@ def test_activation_checkpointing_and_adapters_change_what_they_should(tiny_llam
     for name, weight in made["plain"].items():
         torch.testing.assert_close(made["again"][name], weight, rtol=1e-5, atol=1e-7)
     assert any(not torch.equal(made["lora"][name], weight) for name, weight in before.items())
+
+
+CACHED = "weights=kl,window=5,sinks=1,cache=true"
+
+
+def test_kept_weights_are_those_of_the_first_pass_and_cost_no_second_one(model_of, rows, tmp_path, monkeypatch):
+    model, passes = model_of(), []
+    kept = KeptWeights.opened(tmp_path, {"of": "a test"}, (len(rows), rows.length), first_pass=2)
+    cached = replace(loss_of(model, CACHED), kept=kept)
+    anew = loss_of(model, "weights=kl,window=5,sinks=1")
+    short = LongContext._short
+    monkeypatch.setattr(LongContext, "_short", lambda self, *given: passes.append(1) or short(self, *given))
+    first = cached(model, batch_of(rows, [0, 1, 2], step=1))
+    assert first.total == anew(model, batch_of(rows, [0, 1, 2], step=1)).total
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    passes.clear()
+    later = cached(model, batch_of(rows, [2, 0], step=2))
+    assert not passes
+    counts = rows.take([2, 0])["targets"] != IGNORED
+    plain = HeadLoss(head_of(model))
+    output, hidden = plain.run(model, batch_of(rows, [2, 0]))
+    assert later.total == plain.of(output, hidden, batch_of(rows, [2, 0]), kept.read([2, 0], counts)).total
+    assert later.total != anew(model, batch_of(rows, [2, 0], step=2)).total
+    with pytest.raises(CheckpointError, match="a row that the first pass should have seen"):
+        cached(model, batch_of(rows, [5], step=2))
+
+
+def test_a_training_with_kept_weights_that_is_killed_ends_with_the_same_bits(tiny_llama, tmp_path):
+    """It stops in the second pass, whose weights are those that the first one wrote."""
+    settings = {"context": 24, "batch": 4, "lr": 0.01, "objective": CACHED, "save_every": 3, "seed": 3}
+    texts = [TEXT[:700]]
+    num_rows = len(pack(documents(burnish.load(tiny_llama).tokenizer, texts), 24))
+    steps = 2 * math.ceil(num_rows / 4) + 2
+
+    def trained(place, **changes):
+        model = burnish.Train(**(settings | {"steps": steps} | changes))(
+            burnish.load(tiny_llama), data=texts, work_dir=tmp_path / place
+        )
+        return weights(model.module)
+
+    class Stopped(Exception):
+        pass
+
+    whole = trained("whole")
+    step = LongContext.__call__
+
+    def stops(self, model, batch):
+        if int(batch[STEP]) == steps - 2:
+            raise Stopped
+        return step(self, model, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LongContext, "__call__", stops)
+        with pytest.raises(Stopped):
+            trained("killed")
+    assert torch.equal(trained("killed"), whole)
+    assert not torch.equal(trained("anew", objective=CACHED.removesuffix(",cache=true")), whole)
+
+
+def test_weights_that_are_kept_for_no_second_pass_are_refused(tiny_llama):
+    with pytest.raises(SettingsError, match="cache begins with the second pass"):
+        burnish.Train(context=24, batch=1, steps=2, objective=CACHED)(burnish.load(tiny_llama), data=[TEXT])
+
+
+def test_kept_weights_are_priced_by_the_share_of_the_first_pass(tiny_llama):
+    plan = burnish.load(tiny_llama).plan()
+    train = Train(context=24, batch=4, epochs=4, objective=CACHED, data="wikitext2-valid")
+    whole = train.model_copy(update={"objective": CACHED.removesuffix(",cache=true")}).added(plan)
+    assert train.added(plan) == pytest.approx(whole / 4)
+    assert train.added(plan, num_rows=10) == pytest.approx(whole * 3 / 10)  # 3 of 10 steps
+    assert train.model_copy(update={"steps": 2}).added(plan, num_rows=10) == pytest.approx(whole)
 
 
 def test_a_recipe_and_the_loss_table_have_the_objective(tiny_llama, tmp_path):

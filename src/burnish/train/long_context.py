@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from burnish.data.packing import IGNORED
-from burnish.train.losses import COUNT, STEP, Batch, HeadLoss, Loss, model_inputs
+from burnish.train.kept_weights import KeptWeights
+from burnish.train.losses import COUNT, ROWS, STEP, Batch, HeadLoss, Loss, model_inputs
 from burnish.train.maths.masks import places_within
 from burnish.train.maths.stretches import in_stretches, tokens_at_once, wide
 from burnish.train.maths.token_weights import Weighting, context_divergence, token_weights
@@ -43,19 +44,22 @@ class LongContext:
         plain: the next-token loss that it changes.
         attention: what transformers calls the implementation in use.
         seed: of the views.
+        kept: weights of earlier passes over the data, where the objective keeps them.
     """
 
     objective: Objective
     plain: HeadLoss
     attention: str = "sdpa"
     seed: int = 0
+    kept: KeptWeights | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """Total and weight over the tokens whose target is not -100; the plain loss in evaluation mode."""
         if not model.training:
             return self.plain(model, batch)
         counts, documents = batch["targets"] != IGNORED, documents_of(batch)
-        weighted = self.objective.weights != "none"
+        kept = self.kept if self.kept is not None and self.kept.reads(int(batch[STEP])) else None
+        weighted = self.objective.weights != "none" and kept is None
         # Without a gradient first: under FSDP the weights of the training pass then stay for its backward pass.
         short = self._short(model, batch, documents)[counts] if weighted else None
         output, hidden = self.plain.run(model, batch)
@@ -64,6 +68,10 @@ class LongContext:
             factors, metrics = self._factors(
                 hidden[counts].detach(), short, batch["targets"][counts], documents, counts
             )
+            if self.kept is not None:
+                self.kept.write(batch[ROWS].tolist(), counts, factors)
+        elif kept is not None:
+            factors = kept.read(batch[ROWS].tolist(), counts)
         loss = self.plain.of(output, hidden, batch, factors)
         total = loss.total
         if has_view(self.objective, self.seed, int(batch[STEP])):

@@ -35,7 +35,7 @@ DEFAULTS: dict[str, tuple[float, float]] = {
 """{mode: (floor, cap)}, those of the published programs."""
 
 OF_VIEWS = ("view_weight", "view_prob", "max_skip")
-OF_WEIGHTS = ("window", "sinks", "floor", "cap", "keep", "shift", "gate", "prefix")
+OF_WEIGHTS = ("window", "sinks", "floor", "cap", "keep", "shift", "gate", "prefix", "cache")
 RELATIVE = tuple(mode for mode in DEFAULTS if mode != "longce")
 """Those whose weights are relative to the mean of their document."""
 OF_MODES = {"keep": ("sparse",), "shift": ("ppmi", "npmi"), "floor": RELATIVE, "prefix": RELATIVE}
@@ -64,6 +64,9 @@ class Objective(Settings):
     shift: float = Field(default=1.0, ge=1, description="ppmi, npmi: divides the ratio of probabilities")
     gate: bool = Field(default=False, description="only tokens whose label gains by the context have a signal")
     prefix: Literal["one", "formula"] = Field(default="one", description="what tokens inside the first window weigh")
+    cache: bool = Field(
+        default=False, description="weights of a document are computed when it is first seen, and kept for later passes"
+    )
     focal: float = Field(default=0.0, ge=0, le=10, description="exponent of 1 - p in a token's weight; 0 for none")
     drop_top: float | None = Field(
         default=None, gt=0, lt=1, description="largest p that counts after the first pass over the data"
@@ -202,7 +205,14 @@ class Objective(Settings):
             )
 
     def overhead(
-        self, plan: Plan, context: int, *, skips: bool, checkpointing: bool = False, adapters: bool = False
+        self,
+        plan: Plan,
+        context: int,
+        *,
+        skips: bool,
+        checkpointing: bool = False,
+        adapters: bool = False,
+        weighed: float = 1.0,
     ) -> float:
         """What a step costs more, as a share of a plain step (`burnish.train.maths.step_cost`).
 
@@ -211,6 +221,7 @@ class Objective(Settings):
             context: tokens of a row.
             skips: whether attention leaves out what a mask hides; a dense mask does not.
             checkpointing, adapters: as in the training.
+            weighed: share of the steps that compute weights of tokens; the others read what is kept.
         """
         from burnish.arch import num_active_parameters
         from burnish.train.maths.step_cost import Decoder, overhead
@@ -231,6 +242,7 @@ class Objective(Settings):
             context,
             window=self.window if self.weights != "none" else None,
             sinks=self.sinks,
+            weights_share=weighed,
             view_share=self.view_prob if self.view != "none" else 0.0,
             skips=skips,
             checkpointing=checkpointing,

@@ -29,11 +29,13 @@ from burnish.optim.constrained.pstorm import PStorm
 from burnish.optim.wsam import WSAM
 from burnish.train.attention import chosen
 from burnish.train.bound import Bounded
+from burnish.train.kept_weights import KeptWeights
 from burnish.train.loop import Loop, Rows, fit
 from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
 from burnish.train.objective import Objective
+from burnish.train.rope import rescale
 from burnish.train.rows import any_large, on_disk, packed
 from burnish.train.speed import speed_of
 from burnish.train.trackers import DIRECTORY, Trackers, tracker_names
@@ -43,8 +45,6 @@ from burnish.train.world import World
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from burnish.core.kinds import Plan
-    from burnish.core.progress import Progress
     from burnish.optim.optimizer import MatrixOptimizer
     from burnish.train.stage import Train
 
@@ -98,20 +98,19 @@ def _run(
     watch: Watch | None,
     world: World,
 ) -> Model:
-    settings.check(model.config)
+    config = settings.scaled(model.config)
+    settings.check(config)
     check_processes(settings, ctx, beside, world, own_loss=loss_of is not None)
     attention = attention_of(settings, ctx.device)
     rows, held_out, bounded = all_rows(settings, model.tokenizer, ctx, world)
     check_weights_known(settings, rows, known=weighted or loss_of is None, unlearns=loss_of is None)
     batches = prepare(rows, "data")
     validation = None if held_out is None else prepare(held_out.spread(settings.validation_rows), "validation")
-    module: Any = copy.deepcopy(model.module)
+    module = started(settings, model, config, ctx)
     for read in [rows] if bounded is None else [rows, bounded.rows]:
         check_vocabulary(module, read)
-    # Float32 weights whatever the checkpoint has: bfloat16 would round small updates away.
-    module = module.float().to(torch.device(ctx.device))
     own = use(module, attention, ctx.progress)
-    loss_fn = loss_of(module) if loss_of else own_loss(settings, module, rows, model.plan(), ctx.progress)
+    loss_fn = loss_of(module) if loss_of else own_loss(settings, module, rows, model, ctx, world)
     if bounded is not None:
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
     module = prepared(settings, module, rows, attention, world)
@@ -146,6 +145,17 @@ def _run(
     result = model.derive(module=cast(finished(settings, whole, own), model.module.dtype).eval())
     result.lineage.continued = fitted.changes
     return result
+
+
+def started(settings: Train, model: Model, config: Any, ctx: Context) -> Any:
+    """A copy of the model on its device, at the positions of `config`.
+
+    Its weights are float32 whatever the checkpoint has: bfloat16 would round small updates away.
+    """
+    module: Any = copy.deepcopy(model.module).float().to(torch.device(ctx.device))
+    if settings.rope_scaling is not None:
+        rescale(module, config)
+    return module
 
 
 def check_processes(
@@ -371,15 +381,16 @@ def next_token_loss_of(settings: Train, module: Any, balance: float = 0.0) -> Lo
     return balanced_loss(balance) if balance else causal_lm_loss
 
 
-def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progress: Progress) -> LossFn:
+def own_loss(settings: Train, module: Any, rows: PackedRows, model: Model, ctx: Context, world: World) -> LossFn:
     """The next-token loss, or that of the objective where the settings have one.
 
     Args:
         settings: of the training.
         module: the model to train, which is tried: whether it does with masks and positions what an objective needs.
         rows: to train on.
-        plan: of the model, for what an objective costs.
-        progress: where that is said.
+        model: the start, for what an objective costs.
+        ctx: where that is said, and where weights of tokens are kept.
+        world: of processes, which share what is kept.
 
     Raises:
         SettingsError: the model does not, its head is not known, or the training ends before the objective begins.
@@ -396,31 +407,38 @@ def own_loss(settings: Train, module: Any, rows: PackedRows, plan: Plan, progres
     if not isinstance(plain, HeadLoss):
         what = f"{type(module).__name__} has a head that is not known, so that its logits would all be in memory"
         raise SettingsError(what, where="objective", fix="leave it out")
-    said = f"the objective is expected to take {settings.added(plan):.0%} more operations than the plain loss"
+    added = settings.added(model.plan(), len(rows))
+    said = f"the objective is expected to take {added:.0%} more operations than the plain loss"
+    first_pass = math.ceil(len(rows) / settings.batch)
+    later = "drop_top" if objective.drop_top is not None else "cache" if objective.cache else None
+    if later is not None and settings.num_steps(len(rows)) <= first_pass:
+        raise SettingsError(
+            f"{later} begins with the second pass over the data, and the first takes all {first_pass:,} steps of this "
+            "training, so it would count for nothing",
+            where="objective",
+            fix=f"raise epochs or steps, or leave {later} out",
+        )
     if not objective.is_long:
-        first_pass = math.ceil(len(rows) / settings.batch)
-        if objective.drop_top is not None and settings.num_steps(len(rows)) <= first_pass:
-            raise SettingsError(
-                f"drop_top begins with the second pass over the data, and the first takes all {first_pass:,} steps of "
-                "this training, so it would count for nothing",
-                where="objective",
-                fix="raise epochs or steps, or leave drop_top out",
-            )
-        progress.log(said)
+        ctx.progress.log(said)
         return Focal(plain, objective.focal, objective.drop_top, first_pass)
     attention: str = module.config._attn_implementation
     prove(module, objective, attention)
     longest = longest_document(rows.position_ids, rows.targets != IGNORED)
     if objective.weights != "none" and longest <= objective.window + objective.sinks:
-        progress.log(
+        ctx.progress.log(
             f"the longest document has {longest:,} tokens, all of them within window and sinks: every weight is one, "
             "and nothing is computed for it"
         )
         if objective.view == "none":
             return plain
-        objective = objective.model_copy(update={"weights": "none"})
-    progress.log(said)
-    return LongContext(objective, plain, attention, settings.seed)
+        objective = objective.model_copy(update={"weights": "none", "cache": False})
+    ctx.progress.log(said)
+    kept = None
+    if objective.cache:
+        key = {"model": model.identity, "data": rows.hash, "objective": settings.objective, "seed": settings.seed}
+        with world.in_turn():
+            kept = KeptWeights.opened(ctx.work_dir, key, (len(rows), rows.length), first_pass)
+    return LongContext(objective, plain, attention, settings.seed, kept)
 
 
 def class_of(name: str) -> type[MatrixOptimizer | PStorm]:

@@ -15,6 +15,7 @@ from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 from burnish.methods import OPTIMIZER_CLASSES
 from burnish.train.attention import Attention
 from burnish.train.objective import Objective
+from burnish.train.rope import RopeScaling
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -63,6 +64,11 @@ class Train(Stage):
         default=0.1, gt=0, lt=1, description="share of the rows of bound_data kept for measuring, the last ones"
     )
     context: int = Field(default=512, ge=2, description="tokens of a row")
+    rope_scaling: str | None = Field(
+        default=None,
+        description="reach further than the model's positions: linear=4, yarn=4, llama3=4 (times), or a larger base, "
+        "theta=1e6,positions=32768",
+    )
     overlong: Literal["auto", "split", "truncate", "drop", "refuse"] = Field(
         default="auto", description="documents longer than the context; auto splits texts and refuses chats"
     )
@@ -194,6 +200,16 @@ class Train(Stage):
                 raise ValueError(str(error).removeprefix("objective: ")) from None
         return text
 
+    @field_validator("rope_scaling")
+    @classmethod
+    def _known_scaling(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                RopeScaling.of(text)
+            except SettingsError as error:
+                raise ValueError(str(error).removeprefix("rope_scaling: ")) from None
+        return text
+
     @field_validator("optimizer_options")
     @classmethod
     def _typed(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -250,6 +266,10 @@ class Train(Stage):
                 f"keep_adapter does not go with lora_init {self.lora_init}: it changes the weights below the adapters, "
                 "which then fit no other copy of the model"
             )
+        if self.keep_adapter and self.rope_scaling is not None:
+            raise ValueError(
+                "keep_adapter does not go with rope_scaling: adapters alone do not say at which positions they belong"
+            )
         return self
 
     def num_steps(self, num_rows: int) -> int:
@@ -269,6 +289,7 @@ class Train(Stage):
         if self.keep_best and self.validation is None and not self.holdout:
             what = "keep_best needs held-out rows to measure on"
             raise SettingsError(what, where="keep_best", fix="give validation, or a holdout, or leave keep_best out")
+        before = before.with_(config=self.scaled(before.config))
         self.check(before.config)
         each = LORA_BYTES_PER_PARAMETER
         if self.lora_rank == 0:
@@ -285,18 +306,39 @@ class Train(Stage):
             notes=notes,
         )
 
-    def added(self, plan: Plan) -> float | None:
-        """Operations that the objective adds, as a share of those of the plain loss; None without one."""
+    def scaled(self, config: Any) -> Any:
+        """The configuration of the model that is trained, whose positions may reach further.
+
+        Raises:
+            SettingsError: they cannot be made to.
+        """
+        return config if self.rope_scaling is None else RopeScaling.of(self.rope_scaling).scaled(config)
+
+    def added(self, plan: Plan, num_rows: int | None = None) -> float | None:
+        """Operations that the objective adds, as a share of those of the plain loss; None without one.
+
+        Args:
+            plan: of the model.
+            num_rows: of the data; without it, weights that are kept are taken to be computed in one pass of `epochs`,
+                and in every step where `steps` are given.
+        """
         if self.objective is None:
             return None
         import torch
 
-        return Objective.of(self.objective).overhead(
+        objective = Objective.of(self.objective)
+        weighed = 1.0
+        if objective.cache and num_rows is not None:
+            weighed = min(1.0, math.ceil(num_rows / self.batch) / self.num_steps(num_rows))
+        elif objective.cache and self.steps is None:
+            weighed = min(1.0, 1 / self.epochs)
+        return objective.overhead(
             plan,
             self.context,
             skips=self.attention == "flex" or (self.attention == "auto" and torch.cuda.is_available()),
             checkpointing=self.activation_checkpointing,
             adapters=bool(self.lora_rank),
+            weighed=weighed,
         )
 
     def check(self, config: Any) -> None:
@@ -315,7 +357,7 @@ class Train(Stage):
             raise SettingsError(
                 f"context is {self.context:,}, but the model was made for {longest:,} positions",
                 where="context",
-                fix=f"use --context {longest}",
+                fix=f"use --context {longest}, or a rope_scaling that reaches further",
             )
         if self.objective is not None:
             Objective.of(self.objective).check(config, self.context)

@@ -44,6 +44,7 @@ def overhead(
     *,
     window: int | None = None,
     sinks: int = 0,
+    weights_share: float = 1.0,
     view_share: float = 0.0,
     skips: bool = True,
     checkpointing: bool = False,
@@ -55,6 +56,7 @@ def overhead(
         model: the decoder.
         length: tokens of a row, taken as one document.
         window, sinks: of the short context; no window for no weights.
+        weights_share: of the steps that compute weights.
         view_share: of the steps that have a second view.
         skips: whether the kernel leaves out what the mask hides.
         checkpointing: activations are computed again.
@@ -74,4 +76,4 @@ def overhead(
     if view_share:
         # The head for half of the tokens: the view's predictions forward, again, and backward; the standard ones once.
         view = (passes + checkpointing) * layers(causal if skips else all_keys) + (passes + 2) * head / 2
-    return (short + view_share * view) / plain
+    return (weights_share * short + view_share * view) / plain
