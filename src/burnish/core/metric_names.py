@@ -13,6 +13,8 @@ NAMES = {
     "bits_per_byte_second": "Bits per byte, second text",
     "kl_divergence_second": "KL divergence, second text",
     "top1_agreement_second": "Same top token, second text",
+    "longppl": "LongPPL",
+    "key_tokens": "Key tokens",
     "prefill_speed": "Prefill speed",
     "decode_speed": "Decode speed",
     "peak_memory": "Peak memory",

@@ -73,7 +73,7 @@ def _frontier(series: list[Series], what: Metric, note: str) -> Figure:
         x_label="size on disk",
         y_label=f"{what.label}, {what.unit}" if what.unit else what.label,
         series=series,
-        steps=_staircase(best) if len(best) > 1 else (),
+        steps=staircase(best) if len(best) > 1 else (),
         steps_name="best at its size or smaller" if len(best) > 1 else "",
         note=note,
         log_x=ratio > 8,
@@ -93,7 +93,8 @@ def best_for_size(points: Sequence[tuple[float, float]]) -> list[tuple[float, fl
     return best
 
 
-def _staircase(best: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def staircase(best: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the line that goes on at a value until the next better one."""
     corners = [best[0]]
     for (_, error), (size, lower) in itertools.pairwise(best):
         corners += [(size, error), (size, lower)]

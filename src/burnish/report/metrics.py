@@ -118,6 +118,8 @@ _TABLE = (
     _named("bits_per_byte_second", unit="bits/byte", change=Change.DIFFERENCE, better="low"),
     _named("kl_divergence_second", unit="nats/token", better="low"),
     _named("top1_agreement_second", Form.FRACTION, better="high"),
+    _named("longppl", change=Change.RATIO, better="low"),
+    _named("key_tokens", Form.COUNT),
     _named("prefill_speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
     _named("decode_speed", Form.RATE, "tokens/s", Change.RATIO, "high"),
     _named("peak_memory", Form.BYTES, change=Change.RATIO, better="low"),

@@ -25,6 +25,7 @@ from burnish.report import (
     layers,
     pair_figures,
     rl,
+    sparse,
     table,
     tree,
 )
@@ -42,6 +43,7 @@ _KNOWN_TABLES = (
     *curriculum.DRAWN,
     *depths.DRAWN,
     *rl.DRAWN,
+    *sparse.DRAWN,
 )
 _MAX_OTHER_TABLES = 12
 _MAX_OTHER_ROWS = 60
@@ -141,6 +143,7 @@ def _run_view(run: RunRecord, place: Path) -> dict[str, Any]:
             *episodes.figures(run),
             *figures.calibration_figures(run),
             *pair_figures.figures(run),
+            *sparse.figures(run),
         ],
         "other_tables": _other_tables(run),
         "settings": [(node.name, node.stage, _settings(node.settings)) for node in nodes if node.settings],
