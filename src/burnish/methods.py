@@ -243,6 +243,13 @@ METHODS: tuple[Method, ...] = (
         page="ruler",
     ),
     Method(
+        name="LongPPL",
+        does="perplexity of the tokens that need a long context, chosen by an evaluator's own gain",
+        use="burnish evaluate --task longppl --context 8192",
+        source="What is Wrong with Perplexity for Long-context Language Modeling?, 2024, arXiv:2410.23771",
+        page="longppl",
+    ),
+    Method(
         name="sparse attention",
         does="what ten mechanisms of sparse attention lose and would read, on RULER, in two protocols",
         use="burnish evaluate --task ruler:niah_multikey,vt --attention sink:64+local:256+quest:0.1",

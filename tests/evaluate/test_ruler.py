@@ -14,7 +14,7 @@ from burnish.core.ledger import LEDGER_FILE, read_rows
 from burnish.core.store import Store
 from burnish.evaluate.ruler.answering import RulerAnswer, RulerAnswering
 from burnish.evaluate.ruler.measure import fitted, measure_ruler, places, sample_seed
-from burnish.evaluate.ruler.prompt import audit, sent, template_of
+from burnish.evaluate.ruler.prompt import added_tokens, audit, sent, template_of
 from burnish.evaluate.ruler.score import by_depth, spread, summary
 from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of, tasks_of
 from burnish.evaluate.ruler.tasks import TASKS, Prompt
@@ -180,6 +180,25 @@ def test_the_prefix_stands_behind_the_template_and_the_beginning_once():
         sent(tokenizer, prompt, "chat")
 
 
+@pytest.mark.parametrize(
+    "slip, wanted",
+    [
+        ("template", "<|endoftext|><|user|><|endoftext|><|user|>What?<|bot|><|bot|> It is"),
+        ("bos", "<|endoftext|><|endoftext|><|user|>What?<|bot|> It is"),
+        ("prefix", "<|endoftext|><|user|>What?<|bot|>"),
+    ],
+)
+def test_a_slip_is_made_as_it_is_named(slip, wanted):
+    tokenizer = small_tokenizer(special=("<|endoftext|>", "<|user|>", "<|bot|>"))
+    tokenizer.chat_template = "{{ bos_token }}<|user|>{{ messages[0].content }}<|bot|>"
+    prompt = Prompt("What?", " It is", ("x",))
+    ids = sent(tokenizer, prompt, "chat", slip)
+    assert tokenizer.decode(ids) == wanted
+    more = {"template": 3, "bos": 1, "prefix": 0}  # an empty prompt has no prefix
+    assert added_tokens(tokenizer, "chat", slip) == more[slip]
+    assert sent(tokenizer, prompt, "none", "bos")[:2] == [tokenizer.bos_token_id] * 2
+
+
 def test_a_template_that_is_not_there_is_refused():
     with pytest.raises(SettingsError, match="no chat template"):
         template_of(small_tokenizer(), "chat")
@@ -313,6 +332,22 @@ def test_the_protocol_names_what_decides(long_model, monkeypatch):
     assert other["prompts"] != found["prompts"]
 
 
+def test_a_slip_is_another_protocol_on_the_same_prompts(long_model, tmp_path, monkeypatch):
+    asked = []
+
+    def answer(self, prompt, ids, num_generated):
+        asked.append((prompt.text, len(ids)))
+        return RulerAnswer("")
+
+    monkeypatch.setattr(RulerAnswering, "__call__", answer)
+    model, store = load(long_model), Store(tmp_path)
+    plain = measure_ruler(SMALL, model, ["niah_single_1"], store=store).evaluation.protocol
+    slipped = measure_ruler(SMALL.model_copy(update={"slip": "bos"}), model, ["niah_single_1"], store=store)
+    assert plain["beginning_token"] == "once" and slipped.evaluation.protocol["beginning_token"] == "twice"
+    assert [text for text, _ in asked[:6]] == [text for text, _ in asked[6:]]
+    assert [length + 2 for _, length in asked[:6]] == [length for _, length in asked[6:]]
+
+
 def test_the_command_measures_and_the_ledger_has_it(long_model, tmp_path, capsys):
     command = ["evaluate", str(long_model), "--task", "ruler:vt", "--lengths", "3k", "--samples", "1"]
     main([*command, "--audit"])
@@ -348,6 +383,12 @@ def test_the_command_measures_and_the_ledger_has_it(long_model, tmp_path, capsys
             "--engine: is for a measurement on text; leave out --engine or --task",
         ),
         (["--task", "ruler:vt", "--num-windows", "3"], "--num-windows: is for a measurement on text"),
+        (["--task", "ruler:vt", "--lengths", "2k", "--slip", "template"], "no template is used that could be written"),
+        (["--task", "ruler:vt", "--lengths", "2k", "--slip", "template", "--audit"], "no template is used"),
+        (["--task", "ruler:vt", "--lengths", "4k", "--slip", "bos"], "a length is 4,096 tokens and 2 more by the slip"),
+        (["--task", "ruler:vt", "--slip", "bos", "--attention", "topk:0.1"], "slip and attention are two questions"),
+        (["--endpoint", "a=http://127.0.0.1:9/v1,b"], "--endpoint: is for tasks of RULER"),
+        (["--task", "longppl", "--endpoint", "a=http://127.0.0.1:9/v1,b"], "--endpoint: is for tasks of RULER"),
         (
             ["--pairs", "pairs.jsonl", "--context", "64"],
             "--context: is for a measurement on text; leave out --context or --pairs",

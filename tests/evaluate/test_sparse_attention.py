@@ -295,6 +295,22 @@ def test_a_full_mask_answers_as_dense_attention_does(long_model):
     assert said[0].text == said[1].text != said[2].text
 
 
+@pytest.mark.parametrize("protocol", ["A", "B"])
+@pytest.mark.parametrize("attention", [None, "topk:0.1", "sink:1+quest:0.3,page=4", "sink:1+snapkv:0.2,window=4"])
+def test_a_context_that_was_read_before_is_answered_as_one_that_was_not(long_model, attention, protocol):
+    model = load(long_model)
+    prompt, ids = fitted(model.tokenizer, TASKS["niah_multikey_2"], 700, [0.5], "none", "seed")[0]
+    asks = {"template": "none"} | ({"attention": attention, "attention_protocol": protocol} if attention else {})
+    answering = RulerAnswering(model.module, model.tokenizer, RulerMeasurement.parse(asks, where="here"))
+    read = answering.read(ids[: context_tokens(model.tokenizer, prompt, "none") - 4])
+    length = read.get_seq_length()
+    whole, behind, again = (answering(prompt, ids, 6, one) for one in (None, read, read))
+    assert whole.text == behind.text == again.text and read.get_seq_length() == length
+    assert [one.cost.get("queries") for one in (whole, behind)] == [whole.cost.get("queries")] * 2
+    for name in ("density", "mass_recall", "output_error", "kv_bytes") if attention else ():
+        assert behind.cost[name] == pytest.approx(whole.cost[name], rel=1e-4)
+
+
 def test_the_command_measures_what_was_read_and_goes_on(long_model, tmp_path, capsys, monkeypatch):
     command = ["evaluate", str(long_model), "--task", "ruler:niah_single", "--lengths", "600", "--samples", "1"]
     command += ["--depths", "2", "--template", "none", "-o", str(tmp_path / "run")]

@@ -14,6 +14,8 @@ from burnish.cli.options import Options
 from burnish.cli.run import Flag
 from burnish.core.errors import SettingsError
 from burnish.core.settings import Settings
+from burnish.evaluate.longppl.settings import TASK as LONGPPL
+from burnish.evaluate.longppl.settings import LongPplMeasurement
 from burnish.evaluate.pair_settings import PairMeasurement
 from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of, tasks_of
 from burnish.evaluate.stage import Evaluate
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from burnish.core.ledger import Ledger
     from burnish.core.statistics import Interval
     from burnish.evaluate.pairs import PairEvaluation
+    from burnish.evaluate.ruler.measure import RulerEvaluation
 
 
 class _Settings(Evaluate):
@@ -35,6 +38,7 @@ class _Settings(Evaluate):
 _DEFAULTS = _Settings.parse({}, where="defaults")
 _PAIR_DEFAULTS = PairMeasurement.parse({}, where="defaults")
 _RULER_DEFAULTS = RulerMeasurement.parse({}, where="defaults")
+_LONGPPL_DEFAULTS = LongPplMeasurement.parse({}, where="defaults")
 
 
 def evaluate(
@@ -46,14 +50,17 @@ def evaluate(
     on_pairs: Options[PairMeasurement] = _PAIR_DEFAULTS,
     task: str | None = None,
     on_task: Options[RulerMeasurement] = _RULER_DEFAULTS,
+    on_keys: Options[LongPplMeasurement] = _LONGPPL_DEFAULTS,
     audit: Flag = False,
+    endpoint: str | None = None,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
 ) -> None:
     """Measure quality, size and speed of a checkpoint: every value with its interval, under a named protocol.
 
     With --pairs, measure a reward model instead, or a policy as the reward model that it implies: accuracy,
     calibration, margins and the pull of length, on preference pairs. With --task, measure answers to tasks of RULER, by
-    the depth of the evidence; with --attention besides, by sparse attention.
+    the depth of the evidence; with --attention besides, by sparse attention. With --task longppl, measure perplexity on
+    the tokens that need more than the nearest thousands.
 
     Parameters
     ----------
@@ -62,9 +69,11 @@ def evaluate(
     pairs:
         Preference pairs (RewardBench's form too): .jsonl, .jsonl.gz, .json, .parquet, or a hub id.
     task:
-        Tasks of RULER and two of retrieval: ruler:niah_single,niah_multikey,niah_multikey_3,vt,cwe,fwe,kv_json,letters.
+        longppl, or ruler: and tasks, of niah_single,niah_multikey,niah_multikey_3,vt,cwe,fwe,kv_json,letters.
     audit:
         With --task: only print the first and the last 40 tokens that each task sends.
+    endpoint:
+        With --task ruler:..., the server that answers, as NAME=URL,MODEL; the checkpoint says how long prompts are.
     out:
         A run directory whose ledger the measurement is added to; on text, what it already holds is not measured again.
     """
@@ -74,13 +83,17 @@ def evaluate(
     from burnish.core.runner.directory import check_run_directory
 
     if out is not None:
-        check_apart([out], [model, settings.reference, on_pairs.reference, pairs], may_hold=True)
+        read = [model, settings.reference, on_pairs.reference, pairs, on_keys.evaluator]
+        check_apart([out], read, may_hold=True)
         check_run_directory(out)
-    _check_measured(task, pairs, on_task, on_pairs, settings, audit=audit)
+    _check_measured(task, pairs, on_task, on_keys, on_pairs, settings, audit=audit, endpoint=endpoint)
     opened = load(model)
     ledger = Ledger(out, node=opened.path.name if opened.path else model)
+    if task == LONGPPL:
+        _on_key_tokens(opened, model, on_keys, settings, ledger)
+        return
     if task is not None:
-        _on_ruler(opened, model, tasks_of(task), on_task, settings, ledger, audit=audit)
+        _on_ruler(opened, model, tasks_of(task), on_task, settings, ledger, audit=audit, endpoint=endpoint)
         return
     if pairs is not None:
         _on_pairs(opened, model, pairs, on_pairs, settings, ledger)
@@ -92,26 +105,38 @@ def _check_measured(
     task: str | None,
     pairs: str | None,
     on_task: RulerMeasurement,
+    on_keys: LongPplMeasurement,
     on_pairs: PairMeasurement,
     settings: _Settings,
     *,
     audit: bool,
+    endpoint: str | None,
 ) -> None:
     """Refuses two measurements at once, and settings of one that is not asked for."""
     if task is not None and pairs is not None:
         raise SettingsError("--task and --pairs measure different things", where="task", fix="give one of them")
-    if task is None:
+    if task is None or task == LONGPPL:
         if audit:
             fix = "add --task ruler:vt"
             raise SettingsError("there is no task whose prompts could be shown", where="audit", fix=fix)
+        if endpoint is not None:
+            what = "is for tasks of RULER, and none are named"
+            raise SettingsError(what, where="--endpoint", fix="add --task ruler:vt")
         for option in _changed(on_task, _RULER_DEFAULTS):
             what = "is for tasks of RULER, and none are named"
             raise SettingsError(what, where=option, fix="add --task ruler:vt")
+    if endpoint is not None:
+        for option in _changed(settings, _DEFAULTS):
+            raise SettingsError("is for a model in this process", where=option, fix=f"leave out {option} or --endpoint")
+    if task != LONGPPL:
+        for option in _changed(on_keys, _LONGPPL_DEFAULTS):
+            raise SettingsError("is for LongPPL, which is not asked for", where=option, fix="add --task longppl")
     if pairs is None:
         for option in _changed(on_pairs, _PAIR_DEFAULTS):
             raise SettingsError("is for preference pairs, and none are named", where=option, fix="add --pairs FILE")
     if task is not None or pairs is not None:
         other, but = ("--pairs", ("dtype", "device", "against")) if task is None else ("--task", ("dtype", "device"))
+        but += ("text", "num_windows", "context", "max_chars") if task == LONGPPL else ()
         for option in _changed(settings, _DEFAULTS, but):
             raise SettingsError("is for a measurement on text", where=option, fix=f"leave out {option} or {other}")
 
@@ -124,6 +149,29 @@ def _changed(given: Settings, defaults: Settings, but: Sequence[str] = ()) -> It
             yield f"--{called.replace('_', '-')}"
 
 
+def _on_key_tokens(opened: Model, name: str, on_keys: LongPplMeasurement, settings: _Settings, ledger: Ledger) -> None:
+    """LongPPL beside the perplexity of all tokens."""
+    from burnish.core.checkpoint import load
+    from burnish.core.progress import Progress
+    from burnish.evaluate.longppl.measure import measure_longppl
+    from burnish.report.metrics import metric
+    from burnish.report.run import values_of
+
+    evaluator = load(on_keys.evaluator) if on_keys.evaluator else opened
+    found = measure_longppl(on_keys, settings, opened, evaluator, progress=Progress())
+    if ledger.measured(opened.identity, found.protocol) is None:
+        found.record(ledger, opened.identity, name)
+    protocol = found.protocol
+    print(
+        f"{name} on {protocol['text']}, {protocol['num_windows']} windows of {protocol['context']:,} tokens; key "
+        f"tokens by {on_keys.evaluator or 'itself'}, beyond {on_keys.short_context:,} tokens"
+    )
+    for key, value in values_of(found.metrics).items():
+        ends = metric(key).write_interval(value) if value.value is not None else ""
+        said = metric(key).write(value) if value.value is not None else found.metrics[key]["note"]
+        print(f"  {metric(key).label:<34} {said}" + (f" ({ends})" if ends else ""))
+
+
 def _on_ruler(
     opened: Model,
     name: str,
@@ -133,6 +181,7 @@ def _on_ruler(
     ledger: Ledger,
     *,
     audit: bool,
+    endpoint: str | None,
 ) -> None:
     from burnish.core.progress import Progress
     from burnish.core.store import Store
@@ -140,6 +189,9 @@ def _on_ruler(
 
     if audit:
         _show_prompts(opened, tasks, on_task)
+        return
+    if endpoint is not None:
+        _on_endpoint(opened, name, tasks, on_task, endpoint, ledger)
         return
     store = None if ledger.directory is None else Store(ledger.directory / "work" / "ruler" / opened.identity[:12])
     found = measure_ruler(
@@ -151,14 +203,46 @@ def _on_ruler(
         store=store,
         progress=Progress(),
     )
-    if ledger.measured(opened.identity, found.evaluation.protocol) is None:
-        found.record(ledger, opened.identity, name)
-    protocol = found.evaluation.protocol
-    print(f"{name} on RULER, template {protocol['template']}, {protocol['decoding']}, {protocol['dtype']}")
-    for row in found.tables["ruler_scores"]:
-        print(_ruler_line(row))
+    _tell_ruler(found, opened, name, ledger, f", {found.evaluation.protocol['dtype']}")
     if on_task.attention is not None:
         _show_sparse(found.tables["sparse_attention"], on_task)
+
+
+def _on_endpoint(
+    opened: Model, name: str, tasks: list[str], on_task: RulerMeasurement, endpoint: str, ledger: Ledger
+) -> None:
+    """The same tasks, answered by a server; its calls are kept where the ledger is."""
+    from tempfile import TemporaryDirectory
+
+    from burnish.core.progress import Progress
+    from burnish.evaluate.ruler.endpoint import measure_endpoint
+    from burnish.reason.endpoints import named
+
+    asked = named(endpoint, {})
+    with TemporaryDirectory() as passing:
+        kept = (
+            Path(passing) if ledger.directory is None else ledger.directory / "work" / "ruler-endpoints" / asked.called
+        )
+        found = measure_endpoint(on_task, opened, tasks, asked, kept, progress=Progress())
+    _tell_ruler(found, opened, name, ledger, f", {asked.model} at {asked.address}")
+    more = [row["more_tokens"] for row in found.tables["ruler_scores"]]
+    if None in more:
+        print("  The server does not say how many tokens it read, so that a doubled beginning would not be seen.")
+    elif any(more):
+        print(
+            f"  The server read {min(more):+.1f} to {max(more):+.1f} tokens a prompt against what {name} makes of it: "
+            "look at its template, its beginning token, and whether it continues the answer prefix."
+        )
+
+
+def _tell_ruler(found: RulerEvaluation, opened: Model, name: str, ledger: Ledger, more: str) -> None:
+    """Puts scores into the ledger and prints them."""
+    protocol = found.evaluation.protocol
+    if ledger.measured(opened.identity, protocol) is None:
+        found.record(ledger, opened.identity, name)
+    print(f"{name} on RULER, template {protocol['template']}, {protocol['decoding']}{more}")
+    for row in found.tables["ruler_scores"]:
+        print(_ruler_line(row))
 
 
 def _show_sparse(rows: list[dict[str, Any]], on_task: RulerMeasurement) -> None:
@@ -185,16 +269,18 @@ def _show_sparse(rows: list[dict[str, Any]], on_task: RulerMeasurement) -> None:
 def _show_prompts(opened: Model, tasks: list[str], on_task: RulerMeasurement) -> None:
     """What is sent, without a model's weights."""
     from burnish.evaluate.ruler.measure import check_lengths, fitted, places, sample_seed
-    from burnish.evaluate.ruler.prompt import audit, template_of
+    from burnish.evaluate.ruler.prompt import added_tokens, audit, check_slip, sent, template_of
     from burnish.evaluate.ruler.tasks import TASKS
 
     lengths, template = lengths_of(on_task.lengths), template_of(opened.tokenizer, on_task.template)
-    check_lengths(opened, lengths)
+    check_slip(opened.tokenizer, template, on_task.slip)
+    check_lengths(opened, lengths, added_tokens(opened.tokenizer, template, on_task.slip))
     for name in tasks:
         for length in lengths:
             task = TASKS[name]
             depths, seed = places(on_task, task), sample_seed(on_task, task, length, 0)
-            prompt, ids = fitted(opened.tokenizer, task, length, depths, template, seed)[0]
+            prompt, _ = fitted(opened.tokenizer, task, length, depths, template, seed)[0]
+            ids = sent(opened.tokenizer, prompt, template, on_task.slip)
             first, last = audit(opened.tokenizer, ids)
             print(f"{name}, {length:,} tokens: {len(ids):,} sent, {task.num_generated} to answer, template {template}")
             print(f"  first: {first!r}\n  last:  {last!r}\n  wanted: {', '.join(prompt.answers)}")

@@ -42,7 +42,7 @@ def _dense(run: RunRecord, kind: Kind) -> dict[str, Row]:
 def _figure(kind: Kind, rows: Sequence[Row], dense: Mapping[str, Row]) -> Figure:
     node, length, protocol, layers = kind
     tasks = list(dict.fromkeys(str(row["task"]) for row in rows))
-    own = [row | {"density": 1.0, "attention": DENSE} for task, row in dense.items() if task in tasks]
+    own = [{**row} | {"density": 1.0, "attention": DENSE} for task, row in dense.items() if task in tasks]
     every = [*rows, *own]
     series = [Series(task, [_datum(row) for row in every if row["task"] == task]) for task in tasks]
     best = [(x, -loss) for x, loss in best_for_size([(x, -y) for x, y in _means(every, tasks)])]

@@ -152,7 +152,8 @@ def started(settings: Train, model: Model, config: Any, ctx: Context) -> Any:
 
     Its weights are float32 whatever the checkpoint has: bfloat16 would round small updates away.
     """
-    module: Any = copy.deepcopy(model.module).float().to(torch.device(ctx.device))
+    module: Any = copy.deepcopy(model.module)
+    module = module.float().to(torch.device(ctx.device))
     if settings.rope_scaling is not None:
         rescale(module, config)
     return module

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from burnish.evaluate.sparse.attention import SparseAttention, sparse
 from burnish.evaluate.sparse.channels import measured_channels
 from burnish.evaluate.sparse.spec import DoubleSparsity, parts_of
 from burnish.verify.ruler import share_found
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,27 @@ class RulerAnswering:
             self.channels = measured_channels(module, tokenizer, double.channels)
 
     @torch.inference_mode()
-    def __call__(self, prompt: Prompt, ids: list[int], num_generated: int) -> RulerAnswer:
+    def read(self, ids: list[int]) -> DynamicCache:
+        """Keys and values of tokens that several answers begin with; all mechanisms read a context densely."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.module.config)
+        self.module(input_ids=torch.tensor([ids], device=self.module.device), past_key_values=cache, logits_to_keep=1)
+        return cache
+
+    @torch.inference_mode()
+    def __call__(
+        self, prompt: Prompt, ids: list[int], num_generated: int, read: DynamicCache | None = None
+    ) -> RulerAnswer:
+        """An answer.
+
+        Args:
+            prompt: what is asked.
+            ids: its tokens.
+            num_generated: tokens of an answer, at most.
+            read: of the first of `ids`, left as it is; of the context no more than what stands before the last queries
+                that SnapKV looks at.
+        """
         from transformers import StoppingCriteriaList
 
         given = torch.tensor([ids], device=self.module.device)
@@ -66,6 +90,7 @@ class RulerAnswering:
                     given,
                     attention_mask=torch.ones_like(given),
                     max_new_tokens=num_generated,
+                    past_key_values=copy.deepcopy(read),
                     stopping_criteria=StoppingCriteriaList([found]),
                 )
         finally:

@@ -19,7 +19,7 @@ from burnish.core.store import Store
 from burnish.evaluate.evaluation import Evaluation, Metric
 from burnish.evaluate.measure import check_kind, device_name, longest_context, network
 from burnish.evaluate.ruler.answering import RulerAnswer, RulerAnswering
-from burnish.evaluate.ruler.prompt import Template, sent, template_of
+from burnish.evaluate.ruler.prompt import Template, added_tokens, check_slip, sent, template_of
 from burnish.evaluate.ruler.score import by_depth, spread, summary
 from burnish.evaluate.ruler.settings import RulerMeasurement, lengths_of
 from burnish.evaluate.ruler.tasks import TASKS, Prompt, RulerTask
@@ -167,7 +167,8 @@ def measure_ruler(
     place = pick_device(device)
     compute = compute_dtype(place) if dtype == "auto" else getattr(torch, dtype)
     lengths, template = lengths_of(settings.lengths), template_of(model.tokenizer, settings.template)
-    check_lengths(model, lengths)
+    check_slip(model.tokenizer, template, settings.slip)
+    check_lengths(model, lengths, added_tokens(model.tokenizer, template, settings.slip))
     check_attention(settings, model, max(lengths))
     protocol = protocol_of(settings, tasks, template) | {
         "dtype": str(compute).removeprefix("torch."),
@@ -190,12 +191,14 @@ def measure_ruler(
                     answering = RulerAnswering(module, model.tokenizer, settings)
                 seed = sample_seed(settings, task, length, number)
                 asked = fitted(model.tokenizer, task, length, places(settings, task), template, seed)
-                rows = [_row(prompt, ids, answering(prompt, ids, task.num_generated)) for prompt, ids in asked]
+                if settings.slip is not None:  # the same prompts as without it
+                    asked = [(prompt, sent(model.tokenizer, prompt, template, settings.slip)) for prompt, _ in asked]
+                rows = [row_of(prompt, ids, answering(prompt, ids, task.num_generated)) for prompt, ids in asked]
                 if store is not None:
                     _keep(store, name, key, rows)
             kept.setdefault((task.name, length), []).append(rows)
             task_bar.advance()
-    return _evaluation(settings, kept, protocol)
+    return evaluation_of(settings, kept, protocol)
 
 
 def check_all_room(
@@ -207,12 +210,13 @@ def check_all_room(
         check_room(tokenizer, task, length, places(settings, task), template, seed)
 
 
-def check_lengths(model: Model, lengths: Sequence[int]) -> None:
-    """Refuses what the model's positions do not hold."""
+def check_lengths(model: Model, lengths: Sequence[int], added: int = 0) -> None:
+    """Refuses what the model's positions do not hold; `added` tokens are sent beyond the length."""
     longest = longest_context(model)
-    if longest is not None and max(lengths) > longest:
+    if longest is not None and max(lengths) + added > longest:
+        beyond = f" and {added} more by the slip" if added > 0 else ""
         raise SettingsError(
-            f"a length is {max(lengths):,} tokens, but the model's positions end at {longest:,}",
+            f"a length is {max(lengths):,} tokens{beyond}, but the model's positions end at {longest:,}",
             where="lengths",
             fix="use shorter ones",
         )
@@ -253,9 +257,9 @@ def protocol_of(settings: RulerMeasurement, tasks: Sequence[str], template: Temp
         "lengths": lengths_of(settings.lengths),
         "samples": settings.samples,
         "depths": settings.depths,
-        "template": template,
-        "answer_prefix": "behind the template",
-        "beginning_token": "once",
+        "template": f"{template}, written twice" if settings.slip == "template" else template,
+        "answer_prefix": "left out" if settings.slip == "prefix" else "behind the template",
+        "beginning_token": "twice" if settings.slip == "bos" else "once",
         "decoding": "greedy",
         "seed": settings.seed,
         "interval": "95 %, Student's t over samples, shares on their logit, depths paired by sample",
@@ -277,17 +281,23 @@ def _key(
     own = {name: protocol[name] for name in ("version", "engine", "dtype", "device", "threads")}
     seed = sample_seed(settings, task, length, number)
     own |= {"model": model.identity, "seed": seed, "depths": places(settings, task), "template": template}
-    return own | attention_of(settings)
+    return own | apart(settings)
+
+
+def apart(settings: RulerMeasurement) -> dict[str, Any]:
+    """What is not as in a plain measurement: sparse attention, or a slip."""
+    return attention_of(settings) | ({} if settings.slip is None else {"slip": settings.slip})
 
 
 def _name(settings: RulerMeasurement, task: RulerTask, length: int, number: int) -> str:
-    """Of a sample's directory; those of other attention lie beside it."""
-    attention = attention_of(settings)
-    mark = hashlib.sha256(json.dumps(attention).encode()).hexdigest()[:8] if attention else ""
+    """Of a sample's directory; those of other attention, or with a slip, lie beside it."""
+    others = apart(settings)
+    mark = hashlib.sha256(json.dumps(others).encode()).hexdigest()[:8] if others else ""
     return f"{task.name}-{length}-{number:04d}" + (f"-{mark}" if mark else "")
 
 
-def _row(prompt: Prompt, ids: list[int], answer: RulerAnswer) -> dict[str, Any]:
+def row_of(prompt: Prompt, ids: list[int], answer: RulerAnswer) -> dict[str, Any]:
+    """What is kept of one answer."""
     row = {"depth": prompt.depth, "tokens": len(ids), "wanted": prompt.answers, "answer": answer.text}
     row |= {"score": share_found(answer.text, prompt.answers)}
     return row | ({"attention": answer.cost} if answer.cost else {})
@@ -306,9 +316,10 @@ def _keep(store: Store, name: str, key: dict[str, Any], rows: list[dict[str, Any
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def _evaluation(
+def evaluation_of(
     settings: RulerMeasurement, kept: dict[tuple[str, int], list[list[dict[str, Any]]]], protocol: dict[str, Any]
 ) -> RulerEvaluation:
+    """Metrics and tables of kept answers: {(task, length): rows of every depth, of every sample}."""
     metrics: dict[str, Metric] = {}
     tables: dict[str, list[dict[str, Any]]] = {SCORES: [], DEPTHS: [], COSTS: [], LAYERS: []}
     sequences: dict[str, list[float]] = {"sample": [float(number) for number in range(settings.samples)]}
@@ -323,7 +334,7 @@ def _evaluation(
             depths = places(settings, TASKS[name])
             found |= spread(scores, depths, settings.seed)
             tables[DEPTHS] += [{"task": name, "length": length} | row for row in by_depth(scores, depths)]
-        tables[SCORES].append({"task": name, "length": length, "prompts": scores.size} | found)
+        tables[SCORES].append({"task": name, "length": length, "prompts": scores.size} | apart(settings) | found)
         costs = [row.get("attention", {}) for sample in rows for row in sample]
         if cost := cost_row(costs):
             own = {"task": name, "length": length} | attention_of(settings)

@@ -26,6 +26,11 @@ class RulerMeasurement(Settings):
     template: Literal["auto", "none", "chat"] = Field(
         default="auto", description="ruler: chat: by the tokenizer's chat template, which auto takes where there is one"
     )
+    slip: Literal["template", "bos", "prefix"] | None = Field(
+        default=None,
+        description="ruler: get one thing wrong on purpose, to see what it costs: template (written twice), bos (the "
+        "beginning token twice), prefix (no answer prefix)",
+    )
     seed: int = Field(default=0, ge=0, description="ruler: of the prompts")
     attention: str | None = Field(
         default=None, description="ruler: sparse attention to answer with, such as sink:64+local:256+quest:0.1,page=16"
@@ -59,6 +64,8 @@ class RulerMeasurement(Settings):
             changed = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
             if changed:
                 raise ValueError(f"{changed[0]} counts for nothing without attention: give attention: quest:0.1")
+        elif self.slip is not None:
+            raise ValueError("slip and attention are two questions, and one score answers neither: leave one out")
         return self
 
 
