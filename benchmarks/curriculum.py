@@ -76,7 +76,7 @@ class Bench(Kept):
         from burnish.core.ledger import Ledger
         from burnish.core.progress import Progress
         from burnish.core.stage import Context, seeded_generator
-        from burnish.data.chain import json_lines
+        from burnish.data.draws import json_lines
 
         with tempfile.TemporaryDirectory() as scratch:
             phases = []

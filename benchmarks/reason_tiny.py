@@ -148,7 +148,8 @@ class Bench(experiment.Kept):
 
     def chains(self, seed: int, part: int) -> list[dict[str, Any]]:
         """Chains of the recipe's kind that are in no training data of that seed, other ones for every part."""
-        from burnish.data.chain import Chains, chain_rows, questions_of
+        from burnish.data.chain import Chains, chain_rows
+        from burnish.data.draws import questions_of
 
         nodes = yaml.safe_load(RECIPES["large"].read_text())["nodes"]
         kind = next(node["kind"] for node in nodes if node["stage"] == "chain")

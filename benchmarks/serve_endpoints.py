@@ -91,7 +91,8 @@ class Bench(experiment.Kept):
 
     def chains(self, seed: int) -> list[dict[str, Any]]:
         """Validation and test chains, in no training data of that seed."""
-        from burnish.data.chain import Chains, chain_rows, questions_of
+        from burnish.data.chain import Chains, chain_rows
+        from burnish.data.draws import questions_of
 
         kind = yaml.safe_load(RECIPE.read_text())["nodes"][0]["kind"]
         seen = questions_of(self.nodes(seed, "large") / "first" / "rows.jsonl")

@@ -126,7 +126,8 @@ class Training:
 
     def problems(self) -> list[dict[str, Any]]:
         """Chains of the recipe's kind, no two alike and none of the training's: of calibration, tuning, reporting."""
-        from burnish.data.chain import Chains, chain_rows, questions_of
+        from burnish.data.chain import Chains, chain_rows
+        from burnish.data.draws import questions_of
 
         kind = next(node["kind"] for node in yaml.safe_load(RECIPE.read_text())["nodes"] if node["stage"] == "chain")
         seen = questions_of(self.run_of_recipe / "nodes" / "first" / "rows.jsonl")
@@ -136,7 +137,7 @@ class Training:
 
     def calibrate(self) -> dict[str, Any]:
         """As the command: answers of its own, right ones kept."""
-        from burnish.data.chain import json_lines
+        from burnish.data.draws import json_lines
         from burnish.steer import read_vectors
 
         file = self.work / f"calibrate-{self.seed}.jsonl"
@@ -220,7 +221,7 @@ class Training:
         from functools import partial
 
         from burnish.core.checkpoint import load
-        from burnish.data.chain import json_lines
+        from burnish.data.draws import json_lines
         from burnish.steer import read_traces, read_vectors
         from burnish.steer.sweep import SteeringStrength, of_arm
         from burnish.verify import verifier

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.curriculum.stage import Curriculum as Curriculum
     from burnish.data.stage import CurateTrajectories as CurateTrajectories
     from burnish.data.stage import DrawChains as DrawChains
+    from burnish.data.stage import DrawTables as DrawTables
     from burnish.diagnose.stage import Diagnose as Diagnose
     from burnish.distill.stage import Distill as Distill
     from burnish.evaluate.stage import Evaluate as Evaluate

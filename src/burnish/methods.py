@@ -109,6 +109,7 @@ RL_STEP = Benchmark("rl_step", needs="--start DIR, a checkpoint that answers sum
 LONG_CONTEXT = Benchmark("long_context", ("--work", "runs/long-context-benchmark"))
 SHORT_ARC = Benchmark("short_arc", needs="--start DIR, the supervised half of recipes/short_arc.yaml, --work DIR")
 ALIGN_DPO = Benchmark("align_dpo", needs="--data DIR with HH harmless-base, --model DIR, --work DIR")
+CURRICULUM = Benchmark("curriculum", ("--work", "runs/curriculum-benchmark"))
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -637,7 +638,7 @@ METHODS: tuple[Method, ...] = (
         use="stage: curriculum",
         source="Infi-MMR, 2025, arXiv:2505.23091; rules of ending and the guard are ours",
         page="curricula",
-        benchmarks=(Benchmark("curriculum", ("--work", "runs/curriculum-benchmark")),),
+        benchmarks=(CURRICULUM,),
         verb=Verb(
             name="curriculum",
             settings="burnish.curriculum.stage:Curriculum",
@@ -699,6 +700,25 @@ METHODS: tuple[Method, ...] = (
             ),
             command="data chain",
             function="data:chain",
+        ),
+    ),
+    Method(
+        name="table reading",
+        does="sums of cells of a grid of digits, which a description says too: a task for phases that show one or both",
+        use="burnish data table",
+        source="the test of a curriculum after Infi-MMR, 2025, arXiv:2505.23091; the form is ours",
+        page="tables",
+        benchmarks=(CURRICULUM,),
+        verb=Verb(
+            name="table",
+            settings="burnish.data.stage:DrawTables",
+            help="Write tables to be read: digits in a grid, a description of it, and sums of some cells.",
+            examples=(
+                "burnish data table -n 3000 --rows 3 --columns 3 -o train.jsonl",
+                "burnish data table -n 200 --seed 1 --distinct --apart-from train.jsonl -o test.jsonl",
+            ),
+            command="data table",
+            function="data:table",
         ),
     ),
     Method(

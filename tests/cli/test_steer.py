@@ -12,7 +12,8 @@ import torch
 
 from burnish.cli import main
 from burnish.core.checkpoint import Lineage, Model, load
-from burnish.data.chain import Chains, chain_rows, json_lines
+from burnish.data.chain import Chains, chain_rows
+from burnish.data.draws import json_lines
 from burnish.reason import Journal
 from burnish.steer import read_vectors, steer
 from made_vectors import some_vectors

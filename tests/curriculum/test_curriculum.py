@@ -21,14 +21,15 @@ from burnish.core.recipe import read_recipe
 from burnish.core.runner.plan import Planner
 from burnish.core.stage import Context, seeded_generator
 from burnish.curriculum import run as phases_run
-from burnish.curriculum.run import run
 from burnish.curriculum.watching import Looking, Values
-from burnish.data.chain import Chains, chain_rows, json_lines
+from burnish.data.chain import Chains, chain_rows
+from burnish.data.draws import json_lines
 from burnish.report.curriculum import figures
 from burnish.report.run import run_of
 from burnish.stages import ROOMS
 from burnish.train.state import load_optimizer
 from small_models import untaught_reasoner
+from told import Told, same
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ONE = Chains(modulus=5, steps=(1, 1), operations="+", repeat=0.0, direct=0.0)
@@ -68,28 +69,6 @@ def phase(files: dict[str, str], which: str, **settings: Any) -> dict[str, Any]:
 def stage_of(*phases: dict[str, Any], **settings: Any) -> Curriculum:
     common = {"verifier": "chain", "max_new_tokens": 24, "every": 4, "train": TRAIN}
     return Curriculum.parse({"phases": list(phases)} | common | settings, where="here")
-
-
-class Told:
-    """A run with what it says."""
-
-    def __init__(self, stage: Curriculum, model: Model, work: Path) -> None:
-        self.lines: list[str] = []
-        progress = Progress(enabled=False)
-        progress.log = self.lines.append  # type: ignore[method-assign]
-        inputs = {place: value for place, _, value in stage.named()}
-        ledger = Ledger(None)
-        ctx = Context(inputs, work, "cpu", seeded_generator(stage.seed), progress, ledger)
-        self.model = run(stage, model, ctx)
-        self.tables = {row["name"]: row["rows"] for row in ledger.rows if row["row"] == "table"}
-
-    @property
-    def weights(self) -> list[torch.Tensor]:
-        return [tensor.clone() for tensor in self.model.module.state_dict().values()]
-
-
-def same(one: Told, other: Told) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.weights, other.weights, strict=True))
 
 
 def test_phases_are_trained_one_after_the_other_and_all_sets_are_measured_at_every_boundary(start, files, tmp_path):

@@ -68,7 +68,8 @@ def chain(
         Replace the file.
     """
     from burnish.core.errors import SettingsError
-    from burnish.data.chain import Chains, chain_rows, questions_of
+    from burnish.data.chain import Chains, chain_rows
+    from burnish.data.draws import questions_of
 
     _may_write(out, number, [apart_from], overwrite=overwrite)
     low, _, high = steps.partition("-")
@@ -91,6 +92,57 @@ def chain(
     questions = len({row["question"] for row in rows})
     letters = sum(len(row["solution"]) for row in rows) / number
     print(f"{out}: {number:,} chains, {questions:,} different questions, {letters:.1f} letters a solution")
+
+
+def table(
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])],
+    number: Annotated[int, Parameter(name=["--number", "-n"])] = 1000,
+    seed: int = 0,
+    rows: int = 3,
+    columns: int = 3,
+    cells: int = 2,
+    direct: float = 0.0,
+    distinct: Annotated[bool, Parameter(negative="")] = False,
+    apart_from: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write tables to be read, `nop/a374/b921?bo+ap` with solutions such as `bo2;ap4;2+4=6;#6`, one JSON row a line.
+
+    A row has `grid`, `description` (every cell in words), `asked`, and `question`, which shows the grid alone; `answer`
+    and `solution` for graders and `messages` for `burnish train`.
+
+    Parameters
+    ----------
+    out:
+        The .jsonl file.
+    number:
+        How many.
+    seed:
+        The same seed and settings write the same bytes.
+    rows:
+        Of the grid.
+    columns:
+        Of the grid.
+    cells:
+        That a question adds, modulo 10.
+    direct:
+        Chance of an answer without steps.
+    distinct:
+        No question twice.
+    apart_from:
+        A file of tables none of whose questions may occur.
+    overwrite:
+        Replace the file.
+    """
+    from burnish.data.draws import questions_of
+    from burnish.data.table import Tables, table_rows
+
+    _may_write(out, number, [apart_from], overwrite=overwrite)
+    held_out = questions_of(apart_from) if apart_from else set()
+    kinds = Tables(rows=rows, columns=columns, cells=cells, direct=direct)
+    _write(out, list(table_rows(kinds, number, seed=seed, apart_from=held_out, distinct=distinct)))
+    print(f"{out}: {number:,} tables of {rows:,} rows and {columns:,} columns")
 
 
 def gym(
@@ -119,7 +171,7 @@ def gym(
     overwrite:
         Replace the file.
     """
-    from burnish.data.chain import questions_of
+    from burnish.data.draws import questions_of
     from burnish.data.gym import gym_rows
 
     _may_write(out, number, apart_from or [], overwrite=overwrite)
@@ -308,7 +360,7 @@ def _may_replace(out: Path, read: Sequence[Path | None], *, overwrite: bool) -> 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     from burnish.core.checkpoint.durable import write_atomically
-    from burnish.data.chain import json_lines
+    from burnish.data.draws import json_lines
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json_lines(iter(rows)))

@@ -9,19 +9,16 @@ check, or, where a first derivation slipped, its correction. A row depends on th
 
 from __future__ import annotations
 
-import json
 import random
 import string
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from burnish.core.errors import DataError, SettingsError
+from burnish.core.errors import SettingsError
+from burnish.data.draws import draws
 
 LETTERS = string.ascii_lowercase
-TRIES = 1000
-"""Draws of a new question before the kind of chain is said to be exhausted."""
 
 
 @dataclass(frozen=True)
@@ -177,19 +174,15 @@ def chains(
     Raises:
         DataError: no further question can be found.
     """
-    taken = set(apart_from)
-    for index in range(number):
-        random_ = random.Random(f"chain {seed} {index}")
-        drawn = next((c for c in (chain(kinds, random_) for _ in range(TRIES)) if c.question not in taken), None)
-        if drawn is None:
-            raise DataError(
-                f"only {index:,} chains were found whose question is new, in {TRIES:,} draws for the next",
-                where="chains",
-                fix="ask for fewer, or for longer chains",
-            )
-        if distinct:
-            taken.add(drawn.question)
-        yield drawn
+    return draws(
+        lambda random_: chain(kinds, random_),
+        number,
+        kind="chain",
+        seed=seed,
+        apart_from=apart_from,
+        distinct=distinct,
+        fix="ask for fewer, or for longer chains",
+    )
 
 
 def chain_rows(
@@ -204,27 +197,3 @@ def chain_rows(
     drawn = chains(kinds, number, seed=seed, apart_from=apart_from, distinct=distinct)
     for index, one in enumerate(drawn):
         yield one.row(f"chain-{seed}-{index}", kinds.modulus)
-
-
-def questions_of(path: Path) -> set[str]:
-    """The questions of a file of chains.
-
-    Raises:
-        DataError: no file, or a line without a question.
-    """
-    from burnish.core.outside import parse_json, read_bytes
-
-    if not path.is_file():
-        raise DataError("no such file", where=str(path))
-    found = set()
-    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
-        row = parse_json(line, where=f"{path}:{number}", error=DataError)
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str):
-            raise DataError("has no `question`", where=f"{path}:{number}")
-        found.add(row["question"])
-    return found
-
-
-def json_lines(rows: Iterator[dict[str, Any]]) -> str:
-    """Rows as the text of a `.jsonl` file."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,12 +1,12 @@
-"""What the stages of data do: the rows of `burnish data chain` and of `burnish data trajectories`."""
+"""What the stages of data do: the rows of `burnish data chain`, `table` and `burnish data trajectories`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from burnish.core.made_data import ROWS_FILE, Data
-from burnish.data.chain import chain_rows, questions_of
+from burnish.data.draws import questions_of
 from burnish.data.trajectories.curate import Curation, curate, in_words
 from burnish.data.trajectories.filters import parse_filters
 from burnish.data.trajectories.rows import Masking
@@ -14,21 +14,20 @@ from burnish.data.trajectories.rows import Masking
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.core.stage import Context
-    from burnish.data.stage import CurateTrajectories, DrawChains
+    from burnish.data.stage import CurateTrajectories, Draw
 
 
-def run(settings: DrawChains, model: Model, ctx: Context) -> Data:
-    """Chains, drawn while they are written.
+def run(settings: Draw, model: Model, ctx: Context) -> Data:
+    """Problems, drawn while they are written.
 
     Raises:
-        DataError: no further question can be found, or no chains where others are to be apart from them.
+        DataError: no further question can be found, or no problems where others are to be apart from them.
     """
     others, taken = ctx.inputs.get("apart_from"), set[str]()
     if others is not None:
         path = Path(others).expanduser()
         taken = questions_of(path / ROWS_FILE if path.is_dir() else path)
-    how: dict[str, Any] = {"seed": settings.seed, "apart_from": taken, "distinct": settings.distinct}
-    return Data(chain_rows(settings.kind, settings.number, **how))
+    return Data(settings.rows(taken))
 
 
 def run_trajectories(settings: CurateTrajectories, model: Model, ctx: Context) -> Data:

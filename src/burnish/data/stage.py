@@ -1,14 +1,16 @@
-"""The stages `chain` and `trajectories`: verifiable chains, and episodes of agents, as rows that other nodes read."""
+"""The stages `chain`, `table` and `trajectories`: problems made here, and episodes of agents, as rows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
-from burnish.data.chain import Chains
+from burnish.data.chain import Chains, chain_rows
+from burnish.data.table import Tables, table_rows
 from burnish.data.trajectories.filters import DEFAULT, parse_filters
 from burnish.data.trajectories.kinds import check_failed, check_weights
 
@@ -18,26 +20,54 @@ if TYPE_CHECKING:
     from burnish.core.made_data import Data
 
 
-class DrawChains(Stage):
-    """Draw verifiable chains, each with a worked solution; the checkpoint that is given plays no part."""
+class Draw(Stage):
+    """Draw problems with worked solutions; the checkpoint that is given plays no part."""
 
-    name: ClassVar[str] = "chain"
-    version: ClassVar[int] = 1
-    summary: ClassVar[str] = "verifiable chains: sums modulo m whose every step can be checked"
     makes_data: ClassVar[bool] = True
 
     number: int = Field(default=1000, ge=1, description="how many")
     distinct: bool = Field(default=False, description="no question twice")
-    apart_from: DataRef | None = Field(default=None, description="chains whose questions must not occur again")
-    kind: Chains = Field(
-        default=Chains(),
-        description="what they are made of: modulus, steps, operations and the like, as in the command",
-    )
+    apart_from: DataRef | None = Field(default=None, description="problems whose questions must not occur again")
+
+    def rows(self, taken: set[str]) -> Iterator[dict[str, Any]]:
+        """The problems; none of these questions occurs."""
+        raise NotImplementedError(f"stage {self.name!r} does not define rows()")
 
     def run(self, model: Model, ctx: Context) -> Data:
         from burnish.data.run import run
 
         return run(self, model, ctx)
+
+
+class DrawChains(Draw):
+    """Draw verifiable chains, each with a worked solution; the checkpoint that is given plays no part."""
+
+    name: ClassVar[str] = "chain"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "verifiable chains: sums modulo m whose every step can be checked"
+
+    kind: Chains = Field(
+        default=Chains(),
+        description="what they are made of: modulus, steps, operations and the like, as in the command",
+    )
+
+    def rows(self, taken: set[str]) -> Iterator[dict[str, Any]]:
+        return chain_rows(self.kind, self.number, seed=self.seed, apart_from=taken, distinct=self.distinct)
+
+
+class DrawTables(Draw):
+    """Draw tables of digits with a question about some cells; the checkpoint that is given plays no part."""
+
+    name: ClassVar[str] = "table"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "table reading: sums of cells of a grid, which a description says too"
+
+    kind: Tables = Field(
+        default=Tables(), description="what they are made of: rows, columns, cells and direct, as in the command"
+    )
+
+    def rows(self, taken: set[str]) -> Iterator[dict[str, Any]]:
+        return table_rows(self.kind, self.number, seed=self.seed, apart_from=taken, distinct=self.distinct)
 
 
 class CurateTrajectories(Stage):
