@@ -12,10 +12,21 @@ import pytest
 
 from burnish.core.errors import DataError, SettingsError
 from burnish.core.progress import Progress
+from burnish.core.store import Store
 from burnish.data.stage import CurateTrajectories
-from burnish.data.trajectories.curate import Curation, curate, decide, explain, funnel
-from burnish.data.trajectories.filters import DEFAULT, parse_filters
+from burnish.data.trajectories.curate import (
+    Curation,
+    FirstPass,
+    Looked,
+    _digest,
+    curate,
+    decide,
+    explain,
+    funnel,
+)
+from burnish.data.trajectories.filters import DEFAULT, Facts, parse_filters
 from burnish.data.trajectories.kinds import check_failed
+from burnish.data.trajectories.read import Unread
 from made_episodes import FAULTS, made, patch, planted, write
 
 QUIET = Progress(enabled=False)
@@ -150,6 +161,48 @@ def test_rows_are_those_of_the_kept_episodes_and_parts_are_not_written_twice(
     same = {path for path, time in written.items() if path.stat().st_mtime_ns == time}
     assert same == set(written) - {gone}
     assert [step["left"] for step in again.funnel] == [step["left"] for step in first.funnel]
+
+
+def test_a_first_pass_that_is_stopped_goes_on_where_files_filters_and_verdicts_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("burnish.data.trajectories.curate.LOOKED_TOGETHER", 8)
+    rows, _ = planted(30, seed=1)
+    file, given, work = write(tmp_path / "episodes.jsonl", rows), curation(tmp_path), tmp_path / "work"
+    whole = curate([file], given, None, tmp_path / "other", QUIET)
+    looked, real = list[str](), FirstPass.look
+
+    def dying(self: FirstPass, unread: Unread) -> Looked:
+        looked.append(unread.where)
+        if len(looked) == 20:
+            raise KeyboardInterrupt
+        return real(self, unread)
+
+    monkeypatch.setattr(FirstPass, "look", dying)
+    with pytest.raises(KeyboardInterrupt):
+        curate([file], given, None, work, QUIET)
+    assert len(looked) == 20
+    again = curate([file], given, None, work, QUIET)
+    assert looked[20:] == [f"{file}:{number}" for number in range(17, len(rows) + 1)]
+    assert [list(again.rows), again.funnel] == [list(whole.rows), whole.funnel]
+    seen = len(looked)
+    decide([file], given, QUIET, store=Store(work / "looked"), digest="of other files")
+    other = Curation(given.filters[:-1], given.apart_from)
+    decide([file], other, QUIET, store=Store(work / "looked"), digest="of other files")
+    assert len(looked) == seen + 2 * len(rows)
+    verdict = tmp_path / "rewards.json"
+    before = _digest([file])
+    verdict.write_text("{}")
+    assert _digest([file]) != before
+
+
+def test_what_the_first_pass_keeps_is_what_it_has_found(tmp_path: Path):
+    facts = Facts("one", "task", "", 3, 1, "why", True)
+    error = DataError("is wrong", where="here", fix="mend it")
+    for one in (Looked("one", "here", 2, facts), Looked(error=error), Looked("two", "there", 0, None, error)):
+        back = Looked.of_json(one.json())
+        assert (back.id, back.where, back.num_secrets, back.facts) == (one.id, one.where, one.num_secrets, one.facts)
+        assert str(back.error) == str(one.error)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
 """The way from files of episodes to rows: filters, a funnel that says what they dropped, masks.
 
-Episodes are read twice. The first pass keeps some hundred bytes of each and decides; the second writes what is kept,
-part by part, so that a run that was stopped goes on. Memory grows with the number of episodes, not with their length.
-Both passes may be shared by several processes; what comes out is the same.
+Episodes are read twice. The first pass keeps some hundred bytes of each and decides; the second writes what is kept.
+Both keep what they have done part by part, so that a run that was stopped goes on, and both may be shared by several
+processes; what comes out is the same. Memory grows with the number of episodes, not with their length.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from burnish.core.checkpoint import text_digest
 from burnish.core.errors import DataError
 from burnish.core.progress import Progress
-from burnish.core.store import Key, Store
+from burnish.core.store import Key, Store, digest_of
 from burnish.core.workers import in_order
 from burnish.data.trajectories.filters import Evaluation, Facts, Filter, apply, evaluation_of, facts_of
 from burnish.data.trajectories.masks import masked_rows
 from burnish.data.trajectories.pages import pages
-from burnish.data.trajectories.read import Unread, episode_files, episodes, rows_of_file, unread_episodes
+from burnish.data.trajectories.read import REWARDS_FILE, Unread, episode_files, episodes, rows_of_file, unread_episodes
 from burnish.data.trajectories.rows import Masking, rows_of_episode
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 PART = 64
 """Episodes that are written at once, and done again after a kill."""
-LOOKED_AT = 16
-"""Episodes that the first pass gives to a process at once."""
+LOOKED_AT, LOOKED_TOGETHER = 16, 1024
+"""Episodes that the first pass gives to a process at once, and of which it keeps together what it has found."""
 SAMPLE = 3
 """Dropped episodes that the funnel shows of each filter."""
 UNREADABLE, MASKS = "unreadable", "masks"
-ROWS, NEWS = "rows.jsonl", "news.json"
+ROWS, NEWS, FOUND = "rows.jsonl", "news.json", "found.jsonl"
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,17 @@ class Looked:
     facts: Facts | None = None
     error: DataError | None = None
 
+    def json(self) -> str:
+        """As one line."""
+        error = None if self.error is None else [self.error.what, self.error.where, self.error.fix]
+        return json.dumps([self.id, self.where, self.num_secrets, self.facts, error])
+
+    @classmethod
+    def of_json(cls, line: str) -> Looked:
+        name, where, num_secrets, facts, error = json.loads(line)
+        refused = None if error is None else DataError(error[0], where=error[1], fix=error[2])
+        return cls(name, where, num_secrets, None if facts is None else Facts(*facts), refused)
+
 
 @dataclass(frozen=True)
 class FirstPass:
@@ -148,8 +159,75 @@ class FirstPass:
             return replace(known, error=error)
 
 
-def decide(files: Sequence[str | Path], curation: Curation, progress: Progress, workers: int = 1) -> Decided:
+class KeptLooks:
+    """What the first pass has found, on disk.
+
+    Args:
+        store: where it lies.
+        key: what it depends on: the files, the filters, and what is evaluated on.
+    """
+
+    def __init__(self, store: Store, key: Key) -> None:
+        self.store, self.key, self.number = store, dict(key) | {"together": LOOKED_TOGETHER}, 0
+
+    @property
+    def name(self) -> str:
+        """Of the next entry; where filters or files have changed since, that of another."""
+        return f"{digest_of(self.key)[:12]}-{self.number:06d}"
+
+    def read(self) -> Iterator[Looked]:
+        """What an earlier start has found, in the order of reading."""
+        while (entry := self.store.find(self.name, self.key)) is not None:
+            self.number += 1
+            with (entry / FOUND).open(encoding="utf-8") as file:
+                yield from map(Looked.of_json, file)
+
+    def keep(self, found: Sequence[Looked]) -> None:
+        with self.store.writing(self.name, self.key) as directory:
+            (directory / FOUND).write_text("".join(f"{one.json()}\n" for one in found), encoding="utf-8")
+        self.number += 1
+
+
+def _looked(
+    files: Sequence[str | Path], curation: Curation, evaluation: Evaluation, kept: KeptLooks | None, workers: int
+) -> Generator[Looked]:
+    """Every episode in the order of reading; what an earlier start has found is not looked at again."""
+    done = 0
+    for one in () if kept is None else kept.read():
+        done += 1
+        yield one
+    looking = FirstPass(curation.filters, evaluation, curation.keep_failed)
+    parts = in_order(looking, _together(islice(unread_episodes(files), done, None), LOOKED_AT), workers)
+    with closing(parts):
+        fresh: list[Looked] = []
+        for one in chain.from_iterable(parts):
+            yield one  # kept only once whoever asked has not refused it
+            fresh.append(one)
+            if kept is not None and len(fresh) == LOOKED_TOGETHER:
+                kept.keep(fresh)
+                fresh = []
+        if kept is not None and fresh:
+            kept.keep(fresh)
+
+
+def decide(
+    files: Sequence[str | Path],
+    curation: Curation,
+    progress: Progress,
+    workers: int = 1,
+    *,
+    store: Store | None = None,
+    digest: str = "",
+) -> Decided:
     """The first pass.
+
+    Args:
+        files: of episodes, and folders.
+        curation: what to do.
+        progress: for its bar.
+        workers: processes that share it.
+        store: keeps what is found, so that a start that was stopped goes on; None keeps nothing.
+        digest: of the files, where there is a store.
 
     Raises:
         DataError: an episode that cannot be read, two with one name, or none at all.
@@ -157,10 +235,14 @@ def decide(files: Sequence[str | Path], curation: Curation, progress: Progress, 
     skipped: list[str] = []
     found, numbers, num_secrets = list[Facts](), list[int](), 0
     places: dict[str, str] = {}
-    looking = FirstPass(curation.filters, curation.evaluation, curation.keep_failed)
-    parts = in_order(looking, _together(unread_episodes(files), LOOKED_AT), workers)
-    with progress.task("reading episodes", unit="episodes") as task, closing(parts):
-        for number, looked in enumerate(chain.from_iterable(parts)):
+    evaluation = curation.evaluation
+    kept = None
+    if store is not None:
+        key = {"files": digest, "filters": [str(one) for one in curation.filters], "keep_failed": curation.keep_failed}
+        kept = KeptLooks(store, key | {"evaluation": text_digest([list(one) for one in sorted(evaluation)])})
+    looks = _looked(files, curation, evaluation, kept, workers)
+    with progress.task("reading episodes", unit="episodes") as task, closing(looks):
+        for number, looked in enumerate(looks):
             task.advance(1)
             if looked.id in places:
                 raise DataError(
@@ -197,18 +279,19 @@ def curate(
         files: of episodes, and folders.
         curation: what to do.
         masking: how they become token ids; None leaves rows of messages alone.
-        work: keeps parts of the rows until they are read.
+        work: keeps what the first pass has found, and parts of the rows until they are read.
         progress: for bars and log lines.
         workers: processes that share both.
 
     Raises:
         DataError: see `decide`; or no episode is left.
     """
-    decided = decide(files, curation, progress, workers)
+    digest = _digest(files)
+    decided = decide(files, curation, progress, workers, store=Store(work / "looked"), digest=digest)
     steps = funnel(decided, curation.filters)
     if not decided.num_kept:
         raise DataError(f"no episode is left: {in_words(steps)}", where=str(files[0]), fix="choose other filters")
-    parts = _parts(files, masking, decided, Store(work / "parts"), progress, workers)
+    parts = _parts(files, digest, masking, decided, Store(work / "parts"), progress, workers)
     refused: list[dict[str, str]] = []
     tokens: dict[str, int] = {}
     num_failed = 0
@@ -320,6 +403,7 @@ class SecondPass:
 
 def _parts(
     files: Sequence[str | Path],
+    digest: str,
     masking: Masking | None,
     decided: Decided,
     store: Store,
@@ -328,7 +412,7 @@ def _parts(
 ) -> list[Path]:
     """The directories of all parts; those that an earlier start has finished are passed over."""
     fates = [[facts.id, number] for facts, (number, _) in zip(decided.found, decided.fates, strict=True)]
-    key = {"files": _digest(files), "fates": text_digest(fates), "part": PART}
+    key = {"files": digest, "fates": text_digest(fates), "part": PART}
     key |= {} if masking is None else masking.key
     kept = {
         row: facts.is_wrong
@@ -396,9 +480,11 @@ def _num_lines(parts: Sequence[Path]) -> int:
 
 
 def _digest(files: Sequence[str | Path]) -> str:
-    """sha256 over the files, by content."""
+    """sha256 over the files and the verdicts beside them, by content."""
+    found = episode_files(files)
+    verdicts = {path.parent / REWARDS_FILE for path in found}
     digest = hashlib.sha256()
-    for path in episode_files(files):
+    for path in [*found, *sorted(path for path in verdicts if path.is_file())]:
         with path.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
