@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("report",),
     ("stages",),
+    ("curriculum",),
     OF_STAGES,
     ("distill",),
     ("train",),

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from burnish.align.envs import ChainEnv, ReasoningGymEnv, environment
+from burnish.align.envs import ChainEnv, MixedEnv, ReasoningGymEnv, TableEnv, environment
 from burnish.align.held_out import DrawnAnswers, answers, check_ready
 from burnish.core.errors import DataError, SettingsError
 from burnish.data.chain import Chains
@@ -46,7 +46,28 @@ def test_questions_that_are_trained_on_are_refused_as_held_out() -> None:
     ChainEnv(100, seed=2, apart_from=test.questions).apart_from(test)
 
 
+def test_the_reward_of_a_form_asks_for_an_answer_and_not_for_the_right_one() -> None:
+    env = ChainEnv(2, seed=0)
+    wrong = f"#{int(env.problems[0]['answer']) + 1}"
+    assert env.readable([wrong, "no idea"], row=[0, 1]) == [1.0, 0.0]
+    assert env.readable(["cut off"], row=[0], final=[wrong]) == [1.0]
+    assert env.readable.__name__ == "format"
+
+
+def test_problems_of_several_environments_are_each_graded_by_their_own() -> None:
+    chains, tables = ChainEnv(4, seed=0), TableEnv(3, seed=0)
+    mixed = MixedEnv(chains, [(tables, [2, 0, 2])])
+    assert [row["row"] for row in mixed.rows] == list(range(7))
+    assert [row["prompt"] for row in mixed.rows[4:]] == [tables.rows[n]["prompt"] for n in (2, 0, 2)]
+    solutions = [*(one["solution"] for one in chains.problems), *(tables.problems[n]["solution"] for n in (2, 0, 2))]
+    assert mixed.reward(solutions, row=list(range(7))) == [1.0] * 7
+    assert mixed.reward(solutions[::-1], row=list(range(7))) != [1.0] * 7
+    assert (mixed.bin(0), mixed.bin(6)) == (chains.bin(0), "2 cells")
+    assert mixed.shortest(5) == tables.problems[0]["solution"]
+
+
 def test_environments_by_name() -> None:
+    assert isinstance(environment("table", 2, 0), TableEnv)
     assert isinstance(environment("chain", 2, 0), ChainEnv)
     for name in ("chian", "reasoning_gym", "chain:sum"):
         with pytest.raises(SettingsError, match="there is no environment"):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from burnish.align.stage import Align, Grpo
     from burnish.core.progress import Task
     from burnish.core.stage import Context
+    from burnish.train.watch import Watch
 
 
 class _Passed(logging.Handler):
@@ -157,3 +158,41 @@ class NothingToLearn(TrainerCallback):
                 f"in {self.UPDATES} updates no two answers to a problem have earned differently, so nothing is "
                 "learned: take harder or easier problems, more rollouts, or a higher temperature"
             )
+
+
+class Watching(TrainerCallback):
+    """Lets a watch look at the model, as the loop of `burnish.train` does: every so many steps, and after the last.
+
+    Args:
+        watch: what looks.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            self.watch.begin(kwargs["optimizer"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        last = state.global_step >= state.max_steps
+        if state.global_step % self.watch.every and not last:
+            return
+        module, training = kwargs["model"], kwargs["model"].training
+        fused = module.__dict__.pop("forward", None)  # TRL's head; what looks knows the class's own forward
+        module.eval()
+        with torch.no_grad():
+            ended = self.watch.look(state.global_step, module)
+        module.train(training)
+        if fused is not None:
+            module.forward = fused
+        if ended or last:
+            control.should_training_stop = True
+            control.should_save = False  # a state goes on training, and this is the end
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.watch.end(kwargs["optimizer"])

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from burnish.align.tools import CALCULATOR, TOOLS, Tool
+from burnish.core.checkpoint import text_digest
 from burnish.core.errors import DataError, SettingsError, nearest
 from burnish.data.chain import Chains, chain_rows
 from burnish.data.gym import check_task, gym_rows
+from burnish.data.table import Tables, table_rows
 from burnish.verify import Verifier, verifier
 from burnish.verify.adapter import CORRECT
 
@@ -65,6 +67,16 @@ class Environment(ABC):
         """1 for a correct answer, 0 for another."""
         return Correct(self)
 
+    @property
+    def readable(self) -> Readable:
+        """1 for an answer in which the grader finds something to grade, right or wrong."""
+        return Readable(self)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what is asked and what is right, for keys."""
+        return text_digest([self.name, self.problems])
+
     @abstractmethod
     def bin(self, number: int) -> str:
         """How hard a problem is, as a table's row names it."""
@@ -76,6 +88,10 @@ class Environment(ABC):
     def score(self, text: str, number: int) -> float:
         """1 where the answer is correct."""
         return float(self.grader.score(text, self.problems[number]) >= CORRECT)
+
+    def has_answer(self, text: str, number: int) -> float:
+        """1 where the text has an answer that can be graded."""
+        return float(self.grader.extract(text) is not None)
 
     def turn_rewards(self, episode: DrawnEpisode, earned: float) -> list[float]:
         """What every turn of an episode has earned: less than nothing for calls that failed, the last what it earned.
@@ -122,9 +138,26 @@ class Correct:
     def __call__(
         self, completions: Sequence[Any], row: Sequence[int], final: Sequence[str] | None = None, **_: object
     ) -> list[float]:
-        """`final` are the last answers of episodes; where there are none, completions are answers."""
-        texts = [text_of(one) for one in completions] if final is None else final
-        return [self.env.score(text, number) for text, number in zip(texts, row, strict=True)]
+        return [self.env.score(text, number) for text, number in zip(_answers(completions, final), row, strict=True)]
+
+
+@dataclass(frozen=True)
+class Readable:
+    """The reward of an answer's form, called as `Correct` is."""
+
+    env: Environment
+    __name__: ClassVar[str] = "format"
+
+    def __call__(
+        self, completions: Sequence[Any], row: Sequence[int], final: Sequence[str] | None = None, **_: object
+    ) -> list[float]:
+        answers = _answers(completions, final)
+        return [self.env.has_answer(text, number) for text, number in zip(answers, row, strict=True)]
+
+
+def _answers(completions: Sequence[Any], final: Sequence[str] | None) -> Sequence[str]:
+    """`final` are the last answers of episodes; where there are none, completions are answers."""
+    return [text_of(one) for one in completions] if final is None else final
 
 
 class ChainEnv(Environment):
@@ -240,14 +273,90 @@ def _sum(draw: random.Random, operations: int) -> str:
     return numbers[0] + "".join(draw.choice("+-*") + one for one in numbers[1:])
 
 
-ENVIRONMENTS = ("chain", *TOOLS, "reasoning_gym:TASK")
+class TableEnv(Environment):
+    """Tables of `burnish data table`; all of one kind are as hard.
+
+    Args:
+        size: how many problems.
+        seed: of all draws.
+        kind: what they are made of.
+        apart_from: questions that must not occur.
+    """
+
+    def __init__(
+        self, size: int, seed: int, kind: Tables | None = None, *, apart_from: set[str] | frozenset[str] = frozenset()
+    ) -> None:
+        self.name, self.grader = "table", verifier("chain")
+        self.problems = list(table_rows(kind or Tables(), size, seed=seed, apart_from=apart_from))
+
+    def bin(self, number: int) -> str:
+        return f"{self.problems[number]['asked'].count('+') + 1} cells"
+
+    def shortest(self, number: int) -> str:
+        return str(self.problems[number]["solution"])
+
+
+class MixedEnv(Environment):
+    """Problems of one environment and, behind them, some of others, each graded by its own.
+
+    Args:
+        first: whose problems are all there.
+        others: (environment, numbers of its problems), which may occur again.
+    """
+
+    def __init__(self, first: Environment, others: Sequence[tuple[Environment, Sequence[int]]]) -> None:
+        self.name, self.tools = "+".join([first.name, *(env.name for env, _ in others)]), first.tools
+        self.parts = [(first, number) for number in range(len(first.problems))]
+        self.parts += [(env, number) for env, numbers in others for number in numbers]
+        self.problems = [env.problems[number] for env, number in self.parts]
+        self.grader = first.grader
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        prompts = {id(env): env.rows for env, _ in self.parts}
+        return [prompts[id(env)][number] | {"row": place} for place, (env, number) in enumerate(self.parts)]
+
+    def bin(self, number: int) -> str:
+        env, own = self.parts[number]
+        return env.bin(own)
+
+    def shortest(self, number: int) -> str | None:
+        env, own = self.parts[number]
+        return env.shortest(own)
+
+    def score(self, text: str, number: int) -> float:
+        env, own = self.parts[number]
+        return env.score(text, own)
+
+    def has_answer(self, text: str, number: int) -> float:
+        env, own = self.parts[number]
+        return env.has_answer(text, own)
+
+    def close(self) -> None:
+        """Those that it is made of are closed by whoever made them."""
+
+
+ENVIRONMENTS = ("chain", "table", *TOOLS, "reasoning_gym:TASK")
 """How they are named."""
 
 
 def environment(
-    name: str, size: int, seed: int, kind: Chains | None = None, *, apart_from: set[str] | frozenset[str] = frozenset()
+    name: str,
+    size: int,
+    seed: int,
+    kind: Chains | None = None,
+    *,
+    tables: Tables | None = None,
+    apart_from: set[str] | frozenset[str] = frozenset(),
 ) -> Environment:
     """The environment of a name, its problems drawn.
+
+    Args:
+        name: one of `ENVIRONMENTS`.
+        size: how many problems.
+        seed: of all draws.
+        kind, tables: what chains, and what tables, are made of.
+        apart_from: questions that must not occur.
 
     Raises:
         SettingsError: no such environment.
@@ -255,6 +364,8 @@ def environment(
     check_environment(name)
     if name == "chain":
         return ChainEnv(size, seed, kind, apart_from=apart_from)
+    if name == "table":
+        return TableEnv(size, seed, tables, apart_from=apart_from)
     if name in TOOLS:
         return SumsEnv(size, seed, TOOLS[name], apart_from=apart_from)
     return ReasoningGymEnv(name.partition(":")[2], size, seed, apart_from=apart_from)
@@ -267,11 +378,12 @@ def check_environment(name: str) -> None:
         SettingsError: no such environment.
     """
     kind, _, task = name.partition(":")
-    if name in ("chain", *TOOLS):
+    alone = [one for one in ENVIRONMENTS if ":" not in one]
+    if name in alone:
         return
     if kind == "reasoning_gym" and task:
         return check_task(task)
-    guess = nearest(kind, ["chain", *TOOLS, "reasoning_gym"])
+    guess = nearest(kind, [*alone, "reasoning_gym"])
     fix = f"did you mean {guess!r}?" if guess and guess != kind else f"use one of {', '.join(ENVIRONMENTS)}"
     raise SettingsError(f"there is no environment {name!r}", where="env", fix=fix)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from pathlib import Path
@@ -29,6 +30,7 @@ try:
     from burnish.align.around_trainer import (
         Bar,
         NothingToLearn,
+        Watching,
         last_state,
         libraries_quiet,
         on_device,
@@ -42,6 +44,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from burnish.align.stage import Grpo
     from burnish.core.stage import Context
+    from burnish.train.watch import Watch
 
 LOGGED = {
     "accuracy": "accuracy",
@@ -51,6 +54,7 @@ LOGGED = {
     "ratio furthest from 1": "ratio/furthest",
     "target": "acc_target",
     "reward": "rewards/correct/mean",
+    "readable": "rewards/format/mean",
     "cut off": "completions/clipped_ratio",
     "none solved": "solved/none",
     "all solved": "solved/all",
@@ -86,8 +90,17 @@ SHOWN = 12
 """Answers that the report shows, before and after."""
 
 
-def run(settings: Grpo, model: Model, ctx: Context) -> Model:
+def run(
+    settings: Grpo, model: Model, ctx: Context, *, env: Environment | None = None, watch: Watch | None = None
+) -> Model:
     """Trains `model` on the environment and returns it.
+
+    Args:
+        settings: how.
+        model: the start.
+        ctx: of the stage.
+        env: the problems to train on; drawn as the settings say where it is None.
+        watch: what looks at the model on the way, and may end the training, in one process.
 
     Raises:
         DataError: the tokenizer has no chat template, the start is right too seldom, has nothing to shorten, or too
@@ -96,16 +109,22 @@ def run(settings: Grpo, model: Model, ctx: Context) -> Model:
         CheckpointError: the state in the work directory is of another training.
     """
     check_questions(model.tokenizer)
+    if watch is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError("what is watched is trained by one process only", fix="leave `launch` out")
     with libraries_quiet(ctx.progress.log):
-        return _train(settings, model, ctx)
+        if env is not None:
+            return _train(settings, model, ctx, held_out(settings), env, watch)
+        asked = held_out(settings)
+        with contextlib.closing(to_train_on(settings, asked.questions if asked else set())) as own:
+            return _train(settings, model, ctx, asked, own, watch)
 
 
-def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
-    asked = _held_out(settings)
-    env = environment(
-        settings.env, settings.problems, settings.seed, settings.kind, apart_from=asked.questions if asked else set()
-    )
+def _train(
+    settings: Grpo, model: Model, ctx: Context, asked: Environment | None, env: Environment, watch: Watch | None
+) -> Model:
     key = settings.canonical() | {"stage": f"{settings.name} {settings.version}", "model": model.identity}
+    if watch is not None:
+        key |= {"problems": env.digest}
     states = Store(ctx.work_dir).open("trainer", key)
     module = on_device(model.module, ctx)
     measured = {"before": _measured(settings, model, module, asked)}
@@ -115,6 +134,9 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
     trainer.read_later = ReadLater(settings.updates, settings.iterations)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(NothingToLearn(ctx.progress.log))
+    if watch is not None:
+        trainer.watch = watch
+        trainer.add_callback(Watching(watch))
     with ctx.progress.task("grpo", unit="steps") as task:
         trainer.add_callback(Bar(task))
         trainer.train(resume_from_checkpoint=last_state(states))
@@ -123,7 +145,6 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
     measured["after"] = _measured(settings, model, trained, asked)
     _record(trainer, env, asked, measured, ctx)
     _write_pages(trainer.read_later, model, ctx)
-    env.close()
     lineage = Lineage(
         kind=Kind.CAUSAL_LM, base_model=model.name, licence=model.lineage.licence, methods=settings.methods
     )
@@ -132,7 +153,7 @@ def _train(settings: Grpo, model: Model, ctx: Context) -> Model:
 
 def _trainer(settings: Grpo, model: Model, module: Any, env: Environment, arguments: dict[str, Any]) -> ShortARCTrainer:
     given: dict[str, Any] = {
-        "reward_funcs": [env.reward],
+        "reward_funcs": [env.reward, *([env.readable] if settings.format_share else [])],
         "train_dataset": import_datasets().Dataset.from_list(_in_order(env.rows, settings)),
         "processing_class": copy.deepcopy(model.tokenizer),
     }
@@ -157,14 +178,20 @@ def _in_order(rows: list[dict[str, Any]], settings: Grpo) -> list[dict[str, Any]
     return [rows[place] for place in found[:wanted]]
 
 
-def _held_out(settings: Grpo) -> Environment | None:
+def to_train_on(settings: Grpo, apart_from: set[str]) -> Environment:
+    """The problems that the settings name, without these questions."""
+    how: dict[str, Any] = {"kind": settings.kind, "tables": settings.tables, "apart_from": apart_from}
+    return environment(settings.env, settings.problems, settings.seed, **how)
+
+
+def held_out(settings: Grpo) -> Environment | None:
     """Problems to measure on; of chains, as many of every number of steps."""
     if not settings.held_out:
         return None
     seed = settings.seed + 1_000_003
     if settings.env == "chain":
         return ChainEnv(settings.held_out, seed, settings.kind, each=True)
-    return environment(settings.env, settings.held_out, seed)
+    return environment(settings.env, settings.held_out, seed, tables=settings.tables)
 
 
 def _measured(settings: Grpo, model: Model, module: Any, asked: Environment | None) -> dict[str, DrawnAnswers]:
@@ -199,6 +226,7 @@ def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
             f"is {settings.prompts}, which {processes} processes do not share evenly: a group stays in one of them",
             where="prompts",
         )
+    share = settings.format_share
     answers_each = settings.prompts * settings.rollouts // processes
     rows = settings.micro_batch or answers_each
     if answers_each % rows:
@@ -208,6 +236,7 @@ def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
     return {
         "length_shaping": settings.shaping,
         "shaping_options": settings.shaping_options,
+        "reward_weights": [1 - share, share] if share else None,
         "acc_target": settings.acc_target,
         "target_updates": settings.target_updates,
         "tolerance": settings.tolerance,

@@ -39,6 +39,7 @@ from burnish.align.read_later import Judged, ReadLater
 from burnish.align.replay import ReplayQueue, batch_of, groups_of
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.generate import generate
+from burnish.train.watch import Watch
 
 NORMALISERS: dict[str, Normaliser] = {"dapo": "token", "dr_grpo": "constant"}
 """TRL's names of losses that differ in their denominator; its others average over micro-batches."""
@@ -107,6 +108,7 @@ class SampledGRPOTrainer(GRPOTrainer):
     forwarded_rows: int = 0
     left_out_rows: int = 0
     read_later: ReadLater | None = None
+    watch: Watch | None = None
     queue: ReplayQueue | None = None
     judged: Judged | None = None
     _noted: tuple[Tensor, ...] = ()
@@ -337,11 +339,14 @@ class SampledGRPOTrainer(GRPOTrainer):
         """What a checkpoint keeps besides TRL's own, as JSON can hold it."""
         kept = [] if self.read_later is None else self.read_later.kept
         rows = [self.forwarded_rows, self.left_out_rows]
-        return {"drawn_tokens": self.drawn_tokens, "rows": rows, "read_later": kept, "forward_passes": self._step}
+        found = {"drawn_tokens": self.drawn_tokens, "rows": rows, "read_later": kept, "forward_passes": self._step}
+        return found | ({} if self.watch is None else {"watch": self.watch.state()})
 
     def load_control_state(self, state: dict[str, Any]) -> None:
         self.drawn_tokens, self._step = state["drawn_tokens"], state["forward_passes"]
         self.forwarded_rows, self.left_out_rows = state["rows"]
+        if self.watch is not None:
+            self.watch.go_on(state["watch"])
         if self.read_later is not None:
             self.read_later.kept = state["read_later"]
 

@@ -11,6 +11,7 @@ from burnish.core.errors import SettingsError
 from burnish.core.kinds import Kind, Plan
 from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Stage
 from burnish.data.chain import Chains
+from burnish.data.table import Tables
 from burnish.train.stage import OptimizerName
 
 if TYPE_CHECKING:
@@ -227,12 +228,20 @@ class Grpo(Stage):
 
     env: str = Field(
         default="chain",
-        description="what is asked: chain, reasoning_gym:TASK, or calculator or python, sums in turns with that tool",
+        description="what is asked: chain, table, reasoning_gym:TASK, or calculator or python, sums in turns with that "
+        "tool",
     )
     kind: Chains = Field(default=Chains(), description="chain: what chains are made of, as in `burnish data chain`")
+    tables: Tables = Field(default=Tables(), description="table: what tables are made of, as in `burnish data table`")
     problems: int = Field(default=1000, ge=2, description="different problems to train on; they are gone through again")
     held_out: int = Field(default=320, ge=0, description="other problems, to measure on before and after; 0 for none")
     reward: Literal["correct"] = Field(default="correct", description="what an answer earns: 1 where it is right")
+    format_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the reward that is for an answer of a form that can be graded, right or wrong",
+    )
     shaping: str = Field(
         default="none", description="rule that looks at length: none, short_arc, or a published one such as kimi"
     )
@@ -320,6 +329,8 @@ class Grpo(Stage):
                 f"max_staleness is {self.max_staleness}, but with {self.iterations} iterations the groups of the draw "
                 f"before are {self.iterations} updates old, so that none would be replayed"
             )
+        if self.format_share and self.credit != "trajectory":
+            raise ValueError(f"format_share is of the reward of a whole answer, which credit {self.credit} has not")
         if self.credit == "stepwise" and self.divide_by_deviation:
             raise ValueError("divide_by_deviation is for advantages of whole episodes, which credit stepwise has not")
         if self.problems < self.prompts:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import DataError
@@ -87,13 +88,15 @@ def held_out(
     """
     rows, problems = None, list[dict[str, Any]]()
     if grader is not None:
-        found = [_shown(phase, problem, data) for problem in problems_of(data, grader)]
+        found = [shown(phase, problem, data) for problem in problems_of(data, grader)]
         step = max(1.0, len(found) / settings.held_out_rows)
         problems = [found[int(place * step)] for place in range(min(len(found), settings.held_out_rows))]
     if not holds_problems(_file(data)):
-        shown = training_rows(phase, data)
         where = f"held_out of {phase.name}"
-        rows = packed(settings.training(phase), model.tokenizer, shown, ctx, where=where).spread(settings.held_out_rows)
+        with_loss = training_rows(phase, data)
+        rows = packed(settings.training(phase), model.tokenizer, with_loss, ctx, where=where).spread(
+            settings.held_out_rows
+        )
     elif grader is None:
         raise DataError("holds problems, whose answers need a verifier", where=data, fix="name one, or use chats")
     if rows is None and phase.until.loss is not None:
@@ -111,10 +114,10 @@ def training_rows(phase: Phase, data: str) -> Any:
     """
     if phase.prompt is None:
         return data
-    return [_shown(phase, row, data) for row in read_problems(_file(data))]
+    return [shown(phase, row, data) for row in read_problems(_file(data))]
 
 
-def _shown(phase: Phase, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def shown(phase: Phase, row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A row with the question as the phase shows it: in `question`, and as the last that a user says."""
     if phase.prompt is None:
         return dict(row)
@@ -135,16 +138,23 @@ def _shown(phase: Phase, row: Mapping[str, Any], where: str) -> dict[str, Any]:
     return dict(row) | {"question": question} | ({"messages": messages} if messages else {})
 
 
-def check_apart(settings: Curriculum, inputs: Mapping[str, str]) -> None:
+def check_apart(
+    settings: Curriculum, inputs: Mapping[str, str], questions: Mapping[str, set[str]] = MappingProxyType({})
+) -> None:
     """Refuses to measure any phase on items that any phase trains on; an item is its question, or a whole text.
+
+    Args:
+        settings: of the curriculum.
+        inputs: what its phases name.
+        questions: {phase: what its environment measures on}; environments themselves train on none of it.
 
     Raises:
         DataError: it names both phases and how many.
     """
-    measured = {
-        phase.name: set(_items(inputs[f"phases.{number}.held_out"])) for number, phase in enumerate(settings.phases)
-    }
-    for number, phase in enumerate(settings.phases):
+    of_data = [(number, phase) for number, phase in enumerate(settings.phases) if phase.env is None]
+    measured = {phase.name: set(_items(inputs[f"phases.{number}.held_out"])) for number, phase in of_data}
+    measured |= {name: {_digest(text) for text in texts} for name, texts in questions.items()}
+    for number, phase in of_data:
         shared = dict.fromkeys(measured, 0)
         data = inputs[f"phases.{number}.data"]
         for item in _items(data):
@@ -166,7 +176,11 @@ def _items(data: str) -> Iterator[bytes]:
         asked: Iterator[str] = (str(row.get("question", row.get("problem"))) for row in read_problems(file))
     else:
         asked = (_asked(row) for row in rows_of(data))
-    return (hashlib.sha256(text.strip().encode()).digest() for text in asked)
+    return map(_digest, asked)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.strip().encode()).digest()
 
 
 def _asked(row: Any) -> str:
@@ -192,10 +206,13 @@ def check_phases(settings: Curriculum, inputs: Mapping[str, str], start: Model, 
     grader = None if settings.verifier is None else verifier(settings.verifier)
     try:
         for number, phase in enumerate(settings.phases):
+            if phase.env is not None:
+                settings.rewarding(phase).preflight(start, before)
+                continue
             data, asked = (inputs[f"phases.{number}.{name}"] for name in ("data", "held_out"))
             try_rows(start.tokenizer, training_rows(phase, data), before.config, where=data)
             if grader is not None:
-                prompt_of(start.tokenizer, grader, _shown(phase, problems_of(asked, grader)[0], asked))
+                prompt_of(start.tokenizer, grader, shown(phase, problems_of(asked, grader)[0], asked))
     finally:
         if grader is not None:
             grader.close()

@@ -29,14 +29,22 @@ class Phase(Settings):
     """One phase."""
 
     name: str = Field(description="of the phase, and of its held-out rows in tables and pictures")
-    data: DataRef | None = Field(default=None, description="texts or chats to train on; must be given")
-    held_out: DataRef | None = Field(default=None, description="rows to measure on; must be given")
+    data: DataRef | None = Field(
+        default=None, description="texts or chats to train on; or an environment must be given"
+    )
+    held_out: DataRef | None = Field(default=None, description="rows to measure on; must be given with data")
+    env: str | None = Field(
+        default=None, description="in place of both, what GRPO asks, rewards and is measured on: chain, table, ..."
+    )
     steps: int = Field(default=100, ge=1, description="optimizer steps, at most where `until` may end the phase")
     until: Until = Field(default=Until(), description="solve_rate, loss or plateau that ends it sooner")
     prompt: str | None = Field(
         default=None, description="the question as the phase shows it, of fields of its rows: '{question} {hint}'"
     )
     train: dict[str, Any] = Field(default={}, description="settings of `train` that differ in this phase")
+    grpo: dict[str, Any] = Field(
+        default={}, description="with env, settings of `align grpo` that differ: lr, kind, format_share"
+    )
 
     @field_validator("name")
     @classmethod

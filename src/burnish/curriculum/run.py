@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,19 +29,27 @@ from burnish.core.errors import DataError
 from burnish.core.ledger import Ledger
 from burnish.core.stage import Context
 from burnish.core.store import Key, Store, digest_of
-from burnish.curriculum.held_out import check_apart, held_out, training_rows
+from burnish.curriculum.held_out import MeasuredSet, check_apart, held_out, training_rows
+from burnish.curriculum.mixing import places, shares
 from burnish.curriculum.watching import Looking, Values, lost_in_words
 from burnish.data import data_hash, files_digest
 from burnish.data.packing import PackedRows
+from burnish.generate.problems import problems_of
 from burnish.train import run as training
 from burnish.train.rows import packed
 from burnish.verify import Verifier, verifier
 
 if TYPE_CHECKING:
+    from burnish.curriculum.phase import Phase
+    from burnish.curriculum.rewarded import Environments
     from burnish.curriculum.stage import Curriculum
     from burnish.train.stage import Train
 
 MODEL, SAID, OPTIMIZER = "model", "said.json", "optimizer.safetensors"
+JOINED = ("loss", "rl_training")
+"""Tables that go on from one stretch of training to the next."""
+NAMED = {"rl_solved": "part", "rl_counts": "what"}
+"""Those of a stretch that stand in one table, and the column that names the stretch too."""
 
 
 def run(settings: Curriculum, model: Model, ctx: Context) -> Model:
@@ -51,13 +59,13 @@ def run(settings: Curriculum, model: Model, ctx: Context) -> Model:
         DataError: held-out rows that are trained on, or data that changed on the way.
         SettingsError, NumericalError, CheckpointError, OutputError: see `burnish.train.loop.fit`.
     """
-    check_apart(settings, ctx.inputs)
-    with _grader(settings) as grader:
-        phases = _Phases(settings, ctx, model, grader)
+    with _grader(settings) as grader, closing(_Phases(settings, ctx, model, grader)) as phases:
+        check_apart(settings, ctx.inputs, phases.questions)
         result = phases.run()
     ctx.ledger.table("phases", phases.ended)
     ctx.ledger.table("held out", phases.looks)
-    ctx.ledger.table("loss", phases.losses)
+    for name, rows in phases.joined.items():
+        ctx.ledger.table(name, rows)
     return model.derive(module=result.module)
 
 
@@ -77,7 +85,8 @@ class _Phases:
     Attributes:
         done: steps so far.
         past: key of everything that has led to the present weights.
-        ended, looks, losses: rows of the tables.
+        ended, looks: rows of the tables.
+        joined: {table: rows of all stretches} of what trainings say step by step.
     """
 
     settings: Curriculum
@@ -89,17 +98,50 @@ class _Phases:
     optimizer: Path | None = None
     ended: list[dict[str, Any]] = field(default_factory=list)
     looks: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[dict[str, Any]] = field(default_factory=list)
+    joined: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = self.start
         self.store = Store(self.ctx.work_dir / "phases")
-        self.values = Values(1 if self.grader is not None else -1, {})
         self.hashes = {place: _hash(value) for place, value in self.ctx.inputs.items()}
+        self.environments = self._environments()
         self.held_out = [
             held_out(self.settings, phase, self._input(place, "held_out"), self.start, self.grader, self.ctx)
+            if phase.env is None
+            else self._of_environments.asked[place]
             for place, phase in enumerate(self.settings.phases)
         ]
+        self.values = Values(1 if self.grader is not None or self.environments is not None else -1, {})
+
+    def _environments(self) -> Environments | None:
+        """Those of phases that have one, apart from what phases of data are measured on."""
+        of_data = [place for place, phase in enumerate(self.settings.phases) if phase.env is None]
+        if len(of_data) == len(self.settings.phases):
+            return None
+        from burnish.curriculum.rewarded import Environments
+
+        taken = set[str]()
+        for place in of_data:
+            assert self.grader is not None, "the settings ask for one"
+            taken |= {str(one["question"]) for one in problems_of(self._input(place, "held_out"), self.grader)}
+        found = Environments(self.settings, taken)
+        self.hashes |= {f"phases.{place}.env": env.digest for place, env in found.trained.items()}
+        self.hashes |= {f"phases.{place}.held_out": one.env.digest for place, one in found.asked.items()}
+        return found
+
+    @property
+    def _of_environments(self) -> Environments:
+        assert self.environments is not None, "a phase has one"
+        return self.environments
+
+    @property
+    def questions(self) -> dict[str, set[str]]:
+        """{phase: what its environment measures on}."""
+        return {} if self.environments is None else self.environments.questions
+
+    def close(self) -> None:
+        if self.environments is not None:
+            self.environments.close()
 
     def run(self) -> Model:
         """Every phase, or those until the guard stops."""
@@ -139,8 +181,7 @@ class _Phases:
 
     def _stretch(self, place: int, steps: int, *, mixed: bool = False) -> dict[str, Any]:
         """Trains on a phase for at most so many steps; what it said is read back from the store."""
-        phase = self.settings.phases[place]
-        settings, key = self.settings.training(phase, steps), self._key(place, steps, mixed=mixed)
+        phase, key = self.settings.phases[place], self._key(place, steps, mixed=mixed)
         name = f"{place + 1:02d}-{phase.name}{'-mixed' if mixed else ''}-{digest_of(key)[:12]}"
         if self.store.find(name, key) is None:
             self._check_unchanged()
@@ -156,26 +197,35 @@ class _Phases:
                     self.values.copy(),
                     mixed,
                     self.optimizer,
-                    path / OPTIMIZER if self._goes_on_from_optimizer(settings) else None,
+                    path / OPTIMIZER if self._goes_on_from_optimizer(phase) else None,
                 )
-                inputs = {"data": training_rows(phase, self._input(place, "data"))}
-                ctx = replace(self.ctx, inputs=inputs, work_dir=work, ledger=Ledger(None))
+                ctx = replace(self.ctx, inputs={}, work_dir=work, ledger=Ledger(None))
                 self.ctx.progress.log(
                     f"{phase.name}{', earlier rows mixed in' if mixed else ''}: from step {self.done:,}"
                 )
-                model = training.run(
-                    settings,
-                    self.model,
-                    ctx,
-                    prepare=lambda rows, _: self._with_earlier(rows, place, settings) if mixed else rows,
-                    watch=watch,
-                )
+                if phase.env is None:
+                    model = self._trained(place, steps, ctx, watch, mixed=mixed)
+                else:
+                    model = self._of_environments.train(place, steps, self.model, ctx, watch, mixed=mixed)
                 said = {"rows": watch.rows, "why": watch.why, "lost": watch.lost, "guarded": watch.guarded}
+                said |= {"of": f"{phase.name}{', mixed' if mixed else ''}"}
                 said |= {"steps": watch.taken, "tables": [row for row in ctx.ledger.rows if row["row"] == "table"]}
                 model.save(path / MODEL)
                 (path / SAID).write_text(json.dumps(said), encoding="utf-8")
             shutil.rmtree(work)
         return self._go_on(name, key)
+
+    def _trained(self, place: int, steps: int, ctx: Context, watch: Looking, *, mixed: bool) -> Model:
+        """The model after training on rows."""
+        phase = self.settings.phases[place]
+        settings = self.settings.training(phase, steps)
+        return training.run(
+            settings,
+            self.model,
+            replace(ctx, inputs={"data": training_rows(phase, self._input(place, "data"))}),
+            prepare=lambda rows, _: self._with_earlier(rows, place, settings) if mixed else rows,
+            watch=watch,
+        )
 
     def _go_on(self, name: str, key: Key) -> dict[str, Any]:
         """Takes up what an entry of the store holds, as if it had just been done."""
@@ -193,8 +243,12 @@ class _Phases:
         if "steps" not in said:
             return said
         for table in said["tables"]:
-            if table["name"] == "loss":
-                self.losses += [row | {"step": self.done + row["step"]} for row in table["rows"]]
+            if table["name"] in JOINED:
+                rows = self.joined.setdefault(table["name"], [])
+                rows += [row | {"step": self.done + row["step"]} for row in table["rows"]]
+            elif (column := NAMED.get(table["name"])) is not None:
+                rows = self.joined.setdefault(table["name"], [])
+                rows += [row | {column: f"{said['of']}: {row[column]}"} for row in table["rows"]]
             else:
                 self.ctx.ledger.table(table["name"], table["rows"])
         self.done += said["steps"]
@@ -202,10 +256,10 @@ class _Phases:
         self.model = load(path / MODEL)
         return said
 
-    def _goes_on_from_optimizer(self, settings: Train) -> bool:
+    def _goes_on_from_optimizer(self, phase: Phase) -> bool:
         """Whether a later stretch may need what this one's optimizer has gathered; adapters are new every time."""
         needed = not self.settings.reset_optimizer or self.settings.guard == "mix"
-        return needed and not settings.lora_rank
+        return needed and (phase.env is not None or not self.settings.training(phase).lora_rank)
 
     # -- what is read ------------------------------------------------------------------------------------------------
 
@@ -214,6 +268,8 @@ class _Phases:
 
     def _measure(self, name: str, module: nn.Module) -> dict[str, float]:
         one = next(one for one in self.held_out if one.name == name)
+        if not isinstance(one, MeasuredSet):
+            return one.measure(module, self.start.tokenizer)
         phase = next(phase for phase in self.settings.phases if phase.name == name)
         settings = self.settings.training(phase)
         loss_fn, rows_at_once = training.next_token_loss_of(settings, module), settings.micro_batch or settings.batch
@@ -223,7 +279,7 @@ class _Phases:
         """What every held-out set is, for keys."""
         sets = enumerate(self.settings.phases)
         how = self.settings.model_dump(include={"verifier", "max_new_tokens", "held_out_rows"})
-        contexts = [self.settings.training(phase).context for phase in self.settings.phases]
+        contexts = [self.settings.training(one).context for one in self.settings.phases if one.env is None]
         return [
             how,
             contexts,
@@ -234,14 +290,16 @@ class _Phases:
         phases = self.settings.phases
         rules = ("every", "guard", "fall", "reset_optimizer", *(("share",) if mixed else ()))
         read = range(place + 1) if mixed else [place]
+        of_data = phases[place].env is None
+        how = self.settings.training(phases[place], steps) if of_data else self.settings.rewarding(phases[place], steps)
         return {
             "stage": f"{self.settings.name} {self.settings.version}",
             "past": self.past,
             "held_out": self._measured_on(),
             "rules": self.settings.model_dump(include=set(rules)),
             "phase": phases[place].canonical(),
-            "training": self.settings.training(phases[place], steps).canonical(),
-            "data": [[phases[one].prompt, self.hashes[f"phases.{one}.data"]] for one in read],
+            "training": how.canonical(),
+            "data": [[phases[one].prompt, self.hashes[f"phases.{one}.{_source(phases[one])}"]] for one in read],
         }
 
     def _check_unchanged(self) -> None:
@@ -252,17 +310,18 @@ class _Phases:
 
     def _with_earlier(self, rows: PackedRows, place: int, settings: Train) -> PackedRows:
         """Rows of the phase, and so many of earlier ones, the same number of each, that they make up their share."""
-        count = round(self.settings.share / (1 - self.settings.share) * len(rows))
+        count = shares(len(rows), place, self.settings.share)
         for number in range(place):
             phase = self.settings.phases[number]
             found = training_rows(phase, self._input(number, "data"))
             earlier = packed(settings, self.start.tokenizer, found, self.ctx, where=f"data of {phase.name}")
-            generator = torch.Generator().manual_seed(settings.seed + number)
-            wanted, chosen = max(1, count // place), list[int]()
-            while len(chosen) < wanted:
-                chosen += torch.randperm(len(earlier), generator=generator).tolist()
-            rows = rows.followed_by(earlier.chosen(chosen[:wanted]))
+            rows = rows.followed_by(earlier.chosen(places(len(earlier), count, settings.seed + number)))
         return rows
+
+
+def _source(phase: Phase) -> str:
+    """The setting that names what a phase trains on."""
+    return "data" if phase.env is None else "env"
 
 
 def _hash(data: str) -> str:
