@@ -109,6 +109,10 @@ def _chain(model: burnish.Model, place: Path) -> None:
     burnish.DrawChains(number=4)(model, work_dir=place)
 
 
+def _table(model: burnish.Model, place: Path) -> None:
+    burnish.DrawTables(number=4)(model, work_dir=place)
+
+
 def _trajectories(model: burnish.Model, place: Path) -> None:
     model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     messages = [{"role": "user", "content": "3a+4"}, {"role": "assistant", "content": "#7"}]
@@ -206,7 +210,11 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "mla": (_mla, {"moments/layerN/moments.safetensors", "converted/layerN/layer.safetensors"}),
     "ladder": (_ladder, set()),
     "chain": (_chain, set()),
-    "trajectories": (_trajectories, {"parts/partN/rows.jsonl", "parts/partN/news.json"}),
+    "table": (_table, set()),
+    "trajectories": (
+        _trajectories,
+        {"looked/N-N/found.jsonl", "parts/partN/rows.jsonl", "parts/partN/news.json"},
+    ),
     "aggregate": (_aggregate, set()),
     "select": (_select, {"samples/partN/problems.jsonl"}),
     "diagnose": (_diagnose, {"answers/partN/problems.jsonl"}),

@@ -51,7 +51,7 @@ def test_the_examples_of_the_help_are_commands(command: str, capsys: pytest.Capt
         app.parse_args(arguments, exit_on_error=False, print_error=False)  # raises where an option does not exist
 
 
-@pytest.mark.parametrize("name", sorted(VERBS.keys() - {"chain", "trajectories", "steer"}))
+@pytest.mark.parametrize("name", sorted(VERBS.keys() - {"chain", "table", "trajectories", "steer"}))
 def test_the_defaults_of_a_command_are_those_of_its_stage(name: str):
     """They are not validated, so that a stage that cannot do without a setting still has a help."""
     _, bound, _ = app.parse_args([*VERBS[name].words, "model", "-o", "out"], exit_on_error=False, print_error=False)
@@ -69,6 +69,14 @@ def test_the_options_of_chains_have_the_defaults_of_their_stage():
     stage: Any = stage_class("chain").parse({}, where="defaults")
     low, high = stage.kind.steps
     wanted = {"number": stage.number, "distinct": stage.distinct, **asdict(stage.kind), "steps": f"{low}-{high}"}
+    assert wanted.items() <= bound.arguments.items()
+
+
+def test_the_options_of_tables_have_the_defaults_of_their_stage():
+    _, bound, _ = app.parse_args(["data", "table", "-o", "tables.jsonl"], exit_on_error=False, print_error=False)
+    bound.apply_defaults()
+    stage: Any = stage_class("table").parse({}, where="defaults")
+    wanted = {"number": stage.number, "distinct": stage.distinct, **asdict(stage.kind)}
     assert wanted.items() <= bound.arguments.items()
 
 

@@ -20,6 +20,7 @@ from burnish.verify import verifier
 def read_grid(grid: str, cell: str) -> int:
     """The digit of a cell, counted out in the grid."""
     columns, *lines = grid.split("/")
+    assert len(set(columns)) == len(columns) and len({line[0] for line in lines}) == len(lines)
     line = next(line for line in lines if line[0] == cell[0])
     return int(line[1 + columns.index(cell[1])])
 

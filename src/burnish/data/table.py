@@ -5,8 +5,9 @@
     question     nop/a374/b921?bo+ap                  the sum of two cells, modulo 10
     solution     bo2;ap4;2+4=6;#6                     each cell, the sum so far, the answer
 
-A description is read by copying, a grid by counting, and both questions have one solution: phases of a curriculum show
-one, both, or the other. A row depends on the seed and its own number alone.
+Letters are in order, so a cell of a grid of one size has one place. A description is read by copying, a grid by
+counting, and both questions have one solution: phases of a curriculum show one, both, or the other. A row depends on
+the seed and its own number alone.
 
 Source: the test that stands for images and their captions in "Infi-MMR", 2025, arXiv:2505.23091; the form is ours.
 """
