@@ -15,18 +15,18 @@ TRIES = 1000
 """Draws of a new question before there are said to be no more."""
 
 
-class Asked(Protocol):
+class HasQuestion(Protocol):
     """A problem; `question` is what tells it from another."""
 
     @property
     def question(self) -> str: ...
 
 
-Problem = TypeVar("Problem", bound=Asked)
+Drawn = TypeVar("Drawn", bound=HasQuestion)
 
 
 def draws(
-    draw: Callable[[random.Random], Problem],
+    draw: Callable[[random.Random], Drawn],
     number: int,
     *,
     kind: str,
@@ -34,7 +34,7 @@ def draws(
     apart_from: frozenset[str] | set[str] = frozenset(),
     distinct: bool = False,
     fix: str,
-) -> Iterator[Problem]:
+) -> Iterator[Drawn]:
     """Draws problems; number n depends on the seed and n, and on which questions are taken.
 
     Args:

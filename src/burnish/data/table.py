@@ -56,7 +56,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Table:
+class DigitTable:
     """One problem with its worked solution.
 
     Attributes:
@@ -84,7 +84,7 @@ class Table:
         return {"id": name, "question": self.question} | asdict(self) | {"messages": messages}
 
 
-def table(kinds: Tables, random_: random.Random) -> Table:
+def table(kinds: Tables, random_: random.Random) -> DigitTable:
     """Draws one table and a question about it."""
     rows, columns = ROWS[: kinds.rows], COLUMNS[: kinds.columns]
     digits = {f"{row}{column}": random_.randrange(10) for row in rows for column in columns}
@@ -95,7 +95,7 @@ def table(kinds: Tables, random_: random.Random) -> Table:
         steps.append(f"{value}+{digits[cell]}={total};")
         value = total
     worked = "" if random_.random() < kinds.direct else "".join(steps)
-    return Table(
+    return DigitTable(
         grid="/".join([columns, *(row + "".join(str(digits[row + column]) for column in columns) for row in rows)]),
         description="/".join("".join(f"{row}{column}{digits[row + column]}" for column in columns) for row in rows),
         asked="+".join(asked),
@@ -112,7 +112,7 @@ def table_rows(
     apart_from: frozenset[str] | set[str] = frozenset(),
     distinct: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Draws tables as rows; see `burnish.data.draws.draws` and `Table.row`."""
+    """Draws tables as rows; see `burnish.data.draws.draws` and `DigitTable.row`."""
     how: dict[str, Any] = {"seed": seed, "apart_from": apart_from, "distinct": distinct}
     drawn = draws(lambda random_: table(kinds, random_), number, kind="table", fix="ask for fewer", **how)
     for index, one in enumerate(drawn):
