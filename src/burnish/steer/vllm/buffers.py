@@ -12,7 +12,7 @@ counted once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,12 +21,29 @@ from torch import Tensor
 from burnish.core.errors import EngineError
 from burnish.steer.hooks import SteeringCounts
 from burnish.steer.maths.intervene import steered
+from burnish.steer.maths.products import HeadProducts, steered_rows
 from burnish.steer.vllm.asked import SteeringRequest, VectorSet
 
 NEVER = 2**62
 """A position that no token has."""
 SEEN, FLAGGED, VISITED, GATED, MOVED = range(5)
 """Columns of the counts, in the order of `SteeringCounts`; the last three are counted in every layer."""
+
+
+class FlaggedTokens(NamedTuple):
+    """Tokens of a pass that one set turns, known on CPUs.
+
+    Attributes:
+        places: in the pass, to index with.
+        rows: of their requests, to index with.
+        coefs: of their requests.
+        fresh: 1 where a token is counted, 0 where it was before.
+    """
+
+    places: Int[Tensor, " flagged"]
+    rows: Int[Tensor, " flagged"]
+    coefs: list[float]
+    fresh: list[int]
 
 
 class SteeringBuffers:
@@ -51,6 +68,10 @@ class SteeringBuffers:
         self._layers = [
             {layer: heads.to(device) for layer, heads in one.vectors.by_layer().items()} for one in self.sets
         ]
+        self._products = [
+            {layer: HeadProducts.of(*heads) for layer, heads in layers.items()} if device.type == "cpu" else {}
+            for layers in self._layers
+        ]
         self._separates = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
         self._blank = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
         self._ends = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
@@ -74,7 +95,7 @@ class SteeringBuffers:
         self._rows: dict[str, tuple[int, SteeringRequest]] = {}
         self._free = list(range(num_requests, 0, -1))
         self._filled = 0
-        self._some: Sequence[Tensor | None] = [None] * len(self.sets)
+        self._some: Sequence[FlaggedTokens | None] = [None] * len(self.sets)
 
     @property
     def layers(self) -> list[int]:
@@ -165,10 +186,16 @@ class SteeringBuffers:
         self._coef[:num], self._row[:num], self._fresh[:num] = self._coef_of[row], row, fresh.long()
         self._filled = num
         if device.type == "cpu":  # elsewhere it would have to wait for the device
-            found = [flags.nonzero()[:, 0] for flags in self._flags[:, :num]]
-            self._some = [places if len(places) else None for places in found]
+            self._some = [self._some_of(flags) for flags in self._flags[:, :num]]
         self._count(SEEN, slice(0, num), written)
         self._count(FLAGGED, slice(0, num), flagged)
+
+    def _some_of(self, flags: Bool[Tensor, " tokens"]) -> FlaggedTokens | None:
+        places = flags.nonzero()[:, 0]
+        if not len(places):
+            return None
+        coefs, fresh = self._coef[places].tolist(), self._fresh[places].tolist()
+        return FlaggedTokens(places, self._row[places], coefs, fresh)
 
     def _begun(
         self,
@@ -202,20 +229,28 @@ class SteeringBuffers:
             layer: which.
             x: of the tokens of a pass, and whatever pads them.
             dense: whether all rows go through the mathematics and a mask keeps the others, which a captured graph
-                needs; else the flagged rows alone, known on CPUs.
+                needs; else the flagged rows alone, known on CPUs, by products, which cost a tenth of the time there.
         """
         for place, (one, layers) in enumerate(zip(self.sets, self._layers, strict=True)):
-            some = slice(0, len(x)) if dense else self._some[place]
-            if some is None or layer not in layers:
+            if layer not in layers:
                 continue
-            rows, flags = x[some], self._flags[place, : len(x)][some]
-            heads, coef = layers[layer], self._coef[some]
-            options: dict[str, Any] = {"targets": heads.targets, "coef": coef, "mode": one.mode}
-            moved, gates = steered(rows, heads.probes, heads.directions, flags, **options)
-            found = torch.stack([flags.long(), (gates > 0.5).sum(1), (moved != rows).any(1).long()], 1)
-            counts = self._counts[:, VISITED : MOVED + 1]
-            counts.index_add_(0, self._row[some], found * self._fresh[some][:, None])
-            x[some] = moved
+            if dense:
+                rows, flags, heads = self._row[: len(x)], self._flags[place, : len(x)], layers[layer]
+                options: dict[str, Any] = {"targets": heads.targets, "coef": self._coef[: len(x)], "mode": one.mode}
+                moved, gates = steered(x, heads.probes, heads.directions, flags, **options)
+                opened, fresh = (gates > 0.5).sum(1), self._fresh[: len(x)]
+                found = torch.stack([flags.long(), opened, (moved != x).any(1).long()], 1) * fresh[:, None]
+                x.copy_(moved)
+            elif some := self._some[place]:
+                before, rows = x[some.places], some.rows
+                moved, opened = steered_rows(before, self._products[place][layer], some.coefs, one.mode)
+                changed = (moved != before).any(1).tolist()
+                each = zip(opened, changed, some.fresh, strict=True)
+                found = torch.tensor([[fresh, gates * fresh, change * fresh] for gates, change, fresh in each])
+                x.index_copy_(0, some.places, moved)
+            else:
+                continue
+            self._counts[:, VISITED : MOVED + 1].index_add_(0, rows, found)
 
     def _count(self, column: int, some: slice | Tensor, what: Tensor) -> None:
         self._counts[:, column].index_add_(0, self._row[some], what.long() * self._fresh[some])
