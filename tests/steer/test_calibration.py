@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import burnish
+from burnish.core.checkpoint import Model
 from burnish.core.errors import DataError
-from burnish.steer import ReasoningTrace, calibrate
+from burnish.steer import ReasoningTrace, calibrate, steer
 from burnish.steer.vectors import output_projections
 from made_vectors import MARKS, some_traces
-from small_models import make
+from small_models import make, small_tokenizer
 
 KINDS = ["llama", "gpt2", "qwen3_moe", "gpt_oss", "deepseek_v3"]
 
@@ -113,3 +116,19 @@ def one_kind(label: int) -> list[ReasoningTrace]:
 def test_traces_that_decide_nothing_are_refused(traces: list[ReasoningTrace], rank: int | None, said: str):
     with pytest.raises(DataError, match=said):
         calibrate(make("llama"), traces, MARKS, rank=rank, permutations=5)
+
+
+def test_a_packed_checkpoint_is_calibrated_on_the_weights_that_it_stands_for(tmp_path: Path):
+    Model(module=make("llama", disturbed=True), tokenizer=small_tokenizer()).save(tmp_path / "dense")
+    packed = burnish.Quantize(method="rtn", bits=4, group_size=16, refit=0)(burnish.load(tmp_path / "dense"))
+    packed.save(tmp_path / "packed")
+    read = burnish.load(tmp_path / "packed")
+    dense = make("llama")
+    dense.load_state_dict(packed.module.state_dict())
+    found, expected = (calibrate(one, some_traces(24, 384), MARKS, permutations=5) for one in (read.module, dense))
+    assert torch.equal(found.directions, expected.directions)
+    assert found.heads == expected.heads
+    with steer(read, replace(found, model=read.identity)) as steering:
+        ids = torch.full((1, 4), 12)
+        read.module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, pad_token_id=0)
+    assert steering.counts.seen == 2
