@@ -183,6 +183,27 @@ def test_latent_attention_is_killed_twice_continues_and_tells_its_parts_apart(ti
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_ladder_is_healed_measured_and_told_apart_from_stock_models(tiny_llama: Path, tmp_path: Path):
+    content = yaml.safe_load((ROOT / "recipes" / "convert_ladder.yaml").read_text()) | {"start": str(tiny_llama)}
+    second = str(ROOT / "examples" / "data" / "coriolanus.txt.gz")
+    content["evaluate"] |= {"context": 64, "num_windows": 4, "second_text": second}
+    ladder, healed = content["nodes"]
+    ladder |= {"layers": "auto:1", "tokens": 256, "length": 64}
+    healed |= {"context": 64, "steps": 4, "save_every": 2, "eval_every": 2, "keep_best": False}
+    small, run = tmp_path / "convert_ladder.yaml", tmp_path / "run"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), run, ROOMS).execute()
+    rows = read_rows(run / LEDGER_FILE)
+    kl = {row["node"]: row["metrics"]["kl_divergence_second"]["value"] for row in rows if row["row"] == "measurement"}
+    assert kl["start"] == 0 < kl["ladder"] and set(kl) == {"start", "ladder", "healed"}
+    tables = {row["name"]: row["rows"] for row in rows if row["row"] == "table"}
+    assert sum(row["chosen"] for row in tables["ladder_places"]) == len(tables["ladder_layers"]) == 1
+    assert Lineage.read(run / "nodes" / "healed").kind == "custom-causal-lm"
+    assert (run / "nodes" / "healed" / "modeling_ladder.py").is_file()
+
+
+@pytest.mark.slow
 def test_the_bounded_recipe_shows_bound_multiplier_and_both_losses(tiny_llama: Path, tmp_path: Path):
     content = yaml.safe_load((ROOT / "recipes" / "loss_bound.yaml").read_text()) | {"start": str(tiny_llama)}
     content["evaluate"] |= {"num_windows": 2, "context": 64, "speed": False}

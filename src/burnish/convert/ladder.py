@@ -83,16 +83,17 @@ def ladder(module: PreTrainedModel, numbers: Sequence[int]) -> Any:
     return new
 
 
-def length_of(layers: str, num_layers: int) -> int:
-    """How many layers `last:N` and `auto:N` ask for.
+def places(layers: str, num_layers: int) -> list[list[int]]:
+    """The runs of neighbouring layers that `last:N` and `auto:N` choose among, by their numbers.
 
     Raises:
         SettingsError: more than there are.
     """
-    number = int(layers.partition(":")[2])
-    if number > num_layers:
+    how, _, number = layers.partition(":")
+    last = num_layers - int(number)
+    if last < 0:
         raise SettingsError(f"layers is {layers}, but the model has {num_layers}", where="layers")
-    return number
+    return [list(range(first, first + int(number))) for first in range(0 if how == "auto" else last, last + 1)]
 
 
 @torch.no_grad()
@@ -128,11 +129,9 @@ def chosen_layers(layers: str, network: Any, tokens: Tensor, ctx: Context) -> li
         tokens: (windows, length), on its device.
         ctx: of the stage.
     """
-    num_layers = describe(network).num_layers
-    number = length_of(layers, num_layers)
-    chosen = list(range(num_layers - number, num_layers))
-    if layers.startswith("auto"):
-        runs = [list(range(first, first + number)) for first in range(num_layers - number + 1)]
+    runs = places(layers, describe(network).num_layers)
+    chosen, number = runs[-1], len(runs[-1])
+    if len(runs) > 1:
         found = costs(network, runs, tokens, ctx.progress, "ladders at every place")
         chosen = runs[min(range(len(runs)), key=found.__getitem__)]
         rows = [
@@ -158,7 +157,7 @@ def plan(settings: LadderResidual, before: Plan) -> Plan:
         SettingsError: nobody said that this is wanted, or the model has no ladder or fewer layers.
     """
     config = ladder_config(before.config, [])
-    number = length_of(settings.layers, describe(before.config).num_layers)
+    number = len(places(settings.layers, describe(before.config).num_layers)[0])
     if not settings.custom_code:
         raise SettingsError(NO_ENGINE, where="custom_code", fix="pass --custom-code if that is wanted")
     return before.with_(
