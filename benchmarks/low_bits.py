@@ -6,6 +6,8 @@
         WORK/llmcompressor-awq-3bit-draw-0 3 64 --method awq --asymmetric
     burnish quantize models/smollm2 --target 100MB --method yaqa --sketch a --damping 0.1 --refit 1 --tokens 8192 \\
         -o WORK/target-100MB-3bit-draw-0
+    burnish quantize models/smollm2 --target 75MB --quantize-embedding auto (otherwise the same) \\
+        -o WORK/target-75MB-auto-3bit-draw-0                      (and 8 in place of auto, and 60MB)
     python benchmarks/low_bits.py measure --model models/smollm2 --data DIR --work WORK [--bits 3] [--draws 0]
 
 All methods see 8,192 tokens of WikiText-2 valid in windows of 256, drawn anew for every draw, with other labels (the
@@ -18,7 +20,8 @@ over the text. `windows` writes the calibration windows for the peers, which run
 (benchmarks/env/autoround.txt, llmcompressor.txt). What has been measured is kept in WORK.
 
 Beside whole methods, and at 3 bits: two and eight times the text, scales refitted three times with rounding in between,
-YAQA with the inputs that rounded layers give, and what it costs to round the embedding too (which is the head).
+YAQA with the inputs that rounded layers give, and what it costs to round the embedding too (which is the head): to
+nearest or as calibration text weighs its rows, by itself, and in files of one size with its width given or chosen.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ import torch
 from burnish.arch import MatrixView, matrices
 from burnish.calibrate import Calibration, MatrixSums, Statistics, collect
 from burnish.calibrate.collect import PRECISION, collected
+from burnish.calibrate.vocabulary import LOOKED_UP, MULTIPLIED, Use, VocabularyStatistics, collect_vocabulary
 from burnish.calibrate.walk import LayerByLayer
 from burnish.core.checkpoint import load
 from burnish.core.ledger import Ledger
@@ -47,8 +51,6 @@ from burnish.core.stage import Context, seeded_generator
 from burnish.data import read_texts, windows
 from burnish.evaluate.maths.divergence import kl_divergence, normalise
 from burnish.quantize.formats import FORMATS
-from burnish.quantize.maths.rounding import round_two_sided
-from burnish.quantize.maths.shrinkage import shrink
 from burnish.quantize.method import Rounding, quantize_matrices
 from burnish.quantize.plan import select
 from burnish.quantize.rule import Strength
@@ -57,6 +59,7 @@ from burnish.quantize.run import calibration_windows
 from burnish.quantize.scheme import Scheme
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import ROWS
+from burnish.quantize.vocabulary import Vocabulary
 
 TOKENS, LENGTH, GROUP = (1024, 64, 64) if experiment.SMOKE else (8192, 256, 64)
 REPORT_WINDOWS, REPORT_LENGTH, REPORT_CHARS = (1, 64, 20_000) if experiment.SMOKE else (6, 512, 400_000)
@@ -66,10 +69,11 @@ DOMAINS = {"wikitext": "WikiText-2 test", "movies": "movie reviews", "speeches":
 
 @dataclass(frozen=True)
 class Embedding:
-    """A packed embedding: its width, and whether it is rounded with the head's inputs in view instead of to nearest."""
+    """A packed embedding: its width, by which uses text weighs it (none: to nearest), how often it is refitted."""
 
     bits: int
-    for_the_head: bool = False
+    uses: tuple[str, ...] = ()
+    refit: int = 0
 
     @property
     def scheme(self) -> Scheme:
@@ -125,14 +129,19 @@ INPUTS: dict[str, tuple[float, bool]] = {
 }
 """{method: (share of the inputs' plain covariance in H_I, whether these inputs come from rounded layers)}; the rest of
 H_I, and H_O, are of the original model, as in "yaqa-a"."""
+BOTH_USES = (LOOKED_UP, MULTIPLIED)
 ROUNDED_EMBEDDINGS: dict[str, tuple[str, Embedding]] = {
-    f"{base}{', ' if base else ''}embedding at {name}": (base, embedding)
+    f"{base}{', ' if base else ''}embedding at {bits} bits{name}": (base, replace(how, bits=bits))
     for base in ("", "yaqa-a, refit")
-    for name, embedding in {
-        "8 bits": Embedding(8),
-        "4 bits": Embedding(4),
-        "4 bits, for the head": Embedding(4, for_the_head=True),
+    for name, how in {
+        "": Embedding(0),
+        ", as text weighs it": Embedding(0, BOTH_USES),
+        ", as text weighs it, refit": Embedding(0, BOTH_USES, 1),
+        ", as text weighs it, refit 3 times": Embedding(0, BOTH_USES, 3),
+        ", as looked up, refit": Embedding(0, (LOOKED_UP,), 1),
+        ", as the head, refit": Embedding(0, (MULTIPLIED,), 1),
     }.items()
+    for bits in (8, 4, 3)
 }
 """{method: (the one that rounds the layers, empty for none, what becomes of the embedding)}."""
 EARLIER = ("positive scales, yaqa-a", "positive scales, yaqa-a, refit")
@@ -146,6 +155,10 @@ CHECKPOINTS = {
 }
 """What was made beforehand, as the lines above say; measured as stock transformers loads it."""
 PEER, FRONTIER = "autoround-40", "target-100MB"
+SIZES = {
+    f"target-{size}-{embedding}": (size, embedding) for size in ("100MB", "75MB", "60MB") for embedding in ("auto", "8")
+}
+"""{a checkpoint made beforehand: (its target, the embedding's width)}."""
 WIDTHS: dict[str, tuple[str, float, str]] = {
     "learned, yaqa, sensitivity, mixed widths": ("learned", 3.0, "learned, knapsack"),
     "yaqa-a, 65k tokens, refit 3 times, mixed widths": ("learned", 3.0, "65k tokens, refit 3 times, knapsack"),
@@ -166,6 +179,11 @@ PARTS = {
     "yaqa-a, 65k tokens, refit 3 times": "yaqa-a, 65k tokens, refit",
     **dict.fromkeys(INPUTS, "yaqa-a, refit"),
     **{method: base for method, (base, _) in ROUNDED_EMBEDDINGS.items() if base},
+    **{
+        method: method.partition(",")[0]
+        for method, (base, embedding) in ROUNDED_EMBEDDINGS.items()
+        if embedding.uses and not base
+    },
 }
 """{what is tried by itself: what it is compared with}."""
 
@@ -245,6 +263,15 @@ class OtherInputs(Statistics):
         return replace(self.sketches.read(view, folds), covariance=covariance)
 
 
+class SomeUses(VocabularyStatistics):
+    """Sums of the vocabulary's rows of which only some uses count."""
+
+    wanted: tuple[str, ...] = ()
+
+    def uses(self, view: MatrixView, folds: Sequence[int]) -> list[Use]:
+        return [use for way, use in zip(BOTH_USES, super().uses(view, folds), strict=True) if way in self.wanted]
+
+
 class Measuring:
     """Every cell: a draw, a width and a method."""
 
@@ -258,7 +285,7 @@ class Measuring:
         self.kept.run(self.cells, self.measure, self.arguments.minutes)
         rows = [json.loads(path.read_text()) for path in sorted(self.kept.directory.glob("*.json"))]
         for row in rows:
-            row["bytes"] = self.bytes_of(row["method"], row["bits"])
+            row.setdefault("bytes", self.bytes_of(row["method"], row["bits"]))
         texts = [experiment.digest(self.windows_of(domain).numpy()) for domain in DOMAINS]
         found = {"rows": rows, "slices": {"tuning": [], "reporting": texts}} | self.told_by_the_target()
         experiment.record(self.arguments.out, __doc__, found)
@@ -285,8 +312,8 @@ class Measuring:
         a = self.arguments
         for draw in a.draws:
             for bits in a.bits:
-                for method in (*OURS, *INPUTS, *ROUNDED_EMBEDDINGS, *CHECKPOINTS):
-                    made = method not in CHECKPOINTS or self.checkpoint(method, bits, draw).is_dir()
+                for method in (*OURS, *INPUTS, *ROUNDED_EMBEDDINGS, *CHECKPOINTS, *SIZES):
+                    made = method not in (*CHECKPOINTS, *SIZES) or self.checkpoint(method, bits, draw).is_dir()
                     if re.fullmatch(a.only, method) and made:
                         yield f"draw {draw}, {bits} bits, {method}"
 
@@ -296,12 +323,14 @@ class Measuring:
     def measure(self, name: str) -> dict[str, Any]:
         draw_text, bits_text, method = name.split(", ", 2)
         draw, bits = int(draw_text.split()[1]), int(bits_text.split()[0])
-        started = time.process_time()
-        if method in CHECKPOINTS:
+        started, more = time.process_time(), {}
+        if method in (*CHECKPOINTS, *SIZES):
             place = self.checkpoint(method, bits, draw)
             module = load(place, dtype=torch.float32).module
             noted = place / "cpu_seconds.txt"
             seconds = float(noted.read_text()) if noted.exists() else 0.0
+            if method in SIZES:
+                more = told_of(place)
         elif method in ROUNDED_EMBEDDINGS:
             base, embedding = ROUNDED_EMBEDDINGS[method]
             module = (
@@ -316,7 +345,7 @@ class Measuring:
         for domain in DOMAINS:
             kl[domain] = self.divergence(module.float(), domain)
             print(f"  {name}, {domain}: {np.mean(kl[domain]):.4f}", flush=True)
-        return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)}
+        return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)} | more
 
     def quantized(self, method: str, bits: int, draw: int) -> Any:
         mixed = "mixed widths" in method
@@ -352,19 +381,17 @@ class Measuring:
 
     def round_embedding(self, module: Any, embedding: Embedding, draw: int) -> None:
         """In place; the head is the same tensor."""
-        weight = module.get_input_embeddings().weight
-        grid = embedding.scheme.grid(weight.data, scale_dtype=torch.bfloat16)
-        factor = shrink(self.inputs_of_the_head(draw), damping=0.1) if embedding.for_the_head else None
-        weight.data = round_two_sided(weight.data, None, factor, grid)
-
-    def inputs_of_the_head(self, draw: int) -> torch.Tensor:
-        """Their covariance over the calibration text, in the original."""
-        total = torch.zeros(self.dense.config.hidden_size, self.dense.config.hidden_size)
-        with torch.inference_mode():
-            for window in windows_of_draw(self.model, draw):
-                hidden = self.dense.base_model(input_ids=window[None], use_cache=False).last_hidden_state[0]
-                total += hidden.T @ hidden
-        return total
+        (view,) = (view for view in matrices(module) if view.role == "embedding")
+        statistics, rule = None, RULES["gptq" if embedding.uses else "rtn"]
+        if embedding.uses:
+            place = self.arguments.work / f"vocabulary-draw-{draw}"
+            text, key = text_of_draw(self.model, draw), {"model": self.model.identity}
+            rows = [one for one in matrices(self.dense) if one.role == "embedding"]
+            collect_vocabulary(self.dense, rows, text, place, key=key, precision=PRECISION)
+            statistics = SomeUses(place, key, range(text.num_folds))
+            statistics.wanted = embedding.uses
+        rounding = Rounding(rule, embedding.scheme, torch.bfloat16, refit=embedding.refit)
+        view.write_(Vocabulary(statistics, rounding).values(view, embedding.scheme))
 
     def divergence(self, module: Any, domain: str) -> list[float]:
         """KL(original || module) of every window of a text, per predicted token, in nats."""
@@ -389,6 +416,20 @@ class Measuring:
         return windows_of_domain(self.model, self.arguments.data, domain)
 
 
+def told_of(place: Path) -> dict[str, Any]:
+    """Of a checkpoint of a chosen size: its bytes, and the widths of the embedding and of the layers."""
+    ledger = place.with_name(f"{place.name}.run") / "ledger.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    groups = next(row["rows"] for row in rows if row.get("name") == "widths")
+    layers = [group for group in groups if group["roles"] != "embedding"]
+    weights = [group["bytes"] / (group["bits"] + 16 / GROUP) for group in layers]  # up to a factor of all
+    return {
+        "bytes": sum(file.stat().st_size for file in place.glob("*.safetensors")),
+        "embedding_bits": next((group["bits"] for group in groups if group["roles"] == "embedding"), 8),
+        "layer_bits": float(np.average([group["bits"] for group in layers], weights=weights)),
+    }
+
+
 def windows_of_domain(model: Any, data: Path | None, domain: str) -> torch.Tensor:
     """What the divergence from a model is measured on; `data` is where the two texts are that the package lacks."""
     every = windows(model.tokenizer, texts_of(domain, data), REPORT_LENGTH, max_chars=REPORT_CHARS)
@@ -409,6 +450,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cell = row["bits"], row["method"]
         found.setdefault(cell, {})[row["draw"]] = row["kl"]
         sizes[cell] = row.get("bytes", 0)
+    of_sizes = {row["method"]: row for row in results["rows"] if row["method"] in SIZES}
     found |= of_mixed_widths()
     for row in results.get("frontier", []):
         if row["chosen"]:
@@ -438,6 +480,14 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         kl = experiment.cell(row | {"mean": row["kl"]}, ".3f")
         place = "the target" if row["chosen"] else ""
         around.append([f"{row['bytes'] / 1e6:.1f}", f"{row['bits']:.2f}", kl, place])
+    chosen = []
+    for size in dict.fromkeys(size for size, _ in SIZES.values()):
+        pair = [of_sizes.get(f"target-{size}-{width}") for width in ("8", "auto")]
+        for row in (row for row in pair if row):
+            against = "" if row is pair[0] or not pair[0] else None
+            ratio = [against] * len(DOMAINS) if against == "" else beside({0: row["kl"]}, {0: pair[0]["kl"]})
+            told = f"{row['bytes'] / 1e6:.1f}", "given" if row is pair[0] else "chosen", row["embedding_bits"]
+            chosen.append([size, *told, f"{row['layer_bits']:.2f}", *means({0: row["kl"]}), *ratio])
     names = " | ".join(DOMAINS.values())
     ratios = " | ".join(f"{name}, ratio (95 %)" for name in DOMAINS.values())
     peers = " | ".join(f"{name}, against {CHECKPOINTS[PEER]} (95 %)" for name in DOMAINS.values())
@@ -445,6 +495,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "main": experiment.table(f"bits | method | MB of the file | draws | {names} | {peers}", main),
         "refit": experiment.table(
             f"bits | method | draws | {names}, KL against that without refitting (95 %)", refitted
+        ),
+        "sizes": experiment.table(
+            f"target | MB of the file | embedding | its bits | bits of the layers, mean | {names} | {ratios}", chosen
         ),
         "parts": experiment.table(f"bits | what | against | draws | {names} | {ratios}", parts),
         "frontier": experiment.table("MB of the file | bits per weight, without scales | KL (95 %) | ", around),

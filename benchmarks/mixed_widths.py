@@ -42,11 +42,11 @@ from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.data import read_texts, windows
+from burnish.quantize.budget import Group, groups_of
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.maths.allocation import allocate, sensitivity
 from burnish.quantize.method import Rounding
-from burnish.quantize.mixed import Group, groups_of
 from burnish.quantize.plan import select
 from burnish.quantize.rule import Strength
 from burnish.quantize.rules import RULES

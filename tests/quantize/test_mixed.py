@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.arch import matrices
 from burnish.calibrate import Calibration, collect
+from burnish.calibrate.vocabulary import collect_vocabulary
 from burnish.core.checkpoint import load
 from burnish.core.errors import SettingsError
 from burnish.core.ledger import Ledger
@@ -17,13 +18,15 @@ from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.core.store import Store
 from burnish.quantize import mixed
+from burnish.quantize.budget import ByteBudget, groups_of
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.method import Rounding
-from burnish.quantize.mixed import ByteBudget, Mixing, foretelling, frontier_line, groups_of
+from burnish.quantize.mixed import Mixing, foretelling, frontier_line, kinds_of
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import rounded_under
+from burnish.quantize.vocabulary import Vocabulary
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32, "method": "gptq"}
 
@@ -122,7 +125,7 @@ def test_a_target_in_bits_is_the_size_of_that_width_and_both_counts_are_told(mod
         for settings in ({"target": "3.0bits"}, {"bits": 3})
     ]
     assert told[0] == told[1] and " matrices at 3.00 bits per weight, " in told[0][0]
-    row = {"bits": 3.0, "bits_with_scales": 3.25, "bytes": 100_000_000, "kl": 0.5, "chosen": True}
+    row = {"bits": 3.0, "bits_with_scales": 3.25, "bytes": 100_000_000, "kl": 0.5, "vllm": False, "chosen": True}
     assert frontier_line(row).startswith("100 MB, 3.00 bits per weight, 3.25 with scales: KL 0.5000")
 
 
@@ -156,13 +159,20 @@ def rounding_by(rule, **others):
 def mixing(model, tmp_path):
     """Of one layer's four groups, at three bits: 2 to 5 bits can be had."""
 
-    def of(rounding, place="widths"):
-        views = [view for view in matrices(model.module) if view.layer == 0]
+    def of(rounding, place="widths", with_embedding=False):
+        every = matrices(model.module)
+        views = [view for view in every if view.layer == 0]
         text = Calibration(torch.randint(0, 384, (8, 16), generator=torch.Generator().manual_seed(0)), 0, 2)
         statistics = collect(model.module, views, text, tmp_path / "statistics", key={}, sketches=["a"])
-        budget = ByteBudget(tuple(groups_of(views, rounding.scheme, None, 4)), dense=0)
+        groups, vocabulary = groups_of(views, rounding.scheme, None, 4), None
+        if with_embedding:
+            rows = [view for view in every if view.role == "embedding"]
+            groups += groups_of(rows, rounding.scheme, None, 4, dense_bytes=4)
+            sums = collect_vocabulary(model.module, rows, text, tmp_path / "vocabulary", key={})
+            vocabulary = Vocabulary.of(Quantize(**SMALL), rounding, sums)
+        budget = ByteBudget(tuple(groups), dense=0)
         budget = replace(budget, allowed=budget.at(3.0)).near()
-        return Mixing(budget, rounding, statistics, Store(tmp_path / place), {"of": "this"})
+        return Mixing(budget, rounding, statistics, Store(tmp_path / place), {"of": "this"}, vocabulary=vocabulary)
 
     return of
 
@@ -203,6 +213,32 @@ def test_the_first_answer_is_the_best_of_all_choices_for_what_the_rounding_itsel
         view.name: FOUR[c] for c, group in zip(choices, search.budget.groups, strict=True) for view in group.views
     }
     assert {view.name: chosen.scheme_of(view).bits for view in search.views} == widths
+
+
+def test_the_embedding_is_one_more_group_with_all_widths_and_none(mixing):
+    rounding = rounding_by("gptq")
+    search, layers = mixing(rounding, with_embedding=True), mixing(rounding, "without")
+    *inside, embedding = search.budget.groups
+    assert len(inside) == 4 and not embedding.is_inside and embedding.roles == "embedding"
+    assert [embedding.width(place) for place in range(8)] == [2, 3, 4, 5, 6, 7, 8, 32]
+    costs = search.forecast()
+    assert costs[:4] == layers.forecast() and costs[4][:-1] == sorted(costs[4][:-1], reverse=True)
+    assert costs[4][-1] == 0
+    sizes = [group.sizes for group in search.budget.groups]
+    for allowed in (search.budget.allowed, sum(map(max, sizes))):
+        every = itertools.product(*(range(len(some)) for some in sizes))
+        fits = [c for c in every if sum(sizes[g][w] for g, w in enumerate(c)) <= allowed]
+        best = min(fits, key=lambda c: sum(costs[g][w] for g, w in enumerate(c)))
+        choices = search.solve(costs, allowed)
+        assert tuple(choices) == best
+        assert search.budget.size(choices) <= allowed
+        as_it_is = choices[4] == 7
+        assert (embedding.views[0].name in search.values(choices)) != as_it_is
+        assert bool(search.budget.outside(choices)) != as_it_is
+    assert as_it_is  # with that much room
+    assert set(search.budget.applied(choices, rounding).overrides) == {view.name for view in layers.views}
+    assert kinds_of(search.budget.groups)["embedding"] == [4]
+    assert 4 not in kinds_of(search.budget.groups).get("the first third", [])
 
 
 def test_what_a_killed_forecast_has_rounded_is_not_rounded_again(mixing, monkeypatch):
@@ -277,3 +313,17 @@ def test_widths_far_from_the_target_are_not_considered_but_those_on_both_sides_a
     budget = replace(whole, allowed=whole.at(bits)).near()
     assert budget.widths == widths
     assert budget.at(bits) == whole.at(bits) and budget.mean_width == pytest.approx(bits, abs=1e-3)
+
+
+def test_the_frontier_shows_beside_all_widths_those_that_vllm_has_kernels_for(mixing, monkeypatch):
+    monkeypatch.setattr(Mixing, "divergence", lambda *_: [1.0, 2.0])
+    search = mixing(rounding_by("rtn"))
+    search.budget = replace(search.budget, allowed=search.budget.at(3.8))
+    costs = search.forecast()
+    rows = search.frontier(search.solve(costs), costs, None)
+    run = [row for row in rows if row["vllm"]]
+    assert [row["bits"] for row in run] == [4.0] and len(rows) > 3 and not run[0]["chosen"]
+    assert frontier_line(run[0]).endswith("with kernels in vLLM")
+    places = search.budget.with_kernels("vllm")
+    assert search.budget.least(places) == search.budget.at(4.0)
+    assert mixing(rounding_by("rtn"), with_embedding=True).budget.with_kernels("vllm") == [*places, [7]]  # as it is

@@ -4,14 +4,21 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from burnish.arch import matrices
+from burnish.calibrate.vocabulary import VocabularyStatistics
 from burnish.convert.stage import Unpack
 from burnish.core.checkpoint import load, read_safetensors_header
 from burnish.core.errors import CheckpointError, EngineError, SettingsError
+from burnish.core.ledger import Ledger
+from burnish.core.progress import Progress
+from burnish.core.stage import Context, seeded_generator
 from burnish.quantize.outside import outside_of
 from burnish.quantize.plan import matrices_of
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import Original
+from burnish.quantize.vocabulary import Vocabulary
 from small_models import small_llama, small_tokenizer
 
 NEAREST = {"method": "rtn", "bits": 3, "group_size": 32}
@@ -74,7 +81,7 @@ def test_a_target_below_what_is_dense_is_reached_with_a_packed_embedding(tmp_pat
     small_tokenizer().save_pretrained(tmp_path / "dense")
     model = load(tmp_path / "dense")
     settings = {"method": "rtn", "group_size": 32, "tokens": 512, "length": 32, "target": "80kB"}
-    with pytest.raises(SettingsError, match=r"no stock loader .*or take quantize_embedding: 8"):
+    with pytest.raises(SettingsError, match=r"no stock loader .*or take quantize_embedding: auto"):
         Quantize(**settings).plan(model.plan())
     with pytest.raises(SettingsError, match=r"60kB.* lie outside of the layers; choose a target between [^,]*$"):
         Quantize(**settings | {"target": "60kB"}, quantize_embedding=8).plan(model.plan())
@@ -87,7 +94,7 @@ def test_divergences_count_what_becomes_of_the_embedding_and_leave_it_as_it_was(
     ((view, scheme),) = outside_of(stage, module, matrices_of(module, stage))
     before, grid = view.tensor.clone(), scheme.grid(view.tensor, scale_dtype=torch.float32)
     rounded = grid.values(grid.codes(view.tensor))
-    with_it = Original(module, ids, outside=[view], values={view.name: rounded}).divergence()
+    with_it = Original(module, ids).divergence([view], {view.name: rounded})
     assert torch.equal(view.tensor, before) and Original(module, ids).divergence() == [0.0, 0.0]
     with torch.no_grad():
         p = module(ids).logits[:, :-1].log_softmax(-1)
@@ -96,19 +103,80 @@ def test_divergences_count_what_becomes_of_the_embedding_and_leave_it_as_it_was(
     torch.testing.assert_close(torch.tensor(with_it), (p.exp() * (p - q)).sum(-1).mean(-1), rtol=1e-3, atol=1e-7)
 
 
+def test_where_there_is_text_its_rows_are_rounded_as_the_text_weighs_them(either, texts, ids, tmp_path):
+    settings = {"group_size": 32, "tokens": 512, "length": 32}
+    nearest = Quantize(**NEAREST, quantize_embedding=3)(either)
+    stage = Quantize(method="gptq", bits=3, **settings, quantize_embedding=3)
+    assert f"{EMBEDDING} at 3 bits, one column after another" in " ".join(stage.plan(either.plan()).notes)
+    weighed = stage(either, calibration=texts, work_dir=tmp_path / "work")
+    weighed.save(tmp_path / "out")
+    torch.testing.assert_close(logits(load(tmp_path / "out"), ids), logits(weighed, ids), rtol=0, atol=0)
+    (store,) = {path.parent.parent for path in (tmp_path / "work").rglob("vocabulary-fold0/key.json")}
+    statistics = VocabularyStatistics(store, {}, range(4))
+    view = next(one for one in matrices(either.module) if one.role == "embedding")
+    assert len(statistics.uses(view, range(4))) == 1 + either.config.tie_word_embeddings
+    costs = [
+        Vocabulary(statistics, None).cost(view, one.module.get_input_embeddings().weight.detach())
+        for one in (nearest, weighed)
+    ]
+    assert 0 < costs[1] < 0.9 * costs[0]
+
+
+def chosen_for(model, texts, work_dir, target):
+    settings = {"method": "gptq", "group_size": 32, "tokens": 512, "length": 32}
+    stage = Quantize(**settings, target=target, quantize_embedding="auto")
+    ledger = Ledger(None)
+    ctx = Context({"calibration": texts}, work_dir, "cpu", seeded_generator(0), Progress(enabled=False), ledger)
+    made = stage.run(model, ctx)
+    widths = next(row["rows"] for row in ledger.rows if row.get("name") == "widths")
+    return stage, made, {row["group"]: row["bits"] for row in widths}
+
+
+@pytest.mark.slow
+def test_a_width_of_the_embedding_is_chosen_together_with_those_of_the_layers(either, texts, ids, tmp_path):
+    stage, made, widths = chosen_for(
+        either, texts, tmp_path / "work", "100kB" if either.config.tie_word_embeddings else "150kB"
+    )
+    name = EMBEDDING.removesuffix(".weight")
+    assert 2 <= widths[name] <= 8 and len(widths) == 1 + 2 * 4
+    made.save(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    groups = {
+        target: group["weights"]["num_bits"]
+        for group in config["config_groups"].values()
+        for target in group["targets"]
+    }
+    assert groups[name] == widths[name]
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= stage.plan(either.plan()).num_bytes
+    torch.testing.assert_close(logits(load(tmp_path / "out"), ids), logits(made, ids), rtol=0, atol=0)
+    again = chosen_for(either, texts, tmp_path / "work", stage.target)[2]
+    assert again == widths
+
+
+@pytest.mark.slow
+def test_where_there_is_room_it_stays_as_it_is_and_stock_loaders_read_the_result(either, texts, ids, tmp_path):
+    room = Quantize(**NEAREST | {"bits": 8}).plan(either.plan()).num_bytes
+    _, made, widths = chosen_for(either, texts, tmp_path / "work", f"{room // 1000}kB")
+    assert widths[EMBEDDING.removesuffix(".weight")] in (16, 32)
+    made.save(tmp_path / "out")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(read(input_ids=ids).logits, logits(made, ids))
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
         ({"engine": "vllm", "bits": 4}, EngineError, "vllm was not seen to read a packed embedding"),
         ({"scheme": "fp8-dynamic"}, SettingsError, "quantize_embedding and scheme fp8-dynamic cannot be combined"),
         ({"stream": True}, SettingsError, "quantize_embedding and stream cannot be combined"),
+        ({"quantize_embedding": "auto"}, SettingsError, "auto, but a width is chosen for a target alone; give target"),
         ({"ignore": ["re:.*embed.*"]}, SettingsError, "names model.embed_tokens.weight, which is asked for beside it"),
     ],
 )
 def test_what_it_cannot_be_combined_with_is_refused(either, settings, error, message):
     given = {"method": "rtn"} | settings | ({} if "scheme" in settings else {"group_size": 32})
     with pytest.raises(error, match=message):
-        Quantize(quantize_embedding=8, **given).plan(either.plan())
+        Quantize(**{"quantize_embedding": 8} | given).plan(either.plan())
 
 
 def test_a_head_that_is_the_embedding_has_no_width_of_its_own(either):

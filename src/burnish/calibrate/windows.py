@@ -57,6 +57,16 @@ class Calibration:
         """Window numbers of one fold."""
         return range(self.bounds[number], self.bounds[number + 1])
 
+    def thinned(self, max_tokens: int) -> Calibration:
+        """As many of its windows as that allows, spread over the text, at least one for each fold of equal length."""
+        wanted = max(max_tokens // self.tokens.shape[1], self.num_folds)
+        if wanted >= len(self.tokens):
+            return self
+        places = torch.linspace(0, len(self.tokens) - 1, wanted).round().long()
+        return Calibration(
+            self.tokens[places], self.seed, self.num_folds, None if self.mask is None else self.mask[places]
+        )
+
     def batches(self, fold: int, device: torch.device, batch_tokens: int = BATCH_TOKENS) -> Iterator[WindowBatch]:
         """The windows of a fold that are this process's, as many at a time as fit."""
         own = list(self.fold(fold))[rank() :: world_size()]

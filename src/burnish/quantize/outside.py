@@ -1,4 +1,4 @@
-"""What is rounded outside of the decoder layers, to nearest: a head by itself, and the embedding."""
+"""What is rounded outside of the decoder layers: a head by itself, and the embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from burnish.arch import MatrixView
 from burnish.core.checkpoint import weight_of_embedding
 from burnish.core.errors import EngineError, SettingsError
-from burnish.quantize.mixed import HEADER_ENTRY, NO_PACKED_EMBEDDING
+from burnish.quantize.budget import HEADER_ENTRY, NO_PACKED_EMBEDDING
 from burnish.quantize.packing import check_loadable
 from burnish.quantize.scheme import Scheme
 from burnish.quantize.schemes import matches, scheme_of
@@ -46,16 +46,29 @@ def outside_of(settings: Quantize, module: PreTrainedModel, views: Sequence[Matr
     found = []
     if settings.head_bits is not None:
         found.append((_head(settings, module, views), replace(scheme_of(settings), bits=settings.head_bits)))
-    if settings.quantize_embedding is not None:
+    if isinstance(settings.quantize_embedding, int):
         embedding = _embedding(settings, module, views)
         found.append((embedding, replace(scheme_of(settings), bits=settings.quantize_embedding)))
     for view, scheme in found:
-        if any(matches(pattern, view) for pattern in settings.ignore):
-            raise SettingsError(f"names {view.name}, which is asked for beside it", where="ignore", fix="leave one out")
-        check_loadable([view], {view.name: scheme})
-        if settings.engine is not None:
-            scheme.check_kernel(view, settings.engine)
+        _check(settings, view, scheme)
     return found
+
+
+def embedding_of_target(settings: Quantize, module: PreTrainedModel, views: Sequence[MatrixView]) -> MatrixView | None:
+    """The embedding, where its width is chosen with those of the layers; arguments and errors as in `outside_of`."""
+    if settings.quantize_embedding != "auto":
+        return None
+    view = _embedding(settings, module, views)
+    _check(settings, view, scheme_of(settings))
+    return view
+
+
+def _check(settings: Quantize, view: MatrixView, scheme: Scheme) -> None:
+    if any(matches(pattern, view) for pattern in settings.ignore):
+        raise SettingsError(f"names {view.name}, which is asked for beside it", where="ignore", fix="leave one out")
+    check_loadable([view], {view.name: scheme})
+    if settings.engine is not None:
+        scheme.check_kernel(view, settings.engine)
 
 
 def _head(settings: Quantize, module: PreTrainedModel, views: Sequence[MatrixView]) -> MatrixView:
@@ -89,6 +102,12 @@ def _embedding(settings: Quantize, module: PreTrainedModel, views: Sequence[Matr
     return found[0]
 
 
+def working_bytes(views: Sequence[MatrixView], seen_tokens: int) -> int:
+    """Held beside the network while these are rounded: copies of the largest, or its gradients for some text."""
+    copies = max((40 * prod(view.shape) for view in views), default=0)
+    return max(copies, 16 * seen_tokens * max((view.shape[0] for view in views), default=0))
+
+
 def saved_bytes(outside: Sequence[Outside], before: Plan) -> int:
     """By which the files become smaller, their headers counted."""
     per_weight = before.num_bytes / before.num_parameters
@@ -98,10 +117,11 @@ def saved_bytes(outside: Sequence[Outside], before: Plan) -> int:
     return dense - headers - sum(scheme.num_bytes(*view.shape, scale_bytes) for view, scheme in outside)
 
 
-def notes_on(outside: Sequence[Outside]) -> list[str]:
+def notes_on(settings: Quantize, outside: Sequence[Outside]) -> list[str]:
     """Sentences for the plan."""
-    notes = [f"{view.name} at {scheme.bits} bits, rounded to nearest" for view, scheme in outside]
-    if any(view.role == "embedding" for view, _ in outside):
+    how = "one column after another, as the text weighs them" if settings.needs else "rounded to nearest"
+    notes = [f"{view.name} at {scheme.bits} bits, {how}" for view, scheme in outside]
+    if settings.quantize_embedding is not None:
         notes.append(
             f"{NO_PACKED_EMBEDDING}: burnish reads it, convert unpack makes it dense, export gguf takes it as it is"
         )
@@ -117,3 +137,9 @@ def check_outside(settings: Quantize) -> None:
         if settings.scheme != "int" or settings.stream or target:
             other = "target" if target else "stream" if settings.stream else f"scheme {settings.scheme}"
             raise SettingsError(f"{name} and {other} cannot be combined", where=name, fix="leave one of them out")
+    if settings.quantize_embedding == "auto" and settings.target is None:
+        raise SettingsError(
+            "quantize_embedding is auto, but a width is chosen for a target alone",
+            where="quantize_embedding",
+            fix="give target, or a width, such as 8",
+        )

@@ -14,14 +14,17 @@ from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
 from burnish.core.memory import for_statistics, too_large
 from burnish.core.progress import byte_count
-from burnish.quantize.mixed import (
-    LEARNED_AS,
-    NUM_MEASURED,
-    bits_per_weight,
-    budget_of,
-    width_notes,
+from burnish.quantize.budget import bits_per_weight, budget_of, width_notes
+from burnish.quantize.mixed import LEARNED_AS, NUM_MEASURED
+from burnish.quantize.outside import (
+    asked_for,
+    check_outside,
+    embedding_of_target,
+    notes_on,
+    outside_of,
+    saved_bytes,
+    working_bytes,
 )
-from burnish.quantize.outside import asked_for, check_outside, notes_on, outside_of, saved_bytes
 from burnish.quantize.packing import check_loadable, ignored_modules
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import matches, scheme_of, schemes_of
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from burnish.calibrate.sums import Sketch
     from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
+    from burnish.quantize.budget import ByteBudget
     from burnish.quantize.method import Rounding
     from burnish.quantize.scheme import Scheme
     from burnish.quantize.stage import Quantize
@@ -136,6 +140,7 @@ def check_experts(views: Sequence[MatrixView]) -> None:
 
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
+    from burnish.calibrate.vocabulary import BATCH_TOKENS as VOCABULARY_BATCH
     from burnish.core.checkpoint import without_memory
     from burnish.data.attempt import check_length
 
@@ -157,13 +162,17 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     scale_bytes = max(round(per_parameter), 2)
     packed, width = packed_size(views, schemes, scale_bytes)
     outside = outside_of(settings, module, inside)
-    saved, notes = saved_bytes(outside, before), notes_on(outside)
+    saved, notes = saved_bytes(outside, before), notes_on(settings, outside)
     num_bytes = round(before.num_bytes - per_parameter * num_weights + packed) - saved
+    budget, num_chosen = None, len(views)
     if settings.target is not None:
-        budget = budget_of(settings, scheme_of(settings), views, before, saved=saved)
+        embedding = embedding_of_target(settings, module, inside)
+        budget = budget_of(settings, scheme_of(settings), views, before, embedding=embedding, saved=saved)
         packed, num_bytes, width = budget.allowed, budget.dense + budget.allowed, budget.mean_width
+        num_chosen = sum(len(group.views) for group in budget.groups)
+        num_weights = sum(group.num_weights for group in budget.groups)
         notes += width_notes(budget, scale_bytes)
-    notes.append(f"{len(views)} matrices at {bits_per_weight(width, 8 * packed / num_weights)}")
+    notes.append(f"{num_chosen} matrices at {bits_per_weight(width, 8 * packed / num_weights)}")
     if stacked := {view.parameter for view in inside if view.stacked}:
         notes.append(f"{len(stacked)} tensors of routed experts stay dense: packed formats know linear layers only")
     unknown = module.config.model_type not in known_model_types()
@@ -180,7 +189,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
     if settings.needs:
-        flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams, saved=saved)
+        flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams, budget=budget)
         notes.append(note)
     if any(view.expert is not None for view in views):
         notes.append(
@@ -189,7 +198,9 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     loads = settings.target is None and settings.quantize_embedding is None  # else it has been said what does not
     by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits) if loads else []
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
+    rows = [view for view in inside if view.layer is None] if asked_for(settings) else []
     working = 4 * held_numbers(settings, before, views, streams=streams) + statistics_bytes + 1_000_000_000
+    working += working_bytes(rows, VOCABULARY_BATCH if settings.needs else 0)
     return before.with_(
         num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds_for(flops), notes=(*before.notes, *notes)
     )
@@ -222,12 +233,13 @@ def held_numbers(settings: Quantize, before: Plan, views: Sequence[MatrixView], 
 
 
 def text_cost(
-    settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool, saved: int
+    settings: Quantize, before: Plan, views: Sequence[MatrixView], *, streams: bool, budget: ByteBudget | None
 ) -> tuple[float, int, str]:
     """Operations from calibration text to rounded matrices, bytes of the sums held at once, and a note on both."""
     from burnish.arch import num_active_parameters
     from burnish.calibrate.sums import layer_groups, sums_bytes
     from burnish.quantize.tuning import RESERVE, WINDOWS
+    from burnish.quantize.vocabulary import TOKENS as VOCABULARY_TOKENS
 
     rule, sketches = RULES[settings.method], sketches_of(settings)
     groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.memory or for_statistics())
@@ -253,8 +265,10 @@ def text_cost(
         num_candidates = len(settings.rounds_by.compared) * max(len(sketches), 1)
         flops += num_candidates * (WINDOWS * settings.length * 3 * active + rounding_flops)
         flops += 2 * (RESERVE * settings.length * 3 * active + rounding_flops)  # the last two, where they tie
-    if settings.target is not None:  # everything at every width, then divergences of whole models
-        num_widths = len(budget_of(settings, scheme_of(settings), views, before, saved=saved).widths)
+    if asked_for(settings) is not None:  # gradients at both ends of the network
+        flops += 4 * active * min(VOCABULARY_TOKENS, settings.num_tokens)
+    if budget is not None:  # everything at every width, then divergences of whole models
+        num_widths = len(budget.widths)
         flops += num_widths * sum(_forecast_flops(settings, *view.shape) for view in views)
         flops += NUM_MEASURED * WINDOWS * settings.length * 3 * active
     return (

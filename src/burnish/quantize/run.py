@@ -20,6 +20,7 @@ from burnish.calibrate.blocks import blocks as walk_blocks
 from burnish.calibrate.collect import PRECISION, collected
 from burnish.calibrate.from_disk import FromDisk, GradientsFromDisk
 from burnish.calibrate.statistics import Statistics
+from burnish.calibrate.vocabulary import VocabularyStatistics, collect_vocabulary
 from burnish.calibrate.walk import LayerByLayer, Walk, WholeModel
 from burnish.calibrate.windows import Calibration
 from burnish.core.checkpoint import DeferredModel, Model, cast, working_copy
@@ -29,17 +30,18 @@ from burnish.core.memory import for_statistics, too_large
 from burnish.core.progress import Task
 from burnish.core.stage import Context
 from burnish.core.store import Store
+from burnish.quantize.budget import ByteBudget, budget_of
 from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
-from burnish.quantize.mixed import ByteBudget, Mixing, budget_of, foretelling, frontier_line
-from burnish.quantize.outside import Outside, asked_for, outside_of, saved_bytes
+from burnish.quantize.mixed import Mixing, foretelling, frontier_line
+from burnish.quantize.outside import Outside, asked_for, embedding_of_target, outside_of, saved_bytes
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, packed_shapes, quantization_config
 from burnish.quantize.plan import check_combinations, matrices_of, roundings_of, select, sketches_of
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
-from burnish.quantize.scheme import Scheme
 from burnish.quantize.schemes import scheme_of, schemes_of
-from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve, rounded_under
+from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve
+from burnish.quantize.vocabulary import TOKENS, Vocabulary
 
 if TYPE_CHECKING:
     from burnish.quantize.stage import Quantize
@@ -75,11 +77,12 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         walk = LayerByLayer(module, views, precision=PRECISION, changed=True)
     else:
         walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory or for_statistics())
-    outside = outside_of(settings, module, matrices_of(module, settings)) if asked_for(settings) else []
-    budget = None
+    every = matrices_of(module, settings)
+    outside, budget = outside_of(settings, module, every) if asked_for(settings) else [], None
     if settings.target is not None:
-        before = model.plan()
-        budget = budget_of(settings, rounding.scheme, views, before, saved=saved_bytes(outside, before))
+        before, embedding = model.plan(), embedding_of_target(settings, module, every)
+        saved = saved_bytes(outside, before)
+        budget = budget_of(settings, rounding.scheme, views, before, embedding=embedding, saved=saved)
     if budget:  # roundings are compared at what most matrices are going to have
         rounding = budget.applied([budget.nearest_width] * len(budget.groups), rounding)
     work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget, outside)
@@ -116,6 +119,7 @@ class _Work:
     ctx: Context
     budget: ByteBudget | None = None
     outside: Sequence[Outside] = ()
+    of_vocabulary: VocabularyStatistics | None = None
 
     def quantization_config(self) -> dict[str, Any]:
         """The section of config.json; where widths are chosen it is known when everything is packed."""
@@ -133,6 +137,7 @@ class _Work:
         key: dict[str, Any] = {"matrices": [view.name for view in views]}
         if self.text is not None and self.walk.resumable:  # reading a whole model for its hash takes a while
             key["model"] = self.model.identity
+        self.of_vocabulary = self.vocabulary_statistics(directory)
         sums = self.with_statistics(directory, key)
         with ExitStack() as stack:
             task: Task | None = None
@@ -160,25 +165,31 @@ class _Work:
                     del quantized
                     yield from tensors.items()
         for view, scheme in self.outside:
-            nearest = self.nearest(scheme)
-            quantized = quantize_matrices([view], nearest, None)
+            quantized = quantize_matrices([view], self.vocabulary.under(scheme), self.of_vocabulary)
             rows += quantized.rows
-            kept = {view.name: scheme}
-            yield from pack_all(quantized.codes, quantized.grids, [view], kept, scale_dtype=nearest.scale_dtype).items()
+            tensors = pack_all(
+                quantized.codes, quantized.grids, [view], {view.name: scheme}, scale_dtype=self.rounding.scale_dtype
+            )
+            yield from tensors.items()
         self.ctx.ledger.table("layers", rows)
         if blocks:
             self.ctx.ledger.table("blocks", blocks)
 
-    def nearest(self, scheme: Scheme) -> Rounding:
+    @property
+    def vocabulary(self) -> Vocabulary:
         """How what lies outside of the decoder layers is rounded."""
-        return replace(self.rounding, rule=RULES["rtn"], refit=0, scheme=scheme, overrides={})
+        return Vocabulary.of(self.settings, self.rounding, self.of_vocabulary)
 
-    def original(self, windows: Tensor) -> Original:
-        """Predictions beside which widths are measured: what lies outside is rounded in what they are compared with."""
-        values: dict[str, Tensor] = {}
-        for view, scheme in self.outside:
-            values |= rounded_under([view], {"": self.nearest(scheme)}, None)[""]
-        return Original(self.walk.module, windows, outside=[view for view, _ in self.outside], values=values)
+    def vocabulary_statistics(self, directory: Path) -> VocabularyStatistics | None:
+        """What a part of the text says of it, before anything is changed; None where nothing or no text asks."""
+        views = [view for view, _ in self.outside]
+        if self.budget is not None:
+            views += [view for group in self.budget.groups if not group.is_inside for view in group.views]
+        if self.text is None or not views:
+            return None
+        module, text = self.walk.module, self.text.thinned(TOKENS)
+        how: dict[str, Any] = {"key": {"model": self.model.identity}, "precision": PRECISION}
+        return collect_vocabulary(module, views, text, directory / "vocabulary", **how, progress=self.ctx.progress)
 
     def with_statistics(
         self, directory: Path, key: dict[str, Any]
@@ -291,22 +302,25 @@ class _Work:
     ) -> None:
         """The widths of all groups."""
         assert self.text is not None, "a target asks for text"
-        same = {name: value for name, value in self.settings.canonical().items() if name != "target"}  # rounded alike
+        apart = ("target", "quantize_embedding")  # everything is rounded alike, whatever they are
+        same = {name: value for name, value in self.settings.canonical().items() if name not in apart}
         key = same | {"model": self.model.identity, "calibration text": self.text.hash}
         rounding = foretelling(self.rounding, RULES[self.settings.method])
-        mixing = Mixing(budget, rounding, statistics, Store(directory / "widths"), key, self.ctx.progress)
+        store, vocabulary = Store(directory / "widths"), self.vocabulary
+        outside = [(view, vocabulary.values(view, scheme)) for view, scheme in self.outside]
+        mixing = Mixing(budget, rounding, statistics, store, key, self.ctx.progress, vocabulary, outside)
         ledger, costs = self.ctx.ledger, mixing.forecast()
         if len(deciding):
-            choices, trials = mixing.corrected(costs, self.original(deciding))
+            choices, trials = mixing.corrected(costs, Original(self.walk.module, deciding))
             ledger.table("widths tried", trials)
-            frontier = mixing.frontier(choices, costs, self.original(reporting))
+            frontier = mixing.frontier(choices, costs, Original(self.walk.module, reporting))
             ledger.table("frontier", frontier)
             for row in frontier:
                 self.ctx.progress.log(frontier_line(row))
         else:
             choices = mixing.solve(costs)
         ledger.table("widths", mixing.rows(choices, costs))
-        self.rounding = budget.applied(choices, self.rounding)
+        self.rounding, self.outside = budget.applied(choices, self.rounding), [*self.outside, *budget.outside(choices)]
 
     def draw_curve(self, views: Sequence[MatrixView], statistics: Statistics, original: Original) -> None:
         """The rounding, and the baseline of its rule, against tokens."""

@@ -104,15 +104,11 @@ class Quantize(Stage):
         default=False,
         description="gptq only: statistics from activations of the layers quantized so far, not the original's",
     )
-    head_bits: int | None = Field(
-        default=None, ge=2, le=8, description="also round an untied head, to nearest and to so many bits"
-    )
-    quantize_embedding: int | None = Field(
+    head_bits: int | None = Field(default=None, ge=2, le=8, description="also round an untied head to so many bits")
+    quantize_embedding: Annotated[int, Field(ge=2, le=8)] | Literal["auto"] | None = Field(
         default=None,
-        ge=2,
-        le=8,
-        description="also round the embedding, and a head that is tied to it, to nearest and to so many bits; stock "
-        "loaders do not read that as it is, burnish does",
+        description="also round the embedding, and a head that is tied to it, to so many bits; auto chooses them for "
+        "the target, together with the layers' widths; stock loaders do not read that as it is, burnish does",
     )
     ignore: tuple[str, ...] = Field(default=(), description="matrices to leave dense: names, or re:PATTERN")
     engine: Literal["vllm", "vllm-cpu"] | None = Field(

@@ -51,35 +51,29 @@ ROWS = 64
 class Original:
     """The unquantized network's predictions on some windows, remembered as its decoder's output.
 
-    Rounding changes decoder layers alone, so that the head still makes the original's logits of it; what else is going
-    to be rounded gets its values while the rounded network runs.
+    Decoder layers may be changed behind its back: the head still makes the original's logits of what it remembers.
 
     Args:
         module: the network.
         windows: of token ids.
-        outside: matrices outside of decoder layers that are rounded too.
-        values: what they become, by name.
     """
 
-    def __init__(
-        self,
-        module: PreTrainedModel,
-        windows: Int[Tensor, "windows length"],
-        *,
-        outside: Sequence[MatrixView] = (),
-        values: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, module: PreTrainedModel, windows: Int[Tensor, "windows length"]) -> None:
         self.module, self.windows = module, windows
-        self.outside, self.values = outside, values or {}
         with torch.inference_mode():
             self.outputs = [self.module.base_model(input_ids=ids, use_cache=False) for ids in self._batches()]
 
-    def divergence(self) -> list[float]:
-        """KL(original || the network as it is now), per window: mean over its predicted tokens, in nats."""
+    def divergence(self, outside: Sequence[MatrixView] = (), values: Mapping[str, Tensor] | None = None) -> list[float]:
+        """KL(original || the network as it is now), per window: mean over its predicted tokens, in nats.
+
+        Args:
+            outside: matrices outside of the decoder layers, that are rounded too.
+            values: what they become, by name; they have them only while the rounded network runs.
+        """
         found = []
         with torch.inference_mode():
             for ids, output in zip(self._batches(), self.outputs, strict=True):
-                with filled(self.outside, self.values):
+                with filled(outside, values or {}):
                     ours = self.module(input_ids=ids, use_cache=False).logits[0, :-1]
                 with self._decoder_gives(output):
                     theirs = self.module(input_ids=ids, use_cache=False).logits[0, :-1]

@@ -26,6 +26,9 @@ from torch import Tensor
 
 from burnish.quantize.maths.rounding import proxy_loss
 
+ROWS = 4096
+"""Of a vocabulary that are weighed at a time."""
+
 
 def sensitivity(
     error: Float[Tensor, "out in"],
@@ -46,6 +49,31 @@ def sensitivity(
     # Factors divided before they are multiplied: sums of squared gradients are small numbers.
     loss = proxy_loss(error.double(), output_sum.double() / trace, input_sum.double() / trace)
     return float(loss) * trace / (2 * num_tokens)
+
+
+def sensitivity_of_rows(
+    error: Float[Tensor, "rows width"],
+    row_sum: Float[Tensor, " rows"],
+    column_sum: Float[Tensor, "width width"],
+    num_tokens: int,
+) -> float:
+    """Ω of one use of the vocabulary's rows, whose factor on that side is diagonal; 0 where no gradient reached them.
+
+        Ω = 1/2 Σ_v a_v/Σa · E_v C E_v^T / tokens
+
+    Args:
+        error: W - What.
+        row_sum: a, how much every row counts.
+        column_sum: C, Σ over the text, without shrinkage.
+        num_tokens: that the text had.
+    """
+    total = float(row_sum.double().sum())
+    if total <= 0:
+        return 0.0
+    columns = column_sum.double()
+    parts = zip(error.split(ROWS), row_sum.split(ROWS), strict=True)
+    loss = sum(float((rows.double() @ ((e := part.double()) @ columns * e)).sum()) for part, rows in parts)
+    return loss / total / (2 * num_tokens)
 
 
 def allocate(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int) -> list[int]:
