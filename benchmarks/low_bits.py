@@ -6,8 +6,6 @@
         WORK/llmcompressor-awq-3bit-draw-0 3 64 --method awq --asymmetric
     burnish quantize models/smollm2 --target 100MB --method yaqa --sketch a --damping 0.1 --refit 1 --tokens 8192 \\
         -o WORK/target-100MB-3bit-draw-0
-    burnish quantize models/smollm2 --target 75MB --quantize-embedding auto (otherwise the same) \\
-        -o WORK/target-75MB-auto-3bit-draw-0                      (and 8 in place of auto, and 60MB)
     python benchmarks/low_bits.py measure --model models/smollm2 --data DIR --work WORK [--bits 3] [--draws 0]
 
 All methods see 8,192 tokens of WikiText-2 valid in windows of 256, drawn anew for every draw, with other labels (the
@@ -21,7 +19,7 @@ over the text. `windows` writes the calibration windows for the peers, which run
 
 Beside whole methods, and at 3 bits: two and eight times the text, scales refitted three times with rounding in between,
 YAQA with the inputs that rounded layers give, and what it costs to round the embedding too (which is the head): to
-nearest or as calibration text weighs its rows, by itself, and in files of one size with its width given or chosen.
+nearest or as calibration text weighs its rows.
 """
 
 from __future__ import annotations
@@ -155,10 +153,6 @@ CHECKPOINTS = {
 }
 """What was made beforehand, as the lines above say; measured as stock transformers loads it."""
 PEER, FRONTIER = "autoround-40", "target-100MB"
-SIZES = {
-    f"target-{size}-{embedding}": (size, embedding) for size in ("100MB", "75MB", "60MB") for embedding in ("auto", "8")
-}
-"""{a checkpoint made beforehand: (its target, the embedding's width)}."""
 WIDTHS: dict[str, tuple[str, float, str]] = {
     "learned, yaqa, sensitivity, mixed widths": ("learned", 3.0, "learned, knapsack"),
     "yaqa-a, 65k tokens, refit 3 times, mixed widths": ("learned", 3.0, "65k tokens, refit 3 times, knapsack"),
@@ -228,6 +222,14 @@ def windows_of_draw(model: Any, draw: int) -> torch.Tensor:
     return text_of_draw(model, draw).tokens
 
 
+def vocabulary_of_draw(
+    model: Any, dense: Any, views: Sequence[MatrixView], work: Path, draw: int
+) -> VocabularyStatistics:
+    """What a draw's text says of the embedding's rows."""
+    text, place = text_of_draw(model, draw), work / f"vocabulary-draw-{draw}"
+    return collect_vocabulary(dense, views, text, place, key={"model": model.identity}, precision=PRECISION)
+
+
 def round_by_layer(
     views: Sequence[MatrixView],
     rounding: Rounding,
@@ -285,7 +287,7 @@ class Measuring:
         self.kept.run(self.cells, self.measure, self.arguments.minutes)
         rows = [json.loads(path.read_text()) for path in sorted(self.kept.directory.glob("*.json"))]
         for row in rows:
-            row.setdefault("bytes", self.bytes_of(row["method"], row["bits"]))
+            row["bytes"] = self.bytes_of(row["method"], row["bits"])
         texts = [experiment.digest(self.windows_of(domain).numpy()) for domain in DOMAINS]
         found = {"rows": rows, "slices": {"tuning": [], "reporting": texts}} | self.told_by_the_target()
         experiment.record(self.arguments.out, __doc__, found)
@@ -312,8 +314,8 @@ class Measuring:
         a = self.arguments
         for draw in a.draws:
             for bits in a.bits:
-                for method in (*OURS, *INPUTS, *ROUNDED_EMBEDDINGS, *CHECKPOINTS, *SIZES):
-                    made = method not in (*CHECKPOINTS, *SIZES) or self.checkpoint(method, bits, draw).is_dir()
+                for method in (*OURS, *INPUTS, *ROUNDED_EMBEDDINGS, *CHECKPOINTS):
+                    made = method not in CHECKPOINTS or self.checkpoint(method, bits, draw).is_dir()
                     if re.fullmatch(a.only, method) and made:
                         yield f"draw {draw}, {bits} bits, {method}"
 
@@ -323,14 +325,12 @@ class Measuring:
     def measure(self, name: str) -> dict[str, Any]:
         draw_text, bits_text, method = name.split(", ", 2)
         draw, bits = int(draw_text.split()[1]), int(bits_text.split()[0])
-        started, more = time.process_time(), {}
-        if method in (*CHECKPOINTS, *SIZES):
+        started = time.process_time()
+        if method in CHECKPOINTS:
             place = self.checkpoint(method, bits, draw)
             module = load(place, dtype=torch.float32).module
             noted = place / "cpu_seconds.txt"
             seconds = float(noted.read_text()) if noted.exists() else 0.0
-            if method in SIZES:
-                more = told_of(place)
         elif method in ROUNDED_EMBEDDINGS:
             base, embedding = ROUNDED_EMBEDDINGS[method]
             module = (
@@ -345,7 +345,7 @@ class Measuring:
         for domain in DOMAINS:
             kl[domain] = self.divergence(module.float(), domain)
             print(f"  {name}, {domain}: {np.mean(kl[domain]):.4f}", flush=True)
-        return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)} | more
+        return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)}
 
     def quantized(self, method: str, bits: int, draw: int) -> Any:
         mixed = "mixed widths" in method
@@ -384,11 +384,9 @@ class Measuring:
         (view,) = (view for view in matrices(module) if view.role == "embedding")
         statistics, rule = None, RULES["gptq" if embedding.uses else "rtn"]
         if embedding.uses:
-            place = self.arguments.work / f"vocabulary-draw-{draw}"
-            text, key = text_of_draw(self.model, draw), {"model": self.model.identity}
             rows = [one for one in matrices(self.dense) if one.role == "embedding"]
-            collect_vocabulary(self.dense, rows, text, place, key=key, precision=PRECISION)
-            statistics = SomeUses(place, key, range(text.num_folds))
+            whole = vocabulary_of_draw(self.model, self.dense, rows, self.arguments.work, draw)
+            statistics = SomeUses(whole.store.directory, whole.key, whole.folds)
             statistics.wanted = embedding.uses
         rounding = Rounding(rule, embedding.scheme, torch.bfloat16, refit=embedding.refit)
         view.write_(Vocabulary(statistics, rounding).values(view, embedding.scheme))
@@ -416,20 +414,6 @@ class Measuring:
         return windows_of_domain(self.model, self.arguments.data, domain)
 
 
-def told_of(place: Path) -> dict[str, Any]:
-    """Of a checkpoint of a chosen size: its bytes, and the widths of the embedding and of the layers."""
-    ledger = place.with_name(f"{place.name}.run") / "ledger.jsonl"
-    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
-    groups = next(row["rows"] for row in rows if row.get("name") == "widths")
-    layers = [group for group in groups if group["roles"] != "embedding"]
-    weights = [group["bytes"] / (group["bits"] + 16 / GROUP) for group in layers]  # up to a factor of all
-    return {
-        "bytes": sum(file.stat().st_size for file in place.glob("*.safetensors")),
-        "embedding_bits": next((group["bits"] for group in groups if group["roles"] == "embedding"), 8),
-        "layer_bits": float(np.average([group["bits"] for group in layers], weights=weights)),
-    }
-
-
 def windows_of_domain(model: Any, data: Path | None, domain: str) -> torch.Tensor:
     """What the divergence from a model is measured on; `data` is where the two texts are that the package lacks."""
     every = windows(model.tokenizer, texts_of(domain, data), REPORT_LENGTH, max_chars=REPORT_CHARS)
@@ -450,7 +434,6 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         cell = row["bits"], row["method"]
         found.setdefault(cell, {})[row["draw"]] = row["kl"]
         sizes[cell] = row.get("bytes", 0)
-    of_sizes = {row["method"]: row for row in results["rows"] if row["method"] in SIZES}
     found |= of_mixed_widths()
     for row in results.get("frontier", []):
         if row["chosen"]:
@@ -480,14 +463,6 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         kl = experiment.cell(row | {"mean": row["kl"]}, ".3f")
         place = "the target" if row["chosen"] else ""
         around.append([f"{row['bytes'] / 1e6:.1f}", f"{row['bits']:.2f}", kl, place])
-    chosen = []
-    for size in dict.fromkeys(size for size, _ in SIZES.values()):
-        pair = [of_sizes.get(f"target-{size}-{width}") for width in ("8", "auto")]
-        for row in (row for row in pair if row):
-            against = "" if row is pair[0] or not pair[0] else None
-            ratio = [against] * len(DOMAINS) if against == "" else beside({0: row["kl"]}, {0: pair[0]["kl"]})
-            told = f"{row['bytes'] / 1e6:.1f}", "given" if row is pair[0] else "chosen", row["embedding_bits"]
-            chosen.append([size, *told, f"{row['layer_bits']:.2f}", *means({0: row["kl"]}), *ratio])
     names = " | ".join(DOMAINS.values())
     ratios = " | ".join(f"{name}, ratio (95 %)" for name in DOMAINS.values())
     peers = " | ".join(f"{name}, against {CHECKPOINTS[PEER]} (95 %)" for name in DOMAINS.values())
@@ -495,9 +470,6 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "main": experiment.table(f"bits | method | MB of the file | draws | {names} | {peers}", main),
         "refit": experiment.table(
             f"bits | method | draws | {names}, KL against that without refitting (95 %)", refitted
-        ),
-        "sizes": experiment.table(
-            f"target | MB of the file | embedding | its bits | bits of the layers, mean | {names} | {ratios}", chosen
         ),
         "parts": experiment.table(f"bits | what | against | draws | {names} | {ratios}", parts),
         "frontier": experiment.table("MB of the file | bits per weight, without scales | KL (95 %) | ", around),

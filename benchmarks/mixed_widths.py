@@ -10,6 +10,9 @@ foretells, and of the one that one-sided rounding leaves. Measured on the texts 
 
 Rank: 40 groups of matrices rounded alone to 2, 3 and 4 bits, divergence on 2 windows of 256 tokens of WikiText-2 test.
 
+Files: of a size that the layers alone cannot reach, with an embedding of 8 bits, and with one whose width the knapsack
+chooses too; rounded as text weighs it (`burnish quantize --target 75MB --quantize-embedding 8` and `auto`, no trial).
+
 Domains: sums of 3 x 6,144 tokens of WikiText-2 valid, reviews and speeches, in nine parts of 2,048. Weights are rounded
 with a part of each; a domain's own map comes from the sensitivities of the same rounded weights under its own three
 parts, the general one from a part of each.
@@ -41,19 +44,23 @@ from burnish.core.checkpoint import load
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
+from burnish.core.store import Store
 from burnish.data import read_texts, windows
-from burnish.quantize.budget import Group, groups_of
+from burnish.quantize.budget import Group, budget_of, groups_of
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.maths.allocation import allocate, sensitivity
 from burnish.quantize.method import Rounding
+from burnish.quantize.mixed import Mixing
+from burnish.quantize.outside import embedding_of_target, outside_of, saved_bytes
 from burnish.quantize.plan import select
 from burnish.quantize.rule import Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.scheme import Scheme
 from burnish.quantize.settings import SchemeSettings
 from burnish.quantize.stage import Quantize
-from burnish.quantize.tuning import Original, filled, rounded_under
+from burnish.quantize.tuning import WINDOWS, Original, filled, rounded_under
+from burnish.quantize.vocabulary import Vocabulary
 
 FORM = FORMATS["int"]
 CHOICES: dict[str, Scheme] = {
@@ -97,6 +104,7 @@ BESIDE_LEARNED = {
     "learned, 65k tokens, refit 3 times, knapsack": "65k tokens, refit 3 times, knapsack",
 }
 """What they are compared with."""
+FILES = tuple((size, embedding) for size in ("75MB", "60MB") for embedding in ("8", "auto"))
 COMMAND = "burnish quantize --target"
 BESIDE = {3.0: f"{UNIFORM}, that command's text", 3.5: f"{HALVES}, that command's text"}
 ASKED = ("command", "beside")
@@ -173,6 +181,7 @@ class Measuring:
         every = [f"costs, {choice}" for choice in CHOICES]
         every += [f"model, {bits:g}, {way}" for bits, way in MODELS]
         every += ["rank", *(f"domains, {domain}" for domain in low_bits.DOMAINS)]
+        every += [f"file, {size}, {embedding}" for size, embedding in FILES]
         every += [f"learned, 3, {way}" for way in LEARNED]
         every += [f"{kind}, {bits:g}" for bits in (3.5, 3.0) for kind in ("command", "beside")]
         return (name for name in every if re.fullmatch(self.arguments.only, name))
@@ -184,6 +193,7 @@ class Measuring:
             "model": self.whole_model,
             "rank": self.ranks,
             "domains": self.domain,
+            "file": self.file,
             "learned": self.learned,
             "command": self.command,
             "beside": self.beside_the_command,
@@ -251,6 +261,55 @@ class Measuring:
                 foretold = {rounding: costs[rounding][place][number] for rounding in costs}
                 rows.append({"group": group.name, "roles": group.roles, "choice": choice, "kl": measured} | foretold)
         return {"rows": rows}
+
+    # -- files of a size, with the embedding -------------------------------------------------------------------------
+
+    def file(self, name: str) -> dict[str, Any]:
+        """Widths of the layers, and of the embedding where it has none, for so many bytes."""
+        size, bits = name.split(", ")
+        stage = Quantize(
+            target=size, quantize_embedding=int(bits) if bits.isdigit() else "auto", bits=3, **low_bits.YAQA_A
+        )
+        every, before = matrices(self.dense), self.model.plan()
+        outside = outside_of(stage, self.dense, every)
+        budget = budget_of(
+            stage,
+            CHOICES["3"],
+            self.views,
+            before,
+            embedding=embedding_of_target(stage, self.dense, every),
+            saved=saved_bytes(outside, before),
+        )
+        rows = [view for view in every if view.role == "embedding"]
+        statistics = low_bits.vocabulary_of_draw(self.model, self.dense, rows, self.arguments.work, 0)
+        rounding = Rounding(RULES["yaqa"], CHOICES["3"], torch.bfloat16, Strength(0.1, 0.1), "a", refit=1)
+        vocabulary, drawn = Vocabulary.of(stage, rounding, statistics), self.drawn
+        given = [(view, vocabulary.values(view, scheme)) for view, scheme in outside]
+        store, key = Store(self.arguments.work / "mixed" / "files"), {"model": self.model.identity}
+        search = Mixing(budget, rounding, drawn.statistics, store, key, Progress(), vocabulary, given)
+        costs = search.comparable(search.forecast(), Original(self.dense, self.other_windows()))
+        choices = search.solve(costs)
+        values = search.values(choices) | {view.name: tensor for view, tensor in given}
+        outside = [*outside, *budget.outside(choices)]
+        weights: dict[str, int] = {}
+        for group, choice in zip(budget.groups, choices, strict=True):
+            if group.is_inside:
+                width = str(group.width(choice))
+                weights[width] = weights.get(width, 0) + group.num_weights
+        return {
+            "size": size,
+            "embedding": bits,
+            "kl": self.divergences(values, [view for view, _ in outside]),
+            "embedding_bits": next((scheme.bits for _, scheme in outside), 16),
+            "weights": dict(sorted(weights.items())),
+            "bytes": budget.size(choices),
+        }
+
+    def other_windows(self) -> Tensor:
+        """Of the calibration text, that the first draw has not."""
+        known = set(map(tuple, low_bits.windows_of_draw(self.model, 0).tolist()))
+        others = [window for window in low_bits.windows_of_draw(self.model, 1) if tuple(window.tolist()) not in known]
+        return torch.stack(others[:WINDOWS])
 
     # -- domains -----------------------------------------------------------------------------------------------------
 
@@ -371,10 +430,10 @@ class Measuring:
 
     # -- what is measured on -----------------------------------------------------------------------------------------
 
-    def divergences(self, values: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    def divergences(self, values: Mapping[str, Tensor], outside: Sequence[MatrixView] = ()) -> dict[str, list[float]]:
         originals = {domain: self.original(domain) for domain in low_bits.DOMAINS}  # before anything is rounded
         with filled(self.views, values):
-            kl = {domain: original.divergence() for domain, original in originals.items()}
+            kl = {domain: original.divergence(outside, values) for domain, original in originals.items()}
         print("  " + ", ".join(f"{domain} {np.mean(kl[domain]):.4f}" for domain in kl), flush=True)
         return kl
 
@@ -427,6 +486,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     return {
         "main": experiment.table(f"bits | widths | weights at bits | {names} | {beside}", main),
         "rank": experiment.table(f"bits | groups | {foretold} | measured / forecast as rounded", ranks(rows)),
+        "files": experiment.table(
+            f"target | MB of the file | embedding | its bits | layers' weights at bits | {names} | {beside}",
+            files(rows),
+        ),
         "domains": experiment.table(
             "measured on | map of | groups as in the general map | KL | against the general map (95 %)", domains(rows)
         ),
@@ -443,6 +506,28 @@ def ranks(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
         correlations = [spearmanr([one["kl"] for one in some], [one[way] for one in some])[0] for way in WAYS]
         low, high = np.quantile([one["kl"] / one[BOTH] for one in some], (0.1, 0.9))
         found.append([choice, len(some), *(f"{value:.2f}" for value in correlations), f"{low:.2f} to {high:.2f}"])
+    return found
+
+
+def files(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """A chosen width of the embedding beside a given one, for every size."""
+    of_size = {(row["size"], row["embedding"]): row for row in rows if row["kind"] == "file"}
+    found = []
+    for size, embedding in FILES:
+        if (size, embedding) not in of_size:
+            continue
+        row, base = of_size[size, embedding], of_size.get((size, "8"))
+        cells = [
+            ""
+            if base in (None, row)
+            else experiment.cell(experiment.ratio(row["kl"][domain], base["kl"][domain]), ".2f")
+            for domain in low_bits.DOMAINS
+        ]
+        total = sum(row["weights"].values())
+        shares = ", ".join(f"{width}: {count / total:.0%}" for width, count in row["weights"].items() if count)
+        how = "chosen" if embedding == "auto" else "given"
+        means = [f"{np.mean(row['kl'][domain]):.3f}" for domain in low_bits.DOMAINS]
+        found.append([size, f"{row['bytes'] / 1e6:.1f}", how, row["embedding_bits"], shares, *means, *cells])
     return found
 
 

@@ -25,7 +25,7 @@ from burnish.quantize.mixed import Mixing, foretelling, frontier_line, kinds_of
 from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.stage import Quantize
-from burnish.quantize.tuning import rounded_under
+from burnish.quantize.tuning import Original, rounded_under
 from burnish.quantize.vocabulary import Vocabulary
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32, "method": "gptq"}
@@ -239,6 +239,20 @@ def test_the_embedding_is_one_more_group_with_all_widths_and_none(mixing):
     assert set(search.budget.applied(choices, rounding).overrides) == {view.name for view in layers.views}
     assert kinds_of(search.budget.groups)["embedding"] == [4]
     assert 4 not in kinds_of(search.budget.groups).get("the first third", [])
+
+
+def test_an_embedding_is_put_on_the_scale_of_the_layers_by_measuring_both_apart(model, mixing, ids):
+    search = mixing(rounding_by("gptq"), with_embedding=True)
+    costs, original = search.forecast(), Original(model.module, ids)
+    near, (view,) = search.budget.nearest_width, search.budget.groups[-1].views
+    assert search.budget.widths[near] == search.budget.groups[-1].width(1) == 3 and near == 1
+    layers = sum(search.divergence([1] * 4 + [7], original)) / 2 / sum(some[1] for some in costs[:4])
+    alone = sum(original.divergence([view], search.values([1] * 5))) / 2 / costs[4][1]
+    found = search.comparable(costs, original)
+    assert found[:4] == costs[:4]
+    np.testing.assert_allclose(found[4], np.multiply(costs[4], alone / layers), rtol=1e-9)
+    without = mixing(rounding_by("gptq"), "other")
+    assert without.comparable(costs[:4], original) == costs[:4]
 
 
 def test_what_a_killed_forecast_has_rounded_is_not_rounded_again(mixing, monkeypatch):

@@ -14,6 +14,7 @@ from burnish.core.errors import CheckpointError, EngineError, SettingsError
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
+from burnish.quantize.mixed import Mixing
 from burnish.quantize.outside import outside_of
 from burnish.quantize.plan import matrices_of
 from burnish.quantize.stage import Quantize
@@ -154,7 +155,13 @@ def test_a_width_of_the_embedding_is_chosen_together_with_those_of_the_layers(ei
 
 
 @pytest.mark.slow
-def test_where_there_is_room_it_stays_as_it_is_and_stock_loaders_read_the_result(either, texts, ids, tmp_path):
+def test_where_it_counts_much_it_stays_as_it_is_and_stock_loaders_read_the_result(
+    either, texts, ids, tmp_path, monkeypatch
+):
+    def much(_search, costs, _original):
+        return [*costs[:-1], [1e6 * cost for cost in costs[-1]]]
+
+    monkeypatch.setattr(Mixing, "comparable", much)
     room = Quantize(**NEAREST | {"bits": 8}).plan(either.plan()).num_bytes
     _, made, widths = chosen_for(either, texts, tmp_path / "work", f"{room // 1000}kB")
     assert widths[EMBEDDING.removesuffix(".weight")] in (16, 32)

@@ -163,6 +163,30 @@ class Mixing:
         with filled(self.views, values):
             return original.divergence(outside, values)
 
+    def comparable(self, costs: Sequence[Sequence[float]], original: Original) -> list[list[float]]:
+        """Costs with those of the embedding on the scale of the layers'.
+
+        The forecast tells of an embedding nearly all that is measured, and of layers, whose errors grow on their way
+        through the others, a half to a fifth. So both are measured apart, at the width nearest to the mean.
+        """
+        *layers, embedding = self.budget.groups
+        if embedding.is_inside:
+            return [list(some) for some in costs]
+        near, (view,) = self.budget.nearest_width, embedding.views
+        alike = next(
+            place for place in range(len(embedding.schemes)) if embedding.width(place) == self.budget.widths[near]
+        )
+        values = self.values([near] * len(layers) + [alike])
+        with filled(self.views, values):
+            of_layers = float(np.mean(original.divergence()))
+        of_embedding = float(np.mean(original.divergence([view], values)))
+        foretold = sum(some[near] for some in costs[:-1]) / max(costs[-1][alike], NOISE)
+        factor = foretold * of_embedding / max(of_layers, NOISE)
+        self.progress.log(
+            f"measured apart, an error of the embedding counts {factor:.2f} times beside those of the layers"
+        )
+        return [*(list(some) for some in costs[:-1]), [factor * cost for cost in costs[-1]]]
+
     def corrected(self, costs: Sequence[Sequence[float]], original: Original) -> tuple[list[int], list[dict[str, Any]]]:
         """Widths after measuring the whole model; rows of what was tried."""
         groups = self.budget.groups

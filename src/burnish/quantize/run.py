@@ -311,7 +311,9 @@ class _Work:
         mixing = Mixing(budget, rounding, statistics, store, key, self.ctx.progress, vocabulary, outside)
         ledger, costs = self.ctx.ledger, mixing.forecast()
         if len(deciding):
-            choices, trials = mixing.corrected(costs, Original(self.walk.module, deciding))
+            on = Original(self.walk.module, deciding)
+            costs = mixing.comparable(costs, on)
+            choices, trials = mixing.corrected(costs, on)
             ledger.table("widths tried", trials)
             frontier = mixing.frontier(choices, costs, Original(self.walk.module, reporting))
             ledger.table("frontier", frontier)
