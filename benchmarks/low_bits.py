@@ -57,7 +57,7 @@ from burnish.quantize.run import calibration_windows
 from burnish.quantize.scheme import Scheme
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import ROWS
-from burnish.quantize.vocabulary import Vocabulary
+from burnish.quantize.vocabulary import VocabularyRounding
 
 TOKENS, LENGTH, GROUP = (1024, 64, 64) if experiment.SMOKE else (8192, 256, 64)
 REPORT_WINDOWS, REPORT_LENGTH, REPORT_CHARS = (1, 64, 20_000) if experiment.SMOKE else (6, 512, 400_000)
@@ -389,7 +389,7 @@ class Measuring:
             statistics = SomeUses(whole.store.directory, whole.key, whole.folds)
             statistics.wanted = embedding.uses
         rounding = Rounding(rule, embedding.scheme, torch.bfloat16, refit=embedding.refit)
-        view.write_(Vocabulary(statistics, rounding).values(view, embedding.scheme))
+        view.write_(VocabularyRounding(statistics, rounding).values(view, embedding.scheme))
 
     def divergence(self, module: Any, domain: str) -> list[float]:
         """KL(original || module) of every window of a text, per predicted token, in nats."""

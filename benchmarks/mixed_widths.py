@@ -60,7 +60,7 @@ from burnish.quantize.scheme import Scheme
 from burnish.quantize.settings import SchemeSettings
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import WINDOWS, Original, filled, rounded_under
-from burnish.quantize.vocabulary import Vocabulary
+from burnish.quantize.vocabulary import VocabularyRounding
 
 FORM = FORMATS["int"]
 CHOICES: dict[str, Scheme] = {
@@ -283,7 +283,7 @@ class Measuring:
         rows = [view for view in every if view.role == "embedding"]
         statistics = low_bits.vocabulary_of_draw(self.model, self.dense, rows, self.arguments.work, 0)
         rounding = Rounding(RULES["yaqa"], CHOICES["3"], torch.bfloat16, Strength(0.1, 0.1), "a", refit=1)
-        vocabulary, drawn = Vocabulary.of(stage, rounding, statistics), self.drawn
+        vocabulary, drawn = VocabularyRounding.of(stage, rounding, statistics), self.drawn
         given = [(view, vocabulary.values(view, scheme)) for view, scheme in outside]
         store, key = Store(self.arguments.work / "mixed" / "files"), {"model": self.model.identity}
         search = Mixing(budget, rounding, drawn.statistics, store, key, Progress(), vocabulary, given)

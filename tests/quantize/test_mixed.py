@@ -26,7 +26,7 @@ from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import Original, rounded_under
-from burnish.quantize.vocabulary import Vocabulary
+from burnish.quantize.vocabulary import VocabularyRounding
 
 SMALL = {"group_size": 32, "tokens": 512, "length": 32, "method": "gptq"}
 
@@ -169,7 +169,7 @@ def mixing(model, tmp_path):
             rows = [view for view in every if view.role == "embedding"]
             groups += groups_of(rows, rounding.scheme, None, 4, dense_bytes=4)
             sums = collect_vocabulary(model.module, rows, text, tmp_path / "vocabulary", key={})
-            vocabulary = Vocabulary.of(Quantize(**SMALL), rounding, sums)
+            vocabulary = VocabularyRounding.of(Quantize(**SMALL), rounding, sums)
         budget = ByteBudget(tuple(groups), dense=0)
         budget = replace(budget, allowed=budget.at(3.0)).near()
         return Mixing(budget, rounding, statistics, Store(tmp_path / place), {"of": "this"}, vocabulary=vocabulary)

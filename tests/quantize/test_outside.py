@@ -19,7 +19,7 @@ from burnish.quantize.outside import outside_of
 from burnish.quantize.plan import matrices_of
 from burnish.quantize.stage import Quantize
 from burnish.quantize.tuning import Original
-from burnish.quantize.vocabulary import Vocabulary
+from burnish.quantize.vocabulary import VocabularyRounding
 from small_models import small_llama, small_tokenizer
 
 NEAREST = {"method": "rtn", "bits": 3, "group_size": 32}
@@ -117,7 +117,7 @@ def test_where_there_is_text_its_rows_are_rounded_as_the_text_weighs_them(either
     view = next(one for one in matrices(either.module) if one.role == "embedding")
     assert len(statistics.uses(view, range(4))) == 1 + either.config.tie_word_embeddings
     costs = [
-        Vocabulary(statistics, None).cost(view, one.module.get_input_embeddings().weight.detach())
+        VocabularyRounding(statistics, None).cost(view, one.module.get_input_embeddings().weight.detach())
         for one in (nearest, weighed)
     ]
     assert 0 < costs[1] < 0.9 * costs[0]

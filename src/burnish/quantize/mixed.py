@@ -36,7 +36,7 @@ from burnish.quantize.rule import RoundingRule, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.scheme import Scheme
 from burnish.quantize.tuning import NOISE, Original, filled
-from burnish.quantize.vocabulary import Vocabulary
+from burnish.quantize.vocabulary import VocabularyRounding
 
 LEARNED_AS: dict[str, Any] = {"rule": RULES["yaqa"], "strength": Strength(0.1, 0.1), "refit": 1}
 """The rounding that foretells for layers that are learned: the nearest to it that does not take minutes a layer."""
@@ -71,7 +71,7 @@ class Mixing:
     store: Store
     key: Mapping[str, Any]
     progress: Progress = field(default_factory=lambda: Progress(enabled=False))
-    vocabulary: Vocabulary | None = None
+    vocabulary: VocabularyRounding | None = None
     outside: Sequence[tuple[MatrixView, Tensor]] = ()
 
     @property

@@ -102,10 +102,13 @@ def _embedding(settings: Quantize, module: PreTrainedModel, views: Sequence[Matr
     return found[0]
 
 
-def working_bytes(views: Sequence[MatrixView], seen_tokens: int) -> int:
-    """Held beside the network while these are rounded: copies of the largest, or its gradients for some text."""
-    copies = max((40 * prod(view.shape) for view in views), default=0)
-    return max(copies, 16 * seen_tokens * max((view.shape[0] for view in views), default=0))
+def working_bytes(settings: Quantize, views: Sequence[MatrixView]) -> int:
+    """Held beside the network while an embedding or a head is rounded: copies of it, or its gradients for some text."""
+    from burnish.calibrate.vocabulary import BATCH_TOKENS
+
+    rows = [view.shape for view in views if view.layer is None] if asked_for(settings) else []
+    tokens = BATCH_TOKENS if settings.needs else 0
+    return max((max(40 * prod(shape), 16 * tokens * shape[0]) for shape in rows), default=0)
 
 
 def saved_bytes(outside: Sequence[Outside], before: Plan) -> int:

@@ -140,7 +140,6 @@ def check_experts(views: Sequence[MatrixView]) -> None:
 
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
-    from burnish.calibrate.vocabulary import BATCH_TOKENS as VOCABULARY_BATCH
     from burnish.core.checkpoint import without_memory
     from burnish.data.attempt import check_length
 
@@ -156,7 +155,6 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         for view in views:
             schemes[view.name].check_kernel(view, settings.engine)
     check_loadable(views, schemes)
-    rule = RULES[settings.method]
     num_weights = sum(view.shape[0] * view.shape[1] for view in views)
     per_parameter = before.num_bytes / before.num_parameters
     scale_bytes = max(round(per_parameter), 2)
@@ -181,11 +179,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         kind, dense = module.config.model_type, ", ".join(ignored_modules(module, views)) or "no linear layer"
         notes.append(f"model_type {kind!r} has no row: linear layers are found by their names; dense stays {dense}")
     flops, statistics_bytes = 0.0, 0
-    streams = settings.stream
-    if streams is None:
-        at_once = settings.curve or settings.target is not None or asked_for(settings) is not None
-        whole = rule.not_by_layer(settings) or at_once or unknown
-        streams = too_large(before.num_parameters) and not whole
+    streams = _streams(settings, before, unknown=unknown)
     if streams:
         notes.append("goes from disk to disk, a layer at a time")
     if settings.needs:
@@ -198,12 +192,20 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     loads = settings.target is None and settings.quantize_embedding is None  # else it has been said what does not
     by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits) if loads else []
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
-    rows = [view for view in inside if view.layer is None] if asked_for(settings) else []
     working = 4 * held_numbers(settings, before, views, streams=streams) + statistics_bytes + 1_000_000_000
-    working += working_bytes(rows, VOCABULARY_BATCH if settings.needs else 0)
+    working += working_bytes(settings, inside)
     return before.with_(
         num_bytes=num_bytes, peak_memory_bytes=working, seconds=seconds_for(flops), notes=(*before.notes, *notes)
     )
+
+
+def _streams(settings: Quantize, before: Plan, *, unknown: bool) -> bool:
+    """Whether one layer at a time is going to be in memory."""
+    if settings.stream is not None:
+        return settings.stream
+    at_once = settings.curve or settings.target is not None or asked_for(settings) is not None
+    whole = RULES[settings.method].not_by_layer(settings) or at_once or unknown
+    return too_large(before.num_parameters) and not whole
 
 
 def packed_size(views: Sequence[MatrixView], schemes: Mapping[str, Scheme], scale_bytes: int) -> tuple[int, float]:

@@ -41,7 +41,7 @@ from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.quantize.tuning import RESERVE, WINDOWS, Original, choose_rounding, curve
-from burnish.quantize.vocabulary import TOKENS, Vocabulary
+from burnish.quantize.vocabulary import TOKENS, VocabularyRounding
 
 if TYPE_CHECKING:
     from burnish.quantize.stage import Quantize
@@ -176,9 +176,9 @@ class _Work:
             self.ctx.ledger.table("blocks", blocks)
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> VocabularyRounding:
         """How what lies outside of the decoder layers is rounded."""
-        return Vocabulary.of(self.settings, self.rounding, self.of_vocabulary)
+        return VocabularyRounding.of(self.settings, self.rounding, self.of_vocabulary)
 
     def vocabulary_statistics(self, directory: Path) -> VocabularyStatistics | None:
         """What a part of the text says of it, before anything is changed; None where nothing or no text asks."""

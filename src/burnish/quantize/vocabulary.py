@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 TOKENS = 8_192
 """Of the calibration text that go through the network for these matrices by themselves."""
+REFITS = 3
+"""Of scales, where the settings do not say: it takes seconds, and SmolLM2's embedding at 4 bits came a tenth nearer to
+the original than with one, on windows of the calibration text."""
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class VocabularyRounding:
     """Rounding of these matrices.
 
     Attributes:
@@ -38,10 +41,10 @@ class Vocabulary:
     rounding: Rounding
 
     @classmethod
-    def of(cls, settings: Quantize, rounding: Rounding, statistics: VocabularyStatistics | None) -> Vocabulary:
-        """Beside decoder layers that are rounded so: one-sided where their rule takes text, and refitted likewise."""
+    def of(cls, settings: Quantize, rounding: Rounding, statistics: VocabularyStatistics | None) -> VocabularyRounding:
+        """Beside decoder layers that are rounded so: one-sided where their rule takes text."""
         rule = RULES["gptq" if RULES[settings.method].needs and statistics else "rtn"]
-        refit = rule.refits if settings.refit is None else settings.refit
+        refit = settings.refit if settings.refit is not None else REFITS if rule.needs else 0
         return cls(statistics, replace(rounding, rule=rule, refit=refit if statistics else 0, overrides={}))
 
     def under(self, scheme: Scheme) -> Rounding:
