@@ -37,6 +37,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "cyclic view": {"steps": 30, "objective": "view=cyclic"},
     "weights": {"steps": 45, "objective": "weights=kl,window=24,sinks=1"},
 }
+ROUNDS = 1 if SMOKE else 12
+"""In which gradients by the plain loss and by an objective are timed in turn."""
 PRECONDITION = 0.9
 """What the parent must retrieve in the range it was trained on, before anything is compared."""
 DEPTHS, ASKED = (2, 4) if SMOKE else (8, 60)
@@ -51,13 +53,15 @@ class Bench(Kept):
         self.seeds, self.work = tuple(arguments.seeds), arguments.work
 
     def names(self) -> Iterable[str]:
-        yield "parent"
+        yield from ("parent", "cost")
         for seed in self.seeds:
             yield from (f"{arm}, seed {seed}" for arm in ARMS)
 
     def measure(self, name: str) -> dict[str, Any]:
         if name == "parent":
             return self.taught()
+        if name == "cost":
+            return self.costs()
         arm, _, seed = name.rpartition(", seed ")
         return self.longer(arm, int(seed))
 
@@ -89,6 +93,32 @@ class Bench(Kept):
         settings = BOTH | LONGER | ARMS[arm] | {"seed": seed} | ({"steps": 2} if SMOKE else {})
         model = Train(**settings)(parent, data=rows_of("long", 1 + seed, parent.tokenizer))
         return self.asked(model, 1 + seed)
+
+    def costs(self) -> dict[str, Any]:
+        """What a step of every objective takes more than a plain one: by its operations, and measured."""
+        import torch
+
+        from burnish import Train
+        from burnish.arch import head_of
+        from burnish.data.packing import documents, pack
+        from burnish.data.read import read_rows
+        from burnish.train.long_context import LongContext
+        from burnish.train.losses import ROWS, STEP, HeadLoss
+        from burnish.train.objective import Objective
+        from burnish.train.objective_cost import overhead_of
+
+        parent, num, found = self.parent(), LONGER["batch"], {}
+        read = read_rows(rows_of("long", 0, parent.tokenizer))
+        rows = pack(documents(parent.tokenizer, read), LONGER["context"])
+        batch = rows.take(list(range(num))) | {STEP: torch.tensor(0), ROWS: torch.arange(num)}
+        for arm, settings in ARMS.items():
+            if "objective" in settings:
+                plain = HeadLoss(head_of(parent.module))
+                ours = LongContext(Objective.of(settings["objective"]), plain, parent.config._attn_implementation)
+                took = overhead_of(parent.module, batch, plain, ours, "float32", ROUNDS)
+                expected = Train(**BOTH, **LONGER, **settings).added(parent.plan(), of_whole_step=True)
+                found[arm] = {"expected": expected, "mean": took.value, "low": took.low, "high": took.high}
+        return {"arms": found}
 
     def asked(self, model: Any, seed: int) -> dict[str, Any]:
         """Which pairs are retrieved, haystacks down and depths across, in both lengths."""
@@ -148,7 +178,16 @@ def content(bench: Bench) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
-    return {"arms": _arms(results), "depths": _depths(results)}
+    return {"arms": _arms(results), "depths": _depths(results), "cost": _cost(results)}
+
+
+def _cost(results: dict[str, Any]) -> str:
+    costs = results["cells"]["cost"]["arms"]
+    rows = [
+        [arm, f"{100 * one['expected']:+.0f} %", cell({k: 100 * one[k] for k in ("mean", "low", "high")}, "+.0f")]
+        for arm, one in costs.items()
+    ]
+    return table("trained by | operations, against plain: | time, against plain, % (95 %):", rows)
 
 
 def _by_depth(results: dict[str, Any], arm: str, length: str) -> np.ndarray:

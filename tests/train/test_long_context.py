@@ -11,6 +11,7 @@ import burnish
 import small_models
 from burnish.arch import head_of
 from burnish.core.errors import CheckpointError, SettingsError
+from burnish.core.ledger import Ledger
 from burnish.data.packing import IGNORED, documents, pack
 from burnish.optim import NorMuon
 from burnish.train import Loop, fit
@@ -279,6 +280,21 @@ def test_kept_weights_are_priced_by_the_share_of_the_first_pass(tiny_llama):
     assert train.added(plan) == pytest.approx(whole / 4)
     assert train.added(plan, num_rows=10) == pytest.approx(whole * 3 / 10)  # 3 of 10 steps
     assert train.model_copy(update={"steps": 2}).added(plan, num_rows=10) == pytest.approx(whole)
+
+
+def test_a_long_training_tells_what_its_objective_costs(tiny_llama, monkeypatch):
+    """Measured and expected stand side by side, and measuring changes no weight."""
+    settings = {"context": 24, "batch": 4, "steps": 6, "lr": 1e-3, "objective": "view=skip,view_prob=0.3," + CACHED}
+    told, found = [], []
+    monkeypatch.setattr(Ledger, "table", lambda self, name, rows: told.append((name, rows)))
+    for fewest in (7, 6):
+        monkeypatch.setattr("burnish.train.objective_cost.FEWEST_STEPS", fewest)
+        found.append(burnish.Train(**settings)(burnish.load(tiny_llama), data=[TEXT[:200]]))
+    ((_, (row,)),) = [one for one in told if one[0] == "objective_cost"]
+    assert row["low"] <= row["measured"] <= row["high"] and row["context"] == 24 and row["rows"] == 4
+    whole = burnish.Train(**settings | {"objective": "view=skip,weights=kl,window=5,sinks=1"})
+    assert row["expected"] == whole.added(burnish.load(tiny_llama).plan())
+    assert torch.equal(*(weights(model.module) for model in found))
 
 
 def test_a_recipe_and_the_loss_table_have_the_objective(tiny_llama, tmp_path):

@@ -35,6 +35,7 @@ from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_ada
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
 from burnish.train.objective import Objective
+from burnish.train.objective_cost import tell_cost
 from burnish.train.rope import rescale
 from burnish.train.rows import any_large, on_disk, packed
 from burnish.train.speed import speed_of
@@ -115,13 +116,14 @@ def _run(
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
     module = prepared(settings, module, rows, attention, world)
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
+    tell_cost(settings, module, loss_fn, rows, model.plan(), ctx, world, steps=loop.steps)
     trained = module if beside is None else WithParameters(module, beside.to(torch.device(ctx.device)))
     speed = speed_of(module, settings.context, device=ctx.device, precision=loop.precision)
     trained = world.shard(trained, loop.precision)
     optimizer = make_optimizer(settings, module)
     add_beside(optimizer, trained)
-    rows_said = f"{rows.num_targets:,} tokens in {len(rows):,} rows"
-    ctx.progress.log(f"training on {rows_said}: {loop.steps:,} steps of {loop.batch_size} rows")
+    said = f"{rows.num_targets:,} tokens in {len(rows):,} rows: {loop.steps:,} steps of {loop.batch_size} rows"
+    ctx.progress.log(f"training on {said}")
     fitted = fit(
         trained,
         batches,

@@ -314,13 +314,14 @@ class Train(Stage):
         """
         return config if self.rope_scaling is None else RopeScaling.of(self.rope_scaling).scaled(config)
 
-    def added(self, plan: Plan, num_rows: int | None = None) -> float | None:
+    def added(self, plan: Plan, num_rows: int | None = None, *, of_whole_step: bool = False) -> float | None:
         """Operations that the objective adds, as a share of those of the plain loss; None without one.
 
         Args:
             plan: of the model.
             num_rows: of the data; without it, weights that are kept are taken to be computed in one pass of `epochs`,
                 and in every step where `steps` are given.
+            of_whole_step: of a step that has the view and computes weights, whatever share of the steps does.
         """
         if self.objective is None:
             return None
@@ -328,7 +329,9 @@ class Train(Stage):
 
         objective = Objective.of(self.objective)
         weighed = 1.0
-        if objective.cache and num_rows is not None:
+        if of_whole_step:
+            objective = objective.model_copy(update={"view_prob": 1.0})
+        elif objective.cache and num_rows is not None:
             weighed = min(1.0, math.ceil(num_rows / self.batch) / self.num_steps(num_rows))
         elif objective.cache and self.steps is None:
             weighed = min(1.0, 1 / self.epochs)
