@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from burnish.convert.stage import LatentAttention
+from burnish.convert.stage import LadderResidual, LatentAttention
 from burnish.core.checkpoint import Model, load
 from burnish.data import read_texts, windows
 from burnish.quantize.stage import Quantize
 from burnish.slim.stage import Slim
-from small_models import small_llama, small_tokenizer
+from small_models import make, small_llama, small_tokenizer
 
 NUM_TOKENS = 24
 PROMPTS = [[1, 5, 9, 33], [7, 8, 100, 200, 300]]
@@ -299,3 +299,23 @@ def test_the_naive_form_of_latent_attention_answers_nonsense(tmp_path, trap):
     assert process.returncode == 0, process.stderr[-4000:]
     (outputs,) = json.loads((tmp_path / "results.json").read_text())["outputs"]
     assert [output["tokens"] for output in outputs] != [greedy(made.module, prompt) for prompt in PROMPTS]
+
+
+# -- ladders -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_ladder_gives_the_same_tokens_to_who_runs_its_code_and_nothing_to_others(tmp_path, kind):
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+    source = make(kind, num_hidden_layers=4, initializer_range=0.3, disturbed=True, **shape)
+    stage = LadderResidual(layers="last:3", custom_code=True, tokens=64, length=64)
+    made = stage(Model(module=source, tokenizer=small_tokenizer()), calibration=[TEXT.read_text()])
+    work = job(made.save(tmp_path / "model"))
+    process = in_vllm(tmp_path, [work | {"engine": {"trust_remote_code": True}}])
+    assert process.returncode == 0, process.stderr[-4000:]
+    (outputs,) = json.loads((tmp_path / "results.json").read_text())["outputs"]
+    expected = [greedy(made.module, prompt) for prompt in PROMPTS]
+    assert [output["tokens"] for output in outputs] == expected != [greedy(source, prompt) for prompt in PROMPTS]
+    process = in_vllm(tmp_path, [work])
+    assert process.returncode and "trust_remote_code=True" in process.stderr

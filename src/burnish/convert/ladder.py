@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from burnish.core.progress import Progress
     from burnish.core.stage import Context
 
-NO_ENGINE = f"{NOT_STOCK}, such as vLLM, SGLang, TGI and llama.cpp"
+NO_ENGINE = f"{NOT_STOCK}, and so does vLLM; SGLang, TGI and llama.cpp do not load it"
 AT_ONCE = 512
 """Tokens of text in a forward pass."""
 

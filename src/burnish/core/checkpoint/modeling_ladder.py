@@ -69,10 +69,10 @@ class LadderBlock(nn.Module):
 
 
 class Ladder:
-    """Beside the class of a causal language model: the layers that its configuration names are in a ladder."""
+    """Beside a class of transformers: the layers that the configuration names are in a ladder."""
 
     config: Any
-    model: Any
+    base_model: Any
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -84,7 +84,7 @@ class Ladder:
         Raises:
             ValueError: a number that is no layer's, or one twice.
         """
-        layers = self.model.layers
+        layers = self.base_model.layers
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(layers))):
             raise ValueError(f"ladder_layers is {numbers}, but names layers from 0 to {len(layers) - 1}, each once")
         for number, layer in enumerate(layers):
@@ -97,17 +97,15 @@ class Ladder:
 
 # -- the classes: one for every class of transformers, made when it is first asked for ---------------------------------
 
-CONFIG, MODEL = "Config", "ForCausalLM"
+KINDS = ("Config", "Model", "ForCausalLM")
 
 
 def __getattr__(name: str) -> Any:
-    """`LadderXForCausalLM` and `LadderXConfig` of this module, for an `XForCausalLM` of transformers."""
-    stock = name.removeprefix("Ladder").removesuffix(CONFIG).removesuffix(MODEL)
-    if name == f"Ladder{stock}{CONFIG}":
-        return config_class(f"{stock}{CONFIG}")
-    if name == f"Ladder{stock}{MODEL}":
-        return model_class(f"{stock}{MODEL}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """`LadderXForCausalLM`, `LadderXModel` and `LadderXConfig` of this module, for those of transformers."""
+    stock = name.removeprefix("Ladder")
+    if stock == name or not name.endswith(KINDS):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return config_class(stock) if name.endswith("Config") else model_class(stock)
 
 
 @cache
@@ -125,11 +123,10 @@ def config_class(stock: str) -> Any:
 
 @cache
 def model_class(stock: str) -> Any:
-    """The causal language model of that name of transformers, with ladders."""
-    config = config_class(stock.removesuffix(MODEL) + CONFIG)
-    return type(
-        f"Ladder{stock}", (Ladder, getattr(transformers, stock)), {"__module__": __name__, "config_class": config}
-    )
+    """The model of that name of transformers, with ladders."""
+    plain = getattr(transformers, stock)
+    own = {"__module__": __name__, "config_class": config_class(plain.config_class.__name__)}
+    return type(f"Ladder{stock}", (Ladder, plain), own)
 
 
 @cache

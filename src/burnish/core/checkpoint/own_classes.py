@@ -1,8 +1,8 @@
 """Networks that stock transformers has no class for, of classes of ours.
 
 Their checkpoints name a `model_type` that no engine knows, so that none computes them as something else without a word,
-and hold the file with the class, for who runs it with `trust_remote_code=True`. Burnish reads them with its own copy of
-that file, never with theirs.
+and hold the file with the classes, for who runs it with `trust_remote_code=True`. Burnish reads them with its own copy
+of that file, never with theirs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ PREFIX = "ladder_"
 CODE = Path(__file__).with_name("modeling_ladder.py")
 """All of these classes; needs torch and transformers alone."""
 NOT_STOCK = (
-    "stock transformers has no class for it and loads it with trust_remote_code=True alone, by the file "
-    f"{CODE.name} beside the weights; engines with classes of their own do not load it"
+    "no library has a class for it: transformers loads it with trust_remote_code=True alone, by the file "
+    f"{CODE.name} beside the weights"
 )
 
 
@@ -53,11 +53,12 @@ def network_class(model_type: str) -> Any:
 def auto_map(model_type: str) -> dict[str, str] | None:
     """What config.json says of the file, for transformers; None for what is no network of a class of ours."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
     plain = plain_type(model_type)
     names = {
         "AutoConfig": CONFIG_MAPPING_NAMES.get(plain),
+        "AutoModel": MODEL_MAPPING_NAMES.get(plain),
         "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(plain),
     }
     if not is_own(model_type) or not all(isinstance(name, str) for name in names.values()):
