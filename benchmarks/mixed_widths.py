@@ -44,14 +44,12 @@ from burnish.core.checkpoint import load
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
-from burnish.core.store import Store
 from burnish.data import read_texts, windows
 from burnish.quantize.budget import Group, budget_of, groups_of
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.maths.allocation import allocate, sensitivity
 from burnish.quantize.method import Rounding
-from burnish.quantize.mixed import Mixing
 from burnish.quantize.outside import embedding_of_target, outside_of, saved_bytes
 from burnish.quantize.plan import select
 from burnish.quantize.rule import Strength
@@ -104,7 +102,8 @@ BESIDE_LEARNED = {
     "learned, 65k tokens, refit 3 times, knapsack": "65k tokens, refit 3 times, knapsack",
 }
 """What they are compared with."""
-FILES = tuple((size, embedding) for size in ("75MB", "60MB") for embedding in ("8", "auto"))
+EMBEDDED, MEASURED = (3, 4, 5, 6, 8), 4
+FILES = tuple((size, embedding) for size in ("75MB", "60MB") for embedding in ("auto", "8"))
 COMMAND = "burnish quantize --target"
 BESIDE = {3.0: f"{UNIFORM}, that command's text", 3.5: f"{HALVES}, that command's text"}
 ASKED = ("command", "beside")
@@ -181,6 +180,7 @@ class Measuring:
         every = [f"costs, {choice}" for choice in CHOICES]
         every += [f"model, {bits:g}, {way}" for bits, way in MODELS]
         every += ["rank", *(f"domains, {domain}" for domain in low_bits.DOMAINS)]
+        every += ["costs, embedding"]
         every += [f"file, {size}, {embedding}" for size, embedding in FILES]
         every += [f"learned, 3, {way}" for way in LEARNED]
         every += [f"{kind}, {bits:g}" for bits in (3.5, 3.0) for kind in ("command", "beside")]
@@ -211,6 +211,8 @@ class Measuring:
         return Rounded(self.views, statistics, self.arguments.work / "mixed" / "draw-0")
 
     def costs(self, choice: str) -> dict[str, Any]:
+        if choice == "embedding":
+            return self.costs_of_embedding()
         drawn = self.drawn
         return {"costs": {rounding: drawn.costs(choice, rounding, drawn.statistics) for rounding in (BOTH, ONE_SIDED)}}
 
@@ -264,52 +266,82 @@ class Measuring:
 
     # -- files of a size, with the embedding -------------------------------------------------------------------------
 
-    def file(self, name: str) -> dict[str, Any]:
-        """Widths of the layers, and of the embedding where it has none, for so many bytes."""
-        size, bits = name.split(", ")
-        stage = Quantize(
-            target=size, quantize_embedding=int(bits) if bits.isdigit() else "auto", bits=3, **low_bits.YAQA_A
-        )
-        every, before = matrices(self.dense), self.model.plan()
-        outside = outside_of(stage, self.dense, every)
-        budget = budget_of(
-            stage,
-            CHOICES["3"],
-            self.views,
-            before,
-            embedding=embedding_of_target(stage, self.dense, every),
-            saved=saved_bytes(outside, before),
-        )
-        rows = [view for view in every if view.role == "embedding"]
-        statistics = low_bits.vocabulary_of_draw(self.model, self.dense, rows, self.arguments.work, 0)
-        rounding = Rounding(RULES["yaqa"], CHOICES["3"], torch.bfloat16, Strength(0.1, 0.1), "a", refit=1)
-        vocabulary, drawn = VocabularyRounding.of(stage, rounding, statistics), self.drawn
-        given = [(view, vocabulary.values(view, scheme)) for view, scheme in outside]
-        store, key = Store(self.arguments.work / "mixed" / "files"), {"model": self.model.identity}
-        search = Mixing(budget, rounding, drawn.statistics, store, key, Progress(), vocabulary, given)
-        costs = search.comparable(search.forecast(), Original(self.dense, self.other_windows()))
-        choices = search.solve(costs)
-        values = search.values(choices) | {view.name: tensor for view, tensor in given}
-        outside = [*outside, *budget.outside(choices)]
-        weights: dict[str, int] = {}
-        for group, choice in zip(budget.groups, choices, strict=True):
-            if group.is_inside:
-                width = str(group.width(choice))
-                weights[width] = weights.get(width, 0) + group.num_weights
-        return {
-            "size": size,
-            "embedding": bits,
-            "kl": self.divergences(values, [view for view, _ in outside]),
-            "embedding_bits": next((scheme.bits for _, scheme in outside), 16),
-            "weights": dict(sorted(weights.items())),
-            "bytes": budget.size(choices),
-        }
+    @property
+    def embedding(self) -> MatrixView:
+        return next(view for view in matrices(self.dense) if view.role == "embedding")
+
+    def vocabulary(self) -> VocabularyRounding:
+        """Rounding of the embedding, as the first draw weighs it."""
+        statistics = low_bits.vocabulary_of_draw(self.model, self.dense, [self.embedding], self.arguments.work, 0)
+        rounding = Rounding(RULES["gptq"], CHOICES["4"], torch.bfloat16)
+        return VocabularyRounding.of(Quantize(method="yaqa"), rounding, statistics)
+
+    def costs_of_embedding(self) -> dict[str, Any]:
+        """What is foretold at every width, and measured at one, on calibration text that is not in the draw."""
+        vocabulary, view, costs, measured = self.vocabulary(), self.embedding, {}, {}
+        original = Original(self.dense, self.other_windows())
+        for bits in EMBEDDED:
+            values = vocabulary.values(view, FORM(bits, 64, True))
+            costs[str(bits)] = vocabulary.cost(view, values)
+            if bits == MEASURED:
+                measured[str(bits)] = float(np.mean(original.divergence([view], {view.name: values})))
+            print(f"  embedding at {bits} bits: {costs[str(bits)]:.4f} foretold", flush=True)
+        return {"embedding": costs, "measured": measured}
 
     def other_windows(self) -> Tensor:
         """Of the calibration text, that the first draw has not."""
         known = set(map(tuple, low_bits.windows_of_draw(self.model, 0).tolist()))
         others = [window for window in low_bits.windows_of_draw(self.model, 1) if tuple(window.tolist()) not in known]
         return torch.stack(others[:WINDOWS])
+
+    def file(self, name: str) -> dict[str, Any]:
+        """Widths of the layers, and of the embedding where it has none, for so many bytes."""
+        size, given = name.split(", ")
+        bits = int(given) if given.isdigit() else "auto"
+        stage, before = Quantize(target=size, quantize_embedding=bits, **low_bits.YAQA_A), self.model.plan()
+        outside, free = outside_of(stage, self.dense, [self.embedding]), None
+        if bits == "auto":
+            free = embedding_of_target(stage, self.dense, [self.embedding])
+        saved = saved_bytes(outside, before)
+        budget = budget_of(stage, CHOICES["3"], self.views, before, embedding=free, saved=saved)
+        costs, sizes = (
+            self.table_of_costs(BOTH, WHOLE),
+            [[bytes_of(g, choice) for choice in WHOLE] for g in self.groups],
+        )
+        widths: list[Sequence[str]] = [WHOLE] * len(self.groups)
+        if free:
+            found = self.kept.read("costs, embedding")
+            told = json.loads((experiment.RESULTS / "low_bits.json").read_text())  # by the command, on such windows
+            of_layers = [row["kl"] for row in told["widths tried"] if row["accepted"]][-1]
+            of_layers /= sum(row["sensitivity"] for row in told["widths"])
+            factor = found["measured"][str(MEASURED)] / found["embedding"][str(MEASURED)] / of_layers
+            costs.append([factor * cost for cost in found["embedding"].values()])
+            widths.append(tuple(found["embedding"]))
+            sizes.append([budget.groups[-1].size_at(int(width)) for width in widths[-1]])
+        places = allocate(costs, sizes, budget.allowed)
+        total = budget.dense + sum(some[place] for some, place in zip(sizes, places, strict=True))
+        chosen = [some[place] for some, place in zip(widths, places, strict=True)]
+        if free:
+            outside = [(self.embedding, FORM(int(chosen.pop()), 64, True))]
+        schemes = {
+            v.name: CHOICES[width] for group, width in zip(self.groups, chosen, strict=True) for v in group.views
+        }
+        rule = Rounding(
+            RULES["yaqa"], CHOICES["3"], torch.bfloat16, Strength(0.1, 0.1), "a", refit=1, overrides=schemes
+        )
+        values = rounded_under(self.views, {"": rule}, self.drawn.statistics)[""]
+        values |= {view.name: self.vocabulary().values(view, scheme) for view, scheme in outside}
+        weights = dict.fromkeys(WHOLE, 0)
+        for group, width in zip(self.groups, chosen, strict=True):
+            weights[width] += group.num_weights
+        return {
+            "size": size,
+            "embedding": given,
+            "kl": self.divergences(values, [view for view, _ in outside]),
+            "embedding_bits": outside[0][1].bits,
+            "weights": weights,
+            "bytes": total,
+        }
 
     # -- domains -----------------------------------------------------------------------------------------------------
 

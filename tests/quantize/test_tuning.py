@@ -143,6 +143,35 @@ def test_strengths_are_compared_on_the_grids_of_overrides(model, texts, tmp_path
 
 
 @pytest.mark.slow
+def test_a_choice_that_was_interrupted_is_made_again_as_it_would_have_been(model, texts, tmp_path, monkeypatch):
+    stage = Quantize(method="yaqa", bits=2, group_size=32, tokens=1024, length=64)
+
+    def run(place):
+        place.mkdir(exist_ok=True)
+        ctx = Context({"calibration": texts}, place, "cpu", seeded_generator(0), Progress(False), Ledger(None))
+        packed = stage.run(model, ctx).packed
+        return packed, next(row["rows"] for row in ctx.ledger.rows if row.get("name") == "shrinkage")
+
+    uninterrupted, wanted = run(tmp_path / "whole")
+    truly, rounded = tuning.rounded_under, []
+
+    def killed(*given):
+        rounded.append(given)
+        if len(rounded) == 3:
+            raise KeyboardInterrupt
+        return truly(*given)
+
+    monkeypatch.setattr(tuning, "rounded_under", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    assert list((tmp_path / "killed").rglob("key.json")), "what was collected is kept"
+    again, rows = run(tmp_path / "killed")
+    assert rows == wanted
+    for weight, tensors in uninterrupted.items():
+        assert all(torch.equal(tensor, again[weight][name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.slow
 def test_the_curve_has_a_point_for_each_part_of_the_text_and_method(model, texts, tmp_path, monkeypatch):
     stage = Quantize(method="yaqa", bits=3, group_size=32, tokens=2048, length=64, curve=True)
     ctx = Context({"calibration": texts}, tmp_path, "cpu", seeded_generator(0), Progress(False), Ledger(None))
