@@ -27,7 +27,14 @@ from burnish.train.views import drawn, has_view, longest_document, mask_rule
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. " * 20
 BOTH = "view=skip,weights=kl,window=5,sinks=1"
-OBJECTIVES = ("view=skip", "view=cyclic", "weights=kl,window=5,sinks=1", "weights=sparse,window=5,keep=0.5", BOTH)
+OBJECTIVES = (
+    "view=skip",
+    "view=cyclic",
+    "view=skip,view_only=true",
+    "weights=kl,window=5,sinks=1",
+    "weights=sparse,window=5,keep=0.5",
+    BOTH,
+)
 
 
 @pytest.fixture
@@ -119,6 +126,22 @@ def test_weights_are_those_of_two_ordinary_forward_passes(model_of, all_float64)
     torch.testing.assert_close(loss.metrics["unweighted"], losses.detach().sum(), rtol=1e-10, atol=0)
     torch.testing.assert_close(loss.metrics["context_divergence"], signal.sum(), rtol=1e-8, atol=0)
     assert signal.min() > 0 and loss.weight == 19
+
+
+def test_a_view_alone_is_the_next_token_loss_at_its_positions(model_of, all_float64):
+    """Written out with one ordinary forward pass, whose mask is that of the order of tokens."""
+    model = model_of(dtype=torch.float64)
+    ids = torch.randint(0, 300, (1, 20), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), STEP: torch.tensor(3), ROWS: torch.tensor([7])}
+    batch["targets"][0, -1] = IGNORED
+    objective = "view=skip,view_only=true"
+    found = loss_of(model, objective, seed=5)(model, batch)
+    view = drawn(Objective.of(objective), batch, batch["targets"] != IGNORED, 5)
+    mask = visible(torch.zeros_like(ids))[:, None]
+    logits = model(input_ids=ids, position_ids=view.position_ids, attention_mask=mask).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+    torch.testing.assert_close(found.total, expected)
+    assert found.weight == 19 and (view.position_ids[0].diff() > 1).any()
 
 
 def test_a_view_stops_the_gradient_of_the_standard_one(model_of, all_float64):
@@ -422,6 +445,9 @@ def test_dropout_is_refused(model_of):
         ("weights=longce,floor=0.1", "floor counts for nothing with weights=longce"),
         ("weights=longce,prefix=formula", "prefix counts for nothing with weights=longce"),
         ("view=skip,view_prob=1.5", "view_prob is '1.5'"),
+        ("view=skip,view_only=true,weights=kl", "weights does not go with view_only"),
+        ("view=skip,view_only=true,view_weight=2", "view_weight does not go with view_only"),
+        ("weights=kl,view_only=true", "view_only counts for nothing without view"),
         ("focal=11", "focal is .11."),
     ],
 )

@@ -6,7 +6,8 @@
               document alone; positions stay as they are. `burnish.train.maths.token_weights` makes w of both
               predictions.
     view      one more pass with a gradient, under other positions and the same causal mask.
-              `burnish.train.maths.view_distillation`
+              `burnish.train.maths.view_distillation`; or, with view_only, the next-token loss under these positions
+              and no other pass (PoSE, 2023, arXiv:2309.10400)
 
 Both are sums over documents and divided once a step by the loop, so that a step may be cut up anyhow. On held-out rows
 the loss is the plain one.
@@ -32,7 +33,7 @@ from burnish.train.maths.stretches import in_stretches, tokens_at_once, wide
 from burnish.train.maths.token_weights import Weighting, context_divergence, token_weights
 from burnish.train.maths.view_distillation import view_divergence
 from burnish.train.objective import Objective
-from burnish.train.views import attention_mask, documents_of, drawn, has_view
+from burnish.train.views import View, attention_mask, documents_of, drawn, has_view
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class LongContext:
         weighted = self.objective.weights != "none" and kept is None
         # Without a gradient first: under FSDP the weights of the training pass then stay for its backward pass.
         short = self._short(model, batch, documents)[counts] if weighted else None
+        has_second = has_view(self.objective, self.seed, int(batch[STEP]))
+        if has_second and self.objective.view_only:
+            view = drawn(self.objective, batch, counts, self.seed)
+            return self.plain.of(*self._under_view(model, batch, documents, view), batch)
         output, hidden = self.plain.run(model, batch)
         factors, metrics = None, dict[str, Tensor]()
         if short is not None:
@@ -74,7 +79,7 @@ class LongContext:
             factors = kept.read(batch[ROWS].tolist(), counts)
         loss = self.plain.of(output, hidden, batch, factors)
         total = loss.total
-        if has_view(self.objective, self.seed, int(batch[STEP])):
+        if has_second:
             added, divergence = self._view(model, batch, documents, hidden.detach(), counts)
             total, metrics = total + self.objective.view_weight * added, metrics | divergence
         return Loss(total, loss.weight, loss.metrics | metrics)
@@ -130,9 +135,7 @@ class LongContext:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over documents of the view's mean divergence times the document's tokens, and the plain sum."""
         view = drawn(self.objective, batch, counts, self.seed)
-        inputs: dict[str, Any] = model_inputs(batch) | {"position_ids": view.position_ids}
-        mask = attention_mask(self.attention, documents)
-        hidden = self.plain.head.last_hidden(model, **inputs, attention_mask=mask)[1]
+        hidden = self._under_view(model, batch, documents, view)[1]
         behind = view.shares > 0
         head = self.plain.head
         (each,) = in_stretches(
@@ -143,3 +146,8 @@ class LongContext:
         name = "view_divergence"
         metrics = {name: each.detach().sum(), name + COUNT: behind.sum().to(each.dtype)}
         return each @ view.shares[behind].to(each.dtype), metrics
+
+    def _under_view(self, model: nn.Module, batch: Batch, documents: Tensor, view: View) -> tuple[Any, Tensor]:
+        """The model's output and hidden states under other positions, and the mask of the order of tokens."""
+        inputs: dict[str, Any] = model_inputs(batch) | {"position_ids": view.position_ids}
+        return self.plain.head.last_hidden(model, **inputs, attention_mask=attention_mask(self.attention, documents))

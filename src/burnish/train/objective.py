@@ -34,7 +34,7 @@ DEFAULTS: dict[str, tuple[float, float]] = {
 }
 """{mode: (floor, cap)}, those of the published programs."""
 
-OF_VIEWS = ("view_weight", "view_prob", "max_skip")
+OF_VIEWS = ("view_weight", "view_prob", "view_only", "max_skip")
 OF_WEIGHTS = ("window", "sinks", "floor", "cap", "keep", "shift", "gate", "prefix", "cache")
 RELATIVE = tuple(mode for mode in DEFAULTS if mode != "longce")
 """Those whose weights are relative to the mean of their document."""
@@ -52,6 +52,9 @@ class Objective(Settings):
     view: Literal["none", "skip", "cyclic"] = Field(default="none", description="second view of every document")
     view_weight: float = Field(default=1.0, gt=0, description="of the divergence of the view, beside the loss")
     view_prob: float = Field(default=1.0, gt=0, le=1, description="share of the steps that have the second view")
+    view_only: bool = Field(
+        default=False, description="the next-token loss under the view's positions, and no second pass (PoSE)"
+    )
     max_skip: int | None = Field(default=None, ge=1, description="largest gap; the document's length if not given")
     weights: Literal["none", "kl", "lsd", "js", "longce", "dense", "sparse", "ppmi", "npmi"] = Field(
         default="none", description="how much a token counts"
@@ -110,6 +113,9 @@ class Objective(Settings):
                 raise ValueError(f"{name} counts for nothing with weights={self.weights}, but with {', '.join(modes)}")
         if self.view == "cyclic" and self.max_skip is not None:
             raise ValueError("max_skip is of view=skip, and the cyclic view has no gap")
+        if self.view_only and (self.weights != "none" or "view_weight" in self.model_fields_set):
+            given = "weights" if self.weights != "none" else "view_weight"
+            raise ValueError(f"{given} does not go with view_only, which has one pass and one loss")
         if self.weights != "none" and self.sinks >= self.window:
             raise ValueError(f"sinks is {self.sinks}, which is not below the window of {self.window} tokens")
         return self
@@ -243,7 +249,7 @@ class Objective(Settings):
             window=self.window if self.weights != "none" else None,
             sinks=self.sinks,
             weights_share=weighed,
-            view_share=self.view_prob if self.view != "none" else 0.0,
+            view_share=self.view_prob if self.view != "none" and not self.view_only else 0.0,
             skips=skips,
             checkpointing=checkpointing,
             adapters=adapters,
