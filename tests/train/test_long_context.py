@@ -1,5 +1,6 @@
 """Views and weights of tokens over the training loop: what is minimised, and what is refused before the first step."""
 
+import errno
 import json
 import math
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 import burnish
 import small_models
 from burnish.arch import head_of
-from burnish.core.errors import CheckpointError, SettingsError
+from burnish.core.errors import CheckpointError, OutputError, SettingsError
 from burnish.core.ledger import Ledger
 from burnish.data.packing import IGNORED, documents, pack
 from burnish.optim import NorMuon
@@ -257,6 +258,16 @@ def test_kept_weights_are_those_of_the_first_pass_and_cost_no_second_one(model_o
     assert later.total != anew(model, batch_of(rows, [2, 0], step=2)).total
     with pytest.raises(CheckpointError, match="a row that the first pass should have seen"):
         cached(model, batch_of(rows, [5], step=2))
+
+
+def test_a_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("burnish.train.kept_weights._write_empty", full)
+    with pytest.raises(OutputError, match=r"no place for the weights of 1,000 rows.*free some space, or leave cache"):
+        KeptWeights.opened(tmp_path, {"of": "a test"}, (1000, 24), first_pass=2)
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_a_training_with_kept_weights_that_is_killed_ends_with_the_same_bits(tiny_llama, tmp_path):

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from burnish.core.errors import CheckpointError
+from burnish.core.checkpoint import cause_of, remedy
+from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.store import Key, Store
 
 ENTRY, FILE = "token-weights", "weights.npy"
@@ -45,14 +46,20 @@ class KeptWeights:
             key: what the weights depend on.
             shape: rows, tokens of a row.
             first_pass: steps in which every row is seen at least once.
+
+        Raises:
+            OutputError: the disk has no room for them.
         """
         store = Store(work_dir / ENTRY)
         found = store.find(ENTRY, key)
         if found is None:
-            with store.writing(ENTRY, key) as place:
-                array = np.lib.format.open_memmap(place / FILE, mode="w+", dtype=np.float32, shape=shape)
-                array[:] = np.nan
-                array.flush()
+            try:
+                with store.writing(ENTRY, key) as place:
+                    _write_empty(place / FILE, shape)
+            except OSError as error:
+                cause = cause_of(error)
+                what = f"there is no place for the weights of {shape[0]:,} rows of {shape[1]:,} tokens ({cause})"
+                raise OutputError(what, where=str(work_dir), fix=f"{remedy(cause)}, or leave cache=true out") from None
             found = store.find(ENTRY, key)
             assert found is not None, "just written"
         return cls(found / FILE, first_pass)
@@ -81,3 +88,13 @@ class KeptWeights:
                 fix="go on with the batch size of before, or without cache=true",
             )
         return kept
+
+
+def _write_empty(path: Path, shape: tuple[int, int]) -> None:
+    """An array of NaN whose room on the disk is taken now: a full disk would end the process at a write to the map."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    row = np.full(shape[1], np.nan, dtype="<f4").tobytes()
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(shape[0]):
+            file.write(row)
