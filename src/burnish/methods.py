@@ -242,6 +242,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish evaluate --task ruler:niah_multikey,vt --lengths 1k,2k",
         source="RULER: What's the Real Context Size of Your Long-Context Language Models?, 2024, arXiv:2404.06654",
         page="ruler",
+        benchmarks=(Benchmark("ruler", ("--work", "runs/ruler-benchmark")),),
     ),
     Method(
         name="LongPPL",
