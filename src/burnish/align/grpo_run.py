@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from burnish.align.held_out import DrawnAnswers, answers, check_ready
 from burnish.align.read_later import ReadLater
 from burnish.core import page
 from burnish.core.checkpoint import Lineage, Model, cast
+from burnish.core.children import num_processes
 from burnish.core.errors import MissingExtraError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.store import Store
@@ -109,7 +109,7 @@ def run(
         CheckpointError: the state in the work directory is of another training.
     """
     check_questions(model.tokenizer)
-    if watch is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if watch is not None and num_processes() > 1:
         raise SettingsError("what is watched is trained by one process only", fix="leave `launch` out")
     with libraries_quiet(ctx.progress.log):
         if env is not None:
@@ -220,7 +220,7 @@ def _check_start(settings: Grpo, asked: Environment, found: DrawnAnswers, ctx: C
 
 
 def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = num_processes()
     if settings.prompts % processes:
         raise SettingsError(
             f"is {settings.prompts}, which {processes} processes do not share evenly: a group stays in one of them",

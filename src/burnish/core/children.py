@@ -25,6 +25,11 @@ def childs_environment(*modules: str) -> dict[str, str]:
     return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONPATH": paths}
 
 
+def num_processes() -> int:
+    """How many share the work of this one, as the launcher that started them says; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _root(module: str) -> str | None:
     """The directory that a module's outermost package lies in; None for what has no file."""
     file = sys.modules[module.partition(".")[0]].__file__

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from burnish.core.checkpoint import tensor_digest, text_digest
+from burnish.core.children import num_processes
 from burnish.core.errors import SettingsError, StageError
 from burnish.core.store import Key
 from burnish.optim.sharding import check_processes_agree, is_dtensor, local, refuse_mixture
@@ -60,7 +61,7 @@ def world(device: str, sequence_parallel: int = 1) -> Iterator[World]:
         SettingsError: `sequence_parallel` does not divide the number of processes.
         StageError: another process died, or did not answer within ten minutes.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = num_processes()
     if size % sequence_parallel:
         what = "one process" if size == 1 else f"{size} processes"
         raise SettingsError(

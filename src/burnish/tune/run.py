@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from burnish.core.checkpoint import Model, cast
 from burnish.core.checkpoint.packed_integers import SCALE, packed_tensors, packed_weights, quantization_config
+from burnish.core.children import num_processes
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.stage import Context
 from burnish.distill.run import run as distill
@@ -33,7 +33,7 @@ def run(settings: Tune, model: Model, ctx: Context) -> Model:
         SettingsError: no weight can be tuned, or several processes.
         CheckpointError: stock loading reads other weights than scales times codes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes() > 1:
         raise SettingsError("tune is for one process only", fix="leave `launch` out of this node")
     check_whole_numbers(quantization_config(model))
     dense = cast(copy.deepcopy(model.module), torch.float32)
