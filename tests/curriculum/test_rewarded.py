@@ -159,7 +159,10 @@ def test_a_phase_of_rewards_follows_one_of_data(start, tmp_path):
 
 def test_nothing_is_trained_on_that_any_phase_is_measured_on():
     stage = stage_of(phase("one", ONE), phase("two", TWO), phase("again", ONE, grpo={"kind": ONE, "problems": 8}))
-    found = Environments(stage, {"0a+1"})
+    plain = Environments(stage, set(), set())
+    rows = {min(plain.questions["two"])}
+    found = Environments(stage, rows, {"0a+1"})
+    assert rows.isdisjoint(found.questions["two"])
     measured = {"0a+1"}.union(*found.questions.values())
     assert len(found.questions["two"]) == 4
     assert all(measured.isdisjoint(env.questions) for env in found.trained.values())
@@ -167,13 +170,13 @@ def test_nothing_is_trained_on_that_any_phase_is_measured_on():
 
 def test_a_prompt_writes_the_question_of_an_environment():
     tables = {"name": "told", "env": "table", "prompt": "{description}?{asked}"}
-    found = Environments(stage_of(tables, tables | {"name": "grid", "prompt": "{grid}?{asked}"}), set())
+    found = Environments(stage_of(tables, tables | {"name": "grid", "prompt": "{grid}?{asked}"}), set(), set())
     for env in (found.trained[0], found.asked[0].env):
         assert isinstance(env, TableEnv)
         assert [one["question"] for one in env.problems] == [f"{r['description']}?{r['asked']}" for r in env.problems]
     assert found.asked[1].env.problems[0]["question"] in found.questions["told"]
     with pytest.raises(DataError, match="has no 'picture' for the prompt"):
-        Environments(stage_of(tables | {"prompt": "{picture}"}), set())
+        Environments(stage_of(tables | {"prompt": "{picture}"}), set(), set())
 
 
 DATA = {"name": "d", "data": "x", "held_out": "y"}

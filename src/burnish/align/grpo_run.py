@@ -184,14 +184,14 @@ def to_train_on(settings: Grpo, apart_from: set[str]) -> Environment:
     return environment(settings.env, settings.problems, settings.seed, **how)
 
 
-def held_out(settings: Grpo) -> Environment | None:
-    """Problems to measure on; of chains, as many of every number of steps."""
+def held_out(settings: Grpo, apart_from: frozenset[str] | set[str] = frozenset()) -> Environment | None:
+    """Problems to measure on, without these questions; of chains, as many of every number of steps."""
     if not settings.held_out:
         return None
     seed = settings.seed + 1_000_003
     if settings.env == "chain":
-        return ChainEnv(settings.held_out, seed, settings.kind, each=True)
-    return environment(settings.env, settings.held_out, seed, tables=settings.tables)
+        return ChainEnv(settings.held_out, seed, settings.kind, apart_from=apart_from, each=True)
+    return environment(settings.env, settings.held_out, seed, tables=settings.tables, apart_from=apart_from)
 
 
 def _measured(settings: Grpo, model: Model, module: Any, asked: Environment | None) -> dict[str, DrawnAnswers]:

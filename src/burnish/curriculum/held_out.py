@@ -172,11 +172,14 @@ def check_apart(
 
 def _items(data: str) -> Iterator[bytes]:
     """A digest of every item of a reference."""
+    return map(_digest, texts_of(data))
+
+
+def texts_of(data: str) -> Iterator[str]:
+    """What tells the items of a reference apart: questions, or whole texts."""
     if holds_problems(file := _file(data)):
-        asked: Iterator[str] = (str(row.get("question", row.get("problem"))) for row in read_problems(file))
-    else:
-        asked = (_asked(row) for row in rows_of(data))
-    return map(_digest, asked)
+        return (str(row.get("question", row.get("problem"))) for row in read_problems(file))
+    return (_asked(row) for row in rows_of(data))
 
 
 def _digest(text: str) -> bytes:

@@ -52,7 +52,8 @@ class Environments:
 
     Args:
         settings: of the curriculum.
-        taken: questions that phases of data are measured on.
+        trained_on: questions that phases of data train on, which no environment is measured on.
+        measured_on: and those that they are measured on, which none trains on.
 
     Attributes:
         asked: {place of the phase: what it is measured on}.
@@ -60,14 +61,14 @@ class Environments:
         questions: {phase: what its environment measures on}, as drawn.
     """
 
-    def __init__(self, settings: Curriculum, taken: set[str]) -> None:
+    def __init__(self, settings: Curriculum, trained_on: set[str], measured_on: set[str]) -> None:
         self.settings = settings
         phases = {place: phase for place, phase in enumerate(settings.phases) if phase.env is not None}
         grpo = {place: settings.rewarding(phase) for place, phase in phases.items()}
-        found = {place: held_out(one) for place, one in grpo.items()}
+        found = {place: held_out(one, trained_on) for place, one in grpo.items()}
         measured = {place: env for place, env in found.items() if env is not None}
         self.questions = {phases[place].name: env.questions for place, env in measured.items()}
-        taken = taken.union(*self.questions.values())
+        taken = measured_on.union(*self.questions.values())
         self.trained = {place: _as_shown(phases[place], to_train_on(one, taken)) for place, one in grpo.items()}
         self.asked = {
             place: AskedEnvironment(phases[place].name, grpo[place], _as_shown(phases[place], env))

@@ -29,12 +29,11 @@ from burnish.core.errors import DataError
 from burnish.core.ledger import Ledger
 from burnish.core.stage import Context
 from burnish.core.store import Key, Store, digest_of
-from burnish.curriculum.held_out import MeasuredSet, check_apart, held_out, training_rows
+from burnish.curriculum.held_out import MeasuredSet, check_apart, held_out, texts_of, training_rows
 from burnish.curriculum.mixing import places, shares
 from burnish.curriculum.watching import Looking, Values, lost_in_words
 from burnish.data import data_hash, files_digest
 from burnish.data.packing import PackedRows
-from burnish.generate.problems import problems_of
 from burnish.train import run as training
 from burnish.train.rows import packed
 from burnish.verify import Verifier, verifier
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
 MODEL, SAID, OPTIMIZER = "model", "said.json", "optimizer.safetensors"
 JOINED = ("loss", "rl_training")
 """Tables that go on from one stretch of training to the next."""
+LONGEST = 4096
+"""Letters of a text that is kept to draw problems apart from it; none has longer ones."""
 NAMED = {"rl_solved": "part", "rl_counts": "what"}
 """Those of a stretch that stand in one table, and the column that names the stretch too."""
 
@@ -114,17 +115,17 @@ class _Phases:
         self.values = Values(1 if self.grader is not None or self.environments is not None else -1, {})
 
     def _environments(self) -> Environments | None:
-        """Those of phases that have one, apart from what phases of data are measured on."""
+        """Those of phases that have one, apart from what phases of data train and are measured on."""
         of_data = [place for place, phase in enumerate(self.settings.phases) if phase.env is None]
         if len(of_data) == len(self.settings.phases):
             return None
         from burnish.curriculum.rewarded import Environments
 
-        taken = set[str]()
-        for place in of_data:
-            assert self.grader is not None, "the settings ask for one"
-            taken |= {str(one["question"]) for one in problems_of(self._input(place, "held_out"), self.grader)}
-        found = Environments(self.settings, taken)
+        trained, measured = (
+            {text for place in of_data for text in texts_of(self._input(place, name)) if len(text) <= LONGEST}
+            for name in ("data", "held_out")
+        )
+        found = Environments(self.settings, trained, measured)
         self.hashes |= {f"phases.{place}.env": env.digest for place, env in found.trained.items()}
         self.hashes |= {f"phases.{place}.held_out": one.env.digest for place, one in found.asked.items()}
         return found
