@@ -27,7 +27,7 @@ import experiment
 import numpy as np
 
 LAYERS, STEPS, ROWS, WINDOWS, CONTEXT = 15, 50, 1, 64, 1024
-RATES, COEFFICIENTS = (1e-4, 3e-4, 1e-3), (0.3, 3.0)
+RATES, COEFFICIENTS = ((3e-4,), (0.3,)) if experiment.SMOKE else ((1e-4, 3e-4, 1e-3), (0.3, 3.0))
 BASELINE, OTHER = "KL", "KL and hidden states"
 WAYS = (BASELINE, OTHER)
 TEACHER, STUDENT, ALL, CHOSEN = "teacher's forward", "student's step", "all layers", "three layers"

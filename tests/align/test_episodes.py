@@ -311,6 +311,36 @@ def test_advantages_of_turns_equal_those_of_episodes_where_all_have_as_many_turn
 
 
 @pytest.mark.slow
+def test_rows_of_own_episodes_train_on_the_tokens_that_were_drawn(agent_model, tmp_path) -> None:
+    """Through a file of chats and the template, and back."""
+    import runpy
+
+    from burnish.core.progress import Progress
+    from burnish.data.trajectories.curate import Curation, curate
+    from burnish.data.trajectories.rows import Masking
+    from small_models import EXAMPLES
+
+    drawn, real = list[DrawnEpisode](), Rollouts.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rollouts, "draw", lambda self, *given: drawn.extend(real(self, *given)) or drawn)
+        runpy.run_path(str(EXAMPLES / "own_episodes.py"))["main"](str(agent_model), str(tmp_path / "own"), 200)
+    masking = Masking(burnish.load(agent_model).tokenizer)
+    quiet = Progress(enabled=False)
+    curation = Curation([], skip_bad=True)
+    rows = {row["id"]: row for row in curate([tmp_path / "own"], curation, masking, tmp_path / "work", quiet).rows}
+    compared = 0
+    for place, episode in enumerate(drawn):
+        is_text = all("\ufffd" not in turn for turn in episode.turns)  # a byte that is no letter is lost in a chat
+        if (row := rows.get(f"sum-1-{place}")) is not None and episode.end == "answered" and is_text:
+            trained = [label for label in row["labels"] if label >= 0]
+            own = [token for token, mine in zip(episode.tokens, episode.mask, strict=True) if mine]
+            written = ["".join(masking.tokenizer.decode(ids).split()) for ids in (trained, own)]
+            assert written[0] == written[1]  # but for white space, which calls are read without
+            compared += 1
+    assert compared > 100
+
+
+@pytest.mark.slow
 def test_the_command_trains_episodes_and_leaves_pages(agent_model, tmp_path) -> None:
     import json
 

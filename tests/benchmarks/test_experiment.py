@@ -14,8 +14,20 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import experiment  # noqa: E402
 
-WORKING = ["train_gpu", "steer_tiny", "steer_cost", "curriculum", "long_context", "sparse_attention"]
+ALONE = ["optimizer_step", "train_loop", "intervals"]
+WORKING = [
+    "train_gpu",
+    "steer_tiny",
+    "steer_cost",
+    "curriculum",
+    "long_context",
+    "sparse_attention",
+    "trajectories",
+    pytest.param("activation", marks=pytest.mark.long),
+]
 """Benchmarks that take --work."""
+OF_SMOLLM2 = ("trajectories", "activation")
+"""Those that read the embedded model, or its tokenizer."""
 
 
 def test_sides_take_turns_and_the_first_round_is_not_counted():
@@ -89,13 +101,15 @@ def test_a_smoke_run_does_not_overwrite_results(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["optimizer_step", "train_loop", "intervals", *WORKING])
-def test_a_benchmark_runs_small_and_makes_its_tables(name: str, tmp_path: Path):
+@pytest.mark.parametrize("name", [*ALONE, *WORKING])
+def test_a_benchmark_runs_small_and_makes_its_tables(name: str, tmp_path: Path, request: pytest.FixtureRequest):
+    if name in OF_SMOLLM2:
+        request.getfixturevalue("smollm2")
     out, script = tmp_path / f"{name}.json", ROOT / "benchmarks" / f"{name}.py"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])}
     command = [sys.executable, str(script), "--smoke", "--out", str(out)]
-    command += ["--work", str(tmp_path / "work")] if name in WORKING else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    command += ["--work", str(tmp_path / "work")] if name not in ALONE else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     show = f"import json, {name}; print(*{name}.tables(json.load(open({str(out)!r}))).values(), sep='\\n')"
     shown = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True, env=environment)

@@ -83,15 +83,23 @@ class CallFormat:
 
     def calls(self, text: str) -> list[Call]:
         """The calls in what a model wrote, in their order."""
-        begin = _loosely(self.opening) + r"(?P<name>[\w.-]+)" + _loosely(self.middle)
         found, place = list[Call](), 0
-        while match := re.compile(begin).search(text, place):
+        while match := self._begin.search(text, place):
             try:
                 arguments, place = json.JSONDecoder().raw_decode(text, match.end())
             except (ValueError, RecursionError):
                 arguments, place = None, match.end()
             found.append(Call(match["name"], arguments if isinstance(arguments, dict) else None))
         return found
+
+    def before_calls(self, text: str) -> str:
+        """What a model wrote before its first call; all of it where there is none."""
+        match = self._begin.search(text)
+        return text if match is None else text[: match.start()]
+
+    @property
+    def _begin(self) -> re.Pattern[str]:
+        return re.compile(_loosely(self.opening) + r"(?P<name>[\w.-]+)" + _loosely(self.middle))
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of what a model is asked."""
