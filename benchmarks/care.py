@@ -83,9 +83,7 @@ class Bench(experiment.Kept):
 
     @cached_property
     def reporting(self) -> dict[str, torch.Tensor]:
-        with gzip.open(self.arguments.data / "humaneval.jsonl.gz", "rt", encoding="utf-8") as lines:
-            programs = [row["prompt"] + row["canonical_solution"] for row in map(json.loads, lines)]
-        texts = {"wikitext": read_texts("wikitext2-test"), "code": programs}
+        texts = {"wikitext": read_texts("wikitext2-test"), "code": programs(self.arguments.data)}
         return {
             kind: spread(windows(self.source.tokenizer, texts[kind], LENGTH), WINDOWS, seed=0) for kind in KINDS
         } | {"long": windows(self.source.tokenizer, texts["wikitext"], LONG, max_tokens=LONG)}
@@ -142,6 +140,12 @@ def run(stage: LatentAttention, model: Model, texts: list[str], work_dir: Path, 
     stage.plan(model.plan())
     ctx = Context({"calibration": texts}, work_dir, "cpu", seeded_generator(0), Progress(enabled=False), ledger)
     return stage.run(model, ctx)
+
+
+def programs(directory: Path) -> list[str]:
+    """Those of HumanEval, with their answers."""
+    with gzip.open(directory / "humaneval.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [row["prompt"] + row["canonical_solution"] for row in map(json.loads, lines)]
 
 
 def library_sources() -> list[str]:

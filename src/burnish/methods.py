@@ -421,13 +421,14 @@ METHODS: tuple[Method, ...] = (
         use="burnish convert ladder",
         source="Ladder-Residual, 2025, arXiv:2501.06589",
         page="ladder",
+        benchmarks=(Benchmark("ladder", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),),
         verb=Verb(
             name="ladder",
             settings="burnish.convert.stage:LadderResidual",
             help="Let layers compute while all-reduces run: they read the stream of one sub-block earlier.",
             examples=(
-                "burnish convert ladder models/smollm2 --layers last:4 --custom-code -o smollm2-ladder --evaluate",
-                "burnish convert ladder models/smollm2 --layers auto:8 --custom-code -o smollm2-ladder",
+                "burnish convert ladder models/smollm2 --layers auto:4 --custom-code -o smollm2-ladder --evaluate",
+                "burnish convert ladder models/smollm2 --layers last:8 --custom-code -o smollm2-ladder",
             ),
             command="convert ladder",
         ),

@@ -285,8 +285,21 @@ def test_a_ladder_is_trained_further_on_the_source_and_saved_again(made, tmp_pat
     assert found < before
 
 
-def test_what_needs_single_layers_refuses_it(made):
+def test_a_training_that_computes_activations_twice_is_the_same(made):
     directory, _ = made
+    settings: dict[str, Any] = {"steps": 2, "batch": 2, "context": 32, "optimizer": "adamw"}
+    plain, twice = (
+        burnish.Train(**settings, activation_checkpointing=again)(load(directory), data=[PROSE.read_text()])
+        for again in (False, True)
+    )
+    for ours, theirs in zip(plain.module.parameters(), twice.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_needs_single_layers_refuses_it(made):
+    directory, model = made
+    with pytest.raises(SettingsError, match="hidden compares what comes between layers, and those of a ladder_llama"):
+        burnish.Distill(hidden=1.0)(load(directory), data=[PROSE.read_text()], teacher=model)
     with pytest.raises(RecipeError, match="quantize needs a causal-lm checkpoint, but is given a custom-causal-lm"):
         burnish.Quantize()(load(directory), calibration=[PROSE.read_text()])
     from burnish.arch import first_inputs

@@ -227,8 +227,8 @@ class LadderResidual(Stage):
     memory_settings: ClassVar[str] = "length"
 
     layers: str = Field(
-        default="last:4",
-        description="last:N, or auto:N for the N neighbouring ones that cost least on the calibration text",
+        default="auto:4",
+        description="auto:N, the N neighbouring ones that cost least on the calibration text, or last:N",
     )
     custom_code: bool = Field(
         default=False, description="write the class beside the weights, as no stock one computes this; required"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
-from burnish.core.kinds import Plan
+from burnish.core.kinds import Kind, Plan
 from burnish.core.stage import CheckpointRef, Context
 from burnish.train.stage import Train
 
@@ -143,6 +143,13 @@ class Distill(Train):
                 f"hidden_layers names the layer {beyond[0]}, but the student has {layers}",
                 where="hidden_layers",
                 fix=f"name layers from 1 to {layers}",
+            )
+        if self.hidden and before.kind is Kind.CUSTOM_CAUSAL_LM:
+            raise SettingsError(
+                f"hidden compares what comes between layers, and those of a {before.config.model_type} hand on a part "
+                "of it later",
+                where="hidden",
+                fix="leave it out",
             )
         if self.divergence == "top_k" and self.top_k > tokens:
             raise SettingsError(f"top_k is {self.top_k}, but the vocabulary has {tokens} tokens", where="top_k")

@@ -150,7 +150,7 @@ def check_packing(model: Model) -> None:
     """Refuses kinds of models and of packing that are not written."""
     if model.lineage.kind is not Kind.CAUSAL_LM:
         raise SettingsError(
-            f"is a {model.lineage.kind}, and language models are written as GGUF", where=str(model.path)
+            f"is a {model.lineage.kind}, and only a causal-lm is written as GGUF", where=str(model.path)
         )
     config = packing(model.config)
     if not config:
