@@ -23,6 +23,7 @@ WORKING = [
     "long_context",
     "sparse_attention",
     "trajectories",
+    "moe_lora",
     pytest.param("activation", marks=pytest.mark.long),
 ]
 """Benchmarks that take --work."""
