@@ -1,5 +1,6 @@
 """Several processes train as one does: same rows, same losses, same weights, and a state that any number can read."""
 
+import math
 import resource
 import signal
 
@@ -14,6 +15,7 @@ from burnish.data.packing import documents, pack
 from burnish.optim import COSMOS, Muon, NorMuon
 from burnish.train import Loop, Loss, fit, model_inputs
 from burnish.train.distributed import Processes, world
+from burnish.train.kept_weights import KeptWeights
 from burnish.train.long_context import LongContext
 from burnish.train.losses import HeadLoss
 from burnish.train.objective import Objective
@@ -161,6 +163,28 @@ def test_views_and_weights_of_tokens_train_as_on_one_process(model_of, rows, con
     same(found[0][0], weights, 1e-9)
     for _, losses, _ in found:
         same_table(losses, table, 1e-9)
+
+
+def test_kept_weights_of_tokens_are_shared_by_the_processes(model_of, rows, context, all_float64, tmp_path):
+    """A row that one process has weighed in the first pass is read by another in the second."""
+    objective = Objective.of("weights=kl,window=5,sinks=1,cache=true")
+    kept_rows = len(rows) - 7
+    first_pass = math.ceil(kept_rows / 12)
+    assert first_pass < STEPS
+
+    def work(world):
+        model = model_of(dtype=torch.float64)
+        with world.in_turn():
+            place = tmp_path / f"kept{world.size}"
+            kept = KeptWeights.opened(place, {"of": "a test"}, (kept_rows, rows.length), first_pass)
+        loss = LongContext(objective, HeadLoss(head_of(model)), kept=kept)
+        return run(world, model, rows, context(f"rank{world.rank}of{world.size}"), loss_fn=loss)
+
+    weights, table, _ = work(ALONE)
+    found = together(2, one_of_many, (2,), work)
+    same(found[0][0], weights, 1e-6)  # what is kept is rounded to float32
+    for _, losses, _ in found:
+        same_table(losses, table, 1e-6)
 
 
 def test_float32_losses_agree_within_rounding(model_of, rows, context):

@@ -260,6 +260,19 @@ def test_kept_weights_are_those_of_the_first_pass_and_cost_no_second_one(model_o
         cached(model, batch_of(rows, [5], step=2))
 
 
+def test_rows_of_any_length_are_kept(rows, tmp_path):
+    """A batch is as wide as its longest row, so that a short row is written narrow and read wide."""
+    kept = KeptWeights.opened(tmp_path, {"of": "a test"}, (len(rows), rows.length), first_pass=1)
+    counts = {number: rows.take([number])["targets"] != IGNORED for number in range(len(rows))}
+    assert len({one.shape[1] for one in counts.values()}) > 1
+    for number, one in counts.items():
+        kept.write([number], one, number + torch.arange(int(one.sum())) / 100)
+    numbers = list(counts)[::-1]
+    together = rows.take(numbers)["targets"] != IGNORED
+    expected = [number + torch.arange(int(counts[number].sum())) / 100 for number in numbers]
+    assert torch.equal(kept.read(numbers, together), torch.cat(expected))
+
+
 def test_a_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
     def full(*given):
         raise OSError(errno.ENOSPC, "No space left on device")

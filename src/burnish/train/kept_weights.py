@@ -70,9 +70,10 @@ class KeptWeights:
 
     def write(self, rows: list[int], counts: Bool[Tensor, "rows length"], weights: Float[Tensor, " counted"]) -> None:
         """Keeps the weights of the tokens that count."""
-        filled = torch.zeros(counts.shape)
-        filled[counts.cpu()] = weights.float().cpu()
-        np.load(self.path, mmap_mode="r+")[rows] = filled.numpy()
+        filled = torch.zeros(counts.shape, dtype=weights.dtype)
+        filled[counts.cpu()] = weights.cpu()
+        # A batch is as wide as its longest row, and what lies beyond is padding.
+        np.load(self.path, mmap_mode="r+")[rows, : counts.shape[1]] = filled.numpy()
 
     def read(self, rows: list[int], counts: Bool[Tensor, "rows length"]) -> Float[Tensor, " counted"]:
         """The weights of the tokens that count.
@@ -80,7 +81,7 @@ class KeptWeights:
         Raises:
             CheckpointError: a row was not seen in the first pass, as when a batch of another size goes on.
         """
-        kept = torch.from_numpy(np.load(self.path, mmap_mode="r")[rows]).to(counts.device)[counts]
+        kept = torch.from_numpy(np.load(self.path, mmap_mode="r")[rows, : counts.shape[1]]).to(counts.device)[counts]
         if kept.isnan().any():
             raise CheckpointError(
                 "does not hold the weights of a row that the first pass should have seen",
