@@ -179,6 +179,14 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(Benchmark("kv_cache", needs="hqq and optimum-quanto, --data DIR with speeches, --work DIR"),),
     ),
     Method(
+        name="outliers",
+        does="what stands out in every matrix's inputs and weights, and what a bias of channels against it brings",
+        use="burnish quantize --outliers",
+        source="massive activations, 2024, arXiv:2402.17762; Outlier Suppression+, 2023, arXiv:2304.09145",
+        page="outliers",
+        benchmarks=(Benchmark("outliers", needs="--data DIR with speeches, --work DIR"),),
+    ),
+    Method(
         name="scale tuning",
         does="scales and norms of a packed checkpoint trained against the original's predictions; codes and size stay",
         use="burnish tune",

@@ -82,7 +82,7 @@ def matrices_of(module: PreTrainedModel, settings: Quantize) -> list[MatrixView]
     from burnish.arch import matrices, plain_matrices
 
     known = module.config.model_type in known_model_types()
-    if known or settings.needs:
+    if known or settings.reads:
         return matrices(module)
     return [view for view in plain_matrices(module) if view.shape[1] % (settings.group_size or 1) == 0]
 
@@ -185,6 +185,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     if settings.needs:
         flops, statistics_bytes, note = text_cost(settings, before, views, streams=streams, budget=budget)
         notes.append(note)
+    flops += outliers_flops(settings, before)
     if any(view.expert is not None for view in views):
         notes.append(
             "transformers loads packed experts in the dtype that is stored alone (dtype: auto): it does not cast them"
@@ -199,11 +200,18 @@ def plan(settings: Quantize, before: Plan) -> Plan:
     )
 
 
+def outliers_flops(settings: Quantize, before: Plan) -> float:
+    """Of the pass over the calibration text that the table of outliers takes."""
+    from burnish.arch import num_active_parameters
+
+    return 2.0 * num_active_parameters(before) * settings.num_tokens if settings.outliers else 0.0
+
+
 def _streams(settings: Quantize, before: Plan, *, unknown: bool) -> bool:
     """Whether one layer at a time is going to be in memory."""
     if settings.stream is not None:
         return settings.stream
-    at_once = settings.curve or settings.target is not None or asked_for(settings) is not None
+    at_once = settings.curve or settings.outliers or settings.target is not None or asked_for(settings) is not None
     whole = RULES[settings.method].not_by_layer(settings) or at_once or unknown
     return too_large(before.num_parameters) and not whole
 
@@ -316,7 +324,7 @@ def preflight(settings: Quantize, start: Model, before: Plan) -> None:
     from burnish.core.checkpoint import without_memory
     from burnish.data.attempt import try_window
 
-    if not settings.needs:
+    if not settings.reads:
         return
     longest = getattr(before.config, "max_position_embeddings", None) or settings.length
     length = min(settings.length, longest)
@@ -341,6 +349,8 @@ def check_combinations(settings: Quantize) -> None:
         raise SettingsError(f"curve is true, but {name} uses no calibration text", fix="leave curve out")
     if settings.curve and (settings.propagate or settings.stream):
         raise SettingsError("curve is true, but it needs the whole model at once", fix="leave propagate and stream out")
+    if settings.outliers and settings.stream:
+        raise SettingsError("outliers is true, but it needs the whole model at once", fix="leave stream out")
     if settings.propagate and not rule.propagates:
         can = " or ".join(other for other in RULES if RULES[other].propagates)
         raise SettingsError(

@@ -22,7 +22,7 @@ from burnish.calibrate.from_disk import FromDisk, GradientsFromDisk
 from burnish.calibrate.statistics import Statistics
 from burnish.calibrate.vocabulary import VocabularyStatistics, collect_vocabulary
 from burnish.calibrate.walk import LayerByLayer, Walk, WholeModel
-from burnish.calibrate.windows import Calibration
+from burnish.calibrate.windows import Calibration, world_size
 from burnish.core.checkpoint import DeferredModel, Model, cast, working_copy
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, SettingsError
@@ -30,6 +30,7 @@ from burnish.core.memory import for_statistics, too_large
 from burnish.core.progress import Task
 from burnish.core.stage import Context
 from burnish.core.store import Store
+from burnish.quantize import outliers
 from burnish.quantize.budget import ByteBudget, budget_of
 from burnish.quantize.learning import Learner, Learning
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
@@ -69,7 +70,13 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         refit=settings.num_refits,
         overrides=schemes,
     )
-    text, unseen, reserve = calibration_windows(settings, model, ctx, views) if settings.needs else (None, None, None)
+    text, unseen, reserve = calibration_windows(settings, model, ctx, views) if settings.reads else (None, None, None)
+    if settings.outliers and text is not None:
+        if world_size() > 1:
+            raise SettingsError("outliers is true, which one process tells", where="outliers", fix="launch one process")
+        report_outliers(settings, WholeModel(module, views, precision=PRECISION), text, ctx)
+    if not settings.needs:
+        text = unseen = reserve = None
     walk: Walk
     if on_disk:
         walk = FromDisk(on_disk, views, precision=PRECISION, changed=settings.propagate)
@@ -337,13 +344,22 @@ class _Work:
         self.ctx.ledger.table("calibration", rows)
 
 
+def report_outliers(settings: Quantize, walk: Walk, text: Calibration, ctx: Context) -> None:
+    """The table of what stands out in the model as it is, and a sentence on the greatest."""
+    found = outliers.rows(walk.views, outliers.seen(walk, text, ctx.progress), settings.group_size)
+    ctx.ledger.table(outliers.TABLE, found)
+    ctx.progress.log(outliers.sentence(found[0]))
+
+
 def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
     """The model on disk, if it is to be quantized layer by layer: as the settings say, or where it would fill memory.
 
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or settings.curve or settings.target is not None or asked_for(settings):
+    if settings.stream is False or settings.curve or settings.outliers:
+        return None
+    if settings.target is not None or asked_for(settings):
         return None
     if settings.stream is None and not too_large(model.plan().num_parameters):
         return None

@@ -100,6 +100,10 @@ class Quantize(Stage):
         default=False,
         description="also measure KL against the number of calibration tokens: a quarter, half and all of them",
     )
+    outliers: bool = Field(
+        default=False,
+        description="also report what stands out: in every matrix's inputs on the calibration text, and in its weights",
+    )
     propagate: bool = Field(
         default=False,
         description="gptq only: statistics from activations of the layers quantized so far, not the original's",
@@ -175,6 +179,11 @@ class Quantize(Stage):
         """What is collected from the calibration text, see `RoundingRule`."""
         wanted = RULES[self.method].needs | ({"covariance"} if self.num_refits else set())
         return wanted | ({"covariance", "sketch"} if self.target is not None else set())
+
+    @property
+    def reads(self) -> bool:
+        """Whether calibration text is read at all."""
+        return bool(self.needs) or self.outliers
 
     def plan(self, before: Plan) -> Plan:
         from burnish.quantize.plan import plan
