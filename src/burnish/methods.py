@@ -652,7 +652,7 @@ METHODS: tuple[Method, ...] = (
         verb=Verb(
             name="curriculum",
             settings="burnish.curriculum.stage:Curriculum",
-            help="Train in phases, each with its own data and end, and guard what earlier ones have taught.",
+            help="Train in phases, each with its own data or environment and end, and guard what earlier ones taught.",
             examples=(
                 "burnish curriculum models/mine -o taught "
                 """--phases '{"name":"easy","data":"easy.jsonl","held_out":"easy-test.jsonl"}'""",

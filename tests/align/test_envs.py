@@ -64,6 +64,8 @@ def test_problems_of_several_environments_are_each_graded_by_their_own() -> None
     assert mixed.reward(solutions[::-1], row=list(range(7))) != [1.0] * 7
     assert (mixed.bin(0), mixed.bin(6)) == (chains.bin(0), "2 cells")
     assert mixed.shortest(5) == tables.problems[0]["solution"]
+    chains.grader.failures, tables.grader.failures = {"late": 1}, {"late": 2, "lost": 1}  # type: ignore[attr-defined]
+    assert mixed.failures == {"late": 3, "lost": 1}
 
 
 def test_environments_by_name() -> None:

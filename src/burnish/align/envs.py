@@ -332,6 +332,15 @@ class MixedEnv(Environment):
         env, own = self.parts[number]
         return env.has_answer(text, own)
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """Of all of its environments together."""
+        found: dict[str, int] = {}
+        for env in {id(env): env for env, _ in self.parts}.values():
+            for why, number in env.failures.items():
+                found[why] = found.get(why, 0) + number
+        return found
+
     def close(self) -> None:
         """Those that it is made of are closed by whoever made them."""
 
