@@ -55,6 +55,11 @@ def _train_from_a_large_file(model: burnish.Model, place: Path) -> None:
         burnish.Train(**SHORT)(model, data=str(text), work_dir=place)
 
 
+def _train_with_kept_weights(model: burnish.Model, place: Path) -> None:
+    objective = "weights=kl,window=8,sinks=1,cache=true"
+    burnish.Train(**SHORT, objective=objective)(model, data=[PROSE.read_text()[:200]], work_dir=place)
+
+
 def _distill(model: burnish.Model, place: Path) -> None:
     stage = burnish.Distill(**SHORT, divergence="top_k", offline=True)
     stage(model, data=[PROSE.read_text()], teacher=burnish.load(model.path or ""), work_dir=place)
@@ -186,6 +191,10 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
         {f"rows/data-N/{name}.npy" for name in {field.name for field in fields(PackedRows)} - MARKS.keys()}
         | {"rows/data-N/skipped.json"}
         | {"states/step-N/state.safetensors"},
+    ),
+    "train, weights of tokens": (
+        _train_with_kept_weights,
+        {"states/step-N/state.safetensors", "token-weights/rows/weights.npy"},
     ),
     "distill": (
         _distill,

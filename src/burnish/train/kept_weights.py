@@ -22,7 +22,7 @@ from burnish.core.checkpoint import cause_of, remedy
 from burnish.core.errors import CheckpointError, OutputError
 from burnish.core.store import Key, Store
 
-ENTRY, FILE = "token-weights", "weights.npy"
+DIRECTORY, ENTRY, FILE = "token-weights", "rows", "weights.npy"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class KeptWeights:
         Raises:
             OutputError: the disk has no room for them.
         """
-        store = Store(work_dir / ENTRY)
+        store = Store(work_dir / DIRECTORY)
         found = store.find(ENTRY, key)
         if found is None:
             try:
