@@ -3,7 +3,7 @@
     python benchmarks/long_context.py --work DIR [--minutes 10]          # again, until all is done
 
 A Llama of 0.1 M parameters learns key-value retrieval in haystacks of 48 characters. From this parent it goes on in
-four ways with haystacks of 288 characters whose pairs stand in the last 36, at equal cost: a step with a second view
+eight ways with haystacks of 288 characters whose pairs stand in the last 36, at equal cost: a step with a second view
 counts as two, one with weights as one and a third. Then it is asked for pairs at eight depths.
 """
 
@@ -35,8 +35,13 @@ ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {"steps": 60},
     "skip view": {"steps": 30, "objective": "view=skip"},
     "cyclic view": {"steps": 30, "objective": "view=cyclic"},
+    "skip view alone": {"steps": 60, "objective": "view=skip,view_only=true"},
     "weights": {"steps": 45, "objective": "weights=kl,window=24,sinks=1"},
+    "weights, gated": {"steps": 45, "objective": "weights=kl,gate=true,window=24,sinks=1"},
+    "weights by Jensen-Shannon": {"steps": 45, "objective": "weights=js,window=24,sinks=1"},
+    "weights by the label's gain": {"steps": 45, "objective": "weights=lsd,window=24,sinks=1"},
 }
+PRICED = ("skip view", "cyclic view", "weights")
 ROUNDS = 1 if SMOKE else 12
 """In which gradients by the plain loss and by an objective are timed in turn."""
 PRECONDITION = 0.9
@@ -112,7 +117,7 @@ class Bench(Kept):
         rows = pack(documents(parent.tokenizer, read), LONGER["context"])
         batch = rows.take(list(range(num))) | {STEP: torch.tensor(0), ROWS: torch.arange(num)}
         for arm, settings in ARMS.items():
-            if "objective" in settings:
+            if arm in PRICED:
                 plain = HeadLoss(head_of(parent.module))
                 ours = LongContext(Objective.of(settings["objective"]), plain, parent.config._attn_implementation)
                 took = overhead_of(parent.module, batch, plain, ours, "float32", ROUNDS)
