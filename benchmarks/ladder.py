@@ -288,6 +288,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             "layers in a ladder | which | KL, WikiText-2 (95 %): | perplexity: | KL, code (95 %): | perplexity:",
             quality_rows(runs),
         ),
+        "pairs": experiment.table(
+            "KL, over that of the last layers | WikiText-2 (95 %, paired): | code (95 %, paired):", pair_rows(runs)
+        ),
         "layers": experiment.table(
             "layer | nats a token, alone: | with those behind it:",
             [[row["layer"], f"{row['alone']:.3f}", f"{row['behind']:.3f}"] for row in runs["layers, last:8"]["costs"]],
@@ -313,6 +316,15 @@ def quality_rows(runs: dict[str, Any]) -> Iterator[list[Any]]:
             cells.append(experiment.cell(interval(kl, scale="log")) if numbers else "0")
             cells.append(f"{math.exp(sum(found[kind]['nats']) / len(found[kind]['nats'])):.1f}")
         yield [name.partition(", ")[2], f"{numbers[0]} to {numbers[-1]}" if numbers else "none", *cells]
+
+
+def pair_rows(runs: dict[str, Any]) -> Iterator[list[Any]]:
+    """Chosen layers against as many at the end, window by window."""
+    for number in (4, 8):
+        ours, theirs = (runs.get(f"quality, {how}:{number}") for how in ("auto", "last"))
+        if ours and theirs:
+            ratios = [experiment.ratio(ours[kind]["kl"], theirs[kind]["kl"]) for kind in care.KINDS]
+            yield [f"auto:{number}", *(experiment.cell(one, ".2f") for one in ratios)]
 
 
 def overlap_rows(runs: dict[str, Any]) -> Iterator[list[Any]]:

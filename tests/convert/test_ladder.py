@@ -179,13 +179,33 @@ def test_a_saved_ladder_is_read_again_with_its_own_kind(made, ids):
     assert (directory.parent / "again" / "config.json").read_text() == (directory / "config.json").read_text()
 
 
-def test_its_kind_is_known_without_a_lineage(made):
-    directory, _ = made
-    (directory.parent / "bare").mkdir()
-    for path in directory.iterdir():
+@pytest.fixture
+def bare(made, tmp_path):
+    """Without a lineage, as another program would write it."""
+    for path in made[0].iterdir():
         if path.name != "burnish.json":
-            (directory.parent / "bare" / path.name).write_bytes(path.read_bytes())
-    assert load(directory.parent / "bare").lineage.kind is Kind.CUSTOM_CAUSAL_LM
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_its_kind_is_known_without_a_lineage(bare):
+    assert load(bare).lineage.kind is Kind.CUSTOM_CAUSAL_LM
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"ladder_layers": [4]}, r"ladder_layers is \[4\], but names layers from 0 to 3, each once"),
+        ({"ladder_layers": [1, 1]}, r"ladder_layers is \[1, 1\], but"),
+        ({"ladder_layers": "all"}, "ladder_layers is all, but"),
+        ({"model_type": "ladder_nothing"}, "'ladder_nothing' needs code that comes with the checkpoint"),
+    ],
+)
+def test_a_configuration_that_names_no_ladder_is_refused_in_a_sentence(bare, changed, said):
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(CheckpointError, match=said):
+        load(bare).plan()
 
 
 FRESH = """
@@ -226,14 +246,9 @@ def test_who_runs_no_code_of_a_checkpoint_cannot_read_it(made):
     assert done.returncode and "trust_remote_code=True" in done.stderr, done.stderr
 
 
-def test_the_code_that_comes_with_a_checkpoint_is_never_run(made, tmp_path, ids):
-    directory, _ = made
-    other = tmp_path / "other"
-    other.mkdir()
-    for path in directory.iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
-    (other / "modeling_ladder.py").write_text("raise SystemExit('was run')")
-    assert torch.equal(logits(load(other).module, ids), logits(load(directory).module, ids))
+def test_the_code_that_comes_with_a_checkpoint_is_never_run(made, bare, ids):
+    (bare / "modeling_ladder.py").write_text("raise SystemExit('was run')")
+    assert torch.equal(logits(load(bare).module, ids), logits(load(made[0]).module, ids))
 
 
 def test_the_card_says_who_reads_it(made):
