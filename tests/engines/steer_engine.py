@@ -1,10 +1,11 @@
 """Steered requests in a vLLM engine: `python steer_engine.py JOB.json RESULT.json`, in the environment of vLLM.
 
-A job is {model, sets, compile, hooks, engine, rounds}: `sets` is BURNISH_STEER (empty: the plug-in stays out), with
-`hooks` Python hooks stand in place of its op, `engine` has further arguments of vLLM's, and each round is a list of
-{prompt, num_tokens, steer} that are answered side by side. The result has `preempted`, how often a request lost its
-place, `graphs` that were compiled, and `rounds`: for every round and request its tokens, their log-probabilities, how
-many tokens of its prompt were found computed, and its counts where it was steered.
+A job is {model, sets, compile, hooks, buffers, engine, rounds}: `sets` is BURNISH_STEER (empty: the plug-in stays out),
+with `hooks` Python hooks stand in place of its op, with `buffers` it reads the buffers of a GPU, `engine` has further
+arguments of vLLM's, and each round is a list of {prompt, num_tokens, steer} that are answered side by side. The result
+has `preempted`, how often a request lost its place, `graphs` that were compiled, and `rounds`: for every round and
+request its tokens, their log-probabilities, how many tokens of its prompt were found computed, and its counts where it
+was steered.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ def hook(worker: Any) -> None:
     """Does with hooks what the op does."""
     from burnish.steer.vllm import v0_32
 
-    buffers = v0_32._RUNNING[worker.model_runner].buffers
+    steering = v0_32._RUNNING[worker.model_runner].steering
     for layer, (_, projection) in v0_32._projections(worker.model_runner.model).items():
 
         def behind(_: Any, __: Any, output: Any, layer: int = layer) -> None:
-            buffers.apply(layer, output[0] if isinstance(output, tuple) else output, dense=False)
+            steering.apply(layer, output[0] if isinstance(output, tuple) else output)
 
         projection.register_forward_hook(behind)
 
@@ -49,6 +50,18 @@ def main() -> None:
         from burnish.steer.vllm import v0_32
 
         v0_32._behind = lambda kind: kind  # without the op
+    if JOB["buffers"]:
+        from burnish.steer.vllm import v0_32
+        from burnish.steer.vllm.buffers import SteeringBuffers
+
+        def on_device(runner: Any, sets: Any) -> SteeringBuffers:
+            vocabulary = runner.vllm_config.model_config.get_vocab_size()
+            num_tokens = len(runner.positions)
+            return SteeringBuffers(
+                sets, num_requests=64, num_tokens=num_tokens, vocab_size=vocabulary, device=runner.device
+            )
+
+        v0_32._steering = on_device
     from vllm import LLM, SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
 

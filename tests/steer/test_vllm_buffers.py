@@ -1,4 +1,5 @@
-"""The buffers of a steered engine: which tokens are flagged in whatever pieces they come, and what is counted."""
+"""Steering of an engine, on CPUs and in the buffers of a GPU: which tokens are flagged in whatever pieces they come,
+and what is counted."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from burnish.steer.maths.intervene import steered
 from burnish.steer.maths.steps import steps_in
 from burnish.steer.vllm.asked import SteeringRequest, VectorSet, asked, read_sets
 from burnish.steer.vllm.buffers import SteeringBuffers
+from burnish.steer.vllm.host import HostSteering
 from made_vectors import MARKS, some_vectors
 from small_models import make
 
@@ -34,12 +36,20 @@ def sets(*names: str) -> tuple[VectorSet, ...]:
     return tuple(VectorSet(name, one, "threshold") for name, one in zip(names, vectors, strict=True))
 
 
+Held = SteeringBuffers | HostSteering
+BOTH = pytest.mark.parametrize("place", ["buffers", "host"])
+
+
+def held_in(place: str, *names: str) -> Held:
+    return HostSteering(sets(*names)) if place == "host" else buffers(*names)
+
+
 def buffers(*names: str, num_requests: int = 4) -> SteeringBuffers:
     device = torch.device("cpu")
     return SteeringBuffers(sets(*names), num_requests=num_requests, num_tokens=64, vocab_size=VOCAB, device=device)
 
 
-def read(held: SteeringBuffers, request: str, tokens: list[int], first: int, *, dense: bool = False) -> list[bool]:
+def read(held: Held, request: str, tokens: list[int], first: int) -> list[bool]:
     """Which of these tokens, from a position on, a pass over them alone turns in its two layers."""
     positions = torch.arange(first, first + len(tokens))
     held.fill(torch.tensor(tokens, dtype=torch.int32), positions, [request], [len(tokens)])
@@ -47,21 +57,31 @@ def read(held: SteeringBuffers, request: str, tokens: list[int], first: int, *, 
     for layer in held.layers:
         x = torch.randn(len(tokens) + 2, HIDDEN)  # padded
         before = x.clone()
-        held.apply(layer, x, dense=dense)
+        held.apply(layer, x)
         assert torch.equal(x[len(tokens) :], before[len(tokens) :])
         moved |= (x != before).any(1)[: len(tokens)]
+    assert held.turns or not moved.any()
     return moved.tolist()
 
 
+def flagged(held: Held, num: int) -> list[bool]:
+    """Which of the first tokens of the pass that was filled are flagged by the first set."""
+    if isinstance(held, SteeringBuffers):
+        return held._flags[0, :num].tolist()
+    places = {place for some in held._flagged for place in some.places.tolist()}
+    return [place in places for place in range(num)]
+
+
+@BOTH
 @given(
     tokens=st.lists(st.integers(0, 5), min_size=2, max_size=24),
     prompt=st.integers(1, 8),
     cuts=st.lists(st.integers(1, 23)),
 )
 def test_in_whatever_pieces_a_context_is_read_the_same_tokens_are_flagged(
-    tokens: list[int], prompt: int, cuts: list[int]
+    place: str, tokens: list[int], prompt: int, cuts: list[int]
 ):
-    held, bounds = buffers("careful"), sorted({0, *(cut for cut in cuts if cut < len(tokens)), len(tokens)})
+    held, bounds = held_in(place, "careful"), sorted({0, *(cut for cut in cuts if cut < len(tokens)), len(tokens)})
     held.begin("a", SteeringRequest("careful", -1.0), prompt)
     for start, stop in itertools.pairwise(bounds):
         read(held, "a", tokens[start:stop], start)
@@ -71,17 +91,19 @@ def test_in_whatever_pieces_a_context_is_read_the_same_tokens_are_flagged(
     assert (counts.seen, counts.flagged, counts.visited) == (len(written), expected, 2 * expected)
 
 
-def test_tokens_that_are_read_again_after_preemption_are_steered_again_and_counted_once():
-    held = buffers("careful")
+@BOTH
+def test_tokens_that_are_read_again_after_preemption_are_steered_again_and_counted_once(place: str):
+    held = held_in(place, "careful")
     held.begin("a", SteeringRequest("careful", -4.0), 2)
     read(held, "a", [0, 1, 3, 1, 5, 3], 0)
-    before = held.counts()["a"]
+    before = dataclasses.replace(held.counts()["a"])
     again = read(held, "a", [0, 1, 3, 1, 5, 3], 0)
     assert held.counts()["a"] == before
     assert before.flagged == 1
     assert not any(again[:2]) and not any(again[3:])
 
 
+@BOTH
 @given(
     tokens=st.lists(st.integers(0, 4), min_size=3, max_size=24),
     prompt=st.integers(1, 8),
@@ -89,71 +111,76 @@ def test_tokens_that_are_read_again_after_preemption_are_steered_again_and_count
     data=st.data(),
 )
 def test_a_context_that_is_read_again_from_any_place_is_flagged_as_before(
-    tokens: list[int], prompt: int, back: int, data: st.DataObject
+    place: str, tokens: list[int], prompt: int, back: int, data: st.DataObject
 ):
-    held = buffers("careful")
+    held = held_in(place, "careful")
     held.begin("a", SteeringRequest("careful", -4.0), prompt)
     read(held, "a", tokens, 0)
-    once, back = held._flags[0, : len(tokens)].tolist(), min(back, len(tokens) - 1)
+    once, back = flagged(held, len(tokens)), min(back, len(tokens) - 1)
     held.go_back("a", tokens[:back])
     cut = data.draw(st.integers(back, len(tokens) - 1))
     again: list[bool] = []
     for start, stop in ((back, cut), (cut, len(tokens))):
         if start < stop:
             read(held, "a", tokens[start:stop], start)
-            again += held._flags[0, : stop - start].tolist()
+            again += flagged(held, stop - start)
     assert again == once[back:]
-    assert [place for place, flag in enumerate(once) if flag] == [
+    assert [index for index, flag in enumerate(once) if flag] == [
         prompt + end for _, end in steps_in(tokens[prompt:], {0, 3}, {0, 4}, {5})
     ]
 
 
-def test_each_row_gets_its_own_vectors_and_coefficient_and_neighbours_keep_their_bits():
-    held = buffers("careful", "brief")
+@BOTH
+def test_each_row_gets_its_own_vectors_and_coefficient_and_neighbours_keep_their_bits(place: str):
+    held = held_in(place, "careful", "brief")
     held.begin("a", SteeringRequest("careful", -4.0), 1)
     held.begin("b", SteeringRequest("brief", -1.0), 1)
-    ids, positions = torch.tensor([3, 0, 3, 1, 3]), torch.tensor([0, 1, 7, 7, 7])
-    held.fill(ids, positions, ["a", "b", "nobody", "b"], [2, 1, 1, 1])
-    x = torch.randn(5, HIDDEN)
+    held.begin("c", SteeringRequest("brief", -2.0), 1)
+    ids, positions = torch.tensor([3, 3, 3, 1, 3]), torch.tensor([0, 1, 7, 7, 7])
+    held.fill(ids, positions, ["a", "b", "nobody", "c"], [2, 1, 1, 1])
+    x = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(0))
     found = x.clone()
-    held.apply(1, found, dense=False)
-    for row, place, coef in ((1, 0, -4.0), (2, 1, -1.0), (4, 1, -1.0)):
-        heads = held.sets[place].vectors.by_layer()[1]
+    held.apply(1, found)
+    for row, number, coef in ((1, 0, -4.0), (2, 1, -1.0), (4, 1, -2.0)):
+        heads = held.sets[number].vectors.by_layer()[1]
         expected, _ = steered(
             x[row : row + 1], heads.probes, heads.directions, torch.ones(1, dtype=torch.bool), coef=coef
         )
+        assert not torch.equal(expected[0], x[row])  # its gates are open
         torch.testing.assert_close(found[row : row + 1], expected, rtol=0, atol=1e-6)
     assert torch.equal(found[0], x[0])  # of the prompt
     assert torch.equal(found[3], x[3])
 
 
-def test_with_a_mask_over_all_rows_as_in_a_captured_graph_the_same_is_turned_and_counted():
+def test_on_the_host_the_same_is_turned_and_counted_as_with_a_mask_over_all_rows():
     found = []
-    for dense in (False, True):
-        held = buffers("careful")
+    for place in ("buffers", "host"):
+        held = held_in(place, "careful")
         held.begin("a", SteeringRequest("careful", -4.0), 1)
         torch.manual_seed(1)
-        found.append((read(held, "a", [3, 0, 1, 3, 3], 0, dense=dense), held.counts()["a"]))
+        found.append((read(held, "a", [3, 0, 1, 3, 3], 0), held.counts()["a"]))
     assert found[0] == found[1]
     assert found[0][1].moved > 0
 
 
-def test_a_pass_that_is_a_dummy_turns_nothing():
-    held = buffers("careful")
+@BOTH
+def test_a_pass_that_is_a_dummy_turns_nothing(place: str):
+    held = held_in(place, "careful")
     held.begin("a", SteeringRequest("careful", -4.0), 1)
     read(held, "a", [3, 3], 5)
     held.clear()
     x = torch.randn(2, HIDDEN)
     before = x.clone()
-    held.apply(1, x, dense=True)
+    held.apply(1, x)
     assert torch.equal(x, before)
 
 
-def test_a_network_that_runs_past_its_ops_is_an_error():
-    held = buffers("careful")
+@BOTH
+def test_a_network_that_runs_past_its_ops_is_an_error(place: str):
+    held = held_in(place, "careful")
     held.begin("a", SteeringRequest("careful", -1.0), 1)
     held.fill(torch.tensor([3, 3]), torch.tensor([4, 5]), ["a"], [2])
-    held.apply(0, torch.randn(2, HIDDEN), dense=False)
+    held.apply(0, torch.randn(2, HIDDEN))
     with pytest.raises(EngineError, match="met 2 of 4 outputs"):
         held.end("a")
 

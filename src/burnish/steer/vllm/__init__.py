@@ -4,12 +4,13 @@
     curl ... -d '{"model": "MODEL", "messages": [...], "vllm_xargs": {"steer": "careful:-1"}}'
 
 Without BURNISH_STEER nothing of vLLM is touched. With it, behind every output projection of attention stands one
-custom op, opaque to the compiler, that reads static buffers (which token is flagged, how strongly, for whom): no Python
-hook, no branch and no shape of a batch gets into the graph, and what is captured once is right for every later batch.
-Before a pass, when vLLM's model runner has token ids and positions of the whole batch on the device, the buffers are
-filled from them: a token is flagged where its request asked, it stands behind the prompt, ends a step, and no end of
-thinking stands before it. That is a statement on tokens, not on passes, so that chunked prefill, mixed batches,
-asynchronous scheduling and a context that is computed again after preemption give the same flags.
+custom op, opaque to the compiler, that asks which tokens of the pass are flagged, how strongly and for whom: no Python
+hook, no branch and no shape of a batch gets into the graph. On a GPU that stands in static buffers (`buffers`), so that
+what is captured once is right for every later batch; on a CPU in lists (`host`). Before a pass, when the model runner
+has token ids and positions of the whole batch, it is made of them: a token is flagged where its request asked, it
+stands behind the prompt, ends a step, and no end of thinking stands before it. That is a statement on tokens, not on
+passes, so that chunked prefill, mixed batches, asynchronous scheduling and a context that is computed again after
+preemption give the same flags.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Static buffers of a steered engine: filled before a pass, read by the op behind every output projection.
+"""Static buffers of a steered engine on a device: filled before a pass, read by the op behind every output projection.
 
 Shapes never change, and what differs from batch to batch is data in them, so that a compiled or captured pass reads the
 right thing each time. Every request that is steered has a row in the tables of requests; row 0 is everybody else's.
@@ -12,7 +12,7 @@ counted once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,29 +21,12 @@ from torch import Tensor
 from burnish.core.errors import EngineError
 from burnish.steer.hooks import SteeringCounts
 from burnish.steer.maths.intervene import steered
-from burnish.steer.maths.products import HeadProducts, steered_rows
 from burnish.steer.vllm.asked import SteeringRequest, VectorSet
 
 NEVER = 2**62
 """A position that no token has."""
 SEEN, FLAGGED, VISITED, GATED, MOVED = range(5)
 """Columns of the counts, in the order of `SteeringCounts`; the last three are counted in every layer."""
-
-
-class FlaggedTokens(NamedTuple):
-    """Tokens of a pass that one set turns, known on CPUs.
-
-    Attributes:
-        places: in the pass, to index with.
-        rows: of their requests, to index with.
-        coefs: of their requests.
-        fresh: 1 where a token is counted, 0 where it was before.
-    """
-
-    places: Int[Tensor, " flagged"]
-    rows: Int[Tensor, " flagged"]
-    coefs: list[float]
-    fresh: list[int]
 
 
 class SteeringBuffers:
@@ -68,10 +51,6 @@ class SteeringBuffers:
         self._layers = [
             {layer: heads.to(device) for layer, heads in one.vectors.by_layer().items()} for one in self.sets
         ]
-        self._products = [
-            {layer: HeadProducts.of(*heads) for layer, heads in layers.items()} if device.type == "cpu" else {}
-            for layers in self._layers
-        ]
         self._separates = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
         self._blank = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
         self._ends = full(len(self.sets) + 1, vocab_size, dtype=torch.bool)
@@ -95,12 +74,16 @@ class SteeringBuffers:
         self._rows: dict[str, tuple[int, SteeringRequest]] = {}
         self._free = list(range(num_requests, 0, -1))
         self._filled = 0
-        self._some: Sequence[FlaggedTokens | None] = [None] * len(self.sets)
 
     @property
     def layers(self) -> list[int]:
         """Of any set."""
         return sorted({layer for layers in self._layers for layer in layers})
+
+    @property
+    def turns(self) -> bool:
+        """A graph that is captured must hold the mathematics, whatever is flagged at that time."""
+        return True
 
     def begin(self, request: str, asked: SteeringRequest, num_prompt: int) -> None:
         """A request that is steered from its prompt's end on; one of this name that was there before is forgotten.
@@ -148,7 +131,7 @@ class SteeringBuffers:
         """Nothing is steered in the next pass."""
         if self._filled:
             self._flags[:, : self._filled] = False
-            self._filled, self._some = 0, [None] * len(self.sets)
+            self._filled = 0
 
     def fill(
         self,
@@ -185,17 +168,8 @@ class SteeringBuffers:
         self._flags[:, :num] = flagged & (number == torch.arange(len(self.sets), device=device)[:, None])
         self._coef[:num], self._row[:num], self._fresh[:num] = self._coef_of[row], row, fresh.long()
         self._filled = num
-        if device.type == "cpu":  # elsewhere it would have to wait for the device
-            self._some = [self._some_of(flags) for flags in self._flags[:, :num]]
         self._count(SEEN, slice(0, num), written)
         self._count(FLAGGED, slice(0, num), flagged)
-
-    def _some_of(self, flags: Bool[Tensor, " tokens"]) -> FlaggedTokens | None:
-        places = flags.nonzero()[:, 0]
-        if not len(places):
-            return None
-        coefs, fresh = self._coef[places].tolist(), self._fresh[places].tolist()
-        return FlaggedTokens(places, self._row[places], coefs, fresh)
 
     def _begun(
         self,
@@ -222,35 +196,25 @@ class SteeringBuffers:
         self._begun_of[row[last]] = (begun & ~separates)[last]
         return begun
 
-    def apply(self, layer: int, x: Float[Tensor, "tokens hidden"], *, dense: bool) -> None:
-        """Turns the flagged rows of a layer's output, in place.
+    def apply(self, layer: int, x: Float[Tensor, "tokens hidden"]) -> None:
+        """Turns the flagged rows of a layer's output, in place: all go through the mathematics, and a mask keeps the
+        others, which a captured graph needs.
 
         Args:
             layer: which.
             x: of the tokens of a pass, and whatever pads them.
-            dense: whether all rows go through the mathematics and a mask keeps the others, which a captured graph
-                needs; else the flagged rows alone, known on CPUs, by products, which cost a tenth of the time there.
         """
+        num = len(x)
         for place, (one, layers) in enumerate(zip(self.sets, self._layers, strict=True)):
             if layer not in layers:
                 continue
-            if dense:
-                rows, flags, heads = self._row[: len(x)], self._flags[place, : len(x)], layers[layer]
-                options: dict[str, Any] = {"targets": heads.targets, "coef": self._coef[: len(x)], "mode": one.mode}
-                moved, gates = steered(x, heads.probes, heads.directions, flags, **options)
-                opened, fresh = (gates > 0.5).sum(1), self._fresh[: len(x)]
-                found = torch.stack([flags.long(), opened, (moved != x).any(1).long()], 1) * fresh[:, None]
-                x.copy_(moved)
-            elif some := self._some[place]:
-                before, rows = x[some.places], some.rows
-                moved, opened = steered_rows(before, self._products[place][layer], some.coefs, one.mode)
-                changed = (moved != before).any(1).tolist()
-                each = zip(opened, changed, some.fresh, strict=True)
-                found = torch.tensor([[fresh, gates * fresh, change * fresh] for gates, change, fresh in each])
-                x.index_copy_(0, some.places, moved)
-            else:
-                continue
-            self._counts[:, VISITED : MOVED + 1].index_add_(0, rows, found)
+            flags, heads = self._flags[place, :num], layers[layer]
+            options: dict[str, Any] = {"targets": heads.targets, "coef": self._coef[:num], "mode": one.mode}
+            moved, gates = steered(x, heads.probes, heads.directions, flags, **options)
+            found = torch.stack([flags.long(), (gates > 0.5).sum(1), (moved != x).any(1).long()], 1)
+            counts = self._counts[:, VISITED : MOVED + 1]
+            counts.index_add_(0, self._row[:num], found * self._fresh[:num][:, None])
+            x.copy_(moved)
 
-    def _count(self, column: int, some: slice | Tensor, what: Tensor) -> None:
+    def _count(self, column: int, some: slice, what: Tensor) -> None:
         self._counts[:, column].index_add_(0, self._row[some], what.long() * self._fresh[some])

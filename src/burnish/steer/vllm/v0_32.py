@@ -4,7 +4,7 @@
     generate_block_hash_extra_keys     blocks with tokens that were steered are found again by that steering alone
     Worker.load_model                  the op goes behind the output projections
     GPUModelRunner._update_states      requests that begin and end
-    GPUModelRunner._prepare_inputs     the buffers are filled
+    GPUModelRunner._prepare_inputs     which tokens are steered
 
 The model runner for CPUs is a subclass of that for GPUs; vLLM's second model runner is not known here and refused.
 """
@@ -21,7 +21,6 @@ import torch
 from prometheus_client import Counter
 from torch import Tensor, nn
 from vllm.exceptions import VLLMValidationError
-from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import RowParallelLinear
@@ -36,10 +35,13 @@ from burnish.core.errors import CheckpointError, EngineError, SettingsError
 from burnish.steer.hooks import SteeringCounts
 from burnish.steer.vllm.asked import SteeringRequest, VectorSet, asked
 from burnish.steer.vllm.buffers import SteeringBuffers
+from burnish.steer.vllm.host import HostSteering
 
 logger = init_logger(__name__)
 _RUNNING: WeakKeyDictionary[Any, RunningSteering] = WeakKeyDictionary()
 """By model runner."""
+_PASS: list[SteeringBuffers | HostSteering | None] = [None]
+"""What turns rows of the pass that is prepared; None where nothing is turned, and the op ends at once."""
 _LIBRARY = torch.library.Library("burnish", "DEF")
 _TOKENS = Counter("burnish_steer_tokens", "Tokens of steered requests that have ended.", ["vectors", "what"])
 KEPT = 1024
@@ -50,22 +52,22 @@ class RunningSteering:
     """Of one model runner.
 
     Attributes:
-        buffers: of its op.
+        steering: what its op asks.
         told: counts of requests that have ended, the last ones.
     """
 
-    def __init__(self, buffers: SteeringBuffers) -> None:
-        self.buffers = buffers
+    def __init__(self, steering: SteeringBuffers | HostSteering) -> None:
+        self.steering = steering
         self.told: dict[str, tuple[SteeringRequest, SteeringCounts]] = {}
 
     def begin(self, new: Any) -> None:
         params = new.sampling_params
-        wanted = asked(params.extra_args, [one.name for one in self.buffers.sets]) if params is not None else None
+        wanted = asked(params.extra_args, [one.name for one in self.steering.sets]) if params is not None else None
         if wanted is not None:
-            self.buffers.begin(new.req_id, wanted, len(new.prompt_token_ids))
+            self.steering.begin(new.req_id, wanted, len(new.prompt_token_ids))
 
     def end(self, request: str) -> None:
-        found = self.buffers.end(request)
+        found = self.steering.end(request)
         if found is None:
             return
         wanted, counts = self.told[request] = found
@@ -80,7 +82,7 @@ def steering_counts(worker: Any) -> dict[str, dict[str, int]]:
     """Of the last requests that were steered, by vLLM's ids for them: `llm.collective_rpc(steering_counts)`."""
     running = _RUNNING[worker.model_runner]
     ended = {request: counts for request, (_, counts) in running.told.items()}
-    return {request: vars(counts) for request, counts in (ended | running.buffers.counts()).items()}
+    return {request: vars(counts) for request, counts in (ended | running.steering.counts()).items()}
 
 
 def activate(sets: Sequence[VectorSet]) -> None:
@@ -147,21 +149,23 @@ def _updated(original: Callable[..., Any]) -> Callable[..., Any]:
         cached = scheduler_output.scheduled_cached_reqs
         for request, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
             if request in cached.resumed_req_ids:  # after preemption, from a block that is still kept or from the start
-                running.buffers.go_back(request, cached.all_token_ids[request][:computed])
+                running.steering.go_back(request, cached.all_token_ids[request][:computed])
         return original(self, scheduler_output)
 
     return _update_states
 
 
 def _prepared(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Fills the buffers."""
+    """Says which tokens of the pass are steered."""
 
     @wraps(original)
     def _prepare_inputs(self: Any, scheduler_output: Any, lengths: Any) -> Any:
         made = original(self, scheduler_output, lengths)
         num = scheduler_output.total_num_scheduled_tokens
         ids, positions = self.input_ids.gpu[:num], self.positions[:num]
-        _RUNNING[self].buffers.fill(ids, positions, self.input_batch.req_ids, lengths)
+        steering = _RUNNING[self].steering
+        steering.fill(ids, positions, self.input_batch.req_ids, lengths)
+        _PASS[0] = steering if steering.turns else None
         return made
 
     return _prepare_inputs
@@ -172,13 +176,15 @@ def _dummy(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def _dummy_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _RUNNING[self].buffers.clear()
+        steering = _RUNNING[self].steering
+        steering.clear()
+        _PASS[0] = steering if steering.turns else None
         return original(self, *args, **kwargs)
 
     return _dummy_run
 
 
-def _installed(runner: Any, sets: Sequence[VectorSet]) -> SteeringBuffers:
+def _installed(runner: Any, sets: Sequence[VectorSet]) -> SteeringBuffers | HostSteering:
     """Puts the op behind the output projections of a model that has been loaded.
 
     Raises:
@@ -202,21 +208,28 @@ def _installed(runner: Any, sets: Sequence[VectorSet]) -> SteeringBuffers:
                     f"the vectors are of layer {head.layer} and width {one.vectors.hidden_size}, and {place} has none",
                     where=f"steer {one.name}",
                 )
-    buffers = SteeringBuffers(
+    steering = _steering(runner, sets)
+    for layer in steering.layers:
+        projection = projections[layer][1]
+        projection.__class__ = _behind(type(projection))
+        projection.steered_layer = layer
+    # What was compiled for other vectors, or for none, is not taken from vLLM's cache.
+    config.additional_config["burnish_steer"] = text_digest([one.digest for one in sets])
+    return steering
+
+
+def _steering(runner: Any, sets: Sequence[VectorSet]) -> SteeringBuffers | HostSteering:
+    """On CPUs the host knows every token; elsewhere it would have to wait for the device."""
+    if runner.device.type == "cpu":
+        return HostSteering(sets)
+    config = runner.vllm_config
+    return SteeringBuffers(
         sets,
         num_requests=4 * config.scheduler_config.max_num_seqs,
         num_tokens=len(runner.positions),
         vocab_size=config.model_config.get_vocab_size(),
         device=runner.device,
     )
-    for layer in buffers.layers:
-        name, projection = projections[layer]
-        projection.__class__ = _behind(type(projection))
-        projection.steered_as = f"burnish.steer.{name}"
-        config.compilation_config.static_forward_context[projection.steered_as] = (buffers, layer)
-    # What was compiled for other vectors, or for none, is not taken from vLLM's cache.
-    config.additional_config["burnish_steer"] = text_digest([one.digest for one in sets])
-    return buffers
 
 
 def _check_setup(config: Any) -> None:
@@ -260,21 +273,21 @@ def _behind(kind: type[nn.Module]) -> type[nn.Module]:
     """A projection whose output goes through the op."""
 
     class SteeredProjection(kind):
-        steered_as: str
+        steered_layer: int
 
         def forward(self, input_: Tensor) -> Any:
             output = super().forward(input_)
-            torch.ops.burnish.steer(output[0] if isinstance(output, tuple) else output, self.steered_as)
+            torch.ops.burnish.steer(output[0] if isinstance(output, tuple) else output, self.steered_layer)
             return output
 
     return SteeredProjection
 
 
-def _steer(x: Tensor, name: str) -> None:
-    buffers, layer = get_forward_context().no_compile_layers[name]
-    buffers.apply(layer, x, dense=x.device.type != "cpu")
+def _steer(x: Tensor, layer: int) -> None:
+    if (steering := _PASS[0]) is not None:
+        steering.apply(layer, x)
 
 
-_LIBRARY.define("steer(Tensor(a!) x, str name) -> ()")
+_LIBRARY.define("steer(Tensor(a!) x, int layer) -> ()")
 _LIBRARY.impl("steer", _steer, dispatch_key="CompositeExplicitAutograd")
-torch.library.register_fake("burnish::steer", lambda x, name: None, lib=_LIBRARY)
+torch.library.register_fake("burnish::steer", lambda x, layer: None, lib=_LIBRARY)
