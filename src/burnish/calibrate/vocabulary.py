@@ -178,7 +178,9 @@ class _Sums:
             ids, rows = batch.tokens[kept], view.tensor
             values = rows[ids]
             # Some modules multiply what they look up by a number.
-            factor = (output.detach()[kept] * values).sum() / values.square().sum()
+            factor = (output.detach()[kept] * values).sum() / values.square().sum().clamp(
+                min=torch.finfo(values.dtype).tiny
+            )
             self.tensors[f"{LOOKED_UP}|rows"] += torch.bincount(ids, minlength=len(rows))
             covariance_sum(factor * output.grad[kept], self.tensors[f"{LOOKED_UP}|columns"])
 
