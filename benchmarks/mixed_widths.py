@@ -518,6 +518,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     return {
         "main": experiment.table(f"bits | widths | weights at bits | {names} | {beside}", main),
         "rank": experiment.table(f"bits | groups | {foretold} | measured / forecast as rounded", ranks(rows)),
+        "embedding": experiment.table("bits of the embedding | foretold, nats per token | measured", embedding(rows)),
         "files": experiment.table(
             f"target | MB of the file | embedding | its bits | layers' weights at bits | {names} | {beside}",
             files(rows),
@@ -539,6 +540,16 @@ def ranks(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
         low, high = np.quantile([one["kl"] / one[BOTH] for one in some], (0.1, 0.9))
         found.append([choice, len(some), *(f"{value:.2f}" for value in correlations), f"{low:.2f} to {high:.2f}"])
     return found
+
+
+def embedding(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """What every width of the embedding is foretold to cost, and what was measured."""
+    found = next((row for row in rows if row["kind"] == "costs" and "embedding" in row), {"embedding": {}})
+    measured = found.get("measured", {})
+    return [
+        [bits, f"{cost:.4f}", f"{measured[bits]:.4f}" if bits in measured else ""]
+        for bits, cost in found["embedding"].items()
+    ]
 
 
 def files(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:

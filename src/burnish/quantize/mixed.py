@@ -166,7 +166,7 @@ class Mixing:
     def comparable(self, costs: Sequence[Sequence[float]], original: Original) -> list[list[float]]:
         """Costs with those of the embedding on the scale of the layers'.
 
-        The forecast tells of an embedding nearly all that is measured, and of layers, whose errors grow on their way
+        The forecast tells of an embedding about what is measured, and of layers, whose errors grow on their way
         through the others, a half to a fifth. So both are measured apart, at the width nearest to the mean.
         """
         *layers, embedding = self.budget.groups
