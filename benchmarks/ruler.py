@@ -20,7 +20,7 @@ from experiment import SMOKE, Command, Kept, answer, cell, digest, table
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "models/smollm2"
-TASKS = {"niah_single_1": ("512", 10), "fwe": ("512", 6), "niah_multikey_2": ("512", 6), "vt": ("1k", 6)}
+TASKS = {"niah_single_1": ("512", 10), "fwe": ("512", 6), "niah_multikey_2": ("512", 10), "vt": ("1k", 6)}
 """Lengths and samples: a needle is asked for at every depth, and vt begins with a worked example of some 400 tokens."""
 SLIPPED = ("fwe",)
 SLIPS = ("template", "bos", "prefix")
