@@ -170,6 +170,12 @@ def test_where_it_counts_much_it_stays_as_it_is_and_stock_loaders_read_the_resul
     torch.testing.assert_close(read(input_ids=ids).logits, logits(made, ids))
 
 
+@pytest.mark.parametrize(("width", "said"), [("all", "a valid integer"), (1, "greater than or equal to 2")])
+def test_a_width_that_is_none_is_refused_by_the_name_of_its_setting(width, said):
+    with pytest.raises(SettingsError, match=rf"^quantize_embedding is {width!r}, but .* {said}.* or 'auto'"):
+        Quantize.parse({"quantize_embedding": width}, where="")
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

@@ -165,11 +165,18 @@ class Settings(BaseModel):
         return found
 
 
+BRANCH = re.compile(r"(constrained-)?(int|float|str|bool)|(literal|list|dict|tuple|nullable)\[.*")
+"""How pydantic calls one of several types that a value may have, in the place of a mistake."""
+
+
 def first_mistake(error: ValidationError) -> str:
-    """The first thing that pydantic found, as one clause."""
-    mistake = error.errors()[0]
-    message = mistake["msg"].removeprefix("Value error, ")
-    if not mistake["loc"]:
+    """The first thing that pydantic found, as one clause; of a value of several types, what each asks for."""
+    mistakes = error.errors()
+    places = [[str(part) for part in one["loc"] if not BRANCH.fullmatch(str(part))] for one in mistakes]
+    message = mistakes[0]["msg"].removeprefix("Value error, ")
+    if not places[0]:
         return message
-    message = message[0].lower() + message[1:]
-    return f"{'.'.join(str(part) for part in mistake['loc'])} is {shown(mistake['input'])}, but {message}"
+    first = message[0].lower() + message[1:]
+    others = [one["msg"] for one, place in zip(mistakes[1:], places[1:], strict=True) if place == places[0]]
+    message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+    return f"{'.'.join(places[0])} is {shown(mistakes[0]['input'])}, but {message}"

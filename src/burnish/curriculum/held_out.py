@@ -14,6 +14,7 @@ from burnish.core.errors import DataError
 from burnish.core.made_data import ROWS_FILE
 from burnish.core.stage import Context
 from burnish.core.statistics import exact_share
+from burnish.curriculum.phase import FIELD
 from burnish.data import rows_of
 from burnish.data.attempt import try_rows
 from burnish.data.forms import Completion
@@ -128,7 +129,7 @@ def shown(phase: Phase, row: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise DataError(f"row {row.get('id')!r} has no {found[1]!r} for the prompt (it has {has})", where=where)
         return str(row[found[1]])
 
-    question = re.sub(r"\{(\w+)\}", filled, phase.prompt)
+    question = re.sub(FIELD, filled, phase.prompt)
     messages = [dict(one) for one in row.get("messages") or ()]
     asked = [one for one in messages if one.get("role") == "user"]
     if asked:

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 
 from burnish.core.settings import DataRef, Settings
 
+FIELD = r"\{(\w+)\}"
+"""A field of a row in a phase's `prompt`."""
+
 
 class Until(Settings):
     """What ends a phase before its last step; the first rule that holds does."""
@@ -52,3 +55,10 @@ class Phase(Settings):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError("a name is made of letters, digits, - and _")
         return name
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_fields(cls, prompt: str | None) -> str | None:
+        if prompt is not None and re.search(FIELD, prompt) is None:
+            raise ValueError(f"{prompt!r} asks the same of every row; name fields of it, such as '{{question}}'")
+        return prompt

@@ -143,8 +143,8 @@ class Curriculum(Stage):
                 if getattr(phase, name) is None:
                     fix = f"give {name}: FILE, or env: ENVIRONMENT for GRPO"
                     raise SettingsError(f"has no {name}", where=f"phase {phase.name!r}", fix=fix)
+            how = self.training(phase) if phase.env is None else self.rewarding(phase)
             try:
-                how = self.training(phase) if phase.env is None else self.rewarding(phase)
                 plans.append(how.plan(before))
             except BurnishError as error:
                 raise located(error, f"phase {phase.name!r}") from None
