@@ -5,8 +5,10 @@
 `burnish data trajectories` on made episodes of 50 turns, each turn a thought, a call and its answer (25 KB an episode),
 of which half have one planted fault of six kinds; no episode's text is that of another. Messages alone, and token ids
 with the vocabulary of SmolLM2 and a template that writes calls. Every run is a process of its own; its processor
-seconds and its largest resident memory are those that the kernel counts, and its funnel must be what was planted. One
-more run is killed when half of its rows are written, goes on, and must end with the same bytes.
+seconds and its largest resident memory are those that the kernel counts, and its funnel must be what was planted. Two
+more runs are killed and go on: one of token ids when half of its rows are written, which must end with the same bytes;
+and one of 100,000 episodes' messages, when half of them have been looked at and again when half of its rows are there,
+which must end with every episode that was planted without a fault, in order.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,16 @@ import experiment
 import numpy as np
 
 TURNS = 5 if experiment.SMOKE else 50
-MESSAGES = (20, 40) if experiment.SMOKE else (2_000, 5_000, 10_000)
+MESSAGES = (20,) if experiment.SMOKE else (2_000, 5_000, 10_000)
 MASKED = (20, 40) if experiment.SMOKE else (250, 500)
 PROCESSES = 2
 FAULTS = ("verified=1", "budget=0", "repeats=3", "patch", "tests")
 """What the filters call them; the sixth kind is a change that another episode of the task has made."""
-GOAL = 100_000
-KEPT, PART = 0.4, 64
-"""Share of the episodes that is kept, and episodes that are written at once."""
+GOAL = 3_000 if experiment.SMOKE else 100_000
+KEPT, PART, LOOKED = 0.4, 64, 1024
+"""Share of the episodes that is kept, episodes that are written at once, and those looked at that are kept together."""
+KILLED, LARGEST = f"killed; masked; {MASKED[-1]}; 1", f"killed; messages; {GOAL}; 1"
+TITLES = {"messages": "messages", "masked": "token ids"}
 TEXT = "the file has a line that fails when value is read from an empty list so it must be checked before use"
 TEMPLATE = (
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + (m.content or '') }}"
@@ -76,7 +80,7 @@ def episode(number: int) -> dict[str, Any]:
 
 
 class Bench(experiment.Kept):
-    """What is measured, by name: "messages; 2000; 0", "masked; 250; 2" (processes) and "killed"."""
+    """What is measured, by name: "messages; 2000; 1", "masked; 250; 2" (processes), and these with "killed" before."""
 
     def __init__(self, work: Path, model: Path) -> None:
         super().__init__(work)
@@ -86,13 +90,18 @@ class Bench(experiment.Kept):
         yield from (f"messages; {number}; 1" for number in MESSAGES)
         yield from (f"masked; {number}; 1" for number in MASKED)
         yield f"masked; {MASKED[-1]}; {PROCESSES}"
-        yield "killed"
+        yield from (KILLED, LARGEST)
 
     def measure(self, name: str) -> dict[str, Any]:
-        if name == "killed":
-            return self.killed()
-        what, number, workers = name.split("; ")
-        found = self.run_command(what, int(number), int(workers), self.work / "out")
+        what, number, workers = name.removeprefix("killed; ").split("; ")
+        if name.startswith("killed"):
+            half = max(1, round(int(number) * KEPT / PART / 2))
+            moments = {"parts/part*": half}
+            if name == LARGEST:
+                moments = {"looked/*-*": max(1, int(number) // LOOKED // 2)} | moments
+            found = self.killed(what, int(number), moments)
+        else:
+            found = self.run_command(what, int(number), int(workers), self.work / "out")
         self.check(int(number))
         return found | {"sha256": self.rows()}
 
@@ -101,38 +110,63 @@ class Bench(experiment.Kept):
         options += [] if what == "messages" else ["--tokenizer", str(self.tokenizer())]
         return [sys.executable, "-m", "burnish", "data", "trajectories", str(self.file(f"{number} episodes")), *options]
 
-    def run_command(self, what: str, number: int, workers: int, out: Path) -> dict[str, Any]:
-        """Processor seconds and the largest memory of one process, as the kernel tells when it has ended."""
+    def run_command(
+        self, what: str, number: int, workers: int, out: Path, until: Callable[[], bool] | None = None
+    ) -> dict[str, Any]:
+        """Processor seconds and the largest memory of one process, as the kernel tells when it has ended.
+
+        Args:
+            what, number, workers, out: of the command.
+            until: kills it as soon as this holds.
+        """
         self.write_episodes(number)
         before = os.times()
         process = subprocess.Popen(self.command(what, number, workers, out), stdout=subprocess.DEVNULL)
+        while until is not None and not until():
+            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                if experiment.SMOKE:  # so few episodes that it may have
+                    break
+                raise SystemExit("the command has ended before it was killed")
+            time.sleep(0.02)
+        if until is not None:
+            os.kill(process.pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if process.returncode and until is None:
             raise SystemExit(f"the command has failed with {process.returncode}")
         after = os.times()
         seconds = (after.children_user + after.children_system) - (before.children_user + before.children_system)
         return {"cpu_seconds": round(seconds, 1), "bytes": 1024 * usage.ru_maxrss}
 
-    def killed(self) -> dict[str, Any]:
-        number, out = MASKED[-1], self.work / "out"
-        shutil.rmtree(out)
-        parts = out.with_name("out.work") / "parts"
-        half = max(1, round(number * KEPT / PART / 2))
-        process = subprocess.Popen(self.command("masked", number, 1, out), stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(list(parts.glob("part*"))) < half:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        there = len(list(parts.glob("part*")))
-        found = self.run_command("masked", number, 1, out)
-        return found | {"sha256": self.rows(), "parts_there": there}
+    def killed(self, what: str, number: int, moments: dict[str, int]) -> dict[str, Any]:
+        """Started anew after every moment at which it is killed: when so many entries of a kind are in its work."""
+        out = self.work / "out"
+        work = out.with_name("out.work")
+        for place in (out, work):
+            shutil.rmtree(place, ignore_errors=True)
+        self.write_episodes(number)
+        starts, there = [], []
+        for kind, count in moments.items():
+
+            def due(kind: str = kind, count: int = count) -> bool:
+                return len(list(work.glob(kind))) >= count
+
+            starts.append(self.run_command(what, number, 1, out, until=due))
+            there.append(len(list(work.glob(kind))))
+        starts.append(self.run_command(what, number, 1, out))
+        seconds = [one["cpu_seconds"] for one in starts]
+        return {"cpu_seconds": seconds[-1], "all_starts": seconds, "there": there} | {
+            "bytes": max(one["bytes"] for one in starts)
+        }
 
     def check(self, number: int) -> None:
-        """Refuses a funnel that is not what was planted."""
+        """Refuses a funnel that is not what was planted, and other rows than those without a fault, in order."""
         funnel = json.loads((self.work / "out" / "about.json").read_text())["funnel"]
         dropped = {step["filter"]: step["dropped"] for step in funnel if step["dropped"]}
         assert dropped == dict.fromkeys((*FAULTS, "duplicates"), number // 10), dropped
+        with (self.work / "out" / "rows.jsonl").open() as file:
+            ids = [json.loads(line)["id"] for line in file]
+        assert ids == [f"e{one:07d}" for one in range(number) if len(FAULTS) <= one % 10 < 9], "other rows are kept"
 
     def rows(self) -> str:
         with (self.work / "out" / "rows.jsonl").open("rb") as file:
@@ -170,32 +204,30 @@ def line(sizes: tuple[int, ...], values: list[float]) -> dict[str, float]:
 
 def summary(bench: Bench) -> dict[str, Any]:
     runs = {name: bench.read(name) for name in bench.names()}
-    same = {
-        run["sha256"] for name, run in runs.items() if name == "killed" or name.startswith(f"masked; {MASKED[-1]};")
-    }
+    same = {run["sha256"] for name, run in runs.items() if f"masked; {MASKED[-1]};" in name}
     if len(same) > 1:
         raise SystemExit("rows differ between one process, several, and a run that was killed")
-    found = {}
-    for what, sizes in (("messages", MESSAGES), ("masked", MASKED)):
-        of = [runs[f"{what}; {number}; 1"] for number in sizes]
-        found[what] = {key: line(sizes, [run[key] for run in of]) for key in ("cpu_seconds", "bytes")}
-    return {"turns": TURNS, "goal": GOAL, "runs": runs, "lines": found}
+    of = [runs[f"masked; {number}; 1"] for number in MASKED]
+    lines = {key: line(MASKED, [run[key] for run in of]) for key in ("cpu_seconds", "bytes")}
+    return {"turns": TURNS, "goal": GOAL, "runs": runs, "lines": {"masked": lines}}
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
     lines = []
     for name, run in results["runs"].items():
-        if name == "killed":
-            cells = [f"token ids, killed at {run['parts_there']} parts, the rest", lines[-1][1], "1"]
-        else:
-            what, number, workers = name.split("; ")
-            cells = ["messages" if what == "messages" else "token ids", f"{int(number):,}", workers]
-        lines.append([*cells, f"{run['cpu_seconds']:.0f}", f"{run['bytes'] / 1e6:.0f}"])
-    for what, title in (("messages", "messages"), ("masked", "token ids")):
-        ends = results["lines"][what]
-        seconds, size = ends["cpu_seconds"]["at_goal"], ends["bytes"]["at_goal"]
-        lines.append([f"{title}, extrapolated", f"{results['goal']:,}", "1", f"{seconds:.0f}", f"{size / 1e6:.0f}"])
+        what, number, workers = name.removeprefix("killed; ").split("; ")
+        title, seconds = TITLES[what], run["cpu_seconds"]
+        if name == KILLED:
+            title += f", killed at {run['there'][0]} parts, the rest"
+        elif name == LARGEST:
+            title += ", killed twice, all starts"
+            seconds = sum(run["all_starts"])
+        lines.append([title, f"{int(number):,}", workers, f"{seconds:.0f}", f"{run['bytes'] / 1e6:.0f}"])
+    ends = results["lines"]["masked"]
+    seconds, size = ends["cpu_seconds"]["at_goal"], ends["bytes"]["at_goal"]
+    title = f"{TITLES['masked']}, extrapolated"
+    lines.append([title, f"{results['goal']:,}", "1", f"{seconds:.0f}", f"{size / 1e6:.0f}"])
     columns = f"episodes of {results['turns']} turns as | how many: | processes: | CPU seconds: | peak MB:"
     return {"scale": experiment.table(columns, lines)}
 
