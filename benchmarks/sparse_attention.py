@@ -47,7 +47,7 @@ LAST_QUERIES = 32
 MOST = 32
 """Tokens of an answer, where RULER gives needles 128: a number of seven digits needs ten."""
 PLACES = 5
-PROMPTS = 1 if SMOKE else 13
+PROMPTS = 1 if SMOKE else 30
 LENGTH = 512
 
 
