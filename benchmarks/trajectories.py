@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import experiment
-import numpy as np
 
 TURNS = 5 if experiment.SMOKE else 50
 MESSAGES = (20,) if experiment.SMOKE else (2_000, 5_000, 10_000)
@@ -196,20 +195,12 @@ class Bench(experiment.Kept):
         return place
 
 
-def line(sizes: tuple[int, ...], values: list[float]) -> dict[str, float]:
-    """Least squares: what an episode costs, and the value at the goal by that line."""
-    each, base = np.polyfit(sizes, values, 1)
-    return {"each": float(each), "at_goal": float(base + each * GOAL)}
-
-
 def summary(bench: Bench) -> dict[str, Any]:
     runs = {name: bench.read(name) for name in bench.names()}
     same = {run["sha256"] for name, run in runs.items() if f"masked; {MASKED[-1]};" in name}
     if len(same) > 1:
         raise SystemExit("rows differ between one process, several, and a run that was killed")
-    of = [runs[f"masked; {number}; 1"] for number in MASKED]
-    lines = {key: line(MASKED, [run[key] for run in of]) for key in ("cpu_seconds", "bytes")}
-    return {"turns": TURNS, "goal": GOAL, "runs": runs, "lines": {"masked": lines}}
+    return {"turns": TURNS, "runs": runs}
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
@@ -224,10 +215,6 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             title += ", killed twice, all starts"
             seconds = sum(run["all_starts"])
         lines.append([title, f"{int(number):,}", workers, f"{seconds:.0f}", f"{run['bytes'] / 1e6:.0f}"])
-    ends = results["lines"]["masked"]
-    seconds, size = ends["cpu_seconds"]["at_goal"], ends["bytes"]["at_goal"]
-    title = f"{TITLES['masked']}, extrapolated"
-    lines.append([title, f"{results['goal']:,}", "1", f"{seconds:.0f}", f"{size / 1e6:.0f}"])
     columns = f"episodes of {results['turns']} turns as | how many: | processes: | CPU seconds: | peak MB:"
     return {"scale": experiment.table(columns, lines)}
 
