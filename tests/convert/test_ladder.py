@@ -318,7 +318,7 @@ def test_what_needs_single_layers_refuses_it(made):
     with pytest.raises(
         SettingsError, match="hidden compares what comes between layers, and those of the teacher, a lad"
     ):
-        burnish.Distill(hidden=1.0)(model, data=[PROSE.read_text()], teacher=directory)
+        burnish.Distill(hidden=1.0, context=32)(model, data=[PROSE.read_text()], teacher=load(directory))
     with pytest.raises(RecipeError, match="quantize needs a causal-lm checkpoint, but is given a custom-causal-lm"):
         burnish.Quantize()(load(directory), calibration=[PROSE.read_text()])
     from burnish.arch import first_inputs
