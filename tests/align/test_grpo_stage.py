@@ -67,6 +67,12 @@ def test_a_model_without_a_chat_template_is_refused(checkpoint: Path) -> None:
         burnish.Grpo(**SMALL).preflight(start, start.plan())
 
 
+def test_a_start_that_was_refused_may_be_tried_with_a_lower_floor() -> None:
+    """It decides whether a training begins, not how it ends, so what a refused run has kept holds below it too."""
+    lower = burnish.Grpo(**SMALL | {"floor": 0.1, "redundant": 0.0})
+    assert lower.canonical() == burnish.Grpo(**SMALL | {"floor": 0.8}).canonical()
+
+
 @pytest.mark.slow
 def test_a_start_below_the_floor_is_not_trained(checkpoint: Path) -> None:
     with pytest.raises(DataError, match="right too seldom for RL"):

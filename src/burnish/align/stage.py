@@ -247,10 +247,18 @@ class Grpo(Stage):
     )
     shaping_options: dict[str, Any] = Field(default={}, description="settings of a published rule, as {weight: 0.4}")
     floor: float = Field(
-        default=0.8, ge=0, le=1, description="least sampled accuracy of the start at every difficulty; below, no RL"
+        default=0.8,
+        ge=0,
+        le=1,
+        description="least sampled accuracy of the start at every difficulty; below, no RL",
+        json_schema_extra=VOLATILE,
     )
     redundant: float = Field(
-        default=0.1, ge=0, lt=1, description="least share of redundant tokens that a length rule is begun with"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="least share of redundant tokens that a length rule is begun with",
+        json_schema_extra=VOLATILE,
     )
 
     acc_target: float | None = Field(

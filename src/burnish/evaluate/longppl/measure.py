@@ -103,7 +103,7 @@ def check_windows(settings: LongPplMeasurement, on_text: Evaluate, model: Model,
             f"windows of {on_text.context:,} tokens do not reach beyond a short context of {settings.short_context:,}, "
             "so that no token has a longer one",
             where="context",
-            fix=f"use a context of {2 * settings.short_context:,}, or a lower short_context",
+            fix="raise context, or lower short_context",
         )
     for one, called in ((model, "model"), (evaluator, "evaluator")):
         check_kind(one)
