@@ -203,8 +203,8 @@ def peak(source, target, **settings):
 @pytest.mark.parametrize(
     ("settings", "share", "more"),
     [
-        # The cut alone: a matrix, its parts, and what the allocator keeps.
-        ({"score": "magnitude"}, 0.0, 250_000_000),
+        # The cut alone: a matrix, its parts, and what the allocator keeps, which differs by 100 MB from run to run.
+        ({"score": "magnitude"}, 0.0, 400_000_000),
         # The network; the activations of one layer for 1,024 tokens; the sums; the logits of a small vocabulary.
         ({"score": "fisher"}, 1.0, 400_000_000),
         # The network; the narrower down projections, a sixth of the weights; one Gram matrix and its factors.
