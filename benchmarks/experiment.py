@@ -113,6 +113,27 @@ class Kept:
         return True
 
 
+def texts_of(name: str, data: Path | None) -> list[str]:
+    """WikiText-2 test, or one of the texts that the package lacks, which are in `data`."""
+    from burnish.data import read_texts
+
+    if name not in (files := {"movies": "movie_reviews.jsonl.gz", "speeches": "us_speeches.jsonl.gz"}):
+        return read_texts("wikitext2-test")
+    if data is None:
+        raise SystemExit(f"--data DIR: where {files[name]} is")
+    return read_texts(data / files[name])
+
+
+def spread_windows(tokenizer: Any, texts: Any, length: int, number: int, *, max_chars: int = 400_000) -> Any:
+    """(number, length) token ids, spread evenly over the beginning of the texts."""
+    import torch
+
+    from burnish.data import windows
+
+    every = windows(tokenizer, texts, length, max_chars=max_chars)
+    return every[torch.linspace(0, len(every) - 1, number).round().long()]
+
+
 def search(
     options: Iterable[Option], score: Callable[[Option], float], *, largest: bool = False
 ) -> tuple[Option, list[dict[str, Any]]]:

@@ -29,7 +29,7 @@ import torch
 from burnish.core.checkpoint import Lineage, load
 from burnish.core.stage import seeded_generator
 from burnish.core.statistics import Interval, interval
-from burnish.data import calibration, read_texts, windows
+from burnish.data import calibration
 from burnish.quantize.cache.cached import CodedCache
 from burnish.quantize.cache.codes import code_of
 from burnish.quantize.cache.fitted import FittedCodes, read_fitted
@@ -124,8 +124,8 @@ class Bench(experiment.Kept):
 
     def windows_of(self, text: str) -> torch.Tensor:
         if text not in self._windows:
-            every = windows(self.model.tokenizer, texts_of(text, self.data), CONTEXT + REST, max_chars=400_000)
-            self._windows[text] = every[torch.linspace(0, len(every) - 1, WINDOWS).round().long()]
+            texts = experiment.texts_of(text, self.data)
+            self._windows[text] = experiment.spread_windows(self.model.tokenizer, texts, CONTEXT + REST, WINDOWS)
         return self._windows[text]
 
     @cached_property
@@ -135,14 +135,6 @@ class Bench(experiment.Kept):
     @property
     def heads(self) -> int:
         return int(self.module.config.num_key_value_heads)
-
-
-def texts_of(text: str, data: Path | None) -> list[str]:
-    if text == "wikitext":
-        return read_texts("wikitext2-test")
-    if data is None:
-        raise SystemExit("--data DIR: where us_speeches.jsonl.gz is")
-    return read_texts(str(data / "us_speeches.jsonl.gz"))
 
 
 def peer(name: str, config: Any) -> Any:

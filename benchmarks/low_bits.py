@@ -46,7 +46,6 @@ from burnish.core.checkpoint import load
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
-from burnish.data import read_texts, windows
 from burnish.evaluate.maths.divergence import kl_divergence, normalise
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.method import Rounding, quantize_matrices
@@ -416,13 +415,8 @@ class Measuring:
 
 def windows_of_domain(model: Any, data: Path | None, domain: str) -> torch.Tensor:
     """What the divergence from a model is measured on; `data` is where the two texts are that the package lacks."""
-    every = windows(model.tokenizer, texts_of(domain, data), REPORT_LENGTH, max_chars=REPORT_CHARS)
-    return every[torch.linspace(0, len(every) - 1, REPORT_WINDOWS).round().long()]
-
-
-def texts_of(domain: str, data: Path | None) -> list[str]:
-    files = {"movies": "movie_reviews.jsonl.gz", "speeches": "us_speeches.jsonl.gz"}
-    return read_texts((data or Path()) / files[domain] if domain in files else "wikitext2-test")
+    texts = experiment.texts_of(domain, data)
+    return experiment.spread_windows(model.tokenizer, texts, REPORT_LENGTH, REPORT_WINDOWS, max_chars=REPORT_CHARS)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:

@@ -44,7 +44,7 @@ from burnish.core.checkpoint import load
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
-from burnish.data import read_texts, windows
+from burnish.data import read_texts
 from burnish.quantize.budget import Group, budget_of, groups_of
 from burnish.quantize.factors import SplitSums
 from burnish.quantize.formats import FORMATS
@@ -382,11 +382,11 @@ class Measuring:
         if domain == "wikitext":
             texts = read_texts("wikitext2-valid")
         else:
-            texts = low_bits.texts_of(domain, self.arguments.data)
+            texts = experiment.texts_of(domain, self.arguments.data)
             ends = np.cumsum([len(text) for text in texts])  # the first that begins behind what is reported on
             texts = texts[int(np.searchsorted(ends, low_bits.REPORT_CHARS)) + 1 :]
-        every = windows(self.model.tokenizer, texts, LENGTH, max_chars=2 * low_bits.REPORT_CHARS)
-        return every[torch.linspace(0, len(every) - 1, DOMAIN_PARTS * PART_WINDOWS).round().long()]
+        number, chars = DOMAIN_PARTS * PART_WINDOWS, 2 * low_bits.REPORT_CHARS
+        return experiment.spread_windows(self.model.tokenizer, texts, LENGTH, number, max_chars=chars)
 
     # -- learning from chosen widths ---------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from burnish.calibrate.windows import Calibration
 from burnish.core.checkpoint import load
 from burnish.core.progress import Progress
 from burnish.core.stage import seeded_generator
-from burnish.data import calibration, read_texts, windows
+from burnish.data import calibration
 from burnish.evaluate.maths.divergence import kl_divergence
 from burnish.quantize.maths.channel_bias import learned_bias, product_error, rounded_by_token
 from burnish.quantize.outliers import rows, seen
@@ -78,7 +78,7 @@ class Bench(experiment.Kept):
         if name == "inputs":
             return {"rows": self.rows, "learned": self.kept["report"]}
         text, number = name.split(", ")
-        return self.of_window(self.windows_of(text)[int(number)][None])
+        return self.of_window(self.reporting[text][int(number)][None])
 
     @torch.no_grad()
     def of_window(self, tokens: Tensor) -> dict[str, Any]:
@@ -209,21 +209,16 @@ class Bench(experiment.Kept):
             self.model.tokenizer, "wikitext2-valid", length=LENGTH, max_tokens=TOKENS, generator=generator
         )
 
-    def windows_of(self, text: str) -> Tensor:
-        every = windows(self.model.tokenizer, texts_of(text, self.data), LENGTH, max_chars=400_000)
-        return every[torch.linspace(0, len(every) - 1, WINDOWS).round().long()]
+    @cached_property
+    def reporting(self) -> dict[str, Tensor]:
+        texts = {text: experiment.texts_of(text, self.data) for text in TEXTS}
+        return {
+            text: experiment.spread_windows(self.model.tokenizer, some, LENGTH, WINDOWS) for text, some in texts.items()
+        }
 
     @cached_property
     def module(self) -> Any:
         return self.model.module.eval()
-
-
-def texts_of(text: str, data: Path | None) -> list[str]:
-    if text == "wikitext":
-        return read_texts("wikitext2-test")
-    if data is None:
-        raise SystemExit("--data DIR: where us_speeches.jsonl.gz is")
-    return read_texts(str(data / "us_speeches.jsonl.gz"))
 
 
 def divergence(original: Tensor, other: Tensor) -> float:
@@ -239,7 +234,7 @@ def content(bench: Bench) -> dict[str, Any]:
     """Of the results file."""
     each = {text: [bench.read(f"{text}, {number}") for number in range(WINDOWS)] for text in TEXTS}
     arms = [*(f"activations, {arm}" for arm in ACTIVATIONS), *(f"weights, {arm}" for arm in WEIGHTS)]
-    reporting = [experiment.digest(bench.windows_of(text).numpy()) for text in TEXTS]
+    reporting = [experiment.digest(bench.reporting[text].numpy()) for text in TEXTS]
     learned = bench.read("inputs")["learned"]
     return {
         "settings": {"length": LENGTH, "windows": WINDOWS, "tokens": TOKENS, "learned on": LEARNED_ON, "steps": STEPS},

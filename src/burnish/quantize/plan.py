@@ -12,7 +12,7 @@ from torch import nn
 from burnish.arch import MatrixView, is_registered, known_model_types
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
-from burnish.core.memory import for_statistics, too_large
+from burnish.core.memory import too_large
 from burnish.core.progress import byte_count
 from burnish.quantize.budget import bits_per_weight, budget_of, width_notes
 from burnish.quantize.mixed import LEARNED_AS, NUM_MEASURED
@@ -252,7 +252,7 @@ def text_cost(
     from burnish.quantize.vocabulary import TOKENS as VOCABULARY_TOKENS
 
     rule, sketches = RULES[settings.method], sketches_of(settings)
-    groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.memory or for_statistics())
+    groups = layer_groups(views, sketches=sketches, memory_bytes=0 if streams else settings.statistics_bytes)
     held = max(sums_bytes(group, sketches) for group in groups)
     num_passes = 1 if streams else len(groups)
     passes = f"{num_passes} pass{'es' if num_passes > 1 else ''}"

@@ -26,7 +26,7 @@ from burnish.calibrate.windows import Calibration, world_size
 from burnish.core.checkpoint import DeferredModel, Model, cast, working_copy
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError, SettingsError
-from burnish.core.memory import for_statistics, too_large
+from burnish.core.memory import too_large
 from burnish.core.progress import Task
 from burnish.core.stage import Context
 from burnish.core.store import Store
@@ -83,7 +83,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     elif settings.propagate:
         walk = LayerByLayer(module, views, precision=PRECISION, changed=True)
     else:
-        walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.memory or for_statistics())
+        walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.statistics_bytes)
     every = matrices_of(module, settings)
     outside, budget = outside_of(settings, module, every) if asked_for(settings) else [], None
     if settings.target is not None:

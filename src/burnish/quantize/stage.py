@@ -181,6 +181,13 @@ class Quantize(Stage):
         return wanted | ({"covariance", "sketch"} if self.target is not None else set())
 
     @property
+    def statistics_bytes(self) -> int:
+        """Bound on the statistics held at once."""
+        from burnish.core.memory import for_statistics
+
+        return self.memory or for_statistics()
+
+    @property
     def reads(self) -> bool:
         """Whether calibration text is read at all."""
         return bool(self.needs) or self.outliers
