@@ -17,7 +17,7 @@ from torch import Tensor
 from burnish.align.grpo_seam import SampledGRPOConfig, SampledGRPOTrainer
 from burnish.align.maths.short_arc import HIGHEST_ALPHA, Controller, redundancy, short_arc
 from burnish.align.shaping import SHAPINGS, length_rule
-from burnish.core.errors import SettingsError
+from burnish.core.errors import refuse
 from burnish.verify.adapter import CORRECT
 
 
@@ -59,8 +59,7 @@ class ShortARCConfig(SampledGRPOConfig):
             and not 0 <= self.acc_target <= 1,
             f"target_updates is {self.target_updates}, but 1 or more is needed": self.target_updates < 1,
         }
-        if said := next((sentence for sentence, is_wrong in wrong.items() if is_wrong), None):
-            raise SettingsError(said, where="length control")
+        refuse(wrong, where="length control")
         super().__post_init__()
 
 

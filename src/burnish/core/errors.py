@@ -6,6 +6,8 @@ raises these at the border (settings, files, recipes) and lets everything else f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class BurnishError(Exception):
     """Something the user can mend.
@@ -25,6 +27,16 @@ class BurnishError(Exception):
 
 class SettingsError(BurnishError):
     """A setting has a wrong name, type or value, or does not fit the model."""
+
+
+def refuse(wrong: Mapping[str, bool], *, where: str) -> None:
+    """Refuses settings by the first sentence that holds.
+
+    Raises:
+        SettingsError: one does.
+    """
+    if said := next((sentence for sentence, holds in wrong.items() if holds), None):
+        raise SettingsError(said, where=where)
 
 
 class RecipeError(BurnishError):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import refuse
 from burnish.data.draws import draws
 
 LETTERS = string.ascii_lowercase
@@ -62,8 +62,7 @@ class Chains:
             f"{name} is {chance}, which is no chance from 0 to 1": not 0 <= chance <= 1
             for name, chance in chances.items()
         }
-        if said := next((sentence for sentence, is_wrong in wrong.items() if is_wrong), None):
-            raise SettingsError(said, where="chains")
+        refuse(wrong, where="chains")
 
 
 @dataclass(frozen=True)

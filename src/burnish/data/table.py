@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from burnish.core.errors import SettingsError
+from burnish.core.errors import refuse
 from burnish.data.draws import draws
 
 ROWS, COLUMNS = string.ascii_lowercase[:13], string.ascii_lowercase[13:]
@@ -51,8 +51,7 @@ class Tables:
             ),
             f"direct is {self.direct}, which is no chance from 0 to 1": not 0 <= self.direct <= 1,
         }
-        if said := next((sentence for sentence, is_wrong in wrong.items() if is_wrong), None):
-            raise SettingsError(said, where="tables")
+        refuse(wrong, where="tables")
 
 
 @dataclass(frozen=True)
