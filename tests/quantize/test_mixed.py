@@ -101,7 +101,7 @@ def test_an_interrupted_search_ends_with_the_same_widths(model, texts, tmp_path)
             r"stay dense, of which model.embed_tokens alone takes .*, and no stock loader reads a packed embedding "
             r".transformers 5.17 stops, 5.24",
         ),
-        ({"target": "400%"}, r"choose a target between"),
+        ({"target": "400%"}, r"target is 400% of \d.*B, which is \d.*B, but .*choose a target between"),
         ({"target": "3M parameters"}, r"a share of the weights' files .45%., a size .24GB, 100MB. or bits per weight"),
         ({"target": "3.5bits", "engine": "vllm"}, r"the widths that vllm has kernels for give .* \(4 bits\)"),
         ({"target": "3.5bits", "overrides": {"re:.*": {"bits": 8}}}, "use one of them"),
@@ -116,6 +116,12 @@ def test_impossible_targets_are_refused_when_planned(model, settings, message):
         del settings["group_size"]
     with pytest.raises(SettingsError, match=message):
         Quantize(**settings).plan(model.plan())
+
+
+def test_a_target_without_a_method_takes_two_sided_rounding():
+    assert [Quantize(target=size).method for size in ("3.0bits", None)] == ["yaqa", "gptq"]
+    assert Quantize(target="3.0bits", method="rtn").method == "rtn"
+    assert Quantize(**Quantize(target="3.0bits").canonical()) == Quantize(target="3.0bits", method="yaqa")
 
 
 def test_a_target_in_bits_is_the_size_of_that_width_and_both_counts_are_told(model):

@@ -242,8 +242,9 @@ def budget_of(
             dense_part, is_embedding = f"{byte_count(dense)} of that lie outside of the layers", False
         below = target.unit != "bits" and wanted < smallest
         unless = ", or take quantize_embedding: auto" if is_embedding and below else ""
+        itself = f" of {byte_count(before.num_bytes)}, which is {byte_count(wanted)}" if target.unit == "%" else ""
         raise SettingsError(
-            f"target is {settings.target}, but the widths{kernels} give {byte_count(smallest)} "
+            f"target is {settings.target}{itself}, but the widths{kernels} give {byte_count(smallest)} "
             f"({min(whole.widths)} bits) to {byte_count(largest)} ({max(whole.widths)} bits"
             f"{', the embedding as it is' if embedding else ''}); {dense_part}",
             where="target",

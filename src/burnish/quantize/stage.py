@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 REFIT_TOKENS = 16_384
 """Of calibration text, for a rule that takes none by itself."""
+WITH_TARGET = "yaqa"
+"""The rule where a size is asked for and no rule: of what needs no learning the nearest at every width, from gradients
+that a target takes anyway."""
 
 
 class Quantize(Stage):
@@ -33,7 +36,9 @@ class Quantize(Stage):
     memory_settings: ClassVar[str] = "memory (bytes of statistics held at once) or length"
 
     method: RuleName = Field(
-        default="gptq", description="; ".join(f"{name}: {rule.summary}" for name, rule in RULES.items())
+        default="gptq",
+        description="; ".join(f"{name}: {rule.summary}" for name, rule in RULES.items())
+        + f"; left out, it is {WITH_TARGET} with a target and else gptq",
     )
     scheme: SchemeName = Field(
         default="int", description="; ".join(f"{name}: {form.summary}" for name, form in FORMATS.items())
@@ -132,11 +137,14 @@ class Quantize(Stage):
 
     @model_validator(mode="before")
     @classmethod
-    def _state_schemes(cls, given: Any) -> Any:
-        """Fills in what a scheme fixes, and what overrides inherit, so that settings read the same when written out."""
+    def _state_what_follows(cls, given: Any) -> Any:
+        """Fills in what a scheme fixes, what overrides inherit, and a target's rule, so that settings read the same
+        when written out."""
         if not isinstance(given, dict):
             return given
         complete = complete_scheme(given)
+        if complete.get("target") is not None:
+            complete.setdefault("method", WITH_TARGET)
         overrides = complete.get("overrides")
         if isinstance(overrides, dict):
             complete["overrides"] = {
