@@ -6,11 +6,15 @@
         WORK/llmcompressor-awq-3bit-draw-0 3 64 --method awq --asymmetric
     burnish quantize models/smollm2 --target 100MB --method yaqa --sketch a --damping 0.1 --refit 1 --tokens 8192 \\
         -o WORK/target-100MB-3bit-draw-0
+    burnish quantize models/smollm2 --target 100MB --sketch a --damping 0.1 -o WORK/command-100MB-3bit-draw-0
+    burnish quantize models/smollm2 --target 75MB --quantize-embedding auto --sketch a --damping 0.1 \\
+        -o WORK/command-75MB-4bit-draw-0
     python benchmarks/low_bits.py measure --model models/smollm2 --data DIR --work WORK [--bits 3] [--draws 0]
 
 All methods see 8,192 tokens of WikiText-2 valid in windows of 256, drawn anew for every draw, with other labels (the
 same windows but for rtn and gptq, which draw without keeping others back, and mixed widths, which keep back more), and
-make symmetric integers in groups of 64 (signed scales).
+make symmetric integers in groups of 64 (signed scales), where a name does not say otherwise. Commands with a target
+take 65,536 tokens unless they say so.
 Nothing is tuned here: dampings are 0.1 for two-sided rounding and the product's own choice on held-out folds for GPTQ.
 The divergence from the original is measured on three texts that no method has seen: WikiText-2 test, movie reviews
 (movie_reviews.jsonl.gz in DIR) and presidents' speeches (us_speeches.jsonl.gz), 6 windows of 512 tokens each, spread
@@ -107,7 +111,14 @@ OURS |= {
     for name, times in {"16k": 2, "65k": 8}.items()
     for suffix, refit in {"": 0, ", refit": 1}.items()
 }
-OURS["yaqa-a, searched scales, refit 3 times"] = YAQA_A | {"scale_search": True, "refit": 3}
+OURS["learned, yaqa, refit 3 times, sensitivity"] = OURS["learned, yaqa, sensitivity"] | {"refit": 3}
+OTHER_GRIDS = {
+    f"{method}, {name}, {refit}": (f"{method}, {refit}", other)
+    for method, refit in (("rtn", "refit"), ("gptq", "refit"), ("yaqa-a", "refit 3 times"))
+    for name, other in {"zero points": {"symmetric": False}, "searched scales": {"scale_search": True}}.items()
+}
+"""{method: (that with the grids of all others, its grids)}."""
+OURS |= {method: OURS[base] | grids for method, (base, grids) in OTHER_GRIDS.items()}
 OURS["yaqa-a, 65k tokens, refit 3 times"] = YAQA_A | {"tokens": 8 * TOKENS, "refit": 3}
 OURS["learned, yaqa, sensitivity, 200 iterations"] = OURS["learned, yaqa, sensitivity"] | {"iterations": 200}
 OURS["learned, 65k tokens, yaqa, refit 3 times, sensitivity"] = OURS["learned, yaqa, sensitivity"] | {
@@ -148,10 +159,14 @@ CHECKPOINTS = {
     "autoround-200": "AutoRound, 200 iterations",
     "llmcompressor-gptq": "llm-compressor GPTQ",
     "llmcompressor-awq": "llm-compressor AWQ, with zero points",
-    "target-100MB": "burnish quantize --target 100MB",
+    "target-100MB": "burnish quantize --target 100MB, 8k tokens, refit",
+    "command-100MB": "burnish quantize --target 100MB --sketch a --damping 0.1",
+    "command-75MB": "burnish quantize --target 75MB --quantize-embedding auto --sketch a --damping 0.1",
 }
-"""What was made beforehand, as the lines above say; measured as stock transformers loads it."""
-PEER, FRONTIER = "autoround-40", "target-100MB"
+"""What was made beforehand, as the lines above say; measured as it is loaded."""
+PEER = "autoround-40"
+TARGETS = ("target-100MB", "command-100MB", "command-75MB")
+"""Those of commands with a target, which measure sizes around it themselves."""
 WIDTHS: dict[str, tuple[str, float, str]] = {
     "learned, yaqa, sensitivity, mixed widths": ("learned", 3.0, "learned, knapsack"),
     "yaqa-a, 65k tokens, refit 3 times, mixed widths": ("learned", 3.0, "65k tokens, refit 3 times, knapsack"),
@@ -168,7 +183,8 @@ PARTS = {
     "yaqa-a, 65k tokens, refit": "yaqa-a, refit",
     "gptq, refit 3 times": "gptq, refit",
     "yaqa-a, refit 3 times": "yaqa-a, refit",
-    "yaqa-a, searched scales, refit 3 times": "yaqa-a, refit 3 times",
+    **{method: base for method, (base, _) in OTHER_GRIDS.items()},
+    "learned, yaqa, refit 3 times, sensitivity": "learned, yaqa, sensitivity",
     "yaqa-a, 65k tokens, refit 3 times": "yaqa-a, 65k tokens, refit",
     **dict.fromkeys(INPUTS, "yaqa-a, refit"),
     **{method: base for method, (base, _) in ROUNDED_EMBEDDINGS.items() if base},
@@ -288,26 +304,20 @@ class Measuring:
         for row in rows:
             row["bytes"] = self.bytes_of(row["method"], row["bits"])
         texts = [experiment.digest(self.windows_of(domain).numpy()) for domain in DOMAINS]
-        found = {"rows": rows, "slices": {"tuning": [], "reporting": texts}} | self.told_by_the_target()
+        found = {"rows": rows, "slices": {"tuning": [], "reporting": texts}}
         experiment.record(self.arguments.out, __doc__, found)
 
     def bytes_of(self, method: str, bits: int) -> int:
         """Of the weights' file, by the plan."""
         base, embedding = ROUNDED_EMBEDDINGS.get(method, (method, None))
         dense = self.model.plan()
-        packed = self.stage(min(bits, 8), 0, {"method": "rtn", "symmetric": method != "llmcompressor-awq"})
+        symmetric = OURS.get(method, {}).get("symmetric", method != "llmcompressor-awq")
+        packed = self.stage(min(bits, 8), 0, {"method": "rtn", "symmetric": symmetric})
         size = (packed.plan(dense) if base else dense).num_bytes
         if embedding:
             shape = self.dense.get_input_embeddings().weight.shape
             size += embedding.scheme.num_bytes(*shape, 2) - 2 * shape.numel()
         return size
-
-    def told_by_the_target(self) -> dict[str, Any]:
-        """The tables that the command with a target wrote: sizes around it, and widths that were tried."""
-        place = self.checkpoint(FRONTIER, 3, 0)
-        ledger = place.with_name(f"{place.name}.run") / "ledger.jsonl"
-        rows = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-        return {row["name"]: row["rows"] for row in rows if row.get("name") in ("frontier", "widths tried", "widths")}
 
     def cells(self) -> Iterable[str]:
         a = self.arguments
@@ -344,7 +354,8 @@ class Measuring:
         for domain in DOMAINS:
             kl[domain] = self.divergence(module.float(), domain)
             print(f"  {name}, {domain}: {np.mean(kl[domain]):.4f}", flush=True)
-        return {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)}
+        found = {"draw": draw, "bits": bits, "method": method, "kl": kl, "cpu_seconds": round(seconds, 1)}
+        return found | ({"told": told_by(self.checkpoint(method, bits, draw))} if method in TARGETS else {})
 
     def quantized(self, method: str, bits: int, draw: int) -> Any:
         mixed = "mixed widths" in method
@@ -413,6 +424,13 @@ class Measuring:
         return windows_of_domain(self.model, self.arguments.data, domain)
 
 
+def told_by(place: Path) -> dict[str, Any]:
+    """The tables that a command with a target wrote: sizes around it, widths that were tried, and those taken."""
+    ledger = place.with_name(f"{place.name}.run") / "ledger.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    return {row["name"]: row["rows"] for row in rows if row.get("name") in ("frontier", "widths tried", "widths")}
+
+
 def windows_of_domain(model: Any, data: Path | None, domain: str) -> torch.Tensor:
     """What the divergence from a model is measured on; `data` is where the two texts are that the package lacks."""
     texts = experiment.texts_of(domain, data)
@@ -429,9 +447,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         found.setdefault(cell, {})[row["draw"]] = row["kl"]
         sizes[cell] = row.get("bytes", 0)
     found |= of_mixed_widths()
-    for row in results.get("frontier", []):
-        if row["chosen"]:
-            sizes[3, FRONTIER] = row["bytes"]
+    around = []
+    for row in results["rows"]:
+        for size in row.get("told", {}).get("frontier", []):
+            if size["chosen"]:
+                sizes[row["bits"], row["method"]] = size["bytes"]
+            kl, place = experiment.cell(size | {"mean": size["kl"]}, ".3f"), "the target" if size["chosen"] else ""
+            around.append([CHECKPOINTS[row["method"]], f"{size['bytes'] / 1e6:.1f}", f"{size['bits']:.2f}", kl, place])
     main, refitted, parts = [], [], []
     every = (*OURS, *EARLIER, *WIDTHS, *(name for name in CHECKPOINTS if name != PEER), PEER, *ROUNDED_EMBEDDINGS)
     for bits in sorted({bits for bits, _ in found}):
@@ -452,11 +474,6 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
                 pair = [{draw: found[bits, one][draw] for draw in shared} for one in (method, base)]
                 titles = [CHECKPOINTS.get(one, one) for one in (method, base)]
                 parts.append([f"{bits:g}", *titles, len(shared), *means(pair[0]), *beside(*pair)])
-    around = []
-    for row in results.get("frontier", []):
-        kl = experiment.cell(row | {"mean": row["kl"]}, ".3f")
-        place = "the target" if row["chosen"] else ""
-        around.append([f"{row['bytes'] / 1e6:.1f}", f"{row['bits']:.2f}", kl, place])
     names = " | ".join(DOMAINS.values())
     ratios = " | ".join(f"{name}, ratio (95 %)" for name in DOMAINS.values())
     peers = " | ".join(f"{name}, against {CHECKPOINTS[PEER]} (95 %)" for name in DOMAINS.values())
@@ -466,7 +483,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             f"bits | method | draws | {names}, KL against that without refitting (95 %)", refitted
         ),
         "parts": experiment.table(f"bits | what | against | draws | {names} | {ratios}", parts),
-        "frontier": experiment.table("MB of the file | bits per weight, without scales | KL (95 %) | ", around),
+        "frontier": experiment.table(
+            "command | MB of the file | bits per weight, without scales | KL (95 %) | ", around
+        ),
     }
 
 

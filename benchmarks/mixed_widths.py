@@ -311,7 +311,8 @@ class Measuring:
         widths: list[Sequence[str]] = [WHOLE] * len(self.groups)
         if free:
             found = self.kept.read("costs, embedding")
-            told = json.loads((experiment.RESULTS / "low_bits.json").read_text())  # by the command, on such windows
+            rows = json.loads((experiment.RESULTS / "low_bits.json").read_text())["rows"]
+            (told,) = (row["told"] for row in rows if row["method"] == "target-100MB")  # by the command, on such text
             of_layers = [row["kl"] for row in told["widths tried"] if row["accepted"]][-1]
             of_layers /= sum(row["sensitivity"] for row in told["widths"])
             factor = found["measured"][str(MEASURED)] / found["embedding"][str(MEASURED)] / of_layers

@@ -44,6 +44,20 @@ def test_a_part_stands_beside_what_it_is_compared_with_on_the_draws_that_both_ha
     )
 
 
+def test_sizes_around_a_target_are_those_that_the_command_told_and_the_chosen_one_is_the_files():
+    kl = {text: [0.2, 0.4] for text in low_bits.DOMAINS}
+    size = {"bits": 2.5, "bytes": 93_400_000, "kl": 0.5, "low": 0.4, "high": 0.6, "chosen": False}
+    told = {"frontier": [size, size | {"bits": 3.0, "bytes": 100_000_000, "kl": 0.3, "chosen": True}]}
+    row = {"bits": 3, "method": "command-100MB", "draw": 0, "kl": kl, "bytes": 99_800_000, "told": told}
+    found = low_bits.tables({"rows": [row, {"bits": 3, "method": "yaqa-a", "draw": 0, "kl": kl, "bytes": 1}]})
+    lines = found["frontier"].splitlines()[2:]
+    assert [[part.strip() for part in line.split("|")[2:6]] for line in lines] == [
+        ["93.4", "2.50", "0.500 (0.400 to 0.600)", ""],
+        ["100.0", "3.00", "0.300 (0.400 to 0.600)", "the target"],
+    ]
+    assert any("--target 100MB" in line and "| 100.0 |" in line for line in found["main"].splitlines())
+
+
 def test_other_inputs_are_the_covariance_of_one_collection_beside_the_sketches_of_another(tmp_path):
     module = small_llama()
     views = select(matrices(module), ())

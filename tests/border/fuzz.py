@@ -6,7 +6,7 @@ damaged or hostile file may hold. The child reads it as burnish does; what it mu
 an odd model or network instead, under settings that are each allowed by themselves.
 
     python tests/border/fuzz.py 17 18                           # repeats mutants and shows what happens
-    python tests/border/fuzz.py 500 10500 tests/border/fuzzed.json   # the newest long run
+    python tests/border/fuzz.py 500 10500 tests/border/fuzzed.json   # the newest long run; it rounded nothing yet
 """
 
 from __future__ import annotations
