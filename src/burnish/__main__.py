@@ -7,18 +7,18 @@ import sys
 
 def main() -> None:
     """Runs a command, and listens to no Ctrl-C once that has ended: people press it twice."""
+    from burnish.core.interrupts import end_interrupted, ignore, listen
+
     try:
+        listen()
         _speak_utf8()
         from burnish.cli import main as command
 
         command()
     except KeyboardInterrupt:  # while libraries were imported, or a second time
-        print("burnish: interrupted", file=sys.stderr)
-        sys.exit(130)
+        end_interrupted()
     finally:
-        import signal
-
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore()
 
 
 def _speak_utf8() -> None:

@@ -41,6 +41,55 @@ def test_ctrl_c_while_something_is_imported_is_one_sentence(module: str):
     assert (done.returncode, done.stderr) == (130, "burnish: interrupted\n")
 
 
+STARTS_NATIVE_CODE = """
+import ctypes, os, signal
+
+@ctypes.PYFUNCTYPE(None)
+def callback():
+    os.kill(os.getpid(), {name})
+
+callback()
+with open({done!r}, "w") as file:
+    file.write("imported")
+"""
+
+RUNS_A_STAGE = """
+import os, signal
+from burnish.core.interrupts import listen
+from burnish.core.runner.process import terminated_like_interrupted
+
+def work():
+    import native
+
+def node():
+    try:
+        return work()
+    finally:
+        print("cleaned up")
+
+listen()
+with terminated_like_interrupted():
+    for press in range(2):
+        try:
+            node()
+        except KeyboardInterrupt:
+            print("interrupted", press)
+"""
+
+
+@pytest.mark.parametrize("name", ["signal.SIGINT", "signal.SIGTERM"])
+def test_a_library_whose_native_code_has_begun_is_imported_to_its_end_and_the_signal_is_not_lost(
+    name: str, tmp_path: Path
+):
+    """An exception in the callback would end the process (C++), or nobody would see it (C, as here)."""
+    done = tmp_path / "done"
+    (tmp_path / "native.py").write_text(STARTS_NATIVE_CODE.format(name=name, done=str(done)))
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{RUNS_A_STAGE}"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (said.returncode, said.stderr, said.stdout) == (0, "", "cleaned up\ninterrupted 0\ncleaned up\n")
+    assert done.read_text() == "imported"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["methods"], ["quantize", "--help"]])
 def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments: list[str]):
     reading, writing = os.pipe()

@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Group
 
 from burnish._version import __version__
 from burnish.core.errors import BurnishError, OutputError, SettingsError
+from burnish.core.interrupts import end_interrupted
 from burnish.methods import VERBS, Verb
 
 RECIPES = Group.create_ordered("Recipes")
@@ -268,8 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(_mistake(error))
     except KeyboardInterrupt:
-        print(f"burnish: interrupted{_what_continues(arguments)}", file=sys.stderr)
-        sys.exit(130)
+        end_interrupted(lambda: _what_continues(arguments))
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich ends so
             _end_unread()

@@ -20,6 +20,7 @@ from burnish.core import errors
 from burnish.core.checkpoint import write_atomically
 from burnish.core.children import childs_environment
 from burnish.core.errors import StageError, located
+from burnish.core.interrupts import interrupt
 
 NODE_ERROR_STATUS = 3
 """Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
@@ -122,12 +123,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does: the child is stopped and the lock released."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = signal.signal(signal.SIGTERM, interrupt)
     except ValueError:  # not in the main thread: the caller handles signals
         yield
         return
