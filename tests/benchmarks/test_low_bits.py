@@ -49,7 +49,8 @@ def test_sizes_around_a_target_are_those_that_the_command_told_and_the_chosen_on
     size = {"bits": 2.5, "bytes": 93_400_000, "kl": 0.5, "low": 0.4, "high": 0.6, "chosen": False}
     told = {"frontier": [size, size | {"bits": 3.0, "bytes": 100_000_000, "kl": 0.3, "chosen": True}]}
     row = {"bits": 3, "method": "command-100MB", "draw": 0, "kl": kl, "bytes": 99_800_000, "told": told}
-    found = low_bits.tables({"rows": [row, {"bits": 3, "method": "yaqa-a", "draw": 0, "kl": kl, "bytes": 1}]})
+    others = [{"bits": bits, "method": "yaqa-a, refit", "draw": 0, "kl": kl, "bytes": 99_800_000} for bits in (3, 4)]
+    found = low_bits.tables({"rows": [row, *others]})
     lines = found["frontier"].splitlines()[2:]
     assert [[part.strip() for part in line.split("|")[2:6]] for line in lines] == [
         ["93.4", "2.50", "0.500 (0.400 to 0.600)", ""],
