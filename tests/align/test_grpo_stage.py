@@ -48,7 +48,12 @@ def weights(model: burnish.Model) -> torch.Tensor:
         ({"problems": 4}, "fewer than the 12 prompts"),
         ({"temperature": 0.0}, "temperature"),
         ({"max_staleness": 3}, "max_staleness counts for nothing without replay"),
-        ({"max_turns": 3}, "max_turns counts for nothing without calculator or python"),
+        ({"max_turns": 3}, "max_turns counts for nothing without env calculator or python"),
+        ({"env": "table", "kind": {"steps": (1, 2)}}, "kind counts for nothing without env chain"),
+        ({"env": "calculator", "kind": {"slips": 0.1}}, "kind counts for nothing without env chain"),
+        ({"tables": {"rows": 2}}, "tables counts for nothing without env table"),
+        ({"shaping": "kimi", "tolerance": 0.02}, "tolerance counts for nothing without shaping short_arc"),
+        ({"acc_target": 0.9}, "acc_target counts for nothing without shaping short_arc"),
         ({"replay": 4, "max_staleness": 1, "iterations": 2}, "so that none would be replayed"),
     ],
 )

@@ -66,6 +66,9 @@ SOURCES = {
 ADAM_BYTES = 16
 """Bytes per trained parameter: float32 weight, gradient and AdamW's two moments."""
 
+OF_SHORT_ARC = ("acc_target", "target_updates", "tolerance", "alpha", "alpha_max", "eta", "p_min", "token_scale")
+"""Settings that only the rule of that name reads."""
+
 
 class Align(Stage):
     """Train on preference pairs with a loss that adapts to each pair."""
@@ -327,11 +330,16 @@ class Grpo(Stage):
             raise ValueError(
                 f"credit is {self.credit}, but {self.env} has one turn; {' and '.join(TOOLS)} have several"
             )
-        owners = {"max_staleness": self.replay > 0, "reuse": self.replay > 0, "max_turns": self.env in TOOLS}
-        for name, counts in owners.items():
-            if not counts and getattr(self, name) != type(self).model_fields[name].default:
-                owner = " or ".join(TOOLS) if name == "max_turns" else "replay"
-                raise ValueError(f"{name} counts for nothing without {owner}")
+        for owner, counts, names in (
+            ("env chain", self.env == "chain", ("kind",)),
+            ("env table", self.env == "table", ("tables",)),
+            (f"env {' or '.join(TOOLS)}", self.env in TOOLS, ("max_turns",)),
+            ("replay", self.replay > 0, ("max_staleness", "reuse")),
+            ("shaping short_arc", self.shaping == "short_arc", OF_SHORT_ARC),
+        ):
+            for name in () if counts else names:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} counts for nothing without {owner}")
         if self.replay and self.max_staleness < self.iterations:
             raise ValueError(
                 f"max_staleness is {self.max_staleness}, but with {self.iterations} iterations the groups of the draw "
