@@ -1,6 +1,7 @@
 """The stage `align` in memory, from disk and after an interruption."""
 
 import json
+import math
 
 import pyarrow.parquet
 import pytest
@@ -13,12 +14,13 @@ from burnish.align.around_trainer import last_state
 from burnish.align.run import hold_out, run
 from burnish.align.stage import SMOOTHED, Align
 from burnish.core.checkpoint import load
-from burnish.core.errors import CheckpointError, DataError, SettingsError
+from burnish.core.errors import CheckpointError, DataError, RecipeError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context
 from burnish.data.preferences import Pairs
+from burnish.quantize.stage import Quantize
 
 SHORT = {"data": "prefs", "max_steps": 4, "batch": 4, "micro_batch": 2, "lr": 1e-3, "holdout": 0.2, "device": "cpu"}
 
@@ -171,6 +173,31 @@ def test_lora_is_merged_into_ordinary_weights(checkpoint, rows):
     changed = [n for n, p in result.module.state_dict().items() if not torch.equal(p, start.module.state_dict()[n])]
     assert "model.layers.0.self_attn.q_proj.weight" in changed
     assert "model.embed_tokens.weight" not in changed
+
+
+def test_beside_packed_weights_dpo_begins_at_ln_2_and_changes_no_code(checkpoint, rows, tmp_path):
+    pytest.importorskip("peft")
+    packed = Quantize(method="rtn", bits=3, group_size=16)(load(checkpoint)).save(tmp_path / "packed")
+    ledger = Ledger(None)
+    stage = Align(**SHORT | {"loss": "dpo", "lora_rank": 4, "lr": 0.01})
+    generator = torch.Generator().manual_seed(0)
+    ctx = Context({"data": rows}, tmp_path / "work", "cpu", generator, Progress(enabled=False), ledger)
+    made = stage.run(load(packed), ctx)
+    (held,) = [row["rows"] for row in ledger.rows if row["name"] == "preference_held_out"]
+    loss = next(row for row in held if row["measure"] == "loss")
+    assert loss["before"] == pytest.approx(math.log(2), abs=1e-6)
+    assert loss["after"] != pytest.approx(math.log(2), abs=1e-3)
+    out = made.save(tmp_path / "out")
+    assert (out / "model.safetensors").read_bytes() == (packed / "model.safetensors").read_bytes()
+    assert any(factor.abs().max() > 0 for name, factor in load(out).adapter.tensors.items() if "lora_B" in name)
+    assert "DPO" in (out / "README.md").read_text()
+
+
+def test_a_reward_model_and_all_weights_of_packed_ones_are_refused(checkpoint, tmp_path):
+    packed = Quantize(method="rtn", bits=3, group_size=16)(load(checkpoint)).save(tmp_path / "packed")
+    for settings in ({"loss": "reward", "lora_rank": 4}, {"loss": "dpo"}):
+        with pytest.raises(RecipeError, match="align needs dense weights"):
+            Align(**SHORT | settings).check_accepts(load(packed).plan(), where="align")
 
 
 def test_the_input_is_left_as_it_was(checkpoint, rows):

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from burnish.core.checkpoint import Lineage, Model, cast, load
+from burnish.core.checkpoint.adapter import Adapter
+from burnish.core.checkpoint.packed_integers import check_whole_numbers, quantization_config
 from burnish.core.errors import CheckpointError, DataError, MissingExtraError, SettingsError
-from burnish.core.kinds import Kind
+from burnish.core.kinds import Kind, Weights
 from burnish.core.stage import Context
 from burnish.core.store import Store
 from burnish.data.preferences import RIGHT, Pairs, check_pairs, import_datasets, pairs_of, read_pairs, rows_digest
@@ -70,6 +72,9 @@ def run_grpo(settings: Grpo, model: Model, ctx: Context) -> Model:
 
 
 def _train(settings: Align, model: Model, ctx: Context) -> Model:
+    is_packed = bool(model.packed) or model.lineage.weights is Weights.PACKED
+    if is_packed:
+        check_whole_numbers(quantization_config(model), purpose="adapters are trained beside")
     pairs = _pairs(ctx.inputs.get("data"), settings)
     if settings.loss == "kto" and any(row.get(RIGHT) is not None for row in pairs.rows):
         raise SettingsError(f"kto does not read {RIGHT}, which {pairs.source} has", where="loss", fix=SOFT_ADVICE)
@@ -90,6 +95,11 @@ def _train(settings: Align, model: Model, ctx: Context) -> Model:
         trainer.train(resume_from_checkpoint=last_state(states))
     after = trainer.evaluate() if held_out is not None else {}
     _record(trainer, before, after, ctx)
+    if is_packed:
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        made = model.with_adapter(Adapter.trained(trained, dtype=model.module.dtype))
+        made.lineage.methods = settings.methods
+        return made
     kind = Kind.SEQUENCE_CLASSIFIER if settings.makes_reward else Kind.CAUSAL_LM
     lineage = Lineage(kind=kind, base_model=model.name, licence=model.lineage.licence, methods=settings.methods)
     tokenizer = model.tokenizer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.errors import SettingsError
-from burnish.core.kinds import Kind, Plan
+from burnish.core.kinds import Kind, Plan, Weights, packing
 from burnish.core.stage import VOLATILE, CheckpointRef, Context, DataRef, Stage
 from burnish.data.chain import Chains
 from burnish.data.table import Tables
@@ -75,6 +75,7 @@ class Align(Stage):
 
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 4
+    beside_packed: ClassVar[bool] = True
     summary: ClassVar[str] = "preference training with DPO or a reward model; APS and R3M for weak and wrong labels"
     changeable: ClassVar[frozenset[str] | None] = frozenset()
     memory_settings: ClassVar[str] = "micro_batch or max_length, or use lora_rank"
@@ -117,7 +118,10 @@ class Align(Stage):
     )
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     lora_rank: int = Field(
-        default=0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights"
+        default=0,
+        ge=0,
+        description="train LoRA adapters of this rank and merge them, or leave them beside packed ones; 0 trains all "
+        "weights",
     )
     holdout: float = Field(
         default=0.05, ge=0, lt=1, description="share of the pairs kept for measuring, not trained on"
@@ -148,6 +152,10 @@ class Align(Stage):
         if self.label_smoothing and self.loss not in SMOOTHED and (self.loss in STOCK_LOSSES or self.loss == "kto"):
             raise ValueError(f"loss {self.loss!r} does not read label_smoothing; cdpo and robust do")
         return self
+
+    @property
+    def takes_weights(self) -> frozenset[Weights]:
+        return frozenset(Weights) if self.lora_rank and not self.makes_reward else self.accepts_weights
 
     @property
     def makes_reward(self) -> bool:
@@ -191,6 +199,12 @@ class Align(Stage):
         default = type(self).model_fields["max_length"].default
         check_length(self.max_length, default, before.config, name="max_length")
         after = before
+        if before.weights is Weights.PACKED:
+            from burnish.core.checkpoint.packed_integers import check_whole_numbers
+
+            if found := packing(before.config):
+                check_whole_numbers(found, purpose="adapters are trained beside")
+            after = before.with_(adapter=True, notes=(*before.notes, "weights stay; an adapter comes beside them"))
         if self.makes_reward:
             from burnish.core.checkpoint import plan_config
 

@@ -15,6 +15,7 @@ from burnish.convert.latent_network import cache_rows
 from burnish.convert.mla import Conversion
 from burnish.convert.upcycle import mixtral_config, upcycle
 from burnish.core.checkpoint import DeferredModel, Model, cast, compute_dtype, load_config, move, working_copy
+from burnish.core.checkpoint.adapter import merged
 from burnish.core.checkpoint.packed_integers import FORMATS, formats_of
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError, DataError
@@ -43,6 +44,8 @@ def run_unpack(settings: Unpack, model: Model, ctx: Context) -> Model:
     from burnish.convert.unpack import Unpacking, UnpackingIntegers
 
     dtype = getattr(torch, settings.dtype)
+    if model.adapter is not None:  # added in float32: what it adds is less than a bfloat16 weight tells apart
+        return model.derive(module=cast(merged(working_copy(model, torch.float32, "cpu")), dtype))
     # The stock loader takes its packing out of the configuration of a network that it has made dense.
     config = model.config if model.path is None else load_config(model.path)
     by_blocks = packing_of(config) in STREAMED

@@ -76,6 +76,7 @@ class Unpack(Stage):
     summary: ClassVar[str] = "packed weights (FP8, MXFP4, compressed-tensors) as dense ones"
     memory_settings: ClassVar[str] = "dtype"
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.PACKED})
+    accepts_adapter: ClassVar[bool] = True
 
     dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="of the dense weights")
 
@@ -91,6 +92,7 @@ class Unpack(Stage):
         return before.with_(
             config=dense_config(before.config),
             weights=Weights.DENSE,
+            adapter=False,
             num_bytes=num_bytes,
             peak_memory_bytes=memory + 500_000_000,
             notes=(*before.notes, f"weights packed as {method} are written in {self.dtype}"),

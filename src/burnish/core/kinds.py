@@ -72,6 +72,7 @@ class Plan:
         seconds: the estimated time of that stage on this machine, None where nothing is known.
         notes: sentences for the plan table.
         carried: tensors that stock loading passes over and that are kept as they are.
+        adapter: whether a LoRA adapter lies beside the weights; its bytes are among `num_bytes`.
     """
 
     config: Any
@@ -83,6 +84,7 @@ class Plan:
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
+    adapter: bool = False
 
     @property
     def num_parameters(self) -> int:
@@ -93,4 +95,4 @@ class Plan:
 
     def of_data(self) -> Plan:
         """The plan of a stage that reads this checkpoint and makes data."""
-        return self.with_(config=None, kind=Kind.DATA, weights=Weights.DENSE, shapes={}, num_bytes=0)
+        return self.with_(config=None, kind=Kind.DATA, weights=Weights.DENSE, shapes={}, num_bytes=0, adapter=False)

@@ -87,6 +87,8 @@ class Stage(Settings):
         version: raised whenever the numbers that the stage makes change, so that finished nodes run again.
         summary: one line for `burnish methods` and the plan.
         accepts, accepts_weights: what it can be given.
+        accepts_adapter: whether it carries a LoRA adapter that lies beside the weights, or reads the model with it.
+        beside_packed: whether with a `lora_rank` it trains such an adapter beside packed weights.
         makes_data: whether `run` gives a `burnish.core.made_data.Data`, which other nodes name where they name data.
         memory_settings: what to lower when memory runs out, for the error message.
         changeable: settings that may change, where the user says so, when a run goes on from a state of its result;
@@ -98,6 +100,8 @@ class Stage(Settings):
     summary: ClassVar[str] = ""
     accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.DENSE})
+    accepts_adapter: ClassVar[bool] = False
+    beside_packed: ClassVar[bool] = False
     makes_data: ClassVar[bool] = False
     memory_settings: ClassVar[str] = ""
     changeable: ClassVar[frozenset[str] | None] = None
@@ -124,6 +128,16 @@ class Stage(Settings):
         """
         return (node,)
 
+    @property
+    def takes_weights(self) -> frozenset[Weights]:
+        """What of `accepts_weights`, or beyond it, these settings can be given."""
+        return self.accepts_weights
+
+    @property
+    def takes_adapter(self) -> bool:
+        """Whether these settings can be given weights with an adapter beside them."""
+        return self.accepts_adapter
+
     # -- shared ------------------------------------------------------------------------------------------------------
 
     def parts(self, parent_hash: str | None, reference_hashes: dict[str, str] | None) -> dict[str, Any]:
@@ -149,9 +163,17 @@ class Stage(Settings):
             given = "data" if before.kind is Kind.DATA else f"a {before.kind}"
             advice = "give `from:` a node that makes a checkpoint" if before.kind is Kind.DATA else None
             raise RecipeError(f"{self.name} needs a {wanted} checkpoint, but is given {given}", where=where, fix=advice)
-        if before.weights not in self.accepts_weights:
-            wanted = " or ".join(sorted(self.accepts_weights))
+        if before.adapter and not self.takes_adapter:
+            raise RecipeError(
+                f"{self.name} would lose the LoRA adapter that lies beside the weights, in `adapter`",
+                where=where,
+                fix=f"add it to the weights first: {UNPACK}",
+            )
+        if before.weights not in self.takes_weights:
+            wanted = " or ".join(sorted(self.takes_weights))
             advice = "put it before the stage that packs the weights"
+            if self.beside_packed:
+                advice = f"train an adapter beside them with lora_rank: 16, {advice}"
             if (method := packing(before.config).get("quant_method")) is not None:
                 other = f"make it dense with {UNPACK}" if method in STREAMED else "name the dense original"
                 advice += f", or {other}: quantization_config in config.json has quant_method {method!r}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burnish.arch import is_routed, num_active_parameters, share_used
 from burnish.core.checkpoint import Model, read_safetensors_header, weight_files
+from burnish.core.checkpoint.adapter import adapter_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +38,7 @@ def measure_sizes(model: Model, module: PreTrainedModel) -> Sizes:
     """
     stored = stored_bytes(model)
     plan = model.plan()
-    on_disk = sum(path.stat().st_size for path in weight_files(model.path)) if model.path else sum(stored.values())
+    on_disk = sum(path.stat().st_size for path in _files(model.path)) if model.path else sum(stored.values())
     share = share_used(module.config)
     embedding = _untied_embedding(module)
     per_token = 0.0
@@ -47,20 +49,27 @@ def measure_sizes(model: Model, module: PreTrainedModel) -> Sizes:
             per_token += num_bytes * share
         else:
             per_token += num_bytes
-    return Sizes(on_disk, round(per_token), plan.num_parameters, num_active_parameters(plan))
+    beside = model.adapter.num_parameters if model.adapter is not None else 0
+    return Sizes(on_disk, round(per_token), plan.num_parameters + beside, num_active_parameters(plan) + beside)
 
 
 def stored_bytes(model: Model) -> dict[str, int]:
     """{name on disk: bytes} of every stored tensor."""
     if model.path is None:
         state, _ = model.tensors_on_disk()
+        state |= model.adapter.tensors if model.adapter is not None else {}
         return {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
-    headers = [read_safetensors_header(path) for path in weight_files(model.path)]
+    headers = [read_safetensors_header(path) for path in _files(model.path)]
     return {
         name: entry["data_offsets"][1] - entry["data_offsets"][0]
         for header in headers
         for name, entry in header.items()
     }
+
+
+def _files(directory: Path) -> list[Path]:
+    """Those of the weights, and of the adapter beside them."""
+    return [*weight_files(directory), *(path for path in adapter_files(directory) if path.suffix == ".safetensors")]
 
 
 def _untied_embedding(module: PreTrainedModel) -> str | None:

@@ -152,6 +152,12 @@ def check_packing(model: Model) -> None:
         raise SettingsError(
             f"is a {model.lineage.kind}, and only a causal-lm is written as GGUF", where=str(model.path)
         )
+    if model.adapter is not None:
+        raise SettingsError(
+            "has a LoRA adapter beside its weights, which a GGUF file of the weights would lose",
+            where=str(model.path),
+            fix=f"add it to the weights first: {UNPACK}",
+        )
     config = packing(model.config)
     if not config:
         return

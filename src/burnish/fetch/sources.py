@@ -113,7 +113,9 @@ def copy_checkpoint(
     )
     with saving(target, replace=overwrite) as staging:
         for path in content_files(source):
-            shutil.copyfile(path, staging / path.name)
+            copied = staging / path.relative_to(source)
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copied)
         lineage.files = hash_directory(staging)
         lineage.write(staging)
         if card.is_file():

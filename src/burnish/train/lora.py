@@ -1,18 +1,21 @@
 """LoRA by the package peft: adapters on, trained, merged back, so that what comes out is an ordinary checkpoint.
 
+Beside packed weights they stay adapters, see `burnish.core.checkpoint.adapter`.
+
 Source: LoRA (2021, arXiv:2106.09685); starts: PiSSA (2024, arXiv:2404.02948), OLoRA (2024, arXiv:2406.01775), CorDA
 (2024, arXiv:2406.05223).
 """
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from burnish.core.checkpoint.adapter import DIRECTORY, Adapter
 from burnish.core.errors import MissingExtraError, OutputError, SettingsError
 from burnish.train.losses import model_inputs
 from burnish.train.moe_lora import expert_parameters, share, write_out
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
     from burnish.data.packing import PackedRows
     from burnish.train.stage import Train
 
-ADAPTER_DIRECTORY = "adapter"
-"""In the work directory of a node; the run keeps it beside the losses."""
-
 MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Models of which peft refuses `out_proj`."""
 
@@ -31,13 +31,16 @@ CORDA_ROWS = 32
 """Rows that CorDA takes its input covariances from."""
 
 
-def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -> nn.Module:
+def with_adapters(
+    module: nn.Module, settings: Train, rows: PackedRows | None, adapter: Adapter | None = None
+) -> nn.Module:
     """The model with adapters, everything else frozen. The draw of their start depends on the seed only.
 
     Args:
         module: the model.
         settings: rank, scale, targets and start.
         rows: what the start "corda" looks at; the others need none.
+        adapter: one that lies beside the weights, whose training goes on.
 
     Raises:
         MissingExtraError: peft is not installed.
@@ -49,6 +52,12 @@ def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -
         from peft.tuners.lora.corda import preprocess_corda
     except ImportError:
         raise MissingExtraError("peft", "train", "LoRA") from None
+    if adapter is not None:
+        check_goes_on(settings, adapter.config)
+        known: Any = module
+        adapted = get_peft_model(known, adapter.lora_config(trained=True))
+        adapter.fill(adapted, where=DIRECTORY)
+        return adapted
     names = settings.lora_targets
     targets = _linear_names(module) if names == "all-linear" else [name.strip() for name in names.split(",")]
     experts = expert_parameters(module) if settings.lora_experts != "none" else {}
@@ -78,6 +87,21 @@ def with_adapters(module: nn.Module, settings: Train, rows: PackedRows | None) -
     if settings.lora_experts == "shared":
         share(adapted, experts)
     return adapted
+
+
+def check_goes_on(settings: Train, config: Mapping[str, Any]) -> None:
+    """Refuses settings of another adapter than the one whose training goes on, whose configuration this is.
+
+    Raises:
+        SettingsError: naming the setting.
+    """
+    if settings.lora_rank != config["r"]:
+        what = f"lora_rank is {settings.lora_rank}, but the adapter beside the weights has rank {config['r']}"
+        raise SettingsError(what, where="lora_rank", fix=f"use {config['r']}, or start from weights without an adapter")
+    given = {"lora_alpha": settings.lora_alpha is not None, "lora_targets": settings.lora_targets != "all-linear"}
+    if own := [name for name, value in given.items() if value]:
+        what = f"{own[0]} is that of the adapter beside the weights, whose training goes on"
+        raise SettingsError(what, where=own[0], fix="leave it out")
 
 
 def check_adapters(module: Any, names: str, rank: int, *, experts: bool = False) -> None:
@@ -142,21 +166,18 @@ def merged(module: Any) -> nn.Module:
 
 
 def keep_adapter(module: Any, directory: Path, base: str) -> None:
-    """Writes the adapters alone, as peft reads them: `PeftModel.from_pretrained(model, directory)`.
+    """Writes the adapters alone, as peft reads them: `PeftModel.from_pretrained(model, DIRECTORY / "adapter")`.
 
     Args:
         module: with its adapters.
-        directory: replaced where it is there.
+        directory: where they go to, in place of others.
         base: what the model is called that the adapters were trained for.
 
     Raises:
         OutputError: no room or no permission.
     """
     write_out(module)
-    for config in module.peft_config.values():
-        config.base_model_name_or_path = base
     try:
-        shutil.rmtree(directory, ignore_errors=True)
-        module.save_pretrained(str(directory), save_embedding_layers=False)
+        Adapter.trained(module, dtype=torch.float32, base=base).write(directory)
     except OSError as error:
         raise OutputError(f"the adapters could not be written ({error})", where=str(directory)) from None

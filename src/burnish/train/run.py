@@ -19,7 +19,10 @@ from torch import nn
 from burnish.arch import head_of
 from burnish.arch.attention import use
 from burnish.core.checkpoint import Model, cast
+from burnish.core.checkpoint.adapter import Adapter, without_adapter
+from burnish.core.checkpoint.packed_integers import check_whole_numbers, quantization_config
 from burnish.core.errors import DataError, SettingsError
+from burnish.core.kinds import Weights
 from burnish.core.stage import Context
 from burnish.core.store import Key
 from burnish.data import check_disjoint
@@ -31,7 +34,7 @@ from burnish.train.attention import chosen
 from burnish.train.bound import Bounded
 from burnish.train.kept_weights import KeptWeights
 from burnish.train.loop import Loop, Rows, fit
-from burnish.train.lora import ADAPTER_DIRECTORY, keep_adapter, merged, with_adapters
+from burnish.train.lora import keep_adapter, merged, with_adapters
 from burnish.train.losses import HeadLoss, LossFn, WithParameters, balanced_loss, causal_lm_loss
 from burnish.train.maths.schedule import Schedule
 from burnish.train.objective import Objective
@@ -114,7 +117,7 @@ def _run(
     loss_fn = loss_of(module) if loss_of else own_loss(settings, module, rows, model, ctx, world)
     if bounded is not None:
         bounded = replace(bounded, loss_fn=next_token_loss_of(settings, module))
-    module = prepared(settings, module, rows, attention, world)
+    module = prepared(settings, module, rows, attention, world, model.adapter)
     loop = loop_of(settings, settings.num_steps(len(rows)), ctx.device)
     tell_cost(settings, module, loss_fn, rows, model.plan(), ctx, world, steps=loop.steps)
     trained = module if beside is None else WithParameters(module, beside.to(torch.device(ctx.device)))
@@ -141,12 +144,32 @@ def _run(
     )
     if (whole := world.whole(trained)) is None:  # another process has the result
         return model
-    if settings.keep_adapter:
-        kept = whole.model if isinstance(whole, WithParameters) else whole
-        keep_adapter(kept, ctx.work_dir / ADAPTER_DIRECTORY, model.name)
-    result = model.derive(module=cast(finished(settings, whole, own), model.module.dtype).eval())
+    result = result_of(settings, model, whole.model if isinstance(whole, WithParameters) else whole, own, ctx)
     result.lineage.continued = fitted.changes
     return result
+
+
+def result_of(settings: Train, model: Model, trained: Any, attention: str, ctx: Context) -> Model:
+    """The model with what its copy has learned: in its weights, or in an adapter beside them."""
+    if settings.keep_adapter:
+        keep_adapter(trained, ctx.work_dir, model.name)
+    if stays_beside(settings, model):
+        return model.with_adapter(Adapter.trained(trained, dtype=model.module.dtype))
+    return model.derive(module=cast(finished(settings, trained, attention), model.module.dtype).eval())
+
+
+def stays_beside(settings: Train, model: Model) -> bool:
+    """Whether the adapter that is trained is left beside the weights, which are packed or have one already.
+
+    Raises:
+        SettingsError: they are packed as something else than whole numbers.
+    """
+    is_packed = bool(model.packed) or model.lineage.weights is Weights.PACKED
+    if not settings.lora_rank or not (is_packed or model.adapter is not None):
+        return False
+    if is_packed:
+        check_whole_numbers(quantization_config(model), purpose="adapters are trained beside")
+    return True
 
 
 def started(settings: Train, model: Model, config: Any, ctx: Context) -> Any:
@@ -155,6 +178,8 @@ def started(settings: Train, model: Model, config: Any, ctx: Context) -> Any:
     Its weights are float32 whatever the checkpoint has: bfloat16 would round small updates away.
     """
     module: Any = copy.deepcopy(model.module)
+    if model.adapter is not None:
+        without_adapter(module)
     module = module.float().to(torch.device(ctx.device))
     if settings.rope_scaling is not None:
         rescale(module, config)
@@ -197,14 +222,16 @@ def check_weights_known(settings: Train, rows: PackedRows, *, known: bool, unlea
         raise DataError(what, where="data", fix="make the rows again without failed episodes")
 
 
-def prepared(settings: Train, module: Any, rows: PackedRows, attention: str, world: World) -> Any:
+def prepared(
+    settings: Train, module: Any, rows: PackedRows, attention: str, world: World, adapter: Adapter | None
+) -> Any:
     """The model as it is trained: on shared rows, with adapters, with activations computed again, as settings say."""
     if world.sequence is not None:
         world.sequence.attend(module, attention)
     if settings.only is not None:
         freeze_all_but(module, settings.only)
     if settings.lora_rank:
-        module = with_adapters(module, settings, rows)
+        module = with_adapters(module, settings, rows, adapter)
     if settings.activation_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return module
@@ -250,9 +277,8 @@ def _routers(module: Any) -> list[str]:
     return [f"{name}.{own}" for name, part in parts for own, _ in part.named_parameters(recurse=False)]
 
 
-def finished(settings: Train, whole: Any, attention: str) -> Any:
+def finished(settings: Train, module: Any, attention: str) -> Any:
     """The model alone, as it was before `prepared` and with the attention of before, with what it has learned."""
-    module: Any = whole.model if isinstance(whole, WithParameters) else whole
     if settings.activation_checkpointing:
         module.gradient_checkpointing_disable()
     module = merged(module) if settings.lora_rank else module

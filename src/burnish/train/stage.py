@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from burnish.core.cost import seconds_for
 from burnish.core.errors import SettingsError, nearest
-from burnish.core.kinds import PREDICTS_TEXT, Kind, Plan
+from burnish.core.kinds import PREDICTS_TEXT, Kind, Plan, Weights, packing
 from burnish.core.stage import VOLATILE, Context, DataRef, Stage
 from burnish.methods import OPTIMIZER_CLASSES
 from burnish.train.attention import Attention
@@ -37,6 +37,7 @@ class Train(Stage):
     summary: ClassVar[str] = "training on texts or chats with NorMuon, Muon, COSMOS, SOAP or AdamW; packed, resumable"
     memory_settings: ClassVar[str] = "micro_batch or context, or set activation_checkpointing"
     accepts: ClassVar[frozenset[Kind]] = PREDICTS_TEXT
+    beside_packed: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str] | None] = frozenset(
         {"steps", "epochs", "batch", "micro_batch", "lr", "adamw_lr", "schedule", "warmup", "decay", "final_lr"}
         | {"max_grad_norm", "on_nonfinite", "activation_checkpointing", "validation", "validation_rows", "keep_adapter"}
@@ -121,7 +122,10 @@ class Train(Stage):
         "those of a mixture",
     )
     lora_rank: int = Field(
-        default=0, ge=0, description="train LoRA adapters of this rank and merge them; 0 trains all weights"
+        default=0,
+        ge=0,
+        description="train LoRA adapters of this rank and merge them, or leave them beside packed ones; 0 trains all "
+        "weights",
     )
     lora_alpha: float | None = Field(
         default=None, gt=0, description="scale of the adapters; twice the rank when not given"
@@ -272,6 +276,15 @@ class Train(Stage):
             )
         return self
 
+    @property
+    def takes_weights(self) -> frozenset[Weights]:
+        beside = self.beside_packed and self.lora_rank
+        return self.accepts_weights | {Weights.PACKED} if beside else self.accepts_weights
+
+    @property
+    def takes_adapter(self) -> bool:
+        return self.beside_packed and self.lora_rank > 0
+
     def num_steps(self, num_rows: int) -> int:
         """Optimizer steps for that many rows."""
         return self.steps or max(1, math.ceil(self.epochs * num_rows / self.batch))
@@ -289,6 +302,8 @@ class Train(Stage):
         if self.keep_best and self.validation is None and not self.holdout:
             what = "keep_best needs held-out rows to measure on"
             raise SettingsError(what, where="keep_best", fix="give validation, or a holdout, or leave keep_best out")
+        if self.lora_rank and (before.weights is Weights.PACKED or before.adapter):
+            before = self.beside(before)
         before = before.with_(config=self.scaled(before.config))
         self.check(before.config)
         each = LORA_BYTES_PER_PARAMETER
@@ -305,6 +320,30 @@ class Train(Stage):
             seconds=seconds_for((1 + (added or 0.0)) * operations * num_active_parameters(before) * tokens),
             notes=notes,
         )
+
+    def beside(self, before: Plan) -> Plan:
+        """The plan of weights that stay as they are, with the adapter that is trained beside them.
+
+        Raises:
+            SettingsError: settings that would change the weights, or weights that are no whole numbers.
+        """
+        from burnish.core.checkpoint.packed_integers import check_whole_numbers
+
+        if found := packing(before.config):
+            check_whole_numbers(found, purpose="adapters are trained beside")
+        changing = {
+            "lora_init": self.lora_init not in ("default", "gaussian"),
+            "lora_experts": self.lora_experts != "none",
+            "keep_adapter": self.keep_adapter,
+            "rope_scaling": self.rope_scaling is not None,
+        }
+        if given := [name for name, value in changing.items() if value]:
+            raise SettingsError(
+                f"{given[0]} {getattr(self, given[0])} does not go with an adapter that stays beside the weights",
+                where=given[0],
+                fix="leave it out",
+            )
+        return before.with_(adapter=True, notes=(*before.notes, "weights stay; an adapter comes beside them"))
 
     def scaled(self, config: Any) -> Any:
         """The configuration of the model that is trained, whose positions may reach further.
@@ -404,10 +443,13 @@ class Train(Stage):
                 try_rows(start.tokenizer, data, before.config, where=name, skip_bad=self.bad_rows == "skip")
         if self.lora_rank:
             from burnish.core.checkpoint import without_memory
-            from burnish.train.lora import check_adapters
+            from burnish.core.checkpoint.adapter import read_adapter_config
+            from burnish.train.lora import check_adapters, check_goes_on
 
             network = without_memory(before.config, before.kind)
             check_adapters(network, self.lora_targets, self.lora_rank, experts=self.lora_experts != "none")
+            if start.path is not None and (config := read_adapter_config(start.path)) is not None and before.adapter:
+                check_goes_on(self, config)
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.train.run import run

@@ -1,27 +1,10 @@
-"""Which packed checkpoints can be tuned, and the layers of a network that packed weights belong to."""
+"""The layers of a network that packed weights belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-
-from burnish.core.checkpoint.packed_integers import formats_of
-from burnish.core.errors import SettingsError
-
-
-def check_whole_numbers(packing: Mapping[str, Any]) -> None:
-    """Refuses a `quantization_config` of which some weights are no whole numbers.
-
-    Raises:
-        SettingsError: it names another format.
-    """
-    if others := sorted(formats_of(packing) - {"pack-quantized"}):
-        raise SettingsError(
-            f"the weights are packed as {others[0]!r}, and scales are tuned of whole numbers (pack-quantized)",
-            fix="quantize with scheme: int",
-        )
 
 
 def layers_of(module: Any) -> dict[str, tuple[str, nn.Linear]]:

@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from burnish.core.checkpoint import Model, cast
-from burnish.core.checkpoint.packed_integers import SCALE, packed_tensors, packed_weights, quantization_config
+from burnish.core.checkpoint.packed_integers import (
+    SCALE,
+    check_whole_numbers,
+    packed_tensors,
+    packed_weights,
+    quantization_config,
+)
 from burnish.core.children import num_processes
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.stage import Context
 from burnish.distill.run import run as distill
 from burnish.tune.maths.rescaled import RelativeGain, Rescaled
-from burnish.tune.packed import check_whole_numbers, layers_of
+from burnish.tune.packed import layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +41,7 @@ def run(settings: Tune, model: Model, ctx: Context) -> Model:
     """
     if num_processes() > 1:
         raise SettingsError("tune is for one process only", fix="leave `launch` out of this node")
-    check_whole_numbers(quantization_config(model))
+    check_whole_numbers(quantization_config(model), purpose="scales are tuned of")
     dense = cast(copy.deepcopy(model.module), torch.float32)
     scales = _Scales(model)
     if settings.scales:

@@ -35,6 +35,7 @@ class Tune(Distill):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "scales and norms of a packed checkpoint learn the original's distribution; codes stay"
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset({Weights.PACKED})
+    beside_packed: ClassVar[bool] = False
 
     scales: bool = Field(default=True, description="train the scales of all groups of whole numbers")
     norms: bool = Field(default=True, description="train the gains of all norms")
@@ -81,10 +82,10 @@ class Tune(Distill):
     def preflight(self, start: Model, before: Plan) -> None:
         super().preflight(start, before)
         if before.weights is Weights.PACKED and start.path is not None:
+            from burnish.core.checkpoint.packed_integers import check_whole_numbers
             from burnish.core.kinds import packing
-            from burnish.tune.packed import check_whole_numbers
 
-            check_whole_numbers(packing(before.config))
+            check_whole_numbers(packing(before.config), purpose="scales are tuned of")
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.tune.run import run

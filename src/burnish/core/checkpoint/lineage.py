@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from burnish.core.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from burnish.core.checkpoint.adapter import DIRECTORY as ADAPTER
+from burnish.core.checkpoint.adapter import adapter_files
 from burnish.core.checkpoint.durable import write_atomically
 from burnish.core.checkpoint.identity import text_digest
 from burnish.core.checkpoint.own_classes import NOT_STOCK
@@ -135,17 +138,19 @@ def hash_file(path: Path) -> str:
 
 
 def content_files(directory: Path) -> list[Path]:
-    """The files that decide what a checkpoint computes: everything but lineage, model card and hidden files."""
-    return sorted(
+    """The files that decide what a checkpoint computes: everything but lineage, model card and hidden files, with those
+    of an adapter beside it."""
+    own = (
         path
         for path in directory.iterdir()
         if path.is_file() and path.name not in (LINEAGE_FILE, CARD_FILE) and not path.name.startswith(".")
     )
+    return sorted([*own, *adapter_files(directory)])
 
 
 def hash_directory(directory: Path) -> dict[str, str]:
     """{file name: sha256} of a checkpoint, read from the files themselves."""
-    return {path.name: hash_file(path) for path in content_files(directory)}
+    return {path.relative_to(directory).as_posix(): hash_file(path) for path in content_files(directory)}
 
 
 def check_target(target: Path, *, overwrite: bool, kind: Kind | None = None) -> None:
@@ -193,6 +198,9 @@ def model_card(lineage: Lineage) -> str:
         lines.append(f"Load it with {how}: {NOT_STOCK}.")
     else:
         lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
+    if f"{ADAPTER}/{ADAPTER_CONFIG}" in lineage.files:
+        lines.append(f"That is the model with its LoRA adapter off, which lies in `{ADAPTER}`; on: `burnish.load`, or")
+        lines.append(f"`peft.PeftModel.from_pretrained(model, DIRECTORY + '/{ADAPTER}')`.")
     lines.append(f"Licence: {lineage.licence or 'that of the base model, which its files do not state'}.")
     if lineage.methods:
         lines += ["", "## Method", "", *(f"- {method}" for method in lineage.methods)]

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.core.checkpoint.adapter import DIRECTORY as ADAPTER
+from burnish.core.checkpoint.adapter import Adapter, is_factor, name_without, read_adapter_config, without_adapter
 from burnish.core.checkpoint.carried import keep_what_it_had
 from burnish.core.checkpoint.dialect import continues
 from burnish.core.checkpoint.durable import saving
@@ -74,6 +76,7 @@ def load(
     directory = resolve(source, revision=revision)
     config = read_config(directory)
     weight_files(directory)
+    read_adapter_config(directory)
     lineage = Lineage.read(directory)
     if lineage is None:
         lineage = Lineage(
@@ -97,6 +100,7 @@ class Model:
         dtype, device: what `module` is loaded as; dtype None keeps the dtype on disk.
         packed: {name on disk of a weight: {name on disk: tensor}}: what is written in place of that weight.
         quantization_config: goes into config.json together with `packed`.
+        adapter: what lies beside the weights, and is switched on in `module`; None where there is nothing.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class Model:
         device: str = "cpu",
         packed: dict[str, dict[str, torch.Tensor]] | None = None,
         quantization_config: dict[str, Any] | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.path, self.dtype, self.device = path, dtype, device
         self.origin = origin or path
@@ -124,6 +129,8 @@ class Model:
             self.module = module
         if tokenizer is not None:
             self.tokenizer = tokenizer
+        if adapter is not None:
+            self.adapter = adapter
 
     def __repr__(self) -> str:
         return f"Model({self.lineage.kind}, {self.lineage.weights}, from {self.path or 'memory'})"
@@ -200,10 +207,16 @@ class Model:
             check_finite(module, directory)
             if self.dtype is not None:
                 cast(module, self.dtype)
+        if self.adapter is not None:
+            self.adapter.put_into(module, where=str(directory / ADAPTER))
         self._as_read["module"] = module_digest(module)
         if config_digest(config) == self._as_read.get("config"):  # the module's own says more, such as its dtype
             self._as_read["config"] = config_digest(module.config)
         return move(module, self.device).eval()
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        return None if self.path is None else Adapter.read(self.path)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -295,7 +308,10 @@ class Model:
             return plan_checkpoint(self.path)
         num_bytes = sum(p.numel() * p.element_size() for p in self.module.parameters())
         weights = Weights.PACKED if self.packed else self.lineage.weights
-        return Plan(self.config, self.lineage.kind, weights, module_shapes(self.module), num_bytes)
+        shapes = module_shapes(self.module)
+        if self.adapter is not None:
+            shapes = {name_without(name): shape for name, shape in shapes.items() if not is_factor(name)}
+        return Plan(self.config, self.lineage.kind, weights, shapes, num_bytes, adapter=self.adapter is not None)
 
     def derive(self, **changes: Any) -> Model:
         """A new in-memory model that keeps this one's tokenizer and lineage unless they are given."""
@@ -308,6 +324,19 @@ class Model:
         )
         kept = {"origin": self.origin, "dtype": self.dtype, "device": self.device}
         return Model(**{"tokenizer": tokenizer, "lineage": base} | kept | changes)
+
+    def with_adapter(self, adapter: Adapter) -> Model:
+        """A new in-memory model of the same weights, packed ones as they are, with this adapter beside them."""
+        from burnish.core.checkpoint.packed_integers import packed_tensors, quantization_config
+
+        module: Any = copy.deepcopy(self.module)
+        if self.adapter is not None:
+            without_adapter(module)
+        adapter.put_into(module, where=ADAPTER)
+        changes: dict[str, Any] = {"module": module.eval(), "adapter": adapter}
+        if self.packed or self.lineage.weights is Weights.PACKED:
+            changes |= {"packed": dict(packed_tensors(self)), "quantization_config": quantization_config(self)}
+        return self.derive(**changes)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Writes the checkpoint atomically and returns its directory.
@@ -327,6 +356,8 @@ class Model:
 
     def _write(self, directory: Path) -> None:
         module = self._write_weights(directory)
+        if self.adapter is not None:
+            self.adapter.write(directory)
         origin = self._origin_of(module)
         if origin is not None:
             keep_what_it_had(origin, directory)
@@ -373,6 +404,8 @@ class Model:
 
         module = self.module
         state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+        if self.adapter is not None:
+            state = {name_without(name): tensor for name, tensor in state.items() if not is_factor(name)}
         for name in module._keys_to_ignore_on_save or ():
             state.pop(name, None)
         state = remove_tied_weights_from_state_dict(state, module)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from burnish.core.errors import CheckpointError
+from burnish.core.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint.model import Model
@@ -58,6 +58,25 @@ def formats_of(packing: Mapping[str, Any]) -> set[str]:
     """The formats that a `quantization_config` of compressed-tensors names, that of every group of layers."""
     own, groups = packing.get("format"), (packing.get("config_groups") or {}).values()
     return {str(group.get("format") or own) for group in groups} or {str(own)}
+
+
+def check_whole_numbers(packing: Mapping[str, Any], *, purpose: str) -> None:
+    """Refuses a `quantization_config` of which some weights are no whole numbers.
+
+    Args:
+        packing: of config.json.
+        purpose: "scales are tuned of", say.
+
+    Raises:
+        SettingsError: it names another format.
+    """
+    method = packing.get("quant_method", "compressed-tensors")
+    named = formats_of(packing) if method == "compressed-tensors" else {str(method)}
+    if others := sorted(named - {"pack-quantized"}):
+        raise SettingsError(
+            f"the weights are packed as {others[0]!r}, and {purpose} whole numbers (pack-quantized)",
+            fix="quantize with scheme: int",
+        )
 
 
 def packed_weights(model: Model) -> Iterator[tuple[str, Packed]]:

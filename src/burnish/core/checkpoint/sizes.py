@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from burnish.core.checkpoint.adapter import WEIGHTS, adapter_files
 from burnish.core.checkpoint.lineage import Lineage
 from burnish.core.checkpoint.network import without_memory
 from burnish.core.checkpoint.passed_over import ignored_tensors
@@ -32,6 +33,8 @@ def plan_checkpoint(directory: Path) -> Plan:
     for path in weight_files(directory):
         num_bytes += path.stat().st_size
         shapes |= {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(path).items()}
+    adapter = adapter_files(directory)
+    num_bytes += sum(path.stat().st_size for path in adapter if path.name == WEIGHTS)
     config = load_config(directory)
     if weights is Weights.PACKED:
         shapes = module_shapes(without_memory(config, lineage.kind if lineage else kind_of(raw)))
@@ -42,7 +45,8 @@ def plan_checkpoint(directory: Path) -> Plan:
         if names
     ]
     kind = lineage.kind if lineage else kind_of(raw)
-    return Plan(config, kind, weights, shapes, num_bytes, notes=tuple(notes), carried=tuple(carried))
+    facts = {"notes": tuple(notes), "carried": tuple(carried), "adapter": bool(adapter)}
+    return Plan(config, kind, weights, shapes, num_bytes, **facts)
 
 
 def plan_config(config: PretrainedConfig, *, kind: Kind = Kind.CAUSAL_LM, bytes_per_parameter: int = 2) -> Plan:

@@ -17,7 +17,9 @@ import psutil
 import torch
 
 from burnish.core.checkpoint import Model, load
+from burnish.core.checkpoint.adapter import adapter_files
 from burnish.core.errors import EngineError, located
+from burnish.core.kinds import UNPACK
 from burnish.core.progress import Progress
 from burnish.core.statistics import Interval, interval
 from burnish.data.read import read_texts
@@ -162,12 +164,18 @@ class _Measurement:
 
     def sources(self, subjects: Sequence[Subject]) -> tuple[dict[str, Path], dict[str, dict[str, Any]], dict[str, Any]]:
         """What the engine reads of each checkpoint, facts about it, and the checkpoints that have no such form."""
+        sources, facts, refused = {}, {}, {}
         if self.engine.name == "vllm":
-            return {one.name: one.place for one in subjects}, {one.name: {} for one in subjects}, {}
+            for one in subjects:
+                if adapter_files(one.place):
+                    what = "has a LoRA adapter beside its weights, and the engine is given the weights alone"
+                    refused[one.name] = EngineError(what, where=str(one.place), fix=f"add it to the weights: {UNPACK}")
+                else:
+                    sources[one.name], facts[one.name] = one.place, {}
+            return sources, facts, refused
         from burnish.core.errors import BurnishError, MissingExtraError
         from burnish.export import write_gguf
 
-        sources, facts, refused = {}, {}, {}
         for number, one in enumerate(subjects):
             try:
                 file = write_gguf(one.place, self.files / f"{number}.gguf")
