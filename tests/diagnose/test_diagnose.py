@@ -67,6 +67,18 @@ def diagnosed(packed, original, problems, tmp_path_factory: pytest.TempPathFacto
     return made(packed, original, problems, tmp_path_factory.mktemp("work"))
 
 
+def test_without_a_judge_rows_are_both_answers_and_nothing_lost_is_no_error(packed, original, problems, tmp_path):
+    told_of = made(packed, original, problems, tmp_path / "packed", judge="none")
+    rows = list(told_of.rows)
+    assert [row["id"] for row in rows] == [problem["id"] for problem in problems]
+    assert [row["model_right"] for row in rows] == right(packed, problems)
+    assert [row["original_right"] for row in rows] == right(original, problems)
+    (answers,) = told_of.about["answers"]
+    assert answers["lost"] == sum(row["original_right"] and not row["model_right"] for row in rows) > 0
+    (same,) = made(original, original, problems, tmp_path / "original", judge="none").about["answers"]
+    assert (same["lost"], same["gained"], same["mcnemar_p"]) == (0, 0, 1.0)
+
+
 def right(model: Model, problems: list[dict[str, Any]]) -> list[bool]:
     """Which problems a model answers rightly, asked beside the product's own loop."""
     grader = verifier("chain")

@@ -93,6 +93,14 @@ def test_a_second_text_is_measured_as_the_first_would_be(model: Model, other: Mo
     assert protocol_hash(both.protocol) != protocol_hash(first.protocol)
 
 
+def test_a_third_text_stands_beside_two(model: Model, other: Model):
+    texts = {"second_text": "wikitext2-valid", "third_text": "wikitext2-test"}
+    three = FAST.model_copy(update=texts)(other, reference=model)
+    assert three.metrics["kl_divergence_third"] == three.metrics["kl_divergence"]
+    assert three.metrics["kl_divergence_second"] != three.metrics["kl_divergence"]
+    assert {"second_text", "third_text"} <= three.protocol.keys()
+
+
 def test_a_measurement_of_a_model_is_not_that_of_its_edited_copy(model: Model, tiny_llama: Path, tmp_path: Path):
     ledger = Ledger(tmp_path)
     first = FAST(model)

@@ -72,13 +72,16 @@ def run(settings: Diagnose, model: Model, ctx: Context) -> Data:
     found = [one for path in parts for one in _read(path)]
     answers = told(found)
     ctx.ledger.table("answers", answers)
+    if settings.judge == "none":
+        ctx.progress.log(_said(answers))
+        return Data([_graded(one) for one in found], about={"answers": answers})
     lost = [one for one in found if "fault" in one]
     pairs, dropped = paired(lost, held_out, settings.most)
     faults = counted(pairs, [one["fault"] for one in lost])
     funnel = [{"lost": len(lost)} | dropped | {"pairs": len(pairs)}]
     ctx.ledger.table("faults", faults)
     ctx.ledger.table("pairs", funnel)
-    ctx.progress.log(_said(answers, len(pairs)))
+    ctx.progress.log(f"{_said(answers)}; {len(pairs):,} pairs")
     _check(answers, funnel[0])
     return Data(pairs, about={"answers": answers, "faults": faults, "pairs": funnel[0]})
 
@@ -111,7 +114,8 @@ class _Interview:
         """What became of some problems."""
         prompts = [prompt_of(self.original.tokenizer, self.grader, problem) for problem in problems]
         first, own = (self._answers(each, prompts, problems) for each in (self.original, self.model))
-        lost = [n for n in range(len(problems)) if first[n]["right"] and not own[n]["right"]]
+        judged = range(len(problems)) if self.settings.judge != "none" else ()
+        lost = [n for n in judged if first[n]["right"] and not own[n]["right"]]
         faults = self._faults([prompts[n] for n in lost], [problems[n] for n in lost], [own[n]["text"] for n in lost])
         located = dict(zip(lost, faults, strict=True))
         for n, problem in enumerate(problems):
@@ -241,12 +245,18 @@ def told(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _said(answers: Sequence[Mapping[str, Any]], pairs: int) -> str:
+def _graded(one: Mapping[str, Any]) -> dict[str, Any]:
+    """A problem with both answers, as a row."""
+    problem = {"id": str(one["problem"].get("id", "")), "question": one["problem"]["question"]}
+    answers = {"original": one["original"]["text"], "model": one["own"]["text"]}
+    return problem | answers | {"original_right": one["original"]["right"], "model_right": one["own"]["right"]}
+
+
+def _said(answers: Sequence[Mapping[str, Any]]) -> str:
     one = answers[0]
     return (
         f"of {one['problems']:,} problems the original answers {one['original']:.1%} rightly and the model "
-        f"{one['model']:.1%}: {one['lost']:,} lost, {one['gained']:,} gained (McNemar p = {one['mcnemar_p']:.2g}); "
-        f"{pairs:,} pairs"
+        f"{one['model']:.1%}: {one['lost']:,} lost, {one['gained']:,} gained (McNemar p = {one['mcnemar_p']:.2g})"
     )
 
 

@@ -24,6 +24,7 @@ class Diagnose(Stage):
     summary: ClassVar[str] = "problems that a model has lost against its original, the faulty step of each, and pairs"
     makes_data: ClassVar[bool] = True
     accepts_weights: ClassVar[frozenset[Weights]] = frozenset(Weights)
+    accepts_adapter: ClassVar[bool] = True
     memory_settings: ClassVar[str] = "batch_size"
 
     original: CheckpointRef | None = Field(default=None, description="the model that it was made of, which judges")
@@ -32,8 +33,10 @@ class Diagnose(Stage):
     verifier: Annotated[str, AfterValidator(known)] = Field(
         default="math", description="what says whether an answer is right"
     )
-    judge: Literal["rollouts", "arithmetic"] = Field(
-        default="rollouts", description="what finds the faulty step: the original going on from each, or false sums"
+    judge: Literal["rollouts", "arithmetic", "none"] = Field(
+        default="rollouts",
+        description="what finds the faulty step: the original going on from each, or false sums; none: a row for every "
+        "problem says who is right",
     )
     k: int = Field(default=8, ge=1, description="times that the original goes on from a part of a solution")
     least: float = Field(

@@ -56,9 +56,7 @@ def measure(
     data = text if text is not None else settings.text
     name = settings.text if text is None else "given texts"
     slice_ = windows_of(settings, model, data, where=name)
-    second = None
-    if settings.second_text is not None:
-        second = windows_of(settings, model, settings.second_text, where=settings.second_text)
+    further = {ordinal: windows_of(settings, model, one, where=one) for ordinal, one in settings.further_texts.items()}
     checkpoint = model.identity
     against = reference.identity if reference is not None else checkpoint
     compared = None
@@ -73,8 +71,8 @@ def measure(
         device=device,
         reference=against,
     )
-    if second is not None:
-        protocol |= {"second_text": settings.second_text, "second_tokens_hash": tokens_hash(second.tokens)}
+    for ordinal, one in settings.further_texts.items():
+        protocol |= {f"{ordinal}_text": one, f"{ordinal}_tokens_hash": tokens_hash(further[ordinal].tokens)}
     earlier = ledger.measured(checkpoint, protocol) if ledger is not None else None
     if ledger is not None and earlier is not None:
         sequences = ledger.read_sequences(checkpoint, protocol)
@@ -91,10 +89,10 @@ def measure(
         other = network(reference, dtype=dtype, device=device)
     sequences = measure_quality(module, slice_, reference=other, vocabulary=compared, progress=bars)
     quality = quality_metrics(sequences, own_reference=other is module)
-    if second is not None:
-        of_second = measure_quality(module, second, reference=other, vocabulary=compared, progress=bars)
-        found = quality_metrics(of_second, own_reference=other is module)
-        quality |= {f"{name}_second": value for name, value in found.items()}
+    for ordinal, windows in further.items():
+        of_these = measure_quality(module, windows, reference=other, vocabulary=compared, progress=bars)
+        found = quality_metrics(of_these, own_reference=other is module)
+        quality |= {f"{name}_{ordinal}": value for name, value in found.items()}
     metrics = quality | metrics
     return Evaluation(metrics, sequences, protocol)
 

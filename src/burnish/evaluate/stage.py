@@ -37,6 +37,7 @@ class Evaluate(Settings):
         default=None,
         description="another text to measure quality on, as many windows of it: what helps on one alone is seen",
     )
+    third_text: DataRef | None = Field(default=None, description="one more text, as second_text")
     num_windows: int = Field(default=20, ge=1, description="windows of text")
     context: int = Field(default=1024, ge=2, description="tokens per window")
     max_chars: int | None = Field(default=400_000, ge=1, description="characters of the text that are used")
@@ -122,6 +123,12 @@ class Evaluate(Settings):
             against = load(against)
         return measure(self, model, against, text=text, ledger=ledger, progress=progress)
 
+    @property
+    def further_texts(self) -> dict[str, str]:
+        """{"second" and "third": the text}, where they are given."""
+        texts = {"second": self.second_text, "third": self.third_text}
+        return {name: text for name, text in texts.items() if text is not None}
+
     def preflight(self, start: Model, before: Plan) -> None:
         """Whether the text fills the windows, the start's positions hold them, and the engine is there."""
         from burnish.data.attempt import try_window
@@ -131,8 +138,8 @@ class Evaluate(Settings):
         self.check_engine(start)
         limits = {"num_windows": self.num_windows, "max_chars": self.max_chars}
         try_window(start.tokenizer, self.text, self.context, before.config, **limits, where="text")
-        if self.second_text is not None:
-            try_window(start.tokenizer, self.second_text, self.context, before.config, **limits, where="second_text")
+        for name, text in self.further_texts.items():
+            try_window(start.tokenizer, text, self.context, before.config, **limits, where=f"{name}_text")
 
     def check_context(self, longest: int | None) -> None:
         """Refuses windows that the model's position range does not hold."""
