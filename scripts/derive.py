@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("report",),
     ("stages",),
-    ("curriculum",),
+    ("curriculum", "qat"),
     OF_STAGES,
     ("distill",),
     ("train",),

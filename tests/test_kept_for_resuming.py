@@ -70,6 +70,10 @@ def _tune(model: burnish.Model, place: Path) -> None:
     burnish.Tune(**SHORT)(burnish.load(packed), data=[PROSE.read_text()], teacher=str(model.path), work_dir=place)
 
 
+def _qat(model: burnish.Model, place: Path) -> None:
+    burnish.Qat(**SHORT, group_size=32)(model, data=[PROSE.read_text()], work_dir=place)
+
+
 def _align(model: burnish.Model, place: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 4, "save_every": 2, "batch": 4, "micro_batch": 2, "max_length": 128}
     burnish.Align(**settings, on_bad_pair="drop")(model, data=str(PAIRS), work_dir=place)
@@ -204,6 +208,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
             "teacher-data/rows-N/log_probabilities.npy",
         },
     ),
+    "qat": (_qat, {"states/step-N/state.safetensors"}),
     "tune": (_tune, {"states/step-N/state.safetensors", "best/step-N/weights.safetensors"}),
     "align": (_align, {"trainer/"}),
     "grpo": (_grpo, {"trainer/"}),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.diagnose.stage import Diagnose as Diagnose
     from burnish.distill.stage import Distill as Distill
     from burnish.evaluate.stage import Evaluate as Evaluate
+    from burnish.qat.stage import Qat as Qat
     from burnish.quantize.stage import Quantize as Quantize
     from burnish.select.stage import Select as Select
     from burnish.slim.stage import Slim as Slim

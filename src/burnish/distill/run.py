@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,8 +28,20 @@ if TYPE_CHECKING:
     from burnish.distill.stage import Distill
 
 
-def run(settings: Distill, model: Model, ctx: Context) -> Model:
+def run(
+    settings: Distill,
+    model: Model,
+    ctx: Context,
+    *,
+    around: Callable[[LossFn, Any], LossFn] = lambda loss, module: loss,
+) -> Model:
     """The trained student.
+
+    Args:
+        settings: how to train.
+        model: the student.
+        ctx: of the stage.
+        around: (loss, the model to train) -> what is minimised in its place.
 
     Raises:
         SettingsError: no teacher, or shapes that a hidden-state or router loss cannot match.
@@ -53,7 +66,8 @@ def run(settings: Distill, model: Model, ctx: Context) -> Model:
 
     def loss_of(module: Any) -> LossFn:
         made = replace(loss, head=(None if settings.compile else head_of(module)) or AllLogits())
-        return on_policy(settings, made, module, model.tokenizer, vocabulary) if settings.on_policy else made
+        sampled = on_policy(settings, made, module, model.tokenizer, vocabulary) if settings.on_policy else made
+        return around(sampled, module)
 
     if settings.offline:
 

@@ -24,6 +24,8 @@ class Distill(Train):
     name: ClassVar[str] = "distill"
     version: ClassVar[int] = 2
     summary: ClassVar[str] = "a student learns a teacher's distribution over the next token"
+    teaches_itself: ClassVar[bool] = False
+    """Whether the model that comes in is the teacher where none is named."""
 
     teacher: CheckpointRef | None = Field(
         default=None,
@@ -133,7 +135,7 @@ class Distill(Train):
         return self
 
     def plan(self, before: Plan) -> Plan:
-        if self.teacher is None:
+        if self.teacher is None and not self.teaches_itself:
             raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
         text = before.config.get_text_config()
         layers, tokens = text.num_hidden_layers, text.vocab_size

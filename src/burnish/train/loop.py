@@ -32,7 +32,7 @@ from burnish.optim.optimizer import MatrixOptimizer
 from burnish.optim.wsam import WSAM
 from burnish.train.best import Best
 from burnish.train.bound import Bound, Bounded
-from burnish.train.losses import ROWS, STEP, Batch, LossFn, detached, means
+from burnish.train.losses import ROWS, STEP, STEPS, Batch, LossFn, detached, means
 from burnish.train.maths.schedule import Schedule
 from burnish.train.sampler import Sampler
 from burnish.train.saved import States
@@ -456,8 +456,8 @@ class _Training:
         tokens = 0
         for number, start in enumerate(range(0, share, micro)):
             chosen = rows[start : start + micro]
-            numbered = self.data.take(chosen) | {STEP: torch.tensor(step), ROWS: torch.tensor(chosen)}
-            batch = self.world.cut(_to(numbered, self.device))
+            place = {STEP: torch.tensor(step), STEPS: torch.tensor(self.loop.steps), ROWS: torch.tensor(chosen)}
+            batch = self.world.cut(_to(self.data.take(chosen) | place, self.device))
             tokens += batch["input_ids"].numel()
             torch.manual_seed(((self.loop.seed * 1_000_003 + step) * 1009 + number) * 1009 + self.world.rank)
             with _autocast(self.device, self.loop.precision):

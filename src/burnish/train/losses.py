@@ -26,8 +26,9 @@ from burnish.train.maths.unlikelihood import signed_losses
 
 Batch = Mapping[str, Tensor]
 COUNT = " tokens"
-STEP, ROWS = "step", "rows"
-"""What the loop adds to a batch, for losses that draw: the step, and the numbers of its rows in the data."""
+STEP, STEPS, ROWS = "step", "steps", "rows"
+"""What the loop adds to a batch, for losses that draw or change: the step, how many there are, and the numbers of its
+rows in the data."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""`Qat`: a model trained with weights of three or four levels against its own predictions, and packed.
+
+small = burnish.Qat(bits="ternary", steps=1000)(model, data=texts)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from burnish.core.kinds import Kind, Plan, Weights
+from burnish.core.settings import VOLATILE
+from burnish.core.stage import CheckpointRef, Context
+from burnish.distill.stage import Distill
+
+if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+    from burnish.quantize.stage import Quantize
+
+NOT_HERE = {
+    "lora_rank": "low_rank is the part beside the weights of few levels",
+    "only": "all but embeddings and the head is trained",
+    "sharpness": "the weights are a function of what is trained",
+    "split_fused": "there are no matrices to step",
+    "on_policy": "weights are made anew for every token that is sampled",
+    "compile": "how far weights are rounded changes from step to step",
+    "bound_data": "its loss is of dense weights",
+    "objective": "its loss is of the text alone",
+    "rope_scaling": "the original that it learns from has other positions",
+}
+
+
+class Qat(Distill):
+    """Trains a model whose weights have three or four levels to predict what the original predicts, and packs it."""
+
+    name: ClassVar[str] = "qat"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "ternary or 2-bit weights learn the original's distribution over the next token"
+    accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
+    teaches_itself: ClassVar[bool] = True
+
+    teacher: CheckpointRef | None = Field(
+        default=None, description="the model to learn from; the one that is quantized when not given"
+    )
+    bits: Annotated[Literal["ternary", "2"], BeforeValidator(str)] = Field(
+        default="ternary", description="ternary: levels -1, 0, 1 times a scale; 2: -2, -1, 0, 1. Both take two bits"
+    )
+    group_size: int | None = Field(
+        default=64, ge=1, description="inputs that share a scale; null for one scale per row"
+    )
+    scale_init: Literal["gaussian", "absmean"] = Field(
+        default="gaussian",
+        description="where scales begin: least squared error of a Gaussian weight, or the mean size (BitNet)",
+    )
+    ramp: float = Field(
+        default=0.1, ge=0, le=1, description="share of the steps in which weights go from dense to rounded"
+    )
+    ignore: tuple[str, ...] = Field(default=(), description="matrices to leave dense: names, or re:PATTERN")
+
+    context: int = Field(default=256, ge=2, description="tokens of a row")
+    batch: int = Field(default=8, ge=1, description="rows per optimizer step")
+    optimizer: Literal["adamw"] = Field(default="adamw", description="what follows the gradient")  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr: float = Field(default=3e-4, gt=0, description="peak learning rate, of weights and scales alike")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled; it moves weights towards level 0")
+    holdout: float = Field(default=0.1, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
+    validation_rows: int | None = Field(
+        default=16, ge=1, description="most rows that are measured on, spread over those held out; null for all"
+    )
+    eval_every: int = Field(
+        default=50,
+        ge=0,
+        description="steps between measurements of the rounded weights on held-out rows; 0 measures at the end",
+        json_schema_extra=VOLATILE,
+    )
+    alpha: float = Field(default=1.0, ge=0, le=1, description="share of the divergence; the rest is cross-entropy")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _validation_in_place_of_holdout(cls, given: Any) -> Any:
+        return {"holdout": 0.0} | given if isinstance(given, dict) and given.get("validation") is not None else given
+
+    @model_validator(mode="after")
+    def _has_one_training(self) -> Qat:
+        for name, reason in NOT_HERE.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} does not go with qat: {reason}")
+        return self
+
+    @property
+    def rounding(self) -> Quantize:
+        """The quantization whose matrices and format are those of this stage."""
+        from burnish.quantize.stage import Quantize
+
+        return Quantize(method="rtn", bits=2, group_size=self.group_size, ignore=self.ignore)
+
+    def plan(self, before: Plan) -> Plan:
+        from burnish.core.checkpoint import without_memory
+        from burnish.qat.run import whole_layers
+        from burnish.quantize.plan import plan
+
+        trained = super().plan(before)
+        whole_layers(self, without_memory(before.config))
+        packed = plan(self.rounding, before)
+        notes = (*trained.notes, *packed.notes[len(before.notes) :])
+        return packed.with_(
+            weights=Weights.PACKED,
+            peak_memory_bytes=(trained.peak_memory_bytes or 0) + 8 * before.num_parameters,
+            seconds=trained.seconds,
+            notes=notes,
+        )
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.qat.run import run
+
+        return run(self, model, ctx)
