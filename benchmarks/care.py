@@ -68,6 +68,8 @@ CLAIMS = (
     *("rotations grid", "cache 0.75", "cache 0.33"),
 )
 """What the page says something of: all that further seeds measure."""
+PAIRS = (("attention", "transmla"), ("transmla", "svd"))
+"""Objectives that are compared window by window."""
 
 
 class Bench(experiment.Kept):
@@ -248,7 +250,19 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             rows.append([name.removeprefix(f"{title} "), ", ".join(widths), *cells, len(of_name)])
         header = f"{heading} | rank + rope_dim | KL, WikiText-2 (95 %): | KL, code (95 %): | seeds:"
         made[title.replace(" ", "-")] = experiment.table(header, rows)
-    return made | {"position": by_position(results)}
+    return made | {"pairs": pairs(results), "position": by_position(results)}
+
+
+def pairs(results: dict[str, Any]) -> str:
+    """Ratios of objectives, over the seeds that have both."""
+    rows = []
+    for ours, theirs in PAIRS:
+        names = [f"objective {name}" for name in (ours, theirs)]
+        both = {"runs": {seed: run for seed, run in results["runs"].items() if all(name in run for name in names)}}
+        if both["runs"]:
+            found = [experiment.ratio(*(values(both, name, kind) for name in names)) for kind in KINDS]
+            rows.append([f"{ours} over {theirs}", *(experiment.cell(one, ".2f") for one in found), len(both["runs"])])
+    return experiment.table("KL over KL | WikiText-2 (95 %, paired): | code (95 %, paired): | seeds:", rows)
 
 
 def by_position(results: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -148,21 +149,34 @@ def test_a_tree_with_a_teacher_is_killed_twice_continues_and_reports(tiny_llama:
     assert not any(line.endswith((" torch", " transformers")) for line in done.stderr.splitlines())  # it starts quickly
 
 
+def on_mixed_text(recipe: str, directory: Path, pieces: int = 60) -> dict[str, Any]:
+    """A recipe that reads a little of its mixed text, half of it programs."""
+    runpy.run_path(str(ROOT / "examples" / "mixed_text.py"))["main"](str(directory / "mixed-text"))
+    (text,) = (directory / "mixed-text").iterdir()
+    rows = text.read_text().splitlines(keepends=True)
+    prose, programs = ("".join(json.loads(row)["text"] for row in rows[kind::2]) for kind in (0, 1))
+    assert 0.8 < len(prose) / len(programs) < 1.25
+    assert prose.count("\ndef ") < programs.count("\ndef ") / 100
+    text.write_text("".join(rows[:pieces]))
+    return yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text().replace("runs/mixed-text", str(text)))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_latent_attention_is_killed_twice_continues_and_tells_its_parts_apart(tiny_llama: Path, tmp_path: Path):
-    content = yaml.safe_load((ROOT / "recipes" / "convert_mla.yaml").read_text()) | {"start": str(tiny_llama)}
+    content = on_mixed_text("convert_mla", tmp_path) | {"start": str(tiny_llama)}
     content["evaluate"] |= {
         "context": 64,
         "num_windows": 4,
         "second_text": str(ROOT / "examples" / "data" / "coriolanus.txt.gz"),
     }
-    widths = {"rope": (49, 16), "rank": (25, 16), "converted": (24, 16), "healed": (24, 16)}
+    ranks = {"rope": 49, "rank": 25}
     for node in content["nodes"]:
         if node["stage"] == "mla":
-            node |= dict(zip(("rank", "rope_dim"), widths[node["name"]], strict=True)) | {"tokens": 2048, "length": 64}
+            node |= {"rank": ranks.get(node["name"], 24), "rope_dim": 16, "tokens": 2048, "length": 64}
+            node |= {"heal_tokens": 4096} if "heal_tokens" in node else {}
         elif node["stage"] == "distill":
-            node |= {"context": 64, "steps": 4, "save_every": 2}
+            node |= {"context": 64, "steps": 4, "eval_every": 2, "save_every": 2, "keep_best": False}
         else:
             node |= {"group_size": 32}
     small, run, log = tmp_path / "convert_mla.yaml", tmp_path / "run", tmp_path / "log"
@@ -185,12 +199,12 @@ def test_latent_attention_is_killed_twice_continues_and_tells_its_parts_apart(ti
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_ladder_is_healed_measured_and_told_apart_from_stock_models(tiny_llama: Path, tmp_path: Path):
-    content = yaml.safe_load((ROOT / "recipes" / "convert_ladder.yaml").read_text()) | {"start": str(tiny_llama)}
+    content = on_mixed_text("convert_ladder", tmp_path) | {"start": str(tiny_llama)}
     second = str(ROOT / "examples" / "data" / "coriolanus.txt.gz")
     content["evaluate"] |= {"context": 64, "num_windows": 4, "second_text": second}
     ladder, healed = content["nodes"]
     ladder |= {"layers": "auto:1", "tokens": 256, "length": 64}
-    healed |= {"context": 64, "steps": 4, "save_every": 2, "eval_every": 2, "keep_best": False}
+    healed |= {"context": 64, "steps": 4, "save_every": 2, "eval_every": 2, "keep_best": False, "only": "*.layers.1.*"}
     small, run = tmp_path / "convert_ladder.yaml", tmp_path / "run"
     small.write_text(yaml.safe_dump(content))
     Run(read_recipe(small), run, ROOMS).execute()
