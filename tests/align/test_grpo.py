@@ -99,6 +99,7 @@ def test_the_private_methods_that_are_replaced_have_the_arguments_they_had() -> 
         ({"tolerance": 0.0}, "tolerance is 0"),
         ({"most_unscorable": 1.0}, "most_unscorable"),
         ({"acc_target": 1.5}, "acc_target"),
+        ({"refill": -1}, "0 is the least"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -271,3 +272,63 @@ def test_a_queue_is_part_of_a_state(made, tmp_path: Path) -> None:
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(weights(again), weights(whole))
     assert logged(whole, "staleness/max") == [0, 1, 2, 0]
+
+
+class SomeDiffer:
+    """Rewards that differ within the groups of odd problems alone; the others' answers are all right."""
+
+    __name__ = "some_differ"
+
+    def __call__(self, completions: list[Any], row: list[int], **_: Any) -> list[float]:
+        return [float(number % 2 == 0 or place % 2) for place, number in enumerate(row)]
+
+
+class AllAlike:
+    __name__ = "all_alike"
+
+    def __call__(self, completions: list[Any], **_: Any) -> list[float]:
+        return [1.0 for _ in completions]
+
+
+FROZEN: dict[str, Any] = {"learning_rate": 0.0, "length_shaping": "none", "reward": SomeDiffer()}
+
+
+@pytest.mark.slow
+def test_a_batch_is_filled_and_what_is_told_is_of_the_first_answers(made) -> None:
+    plain, filled = made(**FROZEN), made(**FROZEN, refill=9)
+    for trainer in (plain, filled):
+        trainer.train()
+    empty = logged(plain, "frac_reward_zero_std")
+    assert max(empty) > 0
+    for name in ("accuracy", "reward", "frac_reward_zero_std", "completions/mean_length", "solved/all"):
+        assert logged(filled, name) == logged(plain, name)
+    assert logged(filled, "unmoved_groups") == [0, 0]
+    assert logged(filled, "refilled") == empty
+    assert filled.left_out_rows == 0 < plain.left_out_rows
+    drawn = sum(4 / share for share in logged(filled, "accepted"))
+    assert drawn == pytest.approx(2 * 4 + filled.answers_drawn_again / 4)
+    assert max(logged(filled, "ratio/furthest")) < 2e-5
+
+
+@pytest.mark.slow
+def test_no_place_is_drawn_more_often_than_asked_and_what_cannot_be_filled_stays(made) -> None:
+    settings = {"length_shaping": "none", "reward": AllAlike()}
+    plain, filled = made(**settings), made(**settings, refill=3)
+    for trainer in (plain, filled):
+        trainer.train()
+    assert filled.answers_drawn_again == 2 * 3 * 16
+    assert logged(filled, "refilled") == [0, 0] and logged(filled, "unmoved_groups") == [1, 1]
+    assert logged(filled, "accepted") == [0, 0]
+    assert torch.equal(weights(plain), weights(filled))
+
+
+@pytest.mark.slow
+def test_a_run_that_refills_goes_on_from_a_checkpoint_with_the_same_draws(made, tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "target_updates": 1, "reward": SomeDiffer()}
+    whole = made(**settings, refill=2, p_min=0.0)
+    whole.train()
+    again = made(**settings, refill=2, p_min=0.0)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(weights(again), weights(whole))
+    assert again.control_state() == whole.control_state()
+    assert whole.controller.updates == 3  # it hears of every update once

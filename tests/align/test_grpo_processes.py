@@ -59,14 +59,22 @@ def first_is_right(completions: list[Any], **_: Any) -> list[float]:
     return [float(place % 2 == 0) for place in range(len(completions))]
 
 
-def train(rank: int, checkpoint: Path, tokenizer: Any, place: Path, settings: dict[str, Any]) -> Any:
+def odd_differ(completions: list[Any], row: list[int], **_: Any) -> list[float]:
+    """Answers to problems of even numbers are all right."""
+    return [float(number % 2 == 0 or place % 2 == 0) for place, number in enumerate(row)]
+
+
+REWARDS = {"first": first_is_right, "odd": odd_differ}
+
+
+def train(rank: int, checkpoint: Path, tokenizer: Any, place: Path, settings: dict[str, Any], reward="first") -> Any:
     """The weights after one step on four problems, two answers each, and what was logged."""
     from transformers import AutoModelForCausalLM
 
     del rank
     trainer = Unequal(
         AutoModelForCausalLM.from_pretrained(checkpoint),
-        reward_funcs=[first_is_right],
+        reward_funcs=[REWARDS[reward]],
         args=ShortARCConfig(output_dir=str(place), **GENERAL | settings),
         train_dataset=Dataset.from_list(ChainEnv(4, 0, Chains(steps=(1, 2))).rows),
         processing_class=copy.deepcopy(tokenizer),
@@ -100,6 +108,18 @@ def test_a_step_is_the_same_in_one_piece_in_four_and_in_two_processes(checkpoint
     assert torch.equal(two[0], other[0])
     assert two[2] == forwarded == 8
     assert in_four == pytest.approx(logged, rel=1e-5)
+    assert two[1] == pytest.approx(logged, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_problems_drawn_in_the_places_of_others_are_the_same_in_two_processes(checkpoint, tokenizer, tmp_path):
+    given, settings = (checkpoint, tokenizer, tmp_path), {"refill": 3}
+    rows = {"per_device_train_batch_size": 8}
+    whole, logged, forwarded = train(0, *given, rows | settings, "odd")
+    two, other = together(2, one_of_two, *given, {"per_device_train_batch_size": 4} | settings, "odd")
+    torch.testing.assert_close(two[0], whole, rtol=0, atol=1e-6)
+    assert torch.equal(two[0], other[0])
+    assert two[2] == forwarded == 8 > train(0, *given, rows, "odd")[2]
     assert two[1] == pytest.approx(logged, rel=1e-5)
 
 

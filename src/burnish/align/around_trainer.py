@@ -149,7 +149,9 @@ class NothingToLearn(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        share = (logs or {}).get("frac_reward_zero_std")
+        logs = logs or {}
+        # of the groups that are learned from, where others took the places of some
+        share = logs.get("unmoved_groups", logs.get("frac_reward_zero_std"))
         if share is None:
             return
         self.in_a_row = self.in_a_row + 1 if share == 1.0 else 0

@@ -68,6 +68,8 @@ LOGGED = {
     "staleness": "staleness/mean",
     "staleness at most": "staleness/max",
     "replayed": "replayed",
+    "refilled": "refilled",
+    "groups with variance of all drawn": "accepted",
     "turns": "episodes/turns",
     "calls": "episodes/calls",
     "failed calls": "episodes/failed_calls",
@@ -249,6 +251,7 @@ def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": answers_each // rows,
         "num_generations": settings.rollouts,
         "num_iterations": settings.iterations,
+        "refill": settings.refill,
         "replay": settings.replay,
         "max_staleness": settings.max_staleness,
         "reuse": settings.reuse,
@@ -286,6 +289,7 @@ def _record(
         "drawn tokens": trainer.drawn_tokens,
         "answers forwarded": forwarded,
         "answers without advantage, not forwarded": left,
+        **({"answers to problems in the places of others": trainer.answers_drawn_again} if trainer.args.refill else {}),
     } | {f"answers whose judging failed: {why}": number for why, number in env.failures.items()}
     ctx.ledger.table("rl_counts", [{"what": what, "number": number} for what, number in counted.items()])
     if asked is None:

@@ -19,15 +19,17 @@ Their signatures are held by `tests/align/test_grpo.py`: another version of TRL 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -36,7 +38,8 @@ from trl import GRPOConfig, GRPOTrainer
 from burnish.align.maths import policy_loss
 from burnish.align.maths.reduction import Normaliser, share
 from burnish.align.read_later import Judged, ReadLater
-from burnish.align.replay import ReplayQueue, batch_of, groups_of
+from burnish.align.refill import others
+from burnish.align.replay import KeptGroup, ReplayQueue, batch_of, groups_of
 from burnish.core.errors import DataError, NumericalError, SettingsError
 from burnish.generate import generate
 from burnish.train.watch import Watch
@@ -71,6 +74,9 @@ class SampledGRPOConfig(GRPOConfig):
     )
     max_staleness: int = field(default=4, metadata={"help": "replay: updates since a group was drawn, at most."})
     reuse: int = field(default=1, metadata={"help": "replay: how often a group may be learned from again."})
+    refill: int = field(
+        default=0, metadata={"help": "Times that the place of a group without variance is given to another problem."}
+    )
     skip_unmoved: bool = field(default=True, metadata={"help": "Do not forward rows whose advantage is zero."})
 
     def __post_init__(self) -> None:
@@ -84,6 +90,8 @@ class SampledGRPOConfig(GRPOConfig):
             raise SettingsError("needs an engine that this trainer does not speak to", where="use_vllm")
         if not 0 <= self.most_unscorable < 1:
             raise SettingsError(f"is {self.most_unscorable}, but a share below 1 is needed", where="most_unscorable")
+        if self.refill < 0:
+            raise SettingsError(f"is {self.refill}, but 0 is the least", where="refill")
         if (self.num_generations or 0) < 2:
             raise SettingsError(
                 f"is {self.num_generations}, and an answer alone has nothing to be better than",
@@ -107,6 +115,8 @@ class SampledGRPOTrainer(GRPOTrainer):
     drawn_tokens: int = 0
     forwarded_rows: int = 0
     left_out_rows: int = 0
+    answers_drawn_again: int = 0
+    round: int = 0  # of filling a batch; 0 draws what the data set's order asks
     read_later: ReadLater | None = None
     watch: Watch | None = None
     queue: ReplayQueue | None = None
@@ -156,9 +166,14 @@ class SampledGRPOTrainer(GRPOTrainer):
         Args:
             prompts: how many this process has.
         """
-        step = f"{self.args.seed} {self.state.global_step} {self._step % self.args.gradient_accumulation_steps}"
-        first = self.accelerator.process_index * prompts
-        return [_number(f"{step} {self.mode} {first + place}") for place in range(prompts)]
+        step = self._of_this_draw
+        first, again = self.accelerator.process_index * prompts, f" round {self.round}" if self.round else ""
+        return [_number(f"{step} {self.mode} {first + place}{again}") for place in range(prompts)]
+
+    @property
+    def _of_this_draw(self) -> str:
+        """What tells one draw of a run from another."""
+        return f"{self.args.seed} {self.state.global_step} {self._step % self.args.gradient_accumulation_steps}"
 
     @contextlib.contextmanager
     def inferring(self) -> Iterator[Any]:
@@ -189,7 +204,7 @@ class SampledGRPOTrainer(GRPOTrainer):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         unscorable = float(rewards.isnan().all(dim=1).float().mean())
         self._metrics[self.mode]["unscorable"].append(unscorable)
-        if unscorable > self.args.most_unscorable:
+        if unscorable > self.args.most_unscorable and not self.round:  # a share of few answers says little
             raise DataError(
                 f"{unscorable:.0%} of the answers of a step have no reward (None or NaN), above "
                 f"{self.args.most_unscorable:.0%}",
@@ -210,22 +225,100 @@ class SampledGRPOTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
-        output = super()._generate_and_score_completions(inputs)
-        output["old_per_token_logps"] = output.pop("sampling_per_token_logps")
-        output["advantages"] = self.credited(output)
-        if self.read_later is not None and self.mode == "train" and self.accelerator.is_main_process:
-            assert self.judged is not None, "what was drawn has been judged"
-            self.read_later.note(self.state.global_step, inputs, output, self.judged, int(self.num_generations or 1))
-        if self.args.replay and self.mode == "train":
-            output = self._with_replayed(output)
+        output = self._answered(inputs)
+        if self.mode == "train":
+            if self.read_later is not None and self.accelerator.is_main_process:
+                assert self.judged is not None, "what was drawn has been judged"
+                step, several = self.state.global_step, int(self.num_generations or 1)
+                self.read_later.note(step, inputs, output, self.judged, several)
+            if self.args.refill or self.args.replay:
+                output = self._filled(inputs, output)
         # TRL shuffles the rows next, with the global generator, whose state at an epoch's start is not what it would
         # have been after an interruption
         torch.manual_seed(_number(f"rows {self.args.seed} {self.state.global_step} {self.accelerator.process_index}"))
         return output
 
+    def _answered(self, inputs: Any) -> Batch:
+        """What TRL makes of answers to these rows of the data set, with the sampler's log-probabilities."""
+        output = super()._generate_and_score_completions(inputs)
+        output["old_per_token_logps"] = output.pop("sampling_per_token_logps")
+        output["advantages"] = self.credited(output)
+        return output
+
     def credited(self, output: Batch) -> Tensor:
         """What subclasses change: advantages of this process's rows, or (rows, tokens) where turns differ."""
         return output["advantages"]
+
+    # -- groups that have nothing to teach -----------------------------------------------------------------------------
+
+    def _filled(self, inputs: Any, output: Batch) -> Batch:
+        """The batch with other groups in the places of those without variance: of other problems, then older ones."""
+        groups = groups_of(output, int(self.num_generations or 1), self.state.global_step)
+        if self.args.refill:
+            groups = self._refilled(groups, inputs)
+        if self.args.replay:
+            groups = self._replayed(groups)
+        self._tell("unmoved_groups", [not one.pull for one in groups])
+        batch: Batch = batch_of(groups, cast(Any, self._tokenizer).pad_token_id)
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        batch["num_items_in_batch"] = cast(Tensor, gather(mask.sum()[None])).sum()
+        return batch
+
+    def _refilled(self, groups: list[KeptGroup], inputs: Any) -> list[KeptGroup]:
+        """Groups of other problems in the places of those without variance, drawn until there are none or at a bound.
+
+        All processes draw for all places, so that what is drawn does not depend on how many processes there are.
+        """
+        several, count = int(self.num_generations or 1), len(groups)
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        found = self._of_all(groups)
+        problems: Any = self.train_dataset
+        if not hasattr(problems, "__len__"):
+            raise SettingsError("asks other problems of a data set, which must have a length", where="refill")
+        asked = cast(list[str], gather_object([str(row["prompt"]) for row in inputs]))
+        rows = others(problems, asked, _number(f"refill {self._of_this_draw}"))
+        places = [place for place, one in enumerate(found) if not one.pull]
+        empty, drawn, differ = len(places), len(found), len(found) - len(places)
+        for number in range(1, self.args.refill + 1):
+            if not places:
+                break
+            wanted = [next(rows) for _ in places]
+            each = -(-len(wanted) // processes)
+            # as many for each process: the first ones again, which are not used
+            spread = itertools.islice(itertools.cycle(wanted), index * each, (index + 1) * each)
+            mine = [dict(row) for row in spread for _ in range(several)]
+            with self._aside(number):
+                again = self._answered(mine)
+            new = self._of_all(groups_of(again, several, self.state.global_step))[: len(places)]
+            drawn, differ = drawn + len(new), differ + sum(one.pull > 0 for one in new)
+            for place, one in zip(places, new, strict=True):
+                if one.pull:
+                    found[place] = one
+            places = [place for place in places if not found[place].pull]
+        self.answers_drawn_again += (drawn - len(found)) * several
+        self._metrics[self.mode]["refilled"].append((empty - len(places)) / len(found))
+        self._metrics[self.mode]["accepted"].append(differ / drawn)
+        return found[index * count : (index + 1) * count]
+
+    @contextlib.contextmanager
+    def _aside(self, number: int) -> Iterator[None]:
+        """A round of filling: what is told of rewards and lengths stays that of the first answers; its time counts."""
+        told, self._metrics[self.mode] = self._metrics[self.mode], defaultdict(list)
+        self.round = number
+        try:
+            yield
+        finally:
+            aside, self._metrics[self.mode], self.round = self._metrics[self.mode], told, 0
+            for name, values in aside.items():
+                if name.startswith("seconds/"):
+                    told[name][-1] += sum(values)
+
+    def _of_all(self, groups: list[KeptGroup]) -> list[KeptGroup]:
+        """The groups of all processes, in their order."""
+        if self.accelerator.num_processes == 1:
+            return list(groups)
+        everywhere = cast(list[KeptGroup], gather_object([one.to("cpu") for one in groups]))
+        return [one.to(self.accelerator.device) for one in everywhere]
 
     def _replay_queue(self) -> ReplayQueue:
         """Made when it is first asked for."""
@@ -233,23 +326,21 @@ class SampledGRPOTrainer(GRPOTrainer):
             self.queue = ReplayQueue(self.args.replay, self.args.max_staleness, self.args.reuse)
         return self.queue
 
-    def _with_replayed(self, output: Batch) -> Batch:
-        """The batch with older groups in the places of those without variance."""
-        queue = self._replay_queue()
-        step, tokenizer = self.state.global_step, cast(Any, self._tokenizer)
-        groups = queue.exchanged(groups_of(output, int(self.num_generations or 1), step), step)
-        batch: Batch = batch_of(groups, tokenizer.pad_token_id)
-        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        batch["num_items_in_batch"] = cast(Tensor, gather(mask.sum()[None])).sum()
-        ages = torch.tensor([[step - one.step for one in groups]], device=mask.device, dtype=torch.float64)
-        everywhere = cast(Tensor, gather(ages))
-        for name, value in {
-            "staleness/mean": everywhere.mean(),
-            "staleness/max": everywhere.max(),
-            "replayed": (everywhere > 0).double().mean(),
-        }.items():
-            self._metrics[self.mode][name].append(float(value))
-        return batch
+    def _replayed(self, groups: list[KeptGroup]) -> list[KeptGroup]:
+        """Older groups in the places of those without variance."""
+        step = self.state.global_step
+        groups = self._replay_queue().exchanged(groups, step)
+        ages = self._tell("staleness/mean", [step - one.step for one in groups])
+        self._metrics[self.mode]["staleness/max"].append(float(ages.max()))
+        self._metrics[self.mode]["replayed"].append(float((ages > 0).double().mean()))
+        return groups
+
+    def _tell(self, name: str, numbers: Sequence[float]) -> Tensor:
+        """Files the mean of numbers of all processes, and returns them."""
+        found = torch.tensor([list(numbers)], device=self.accelerator.device, dtype=torch.float64)
+        everywhere = cast(Tensor, gather(found))
+        self._metrics[self.mode][name].append(float(everywhere.mean()))
+        return everywhere
 
     # -- loss ----------------------------------------------------------------------------------------------------------
 
@@ -338,13 +429,13 @@ class SampledGRPOTrainer(GRPOTrainer):
     def control_state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides TRL's own, as JSON can hold it."""
         kept = [] if self.read_later is None else self.read_later.kept
-        rows = [self.forwarded_rows, self.left_out_rows]
+        rows = [self.forwarded_rows, self.left_out_rows, self.answers_drawn_again]
         found = {"drawn_tokens": self.drawn_tokens, "rows": rows, "read_later": kept, "forward_passes": self._step}
         return found | ({} if self.watch is None else {"watch": self.watch.state()})
 
     def load_control_state(self, state: dict[str, Any]) -> None:
         self.drawn_tokens, self._step = state["drawn_tokens"], state["forward_passes"]
-        self.forwarded_rows, self.left_out_rows = state["rows"]
+        self.forwarded_rows, self.left_out_rows, self.answers_drawn_again = state["rows"]
         if self.watch is not None:
             self.watch.go_on(state["watch"])
         if self.read_later is not None:

@@ -69,6 +69,7 @@ class ShortARCTrainer(SampledGRPOTrainer):
     args: ShortARCConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     controller: Controller | None = None
     _first: tuple[float, ...] = ()
+    _pressure: float = 0.0
 
     def shape_rewards(self, rewards: Tensor, lengths: Tensor) -> Tensor:
         known = ~rewards[..., 0].isnan()
@@ -78,8 +79,10 @@ class ShortARCTrainer(SampledGRPOTrainer):
         if self.args.rule is not None:
             shaped = self.args.rule(correct, tokens)
         else:
+            if not self.round:  # what is drawn again is of the same update
+                self._pressure = self._alpha(accuracy)
             shaped = short_arc(
-                correct, tokens, self._alpha(accuracy), self.args.p_min, self.args.token_scale, self.args.quantile
+                correct, tokens, self._pressure, self.args.p_min, self.args.token_scale, self.args.quantile
             )
         self._report(correct, tokens, accuracy)
         return torch.cat([torch.where(known, shaped, torch.nan).to(rewards.dtype)[..., None], rewards[..., 1:]], -1)

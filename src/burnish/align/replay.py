@@ -27,6 +27,9 @@ from burnish.core.errors import SettingsError
 DISCOUNT = 0.8
 """Of a group's priority, for every update since it was drawn."""
 
+ROUNDING = 1e-6
+"""What the mean of equal rewards may leave of an advantage in float32."""
+
 Row = dict[str, Tensor]
 """Columns of one answer; `advantages` is one number, or one a token."""
 
@@ -47,8 +50,14 @@ class KeptGroup:
 
     @property
     def pull(self) -> float:
-        """mean |A| of its rows."""
-        return sum(float(row["advantages"].abs().mean()) for row in self.rows) / len(self.rows)
+        """mean |A| of its rows; 0 where they earned the same but for rounding."""
+        found = sum(float(row["advantages"].abs().mean()) for row in self.rows) / len(self.rows)
+        return found if found > ROUNDING else 0.0
+
+    def to(self, device: str | torch.device) -> KeptGroup:
+        """The same group with its tensors there."""
+        rows = [{name: value.to(device) for name, value in row.items()} for row in self.rows]
+        return KeptGroup(self.step, rows, self.used)
 
 
 @dataclass

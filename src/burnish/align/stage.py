@@ -298,6 +298,12 @@ class Grpo(Stage):
         default=None, ge=1, description="answers per forward pass of a process; all of its own if not given"
     )
     iterations: int = Field(default=1, ge=1, description="updates on the same answers, drawn before the first of them")
+    refill: int = Field(
+        default=0,
+        ge=0,
+        description="dynamic sampling: times that other problems are drawn in the places of those whose answers all "
+        "earned the same",
+    )
     replay: int = Field(
         default=0,
         ge=0,
@@ -371,6 +377,8 @@ class Grpo(Stage):
     def methods(self) -> list[str]:
         """With sources, as a model card says it."""
         found = ["GRPO: DeepSeekMath, 2024, arXiv:2402.03300, centred as in Dr. GRPO, 2025, arXiv:2503.20783"]
+        if self.refill:
+            found.append("dynamic sampling: DAPO, 2025, arXiv:2503.14476")
         if self.shaping == "short_arc":
             found.append("Short-ARC: adaptive reasoning control, after a title submitted for ICLR 2026")
         elif self.shaping != "none":

@@ -34,6 +34,8 @@ SHARES = {
     "unscorable": "answers without a reward",
     "clipped": "tokens clipped",
     "replayed": "groups of earlier updates",
+    "refilled": "groups of problems drawn in the places of others",
+    "groups with variance of all drawn": "groups with variance, of all that were drawn",
 }
 RATIO, KL = {"ratio furthest from 1": "of the token furthest from 1"}, {"KL to the sampler": "k3, a token"}
 STALENESS = {"staleness": "mean", "staleness at most": "largest"}
