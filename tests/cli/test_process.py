@@ -90,6 +90,39 @@ def test_a_library_whose_native_code_has_begun_is_imported_to_its_end_and_the_si
     assert done.read_text() == "imported"
 
 
+RUNS_A_COROUTINE = """
+import asyncio, os, signal, sys
+from burnish.core import interrupts
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+async def work():
+    try:
+        press()
+        await asyncio.sleep(60)
+    finally:
+        for _ in range({more}):
+            press()
+        await asyncio.sleep(0.01)
+        print("closed")
+
+interrupts.listen()
+try:
+    interrupts.run(work())
+except KeyboardInterrupt:
+    print("interrupted", signal.getsignal(signal.SIGINT) is interrupts.interrupt)
+"""
+
+
+@pytest.mark.parametrize(("more", "said"), [(0, "closed\n"), (1, "closed\n"), (2, "")])
+def test_a_coroutine_closes_what_it_has_open_unless_ctrl_c_is_pressed_three_times(more: int, said: str):
+    """Raised in the loop, a second press left calls open: hundreds of lines, and not the one that says how to go on."""
+    done = subprocess.run([sys.executable, "-c", RUNS_A_COROUTINE.format(more=more)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{said}interrupted True\n")
+    assert more == 2 or done.stderr == ""
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["methods"], ["quantize", "--help"]])
 def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments: list[str]):
     reading, writing = os.pipe()

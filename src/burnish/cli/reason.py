@@ -187,14 +187,13 @@ def probe(base_url: str, /, *, model: str, out: OptionalOut = None, key_variable
     key_variable:
         The variable of the environment that holds the key.
     """
-    import asyncio
-
+    from burnish.core import interrupts
     from burnish.core.page.frame import write
     from burnish.reason import Endpoint
     from burnish.reason.probe import WORDS
     from burnish.reason.probe import probe as asked
 
-    found = asyncio.run(asked(Endpoint(base_url, model, key_variable=key_variable)))
+    found = interrupts.run(asked(Endpoint(base_url, model, key_variable=key_variable)))
     said = {True: "yes", False: "no", None: "unclear"}
     for name, finding in found.findings.items():
         print(f"{name:13} {said[finding.does]:8} {WORDS[name]}: {finding.seen}")

@@ -83,10 +83,10 @@ def serve(
     device:
         Where the local model is.
     """
-    import asyncio
     import os
     from contextlib import nullcontext
 
+    from burnish.core import interrupts
     from burnish.core.apart import check_apart
     from burnish.core.errors import SettingsError
     from burnish.reason.serve import Guard, Upstream
@@ -113,7 +113,7 @@ def serve(
         print(f"serving {backend.called} at {address}", flush=True)
 
     with named(verifier) if verifier else nullcontext() as answers:
-        asyncio.run(run(backend, guard, port=port, said=said, out=out, answers=answers, prompts=texts))
+        interrupts.run(run(backend, guard, port=port, said=said, out=out, answers=answers, prompts=texts))
 
 
 def _local(

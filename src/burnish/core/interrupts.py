@@ -1,16 +1,19 @@
-"""Ctrl-C and SIGTERM while a library is imported: they end the command when that is done, and not within it.
+"""Ctrl-C and SIGTERM where an exception at once would do harm: in an import, and in the loop of a coroutine.
 
 Compiled libraries run Python while they start, and some have no way out for an exception there: KeyboardInterrupt
-aborts the process (`terminate called after throwing an instance of 'pybind11::error_already_set'`), or is lost.
+aborts the process (`terminate called after throwing an instance of 'pybind11::error_already_set'`), or is lost. A loop
+that is left in the middle has calls and files open, each of which complains at the end.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap"
 
@@ -31,6 +34,45 @@ def listen() -> None:
     """Handles Ctrl-C so, unless this process is deaf to it, as what a shell starts in the background is."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, where Ctrl-C cancels the coroutine, which closes what it has open.
+
+    Pressed a second time it is not heard, as people press it twice; a third time does not wait for the closing.
+    """
+    import asyncio
+
+    if signal.getsignal(signal.SIGINT) is not interrupt:  # deaf to it, a thread, or Python's own, which asyncio handles
+        return asyncio.run(coroutine)
+    presses = 0
+
+    async def cancelled_by_a_press() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "coroutines run in tasks"
+
+        def press(number: int, frame: FrameType | None) -> None:
+            nonlocal presses
+            presses += 1
+            if presses == 1:
+                loop.call_soon_threadsafe(task.cancel)
+            elif presses > 2:
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, press)
+        return await coroutine
+
+    try:
+        result = asyncio.run(cancelled_by_a_press())
+    except asyncio.CancelledError:
+        if presses:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    if presses:
+        raise KeyboardInterrupt
+    return result
 
 
 def ignore() -> None:

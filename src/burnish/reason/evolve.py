@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from burnish.core import interrupts
 from burnish.core.errors import DataError, SettingsError
 from burnish.reason.calls import BudgetSpent, Endpoint, UpstreamError, Usage, digest
 from burnish.reason.harness import answered
@@ -100,7 +101,7 @@ def evolve(
             await journal.record(WINNER, team.model_dump(mode="json"))
             return Evolved(team, population.history, scores, shortened)
 
-    return asyncio.run(go())
+    return interrupts.run(go())
 
 
 async def _decided(

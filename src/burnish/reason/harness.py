@@ -16,6 +16,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from burnish.core import interrupts
 from burnish.core.errors import DataError, SettingsError
 from burnish.reason.calls import Endpoint, Reply, UpstreamError, Usage, digest
 from burnish.reason.journal import Journal
@@ -89,7 +90,7 @@ def run(
                     raise UpstreamError(f"no problem was answered: {failures[0]['error']}", where=str(directory))
                 return {name: records[name] for name in sorted(records)}
 
-    return asyncio.run(go())
+    return interrupts.run(go())
 
 
 def _journal(

@@ -27,6 +27,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float, Int
 
+from burnish.core import interrupts
 from burnish.core.errors import DataError, EngineError, MissingExtraError, SettingsError
 from burnish.serve.ensemble import CAP, Query, Regression, Schemble, check_times
 from burnish.serve.members import AnswerReader, EnsembleMember, MemberError, MemberUsage, WholeText, ask_member
@@ -136,7 +137,7 @@ class EndpointSchemble:
         if len(questions) < 2 or len(questions) != len(answers):
             what = f"{len(questions)} questions and {len(answers)} answers"
             raise DataError(what, where="fit", fix="give two questions or more, and the right answer of each")
-        asyncio.run(self._fit(questions, answers))
+        interrupts.run(self._fit(questions, answers))
         return self
 
     async def _fit(self, questions: Sequence[str], answers: Sequence[str]) -> None:
@@ -181,7 +182,7 @@ class EndpointSchemble:
             DataError: not one arrival and one deadline for each question, or one that is no time.
         """
         check_times(arrivals, deadlines, len(questions))
-        return asyncio.run(self._serve(questions, arrivals, deadlines))
+        return interrupts.run(self._serve(questions, arrivals, deadlines))
 
     async def _serve(
         self, questions: Sequence[str], arrivals: Sequence[float], deadlines: Sequence[float]

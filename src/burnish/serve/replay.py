@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from burnish.core import interrupts
 from burnish.core.errors import EngineError, MissingExtraError, SettingsError
 from burnish.core.outside import shown
 from burnish.serve.telemetry import Recorder, check_recording
@@ -333,7 +334,7 @@ def replay(
     recorder = Recorder(path, about)
     made = Replay(workload, url, model, most=most, key=key, recorder=recorder, patience=patience)
     try:
-        asyncio.run(made.run())
+        interrupts.run(made.run())
     finally:
         recorder.close()
     if not made.served:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from burnish.core import interrupts
 from burnish.core.checkpoint import Model
 from burnish.core.errors import SettingsError
 from burnish.core.progress import Progress
@@ -82,7 +83,7 @@ def measure_endpoint(
                 asked.append((task, length, number, prompt, sent(model.tokenizer, prompt, template, settings.slip)))
             bar.advance()
     greedy = replace(endpoint, sampling={**endpoint.sampling, **GREEDY})
-    rows = asyncio.run(_answers(settings, greedy, asked, directory, bars))
+    rows = interrupts.run(_answers(settings, greedy, asked, directory, bars))
     kept: dict[tuple[str, int], list[list[dict[str, Any]]]] = {}
     for (task, length, number, _, _), row in zip(asked, rows, strict=True):
         samples = kept.setdefault((task.name, length), [])
