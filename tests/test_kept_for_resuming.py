@@ -71,7 +71,7 @@ def _tune(model: burnish.Model, place: Path) -> None:
 
 
 def _qat(model: burnish.Model, place: Path) -> None:
-    burnish.Qat(**SHORT, group_size=32)(model, data=[PROSE.read_text()], work_dir=place)
+    burnish.Qat(**SHORT, group_size=32, low_rank=2)(model, data=[PROSE.read_text()], work_dir=place)
 
 
 def _align(model: burnish.Model, place: Path) -> None:
@@ -208,7 +208,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
             "teacher-data/rows-N/log_probabilities.npy",
         },
     ),
-    "qat": (_qat, {"states/step-N/state.safetensors"}),
+    "qat": (_qat, {"states/step-N/state.safetensors", "statistics/layerN-foldN/sums.safetensors"}),
     "tune": (_tune, {"states/step-N/state.safetensors", "best/step-N/weights.safetensors"}),
     "align": (_align, {"trainer/"}),
     "grpo": (_grpo, {"trainer/"}),

@@ -209,7 +209,7 @@ METHODS: tuple[Method, ...] = (
         does="weights of three or four levels, trained as they will be stored against the original's predictions",
         use="burnish qat",
         source="The Era of 1-bit LLMs (BitNet b1.58), 2024, arXiv:2402.17764; Learned Step Size Quantization, 2020, "
-        "arXiv:1902.08153",
+        "arXiv:1902.08153; LoftQ, 2023, arXiv:2310.08659",
         page="ternary",
         benchmarks=(),
         verb=Verb(
@@ -218,6 +218,7 @@ METHODS: tuple[Method, ...] = (
             help="Train a model with ternary or 2-bit weights against its own predictions, and pack it.",
             examples=(
                 "burnish qat models/smollm2 --bits ternary --data texts.jsonl -o ternary",
+                "burnish qat models/smollm2 --bits ternary --low-rank 16 --data texts.jsonl -o ternary",
                 "burnish qat models/smollm2 --bits 2 --group-size 32 --data texts.jsonl --steps 2000 -o two",
             ),
             makes="packed checkpoint",

@@ -125,7 +125,7 @@ def test_a_resumed_training_ends_with_the_same_bits(ternary, original, tmp_path)
     """Stopped in the ramp: how far weights are rounded is a function of the step alone."""
     from burnish.train import loop
 
-    stopped = RuntimeError("pulled the plug")
+    stopped, brief = RuntimeError("pulled the plug"), {"steps": 8, "low_rank": 2}
     original_save = loop._Training._save
 
     def save_and_stop(self, done: int) -> None:
@@ -135,12 +135,52 @@ def test_a_resumed_training_ends_with_the_same_bits(ternary, original, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Training, "_save", save_and_stop)
         with pytest.raises(RuntimeError, match="pulled the plug"):
-            trained(original, tmp_path / "work", save_every=2, ramp=0.2)
-    resumed = trained(original, tmp_path / "work", save_every=2, ramp=0.2)
-    whole = trained(original, ramp=0.2)
+            trained(original, tmp_path / "work", save_every=2, ramp=0.5, **brief)
+    resumed = trained(original, tmp_path / "work", save_every=2, ramp=0.5, **brief)
+    whole = trained(original, ramp=0.5, **brief)
+    assert all(torch.equal(tensor, whole.adapter.tensors[name]) for name, tensor in resumed.adapter.tensors.items())
     for (_, ours), (_, theirs) in zip(packed_weights(resumed), packed_weights(whole), strict=True):
         assert torch.equal(ours.levels, theirs.levels)
         assert torch.equal(ours.scale, theirs.scale)
+
+
+@pytest.mark.parametrize("fit", ["activations", "plain"])
+def test_the_part_of_low_rank_is_an_adapter_that_peft_reads_beside_a_stock_file(original, tmp_path, fit):
+    from peft import PeftModel
+
+    model = trained(original, tmp_path / "work", low_rank=4, low_rank_fit=fit, steps=4, ramp=0.5)
+    assert losses(tmp_path / "work")[0]["loss"] == pytest.approx(0.0, abs=1e-6)  # W - B A + B A
+    place = model.save(tmp_path / "ternary")
+    quantization_config = CompressedTensorsConfig(dequantize=True)
+    stock = AutoModelForCausalLM.from_pretrained(place, quantization_config=quantization_config)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        wanted, off = model.module(ids).logits, stock(ids).logits
+        assert torch.equal(PeftModel.from_pretrained(stock, place / "adapter")(ids).logits, wanted)
+        assert torch.equal(load(place).module(ids).logits, wanted)
+    assert (off - wanted).abs().max() > 0.1
+    for disk, weight in packed_weights(load(place)):
+        assert weight.levels.abs().max() == 1, disk
+    assert {tensor.dtype for tensor in model.adapter.tensors.values()} == {torch.bfloat16}
+
+
+def test_a_part_of_low_rank_lowers_what_rounding_alone_costs(original, tmp_path):
+    found = {}
+    for rank in (0, 2, 8):
+        trained(original, tmp_path / str(rank), low_rank=rank, **ROUNDED_ALONE)
+        found[rank] = losses(tmp_path / str(rank))[-1]["validation_loss"]
+    assert found[8] < found[2] < found[0]
+
+
+def test_bytes_of_the_adapter_are_planned_and_a_rank_beyond_a_matrix_is_refused(original):
+    before = load(original).plan()
+    plans = {rank: Qat(data="text.txt", group_size=16, low_rank=rank).plan(before) for rank in (0, 4)}
+    model = trained(original, low_rank=4, steps=1)
+    assert plans[4].num_bytes - plans[0].num_bytes == 2 * model.adapter.num_parameters
+    assert plans[4].adapter
+    assert any("bits per weight more" in note for note in plans[4].notes)
+    with pytest.raises(SettingsError, match=r"low_rank is 500, but model.layers.*has the shape.*at most"):
+        Qat(data="text.txt", group_size=16, low_rank=500).plan(before)
 
 
 def test_a_teacher_can_be_another_model(original, tmp_path):

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from burnish.qat.maths.few_levels import Levels, codes, few_levels, stored_scale
 from burnish.train.losses import STEP, STEPS, Batch, Loss, LossFn
 
+FACTOR_DTYPE = torch.bfloat16
+"""Of a part of low rank, on disk."""
+
 
 class FewLevels(nn.Module):
-    """A parametrisation (`torch.nn.utils.parametrize`) of a weight (out, in) by a latent one and scales (out, groups).
+    """A parametrisation (`torch.nn.utils.parametrize`) of a weight (out, in) by what is trained, in this order: a
+    latent weight, scales (out, groups) and, with a part of low rank, its factors A (rank, in) and B (out, rank).
 
     Args:
         levels: lowest and highest.
@@ -30,8 +34,12 @@ class FewLevels(nn.Module):
         self.levels, self.stored, self.part = levels, stored, 1.0
         self.start: tuple[Tensor, ...] | None = tuple(start)
 
-    def forward(self, latent: Tensor, scale: Tensor) -> Float[Tensor, "out in"]:
-        return few_levels(latent, scale, self.levels, self.stored, self.part)
+    def forward(self, latent: Tensor, scale: Tensor, *factors: Tensor) -> Float[Tensor, "out in"]:
+        rounded = few_levels(latent, scale, self.levels, self.stored, self.part)
+        if not factors:
+            return rounded
+        down, up = (_as_written(factor) for factor in factors)
+        return rounded + up @ down
 
     def right_inverse(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, ...]:
         """Where training begins."""
@@ -43,6 +51,11 @@ class FewLevels(nn.Module):
         """Codes and scales of what is written."""
         rounded = stored_scale(scale, self.stored)
         return codes(latent, rounded, self.levels), rounded
+
+
+def _as_written(factor: Tensor) -> Tensor:
+    """A factor in the precision in which it is written; the gradient passes."""
+    return factor + (factor.detach().to(FACTOR_DTYPE).to(factor.dtype) - factor.detach())
 
 
 @dataclass

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from burnish.core.checkpoint import Model, cast, compute_dtype
+from burnish.calibrate.collect import collect
+from burnish.calibrate.windows import Calibration
+from burnish.core.checkpoint import Model, cast, compute_dtype, move
+from burnish.core.checkpoint.adapter import Adapter
 from burnish.core.children import num_processes
 from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.stage import Context
 from burnish.distill.run import run as distill
-from burnish.qat.latent import FewLevels, Ramped
+from burnish.qat.latent import FACTOR_DTYPE, FewLevels, Ramped
 from burnish.qat.maths.few_levels import TERNARY, TWO_BITS, initial_scale
+from burnish.qat.maths.low_rank import fit_low_rank
 from burnish.quantize.maths.grid import IntegerGrid
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, quantization_config
 from burnish.quantize.plan import matrices_of, select
 from burnish.quantize.schemes import scheme_of, schemes_of
 from burnish.train.losses import LossFn
+from burnish.train.rows import on_disk
+from burnish.train.run import training_rows
 from burnish.tune.run import without_parametrisations
 
 if TYPE_CHECKING:
@@ -29,6 +37,9 @@ if TYPE_CHECKING:
 
     from burnish.arch import MatrixView
     from burnish.qat.stage import Qat
+
+FIT_TOKENS = 16_384
+"""Of the data, for the inputs' covariance that a part of low rank begins with."""
 
 
 def run(settings: Qat, model: Model, ctx: Context) -> Model:
@@ -41,7 +52,10 @@ def run(settings: Qat, model: Model, ctx: Context) -> Model:
     if num_processes() > 1:
         raise SettingsError("qat is for one process only", where="launch", fix="leave `launch` out of this node")
     dense: Any = cast(copy.deepcopy(model.module), torch.float32)
-    layers = parametrise(settings, dense, model.stored_dtype)
+    views = whole_layers(settings, dense)
+    check_finite(views)
+    found = covariances(settings, model, dense, views, ctx) if settings.low_rank_fit == "activations" else {}
+    layers = parametrise(settings, dense, views, found, model.stored_dtype)
     freeze_vocabulary(dense)
     given = ctx.inputs.get("teacher")
     if given is None:
@@ -57,19 +71,54 @@ def run(settings: Qat, model: Model, ctx: Context) -> Model:
     return result
 
 
-def parametrise(settings: Qat, module: PreTrainedModel, stored: torch.dtype) -> dict[str, str]:
-    """Makes the weights of linear layers functions of what is trained: {name on disk: name of the layer}."""
-    levels = TERNARY if settings.bits == "ternary" else TWO_BITS
-    names = {id(part): name for name, part in module.named_modules()}
-    views = whole_layers(settings, module)
+def check_finite(views: Sequence[MatrixView]) -> None:
     for view in views:
-        weight = layer_of(view).weight.detach()
-        if not weight.isfinite().all():
+        if not layer_of(view).weight.isfinite().all():
             raise NumericalError(
                 "has numbers that are not finite", where=view.disk, fix="download the checkpoint again"
             )
+
+
+def covariances(
+    settings: Qat, model: Model, module: PreTrainedModel, views: Sequence[MatrixView], ctx: Context
+) -> dict[str, Tensor]:
+    """{name on disk: E[x^T x] of the inputs} on some of the rows that are trained on; nothing without a low rank."""
+    if not settings.low_rank:
+        return {}
+    rows, _ = training_rows(settings, model.tokenizer, on_disk(ctx))
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), max(FIT_TOKENS // rows.length, 1))).round().astype(int)
+    inside = torch.from_numpy(np.arange(rows.length) < rows.used[chosen][:, None])
+    text = Calibration(torch.from_numpy(rows.input_ids[chosen].astype(np.int64)), num_folds=1, mask=inside)
+    directory, key = ctx.work_dir / "statistics", {"model": model.identity}
+    statistics = collect(move(module, ctx.device), views, text, directory, key=key, progress=ctx.progress)
+    found = {}
+    for view in views:
+        sums = statistics.read(view, statistics.folds)
+        assert sums.covariance is not None, "it is what is collected"
+        found[view.disk] = sums.covariance / sums.num_tokens
+    return found
+
+
+def parametrise(
+    settings: Qat,
+    module: PreTrainedModel,
+    views: Sequence[MatrixView],
+    found: Mapping[str, Tensor],
+    stored: torch.dtype,
+) -> dict[str, str]:
+    """Makes the weights of linear layers functions of what is trained: {name on disk: name of the layer}."""
+    levels = TERNARY if settings.bits == "ternary" else TWO_BITS
+    names = {id(part): name for name, part in module.named_modules()}
+    for view in views:
+        weight = layer_of(view).weight.detach()
         scale = initial_scale(weight, settings.group_size or weight.shape[1], levels, settings.scale_init)
-        parametrize.register_parametrization(view.owner, "weight", FewLevels(levels, (weight, scale), stored))
+        start = [weight, scale]
+        if settings.low_rank:
+            covariance = found[view.disk].to(weight) if view.disk in found else None
+            fit = fit_low_rank(weight, scale, levels, settings.low_rank, covariance=covariance)
+            down, up = (factor.to(FACTOR_DTYPE).to(weight) for factor in (fit.down, fit.up))
+            start = [weight - up @ down, fit.scale, down, up]
+        parametrize.register_parametrization(view.owner, "weight", FewLevels(levels, start, stored))
     return {view.disk: names[id(view.owner)] for view in views}
 
 
@@ -86,6 +135,12 @@ def whole_layers(settings: Qat, module: PreTrainedModel) -> list[MatrixView]:
                 "is no linear layer by itself, and qat trains such alone",
                 where=view.name,
                 fix="quantize a model without routed experts, or use burnish quantize",
+            )
+        if settings.low_rank > min(view.shape):
+            raise SettingsError(
+                f"low_rank is {settings.low_rank:,}, but {view.name} has the shape {view.shape}",
+                where="low_rank",
+                fix=f"use 4 to 32, and {min(view.shape):,} at most",
             )
     check_loadable(views, schemes_of(settings.rounding, views))
     return list({view.disk: view for view in views}.values())
@@ -109,24 +164,30 @@ def around(settings: Qat, loss: LossFn, module: Any) -> Ramped:
 
 
 def packed(settings: Qat, model: Model, module: Any, layers: dict[str, str], ctx: Context) -> Model:
-    """Codes and scales as they are written, and the network with their products as its weights."""
-    own, codes, grids, rows = scheme_of(settings.rounding), {}, {}, []
+    """Codes and scales as they are written, a network with their products as its weights, and the part of low rank as
+    an adapter beside them."""
+    own, codes, grids, factors, rows = scheme_of(settings.rounding), {}, {}, {}, []
     for disk, name in layers.items():
         trained = module.get_submodule(name).parametrizations["weight"]
-        trained[0].part = 1.0
-        levels, scale = trained[0].written(trained.original0.detach(), trained.original1.detach())
+        latent, scale, *low_rank = (tensor.detach() for tensor in trained.parameters())
+        levels, scale = trained[0].written(latent, scale)
         codes[disk] = levels.to(torch.int8)
-        size = own.group_of(levels.shape[1])
-        grids[disk] = IntegerGrid(own.bits, True, size, scale, torch.zeros_like(scale))
+        grids[disk] = IntegerGrid(own.bits, True, own.group_of(levels.shape[1]), scale, torch.zeros_like(scale))
+        if low_rank:
+            factors[name] = tuple(factor.to(FACTOR_DTYPE) for factor in low_rank)
         rows.append(_row(disk, levels, scale))
     ctx.ledger.table("levels", rows)
-    result = cast(without_parametrisations(module), model.module.dtype).eval().requires_grad_(True)
+    result: Any = without_parametrisations(module)
+    for disk, name in layers.items():
+        result.get_submodule(name).weight.data.copy_(grids[disk].values(codes[disk]))
+    result = cast(result, model.module.dtype).eval().requires_grad_(True)
     views = whole_layers(settings, result)
     schemes = {view.name: own for view in views}
     codes, grids = ({view.name: parts[view.disk] for view in views} for parts in (codes, grids))
     written = pack_all(codes, grids, views, schemes, scale_dtype=model.stored_dtype)
     config = quantization_config(own, views, schemes, ignored_modules(result, views))
-    return model.derive(module=result, packed=written, quantization_config=config)
+    made = model.derive(module=result, packed=written, quantization_config=config)
+    return made.with_adapter(Adapter.of(factors)) if factors else made
 
 
 def _row(disk: str, levels: torch.Tensor, scale: torch.Tensor) -> dict[str, Any]:

@@ -53,6 +53,13 @@ class Qat(Distill):
         default="gaussian",
         description="where scales begin: least squared error of a Gaussian weight, or the mean size (BitNet)",
     )
+    low_rank: int = Field(
+        default=0, ge=0, description="rank of a product in bfloat16 beside the weights, trained too: a LoRA adapter"
+    )
+    low_rank_fit: Literal["activations", "plain"] = Field(
+        default="activations",
+        description="where it begins: the error of a layer's output on rows of the data, or that of its weight",
+    )
     ramp: float = Field(
         default=0.1, ge=0, le=1, description="share of the steps in which weights go from dense to rounded"
     )
@@ -100,14 +107,20 @@ class Qat(Distill):
         from burnish.quantize.plan import plan
 
         trained = super().plan(before)
-        whole_layers(self, without_memory(before.config))
+        views = whole_layers(self, without_memory(before.config))
         packed = plan(self.rounding, before)
-        notes = (*trained.notes, *packed.notes[len(before.notes) :])
+        notes = [*trained.notes, *packed.notes[len(before.notes) :]]
+        factors = sum(self.low_rank * sum(view.shape) for view in views)
+        if factors:
+            more = 16 * factors / sum(view.shape[0] * view.shape[1] for view in views)
+            notes.append(f"a LoRA adapter of rank {self.low_rank} beside them: {more:.2f} bits per weight more")
         return packed.with_(
             weights=Weights.PACKED,
+            num_bytes=packed.num_bytes + 2 * factors,
+            adapter=bool(factors),
             peak_memory_bytes=(trained.peak_memory_bytes or 0) + 8 * before.num_parameters,
             seconds=trained.seconds,
-            notes=notes,
+            notes=tuple(notes),
         )
 
     def run(self, model: Model, ctx: Context) -> Model:
