@@ -176,6 +176,10 @@ def _ladder(model: burnish.Model, place: Path) -> None:
     stage(model, calibration=[PROSE.read_text()], work_dir=place)
 
 
+def _swiftkv(model: burnish.Model, place: Path) -> None:
+    burnish.SwiftKV(from_layer=1, custom_code=True)(model, work_dir=place)
+
+
 def _audit(model: burnish.Model, place: Path) -> None:
     audit_pairs(read_pairs(PAIRS, on_bad_pair="drop"), model, AuditSettings(repeats=1), work_dir=place)
 
@@ -223,6 +227,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
     "unpack": (_unpack, set()),
     "mla": (_mla, {"moments/layerN/moments.safetensors", "converted/layerN/layer.safetensors"}),
     "ladder": (_ladder, set()),
+    "swiftkv": (_swiftkv, set()),
     "chain": (_chain, set()),
     "table": (_table, set()),
     "trajectories": (

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.align.stage import Grpo as Grpo
     from burnish.convert.stage import LadderResidual as LadderResidual
     from burnish.convert.stage import LatentAttention as LatentAttention
+    from burnish.convert.stage import SwiftKV as SwiftKV
     from burnish.convert.stage import Unpack as Unpack
     from burnish.convert.stage import Upcycle as Upcycle
     from burnish.core.checkpoint import Model as Model

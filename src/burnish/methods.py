@@ -462,6 +462,23 @@ METHODS: tuple[Method, ...] = (
         ),
     ),
     Method(
+        name="SwiftKV",
+        does="later layers that take keys and values from an earlier one, so that a prompt does not run them",
+        use="burnish convert swiftkv",
+        source="SwiftKV, 2024, arXiv:2410.03960",
+        page="swiftkv",
+        verb=Verb(
+            name="swiftkv",
+            settings="burnish.convert.stage:SwiftKV",
+            help="Let a prompt run the first layers alone: later ones take keys and values from their output.",
+            examples=(
+                "burnish convert swiftkv models/smollm2 --from-layer 15 --custom-code -o smollm2-swiftkv --evaluate",
+                "burnish convert swiftkv models/smollm2 --from-layer 24 --custom-code -o smollm2-swiftkv",
+            ),
+            command="convert swiftkv",
+        ),
+    ),
+    Method(
         name="unpacking",
         does="packed weights (FP8, MXFP4, compressed-tensors) as dense ones, for the stages that need those",
         use="burnish convert unpack",

@@ -15,7 +15,8 @@ from burnish.arch.table import DENSE, MIXTURES
 from burnish.convert.ladder import check_source, costs, ladder
 from burnish.convert.stage import LadderResidual
 from burnish.core.checkpoint import Model, load
-from burnish.core.checkpoint.modeling_ladder import block_class, split
+from burnish.core.checkpoint.derived_classes import in_front
+from burnish.core.checkpoint.modeling_ladder import LadderBlock, split
 from burnish.core.errors import CheckpointError, RecipeError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.progress import Progress
@@ -89,7 +90,7 @@ def test_every_type_that_is_taken_adds_what_it_computes_behind_a_norm(ids):
         network = ladder(make(kind, disturbed=True), [])
         expected = logits(network, ids)
         for layer in network.model.layers:
-            layer.__class__ = block_class(type(layer))
+            layer.__class__ = in_front(LadderBlock, type(layer))
         assert torch.equal(logits(network, ids), expected), kind
     assert taken >= {*KINDS, "smollm3", "granite", "gemma", "ernie4_5"} and not taken & MIXTURES.keys()
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from burnish.convert.stage import LadderResidual, LatentAttention
+from burnish.convert.stage import LadderResidual, LatentAttention, SwiftKV
 from burnish.core.checkpoint import Model, load
 from burnish.data import read_texts, windows
 from burnish.quantize.stage import Quantize
@@ -301,16 +301,22 @@ def test_the_naive_form_of_latent_attention_answers_nonsense(tmp_path, trap):
     assert [output["tokens"] for output in outputs] != [greedy(made.module, prompt) for prompt in PROMPTS]
 
 
-# -- ladders -----------------------------------------------------------------------------------------------------------
+# -- classes of our own ------------------------------------------------------------------------------------------------
+
+OWN = {
+    "ladder": LadderResidual(layers="last:3", custom_code=True, tokens=64, length=64),
+    "swiftkv": SwiftKV(from_layer=1, custom_code=True),
+}
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_a_ladder_gives_the_same_tokens_to_who_runs_its_code_and_nothing_to_others(tmp_path, kind):
+def test_a_class_of_our_own_gives_the_same_tokens_to_who_runs_its_code_and_nothing_to_others(tmp_path, kind, name):
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
     source = make(kind, num_hidden_layers=4, initializer_range=0.3, disturbed=True, **shape)
-    stage = LadderResidual(layers="last:3", custom_code=True, tokens=64, length=64)
-    made = stage(Model(module=source, tokenizer=small_tokenizer()), calibration=[TEXT.read_text()])
+    inputs = {"calibration": [TEXT.read_text()]} if name == "ladder" else {}
+    made = OWN[name](Model(module=source, tokenizer=small_tokenizer()), **inputs)
     work = job(made.save(tmp_path / "model"))
     process = in_vllm(tmp_path, [work | {"engine": {"trust_remote_code": True}}])
     assert process.returncode == 0, process.stderr[-4000:]

@@ -218,6 +218,25 @@ def test_a_ladder_is_healed_measured_and_told_apart_from_stock_models(tiny_llama
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_whose_prompts_skip_layers_is_distilled_and_measured(tiny_llama: Path, tmp_path: Path):
+    content = yaml.safe_load((ROOT / "recipes" / "convert_swiftkv.yaml").read_text()) | {"start": str(tiny_llama)}
+    second = str(ROOT / "examples" / "data" / "coriolanus.txt.gz")
+    content["evaluate"] |= {"context": 64, "num_windows": 4, "second_text": second}
+    swiftkv, distilled = content["nodes"]
+    swiftkv |= {"from_layer": 1}
+    distilled |= {"only": "*.self_attn.[qkv]_proj.*", "context": 64, "steps": 4, "save_every": 2, "eval_every": 2}
+    small, run = tmp_path / "convert_swiftkv.yaml", tmp_path / "run"
+    small.write_text(yaml.safe_dump(content))
+    Run(read_recipe(small), run, ROOMS).execute()
+    rows = [row for row in read_rows(run / LEDGER_FILE) if row["row"] == "measurement"]
+    metrics = {row["node"]: row["metrics"] for row in rows}
+    assert set(metrics) == {"start", "swiftkv", "distilled"} and all("prefill_speed" in one for one in metrics.values())
+    assert Lineage.read(run / "nodes" / "distilled").kind == "custom-causal-lm"
+    assert (run / "nodes" / "distilled" / "modeling_swiftkv.py").is_file()
+
+
+@pytest.mark.slow
 def test_the_bounded_recipe_shows_bound_multiplier_and_both_losses(tiny_llama: Path, tmp_path: Path):
     content = yaml.safe_load((ROOT / "recipes" / "loss_bound.yaml").read_text()) | {"start": str(tiny_llama)}
     content["evaluate"] |= {"num_windows": 2, "context": 64, "speed": False}

@@ -82,9 +82,10 @@ def head_of(model: Any) -> Head | None:
     was_training = model.training
     model.eval()
     output, seen = _watched(body, model, input_ids=ids, use_cache=False)
-    kept = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+    kept, seen_again = _watched(body, model, input_ids=ids, use_cache=False, logits_to_keep=1)
     model.train(was_training)
-    if [tuple(hidden.shape) for hidden in seen] != [(*ids.shape, linear.in_features)] or kept.shape[1] != 1:
+    whole = [(*ids.shape, linear.in_features)]
+    if any([tuple(hidden.shape) for hidden in one] != whole for one in (seen, seen_again)) or kept.logits.shape[1] != 1:
         return None
     (hidden,), logits = seen, output.logits
     for scale, cap in _forms(model.config.get_text_config()):

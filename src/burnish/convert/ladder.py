@@ -18,23 +18,21 @@ import torch
 from torch import Tensor
 
 from burnish.arch import describe
-from burnish.arch.blocks import NORMS
 from burnish.arch.row import LayerPart, NormPart, VectorPart
-from burnish.core.checkpoint import unfilled
+from burnish.convert.own_network import check_residuals, own_config, own_network, own_plan
 from burnish.core.checkpoint.modeling_ladder import BY_COLUMNS, BY_ROWS
-from burnish.core.checkpoint.own_classes import NOT_STOCK, PREFIX, network_class
+from burnish.core.checkpoint.own_classes import LADDER
 from burnish.core.errors import SettingsError
-from burnish.core.kinds import Kind, Plan
 from burnish.train.maths.divergence import forward_kl
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from burnish.convert.stage import LadderResidual
+    from burnish.core.kinds import Plan
     from burnish.core.progress import Progress
     from burnish.core.stage import Context
 
-NO_ENGINE = f"{NOT_STOCK}, and so does vLLM; SGLang, TGI and llama.cpp do not load it"
 AT_ONCE = 512
 """Tokens of text in a forward pass."""
 
@@ -46,9 +44,7 @@ def check_source(config: PretrainedConfig) -> None:
         SettingsError: layers that are not attention and MLP, each with its norm in front, added as they are.
     """
     parts, what = describe(config).row.parts, f"there is no ladder for a {config.model_type} model"
-    norms = {part for part in parts if isinstance(part, NormPart) and "." not in part.module}
-    if norms != set(NORMS) or getattr(config, "residual_multiplier", 1.0) != 1.0:
-        raise SettingsError(f"{what}: its attention and MLP are not added to the stream behind a norm, as they are")
+    check_residuals(config, what)
     known = {*BY_ROWS, *BY_COLUMNS}
     strange = [_place(part) for part in parts if not isinstance(part, NormPart) and _place(part) not in known]
     if strange:
@@ -70,17 +66,12 @@ def ladder_config(config: PretrainedConfig, numbers: Sequence[int]) -> Any:
         SettingsError: there is no ladder for this type of model.
     """
     check_source(config)
-    same = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    own = network_class(PREFIX + config.model_type).config_class
-    return own.from_dict(same | {"ladder_layers": list(numbers)})
+    return own_config(config, LADDER, ladder_layers=list(numbers))
 
 
 def ladder(module: PreTrainedModel, numbers: Sequence[int]) -> Any:
     """The network with these layers in ladders, in evaluation mode, sharing no memory with the module."""
-    config = ladder_config(module.config, numbers)
-    new = unfilled(network_class(config.model_type), config, module)
-    new.load_state_dict(module.state_dict())
-    return new
+    return own_network(module, ladder_config(module.config, numbers))
 
 
 def places(layers: str, num_layers: int) -> list[list[int]]:
@@ -158,11 +149,10 @@ def plan(settings: LadderResidual, before: Plan) -> Plan:
     """
     config = ladder_config(before.config, [])
     number = len(places(settings.layers, describe(before.config).num_layers)[0])
-    if not settings.custom_code:
-        raise SettingsError(NO_ENGINE, where="custom_code", fix="pass --custom-code if that is wanted")
-    return before.with_(
-        config=config,
-        kind=Kind.CUSTOM_CAUSAL_LM,
+    return own_plan(
+        before,
+        config,
+        custom_code=settings.custom_code,
         peak_memory_bytes=3 * before.num_bytes + 4 * before.num_parameters + 1_000_000_000,
-        notes=(*before.notes, f"{number} layers in a ladder: {NO_ENGINE}"),
+        note=f"{number} layers in a ladder",
     )

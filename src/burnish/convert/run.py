@@ -13,19 +13,21 @@ from burnish.convert.ladder import chosen_layers, ladder
 from burnish.convert.latent_config import cached_numbers, check_widths
 from burnish.convert.latent_network import cache_rows
 from burnish.convert.mla import Conversion
+from burnish.convert.own_network import own_model
+from burnish.convert.swiftkv import swiftkv
 from burnish.convert.upcycle import mixtral_config, upcycle
 from burnish.core.checkpoint import DeferredModel, Model, cast, compute_dtype, load_config, move, working_copy
 from burnish.core.checkpoint.adapter import merged
 from burnish.core.checkpoint.packed_integers import FORMATS, formats_of
 from burnish.core.checkpoint.skeleton import without_weights
 from burnish.core.errors import CheckpointError, DataError
-from burnish.core.kinds import STREAMED, Kind, packing
+from burnish.core.kinds import STREAMED, packing
 from burnish.core.stage import Context
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from burnish.convert.stage import LadderResidual, LatentAttention, Unpack, Upcycle
+    from burnish.convert.stage import LadderResidual, LatentAttention, SwiftKV, Unpack, Upcycle
 
 
 def run(settings: Upcycle, model: Model, ctx: Context) -> Model:
@@ -148,6 +150,9 @@ def run_ladder(settings: LadderResidual, model: Model, ctx: Context) -> Model:
     """The model with ladders; the input stays as it is."""
     network = move(cast(ladder(model.module, []), compute_dtype(ctx.device)), ctx.device)
     tokens = windows_of(settings, model, ctx).to(ctx.device)
-    made = model.derive(module=ladder(model.module, chosen_layers(settings.layers, network, tokens, ctx)))
-    made.lineage.kind = Kind.CUSTOM_CAUSAL_LM
-    return made
+    return own_model(model, ladder(model.module, chosen_layers(settings.layers, network, tokens, ctx)))
+
+
+def run_swiftkv(settings: SwiftKV, model: Model) -> Model:
+    """The model whose later layers have keys and values of an earlier one's output; the input stays as it is."""
+    return own_model(model, swiftkv(model.module, settings.from_layer))

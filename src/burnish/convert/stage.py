@@ -1,6 +1,7 @@
 """`Upcycle`: a dense Llama-type checkpoint as a Mixtral that computes the same until it is trained. `Unpack`: packed
 weights as dense ones, for the stages that need those. `LatentAttention`: keys and values as a latent, with less cache.
-`LadderResidual`: layers that compute while the sums of those before them are on their way.
+`LadderResidual`: layers that compute while the sums of those before them are on their way. `SwiftKV`: later layers that
+a prompt does not run.
 
 mixture = burnish.Upcycle(num_experts=8)(model)
 half = burnish.LatentAttention(cache=0.5)(model, calibration=texts)
@@ -254,3 +255,31 @@ class LadderResidual(Stage):
         from burnish.convert.run import run_ladder
 
         return run_ladder(self, model, ctx)
+
+
+class SwiftKV(Stage):
+    """Gives later layers keys and values of an earlier layer's output, so that a prompt need not run them."""
+
+    name: ClassVar[str] = "swiftkv"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "later layers that a prompt does not run; needs its own class"
+
+    from_layer: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of the layer, from 1, whose output all later ones take keys and values from; half of them "
+        "if not given",
+    )
+    custom_code: bool = Field(
+        default=False, description="write the class beside the weights, as no stock one computes this; required"
+    )
+
+    def plan(self, before: Plan) -> Plan:
+        from burnish.convert.swiftkv import plan
+
+        return plan(self, before)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        from burnish.convert.run import run_swiftkv
+
+        return run_swiftkv(self, model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from burnish.arch import AllLogits, Head, describe, head_of
 from burnish.calibrate.windows import world_size
 from burnish.core.checkpoint import Model, common_vocabulary, compute_dtype, load, move
-from burnish.core.checkpoint.own_classes import is_own
+from burnish.core.checkpoint.own_classes import splits_the_stream
 from burnish.core.errors import SettingsError
 from burnish.core.stage import Context
 from burnish.distill.across import AcrossTokenizers, Comparison, check_tokenizers, shared_tokens
@@ -188,7 +188,7 @@ def check_match(settings: Distill, student: Any, teacher: Any) -> Matched:
                 where="router",
                 fix="leave router out",
             )
-    if settings.hidden and is_own(teacher.model_type):  # of the student the plan has said so
+    if settings.hidden and splits_the_stream(teacher.model_type):  # of the student the plan has said so
         raise SettingsError(
             f"hidden compares what comes between layers, and those of the teacher, a {teacher.model_type}, hand on a "
             "part of it later",

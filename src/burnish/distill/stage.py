@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from burnish.core.checkpoint.own_classes import splits_the_stream
 from burnish.core.errors import SettingsError
-from burnish.core.kinds import Kind, Plan
+from burnish.core.kinds import Plan
 from burnish.core.stage import CheckpointRef, Context
 from burnish.train.stage import Train
 
@@ -146,7 +147,7 @@ class Distill(Train):
                 where="hidden_layers",
                 fix=f"name layers from 1 to {layers}",
             )
-        if self.hidden and before.kind is Kind.CUSTOM_CAUSAL_LM:
+        if self.hidden and splits_the_stream(before.config.model_type):
             raise SettingsError(
                 f"hidden compares what comes between layers, and those of a {before.config.model_type} hand on a part "
                 "of it later",

@@ -12,20 +12,20 @@ computed. Layers hand on a pair instead of the stream: the stream without the la
     model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
     split(model, torch.distributed.group.WORLD)      # for tensor parallelism, the same on every rank
 
-Source: Ladder-Residual (2025, arXiv:2501.06589). This file needs torch and transformers alone, and lies beside the
-weights of every checkpoint that has such layers.
+Source: Ladder-Residual (2025, arXiv:2501.06589). This file needs torch, transformers and
+`derived_classes.py` beside it, and lies beside the weights of every checkpoint that has such layers.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import transformers
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as collectives
+
+from .derived_classes import ClassFamily, in_front, standard_of
 
 State = Tensor | tuple[Tensor, Tensor]
 """What goes from layer to layer."""
@@ -88,52 +88,15 @@ class Ladder:
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(layers))):
             raise ValueError(f"ladder_layers is {numbers}, but names layers from 0 to {len(layers) - 1}, each once")
         for number, layer in enumerate(layers):
-            standard = type(layer).__bases__[1] if isinstance(layer, LadderBlock) else type(layer)
+            standard = standard_of(layer)
             layer.reads_late, layer.gives_late = number in numbers, number + 1 in numbers
             # One class for layers that have nothing to do with a ladder: the one that they always had.
-            layer.__class__ = block_class(standard) if layer.reads_late or layer.gives_late else standard
+            layer.__class__ = in_front(LadderBlock, standard) if layer.reads_late or layer.gives_late else standard
         self.config.ladder_layers = sorted(numbers)
 
 
-# -- the classes: one for every class of transformers, made when it is first asked for ---------------------------------
-
-KINDS = ("Config", "Model", "ForCausalLM")
-
-
-def __getattr__(name: str) -> Any:
-    """`LadderXForCausalLM`, `LadderXModel` and `LadderXConfig` of this module, for those of transformers."""
-    stock = name.removeprefix("Ladder")
-    if stock == name or not name.endswith(KINDS):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return config_class(stock) if name.endswith("Config") else model_class(stock)
-
-
-@cache
-def config_class(stock: str) -> Any:
-    """The configuration of that name of transformers, and the layers in ladders."""
-    plain = getattr(transformers, stock)
-    own = {
-        "__module__": __name__,
-        "__annotations__": {"ladder_layers": list[int] | None},
-        "model_type": f"ladder_{plain.model_type}",
-        "ladder_layers": None,
-    }
-    return type(f"Ladder{stock}", (plain,), own)
-
-
-@cache
-def model_class(stock: str) -> Any:
-    """The model of that name of transformers, with ladders."""
-    plain = getattr(transformers, stock)
-    own = {"__module__": __name__, "config_class": config_class(plain.config_class.__name__)}
-    return type(f"Ladder{stock}", (Ladder, plain), own)
-
-
-@cache
-def block_class(standard: type[nn.Module]) -> type[LadderBlock]:
-    """The class of a decoder layer, in or next to a ladder."""
-    return type(f"Ladder{standard.__name__}", (LadderBlock, standard), {"__module__": __name__})
-
+FAMILY = ClassFamily(__name__, "Ladder", ("ladder_layers", list[int]), {"Model": Ladder, "ForCausalLM": Ladder})
+__getattr__ = FAMILY.find
 
 # -- tensor parallelism ------------------------------------------------------------------------------------------------
 
