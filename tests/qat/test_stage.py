@@ -1,6 +1,7 @@
 """The stage `qat`: few levels learn the original, and what is written is what was trained, in a stock format."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
+import warm
 from burnish.core.checkpoint import Model, load
 from burnish.core.checkpoint.packed_integers import packed_weights
 from burnish.core.errors import BurnishError, NumericalError, RecipeError, SettingsError
@@ -235,3 +237,19 @@ def test_packed_weights_wrong_groups_and_damaged_weights_are_refused(original, t
 def test_a_loss_that_breaks_at_the_switch_stops_and_names_what_broke(original):
     with pytest.raises(BurnishError, match="finite"):
         trained(original, lr=1e30, max_grad_norm=None, ramp=0.1)
+
+
+@pytest.mark.slow
+def test_a_command_that_was_killed_goes_on_and_ends_with_the_same_files(original, tmp_path):
+    (tmp_path / "text.txt").write_text(PROSE.read_text())
+    command = ["qat", original, "--data", "text.txt", "--context", "32", "--batch", "4", "--steps", "60"]
+    command += ["--group-size", "16", "--low-rank", "2", "--ramp", "0.9", "--save-every", "2"]
+    warm.run(tmp_path / "log", *command, "-o", "straight", cwd=tmp_path)
+    started = warm.Command(tmp_path / "log", *command, "-o", "killed", cwd=tmp_path)
+    states = tmp_path / "killed.run" / "work" / "qat" / "states"
+    assert started.wait_until(lambda: list(states.glob("step-*"))), started.output
+    assert started.end(signal.SIGKILL) == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    warm.run(tmp_path / "log", *command, "-o", "killed", cwd=tmp_path)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()

@@ -21,7 +21,7 @@ from burnish.core.errors import NumericalError, SettingsError
 from burnish.core.stage import Context
 from burnish.distill.run import run as distill
 from burnish.qat.latent import FACTOR_DTYPE, FewLevels, Ramped
-from burnish.qat.maths.few_levels import TERNARY, TWO_BITS, initial_scale
+from burnish.qat.maths.few_levels import TERNARY, TWO_BITS, Levels, initial_scale
 from burnish.qat.maths.low_rank import fit_low_rank
 from burnish.quantize.maths.grid import IntegerGrid
 from burnish.quantize.packing import check_loadable, ignored_modules, pack_all, quantization_config
@@ -136,11 +136,11 @@ def whole_layers(settings: Qat, module: PreTrainedModel) -> list[MatrixView]:
                 where=view.name,
                 fix="quantize a model without routed experts, or use burnish quantize",
             )
-        if settings.low_rank > min(view.shape):
+        if settings.low_rank > (most := min(view.owner.weight.shape)):
             raise SettingsError(
-                f"low_rank is {settings.low_rank:,}, but {view.name} has the shape {view.shape}",
+                f"low_rank is {settings.low_rank:,}, but {view.disk} has the shape {tuple(view.owner.weight.shape)}",
                 where="low_rank",
-                fix=f"use 4 to 32, and {min(view.shape):,} at most",
+                fix=f"use 4 to 32, and {most:,} at most",
             )
     check_loadable(views, schemes_of(settings.rounding, views))
     return list({view.disk: view for view in views}.values())
@@ -170,12 +170,12 @@ def packed(settings: Qat, model: Model, module: Any, layers: dict[str, str], ctx
     for disk, name in layers.items():
         trained = module.get_submodule(name).parametrizations["weight"]
         latent, scale, *low_rank = (tensor.detach() for tensor in trained.parameters())
-        levels, scale = trained[0].written(latent, scale)
-        codes[disk] = levels.to(torch.int8)
-        grids[disk] = IntegerGrid(own.bits, True, own.group_of(levels.shape[1]), scale, torch.zeros_like(scale))
+        code, scale = trained[0].written(latent, scale)
+        codes[disk] = code.to(torch.int8)
+        grids[disk] = IntegerGrid(own.bits, True, own.group_of(code.shape[1]), scale, torch.zeros_like(scale))
         if low_rank:
             factors[name] = tuple(factor.to(FACTOR_DTYPE) for factor in low_rank)
-        rows.append(_row(disk, levels, scale))
+        rows.append(_row(disk, code, scale, trained[0].levels))
     ctx.ledger.table("levels", rows)
     result: Any = without_parametrisations(module)
     for disk, name in layers.items():
@@ -190,7 +190,7 @@ def packed(settings: Qat, model: Model, module: Any, layers: dict[str, str], ctx
     return made.with_adapter(Adapter.of(factors)) if factors else made
 
 
-def _row(disk: str, levels: torch.Tensor, scale: torch.Tensor) -> dict[str, Any]:
+def _row(disk: str, codes: Tensor, scale: Tensor, levels: Levels) -> dict[str, Any]:
     """What is told of a matrix."""
-    shares = {f"share of {level:+d}": float((levels == level).float().mean()) for level in range(-2, 2)}
+    shares = {f"share of {level}": float((codes == level).float().mean()) for level in range(levels[0], levels[1] + 1)}
     return {"matrix": disk.removesuffix(".weight"), "mean scale": float(scale.mean())} | shares

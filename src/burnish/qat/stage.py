@@ -103,16 +103,17 @@ class Qat(Distill):
 
     def plan(self, before: Plan) -> Plan:
         from burnish.core.checkpoint import without_memory
-        from burnish.qat.run import whole_layers
+        from burnish.qat.run import layer_of, whole_layers
         from burnish.quantize.plan import plan
 
         trained = super().plan(before)
         views = whole_layers(self, without_memory(before.config))
         packed = plan(self.rounding, before)
         notes = [*trained.notes, *packed.notes[len(before.notes) :]]
-        factors = sum(self.low_rank * sum(view.shape) for view in views)
+        shapes = [layer_of(view).weight.shape for view in views]
+        factors = sum(self.low_rank * sum(shape) for shape in shapes)
         if factors:
-            more = 16 * factors / sum(view.shape[0] * view.shape[1] for view in views)
+            more = 16 * factors / sum(shape.numel() for shape in shapes)
             notes.append(f"a LoRA adapter of rank {self.low_rank} beside them: {more:.2f} bits per weight more")
         return packed.with_(
             weights=Weights.PACKED,
