@@ -196,8 +196,9 @@ def test_beside_packed_weights_dpo_begins_at_ln_2_and_changes_no_code(checkpoint
 def test_a_reward_model_and_all_weights_of_packed_ones_are_refused(checkpoint, tmp_path):
     packed = Quantize(method="rtn", bits=3, group_size=16)(load(checkpoint)).save(tmp_path / "packed")
     for settings in ({"loss": "reward", "lora_rank": 4}, {"loss": "dpo"}):
-        with pytest.raises(RecipeError, match="align needs dense weights"):
+        with pytest.raises(RecipeError, match="align needs dense weights") as refused:
             Align(**SHORT | settings).check_accepts(load(packed).plan(), where="align")
+        assert ("lora_rank" in str(refused.value)) == ("lora_rank" not in settings)
 
 
 def test_the_input_is_left_as_it_was(checkpoint, rows):

@@ -1,15 +1,16 @@
 """An adapter beside packed weights: trained by `train` and `align`, loaded by stock libraries, carried or refused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from burnish.core.checkpoint import Model, load
-from burnish.core.checkpoint.adapter import Adapter
+from burnish.core.checkpoint.adapter import Adapter, merged
 from burnish.core.errors import BurnishError, CheckpointError, RecipeError, SettingsError
 from burnish.quantize.stage import Quantize
 from burnish.train.stage import Train
@@ -180,6 +181,32 @@ def test_one_of_another_network_or_kind_is_refused(beside, tmp_path):
     (tmp_path / "other" / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(BurnishError, match=r"has no adapter_model.safetensors"):
         load(tmp_path / "other")
+
+
+def test_one_that_is_damaged_is_refused_and_never_left_out(beside, tmp_path):
+    place = load(beside).save(tmp_path / "other") / "adapter"
+    weights = place / "adapter_model.safetensors"
+    factors = load_file(weights)
+    name = min(factors)
+    save_file(factors | {name: factors[name] * math.nan}, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{name} holds numbers that are not finite"):
+        _ = load(place.parent).module
+    (place / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no adapter_config.json"):
+        load(place.parent)
+
+
+def test_an_embedding_that_is_the_head_too_gets_no_adapter_and_nothing_is_added_to_it(tiny_llama):
+    """Adding what one of the two has learned to the one weight would change the other: logits were off by 8.7."""
+    tied = load(tiny_llama)
+    assert tied.module.get_input_embeddings().weight is tied.module.get_output_embeddings().weight
+    settings = Train(**SMALL, lora_targets="q_proj,embed_tokens")
+    with pytest.raises(SettingsError, match=r"lora_targets: embed_tokens is the output head too"):
+        settings(tied, data=[PROSE.read_text()])
+    a, b = (torch.ones(side) for side in reversed(tied.module.get_input_embeddings().weight.shape))
+    made = tied.with_adapter(Adapter.of({"lm_head": (a[None], b[:, None])}))
+    with pytest.raises(CheckpointError, match="have one weight"):
+        merged(made.module)
 
 
 def test_factors_make_an_adapter(tiny_llama, tmp_path):

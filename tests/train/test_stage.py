@@ -181,6 +181,11 @@ def test_lora_targets_that_do_not_exist_are_refused(tiny):
         Train(**SMALL, lora_rank=2, lora_targets="nonsense")(tiny, data=[PROSE * 8])
 
 
+def test_an_adapter_of_the_head_is_refused_because_no_loss_would_train_it(tiny):
+    with pytest.raises(SettingsError, match="lora_targets: lm_head is the output head"):
+        Train(**SMALL, lora_rank=2, lora_targets="q_proj,lm_head")(tiny, data=[PROSE * 8])
+
+
 def test_held_out_rows_are_measured_in_the_table(tiny, tmp_path):
     Train(**SMALL, holdout=0.3)(tiny, data=[PROSE * 8], work_dir=tmp_path)
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])

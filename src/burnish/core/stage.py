@@ -172,7 +172,7 @@ class Stage(Settings):
         if before.weights not in self.takes_weights:
             wanted = " or ".join(sorted(self.takes_weights))
             advice = "put it before the stage that packs the weights"
-            if self.beside_packed:
+            if self.beside_packed and not getattr(self, "lora_rank", 0):  # with one they are refused all the same
                 advice = f"train an adapter beside them with lora_rank: 16, {advice}"
             if (method := packing(before.config).get("quant_method")) is not None:
                 other = f"make it dense with {UNPACK}" if method in STREAMED else "name the dense original"

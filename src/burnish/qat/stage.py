@@ -39,6 +39,7 @@ class Qat(Distill):
     summary: ClassVar[str] = "ternary or 2-bit weights learn the original's distribution over the next token"
     accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
     teaches_itself: ClassVar[bool] = True
+    beside_packed: ClassVar[bool] = False
 
     teacher: CheckpointRef | None = Field(
         default=None, description="the model to learn from; the one that is quantized when not given"

@@ -8,7 +8,7 @@ Source: LoRA (2021, arXiv:2106.09685); starts: PiSSA (2024, arXiv:2404.02948), O
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,8 @@ def with_adapters(
         adapter.fill(adapted, where=DIRECTORY)
         return adapted
     names = settings.lora_targets
-    targets = _linear_names(module) if names == "all-linear" else [name.strip() for name in names.split(",")]
+    targets = _targets(module, names)
+    check_vocabulary(module, targets)
     experts = expert_parameters(module) if settings.lora_experts != "none" else {}
     start: Any = True if settings.lora_init == "default" else settings.lora_init
     config = LoraConfig(
@@ -118,16 +119,16 @@ def check_adapters(module: Any, names: str, rank: int, *, experts: bool = False)
     """
     if experts:
         expert_parameters(module)
-    known = _linear_names(module)
-    targets = known if names == "all-linear" else [name.strip() for name in names.split(",")]
     sides = []
+    targets = _targets(module, names)
+    check_vocabulary(module, targets)
     for target in targets:
-        fitting = [m for n, m in module.named_modules() if target and (n == target or n.endswith(f".{target}"))]
+        fitting = _fitting(module, target)
         if not fitting:
             raise SettingsError(
                 f"the model has no modules named {target!r}",
                 where="lora_targets",
-                fix=f"use all-linear, or some of {', '.join(known)}",
+                fix=f"use all-linear, or some of {', '.join(_linear_names(module))}",
             )
         sides += [min(part.weight.shape) for part in fitting if getattr(part, "weight", None) is not None]
     if sides and rank > max(sides):
@@ -136,6 +137,35 @@ def check_adapters(module: Any, names: str, rank: int, *, experts: bool = False)
             where="lora_rank",
             fix="use 8 to 64, or lora_rank 0 to train all weights",
         )
+
+
+def check_vocabulary(module: Any, targets: Sequence[str]) -> None:
+    """Refuses adapters that would be lost: of the output head, whose own weight the losses take without its module, and
+    of an embedding that is the head too, where adding them to the weight would change both.
+
+    Raises:
+        SettingsError: naming the module.
+    """
+    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    for target in targets:
+        fitting = _fitting(module, target)
+        if head in fitting:
+            reason = "is the output head, and the loss is computed of its weight without an adapter"
+        elif tied and embedding in fitting:
+            reason = "is the output head too (tie_word_embeddings), which an adapter of the embedding would change"
+        else:
+            continue
+        raise SettingsError(f"{target} {reason}", where="lora_targets", fix="leave it out, or use all-linear")
+
+
+def _targets(module: Any, names: str) -> list[str]:
+    return _linear_names(module) if names == "all-linear" else [name.strip() for name in names.split(",")]
+
+
+def _fitting(module: nn.Module, target: str) -> list[Any]:
+    """The modules that go by a name, or by the last parts of one."""
+    return [m for n, m in module.named_modules() if target and (n == target or n.endswith(f".{target}"))]
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 So stock loading gives the model with its adapter off, bit for bit, and packed weights stay as they are. With it on:
 
-    PeftModel.from_pretrained(model, "DIRECTORY/adapter")
+    PeftModel.from_pretrained(model, "DIRECTORY/adapter")     packed weights are unpacked before: dequantize=True
     vllm serve DIRECTORY --enable-lora --lora-modules NAME=DIRECTORY/adapter
 
 `burnish.load` has it on. Its files belong to the content hash, and its bytes count wherever bytes are told.
@@ -97,7 +97,13 @@ class Adapter:
             return None
         place = directory / DIRECTORY / WEIGHTS
         read_safetensors_header(place)
-        return cls(config, load_file(place))
+        tensors = load_file(place)
+        for name, factor in tensors.items():
+            if not factor.isfinite().all():
+                raise CheckpointError(
+                    f"{name} holds numbers that are not finite", where=str(place), fix="make the adapter again"
+                )
+        return cls(config, tensors)
 
     def write(self, directory: Path) -> None:
         """Into the directory of a checkpoint, in place of one that is there."""
@@ -157,6 +163,8 @@ def read_adapter_config(directory: Path) -> dict[str, Any] | None:
     """
     place = directory / DIRECTORY
     if not (place / CONFIG).is_file():
+        if (place / WEIGHTS).is_file():
+            raise CheckpointError(f"has no {CONFIG}", where=str(place), fix="make the adapter again")
         return None
     check_links(place)
     config = read_object(place / CONFIG)
@@ -199,9 +207,22 @@ def without_adapter(module: nn.Module) -> None:
 
 
 def merged(module: PreTrainedModel) -> PreTrainedModel:
-    """The network whose weights have the adapter added to them, in place: W + s B A in the dtype of W."""
+    """The network whose weights have the adapter added to them, in place: W + s B A in the dtype of W.
+
+    Raises:
+        CheckpointError: a weight that gets an adapter is that of another layer too.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+    ends = [part for part in (embedding, head) if isinstance(part, BaseTunerLayer)]
+    if ends and head is not None and head.weight is embedding.weight:
+        raise CheckpointError(
+            "changes the embedding or the head alone, which have one weight (tie_word_embeddings), and cannot be added "
+            "to it",
+            where=DIRECTORY,
+            fix="load it with peft",
+        )
     for part in module.modules():
         if isinstance(part, BaseTunerLayer):
             part.merge()

@@ -200,7 +200,9 @@ def model_card(lineage: Lineage) -> str:
         lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
     if f"{ADAPTER}/{ADAPTER_CONFIG}" in lineage.files:
         lines.append(f"That is the model with its LoRA adapter off, which lies in `{ADAPTER}`; on: `burnish.load`, or")
-        lines.append(f"`peft.PeftModel.from_pretrained(model, DIRECTORY + '/{ADAPTER}')`.")
+        unpacked = " of the model loaded with `CompressedTensorsConfig(dequantize=True)`"
+        unpacked = unpacked if lineage.weights is Weights.PACKED else ""
+        lines.append(f"`peft.PeftModel.from_pretrained(model, DIRECTORY + '/{ADAPTER}')`{unpacked}.")
     lines.append(f"Licence: {lineage.licence or 'that of the base model, which its files do not state'}.")
     if lineage.methods:
         lines += ["", "## Method", "", *(f"- {method}" for method in lineage.methods)]
