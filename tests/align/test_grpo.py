@@ -24,12 +24,13 @@ SEAM = {
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
     "_calculate_rewards": "self inputs prompts completions completion_ids_list",
     "_generate_and_score_completions": "self inputs",
+    "_prepare_inputs": "self generation_batch",
     "_compute_loss": "self model inputs",
     "_save_checkpoint": "self model trial",
     "_load_optimizer_and_scheduler": "self checkpoint",
 }
 """What of TRL is replaced, with the arguments that its own code passes."""
-READ = ("_get_per_token_logps_and_entropies", "_prepare_inputs", "_get_output_dir")
+READ = ("_get_per_token_logps_and_entropies", "_get_output_dir")
 
 
 def length_parity(completions: list[Any], **_: Any) -> list[float]:

@@ -82,7 +82,8 @@ def train(rank: int, checkpoint: Path, tokenizer: Any, place: Path, settings: di
     trainer.train()
     module = trainer.accelerator.unwrap_model(trainer.model)
     logged = {name: trainer.state.log_history[0][name] for name in LOGGED}
-    return torch.cat([one.detach().flatten() for one in module.parameters()]), logged, trainer.forwarded_rows
+    imbalance = trainer.state.log_history[0].get("imbalance")
+    return torch.cat([one.detach().flatten() for one in module.parameters()]), logged, trainer.forwarded_rows, imbalance
 
 
 def one_of_two(rank: int, *arguments: Any) -> Any:
@@ -99,14 +100,15 @@ def test_a_step_is_the_same_in_one_piece_in_four_and_in_two_processes(checkpoint
     def cut(rows: int, times: int) -> dict[str, Any]:
         return {"loss_type": loss, "per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
 
-    whole, logged, forwarded = train(0, *given, cut(8, 1))
-    four, in_four, _ = train(0, *given, cut(2, 4))
+    whole, logged, forwarded, _ = train(0, *given, cut(8, 1))
+    four, in_four, _, _ = train(0, *given, cut(2, 4))
     two, other = together(2, one_of_two, *given, cut(2, 2))
     assert float((whole - train(0, *given, cut(8, 1) | {"learning_rate": 0.0})[0]).abs().max()) > 1e-4
     torch.testing.assert_close(four, whole, rtol=0, atol=1e-6)
     torch.testing.assert_close(two[0], whole, rtol=0, atol=1e-6)
     assert torch.equal(two[0], other[0])
     assert two[2] == forwarded == 8
+    assert two[3] == other[3] < 1.1
     assert in_four == pytest.approx(logged, rel=1e-5)
     assert two[1] == pytest.approx(logged, rel=1e-5)
 
@@ -115,7 +117,7 @@ def test_a_step_is_the_same_in_one_piece_in_four_and_in_two_processes(checkpoint
 def test_problems_drawn_in_the_places_of_others_are_the_same_in_two_processes(checkpoint, tokenizer, tmp_path):
     given, settings = (checkpoint, tokenizer, tmp_path), {"refill": 3}
     rows = {"per_device_train_batch_size": 8}
-    whole, logged, forwarded = train(0, *given, rows | settings, "odd")
+    whole, logged, forwarded, _ = train(0, *given, rows | settings, "odd")
     two, other = together(2, one_of_two, *given, {"per_device_train_batch_size": 4} | settings, "odd")
     torch.testing.assert_close(two[0], whole, rtol=0, atol=1e-6)
     assert torch.equal(two[0], other[0])

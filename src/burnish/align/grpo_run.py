@@ -65,6 +65,7 @@ LOGGED = {
     "gradient norm": "grad_norm",
     "KL to the sampler": "kl/sampler",
     "packing": "packing",
+    "imbalance": "imbalance",
     "staleness": "staleness/mean",
     "staleness at most": "staleness/max",
     "replayed": "replayed",

@@ -7,6 +7,7 @@ What is replaced, and why:
     _calculate_rewards                the only place where whole groups are seen: what TRL returns there is gathered
                                       from all processes, a reward by itself sees its own process's rows
     _generate_and_score_completions   the old log-probabilities are the sampler's, not the trainer's own repeated
+    _prepare_inputs                   rows of a draw are cut into forward passes by their length, and dealt to processes
     _compute_loss                     rows without advantage are not forwarded, rows go in order of length, losses of
                                       `burnish.align.maths`, shares of the step's own denominator
     _save_checkpoint,
@@ -21,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -36,6 +38,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
 from burnish.align.maths import policy_loss
+from burnish.align.maths.balance import cut
 from burnish.align.maths.reduction import Normaliser, share
 from burnish.align.read_later import Judged, ReadLater
 from burnish.align.refill import others
@@ -233,8 +236,8 @@ class SampledGRPOTrainer(GRPOTrainer):
                 self.read_later.note(step, inputs, output, self.judged, several)
             if self.args.refill or self.args.replay:
                 output = self._filled(inputs, output)
-        # TRL shuffles the rows next, with the global generator, whose state at an epoch's start is not what it would
-        # have been after an interruption
+        # for what draws from the global generator next, such as dropout: after an interruption its state at an epoch's
+        # start would be another
         torch.manual_seed(_number(f"rows {self.args.seed} {self.state.global_step} {self.accelerator.process_index}"))
         return output
 
@@ -342,6 +345,49 @@ class SampledGRPOTrainer(GRPOTrainer):
         self._metrics[self.mode][name].append(float(everywhere.mean()))
         return everywhere
 
+    # -- forward passes ------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        if self.mode == "eval":
+            return self._generate_and_score_completions(generation_batch)
+        passes = self.args.steps_per_generation or 1
+        if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = self._cut(self._generate_and_score_completions(generation_batch))
+        return cast(list[Batch], self._buffered_inputs)[self._step % passes]
+
+    def _cut(self, output: Batch) -> list[Batch]:
+        """The forward passes of this process, of rows that any process may have drawn.
+
+        Where a draw is for several updates, each takes as many rows of it by chance.
+        """
+        passes = self.args.steps_per_generation or 1
+        each = math.gcd(passes, self.args.gradient_accumulation_steps)  # cut together, as no update ends within
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        if passes * processes == 1:
+            return [output]
+        rows = self._of_all(groups_of(output, 1, self.state.global_step))
+        generator = torch.Generator().manual_seed(_number(f"updates {self._of_this_draw}"))
+        order, share = torch.randperm(len(rows), generator=generator).tolist(), len(rows) * each // passes
+        found = []
+        for start in range(0, len(rows), share):
+            own = [rows[place] for place in order[start : start + share]]
+            for piece in cut([self._length(one) for one in own], processes, each)[index]:
+                batch: Batch = batch_of([own[place] for place in piece], cast(Any, self._tokenizer).pad_token_id)
+                found.append(batch | {"num_items_in_batch": output["num_items_in_batch"]})
+        return found
+
+    def _length(self, row: KeptGroup) -> int:
+        """Tokens that a row is forwarded with; 0 where it moves nothing and so is not."""
+        (columns,) = row.rows
+        mask = columns["completion_mask"] * columns.get("tool_mask", 1)
+        moves = (columns["advantages"] * mask != 0).any() if self._skips else (mask > 0).any()
+        return len(columns["prompt_ids"]) + len(columns["completion_ids"]) if bool(moves) else 0
+
+    @property
+    def _skips(self) -> bool:
+        """Whether rows without advantage are not forwarded; the divergence to a reference would move them too."""
+        return self.args.skip_unmoved and not self.beta
+
     # -- loss ----------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
@@ -368,7 +414,7 @@ class SampledGRPOTrainer(GRPOTrainer):
         if self.beta:
             loss = loss + self.beta * policy_loss.divergence(logps, part["ref_per_token_logps"])
         normaliser = NORMALISERS[self.loss_type]
-        self._note(log_ratio.detach(), gain, entropy.detach(), weight)
+        self._note(log_ratio.detach(), gain, entropy.detach(), weight, part["prompt_ids"].shape[1])
         return share(loss, weight, self._denominator(inputs, len(mask), normaliser), normaliser)
 
     def _token_loss(self, logps: Tensor, log_ratio: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
@@ -384,7 +430,7 @@ class SampledGRPOTrainer(GRPOTrainer):
 
     def _forwarded(self, advantages: Tensor, mask: Tensor) -> Tensor:
         """Rows that move the policy, the longest last; one at least, so that there is a gradient to be zero."""
-        moved = (advantages != 0).any(1) if self.args.skip_unmoved and not self.beta else mask.any(1)
+        moved = (advantages != 0).any(1) if self._skips else mask.any(1)
         lengths = mask.sum(1)
         rows = moved.nonzero()[:, 0]
         if not len(rows):
@@ -398,12 +444,16 @@ class SampledGRPOTrainer(GRPOTrainer):
         training = self.mode == "train"
         cuts = self.current_gradient_accumulation_steps if training else 1
         if normaliser == "constant":
+            rows = self.args.per_device_train_batch_size if training else rows  # the mean, passes have more or fewer
             return torch.tensor(float(rows * cuts * self.longest))
         total = inputs["num_items_in_batch"].float() / self.accelerator.num_processes
         return total * cuts / (self.args.steps_per_generation or 1) if training else total
 
-    def _note(self, log_ratio: Tensor, gain: Tensor, entropy: Tensor, weight: Tensor) -> None:
-        """Metrics of a step, over the tokens that all its micro-batches and processes have forwarded."""
+    def _note(self, log_ratio: Tensor, gain: Tensor, entropy: Tensor, weight: Tensor, before: int) -> None:
+        """Metrics of a step, over the tokens that all its micro-batches and processes have forwarded.
+
+        `before` are the tokens of the widest prompt, which were forwarded too.
+        """
         here = weight > 0
         ratio = log_ratio.exp()[here]
         if not bool(ratio.isfinite().all()):
@@ -412,15 +462,19 @@ class SampledGRPOTrainer(GRPOTrainer):
         divergence = policy_loss.divergence(-log_ratio[here], torch.zeros_like(ratio))
         furthest = (ratio - 1).abs().max() if len(ratio) else ratio.sum()
         sums = [entropy[here].sum(), ratio.sum(), clip.sum(), divergence.sum(), here.sum()]
-        found = torch.stack([*sums, ratio.new_tensor(weight.numel()), furthest]).double()
+        cells = [weight.numel(), weight.numel() + len(weight) * before]
+        found = torch.cat([torch.stack(sums), ratio.new_tensor(cells), furthest[None]]).double()
         self._noted = (*self._noted, found)
         if self.mode == "train" and (self._step + 1) % self.current_gradient_accumulation_steps:
             return
         everywhere, self._noted = cast(Tensor, gather(torch.stack(self._noted))), ()
-        *totals, tokens, cells = everywhere[:, :-1].sum(0).tolist()
+        *totals, tokens, cells, _ = everywhere[:, :-1].sum(0).tolist()
+        forwarded = everywhere[:, -2].view(self.accelerator.num_processes, -1).sum(1)
         names = ("entropy", "ratio/mean", "clip_ratio/region_mean", "kl/sampler")
         metrics = {name: total / max(tokens, 1.0) for name, total in zip(names, totals, strict=True)}
         metrics |= {"packing": tokens / cells, "ratio/furthest": float(everywhere[:, -1].max())}
+        if len(forwarded) > 1:
+            metrics["imbalance"] = float(forwarded.max() / forwarded.mean())
         for name, value in metrics.items():
             self._metrics[self.mode][name].append(value)
 

@@ -295,7 +295,10 @@ class Grpo(Stage):
     prompts: int = Field(default=12, ge=1, description="problems per step")
     rollouts: int = Field(default=8, ge=2, description="answers to each")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="answers per forward pass of a process; all of its own if not given"
+        default=None,
+        ge=1,
+        description="answers per forward pass of a process on the mean, fewer where they are long; all of its own if "
+        "not given",
     )
     iterations: int = Field(default=1, ge=1, description="updates on the same answers, drawn before the first of them")
     refill: int = Field(
