@@ -187,6 +187,13 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(Benchmark("outliers", needs="--data DIR with speeches, --work DIR"),),
     ),
     Method(
+        name="factors of low rank",
+        does="a part of low rank beside rounded weights, by what inputs use (CorDA), PiSSA or LoftQ, as an adapter",
+        use="burnish quantize --low-rank",
+        source="CorDA, 2024, arXiv:2406.05223; PiSSA, 2024, arXiv:2404.02948; LoftQ, 2023, arXiv:2310.08659",
+        page="corda",
+    ),
+    Method(
         name="scale tuning",
         does="scales and norms of a packed checkpoint trained against the original's predictions; codes and size stay",
         use="burnish tune",

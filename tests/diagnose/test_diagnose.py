@@ -221,27 +221,42 @@ def test_wrong_inputs(packed, original, problems, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_runs_small_and_once(tmp_path: Path, monkeypatch):
+def test_the_recipe_runs_small_and_once(original: Model, tmp_path: Path, monkeypatch):
+    """With few steps, and rounded so far that something is lost."""
     monkeypatch.chdir(ROOT)
-    content = yaml.safe_load((ROOT / "recipes" / "repair.yaml").read_text())
-    start = untaught_reasoner()
-    small = {"steps": [1, 1], "operations": "+", "modulus": 5, "repeat": 0, "direct": 0}
+    files = tmp_path / "small"
+    (files / "worked").mkdir(parents=True)
+    for number, name in enumerate(("worked/chains", "fresh", "unseen", "chains", "tables")):
+        distinct = name in ("fresh", "unseen")
+        rows = chain_rows(KIND, 20 if distinct else 200, seed=number, distinct=distinct)
+        (files / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (ROOT / "recipes" / "small_and_right.yaml").read_text().replace("runs/small/", f"{files}/")
+    content = yaml.safe_load(text.replace(f"{files}/worked", str(files / "worked")))
+    few = {"steps": 2, "context": 64, "batch": 4, "holdout": 0.0, "keep_best": False}
     changes: dict[str, dict[str, Any]] = {
-        "worked": {"number": 1600, "kind": small},
-        "fresh": {"number": 20, "kind": small},
-        "reasoner": {"context": 64, "batch": 16, "steps": 100},
-        "small": {"group_size": 16, "method": "rtn"},
-        "lost": {"k": 4, "max_new_tokens": 40},
-        "repaired": {"context": 64, "batch": 4, "steps": 2, "holdout": 0.0, "keep_best": False},
+        "small": {"method": "rtn", "group_size": 16, "bits": 2, "target": None},
+        "lost": {"k": 4, "held_out": None},
+        **dict.fromkeys(("tuned", "text_alone", "repaired", "longer"), few),
     }
-    content["nodes"] = [node | changes[node["name"]] for node in content["nodes"]]
-    for key in ("calibration", "length", "tokens"):  # GPTQ loses nothing of so little
-        del content["nodes"][3][key]
-    recipe = tmp_path / "repair.yaml"
-    recipe.write_text(yaml.safe_dump(content | {"start": str(start.save(tmp_path / "start"))}))
+    asked = {"max_new_tokens": 40}
+    content["nodes"] = [
+        node | changes.get(node["name"], {}) | (asked if node["stage"] == "diagnose" else {})
+        for node in content["nodes"]
+    ]
+    content["evaluate"] |= {"context": 48, "num_windows": 2}
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(content | {"start": str(original.save(tmp_path / "start"))}))
     Run(read_recipe(recipe), tmp_path / "run", ROOMS).execute()
-    tables = {row["name"] for row in read_rows(tmp_path / "run" / LEDGER_FILE) if row["row"] == "table"}
+    ledger = read_rows(tmp_path / "run" / LEDGER_FILE)
+    tables = {row["name"] for row in ledger if row["row"] == "table"}
     assert tables >= {"answers", "faults", "pairs", "scales"}
+    asked_of = {row["node"] for row in ledger if row["row"] == "table" and row["name"] == "answers"}
+    steps = ("small", "tuned", "repaired", "longer")
+    assert asked_of == {"lost", *(f"{name}_asked" for name in steps)}
+    measured = {row["node"]: row["metrics"] for row in ledger if row["row"] == "measurement"}
+    assert measured.keys() == {"start", "text_alone", *steps}
+    assert len({measured[name]["bytes_on_disk"]["value"] for name in steps}) == 1
+    assert all(f"kl_divergence{text}" in measured["repaired"] for text in ("", "_second", "_third"))
     rows = [json.loads(line) for line in (tmp_path / "run/nodes/lost/rows.jsonl").read_text().splitlines()]
     assert rows and all(row["chosen"] != row["rejected"] for row in rows)
     assert dict(packed_weights(burnish.load(tmp_path / "run/nodes/repaired")))

@@ -38,6 +38,7 @@ class Qat(Distill):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "ternary or 2-bit weights learn the original's distribution over the next token"
     accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
+    beside_packed: ClassVar[bool] = False
     teaches_itself: ClassVar[bool] = True
     beside_packed: ClassVar[bool] = False
 

@@ -15,6 +15,8 @@ from burnish.core.errors import SettingsError, nearest
 from burnish.core.memory import too_large
 from burnish.core.progress import byte_count
 from burnish.quantize.budget import bits_per_weight, budget_of, width_notes
+from burnish.quantize.low_rank import check as check_low_rank
+from burnish.quantize.low_rank import factors_of
 from burnish.quantize.mixed import LEARNED_AS, NUM_MEASURED
 from burnish.quantize.outside import (
     asked_for,
@@ -138,6 +140,11 @@ def check_experts(views: Sequence[MatrixView]) -> None:
             )
 
 
+STORED_ALONE = (
+    "transformers loads packed experts in the dtype that is stored alone (dtype: auto): it does not cast them"
+)
+
+
 def plan(settings: Quantize, before: Plan) -> Plan:
     """Shapes, bytes and time; raises `SettingsError` on impossible settings."""
     from burnish.core.checkpoint import without_memory
@@ -170,6 +177,8 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         num_chosen = sum(len(group.views) for group in budget.groups)
         num_weights = sum(group.num_weights for group in budget.groups)
         notes += width_notes(budget, scale_bytes)
+    factors, said = factors_of(settings, module, views, scale_bytes)
+    num_bytes, notes = num_bytes + factors, notes + said
     notes.append(f"{num_chosen} matrices at {bits_per_weight(width, 8 * packed / num_weights)}")
     if stacked := {view.parameter for view in inside if view.stacked}:
         notes.append(f"{len(stacked)} tensors of routed experts stay dense: packed formats know linear layers only")
@@ -187,9 +196,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         notes.append(note)
     flops += outliers_flops(settings, before)
     if any(view.expert is not None for view in views):
-        notes.append(
-            "transformers loads packed experts in the dtype that is stored alone (dtype: auto): it does not cast them"
-        )
+        notes.append(STORED_ALONE)
     loads = settings.target is None and settings.quantize_embedding is None  # else it has been said what does not
     by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits) if loads else []
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
@@ -362,6 +369,7 @@ def check_combinations(settings: Quantize) -> None:
     if settings.target is not None:
         check_target(settings)
     check_outside(settings)
+    check_low_rank(settings)
     rule.check(settings)
 
 

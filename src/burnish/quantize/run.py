@@ -33,6 +33,7 @@ from burnish.core.store import Store
 from burnish.quantize import outliers
 from burnish.quantize.budget import ByteBudget, budget_of
 from burnish.quantize.learning import Learner, Learning
+from burnish.quantize.low_rank import LowRank, low_rank
 from burnish.quantize.method import Quantized, Rounding, quantize_matrices
 from burnish.quantize.mixed import Mixing, foretelling, frontier_line
 from burnish.quantize.outside import Outside, asked_for, embedding_of_target, outside_of, saved_bytes
@@ -57,7 +58,8 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
     check_combinations(settings)
     on_disk = to_be_streamed(settings, model)
     module = on_disk.module if on_disk else working_copy(model, working_dtype(model), ctx.device)
-    views = select(matrices_of(module, settings), settings.ignore)
+    every = matrices_of(module, settings)
+    views = select(every, settings.ignore)
     schemes = schemes_of(settings, views)
     check_loadable(views, schemes)
     rounding = Rounding(
@@ -75,16 +77,10 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         if world_size() > 1:
             raise SettingsError("outliers is true, which one process tells", where="outliers", fix="launch one process")
         report_outliers(settings, WholeModel(module, views, precision=PRECISION), text, ctx)
+    beside = low_rank(settings, module, views, text, rounding.scale_dtype)
     if not settings.needs:
         text = unseen = reserve = None
-    walk: Walk
-    if on_disk:
-        walk = FromDisk(on_disk, views, precision=PRECISION, changed=settings.propagate)
-    elif settings.propagate:
-        walk = LayerByLayer(module, views, precision=PRECISION, changed=True)
-    else:
-        walk = WholeModel(module, views, precision=PRECISION, memory_bytes=settings.statistics_bytes)
-    every = matrices_of(module, settings)
+    walk = walk_of(settings, module, views, on_disk)
     outside, budget = outside_of(settings, module, every) if asked_for(settings) else [], None
     if settings.target is not None:
         before, embedding = model.plan(), embedding_of_target(settings, module, every)
@@ -94,9 +90,7 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         rounding = budget.applied([budget.nearest_width] * len(budget.groups), rounding)
     work = _Work(settings, model, walk, rounding, text, unseen, reserve, ctx, budget, outside)
     if not on_disk:
-        packed = dict(work.packed(ctx.work_dir))
-        config = work.quantization_config()
-        return model.derive(module=cast(module, rounding.scale_dtype), packed=packed, quantization_config=config)
+        return in_memory(work, model, module, beside, ctx)
     config = work.quantization_config()
     layout, rest = layout_of(on_disk, views, rounding)
     return DeferredModel(
@@ -110,6 +104,26 @@ def run(settings: Quantize, model: Model, ctx: Context) -> Model:
         stored_dtype=rounding.scale_dtype,
         quantization_config=config,
     )
+
+
+def walk_of(settings: Quantize, module: Any, views: Sequence[MatrixView], on_disk: OnDisk | None) -> Walk:
+    """How text goes through the network, and where its matrices wait to be rounded."""
+    if on_disk:
+        return FromDisk(on_disk, views, precision=PRECISION, changed=settings.propagate)
+    if settings.propagate:
+        return LayerByLayer(module, views, precision=PRECISION, changed=True)
+    return WholeModel(module, views, precision=PRECISION, memory_bytes=settings.statistics_bytes)
+
+
+def in_memory(work: _Work, model: Model, module: Any, beside: LowRank | None, ctx: Context) -> Model:
+    """The rounded model, with what lies beside its weights."""
+    packed = dict(work.packed(ctx.work_dir))
+    adapter = None if beside is None else beside.taken_from(module)
+    config = work.quantization_config()
+    cast(module, work.rounding.scale_dtype)
+    if adapter is not None:
+        adapter.put_into(module, where="adapter")
+    return model.derive(module=module, packed=packed, quantization_config=config, adapter=adapter)
 
 
 @dataclass
@@ -357,7 +371,7 @@ def to_be_streamed(settings: Quantize, model: Model) -> OnDisk | None:
     Raises:
         SettingsError: `stream` is true but cannot be.
     """
-    if settings.stream is False or settings.curve or settings.outliers:
+    if settings.stream is False or settings.curve or settings.outliers or settings.low_rank:
         return None
     if settings.target is not None or asked_for(settings):
         return None

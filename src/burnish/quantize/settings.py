@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 else:  # the names that there are files of
     RuleName, SchemeName = Literal[tuple(RULES)], Literal[tuple(FORMATS)]
 
+BY_TEXT = ("corda", "corda-kpm")
+"""Starts of factors of low rank that look at calibration text."""
 DEFAULTS: dict[str, Any] = {"bits": 4, "group_size": 64, "symmetric": True}
 """Of schemes that fix none of it."""
 

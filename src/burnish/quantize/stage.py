@@ -14,7 +14,7 @@ from burnish.core.settings import VOLATILE, DataRef
 from burnish.core.stage import Context, Stage
 from burnish.quantize.formats import FORMATS
 from burnish.quantize.rules import RULES
-from burnish.quantize.settings import RuleName, SchemeName, SchemeSettings, complete_scheme, count
+from burnish.quantize.settings import BY_TEXT, RuleName, SchemeName, SchemeSettings, complete_scheme, count
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
@@ -119,6 +119,16 @@ class Quantize(Stage):
         description="also round the embedding, and a head that is tied to it, to so many bits; auto chooses them for "
         "the target, together with the layers' widths; stock loaders do not read that as it is, burnish does",
     )
+    low_rank: int = Field(
+        default=0,
+        ge=0,
+        description="rank of factors beside each rounded matrix, an adapter in the checkpoint's dtype; 0 for none",
+    )
+    low_rank_init: Literal["corda", "corda-kpm", "pissa", "loftq"] = Field(
+        default="corda",
+        description="low_rank: what the inputs use most of a matrix, or least (kpm), or its largest part whatever they "
+        "are, which is not rounded; or the largest part of what rounding has lost (loftq)",
+    )
     ignore: tuple[str, ...] = Field(default=(), description="matrices to leave dense: names, or re:PATTERN")
     engine: Literal["vllm", "vllm-cpu"] | None = Field(
         default=None, description="refuse what this engine has no kernel for"
@@ -198,12 +208,12 @@ class Quantize(Stage):
     @property
     def reads(self) -> bool:
         """Whether calibration text is read at all."""
-        return bool(self.needs) or self.outliers
+        return bool(self.needs) or self.outliers or (self.low_rank > 0 and self.low_rank_init in BY_TEXT)
 
     def plan(self, before: Plan) -> Plan:
         from burnish.quantize.plan import plan
 
-        return plan(self, before).with_(weights=Weights.PACKED)
+        return plan(self, before).with_(weights=Weights.PACKED, adapter=self.low_rank > 0)
 
     def preflight(self, start: Model, before: Plan) -> None:
         from burnish.quantize.plan import preflight

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from burnish.core.kinds import Plan, Weights
+from burnish.core.kinds import Plan, Weights, packing
 from burnish.core.stage import VOLATILE, Context
 from burnish.distill.stage import Distill
 
@@ -81,11 +81,10 @@ class Tune(Distill):
 
     def preflight(self, start: Model, before: Plan) -> None:
         super().preflight(start, before)
-        if before.weights is Weights.PACKED and start.path is not None:
+        if (found := packing(before.config)) and start.path is not None:  # what is only planned does not say it yet
             from burnish.core.checkpoint.packed_integers import check_whole_numbers
-            from burnish.core.kinds import packing
 
-            check_whole_numbers(packing(before.config), purpose="scales are tuned of")
+            check_whole_numbers(found, purpose="scales are tuned of")
 
     def run(self, model: Model, ctx: Context) -> Model:
         from burnish.tune.run import run
