@@ -11,8 +11,10 @@ chosen on eight other prompts, of other programs and of WikiText-2 valid.
 
 answers: what the model says, a token a pass.
 trees: the first 64 tokens by `burnish.generate` with real trees, and of 18 prompts more: whether they are equal.
-bfloat16: texts with and without trees, and how near the float32 logits of the two tokens are where they part.
-record: writes the results, with as many trees and texts in bfloat16 as were made.
+bfloat16: texts of a prompt alone, with trees, and, as a control, of all prompts in one batch without trees; how near
+the float32 logits of the two tokens are where one parts from the text alone. It needs no answers, and adds to the
+results by itself.
+record: writes all other results, with as many trees as were made.
 replay: tokens per pass of every proposer, of a second identical request, and with the answers of all others known.
 cost: processor seconds of one thread for a step and for inserting a prompt of 4,096 tokens, and bytes.
 """
@@ -25,6 +27,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from experiment import SMOKE, Kept, cell, ratio, table
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from burnish.core.checkpoint import load
+from burnish.core.statistics import interval
 from burnish.generate import generate
 from burnish.serve.speculate import Draft, Lookahead, Trie
 
@@ -54,8 +58,9 @@ CHAT = (
 )
 TUNING_CHAT = ("How do I boil an egg?", "What is a black hole?")
 EXTRA = 2 if SMOKE else 18
-HALF, HALF_TOKENS = (1, 8) if SMOKE else (12, 64)
-"""Texts in bfloat16, which takes its time on this processor, and their tokens."""
+HALF = range(2) if SMOKE else (*range(16), *range(16, 24, 2))
+"""Prompts of texts in bfloat16: all that are copied from, and every other chat."""
+HALF_TOKENS = 8 if SMOKE else 32
 Prompt = dict[str, str]
 
 
@@ -182,16 +187,41 @@ class Asked:
             "passes": memory.counts.drafts,
         }
 
+    @property
+    def halves(self) -> dict[str, list[int]]:
+        """Prompts of texts in bfloat16, by the name of their measurement."""
+        return {f"bfloat16 {number}": self.tokens(self.sets["reporting"][number]) for number in HALF}
+
     def half(self, name: str) -> dict[str, Any]:
-        """In bfloat16: `bfloat16 3`."""
-        known = self.kept.read(f"answer reporting {name.split()[1]}")
-        one, other = (self.say(known["prompt"], memory, "bfloat16", HALF_TOKENS) for memory in (None, Lookahead()))
+        """In bfloat16, alone and with trees: `bfloat16 3`; `bfloat16 together`: those of all prompts in one batch."""
+        prompts = self.halves
+        if name == "bfloat16 together":
+            model = self.model("bfloat16")
+            options: dict[str, Any] = {"max_new_tokens": HALF_TOKENS, "temperature": 0}
+            return {
+                "texts": [
+                    one.tokens for one in generate(model.module, model.tokenizer, list(prompts.values()), **options)
+                ]
+            }
+        alone, trees = (self.say(prompts[name], memory, "bfloat16", HALF_TOKENS) for memory in (None, Lookahead()))
+        return {"alone": alone, "trees": trees}
+
+    def partings(self) -> list[dict[str, Any]]:
+        """Of every prompt where its text with trees and its text in a batch part from its text alone."""
+        together, found = self.kept.read("bfloat16 together")["texts"], []
+        for (name, prompt), in_batch in zip(self.halves.items(), together, strict=True):
+            texts = self.kept.read(name)
+            sides = {"trees": texts["trees"], "batch": in_batch}
+            found.append({side: self.parting(prompt, texts["alone"], other) for side, other in sides.items()})
+        return found
+
+    def parting(self, prompt: list[int], one: list[int], other: list[int]) -> dict[str, Any]:
+        """Where two texts part, the float32 logits of their tokens there."""
         if one == other:
             return {"equal": True}
         at = next(place for place, (a, b) in enumerate(zip([*one, -1], [*other, -1], strict=False)) if a != b)
-        text = torch.tensor([[*known["prompt"], *one[:at]]])
         with torch.inference_mode():
-            logits = self.model().module(text, logits_to_keep=1).logits[0, -1]
+            logits = self.model().module(torch.tensor([[*prompt, *one[:at]]]), logits_to_keep=1).logits[0, -1]
         gap = float((logits[one[at]] - logits[other[at]]).abs())
         top = set(logits.topk(2).indices.tolist()) == {one[at], other[at]}
         return {"equal": False, "at": at, "gap": gap, "largest": float(logits.abs().max()), "are the top two": top}
@@ -366,22 +396,26 @@ def main() -> None:
     command.keeps()
     command.add_argument("--model", type=Path, required=True)
     command.add_argument("--data", type=Path, required=True)
-    parts = ("answers", "trees", "bfloat16", "record")
-    command.add_argument("--part", choices=parts, help="end with it; each needs the answers")
+    parts = ("bfloat16", "answers", "trees", "record")
+    command.add_argument("--part", choices=parts, help="end with it; trees need the answers")
     arguments = command.read()
     asked = Asked(arguments)
     every = [f"{part} {number}" for part, prompts in asked.sets.items() for number in range(len(prompts))]
     work: dict[str, tuple[list[str], Callable[[str], dict[str, Any]]]] = {
+        "bfloat16": ([*asked.halves, "bfloat16 together"], asked.half),
         "answers": ([f"answer {name}" for name in every], asked.answer),
         "trees": ([f"tree {name}" for name in every], asked.tree),
-        "bfloat16": ([f"bfloat16 {number}" for number in range(0, len(asked.sets["reporting"]), 2)][:HALF], asked.half),
     }
     for part, (names, measure) in work.items():
         if arguments.part != "record" and not asked.kept.run(partial(list, names), measure, arguments.minutes):
             return
+        if part == "bfloat16" and arguments.part != "record":
+            with experiment.results(arguments.out) as known:
+                facts = {"machine": experiment.machine(), "date": date.today().isoformat(), "tokens": HALF_TOKENS}
+                known["bfloat16"] = facts | {"texts": asked.partings()}
         if arguments.part == part:
             return
-    trees, halves = ([name for name in work[part][0] if asked.kept.has(name)] for part in ("trees", "bfloat16"))
+    trees = [name for name in work["trees"][0] if asked.kept.has(name)]
     known = asked.answers("reporting")
     content = {
         "slices": {
@@ -391,7 +425,6 @@ def main() -> None:
         "replay": replay(known),
         "tuning": replay(asked.answers("tuning"))["alone"],
         "trees": {name: asked.kept.read(name) for name in trees},
-        "bfloat16": [asked.kept.read(name) for name in halves],
         "cost": cost(known),
     }
     experiment.record(arguments.out, __doc__, content, note="CPU seconds of one thread")
@@ -440,18 +473,20 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def _same(results: dict[str, Any]) -> str:
-    trees, halves = list(results["trees"].values()), results["bfloat16"]
-    parted = [one for one in halves if not one["equal"]]
-    gaps = [one["gap"] / one["largest"] for one in parted]
-    worst = f"{max(gaps):.2%} of the largest logit" if gaps else "-"
-    rows = [["float32", len(trees), sum(one["equal"] for one in trees), "-", "-"]]
-    if halves:
-        near = sum(one["are the top two"] for one in parted)
-        rows.append(["bfloat16", len(halves), len(halves) - len(parted), near, worst])
-    head = (
-        "numbers | texts | equal with and without trees | of the others, part at the float32 top two | widest gap there"
-    )
-    return table(head, rows)
+    trees = list(results["trees"].values())
+    rows = [["float32, with trees", len(trees), sum(one["equal"] for one in trees), "-", "-", "-"]]
+    halves = results["bfloat16"]["texts"] if results["bfloat16"] else []
+    parts = {side: np.array([not one[side]["equal"] for one in halves], float) for side in ("trees", "batch")}
+    for side, title in (("trees", "bfloat16, with trees"), ("batch", "bfloat16, in a batch of all, without trees")):
+        if halves:
+            parted = [one[side] for one in halves if not one[side]["equal"]]
+            widest = max((one["gap"] / one["largest"] for one in parted), default=None)
+            near = sum(one["are the top two"] for one in parted)
+            more = cell(interval(parts["trees"] - parts["batch"]), "+.2f") if side == "trees" else "-"
+            cells = [near, "-" if widest is None else f"{widest:.2%} of the largest logit", more]
+            rows.append([title, len(halves), len(halves) - len(parted), *cells])
+    head = "texts | number | equal to the text alone | of the others, part at the float32 top two | widest gap there "
+    return table(f"{head}| share that parts, less that in a batch (95 %, paired)", rows)
 
 
 def _cost(found: dict[str, Any]) -> str:

@@ -223,6 +223,7 @@ def test_a_model_whose_prompts_skip_layers_is_distilled_and_measured(tiny_llama:
     content = yaml.safe_load((ROOT / "recipes" / "convert_swiftkv.yaml").read_text()) | {"start": str(tiny_llama)}
     second = str(ROOT / "examples" / "data" / "coriolanus.txt.gz")
     content["evaluate"] |= {"context": 64, "num_windows": 4, "second_text": second}
+    content["evaluate"] |= {"prompt_tokens": 64, "decode_tokens": 4}
     swiftkv, distilled = content["nodes"]
     swiftkv |= {"from_layer": 1}
     distilled |= {"only": "*.self_attn.[qkv]_proj.*", "context": 64, "steps": 4, "save_every": 2, "eval_every": 2}
