@@ -438,7 +438,10 @@ METHODS: tuple[Method, ...] = (
         use="burnish convert mla",
         source="CARE, 2026, arXiv:2603.17946; TransMLA, 2025, arXiv:2502.07864",
         page="care",
-        benchmarks=(Benchmark("care", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),),
+        benchmarks=(
+            Benchmark("care", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),
+            Benchmark("healing", needs="--model DIR, --work DIR"),
+        ),
         verb=Verb(
             name="mla",
             settings="burnish.convert.stage:LatentAttention",
@@ -456,7 +459,10 @@ METHODS: tuple[Method, ...] = (
         use="burnish convert ladder",
         source="Ladder-Residual, 2025, arXiv:2501.06589",
         page="ladder",
-        benchmarks=(Benchmark("ladder", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),),
+        benchmarks=(
+            Benchmark("ladder", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),
+            Benchmark("healing", needs="--model DIR, --work DIR"),
+        ),
         verb=Verb(
             name="ladder",
             settings="burnish.convert.stage:LadderResidual",

@@ -1,0 +1,145 @@
+"""What does each step of a conversion cost SmolLM2, and how much of that do healing and a short distillation take back?
+
+    python benchmarks/healing.py --model models/smollm2 --work WORK
+
+Runs `recipes/convert_mla.yaml` and `recipes/convert_ladder.yaml`, which calibrate, heal and distil on a mixture of
+WikiText-2 valid and Python's standard library, and reads from their ledgers KL(original || node) on windows of
+WikiText-2 test and of a play, which is like nothing that any step is given. A run that was stopped goes on; what is
+finished is not run again.
+"""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import experiment
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ("convert_mla", "convert_ladder")
+SECOND = "_second"
+KINDS = {"": "WikiText-2", SECOND: "a play"}
+"""Ends of the names of metrics, and what text they are of."""
+WHOLE = {"convert_mla": "converted", "convert_ladder": "ladder"}
+"""The node with all of the loss, which the others are compared with."""
+SMALL: dict[str, dict[str, Any]] = {
+    "mla": {"tokens": 2048, "length": 64},
+    "ladder": {"tokens": 128, "length": 64},
+    "distill": {"context": 64, "steps": 2, "eval_every": 1, "save_every": 1},
+}
+"""Of stages, in a smoke run."""
+
+
+class Bench(experiment.Kept):
+    """Both recipes, run from where their paths begin."""
+
+    def __init__(self, arguments: Any) -> None:
+        super().__init__(arguments.work)
+        self.work, self.model = arguments.work.resolve(), arguments.model.resolve()
+
+    def names(self) -> tuple[str, ...]:
+        return RECIPES
+
+    def measure(self, name: str) -> dict[str, Any]:
+        if not (text := ROOT / "runs" / "mixed-text").is_dir():
+            runpy.run_path(str(ROOT / "examples" / "mixed_text.py"))["main"](str(text))
+        recipe, run = ROOT / "recipes" / f"{name}.yaml", self.work / name
+        if experiment.SMOKE:
+            small = smaller(yaml.safe_load(recipe.read_text()))
+            recipe = self.work / recipe.name
+            recipe.write_text(yaml.safe_dump(small, sort_keys=False))
+        command = [sys.executable, "-m", "burnish", "run", recipe, "--start", self.model, "-o", run]
+        subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
+        return read_run(run)
+
+
+def smaller(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe for a smoke run."""
+    content["nodes"] = [node for node in content["nodes"] if node["name"] not in ("rope", "rank")]
+    for node in content["nodes"]:
+        node |= SMALL.get(node["stage"], {})
+        node |= {"heal_tokens": 512} if "heal_tokens" in node else {}
+    content["evaluate"] |= {"num_windows": 2, "context": 64}
+    return content
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """What the ledger of a run says of its nodes, in the order of the recipe."""
+    from burnish.core.ledger import LEDGER_FILE, read_rows
+
+    rows = read_rows(run / LEDGER_FILE)
+    measured = {row["checkpoint"]: row for row in rows if row["row"] == "measurement"}
+    stages = {row["node"]: row for row in rows if row["row"] == "stage"}
+    protocol = next(iter(measured.values()))["protocol"]
+    nodes = {}
+    for name, row in stages.items():
+        metrics = measured[row["checkpoint"]]["metrics"]
+        nodes[name] = {
+            "stage": row["stage"],
+            "trained_on": trained_on(row["settings"]),
+            "peak_memory_bytes": row["peak_memory_bytes"],
+            "metrics": {
+                key: {end: metrics[key][end] for end in ("value", "low", "high")}
+                for kind in KINDS
+                for key in (f"kl_divergence{kind}", f"perplexity{kind}")
+            },
+        }
+    digests = [protocol["tokens_hash"], protocol["second_tokens_hash"]]
+    data = {row["parents"][key] for row in stages.values() for key in ("calibration", "data") if key in row["parents"]}
+    settings = {key: protocol[key] for key in ("num_windows", "context")}
+    return {"settings": settings, "nodes": nodes, "slices": {"tuning": sorted(data), "reporting": digests}}
+
+
+def trained_on(settings: dict[str, Any]) -> int:
+    """Tokens that a stage trains on, with those that come again."""
+    if "steps" in settings:
+        return settings["steps"] * settings["batch"] * settings["context"]
+    return settings.get("heal_tokens", 0)
+
+
+def content(bench: Bench) -> dict[str, Any]:
+    runs = {name: bench.read(name) for name in RECIPES}
+    for run in runs.values():
+        del run["cpu_seconds"]  # which were spent in processes of the command
+    slices = [run.pop("slices") for run in runs.values()]
+    return {
+        "settings": runs[RECIPES[0]]["settings"],
+        "slices": {use: sorted({digest for one in slices for digest in one[use]}) for use in ("tuning", "reporting")},
+        "runs": runs,
+    }
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Markdown for the docs."""
+    cells = " | ".join(f"KL, {text} (95 %): | share:" for text in KINDS.values())
+    header = f"node | trained on, tokens: | {cells}"
+    return {name: experiment.table(header, rows_of(run["nodes"], WHOLE[name])) for name, run in results["runs"].items()}
+
+
+def rows_of(nodes: dict[str, Any], whole: str) -> Iterator[list[Any]]:
+    """A row of every node; the shares are of the divergence of the node with all of the loss."""
+    for name, node in nodes.items():
+        row: list[Any] = [f"`{name}`", f"{node['trained_on']:,}" if node["trained_on"] else ""]
+        for kind in KINDS:
+            key = f"kl_divergence{kind}"
+            found = {"mean" if end == "value" else end: value for end, value in node["metrics"][key].items()}
+            row += [experiment.cell(found), f"{found['mean'] / nodes[whole]['metrics'][key]['value']:.2f}"]
+        yield row
+
+
+def main() -> None:
+    command = experiment.Command(__file__, __doc__)
+    command.keeps("directory of the runs")
+    command.add_argument("--model", type=Path, required=True)
+    arguments = command.read()
+    bench = Bench(arguments)
+    experiment.answer(bench, arguments, __doc__, lambda: content(bench), tables)
+
+
+if __name__ == "__main__":
+    main()
