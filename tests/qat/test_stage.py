@@ -210,6 +210,7 @@ def test_a_plan_says_bytes_and_what_loads_it(original):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"low_rank_fit": "plain"}, "low_rank_fit counts for nothing without low_rank"),
         ({"lora_rank": 4}, "lora_rank does not go with qat"),
         ({"only": "*"}, "only does not go with qat"),
         ({"compile": True}, "compile does not go with qat"),

@@ -94,6 +94,8 @@ class Qat(Distill):
         for name, reason in NOT_HERE.items():
             if getattr(self, name):
                 raise ValueError(f"{name} does not go with qat: {reason}")
+        if not self.low_rank and self.low_rank_fit != type(self).model_fields["low_rank_fit"].default:
+            raise ValueError("low_rank_fit counts for nothing without low_rank")
         return self
 
     @property
