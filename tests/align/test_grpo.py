@@ -198,6 +198,19 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_stopped(m
 
 
 @pytest.mark.slow
+def test_a_draw_for_two_updates_gives_each_half_of_its_rows_and_goes_on_between_them(made, tmp_path: Path) -> None:
+    cut = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, "target_updates": 1, "skip_unmoved": False}
+    whole = made(**cut, **settings)
+    whole.train()
+    assert (whole.forwarded_rows, whole.left_out_rows) == (2 * 16, 0)
+    again = made(**cut, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert torch.equal(weights(again), weights(whole))
+    assert again.control_state() == whole.control_state()
+
+
+@pytest.mark.slow
 def test_rewards_that_are_no_numbers_are_counted_and_stop_a_run_above_a_share(made) -> None:
     def some_missing(completions: list[Any], **_: Any) -> list[float | None]:
         return [None if index == 0 else float(index % 2) for index, _ in enumerate(completions)]

@@ -109,7 +109,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(checkpoint: Path, tmp_pat
 
 @pytest.mark.slow
 def test_the_command_leaves_a_checkpoint_and_tables_by_difficulty(checkpoint: Path, tmp_path: Path) -> None:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"iterations": 2}).items()]
+    settings = SMALL | {"iterations": 2, "refill": 1}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     out = tmp_path / "out"
     warm.run(tmp_path / "log", "align", "grpo", checkpoint, "--env", "chain", "--shaping", "kimi", *options, "-o", out)
     rows = [json.loads(line) for line in (tmp_path / "out.run" / "ledger.jsonl").read_text().splitlines()]
@@ -118,6 +119,10 @@ def test_the_command_leaves_a_checkpoint_and_tables_by_difficulty(checkpoint: Pa
     of_update = {"ratio furthest from 1", "clipped", "seconds of the update"}
     for row in tables["rl_training"]:  # every second one is on the answers of the one before
         assert of_update <= set(row) and ("accuracy" in row) == ("tokens" in row) == (row["step"] in (1, 3))
+    drawing, answers = tables["rl_training"][::2], SMALL["prompts"] * SMALL["rollouts"]
+    assert all(0 <= row["refilled"] <= row["without variance"] for row in drawing)
+    again = {row["what"]: row["number"] for row in tables["rl_counts"]}["answers to problems in the places of others"]
+    assert again == sum(row["without variance"] for row in drawing) * answers > 0
     shown = (tmp_path / "out.run" / "drawn" / "grpo" / "episodes.html").read_text()
     assert [f"update {step}" in shown for step in (1, 2, 3, 4)] == [True, False, True, False]
     kinds = {(row["when"], row["drawn"]) for row in tables["rl_difficulty"]}
