@@ -192,6 +192,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish quantize --low-rank",
         source="CorDA, 2024, arXiv:2406.05223; PiSSA, 2024, arXiv:2404.02948; LoftQ, 2023, arXiv:2310.08659",
         page="corda",
+        benchmarks=(Benchmark("corda", needs="--model of recipes/small_and_right.yaml, --work DIR"),),
     ),
     Method(
         name="scale tuning",

@@ -234,7 +234,7 @@ def test_the_recipe_runs_small_and_once(original: Model, tmp_path: Path, monkeyp
     content = yaml.safe_load(text.replace(f"{files}/worked", str(files / "worked")))
     few = {"steps": 2, "context": 64, "batch": 4, "holdout": 0.0, "keep_best": False}
     changes: dict[str, dict[str, Any]] = {
-        "small": {"method": "rtn", "group_size": 16, "bits": 2, "target": None},
+        "small": {"group_size": 16},
         "lost": {"k": 4, "held_out": None},
         **dict.fromkeys(("tuned", "text_alone", "repaired", "longer"), few),
     }
