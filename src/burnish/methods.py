@@ -219,7 +219,7 @@ METHODS: tuple[Method, ...] = (
         source="The Era of 1-bit LLMs (BitNet b1.58), 2024, arXiv:2402.17764; Learned Step Size Quantization, 2020, "
         "arXiv:1902.08153; LoftQ, 2023, arXiv:2310.08659",
         page="ternary",
-        benchmarks=(),
+        benchmarks=(Benchmark("ternary", ("--work", "runs/ternary-benchmark")),),
         verb=Verb(
             name="qat",
             settings="burnish.qat.stage:Qat",
