@@ -105,6 +105,7 @@ def test_an_interrupted_search_ends_with_the_same_widths(model, texts, tmp_path)
         ({"target": "3M parameters"}, r"a share of the weights' files .45%., a size .24GB, 100MB. or bits per weight"),
         ({"target": "3.5bits", "engine": "vllm"}, r"the widths that vllm has kernels for give .* \(4 bits\)"),
         ({"target": "3.5bits", "overrides": {"re:.*": {"bits": 8}}}, "use one of them"),
+        ({"target": "3.5bits", "bits": 8}, "bits is 8, but a target chooses the widths"),
         ({"target": "3.5bits", "scheme": "fp8-dynamic"}, "fp8-dynamic has one alone"),
         ({"target": "3.5bits", "propagate": True}, "leave propagate and stream out"),
         ({"target": "3.5bits", "stream": True}, "leave propagate and stream out"),

@@ -381,6 +381,9 @@ def check_target(settings: Quantize) -> None:
         )
     if settings.overrides:
         raise SettingsError("a target chooses the widths that overrides names", where="target", fix="use one of them")
+    if settings.bits != type(settings).model_fields["bits"].default:
+        what = f"bits is {settings.bits}, but a target chooses the widths"
+        raise SettingsError(what, where="bits", fix="leave out one of them")
     if settings.propagate or settings.stream:
         raise SettingsError(
             "a target needs gradients through the whole original network",
