@@ -481,6 +481,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish convert swiftkv",
         source="SwiftKV, 2024, arXiv:2410.03960",
         page="swiftkv",
+        benchmarks=(Benchmark("swiftkv", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),),
         verb=Verb(
             name="swiftkv",
             settings="burnish.convert.stage:SwiftKV",
