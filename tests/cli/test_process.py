@@ -90,6 +90,33 @@ def test_a_library_whose_native_code_has_begun_is_imported_to_its_end_and_the_si
     assert done.read_text() == "imported"
 
 
+RUNS_WHERE_IT_IS_IMPORTED = """
+import os, signal, time
+from burnish.core.runner.process import terminated_like_interrupted
+
+with terminated_like_interrupted():
+    try:
+        import native
+        print("behind the import")
+    except KeyboardInterrupt:
+        print("interrupted")
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("went on")
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_a_script_that_is_imported_itself_can_be_ended_before_its_end(tmp_path: Path):
+    (tmp_path / "native.py").write_text(STARTS_NATIVE_CODE.format(name="signal.SIGTERM", done=str(tmp_path / "done")))
+    (tmp_path / "job.py").write_text(RUNS_WHERE_IT_IS_IMPORTED)
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport job"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (said.returncode, said.stderr, said.stdout) == (0, "", "interrupted\ninterrupted\n")
+    assert (tmp_path / "done").read_text() == "imported"
+
+
 RUNS_A_COROUTINE = """
 import asyncio, os, signal, sys
 from burnish.core import interrupts

@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeVar
 T = TypeVar("T")
 
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap"
+_before = 0
+"""Imports that went on when the handler was set: a script that is imported itself runs within those to its end."""
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -23,17 +25,25 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
     "Behind" is the next line, or the end, of the function that imports.
     """
-    importing = _importing(frame)
-    if importing is None or sys.gettrace() is not None:
+    waiting = _waiting(frame)
+    if len(waiting) <= _before or sys.gettrace() is not None:
         raise KeyboardInterrupt
-    importing.f_trace = _raise
+    waiting[-1 - _before].f_trace = _raise
     sys.settrace(lambda *_: None)  # without one, Python does not look at the frame's own
+
+
+def handle(number: int) -> Any:
+    """Sets the handler of a signal, and returns the one before."""
+    global _before
+    handler = signal.signal(number, interrupt)
+    _before = len(_waiting(sys._getframe()))
+    return handler
 
 
 def listen() -> None:
     """Handles Ctrl-C so, unless this process is deaf to it, as what a shell starts in the background is."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+        handle(signal.SIGINT)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -87,13 +97,14 @@ def end_interrupted(what_continues: Callable[[], str] = str) -> NoReturn:
     sys.exit(130)
 
 
-def _importing(frame: FrameType | None) -> FrameType | None:
-    """The outermost function that waits for an import, None where nothing is imported."""
-    found = None
+def _waiting(frame: FrameType | None) -> list[FrameType]:
+    """The functions that wait for an import, the outermost last."""
+    found = list[FrameType]()
     while frame is not None:
         caller = frame.f_back
-        if frame.f_code.co_filename.startswith(_IMPORT_SYSTEM):
-            found = caller
+        is_import = frame.f_code.co_filename.startswith(_IMPORT_SYSTEM)
+        if is_import and caller is not None and not caller.f_code.co_filename.startswith(_IMPORT_SYSTEM):
+            found.append(caller)
         frame = caller
     return found
 

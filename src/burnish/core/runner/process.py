@@ -20,7 +20,7 @@ from burnish.core import errors
 from burnish.core.checkpoint import write_atomically
 from burnish.core.children import childs_environment
 from burnish.core.errors import StageError, located
-from burnish.core.interrupts import interrupt
+from burnish.core.interrupts import handle
 
 NODE_ERROR_STATUS = 3
 """Exit status of a node's process that ended with a `BurnishError` and wrote it down."""
@@ -124,7 +124,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does: the child is stopped and the lock released."""
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = handle(signal.SIGTERM)
     except ValueError:  # not in the main thread: the caller handles signals
         yield
         return
