@@ -5,7 +5,6 @@
 So stock loading gives the model with its adapter off, bit for bit, and packed weights stay as they are. With it on:
 
     PeftModel.from_pretrained(model, "DIRECTORY/adapter")     packed weights are unpacked before: dequantize=True
-    vllm serve DIRECTORY --enable-lora --lora-modules NAME=DIRECTORY/adapter
 
 `burnish.load` has it on. Its files belong to the content hash, and its bytes count wherever bytes are told.
 """
