@@ -105,6 +105,14 @@ def test_the_checkpoint_is_a_packed_one_with_an_adapter(start, method, tiny_llam
     assert made.quantization_config == plain.quantization_config
 
 
+def test_learned_rounding_finds_the_layers_that_have_factors_beside_them(tiny_llama: Path):
+    """Their weights lie one module deeper than the names of the matrices say."""
+    settings = SHORT | {"method": "learned", "iterations": 3, "low_rank_init": "pissa"}
+    made = Quantize(**settings)(load(tiny_llama), calibration=TEXT)
+    assert made.adapter is not None and made.adapter.rank == 4
+    assert made.module(IDS).logits.isfinite().all()
+
+
 def test_what_the_original_computed_is_what_statistics_are_of(tiny_llama: Path):
     """Eight bits beside factors are the original but for rounding: GPTQ has seen inputs of the whole network."""
     made = Quantize(**SHORT | {"method": "gptq", "bits": 8, "low_rank_init": "corda"})(

@@ -188,7 +188,10 @@ class _LearnedLayer:
         self, block: Block, weights: Mapping[str, LearnedWeight], metric: Tensor | None, *, by_token: bool
     ) -> None:
         self.block, self.weights, self.metric = block, weights, metric
-        self.parameters = by_parameter(block.views)
+        # By the names of now: a layer that has got factors beside it lies one module deeper than in its views' names.
+        names = {id(part): name for name, part in block.layer.named_modules()}
+        groups = by_parameter(block.views).values()
+        self.parameters = {f"{names[id(views[0].owner)]}.{views[0].attribute}": views for views in groups}
         energies = [target.square().mean(dim=2, keepdim=True) for target in block.targets]
         mean = torch.cat([energy.flatten() for energy in energies]).mean()
         self.energies = energies if by_token else [mean.expand_as(energy) for energy in energies]
@@ -206,10 +209,7 @@ class _LearnedLayer:
 
     def _output(self, batch: int) -> Tensor:
         states, block = self.block.inputs[batch], self.block
-        values = {
-            parameter.removeprefix(f"{block.path}."): self._parameter(parameter, views)
-            for parameter, views in self.parameters.items()
-        }
+        values = {name: self._parameter(views) for name, views in self.parameters.items()}
 
         def layer(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(block.layer, values, args, kwargs)
@@ -217,7 +217,7 @@ class _LearnedLayer:
         with fast_units(states.hidden):
             return states.through(block.number, layer)
 
-    def _parameter(self, name: str, views: Sequence[MatrixView]) -> Tensor:
+    def _parameter(self, views: Sequence[MatrixView]) -> Tensor:
         """The parameter that holds some views, with their learned values."""
         first = views[0]
         whole = getattr(first.owner, first.attribute)
