@@ -143,7 +143,7 @@ def test_plans_count_the_bits_of_factors(tiny_llama: Path):
     [
         ({"low_rank": 1000}, r"low_rank is 1,000, but .* has a rank of \d+ at most"),
         ({"low_rank": 0, "low_rank_init": "loftq"}, "low_rank_init is loftq, but there are no factors"),
-        ({"target": "3.0bits", "method": "gptq"}, "bytes of factors are not among those"),
+        ({"target": "3.0bits", "method": "gptq", "bits": 4}, "bytes of factors are not among those"),
         ({"scheme": "fp8-dynamic", "bits": 8, "group_size": None}, "beside whole numbers alone"),
     ],
 )
