@@ -375,7 +375,8 @@ class Measuring:
         return load(self.arguments.model, dtype=torch.float32).module
 
     def stage(self, bits: int, draw: int, settings: dict[str, Any]) -> Quantize:
-        return Quantize(bits=bits, seed=draw, **(ALIKE | settings))
+        width = {} if "target" in settings else {"bits": bits}
+        return Quantize(seed=draw, **(ALIKE | width | settings))
 
     def with_inputs(self, method: str, bits: int, draw: int) -> Any:
         """Rounded layer after layer, two-sidedly, with a share of the covariance of inputs that go through them."""
