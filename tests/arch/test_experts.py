@@ -40,8 +40,8 @@ STOCK_LOADING = {"reading": {"mistral", "ministral"}}
 """Stock loading turns this type into another where its layers differ; who reads a config as it does must too."""
 
 
-COMMON = {"seed"}
-"""First words of model types that mean something else everywhere (`seed_oss`)."""
+COMMON = {"seed", "flex"}
+"""First words of model types that mean something else everywhere (`seed_oss`, `flex_olmo`)."""
 
 
 def words(source: str) -> Iterator[str]:

@@ -199,6 +199,7 @@ def test_its_kind_is_known_without_a_lineage(bare):
         ({"ladder_layers": [4]}, r"ladder_layers is \[4\], but names layers from 0 to 3, each once"),
         ({"ladder_layers": [1, 1]}, r"ladder_layers is \[1, 1\], but"),
         ({"ladder_layers": "all"}, "ladder_layers is all, but"),
+        ({"ladder_layers": None}, "has no ladder_layers, without which it would be computed as a plain model"),
         ({"model_type": "ladder_nothing"}, "'ladder_nothing' needs code that comes with the checkpoint"),
     ],
 )

@@ -230,6 +230,16 @@ def test_a_configuration_with_another_boundary_is_refused_in_a_sentence(made, tm
         load(tmp_path).plan()
 
 
+def test_a_configuration_without_a_boundary_is_not_read_as_a_plain_model(made, tmp_path):
+    for path in made[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["num_key_value_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="has no num_key_value_layers"):
+        load(tmp_path).plan()
+
+
 FRESH = """
 import sys, torch
 from transformers import AutoModel, AutoModelForCausalLM

@@ -191,6 +191,11 @@ def test_one_that_is_damaged_is_refused_and_never_left_out(beside, tmp_path):
     save_file(factors | {name: factors[name] * math.nan}, weights, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"{name} holds numbers that are not finite"):
         _ = load(place.parent).module
+    config = json.loads((place / "adapter_config.json").read_text())
+    for changed in ({"lora_alpha": math.nan}, {"lora_alpha": "x"}, {"r": True}, {"r": 0}):
+        (place / "adapter_config.json").write_text(json.dumps(config | changed))
+        with pytest.raises(CheckpointError, match=r"but they are a rank and a number|lora_alpha"):
+            load(place.parent)
     (place / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no adapter_config.json"):
         load(place.parent)

@@ -134,7 +134,7 @@ def whole_layers(settings: Qat, module: PreTrainedModel) -> list[MatrixView]:
             raise SettingsError(
                 "is no linear layer by itself, and qat trains such alone",
                 where=view.name,
-                fix="quantize a model without routed experts, or use burnish quantize",
+                fix="leave it dense with ignore, or use burnish quantize",
             )
         if settings.low_rank > (most := min(view.owner.weight.shape)):
             raise SettingsError(

@@ -12,6 +12,7 @@ So stock loading gives the model with its adapter off, bit for bit, and packed w
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -172,6 +173,14 @@ def read_adapter_config(directory: Path) -> dict[str, Any] | None:
             f"is an adapter of kind {config.get('peft_type')!r}, and LoRA alone is read beside a checkpoint",
             where=str(place / CONFIG),
             fix="move it to a directory of its own",
+        )
+    rank, alpha = config["r"], config.get("lora_alpha", 1)  # peft has a default of its own
+    is_scale = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
+    if type(rank) is not int or rank < 1 or not is_scale:
+        raise CheckpointError(
+            f"r is {rank} and lora_alpha {alpha}, but they are a rank and a number",
+            where=str(place / CONFIG),
+            fix="make the adapter again",
         )
     if not (place / WEIGHTS).is_file():
         raise CheckpointError(f"has no {WEIGHTS}", where=str(place), fix="make the adapter again")

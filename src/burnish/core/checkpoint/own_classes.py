@@ -36,6 +36,12 @@ def plain_type(model_type: str) -> str:
     return model_type.removeprefix(_prefix(model_type) or "")
 
 
+def own_setting(model_type: str) -> str | None:
+    """The setting that a configuration of a class of ours has besides; None where stock transformers has the class."""
+    prefix = _prefix(model_type)
+    return import_module(f"burnish.core.checkpoint.{MODULES[prefix]}").FAMILY.setting[0] if prefix else None
+
+
 def splits_the_stream(model_type: str) -> bool:
     """Whether layers hand on a part of the residual stream later, so that what comes between them is not all of it."""
     return _prefix(model_type) == LADDER

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from burnish.core.checkpoint.choices import allowed
-from burnish.core.checkpoint.own_classes import is_own, network_class
+from burnish.core.checkpoint.own_classes import is_own, network_class, own_setting
 from burnish.core.errors import CheckpointError
 from burnish.core.kinds import Kind, Weights
 from burnish.core.outside import (
@@ -257,6 +257,12 @@ def config_from(raw: dict[str, Any], *, where: str) -> PretrainedConfig:
         CheckpointError: an architecture that transformers does not have, or settings that it refuses.
     """
     config_class = config_class_of(raw, where=where)
+    if (setting := own_setting(raw["model_type"])) is not None and raw.get(setting) is None:
+        raise CheckpointError(
+            f"has no {setting}, without which it would be computed as a plain model",
+            where=where,
+            fix="make the checkpoint again",
+        )
     kept, _ = allowed(raw, config_class, where=where)
     what = f"is not a configuration of {raw['model_type']!r}"
     with quiet_transformers(), answered_for(what, where=where, fix="download the checkpoint again"):
