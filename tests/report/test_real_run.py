@@ -22,8 +22,8 @@ from burnish.stages import ROOMS
 LICENCE = Path(__file__).resolve().parents[2] / "LICENSE"
 RECIPE = """
 start: {start}
-evaluate: {{text: {text}, second_text: {text}, num_windows: 4, context: 64, prompt_tokens: 16, decode_tokens: 4,
-  repeats: 2}}
+evaluate: {{text: {text}, second_text: {text}, third_text: {text}, num_windows: 4, context: 64, prompt_tokens: 16,
+  decode_tokens: 4, repeats: 2}}
 nodes:
   - {{name: same, stage: scale, factor: 1.0}}
   - {{name: half, from: start, stage: scale, factor: 0.5}}
