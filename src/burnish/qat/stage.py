@@ -5,42 +5,38 @@ small = burnish.Qat(bits="ternary", steps=1000)(model, data=texts)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from burnish.core.kinds import Kind, Plan, Weights
 from burnish.core.settings import VOLATILE
 from burnish.core.stage import CheckpointRef, Context
-from burnish.distill.stage import Distill
+from burnish.distill.as_stored import AsStored
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
     from burnish.quantize.stage import Quantize
 
-NOT_HERE = {
-    "lora_rank": "low_rank is the part beside the weights of few levels",
-    "only": "all but embeddings and the head is trained",
-    "sharpness": "the weights are a function of what is trained",
-    "split_fused": "there are no matrices to step",
-    "on_policy": "weights are made anew for every token that is sampled",
-    "compile": "how far weights are rounded changes from step to step",
-    "bound_data": "its loss is of dense weights",
-    "objective": "its loss is of the text alone",
-    "rope_scaling": "the original that it learns from has other positions",
-}
 
-
-class Qat(Distill):
+class Qat(AsStored):
     """Trains a model whose weights have three or four levels to predict what the original predicts, and packs it."""
 
     name: ClassVar[str] = "qat"
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "ternary or 2-bit weights learn the original's distribution over the next token"
     accepts: ClassVar[frozenset[Kind]] = frozenset({Kind.CAUSAL_LM})
-    beside_packed: ClassVar[bool] = False
     teaches_itself: ClassVar[bool] = True
-    beside_packed: ClassVar[bool] = False
+    not_here: ClassVar[Mapping[str, str]] = {
+        **AsStored.not_here,
+        "lora_rank": "low_rank is the part beside the weights of few levels",
+        "only": "all but embeddings and the head is trained",
+        "on_policy": "weights are made anew for every token that is sampled",
+        "compile": "how far weights are rounded changes from step to step",
+        "objective": "its loss is of the text alone",
+        "rope_scaling": "the original that it learns from has other positions",
+    }
 
     teacher: CheckpointRef | None = Field(
         default=None, description="the model to learn from; the one that is quantized when not given"
@@ -67,33 +63,18 @@ class Qat(Distill):
     )
     ignore: tuple[str, ...] = Field(default=(), description="matrices to leave dense: names, or re:PATTERN")
 
-    context: int = Field(default=256, ge=2, description="tokens of a row")
     batch: int = Field(default=8, ge=1, description="rows per optimizer step")
-    optimizer: Literal["adamw"] = Field(default="adamw", description="what follows the gradient")  # pyright: ignore[reportIncompatibleVariableOverride]
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate, of weights and scales alike")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled; it moves weights towards level 0")
-    holdout: float = Field(default=0.1, ge=0, lt=1, description="share of the rows kept for measuring, the last ones")
-    validation_rows: int | None = Field(
-        default=16, ge=1, description="most rows that are measured on, spread over those held out; null for all"
-    )
     eval_every: int = Field(
         default=50,
         ge=0,
         description="steps between measurements of the rounded weights on held-out rows; 0 measures at the end",
         json_schema_extra=VOLATILE,
     )
-    alpha: float = Field(default=1.0, ge=0, le=1, description="share of the divergence; the rest is cross-entropy")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _validation_in_place_of_holdout(cls, given: Any) -> Any:
-        return {"holdout": 0.0} | given if isinstance(given, dict) and given.get("validation") is not None else given
 
     @model_validator(mode="after")
-    def _has_one_training(self) -> Qat:
-        for name, reason in NOT_HERE.items():
-            if getattr(self, name):
-                raise ValueError(f"{name} does not go with qat: {reason}")
+    def _low_rank_is_there(self) -> Qat:
         if not self.low_rank and self.low_rank_fit != type(self).model_fields["low_rank_fit"].default:
             raise ValueError("low_rank_fit counts for nothing without low_rank")
         return self
