@@ -16,7 +16,7 @@ import json
 import sysconfig
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import experiment
 import torch
@@ -72,8 +72,11 @@ PAIRS = (("attention", "transmla"), ("transmla", "svd"))
 """Objectives that are compared window by window."""
 
 
-class Bench(experiment.Kept):
-    """The measurements of one seed."""
+class TwoTexts(experiment.Kept):
+    """What a conversion makes of the original's predictions, on WikiText-2 test and on code."""
+
+    length: ClassVar[int]
+    num_windows: ClassVar[int]
 
     def __init__(self, arguments: Any) -> None:
         super().__init__(arguments.work)
@@ -86,9 +89,24 @@ class Bench(experiment.Kept):
     @cached_property
     def reporting(self) -> dict[str, torch.Tensor]:
         texts = {"wikitext": read_texts("wikitext2-test"), "code": programs(self.arguments.data)}
-        return {
-            kind: spread(windows(self.source.tokenizer, texts[kind], LENGTH), WINDOWS, seed=0) for kind in KINDS
-        } | {"long": windows(self.source.tokenizer, texts["wikitext"], LONG, max_tokens=LONG)}
+        cut = {kind: windows(self.source.tokenizer, text, self.length) for kind, text in texts.items()}
+        return {kind: spread(every, self.num_windows, seed=0) for kind, every in cut.items()}
+
+    @cached_property
+    def hidden(self) -> dict[str, torch.Tensor]:
+        """Of the original, before its head."""
+        return {kind: last_hidden(self.source.module, ids) for kind, ids in self.reporting.items()}
+
+
+class Bench(TwoTexts):
+    """The measurements of one seed."""
+
+    length, num_windows = LENGTH, WINDOWS
+
+    @cached_property
+    def reporting(self) -> dict[str, torch.Tensor]:
+        long = windows(self.source.tokenizer, read_texts("wikitext2-test"), LONG, max_tokens=LONG)
+        return super().reporting | {"long": long}
 
     @cached_property
     def calibration(self) -> list[str]:
@@ -98,11 +116,6 @@ class Bench(experiment.Kept):
             every = windows(tokenizer, texts, LENGTH, max_chars=1_500_000)
             found.append(spread(every, TOKENS // LENGTH, seed=self.arguments.seed))
         return [str(tokenizer.decode(row)) for row in torch.cat(found)]
-
-    @cached_property
-    def hidden(self) -> dict[str, torch.Tensor]:
-        """Of the original, before its head."""
-        return {kind: last_hidden(self.source.module, ids) for kind, ids in self.reporting.items()}
 
     def measure(self, name: str) -> dict[str, Any]:
         _, what = name.split(", ")

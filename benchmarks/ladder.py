@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from burnish.convert.ladder import costs, ladder, places
 from burnish.convert.maths.ladder_time import NO_P2P, NVLINK, decoding_step
-from burnish.core.checkpoint import Model, load
 from burnish.core.checkpoint.modeling_ladder import split
 from burnish.core.progress import Progress
 from burnish.core.statistics import interval
@@ -52,12 +51,10 @@ Interval = tuple[float, float]
 """Seconds from begin to end."""
 
 
-class Bench(experiment.Kept):
+class Bench(care.TwoTexts):
     """All measurements; those of quality keep what they need of the original."""
 
-    def __init__(self, arguments: Any) -> None:
-        super().__init__(arguments.work)
-        self.arguments = arguments
+    length, num_windows = LENGTH, WINDOWS
 
     def names(self) -> list[str]:
         qualities = [f"quality, {layers}" for layers in ("original", *LAYERS)]
@@ -78,21 +75,6 @@ class Bench(experiment.Kept):
                 "nats": losses(self.source.module, hidden, ids),
             }
         return found
-
-    @cached_property
-    def source(self) -> Model:
-        return load(self.arguments.model, dtype=torch.float32)
-
-    @cached_property
-    def reporting(self) -> dict[str, Tensor]:
-        texts = {"wikitext": read_texts("wikitext2-test"), "code": care.programs(self.arguments.data)}
-        cut = {kind: windows(self.source.tokenizer, text, LENGTH) for kind, text in texts.items()}
-        return {kind: care.spread(every, WINDOWS, seed=0) for kind, every in cut.items()}
-
-    @cached_property
-    def hidden(self) -> dict[str, Tensor]:
-        """Of the original, before its head."""
-        return {kind: care.last_hidden(self.source.module, ids) for kind, ids in self.reporting.items()}
 
     @cached_property
     def tuning(self) -> Tensor:

@@ -31,7 +31,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import burnish
 from burnish.convert.swiftkv import prefill_share, swiftkv
-from burnish.core.checkpoint import Model, load
 from burnish.core.statistics import interval
 from burnish.data import read_texts, windows
 
@@ -54,12 +53,10 @@ PROMPTS = (64,) if experiment.SMOKE else (1024, 2048)
 ROUNDS = 2 if experiment.SMOKE else 4
 
 
-class Bench(experiment.Kept):
+class Bench(care.TwoTexts):
     """All measurements; those of quality keep what they need of the original."""
 
-    def __init__(self, arguments: Any) -> None:
-        super().__init__(arguments.work)
-        self.arguments = arguments
+    length, num_windows = LENGTH, WINDOWS
 
     def names(self) -> list[str]:
         return [
@@ -82,21 +79,6 @@ class Bench(experiment.Kept):
         if which == ONE_NORM:
             share_norm(module, BOUNDARY)
         return self.quality(module)
-
-    @cached_property
-    def source(self) -> Model:
-        return load(self.arguments.model, dtype=torch.float32)
-
-    @cached_property
-    def reporting(self) -> dict[str, Tensor]:
-        texts = {"wikitext": read_texts("wikitext2-test"), "code": care.programs(self.arguments.data)}
-        cut = {kind: windows(self.source.tokenizer, text, LENGTH) for kind, text in texts.items()}
-        return {kind: care.spread(every, WINDOWS, seed=0) for kind, every in cut.items()}
-
-    @cached_property
-    def hidden(self) -> dict[str, Tensor]:
-        """Of the original, before its head."""
-        return {kind: care.last_hidden(self.source.module, ids) for kind, ids in self.reporting.items()}
 
     @cached_property
     def learned(self) -> tuple[list[str], list[str]]:
