@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -48,7 +49,15 @@ def _draw_from(name: str) -> None:
     seed = zlib.crc32(name.encode())
     random.seed(seed)
     numpy.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a stack trace for a GPU that is not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: collections of garbage need not walk through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
@@ -66,6 +75,12 @@ def _children_find_the_package() -> None:
     places = [str(Path(burnish.__file__).parent.parent), str(REPOSITORY / "tests" / "core")]
     places += [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     os.environ["PYTHONPATH"] = os.pathsep.join(places)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test speaks TLS, and every client of an endpoint would read all certificates of the system."""
+    os.environ["SSL_CERT_DIR"] = str(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(autouse=True)

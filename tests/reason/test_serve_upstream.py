@@ -17,7 +17,7 @@ from aiohttp import web
 from burnish.core.errors import OutputError
 from burnish.reason import JournalReader
 from burnish.reason.prompts import filled, ours
-from burnish.reason.serve import Guard, Upstream
+from burnish.reason.serve import Guard, Upstream, solving
 from burnish.reason.serve.wanted import parted
 from exact_server import ExactServer, completion, majority
 from reason_runs import Ends
@@ -37,6 +37,12 @@ CHAT: list[Any] = [
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four: the waits between them are seconds."""
+    monkeypatch.setattr(solving, "ATTEMPTS", 2)
 
 
 class Recorder:
@@ -328,6 +334,7 @@ def test_errors_of_the_server_behind_keep_status_and_body(model: str, status: in
 
 
 @pytest.mark.parametrize("model", ["exact", "direct@exact"])
+@pytest.mark.usefixtures("two_attempts")
 def test_a_server_that_is_not_there_is_502_and_a_slow_one_504(model: str):
     async def slow(request: web.Request) -> web.Response:
         await asyncio.sleep(60)
@@ -353,6 +360,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
+@pytest.mark.usefixtures("two_attempts")
 def test_what_is_no_answer_is_502_for_a_strategy_also_in_a_stream(lie: str):
     async def handler(request: web.Request) -> web.Response:
         return web.Response(body=LIES[lie].body, content_type=LIES[lie].content_type)

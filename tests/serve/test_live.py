@@ -218,7 +218,7 @@ async def against(answer: Any, workload: Workload, path: Path, most: int = 2, pa
     """A replay against a server of ours."""
     application = web.Application()
     application.router.add_post("/v1/completions", answer)
-    runner = web.AppRunner(application)
+    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -1,1 +1,1 @@
-"""Checkpoints in another architecture: a dense model as a mixture of experts (upcycling)."""
+"""Checkpoints in another form: experts (upcycling), latent attention, Ladder-Residual, SwiftKV, or unpacked."""
