@@ -20,6 +20,7 @@ from burnish.core.checkpoint.modeling_ladder import LadderBlock, split
 from burnish.core.errors import CheckpointError, RecipeError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.core.progress import Progress
+from fresh_process import IDS, read_afresh
 from processes import together
 from small_models import PROSE, make, small_config, small_tokenizer
 
@@ -210,34 +211,21 @@ def test_a_configuration_that_names_no_ladder_is_refused_in_a_sentence(bare, cha
         load(bare).plan()
 
 
-FRESH = """
-import sys, torch
-from transformers import AutoModel, AutoModelForCausalLM
+ON_ONE_RANK = """
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-directory, place = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
-print(type(model).__name__, model.config.ladder_layers)
-decoder = AutoModel.from_pretrained(directory, trust_remote_code=True)
-found = [model(torch.arange(3, 23)[None]).logits, model.lm_head(decoder(torch.arange(3, 23)[None]).last_hidden_state)]
 torch.distributed.init_process_group("gloo", init_method=f"file://{place}.store", rank=0, world_size=1)
 get_class_from_dynamic_module("modeling_ladder.split", directory)(model, torch.distributed.group.WORLD)
-found.append(model(torch.arange(3, 23)[None]).logits)
-assert not any(name.startswith("burnish") for name in sys.modules)
-torch.save(found, place)
+found.append(model(ids).logits)
 """
 
 
 @pytest.mark.slow
 def test_transformers_reads_it_by_the_file_beside_it_and_gives_the_same(made, tmp_path):
     directory, _ = made
-    command = [sys.executable, "-c", FRESH, str(directory), str(tmp_path / "logits")]
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.split("\n")[0] == "LadderLlamaForCausalLM [2, 3]", done.stderr
-    expected = logits(load(directory).module, torch.arange(3, 23)[None])
-    for found in torch.load(tmp_path / "logits"):  # as it is, its decoder, on one rank
-        assert torch.equal(found, expected)
+    name, found = read_afresh(directory, tmp_path, trusted=True, more=ON_ONE_RANK)
+    expected = logits(load(directory).module, IDS)
+    assert name == "LadderLlamaForCausalLM" and len(found) == 3
+    assert all(torch.equal(one, expected) for one in found)
 
 
 @pytest.mark.slow

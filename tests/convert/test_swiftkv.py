@@ -1,8 +1,6 @@
 """SwiftKV: the path that skips later layers is the full one, exact limits, what is written and what is refused."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from burnish.convert.swiftkv import TYPES, prefill_share, swiftkv
 from burnish.core.checkpoint import Model, load
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.kinds import Kind
+from fresh_process import IDS, read_afresh
 from small_models import PROSE, make, small_tokenizer
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
@@ -240,31 +239,13 @@ def test_a_configuration_without_a_boundary_is_not_read_as_a_plain_model(made, t
         load(tmp_path).plan()
 
 
-FRESH = """
-import sys, torch
-from transformers import AutoModel, AutoModelForCausalLM
-
-directory, place = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
-print(type(model).__name__, model.config.num_key_value_layers)
-ids = torch.arange(3, 23)[None]
-decoder = AutoModel.from_pretrained(directory, trust_remote_code=True)
-found = [model(ids).logits, model.lm_head(decoder(ids).last_hidden_state)]
-assert not any(name.startswith("burnish") for name in sys.modules)
-torch.save(found, place)
-"""
-
-
 @pytest.mark.slow
 def test_transformers_reads_it_by_the_files_beside_it_and_gives_the_same(made, tmp_path):
     directory, _ = made
-    command = [sys.executable, "-c", FRESH, str(directory), str(tmp_path / "logits")]
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.split("\n")[0] == "SwiftKVLlamaForCausalLM 2", done.stderr
-    expected = logits(load(directory).module, torch.arange(3, 23)[None])
-    for found in torch.load(tmp_path / "logits"):
-        assert torch.equal(found, expected)
+    name, found = read_afresh(directory, tmp_path, trusted=True)
+    expected = logits(load(directory).module, IDS)
+    assert name == "SwiftKVLlamaForCausalLM"
+    assert all(torch.equal(one, expected) for one in found)
 
 
 def test_it_is_distilled_from_its_source(made):

@@ -8,7 +8,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import warm
 from burnish.arch import matrices, vectors
-from burnish.calibrate.from_disk import know_pieces
+from burnish.calibrate.from_disk import know_pieces, to_be_streamed
 from burnish.core import memory
 from burnish.core.checkpoint import DeferredModel, Model, load
 from burnish.core.checkpoint.on_disk import OnDisk
@@ -18,7 +18,6 @@ from burnish.core.progress import Progress
 from burnish.slim.collect import collect
 from burnish.slim.maths.scores import SCORES
 from burnish.slim.stage import Slim
-from burnish.slim.uncut import to_be_streamed
 from small_models import PROSE, small_tokenizer
 
 ALL = ["mixtral", "mixtral_tied", "phimoe", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"]
@@ -113,9 +112,9 @@ def test_a_layer_at_a_time_gives_the_sums_of_the_whole_network(saved, texts, tmp
 
 def test_a_mixture_larger_than_half_of_the_free_memory_streams_by_itself(saved, monkeypatch):
     source, settings = saved("mixtral"), Slim(width=16, **SMALL)
-    assert to_be_streamed(settings, load(source), "cpu") is None
+    assert to_be_streamed(load(source), settings.stream, "cpu") is None
     monkeypatch.setattr(memory, "SHARE_OF_FREE_MEMORY", 1e-9)
-    assert to_be_streamed(settings, load(source), "cpu") is not None
+    assert to_be_streamed(load(source), settings.stream, "cpu") is not None
     assert "text goes through a layer at a time, from disk" in settings.plan(load(source).plan()).notes
 
 

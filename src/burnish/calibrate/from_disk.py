@@ -20,7 +20,10 @@ from burnish.arch import HiddenStates, MatrixView, behind_layers, capture, matri
 from burnish.calibrate.sums import Sketch
 from burnish.calibrate.walk import LayerByLayer, Loss, Observer, Stop, check_finite, products
 from burnish.calibrate.windows import Calibration, WindowBatch
+from burnish.core.checkpoint import Model
 from burnish.core.checkpoint.on_disk import OnDisk
+from burnish.core.errors import SettingsError
+from burnish.core.memory import too_large
 
 PIECE_WEIGHTS = 4_000_000
 """Weights from disk that are handed out at a time, if one matrix does not hold more: rounding needs several times their
@@ -143,6 +146,36 @@ def with_embeddings(on_disk: OnDisk) -> Iterator[None]:
         for name in embeddings:
             stack.enter_context(on_disk.loaded(name))
         yield
+
+
+def to_be_streamed(model: Model, stream: bool | None, device: str, not_by_layer: str = "") -> OnDisk | None:
+    """The model on disk, if text is to go through it a layer at a time; None where the whole network is to be read.
+
+    Args:
+        model: as it was opened.
+        stream: as the settings say; None where it would fill memory.
+        device: of the text.
+        not_by_layer: why these settings cannot go by layers, "" where they can.
+
+    Raises:
+        SettingsError: `stream` is true but cannot be.
+    """
+    if stream is False or (stream is None and not too_large(model.plan().num_parameters)):
+        return None
+    reason, on_disk = not_by_layer, None
+    if not reason and device != "cpu":
+        reason = f"on {device} text goes through the whole network"
+    if not reason and (model.path is None or model.is_loaded):
+        reason = "the model is in memory already"
+    if not reason and torch.float64 in (model.dtype, model.stored_dtype):
+        reason = "a layer at a time is computed in float32, and the weights are float64"
+    if not reason:
+        on_disk = OnDisk(model)
+        know_pieces(on_disk)
+        reason = f"{on_disk.absent} is stored under another name or in other pieces" if on_disk.absent else ""
+    if reason and stream:
+        raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
+    return None if reason else on_disk
 
 
 def know_pieces(on_disk: OnDisk) -> None:

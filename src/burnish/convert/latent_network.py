@@ -1,7 +1,8 @@
-"""The network with latent attention: made of a source's other parts, filled layer by layer, and what it buys."""
+"""The network with latent attention: without weights at first, filled layer by layer, and what it buys."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from burnish.arch import describe, matrices, vectors
 from burnish.convert.latent_config import Widths, as_list, as_yarn, cached_numbers, latent_config
-from burnish.core.checkpoint import Model, unfilled
+from burnish.core.checkpoint import Model, allocate, hollow
 
 if TYPE_CHECKING:
     from transformers import DeepseekV3ForCausalLM, PreTrainedModel
@@ -43,7 +44,7 @@ def rope_parameters(config: Any, choice: Choice, settings: LatentAttention) -> d
 
 
 def network(source: PreTrainedModel, choice: Choice, settings: LatentAttention) -> DeepseekV3ForCausalLM:
-    """DeepSeek's network with everything of the source but its attention."""
+    """DeepSeek's network, without weights but able to turn positions."""
     from transformers import DeepseekV3ForCausalLM
 
     config = latent_config(
@@ -53,18 +54,23 @@ def network(source: PreTrainedModel, choice: Choice, settings: LatentAttention) 
         engine=settings.engine,
         biases=settings.norm == "bias",
     )
-    new = unfilled(DeepseekV3ForCausalLM, config, source)
-    new.model.rotary_emb = type(new.model.rotary_emb)(config).to(source.device)
+    new = hollow(DeepseekV3ForCausalLM, config, source)
+    own: Any = source.base_model.rotary_emb
+    new.model.rotary_emb = type(new.model.rotary_emb)(config).to(own.inv_freq.device)
+    return new
+
+
+def take_rest(new: PreTrainedModel, source: PreTrainedModel, number: int | None) -> None:
+    """Copies what a layer has besides attention, or, with None, what lies around the layers."""
     given = {(view.layer, view.role): view for view in matrices(source)}
     for view in matrices(new):
-        if view.part != "attention":
+        if view.layer == number and view.part != "attention":
             same = given.get((view.layer, view.role), given[None, "embedding"])
             view.write_(same.tensor)
     norms = {vector.parameter: vector.tensor for vector in vectors(source)}
     for vector in vectors(new):
-        if vector.parameter in norms:
+        if vector.layer == number and vector.parameter in norms:
             vector.tensor.copy_(norms[vector.parameter])
-    return new
 
 
 def fill(new: PreTrainedModel, number: int, tensors: dict[str, Tensor]) -> None:
@@ -91,11 +97,25 @@ def numbers_in_cache(module: PreTrainedModel, num_tokens: int = 4) -> float:
     return held / num_tokens / len(cache.layers)
 
 
-def cache_rows(model: Model, new: PreTrainedModel) -> list[dict[str, Any]]:
+def with_its_cache_alone(new: DeepseekV3ForCausalLM) -> DeepseekV3ForCausalLM:
+    """A small network whose cache has the widths of another one, which need not be in memory."""
+    config = copy.deepcopy(new.config)
+    config.num_hidden_layers = config.first_k_dense_replace = 1
+    config.vocab_size = config.hidden_size = config.intermediate_size = 8
+    config.pad_token_id = None
+    small = hollow(type(new), config, new)
+    small.model.rotary_emb = type(new.model.rotary_emb)(config)
+    allocate(small, torch.float32)
+    for parameter in small.parameters():
+        parameter.data.zero_()
+    return small
+
+
+def cache_rows(model: Model, new: DeepseekV3ForCausalLM) -> list[dict[str, Any]]:
     """What the conversion buys: cached numbers and bytes, by ranks of tensor parallelism, and where it pays."""
     facts, size = describe(model.config), torch.finfo(model.stored_dtype).bits // 8
     num_layers = facts.num_layers
-    before, after = cached_numbers(model.config), numbers_in_cache(new)
+    before, after = cached_numbers(model.config), numbers_in_cache(with_its_cache_alone(new))
     weights = [model.plan().num_parameters, sum(parameter.numel() for parameter in new.parameters())]
     rows: list[dict[str, Any]] = []
     for name, numbers, parameters in (("source", before, weights[0]), ("latent", after, weights[1])):

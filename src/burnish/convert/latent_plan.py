@@ -16,6 +16,7 @@ from burnish.convert.latent_config import (
 from burnish.core.checkpoint import plan_config
 from burnish.core.errors import SettingsError
 from burnish.core.kinds import Plan
+from burnish.core.memory import too_large
 
 if TYPE_CHECKING:
     from burnish.convert.stage import LatentAttention
@@ -46,13 +47,32 @@ def plan(settings: LatentAttention, before: Plan) -> Plan:
     notes.append(f"{widths.total} numbers are cached for a token and layer, {share:.0%} of the source's")
     if settings.norm == "fold":
         notes.append("norm: fold changes the model a great deal; it is a baseline")
+    streams = too_large(before.num_parameters) if settings.stream is None else settings.stream
+    if streams:
+        notes.append("goes from disk to disk, a layer at a time")
     return before.with_(
         config=made,
         shapes=after.shapes,
         num_bytes=num_bytes,
-        peak_memory_bytes=before.num_bytes + 4 * (before.num_parameters + after.num_parameters) + 1_000_000_000,
+        peak_memory_bytes=held_bytes(settings, before, after, num_bytes, streams=streams) + 1_000_000_000,
         notes=(*before.notes, *notes),
     )
+
+
+def held_bytes(settings: LatentAttention, before: Plan, after: Plan, num_bytes: int, *, streams: bool) -> int:
+    """Bytes of weights and of the text between two layers that are in memory at once, at most.
+
+    Weights are in float32; what is converted is there as it is stored, and the source's layer no longer.
+    """
+    config = before.config
+    copies = 3 if settings.refit or settings.heal_tokens else 2
+    text = 4 * copies * settings.tokens * config.hidden_size
+    if not streams:
+        return before.num_bytes + 4 * before.num_parameters + max(num_bytes - 4 * before.num_parameters, 0) + text
+    embedding = config.vocab_size * config.hidden_size
+    around = embedding * (1 if config.tie_word_embeddings else 2)
+    layer = (before.num_parameters + after.num_parameters - 2 * around) // config.num_hidden_layers
+    return 4 * max(embedding, layer) + text
 
 
 def check_folds(half: int, num_slots: int, fold: int) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,13 +29,15 @@ from burnish.arch import HiddenStates, first_inputs, layers
 from burnish.calibrate import Calibration
 from burnish.convert.heal import heal
 from burnish.convert.latent_config import Widths, tried_widths
+from burnish.convert.latent_from_disk import Source
 from burnish.convert.latent_layer import AttentionWeights, LayerChoice, Rest
-from burnish.convert.latent_network import Choice, fill, network
+from burnish.convert.latent_network import Choice, fill, network, take_rest
 from burnish.convert.latent_norm import nearly_one, shares, steadied, token_costs
 from burnish.convert.maths.ranks import greedy_ranks, loss
 from burnish.convert.maths.rotary import Directions, extended, grid, kept_everywhere, lost_share
 from burnish.convert.moments import Attention, LayerMoments, collect
 from burnish.convert.refit import refit
+from burnish.core.checkpoint import allocate
 from burnish.core.store import Store
 
 if TYPE_CHECKING:
@@ -54,43 +57,58 @@ class Conversion:
 
     Attributes:
         settings, ctx: of the stage.
-        source: the network, in the dtype in which text goes through it.
+        source: the network, whose layers are gone from memory once they are converted.
         text: calibration windows.
         key: what the moments depend on.
+        stored_dtype: of the result.
     """
 
     settings: LatentAttention
     ctx: Context
-    source: PreTrainedModel
+    source: Source
     text: Calibration
     key: dict[str, Any]
+    stored_dtype: torch.dtype
 
     # -- the first time through --------------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """Of the source."""
+        return self.source.module
 
     @cached_property
     def frequencies(self) -> Float64[Tensor, " half"]:
         """Of the source, in radians per position."""
-        rotary: Any = self.source.base_model.rotary_emb
+        rotary: Any = self.module.base_model.rotary_emb
         return rotary.inv_freq.detach().to("cpu", torch.float64)
 
     def states(self, module: PreTrainedModel) -> list[HiddenStates]:
-        """The text in front of a network's first layer."""
-        batches = (batch for fold in range(self.text.num_folds) for batch in self.text.batches(fold, module.device))
-        return [first_inputs(module, batch.tokens, batch.mask) for batch in batches]
+        """The text in front of a network's first layer; both networks have the source's embedding."""
+        device, own = torch.device(self.ctx.device), module.get_input_embeddings()
+        batches = (batch for fold in range(self.text.num_folds) for batch in self.text.batches(fold, device))
+        with self.source.embedded():
+            weight, own.weight = own.weight, self.module.get_input_embeddings().weight
+            try:
+                return [first_inputs(module, batch.tokens, batch.mask) for batch in batches]
+            finally:
+                own.weight = weight
 
     def first_pass(self) -> Store:
         """The moments of every layer on the original activations."""
-        store, number_of_layers = Store(self.ctx.work_dir / "moments"), len(layers(self.source))
+        store, number_of_layers = Store(self.ctx.work_dir / "moments"), len(layers(self.module))
         if all(store.find(entry(number), self.key) for number in range(number_of_layers)):
             return store
-        text = self.states(self.source)
+        text = self.states(self.module)
         with self.ctx.progress.task("reading attention", total=number_of_layers, unit="layers") as task:
-            for number, (_, layer) in enumerate(layers(self.source)):
-                if store.find(entry(number), self.key) is None:
-                    with store.writing(entry(number), self.key) as path:
-                        collect(Attention(self.source, number), text).write(path)
-                for states in text:
-                    states.hidden = states.through(number, layer)
+            for number, (_, layer) in enumerate(layers(self.module)):
+                with self.source.loaded(number):
+                    if store.find(entry(number), self.key) is None:
+                        with store.writing(entry(number), self.key) as path:
+                            collect(Attention(self.module, number), text).write(path)
+                    for states in text:
+                        states.hidden = states.through(number, layer)
+                self.source.left()
                 task.advance()
         return store
 
@@ -104,16 +122,18 @@ class Conversion:
 
     def original(self, store: Store) -> Iterator[LayerChoice]:
         """Every layer on the original activations."""
-        for number in range(len(layers(self.source))):
+        for number in range(len(layers(self.module))):
             path = store.find(entry(number), self.key)
             assert path is not None, "the first pass is finished"
-            yield self.layer(Attention(self.source, number), LayerMoments.read(path))
+            with self.source.loaded(number, "self_attn."):
+                layer = self.layer(Attention(self.module, number), LayerMoments.read(path))
+            yield layer
 
     # -- what all layers share ---------------------------------------------------------------------------------------
 
     def choose(self, store: Store) -> Choice:
         """Widths and frequencies, with the table of what was compared."""
-        settings, config = self.settings, self.source.config
+        settings, config = self.settings, self.module.config
         given = settings.widths(config)
         tried = [given] if given is not None else tried_widths(config, settings.total(config), extra=settings.extra)
         choices = [self.slots(widths, store) for widths in tried]
@@ -127,7 +147,7 @@ class Conversion:
 
     def slots(self, widths: Widths, store: Store) -> Choice:
         """The frequencies for a rotary key of some width."""
-        num_slots, theta = widths.rope_dim // 2, float(self.source.config.rope_parameters["rope_theta"])
+        num_slots, theta = widths.rope_dim // 2, float(self.module.config.rope_parameters["rope_theta"])
         mode = self.settings.rope_mode
         if mode == "free":
             found = []
@@ -178,46 +198,82 @@ class Conversion:
 
     # -- the second time through -------------------------------------------------------------------------------------
 
+    @property
+    def _converted(self) -> Store:
+        return Store(self.ctx.work_dir / "converted")
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        return self.key | {"settings": self.settings.canonical()}
+
+    def find(self, number: int) -> Path | None:
+        """What is kept of a converted layer, if it is."""
+        return self._converted.find(entry(number), self._key)
+
+    def kept(self, number: int) -> Path:
+        """The file of it, once it must be there."""
+        path = self.find(number)
+        assert path is not None, "every layer is converted"
+        return path / LATENT_FILE
+
     def convert(self, choice: Choice, store: Store) -> DeepseekV3ForCausalLM:
-        """The new network, in the dtype of the source."""
-        new = network(self.source, choice, self.settings)
-        kept, key = Store(self.ctx.work_dir / "converted"), self.key | {"settings": self.settings.canonical()}
-        text, after = self.states(self.source), self.states(new)
-        settings = self.settings
-        original = self.states(self.source) if settings.refit or settings.heal_tokens else []
-        with self.ctx.progress.task("converting", total=len(text and layers(new)), unit="layers") as task:
+        """The new network in the dtype in which it is stored; without weights where those of the source are on disk.
+
+        What is made of a layer is kept (`kept`), so that a conversion that was stopped goes on behind it.
+        """
+        new = network(self.module, choice, self.settings)
+        text, after = self.states(self.module), self.states(new)
+        original = self.states(self.module) if self.settings.refit or self.settings.heal_tokens else []
+        with self.ctx.progress.task("converting", total=len(layers(new)), unit="layers") as task:
             for number, (_, layer) in enumerate(layers(new)):
-                attention = Attention(self.source, number)
-                path = kept.find(entry(number), key)
-                if path is None:
-                    tensors, row = self.converted(attention, text, choice, store)
-                    fill(new, number, tensors)
-                    if settings.refit:
-                        tensors["o"], *errors = refit(self.source, new, number, original, after)
-                        row |= dict(zip(("output error", "output error, refitted"), errors, strict=True))
-                        fill(new, number, tensors)
-                    if settings.heal_tokens:
-                        healed, errors = heal(
-                            *(self.source, new, number, original, after),
-                            tokens=settings.heal_tokens,
-                            constant=settings.extra > 0,
-                        )
-                        tensors |= healed
-                        row |= errors
-                    with kept.writing(entry(number), key) as path:
-                        save_file(tensors, path / LATENT_FILE, {name: str(value) for name, value in row.items()})
-                else:
-                    tensors = load_file(path / LATENT_FILE)
-                fill(new, number, tensors)
-                for before, states in zip(text, after, strict=True):
-                    states.hidden = before.hidden = states.through(number, layer)
-                for states in original:
-                    states.hidden = states.through(number, layers(self.source)[number][1])
+                with self.source.loaded(number):
+                    allocate(layer, self.module.dtype, self.ctx.device)
+                    take_rest(new, self.module, number)
+                    self.make(new, number, text, after, original, choice, store)
+                    for before, states in zip(text, after, strict=True):
+                        states.hidden = before.hidden = states.through(number, layer)
+                    for states in original:
+                        states.hidden = states.through(number, self.source.layer(number))
+                self.source.leave(number, layer, self.stored_dtype)
                 task.advance()
-        self.ctx.ledger.table(
-            "latent", [row_of(kept.directory / entry(n) / LATENT_FILE) for n in range(len(layers(new)))]
-        )
+        rows = [row_of(self.kept(number)) for number in range(len(layers(new)))]
+        self.ctx.ledger.table("latent", rows)
+        if self.source.on_disk is None:
+            allocate(new, self.stored_dtype, self.ctx.device)
+            new.tie_weights()
+            take_rest(new, self.module, None)
         return new
+
+    def make(
+        self,
+        new: DeepseekV3ForCausalLM,
+        number: int,
+        text: Sequence[HiddenStates],
+        after: Sequence[HiddenStates],
+        original: Sequence[HiddenStates],
+        choice: Choice,
+        store: Store,
+    ) -> None:
+        """Fills the attention of a layer with what is kept of it, which is made first where there is nothing."""
+        settings = self.settings
+        if (path := self.find(number)) is not None:
+            fill(new, number, load_file(path / LATENT_FILE))
+            return
+        tensors, row = self.converted(Attention(self.module, number), text, choice, store)
+        fill(new, number, tensors)
+        if settings.refit:
+            tensors["o"], *errors = refit(self.module, new, number, original, after)
+            row |= dict(zip(("output error", "output error, refitted"), errors, strict=True))
+            fill(new, number, tensors)
+        if settings.heal_tokens:
+            constant = settings.extra > 0
+            how: dict[str, Any] = {"tokens": settings.heal_tokens, "constant": constant}
+            healed, errors = heal(self.module, new, number, original, after, **how)
+            tensors |= healed
+            row |= errors
+            fill(new, number, tensors)
+        with self._converted.writing(entry(number), self._key) as path:
+            save_file(tensors, path / LATENT_FILE, {name: str(value) for name, value in row.items()})
 
     def converted(
         self, attention: Attention, text: Sequence[HiddenStates], choice: Choice, store: Store

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.calibrate import Calibration
+from burnish.calibrate.from_disk import to_be_streamed
 from burnish.calibrate.windows import BATCH_TOKENS
 from burnish.convert.ladder import chosen_layers, ladder
 from burnish.convert.latent_config import cached_numbers, check_widths
+from burnish.convert.latent_from_disk import Source, deferred
 from burnish.convert.latent_network import cache_rows
 from burnish.convert.mla import Conversion
 from burnish.convert.own_network import own_model
@@ -102,16 +104,19 @@ def run_mla(settings: LatentAttention, model: Model, ctx: Context) -> Model:
     """The converted model; the input stays as it is."""
     stored = model.stored_dtype  # text goes through it so on a GPU, on a CPU in float32 or float64
     wide = ctx.device.startswith("cuda") or stored is torch.float64
-    source = working_copy(model, stored if wide else torch.float32, ctx.device)
+    on_disk = to_be_streamed(model, settings.stream, ctx.device)
+    module = on_disk.module if on_disk else working_copy(model, stored if wide else torch.float32, ctx.device)
     text = calibration_text(settings, model, ctx)
-    key = {"model": model.identity, "calibration text": text.hash, "dtype": str(source.dtype)}
-    work = Conversion(settings, ctx, source, text, key)
+    key = {"model": model.identity, "calibration text": text.hash, "dtype": str(module.dtype)}
+    work = Conversion(settings, ctx, Source(module, on_disk), text, key, stored)
     store = work.first_pass()
     choice = work.choose(store)
     check_widths(model.config, choice.widths, extra=settings.extra, allow_larger=settings.allow_larger)
     new = work.convert(choice, store)
     ctx.ledger.table("cache", cache_rows(model, new))
-    return model.derive(module=move(cast(new, model.stored_dtype), "cpu"))
+    if on_disk:
+        return deferred(model, on_disk, new, work.kept, stored)
+    return model.derive(module=move(new, "cpu"))
 
 
 def windows_of(settings: LatentAttention | LadderResidual, model: Model, ctx: Context) -> Tensor:

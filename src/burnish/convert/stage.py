@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from burnish.core.kinds import Plan, Weights
-from burnish.core.settings import DataRef
+from burnish.core.settings import VOLATILE, DataRef
 from burnish.core.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -157,6 +157,11 @@ class LatentAttention(Stage):
     tokens: int = Field(default=16_384, ge=1, description="calibration tokens")
     length: int = Field(default=512, ge=8, description="tokens per calibration window")
     allow_larger: bool = Field(default=False, description="convert although the cache does not get smaller")
+    stream: bool | None = Field(
+        default=None,
+        description="one decoder layer in memory at a time; null: where the network would fill half of what is free",
+        json_schema_extra=VOLATILE,
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> LatentAttention:

@@ -207,9 +207,11 @@ class Stage(Settings):
         Returns:
             A `Model`; of a stage that makes data, a `Data`.
         """
-        import tempfile
+        import weakref
+        from contextlib import ExitStack
+        from tempfile import TemporaryDirectory
 
-        from burnish.core.checkpoint import pick_device
+        from burnish.core.checkpoint import DeferredModel, pick_device
         from burnish.core.ledger import Ledger
 
         known = self.references()
@@ -223,17 +225,21 @@ class Stage(Settings):
         self.check_accepts(before, where=self.name)
         # An input that is given as an object counts as named, so that a plan that asks for it is content.
         self.model_copy(update={key: key for key in inputs}).plan(before)
-        with tempfile.TemporaryDirectory(prefix="burnish-") as scratch:
+        with ExitStack() as stack:
+            work = work_dir or stack.enter_context(TemporaryDirectory(prefix="burnish-"))
             ctx = Context(
                 inputs=given,
-                work_dir=Path(work_dir) if work_dir else Path(scratch),
+                work_dir=Path(work),
                 device=pick_device(self.device),
                 generator=seeded_generator(self.seed),
                 progress=Progress(enabled=progress),
                 ledger=Ledger(None),
                 may_change=(self.changeable or frozenset()) if continue_with_changes else frozenset(),
             )
-            return self.run(model, ctx)
+            made = self.run(model, ctx)
+            if isinstance(made, DeferredModel):  # what it is made of when it is saved may lie there
+                weakref.finalize(made, stack.pop_all().close)
+            return made
 
 
 def seeded_generator(seed: int) -> torch.Generator:

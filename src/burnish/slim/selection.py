@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from burnish.arch import MatrixView, describe
+from burnish.calibrate.from_disk import to_be_streamed
 from burnish.core.checkpoint import Model, common_vocabulary, load
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.errors import DataError
@@ -21,7 +22,7 @@ from burnish.slim.maths.keep import keep_highest
 from burnish.slim.maths.scores import Score, magnitude
 from burnish.slim.price import WINDOWS, Neurons
 from burnish.slim.target import experts_of, router_groups
-from burnish.slim.uncut import Uncut, to_be_streamed
+from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +73,7 @@ class Selection:
     @cached_property
     def on_disk(self) -> OnDisk | None:
         """What a layer at a time is taken from; None where the whole network goes into memory."""
-        return to_be_streamed(self.settings, self.model, self.ctx.device)
+        return to_be_streamed(self.model, self.settings.stream, self.ctx.device, self.settings.not_by_layer)
 
     @cached_property
     def tokens(self) -> Tensor:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.arch import Architecture, MatrixView, VectorView, describe, matrices, vectors
-from burnish.core.checkpoint import DeferredModel, Model, move, quiet_transformers, unfilled
+from burnish.core.checkpoint import DeferredModel, Model, hollow, move, unfilled
 from burnish.slim.uncut import Uncut
 
 if TYPE_CHECKING:
@@ -79,10 +79,7 @@ def deferred_cut(uncut: Uncut, config: Any, kept: Kept, refitted: Refitted) -> D
     """The smaller model of one on disk: cut from file to file when it is saved, or in memory when it is looked at."""
     assert uncut.files is not None, "a model in memory is cut there"
     model = uncut.model
-    with torch.device("meta"), quiet_transformers():
-        new: PreTrainedModel = type(uncut.module)(config)
-    if new.can_generate():
-        new.generation_config = uncut.module.generation_config
+    new: PreTrainedModel = hollow(type(uncut.module), config, uncut.module)
     layout = {}
     for target, source in _pairs(uncut, new, kept):
         stored = uncut.files.meta[_on_disk(source)]

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from burnish.arch import MatrixView, VectorView, matrices, vectors
-from burnish.calibrate.from_disk import know_pieces
 from burnish.core.checkpoint import Model, cast, move, without_weights
 from burnish.core.checkpoint.on_disk import OnDisk
-from burnish.core.errors import SettingsError
-from burnish.core.memory import too_large
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from burnish.slim.stage import Slim
 
 
 class Uncut:
@@ -97,28 +92,3 @@ class Uncut:
         assert self.files is not None, "asked for only where there are files"
         tensor = self.files.read(name)
         return tensor.to(self.model.dtype) if self.model.dtype and tensor.is_floating_point() else tensor
-
-
-def to_be_streamed(settings: Slim, model: Model, device: str) -> OnDisk | None:
-    """The model on disk, if text is to go through it a layer at a time: as the settings say, or where it would fill
-    memory.
-
-    Raises:
-        SettingsError: `stream` is true but cannot be.
-    """
-    if settings.stream is False or (settings.stream is None and not too_large(model.plan().num_parameters)):
-        return None
-    reason, on_disk = settings.not_by_layer, None
-    if not reason and device != "cpu":
-        reason = f"on {device} text goes through the whole network"
-    if not reason and (model.path is None or model.is_loaded):
-        reason = "the model is in memory already"
-    if not reason and torch.float64 in (model.dtype, model.stored_dtype):
-        reason = "a layer at a time is computed in float32, and the weights are float64"
-    if not reason:
-        on_disk = OnDisk(model)
-        know_pieces(on_disk)
-        reason = f"{on_disk.absent} is stored under another name or in other pieces" if on_disk.absent else ""
-    if reason and settings.stream:
-        raise SettingsError(f"stream is true, but {reason}", fix="leave stream out")
-    return None if reason else on_disk

@@ -57,7 +57,7 @@ from burnish.core.checkpoint.reading import (
 )
 from burnish.core.checkpoint.shards import MAX_SHARD_BYTES, shards_of, write_config, write_index
 from burnish.core.checkpoint.sizes import plan_checkpoint, plan_config
-from burnish.core.checkpoint.skeleton import unfilled, without_weights
+from burnish.core.checkpoint.skeleton import allocate, hollow, unfilled, without_weights
 from burnish.core.checkpoint.vocabulary import common_vocabulary
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "DeferredModel",
     "Lineage",
     "Model",
+    "allocate",
     "cast",
     "cause_of",
     "check_fits",
@@ -84,6 +85,7 @@ __all__ = [
     "fsync",
     "hash_directory",
     "hash_file",
+    "hollow",
     "kind_of",
     "library_versions",
     "load",

@@ -8,7 +8,7 @@ import os
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from burnish.core.checkpoint.adapter import DIRECTORY as ADAPTER
 from burnish.core.checkpoint.adapter import Adapter, is_factor, name_without, read_adapter_config, without_adapter
@@ -57,6 +57,8 @@ from burnish.core.outside import answered_for
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Part = TypeVar("Part", bound="torch.nn.Module")
 
 
 def load(
@@ -474,7 +476,7 @@ def drop_packing(module: PreTrainedModel) -> None:
         known[:] = [own.get(tuple(one.target_patterns), one) for one in known]
 
 
-def cast(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def cast(module: Part, dtype: torch.dtype) -> Part:
     """Changes the dtype of the parameters, in place, and of nothing else.
 
     `module.to(dtype)` would also round buffers that stock loading keeps in float32, such as rotary frequencies, and so

@@ -11,6 +11,8 @@ from burnish.core.checkpoint.reading import quiet_transformers
 from burnish.core.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
 Network = TypeVar("Network", bound="PreTrainedModel")
@@ -34,6 +36,29 @@ def without_weights(model: Model) -> PreTrainedModel:
     return skeleton.eval()
 
 
+def hollow(network_class: type[Network], config: Any, like: PreTrainedModel) -> Network:
+    """A network with its parameters and buffers on the meta device, and the generation settings of another one."""
+    import torch
+
+    with torch.device("meta"), quiet_transformers():
+        new = network_class(config)
+    if like.can_generate():
+        new.generation_config = like.generation_config
+    return new.eval()
+
+
+def allocate(part: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    """Gives parameters on the meta device memory, which is not filled; their inverse is `part.to("meta")`."""
+    import torch
+    from torch import nn
+
+    for module in part.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
 def unfilled(network_class: type[Network], config: Any, like: PreTrainedModel) -> Network:
     """A network with its parameters allocated and not filled, for weights that come from another one.
 
@@ -46,8 +71,7 @@ def unfilled(network_class: type[Network], config: Any, like: PreTrainedModel) -
     """
     import torch
 
-    with torch.device("meta"), quiet_transformers():
-        new = network_class(config)
+    new = hollow(network_class, config, like)
     given = like.state_dict()
     state = {
         name: torch.empty(t.shape, dtype=given[name].dtype if name in given else like.dtype, device=like.device)
@@ -62,6 +86,4 @@ def unfilled(network_class: type[Network], config: Any, like: PreTrainedModel) -
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):
         if tensor.is_meta:
             raise CheckpointError(f"{network_class.__name__} keeps {name} outside its state, so it cannot be made so")
-    if like.can_generate():
-        new.generation_config = like.generation_config
-    return new.eval()
+    return new
