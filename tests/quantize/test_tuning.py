@@ -1,5 +1,6 @@
 """Shrinkage by measured divergence: what it measures, what it leaves alone, and what it says."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,13 @@ from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
 from burnish.quantize import tuning
 from burnish.quantize.formats import FORMATS
+from burnish.quantize.maths import shrinkage
 from burnish.quantize.method import Rounding
-from burnish.quantize.rule import Strength
+from burnish.quantize.rule import HELD_OUT, Strength
 from burnish.quantize.rules import RULES
 from burnish.quantize.run import calibration_windows
 from burnish.quantize.stage import Quantize
-from burnish.quantize.tuning import Original, candidates, choose_rounding, filled
+from burnish.quantize.tuning import Original, candidates, choose_rounding, filled, rounded_under
 
 YAQA = RULES["yaqa"]
 TWO_BITS = Rounding(YAQA, FORMATS["int"](2, 32, True), torch.float32)
@@ -80,8 +82,11 @@ def test_a_tie_is_measured_on_more_windows_by_those_that_tie_alone(model, views,
     more = {"a": [0.2] * 8, "b": [0.1] * 8}
     asked = []
 
-    def measured(_, roundings, *__):
-        asked.append(roundings[""])
+    three = candidates(TWO_BITS, (Strength(), Strength(0.1, 0.1), HELD_OUT), "a").values()
+    roundings = dict(zip(few, three, strict=True))
+
+    def measured(_, one, *__):
+        asked.append(next(name for name, rounding in roundings.items() if rounding is one[""]))
         return {"": {}}
 
     class Remembered:
@@ -94,13 +99,46 @@ def test_a_tie_is_measured_on_more_windows_by_those_that_tie_alone(model, views,
     monkeypatch.setattr(tuning, "rounded_under", measured)
     monkeypatch.setattr(tuning, "Original", Remembered)
     windows = torch.zeros(12, 2, dtype=torch.long)
-    roundings = {name: name for name in few}  # a rounding is handed through as it is
     first = Remembered(None, windows[:4])
     chosen, rows = choose_rounding([], roundings, None, first, reserve=windows[4:])
-    assert asked == ["a", "b", "c", "a", "b"] and chosen == "b"
+    assert asked == ["a", "b", "c", "a", "b"] and chosen is roundings["b"]
     assert {row["rule"]: row["windows"] for row in rows} == {"a": 12, "b": 12, "c": 4}
     assert [row["chosen"] for row in rows] == [False, True, False]
-    assert choose_rounding([], roundings, None, first)[0] == "a", "without more windows it is a tie for the simpler"
+    alone, _ = choose_rounding([], roundings, None, first)
+    assert alone is roundings["a"], "without more windows it is a tie for the simpler"
+
+
+@pytest.mark.parametrize(("of_b", "tried"), [([0.3, 0.31, 0.29, 0.3], 4), ([0.3, 0.1, 0.3, 0.2], 5)])
+def test_a_sketch_that_is_behind_under_one_strength_is_not_tried_under_the_next(of_b, tried, monkeypatch):
+    """Behind on all windows alike, and on average alone."""
+    monkeypatch.setattr(tuning, "rounded_under", lambda *_: {"": {}})
+    answers = iter([[0.4] * 4, [0.2, 0.21, 0.2, 0.19], of_b, [0.1, 0.11, 0.1, 0.09], [0.15] * 4])
+    original = SimpleNamespace(divergence=lambda: next(answers), windows=torch.zeros(4, 2))
+    chosen, rows = choose_rounding([], candidates(TWO_BITS, YAQA.compared, ("a", "b")), None, original)
+    assert (chosen.strength, chosen.sketch, len(rows)) == (HELD_OUT, "a", tried)
+
+
+def test_what_held_out_folds_choose_for_a_matrix_is_found_out_once(model, views, tmp_path, monkeypatch):
+    views = views[:2]
+    windows = torch.randint(0, 384, (8, 32), generator=torch.Generator().manual_seed(0))
+    statistics = collect(model.module, views, Calibration(windows), tmp_path, key={}, sketches=("a",))
+    truly, asked = shrinkage.choose_shrinkage, []
+    monkeypatch.setattr(shrinkage, "choose_shrinkage", lambda *given, **how: asked.append(1) or truly(*given, **how))
+
+    def asked_by(sums, **changes):
+        before = len(asked)
+        values = rounded_under(views, {"": replace(TWO_BITS, sketch="a", **changes)}, sums)[""]
+        return len(asked) - before, values
+
+    sides = 2 * len(views)
+    assert asked_by(statistics)[0] == sides
+    wider, refitted = {"scheme": FORMATS["int"](3, 32, True)}, {"refit": 2}
+    for changes in (refitted, wider):  # three bits have the steps of two, all of them halved
+        number, values = asked_by(statistics, **changes)
+        fresh, wanted = asked_by(statistics.part(statistics.folds), **changes)
+        assert (number, fresh) == (0, sides)
+        assert all(torch.equal(values[name], tensor) for name, tensor in wanted.items())
+    assert asked_by(statistics, scheme=FORMATS["int"](2, 32, False))[0] == sides, "with zero points steps differ"
 
 
 def test_what_roundings_are_compared_on_was_not_collected_from(model, views, texts):

@@ -7,7 +7,7 @@ the seed of the labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,14 @@ class Statistics:
         directory: where they lie.
         key: what they belong to (model, text, labels); entries of another key are refused.
         folds: numbers of the parts of the text that are used.
+
+    Attributes:
+        choices: what has been chosen by these sums, under what it was chosen for; see `SplitSums.chosen`.
     """
 
     def __init__(self, directory: Path, key: dict[str, Any], folds: Sequence[int]) -> None:
         self.store, self.key, self.folds = Store(directory), key, tuple(folds)
+        self.choices: dict[Hashable, Any] = {}
 
     def part(self, folds: Sequence[int]) -> Statistics:
         """The same of fewer folds."""

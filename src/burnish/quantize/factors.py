@@ -6,10 +6,11 @@ they have no output side, and where even those saw nothing, rounding is to neare
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,8 @@ from burnish.quantize.maths.shrinkage import Shrinkage
 
 if TYPE_CHECKING:
     from burnish.quantize.method import Rounding
+
+Choice = TypeVar("Choice")
 
 IDENTITY = Shrinkage(math.inf)
 BORROWED_DAMPING = 0.01
@@ -70,6 +73,21 @@ class SplitSums:
 
     def held_out(self) -> MatrixSums:
         return self.statistics.read(self.view, self.statistics.held_out)
+
+    def chosen(self, of: Sequence[Hashable], steps: Sequence[Tensor], choose: Callable[[], Choice]) -> Choice:
+        """What folds choose for this matrix, which is found out once: rounding asks for it again in every whole model
+        that is compared, at every width whose steps have the same proportions, and at last.
+
+        Args:
+            of: what the choice depends on beside the sums and the steps.
+            steps: squared steps of the grid, see `squared_steps`.
+            choose: finds it out.
+        """
+        proportions = hashlib.sha256(b"".join(side.cpu().numpy().tobytes() for side in steps)).digest()
+        key, known = (self.view.name, *of, proportions), self.statistics.choices
+        if key not in known:
+            known[key] = choose()
+        return known[key]
 
     def moved(self, matrix: Tensor | None) -> Tensor:
         """On the weight's device, in the dtype of the computation."""

@@ -3,8 +3,9 @@
 A proxy foretells what one matrix costs if all else stays as it is and the divergence is its second-order expansion. At
 2 to 3 bits neither holds, nor does a sample of layers foretell the whole model: so KL(original || rounded) per token is
 measured on the whole model, for one-sided rounding and for two-sided rounding with every sketch and strength of a
-rule's list. Where the smallest divergence cannot be told from that of a simpler candidate, by the paired interval over
-windows, both are measured on more windows; what these cannot tell apart either is a tie, and the simpler one is taken.
+rule's list; a sketch that is behind the other one under a strength, by the paired interval over windows, is not tried
+under those that follow. Where the smallest divergence cannot be told from that of a simpler candidate, both are
+measured on more windows; what these cannot tell apart either is a tie, and the simpler one is taken.
 
 The same measurement over growing parts of the calibration text is the curve of KL against calibration tokens.
 """
@@ -164,13 +165,16 @@ def choose_rounding(
         smallest divergence on the same windows, with its paired interval over them.
     """
     bars = progress or Progress(enabled=False)
-    measured: dict[str, list[float]] = {name: [] for name in roundings}
+    measured: dict[str, list[float]] = {}
 
     def measure(names: Sequence[str], on: Original) -> None:
         with bars.task("choosing how to round", total=len(names), unit="candidates") as task:
             for name in names:
-                with filled(views, rounded_under(views, {"": roundings[name]}, statistics)[""]):
-                    measured[name] += on.divergence()
+                if name not in measured and (other := _sketch_ahead(roundings[name], roundings, measured)):
+                    bars.log(f"{name} is not measured: its sketch is behind the one of {other}")
+                else:
+                    with filled(views, rounded_under(views, {"": roundings[name]}, statistics)[""]):
+                        measured.setdefault(name, []).extend(on.divergence())
                 task.advance()
 
     measure(list(roundings), original)
@@ -187,6 +191,23 @@ def choose_rounding(
         ends = {"ratio": against.value, "low": against.low, "high": against.high}
         rows.append({"rule": name, "kl": float(np.mean(kl)), "windows": len(kl)} | ends)
     return roundings[open_ones[0]], [row | {"chosen": row["rule"] == open_ones[0]} for row in rows]
+
+
+def _sketch_ahead(
+    rounding: Rounding, roundings: Mapping[str, Rounding], measured: Mapping[str, Sequence[float]]
+) -> str:
+    """Name of a candidate that was ahead, by the paired interval, of one of the same strength with this one's sketch;
+    empty where there is none. A strength does much the same to both sketches."""
+    if rounding.strength.is_one_sided:
+        return ""
+    for name in measured:
+        for other in measured:
+            this, that = roundings[name], roundings[other]
+            if this.strength == that.strength and this.sketch == rounding.sketch != that.sketch:
+                against = interval(np.add(measured[name], NOISE), np.add(measured[other], NOISE), scale="log")
+                if against.low > 1:
+                    return other
+    return ""
 
 
 def _not_told_apart(measured: Mapping[str, Sequence[float]]) -> list[str]:

@@ -38,15 +38,15 @@ def one_sided(sums: SplitSums, grid: WeightGrid, rounding: Rounding) -> Factors:
     from burnish.quantize.factors import Factors, squared_steps
     from burnish.quantize.maths.shrinkage import DAMPINGS, Shrinkage, choose_shrinkage
 
+    order, steps = rounding.order_of(one_sided=True), squared_steps(grid)[1]
+
+    def on_held_out() -> Shrinkage:
+        parts = sums.fitting().covariance, sums.held_out().covariance
+        return choose_shrinkage(*map(sums.moved, parts), steps=steps, dampings=DAMPINGS, order=order)
+
     choice = Shrinkage(rounding.strength.input_damping)
     if rounding.strength.held_out:
-        choice = choose_shrinkage(
-            sums.moved(sums.fitting().covariance),
-            sums.moved(sums.held_out().covariance),
-            steps=squared_steps(grid)[1],
-            dampings=DAMPINGS,
-            order=rounding.order_of(one_sided=True),
-        )
+        choice = sums.chosen(["covariance", order], [steps], on_held_out)
     return Factors(input_side=choice.apply(sums.covariance()), kind="one-sided", input_choice=choice)
 
 

@@ -48,21 +48,24 @@ def two_sided(sums: SplitSums, grid: WeightGrid, rounding: Rounding) -> Factors:
     from burnish.quantize.factors import Factors, squared_steps
     from burnish.quantize.maths.shrinkage import MIXES, Shrinkage, choose_shrinkage
 
-    strength, sketch = rounding.strength, rounding.sketch
-    output_choice, input_choice = Shrinkage(strength.output_damping), Shrinkage(strength.input_damping, strength.mix)
-    if strength.held_out:
-        order = rounding.order_of(one_sided=False)
-        output_steps, input_steps = squared_steps(grid)
+    strength, sketch, order = rounding.strength, rounding.sketch, rounding.order_of(one_sided=False)
+    output_steps, input_steps = squared_steps(grid)
+
+    def on_held_out() -> tuple[Shrinkage, Shrinkage]:
         fitting, held_out = sums.fitting(), sums.held_out()
         inputs, outputs = zip(fitting.sketches[sketch], held_out.sketches[sketch], strict=True)
-        input_choice = choose_shrinkage(
+        of_inputs = choose_shrinkage(
             *map(sums.moved, inputs),
             target=sums.moved(fitting.covariance),
             steps=input_steps,
             mixes=MIXES,
             order=order,
         )
-        output_choice = choose_shrinkage(*map(sums.moved, outputs), steps=output_steps, order=order)
+        return choose_shrinkage(*map(sums.moved, outputs), steps=output_steps, order=order), of_inputs
+
+    output_choice, input_choice = Shrinkage(strength.output_damping), Shrinkage(strength.input_damping, strength.mix)
+    if strength.held_out:
+        output_choice, input_choice = sums.chosen(["sketch", sketch, order], [output_steps, input_steps], on_held_out)
     output_factor, input_factor = sums.factors(sketch)
     output_side = output_choice.apply(output_factor)
     return Factors(
