@@ -8,7 +8,7 @@
         -o WORK/target-100MB-3bit-draw-0
     burnish quantize models/smollm2 --target 100MB --sketch a --damping 0.1 -o WORK/command-100MB-3bit-draw-0
     burnish quantize models/smollm2 --target 75MB --quantize-embedding auto --sketch a --damping 0.1 \\
-        -o WORK/command-75MB-4bit-draw-0
+        --tokens 8192 -o WORK/target-75MB-4bit-draw-0
     python benchmarks/low_bits.py measure --model models/smollm2 --data DIR --work WORK [--bits 3] [--draws 0]
 
 All methods see 8,192 tokens of WikiText-2 valid in windows of 256, drawn anew for every draw, with other labels (the
@@ -161,11 +161,11 @@ CHECKPOINTS = {
     "llmcompressor-awq": "llm-compressor AWQ, with zero points",
     "target-100MB": "burnish quantize --target 100MB, 8k tokens, refit",
     "command-100MB": "burnish quantize --target 100MB --sketch a --damping 0.1",
-    "command-75MB": "burnish quantize --target 75MB --quantize-embedding auto --sketch a --damping 0.1",
+    "target-75MB": "burnish quantize --target 75MB --quantize-embedding auto, 8k tokens",
 }
 """What was made beforehand, as the lines above say; measured as it is loaded."""
 PEER = "autoround-40"
-TARGETS = ("target-100MB", "command-100MB", "command-75MB")
+TARGETS = ("target-100MB", "command-100MB", "target-75MB")
 """Those of commands with a target, which measure sizes around it themselves."""
 WIDTHS: dict[str, tuple[str, float, str]] = {
     "learned, yaqa, sensitivity, mixed widths": ("learned", 3.0, "learned, knapsack"),

@@ -125,6 +125,13 @@ def test_factors_of_another_text_are_refused(llama, tokens, tmp_path):
         collect(llama, in_layers(llama), Calibration(tokens.flip(0), num_folds=2), tmp_path, key={})
 
 
+def test_factors_of_another_sketch_are_refused(llama, tokens, tmp_path):
+    calibration = Calibration(tokens, num_folds=2)
+    collect(llama, in_layers(llama), calibration, tmp_path, key={}, sketches=("a",))
+    with pytest.raises(CheckpointError, match=r"sketches was \['a'\], now \['b'\]"):
+        collect(llama, in_layers(llama), calibration, tmp_path, key={}, sketches=("b",))
+
+
 def test_a_gradient_that_is_not_finite_is_refused_by_name(tokens, tmp_path):
     module = make("llama", **SHAPE)
     module.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
