@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -165,8 +166,6 @@ def test_other_packings_and_training_all_weights_are_refused(packed, tiny_llama,
 
 
 def test_one_of_another_network_or_kind_is_refused(beside, tmp_path):
-    import shutil
-
     shutil.copytree(beside, tmp_path / "other")
     (tmp_path / "other" / "burnish.json").unlink()
     config = tmp_path / "other" / "adapter" / "adapter_config.json"
@@ -199,6 +198,13 @@ def test_one_that_is_damaged_is_refused_and_never_left_out(beside, tmp_path):
     (place / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no adapter_config.json"):
         load(place.parent)
+
+
+def test_one_that_is_gone_is_missed(beside, tmp_path):
+    place = load(beside).save(tmp_path / "other")
+    shutil.rmtree(place / "adapter")
+    with pytest.raises(CheckpointError, match="its directory adapter is gone"):
+        load(place)
 
 
 def test_an_embedding_that_is_the_head_too_gets_no_adapter_and_nothing_is_added_to_it(tiny_llama):

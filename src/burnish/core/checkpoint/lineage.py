@@ -67,6 +67,11 @@ class Lineage:
         """The content hash of the checkpoint: a digest over the digests of its files."""
         return content_hash(self.files)
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a LoRA adapter was written beside the weights."""
+        return f"{ADAPTER}/{ADAPTER_CONFIG}" in self.files
+
     def check_types(self) -> None:
         """Raises TypeError where a field is not what it must be: the file may be of others."""
         blank = Lineage()
@@ -198,7 +203,7 @@ def model_card(lineage: Lineage) -> str:
         lines.append(f"Load it with {how}: {NOT_STOCK}.")
     else:
         lines.append(f"Load it with `{STOCK_LOADER[lineage.kind]}.from_pretrained`; no custom code is needed.")
-    if f"{ADAPTER}/{ADAPTER_CONFIG}" in lineage.files:
+    if lineage.has_adapter:
         lines.append(f"That is the model with its LoRA adapter off, which lies in `{ADAPTER}`; on: `burnish.load`, or")
         unpacked = " of the model loaded with `CompressedTensorsConfig(dequantize=True)`"
         unpacked = unpacked if lineage.weights is Weights.PACKED else ""

@@ -78,13 +78,19 @@ def load(
     directory = resolve(source, revision=revision)
     config = read_config(directory)
     weight_files(directory)
-    read_adapter_config(directory)
+    adapter = read_adapter_config(directory)
     lineage = Lineage.read(directory)
     if lineage is None:
         lineage = Lineage(
             kind=kind_of(config),
             weights=weights_of(config),
             base_model=str(source) if not Path(source).exists() else directory.name,
+        )
+    if lineage.has_adapter and adapter is None:
+        raise CheckpointError(
+            f"its directory {ADAPTER} is gone, with the LoRA adapter that belongs to it",
+            where=str(directory),
+            fix=f"copy {ADAPTER} too; what is left is the model without it, which stock transformers reads",
         )
     load_config(directory)
     for remark in remarks(directory):
