@@ -32,6 +32,7 @@ from burnish.arch import MatrixView
 from burnish.calibrate import Calibration
 from burnish.core.checkpoint.adapter import Adapter, without_adapter
 from burnish.core.errors import MissingExtraError, SettingsError
+from burnish.quantize.maths.low_rank import nearest_product
 from burnish.quantize.settings import BY_TEXT
 
 if TYPE_CHECKING:
@@ -143,10 +144,9 @@ def take_out(
 
 
 def remainder(before: Tensor, after: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A and B of the best B A of that rank for what rounding has lost: the first components of its SVD."""
-    u, s, vh = torch.linalg.svd((before - after).detach(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return (root[:, None] * vh[:rank]).to(dtype), (u[:, :rank] * root).to(dtype)
+    """A and B of the best B A of that rank for what rounding has lost."""
+    down, up = nearest_product((before - after).detach(), rank)
+    return down.to(dtype), up.to(dtype)
 
 
 def layers_of(module: nn.Module, views: Sequence[MatrixView], rank: int) -> dict[str, nn.Linear]:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.qat.maths.few_levels import Levels, codes, stored_scale, values
+from burnish.quantize.maths.low_rank import nearest_product
 
 DAMPING = 1e-2
 """Multiple of the mean diagonal that is added to H, whose square root is inverted."""
@@ -75,10 +76,7 @@ def fit_low_rank(
     errors = [float(row_errors(weight - values(level, scale)).sum())]
     for _ in range(rounds):
         rest = weight - values(level, scale)
-        left, sizes, right = torch.linalg.svd(rest if root is None else rest @ root, full_matrices=False)
-        share = sizes[:rank].sqrt()
-        up, down = left[:, :rank] * share, share[:, None] * right[:rank]
-        down = down if inverse is None else down @ inverse
+        down, up = nearest_product(rest, rank, root=root, inverse=inverse)
         product = up @ down
         errors.append(float(row_errors(weight - values(level, scale) - product).sum()))
         target = weight - product
