@@ -167,6 +167,16 @@ def test_dense_weights_and_other_packings_are_refused(tiny_llama, tmp_path):
         tuned(mixed(load(tiny_llama)).save(tmp_path / "mixed"), tiny_llama, scales=False)
 
 
+def test_a_teacher_that_the_model_was_not_made_of_is_known(packed, tiny_llama):
+    from burnish.tune.run import is_another
+
+    model, original = load(packed), load(tiny_llama)
+    assert not is_another(str(tiny_llama), model)  # nothing is written of what it was made of
+    model.lineage.stage, model.lineage.parents = "quantize", {"model": original.hash}
+    assert not is_another(str(tiny_llama), model) and not is_another(original, model)
+    assert is_another(str(packed), model) and not is_another(None, model)
+
+
 def test_damaged_scales_are_named(packed, tiny_llama, tmp_path):
     import shutil
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from burnish.core.checkpoint import Model, cast
+from burnish.core.checkpoint import Model, cast, load
 from burnish.core.checkpoint.packed_integers import (
     SCALE,
     check_whole_numbers,
@@ -21,6 +21,7 @@ from burnish.core.children import num_processes
 from burnish.core.errors import CheckpointError, SettingsError
 from burnish.core.stage import Context
 from burnish.distill.run import run as distill
+from burnish.tune.by_layer import train_by_layer
 from burnish.tune.maths.rescaled import RelativeGain, Rescaled
 from burnish.tune.packed import layers_of
 
@@ -42,22 +43,35 @@ def run(settings: Tune, model: Model, ctx: Context) -> Model:
     if num_processes() > 1:
         raise SettingsError("tune is for one process only", fix="leave `launch` out of this node")
     check_whole_numbers(quantization_config(model), purpose="scales are tuned of")
+    if is_another(ctx.inputs.get("teacher"), model):
+        ctx.progress.log("the teacher is another model than the one that this was quantized from")
     dense = cast(copy.deepcopy(model.module), torch.float32)
     scales = _Scales(model)
     if settings.scales:
         scales.put_into(dense, ctx)
     if settings.norms:
         regain(dense, model.module)
-    start = model.derive(module=dense, packed={}, quantization_config=None)
-    trained = distill(settings.model_copy(update={"only": TRAINED}), start, ctx)
-    result = trained.module
+    result, continued = dense, list[dict[str, Any]]()
+    if settings.by_layer:
+        train_by_layer(settings, model, dense, ctx)
+    else:
+        start = model.derive(module=dense, packed={}, quantization_config=None)
+        trained = distill(settings.model_copy(update={"only": TRAINED}), start, ctx)
+        result, continued = trained.module, trained.lineage.continued
     written, rows = scales.taken_from(result)
     if rows:
         ctx.ledger.table("scales", rows)
     result = cast(without_parametrisations(result), model.module.dtype).eval()
     made = model.derive(module=result, packed=written, quantization_config=quantization_config(model))
-    made.lineage.continued = trained.lineage.continued
+    made.lineage.continued = continued
     return made
+
+
+def is_another(teacher: Model | str | None, model: Model) -> bool:
+    """Whether a model's files say that it was quantized from another one than the teacher's."""
+    made_of = model.lineage.parents.get("model") if model.lineage.stage == "quantize" else None
+    given = load(teacher) if isinstance(teacher, str) else teacher
+    return bool(made_of and given is not None and given.path is not None and given.hash != made_of)
 
 
 class _Scales:

@@ -34,6 +34,20 @@ class Tune(AsStored):
         "compile": "weights are made anew in every step",
     }
 
+    read_by_layer: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("seed", "data", "validation", "holdout", "validation_rows", "context", "overlong", "bad_rows"),
+            *("steps", "epochs", "batch", "lr", "schedule", "warmup", "decay", "final_lr", "keep_best"),
+            *("teacher", "scales", "norms", "by_layer"),
+        }
+    )
+    """Settings that count where layers are trained one by one."""
+
+    by_layer: bool = Field(
+        default=False,
+        description="train layer after layer towards what the original's layer gives, with one layer of the original "
+        "in memory; steps are those of each layer",
+    )
     scales: bool = Field(default=True, description="train the scales of all groups of whole numbers")
     norms: bool = Field(default=True, description="train the gains of all norms")
     batch: int = Field(default=4, ge=1, description="rows per optimizer step")
@@ -56,10 +70,26 @@ class Tune(AsStored):
             raise ValueError("scales and norms are both off: nothing would be trained")
         return self
 
+    @model_validator(mode="after")
+    def _reads_what_is_given(self) -> Tune:
+        fields = type(self).model_fields
+        unread = self.canonical().keys() - self.read_by_layer if self.by_layer else ()
+        for name in (name for name in fields if name in unread):
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True):
+                raise ValueError(f"{name} counts for nothing with by_layer, whose loss is that of a layer's output")
+        return self
+
     def plan(self, before: Plan) -> Plan:
         after = super().plan(before)
         dense = 4 * before.num_parameters
-        return after.with_(peak_memory_bytes=3 * dense, notes=("codes stay; scales and norms change",))
+        notes = ("codes stay; scales and norms change",)
+        if self.by_layer:
+            from burnish.core.checkpoint import without_memory
+            from burnish.tune.by_layer import check_layers
+
+            check_layers(without_memory(before.config))
+            notes = (*notes, "of the original one layer is in memory, and of activations those of one layer")
+        return after.with_(peak_memory_bytes=(2 if self.by_layer else 3) * dense, notes=notes)
 
     def preflight(self, start: Model, before: Plan) -> None:
         super().preflight(start, before)
