@@ -2,17 +2,21 @@
 
     python benchmarks/scale_tuning.py --model models/smollm2 --data DIR --work WORK
 
-Every start is a checkpoint of symmetric 3-bit integers in groups of 64, from 8,192 tokens of WikiText-2 valid, as in
-low_bits.py: two-sided rounding with refitted scales, and learned rounding. `burnish tune` trains on rows of 256 tokens
-of the same text, one row a step, and keeps the scales that are best on rows held out of it; the seed draws the order of
-the rows. Beside it the same steps on the text's next tokens, without the original. The divergence from the original is
-measured on three texts, as in low_bits.py: WikiText-2 test, movie reviews and presidents' speeches. Nothing is chosen
-on them; the learning rate is the default. What has been measured is kept in WORK, and so are the checkpoints.
+Every start is a checkpoint of symmetric integers in groups of 64, made of WikiText-2 valid as in low_bits.py: 3 bits by
+two-sided rounding with refitted scales, and by learned rounding, from 8,192 tokens; and mixed widths of 3.0 bits on the
+mean with refitted scales, from 65,536. `burnish tune` trains on rows of 256 tokens of the same text, one row a step,
+and keeps the scales that are best on rows held out of it; the seed draws the order of the rows. Beside it are three
+times the learning rate, which is the default else, and the same steps on the text's next tokens, without the original.
+The divergence from the original is measured on three texts, as in low_bits.py: WikiText-2 test, movie reviews and
+presidents' speeches. Nothing is chosen on them. A step of tuning is timed beside one of distillation into all weights
+of the original, in turns. What has been measured is kept in WORK, and so are the checkpoints;
+rows of the results file that WORK does not have stay in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,21 +25,30 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from low_bits import DOMAINS, GROUP, LENGTH, OURS, TEXT, TOKENS, windows_of_domain
+from low_bits import CHECKPOINTS, DOMAINS, GROUP, LENGTH, OURS, TEXT, TOKENS, windows_of_domain
 
 from burnish.core.checkpoint import load
+from burnish.distill.stage import Distill
 from burnish.quantize.stage import Quantize
 from burnish.tune.stage import Tune
 
-STARTS = {"rounded": "yaqa-a, refit", "learned": "learned, yaqa, sensitivity"}
+STARTS = {
+    "rounded": "yaqa-a, refit",
+    "learned": "learned, yaqa, sensitivity",
+    "mixed": CHECKPOINTS["command-100MB"],
+}
 ARMS: dict[str, dict[str, Any]] = {
     "scales and norms": {},
+    "scales and norms, rate 3e-3": {"lr": 3e-3},
     "scales": {"norms": False},
     "scales and norms, next tokens": {"alpha": 0.0},
 }
-UNTUNED = "not tuned"
+UNTUNED, COST = "not tuned", "cost of a step"
 STEPS = 2 if experiment.SMOKE else 96
 SEEDS = (0, 1, 2)
+ROW: dict[str, Any] = {"batch": 1, "context": 256, "precision": "bfloat16"}
+ROUNDS, TIMED = (1, 3) if experiment.SMOKE else (3, 5)
+"""How often both sides of the cost take turns, and steps of a turn, of which the first does not count."""
 
 
 def main() -> None:
@@ -48,10 +61,19 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(arguments)
     bench.kept.run(bench.names, bench.measure, arguments.minutes)
-    rows = [bench.kept.read(name) for name in bench.every() if bench.kept.has(name)]
+    measured = {name: bench.kept.read(name) for name in bench.every() if bench.kept.has(name)}
+    rows = list((earlier(arguments.out) | measured).values())
     texts = [experiment.digest(bench.windows(domain).numpy()) for domain in DOMAINS]
     content = {"steps": STEPS, "rows": rows, "slices": {"tuning": [], "reporting": texts}}
+    if bench.kept.has(COST):
+        content["cost"] = bench.kept.read(COST)["seconds"]
     experiment.record(arguments.out, __doc__, content)
+
+
+def earlier(out: Path) -> dict[str, Any]:
+    """What a results file has by the names of its cells."""
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
+    return {f"{row['start']}, {row['arm']}, {row['seed']}": row for row in rows}
 
 
 class Bench:
@@ -69,31 +91,54 @@ class Bench:
             yield from (f"{start}, {arm}, {seed}" for seed in SEEDS for arm in ARMS)
 
     def names(self) -> Iterable[str]:
-        return (name for name in self.every() if not self.only or name.startswith(self.only))
+        return (name for name in [*self.every(), COST] if not self.only or name.startswith(self.only))
 
     def measure(self, name: str) -> dict[str, Any]:
+        if name == COST:
+            return {"seconds": self.cost()}
         start, arm, seed = name.split(", ", 1)[0], name.split(", ", 1)[1].rsplit(", ", 1)[0], name.rsplit(", ", 1)[1]
         before = self.start(start)
-        began = time.process_time()
+        began, held_out = time.process_time(), list[float]()
         if arm == UNTUNED:
             module = load(before, dtype=torch.float32).module
         else:
-            stage = Tune(steps=STEPS, batch=1, seed=int(seed), precision="bfloat16", eval_every=32, **ARMS[arm])
+            stage = Tune(**ROW, steps=STEPS, seed=int(seed), eval_every=32, **ARMS[arm])
             place = self.work / f"tune-{experiment.digest(name)[:12]}"
             texts = {"data": TEXT, "teacher": self.model}
             module = stage(load(before), work_dir=place, progress=True, **texts).module.float()
+            losses = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+            held_out = [row["validation_loss"] for row in losses if "validation_loss" in row]
         seconds = time.process_time() - began
         kl = {domain: self.divergence(module, domain) for domain in DOMAINS}
         print(name, {domain: round(float(np.mean(values)), 4) for domain, values in kl.items()}, flush=True)
-        return {"start": start, "arm": arm, "seed": int(seed), "kl": kl, "cpu_seconds": round(seconds, 1)}
+        row = {"start": start, "arm": arm, "seed": int(seed), "kl": kl, "cpu_seconds": round(seconds, 1)}
+        return row | {"held_out": held_out}
+
+    def cost(self) -> dict[str, list[float]]:
+        """Median seconds of a step in every turn: of tuning, and of distillation into all weights of the original."""
+        how = ROW | {"steps": TIMED, "save_every": 0, "holdout": 0.0}
+        sides = {
+            "tuning": (Tune(**how, keep_best=False), self.start("mixed")),
+            "distillation": (Distill(**how, alpha=1.0, optimizer="adamw"), self.model.path),
+        }
+        found: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(ROUNDS):
+            for name in list(sides)[:: -1 if number % 2 else 1]:
+                stage, model = sides[name]
+                place = self.work / f"cost-{name}-{number}"
+                stage(load(model), work_dir=place, data=TEXT, teacher=self.model)
+                losses = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+                found[name].append(float(np.median([256 / row["tokens_per_second"] for row in losses[1:]])))
+        return found
 
     def start(self, name: str) -> Path:
         """The checkpoint that tuning begins with, made where it is not there."""
         place = self.work / f"start-{name}"
         if not place.is_dir():
-            stage = Quantize(
-                bits=3, group_size=GROUP, tokens=TOKENS, length=LENGTH, calibration=TEXT, **OURS[STARTS[name]]
-            )
+            settings: dict[str, Any] = {"target": "100MB", "sketch": "a", "damping": 0.1}
+            if name != "mixed":
+                settings = {"bits": 3, "group_size": GROUP, "tokens": TOKENS, "length": LENGTH} | OURS[STARTS[name]]
+            stage = Quantize(calibration=TEXT, **settings)
             stage(self.model, work_dir=self.work / f"quantize-{name}", progress=True).save(place)
         return place
 
@@ -131,7 +176,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         rows.append([STARTS[start], arm, len(runs), *cells, *ratios, f"{seconds:.0f}" if arm != UNTUNED else ""])
     names = " | ".join(DOMAINS.values())
     beside = " | ".join(f"{name}, against the start (95 %)" for name in DOMAINS.values())
-    return {"main": experiment.table(f"start | trained | seeds | {names} | {beside} | CPU s", rows)}
+    made = {"main": experiment.table(f"start | trained | seeds | {names} | {beside} | CPU s", rows)}
+    if "cost" in results:
+        seconds = results["cost"]
+        against = experiment.cell(experiment.ratio(seconds["tuning"], seconds["distillation"]), ".2f")
+        row = [*(f"{np.mean(seconds[name]):.2f}" for name in ("tuning", "distillation")), against]
+        made["cost"] = experiment.table("step of tuning, s: | of distillation, s: | ratio (95 %):", [row])
+    return made
 
 
 if __name__ == "__main__":

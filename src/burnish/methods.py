@@ -717,7 +717,10 @@ METHODS: tuple[Method, ...] = (
         use="burnish diagnose",
         source="Quantization Meets Reasoning, 2025, arXiv:2501.03035; 2025, arXiv:2505.11574",
         page="repair",
-        benchmarks=(Benchmark("repair", ("--work", "runs/repair-benchmark")),),
+        benchmarks=(
+            Benchmark("repair", ("--work", "runs/repair-benchmark")),
+            Benchmark("small_and_right", needs="--run of recipes/small_and_right.yaml"),
+        ),
         verb=Verb(
             name="diagnose",
             settings="burnish.diagnose.stage:Diagnose",

@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import experiment  # noqa: E402
 
+from small_models import untaught_reasoner  # noqa: E402
+
 ALONE = ["optimizer_step", "train_loop", "intervals"]
 WORKING = [
     "train_gpu",
@@ -24,11 +26,14 @@ WORKING = [
     "sparse_attention",
     "trajectories",
     "moe_lora",
+    "corda",
     pytest.param("activation", marks=pytest.mark.long),
 ]
 """Benchmarks that take --work."""
 OF_SMOLLM2 = ("trajectories", "activation")
 """Those that read the embedded model, or its tokenizer."""
+OF_A_REASONER = ("corda",)
+"""Those that take --model, one that could learn chains."""
 
 
 def test_sides_take_turns_and_the_first_round_is_not_counted():
@@ -110,6 +115,7 @@ def test_a_benchmark_runs_small_and_makes_its_tables(name: str, tmp_path: Path, 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])}
     command = [sys.executable, str(script), "--smoke", "--out", str(out)]
     command += ["--work", str(tmp_path / "work")] if name not in ALONE else []
+    command += ["--model", str(untaught_reasoner().save(tmp_path / "model"))] if name in OF_A_REASONER else []
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     show = f"import json, {name}; print(*{name}.tables(json.load(open({str(out)!r}))).values(), sep='\\n')"

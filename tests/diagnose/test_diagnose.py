@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ from burnish.verify import verifier
 from small_models import untaught_reasoner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import small_and_right  # noqa: E402
+
 KIND = Chains(modulus=5, steps=(1, 1), operations="+", repeat=0, direct=0)
 """Twenty questions, which a hundred steps teach."""
 QUICK: dict[str, Any] = {"verifier": "chain", "k": 4, "max_new_tokens": 40, "seed": 5}
@@ -220,6 +225,10 @@ def test_wrong_inputs(packed, original, problems, tmp_path):
             Diagnose.parse({"data": "problems.jsonl", **settings}, where="recipe")
 
 
+def kl_of(metrics: dict[str, Any]) -> float:
+    return metrics["kl_divergence"]["value"]
+
+
 @pytest.mark.slow
 def test_the_recipe_runs_small_and_once(original: Model, tmp_path: Path, monkeypatch):
     """With few steps, and rounded so far that something is lost."""
@@ -236,7 +245,8 @@ def test_the_recipe_runs_small_and_once(original: Model, tmp_path: Path, monkeyp
     changes: dict[str, dict[str, Any]] = {
         "small": {"group_size": 16},
         "lost": {"k": 4, "held_out": None},
-        **dict.fromkeys(("tuned", "text_alone", "repaired", "longer"), few),
+        "adapted": {"max_steps": 2, "batch": 4, "max_length": 64},
+        **dict.fromkeys(("tuned", "text_alone", "repaired", "longer", "by_layer"), few),
     }
     asked = {"max_new_tokens": 40}
     content["nodes"] = [
@@ -251,13 +261,17 @@ def test_the_recipe_runs_small_and_once(original: Model, tmp_path: Path, monkeyp
     tables = {row["name"] for row in ledger if row["row"] == "table"}
     assert tables >= {"answers", "faults", "pairs", "scales"}
     asked_of = {row["node"] for row in ledger if row["row"] == "table" and row["name"] == "answers"}
-    steps = ("small", "tuned", "repaired", "longer")
-    assert asked_of == {"lost", *(f"{name}_asked" for name in steps)}
+    steps = ("small", "tuned", "repaired", "longer", "by_layer")
+    assert asked_of == {"lost", "adapted_asked", *(f"{name}_asked" for name in steps)}
     measured = {row["node"]: row["metrics"] for row in ledger if row["row"] == "measurement"}
-    assert measured.keys() == {"start", "text_alone", *steps}
-    assert len({measured[name]["bytes_on_disk"]["value"] for name in steps}) == 1
+    assert measured.keys() == {"start", "text_alone", "adapted", *steps}
+    sizes = {name: metrics["bytes_on_disk"]["value"] for name, metrics in measured.items()}
+    assert len({sizes[name] for name in steps}) == 1 and sizes["adapted"] > sizes["tuned"]
     assert all(f"kl_divergence{text}" in measured["repaired"] for text in ("", "_second", "_third"))
     rows = [json.loads(line) for line in (tmp_path / "run/nodes/lost/rows.jsonl").read_text().splitlines()]
     assert rows and all(row["chosen"] != row["rejected"] for row in rows)
     assert dict(packed_weights(burnish.load(tmp_path / "run/nodes/repaired")))
     assert {d.action for d in Run(read_recipe(recipe), tmp_path / "run", ROOMS).execute()} == {"skip"}
+    told_of = small_and_right.summary(small_and_right.read_run(tmp_path / "run"))
+    assert told_of["rows"].keys() == measured.keys() and told_of["problems"] == 20
+    assert all(told_of["rows"][name]["kl"]["text"] == pytest.approx(kl_of(measured[name])) for name in measured)
