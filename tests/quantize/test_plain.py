@@ -62,9 +62,13 @@ def test_methods_that_look_at_text_still_need_a_row(tmp_path):
             Quantize(**settings).plan(model.plan())
 
 
-def test_a_type_that_stock_loaders_could_not_read_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="cannot load a packed gpt_bigcode"):
-        RTN.plan(unknown("gpt_bigcode", tmp_path / "model").plan())
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("gpt_bigcode", {}), ("mamba2", {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 8})],
+)
+def test_a_type_that_stock_loaders_could_not_read_is_refused(kind, shape, tmp_path):
+    with pytest.raises(SettingsError, match=f"cannot load a packed {kind}"):
+        RTN.plan(unknown(kind, tmp_path / "model", **shape).plan())
 
 
 def test_a_type_with_other_names_on_disk_is_refused(tmp_path):

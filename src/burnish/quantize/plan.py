@@ -140,8 +140,9 @@ def check_experts(views: Sequence[MatrixView]) -> None:
             )
 
 
-STORED_ALONE = (
-    "transformers loads packed experts in the dtype that is stored alone (dtype: auto): it does not cast them"
+STORED_DTYPE = (
+    "transformers runs packed experts in the dtype that is stored (dtype: auto): it does not cast them, and in another "
+    "one eager experts stop, Mixtral's always"
 )
 
 
@@ -196,7 +197,7 @@ def plan(settings: Quantize, before: Plan) -> Plan:
         notes.append(note)
     flops += outliers_flops(settings, before)
     if any(view.expert is not None for view in views):
-        notes.append(STORED_ALONE)
+        notes.append(STORED_DTYPE)
     loads = settings.target is None and settings.quantize_embedding is None  # else it has been said what does not
     by_bits = sorted(set(schemes.values()), key=lambda scheme: scheme.bits) if loads else []
     notes += dict.fromkeys(note for scheme in by_bits for note in scheme.notes())
