@@ -14,6 +14,9 @@ trees: the first 64 tokens by `burnish.generate` with real trees, and of 18 prom
 bfloat16: texts of a prompt alone, with trees, and, as a control, of all prompts in one batch without trees; how near
 the float32 logits of the two tokens are where one parts from the text alone. It needs no answers, and adds to the
 results by itself.
+second: from how many tokens on a second identical request takes less than half of the first one's passes, that over
+the prompt counted in both; the first proposes too. The first 64 tokens, of all prompts in one batch; it needs no
+answers, and adds to the results by itself.
 record: writes all other results, with as many trees as were made.
 replay: tokens per pass of every proposer, of a second identical request, and with the answers of all others known.
 cost: processor seconds of one thread for a step and for inserting a prompt of 4,096 tokens, and bytes.
@@ -24,6 +27,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +65,10 @@ EXTRA = 2 if SMOKE else 18
 HALF = range(2) if SMOKE else (*range(16), *range(16, 24, 2))
 """Prompts of texts in bfloat16: all that are copied from, and every other chat."""
 HALF_TOKENS = 8 if SMOKE else 32
+SECOND_TOKENS = 8 if SMOKE else 64
+SECOND_CHAIN = 8
+"""Tokens of a chain, as `burnish serve up` proposes."""
+LENGTHS = (2, 4, 8) if SMOKE else (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
 Prompt = dict[str, str]
 
 
@@ -206,6 +214,18 @@ class Asked:
         alone, trees = (self.say(prompts[name], memory, "bfloat16", HALF_TOKENS) for memory in (None, Lookahead()))
         return {"alone": alone, "trees": trees}
 
+    def beginnings(self, name: str) -> dict[str, Any]:
+        """The first tokens of all answers: `second beginnings`."""
+        model, prompts = self.model(), self.sets["reporting"]
+        tokens = [self.tokens(prompt) for prompt in prompts]
+        said = generate(model.module, model.tokenizer, tokens, max_new_tokens=SECOND_TOKENS, temperature=0)
+        return {
+            "known": [
+                {"kind": prompt["kind"], "prompt": own, "answer": one.tokens}
+                for prompt, own, one in zip(prompts, tokens, said, strict=True)
+            ]
+        }
+
     def partings(self) -> list[dict[str, Any]]:
         """Of every prompt where its text with trees and its text in a batch part from its text alone."""
         together, found = self.kept.read("bfloat16 together")["texts"], []
@@ -341,6 +361,18 @@ def replay(known: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def second(known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """(first, second) passes of every prompt whose answer has so many tokens, cut to them; the prompt's is counted."""
+    found = []
+    for length in LENGTHS:
+        for one in known:
+            if len(one["answer"]) >= length:
+                twice = Chained(length=SECOND_CHAIN)
+                passes = [1 + follow(twice, one["prompt"], one["answer"][:length])[1] for _ in range(2)]
+                found.append({"length": length, "copies": one["kind"] in COPY, "passes": passes})
+    return found
+
+
 def _know(proposer: Any, one: dict[str, Any]) -> None:
     """Has it remember an answer."""
     session = proposer.begin(one["prompt"])
@@ -396,23 +428,30 @@ def main() -> None:
     command.keeps()
     command.add_argument("--model", type=Path, required=True)
     command.add_argument("--data", type=Path, required=True)
-    parts = ("bfloat16", "answers", "trees", "record")
+    parts = ("bfloat16", "second", "answers", "trees", "record")
     command.add_argument("--part", choices=parts, help="end with it; trees need the answers")
     arguments = command.read()
     asked = Asked(arguments)
     every = [f"{part} {number}" for part, prompts in asked.sets.items() for number in range(len(prompts))]
     work: dict[str, tuple[list[str], Callable[[str], dict[str, Any]]]] = {
         "bfloat16": ([*asked.halves, "bfloat16 together"], asked.half),
+        "second": (["second beginnings"], asked.beginnings),
         "answers": ([f"answer {name}" for name in every], asked.answer),
         "trees": ([f"tree {name}" for name in every], asked.tree),
     }
     for part, (names, measure) in work.items():
+        if arguments.part == "second" and part == "bfloat16":
+            continue
         if arguments.part != "record" and not asked.kept.run(partial(list, names), measure, arguments.minutes):
             return
         if part == "bfloat16" and arguments.part != "record":
             with experiment.results(arguments.out) as known:
                 facts = {"machine": experiment.machine(), "date": date.today().isoformat(), "tokens": HALF_TOKENS}
                 known["bfloat16"] = facts | {"texts": asked.partings()}
+        if part == "second" and arguments.part != "record":
+            with experiment.results(arguments.out) as known:
+                facts = {"machine": experiment.machine(), "date": date.today().isoformat(), "chain": SECOND_CHAIN}
+                known["second"] = facts | {"answers": second(asked.kept.read("second beginnings")["known"])}
         if arguments.part == part:
             return
     trees = [name for name in work["trees"][0] if asked.kept.has(name)]
@@ -468,6 +507,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "passes": table(head, per_pass),
         "bars": table("tokens per pass, ratio | goal | copying (95 %) | chat (95 %)", lines),
         "same": _same(results),
+        "second": _second(results["second"]),
         "cost": _cost(results["cost"]),
     }
 
@@ -487,6 +527,25 @@ def _same(results: dict[str, Any]) -> str:
             rows.append([title, len(halves), len(halves) - len(parted), *cells])
     head = "texts | number | equal to the text alone | of the others, part at the float32 top two | widest gap there "
     return table(f"{head}| share that parts, less that in a batch (95 %, paired)", rows)
+
+
+def _second(found: dict[str, Any]) -> str:
+    rows = []
+    for length in sorted({one["length"] for one in found["answers"]}):
+        cells: list[Any] = [length, 1 + math.ceil((length - 1) / (1 + found["chain"]))]
+        for copies in (True, False):
+            passes = [one["passes"] for one in found["answers"] if (one["length"], one["copies"]) == (length, copies)]
+            if not passes:
+                cells += ["-"] * 3
+                continue
+            cells += [f"{mean:.1f}" for mean in np.mean(passes, 0)]
+            cells.append(f"{sum(2 * again < first for first, again in passes)} of {len(passes)}")
+        rows.append(cells)
+    head = (
+        "tokens of the answer | least passes | copying: passes of the first request | of the second | second less than "
+    )
+    head += "half | chat: first | second | less than half"
+    return table(head, rows)
 
 
 def _cost(found: dict[str, Any]) -> str:
