@@ -1,12 +1,16 @@
 """Does the first thing a stranger runs end within 6 minutes on two cores, in less than 4 GB, and what does it show?
 
     python benchmarks/demo.py --work WORK
+    python benchmarks/demo.py --speeds RUN
 
 The two commands of `scripts/demo` are run in an empty directory: the embedded model is converted, then
 recipes/quickstart.yaml rounds it three ways and measures it before and after. Memory is the largest sum of resident
 sizes over the command and the processes it starts, sampled ten times a second; pages that two of them share are counted
 twice. `burnish --help` is timed as well. The run directory stays in WORK. Where the benchmark is stopped and started
 again it continues, as the command does, and the seconds of both parts add up.
+
+Rates of an inference engine come from a run of the same recipe where VLLM_PYTHON named one: --speeds adds those of its
+ledger, and measures nothing. The checkpoints must be those that were measured.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +98,20 @@ def measure(work: Path) -> dict[str, Any]:
     }
 
 
+def with_speeds(nodes: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The nodes with the rates that the ledger of another run of the recipe has.
+
+    Raises:
+        ValueError: a node was not timed there.
+    """
+    from burnish.core.ledger import Ledger
+
+    rows = {row["node"]: row for row in Ledger(run).rows if row["row"] == "speed"}
+    if missing := nodes.keys() - rows.keys():
+        raise ValueError(f"{run} has no engine's rates of {', '.join(sorted(missing))}")
+    return {name: node | {"speed": rows[name]} for name, node in nodes.items()}
+
+
 def added(nodes: dict[str, Any], node: str) -> float:
     """Nats per token more than the original's."""
     ours, start = (nodes[name]["sequences"] for name in (node, "start"))
@@ -100,10 +119,13 @@ def added(nodes: dict[str, Any], node: str) -> float:
 
 
 def decode_speed(row: dict[str, Any] | None) -> str:
-    """Of a ledger's row: transformers unpacks packed weights, so that only an engine's speed is that of 4 bits."""
+    """Of a ledger's row: transformers unpacks packed weights, so that only an engine's speed is that of 4 bits.
+
+    Of processor time, which other work on the machine changes little.
+    """
     if row is None:
         return "not measured"
-    value = row["metrics"][f"decode_speed@{row['protocol']['batches'][0]}"]["value"]
+    value = row["metrics"][f"decode_cpu_speed@{row['protocol']['batches'][0]}"]["value"]
     return "not measured" if value is None else f"{value:.1f}"
 
 
@@ -127,7 +149,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         ["`burnish --help`", f"{median:.2f} s ({shortest:.2f} to {longest:.2f})", "0.5 s"],
     ]
     header = (
-        "SmolLM2-135M-Instruct | on disk | tokens per second | perplexity | loss added, nats per token "
+        "SmolLM2-135M-Instruct | on disk | tokens per CPU second | perplexity | loss added, nats per token "
         "| KL divergence | same top token | made in"
     )
     return {
@@ -138,8 +160,16 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     command = experiment.Command(__file__, __doc__)
-    command.add_argument("--work", type=Path, required=True, help="a new directory, or that of an earlier part")
+    command.add_argument("--work", type=Path, help="a new directory, or that of an earlier part")
+    command.add_argument("--speeds", type=Path, help="the directory of a run with an engine")
     arguments = command.read()
+    if (arguments.work is None) == (arguments.speeds is None):
+        command.error("give either --work or --speeds")
+    if arguments.speeds is not None:
+        with experiment.results(arguments.out) as known:
+            known["nodes"] = with_speeds(known["nodes"], arguments.speeds)
+            known["speeds"] = {"machine": experiment.machine(), "date": date.today().isoformat()}
+        return
     arguments.work.mkdir(parents=True, exist_ok=True)
     if any(arguments.work.iterdir()) and not (arguments.work / "parts.jsonl").is_file():
         command.error(f"{arguments.work} is not empty")
