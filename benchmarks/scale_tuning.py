@@ -6,7 +6,8 @@ Every start is a checkpoint of symmetric integers in groups of 64, made of WikiT
 two-sided rounding with refitted scales, and by learned rounding, from 8,192 tokens; and mixed widths of 3.0 bits on the
 mean with refitted scales, from 65,536. `burnish tune` trains on rows of 256 tokens of the same text, one row a step,
 and keeps the scales that are best on rows held out of it; the seed draws the order of the rows. Beside it are three
-times the learning rate, which is the default else, and the same steps on the text's next tokens, without the original.
+times the learning rate, which is the default else; the same steps on the text's next tokens, without the original; and
+as many steps for each layer, towards what the original's layer gives, alone and before the others.
 The divergence from the original is measured on three texts, as in low_bits.py: WikiText-2 test, movie reviews and
 presidents' speeches. Nothing is chosen on them. A step of tuning is timed beside one of distillation into all weights
 of the original, in turns. What has been measured is kept in WORK, and so are the checkpoints;
@@ -40,9 +41,13 @@ STARTS = {
 ARMS: dict[str, dict[str, Any]] = {
     "scales and norms": {},
     "scales and norms, rate 3e-3": {"lr": 3e-3},
+    "layer by layer": {"by_layer": True, "precision": "auto"},
+    "layer by layer, then scales and norms": {},
     "scales": {"norms": False},
     "scales and norms, next tokens": {"alpha": 0.0},
 }
+AFTER = {"layer by layer, then scales and norms": "layer by layer"}
+"""Arms that begin where another one ends."""
 UNTUNED, COST = "not tuned", "cost of a step"
 STEPS = 2 if experiment.SMOKE else 96
 SEEDS = (0, 1, 2)
@@ -97,17 +102,22 @@ class Bench:
         if name == COST:
             return {"seconds": self.cost()}
         start, arm, seed = name.split(", ", 1)[0], name.split(", ", 1)[1].rsplit(", ", 1)[0], name.rsplit(", ", 1)[1]
-        before = self.start(start)
+        tuned = self.work / f"tuned-{start}-{AFTER.get(arm, arm)}-{seed}".replace(" ", "-")
+        before = tuned if arm in AFTER else self.start(start)
         began, held_out = time.process_time(), list[float]()
         if arm == UNTUNED:
             module = load(before, dtype=torch.float32).module
         else:
-            stage = Tune(**ROW, steps=STEPS, seed=int(seed), eval_every=32, **ARMS[arm])
+            stage = Tune(**ROW | {"steps": STEPS, "seed": int(seed), "eval_every": 32} | ARMS[arm])
             place = self.work / f"tune-{experiment.digest(name)[:12]}"
             texts = {"data": TEXT, "teacher": self.model}
-            module = stage(load(before), work_dir=place, progress=True, **texts).module.float()
-            losses = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-            held_out = [row["validation_loss"] for row in losses if "validation_loss" in row]
+            model = stage(load(before), work_dir=place, progress=True, **texts)
+            if arm in AFTER.values():
+                model.save(tuned, overwrite=True)
+            module = model.module.float()
+            if not stage.by_layer:
+                losses = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+                held_out = [row["validation_loss"] for row in losses if "validation_loss" in row]
         seconds = time.process_time() - began
         kl = {domain: self.divergence(module, domain) for domain in DOMAINS}
         print(name, {domain: round(float(np.mean(values)), 4) for domain, values in kl.items()}, flush=True)

@@ -1,17 +1,19 @@
 """What does each step from an original to a small, tuned and repaired model buy, on three texts and in right answers?
 
     python benchmarks/small_and_right.py --run runs/small_and_right
+    python benchmarks/small_and_right.py --run runs/small_tables --task tables
 
 Takes what `burnish run recipes/small_and_right.yaml` has left, from the directory that it ran in: sizes of files, and
 which of the problems that nothing was made of each model answers rightly. The divergence from the original is measured
 anew on the windows of the recipe, which keeps means of two of its three texts alone. Every step stands beside the one
 that it started from and, where the recipe has one, beside its control: as many steps on other text. Intervals are over
-windows and over problems.
+windows and over problems. The task is what the recipe asked: chains, or tables as its comment says.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,15 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     return {"slices": found["slices"], "problems": len(nodes["start"]["right"]), "rows": rows}
 
 
+def content(out: Path, task: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded: this task beside those that the results file has."""
+    tasks = json.loads(out.read_text(encoding="utf-8"))["tasks"] if out.is_file() else {}
+    tasks[task] = found
+    uses = ("tuning", "reporting")
+    slices = {use: sorted({digest for one in tasks.values() for digest in one["slices"][use]}) for use in uses}
+    return {"slices": slices, "tasks": tasks}
+
+
 def lost(original: dict[str, Any], model: dict[str, Any]) -> float:
     """Share of the problems that the original answers rightly and the model does not, less the reverse."""
     return float(np.mean(original["right"]) - np.mean(model["right"]))
@@ -113,28 +124,36 @@ def bounds(found: Any) -> dict[str, float]:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown tables for the documentation."""
-    steps, pairs = [], []
-    for node, row in results["rows"].items():
-        name, before, control = STEPS[node]
-        recovered = row.get("recovered")
-        steps.append(
-            [
-                name,
-                f"{row['bytes']:,}",
-                *(f"{row['kl'][text]:.3f}" for text in TEXTS),
-                f"{row['right']:.1%}" if "right" in row else "",
-                f"{recovered:.0%}" if recovered is not None else "",
-            ]
-        )
-        for role, other in (("before", before), ("control", control)):
-            if row.get(role, {}).get("kl"):
-                pairs.append([name, STEPS[other][0], *compared_cells(row[role])])
     texts = " | ".join(f"KL, {text}:" for text in TEXTS.values())
     ratios = " | ".join(f"KL, {text} (95 %):" for text in TEXTS.values())
-    return {
-        "steps": experiment.table(f"model | bytes: | {texts} | right: | of the loss:", steps),
-        "pairs": experiment.table(f"model | beside | {ratios} | right (95 %): | McNemar p:", pairs),
-    }
+    made = {}
+    for task, found in results["tasks"].items():
+        made[f"{task}-steps"] = experiment.table(f"model | bytes: | {texts} | right: | of the loss:", steps(found))
+        header = f"model | beside | {ratios} | right (95 %): | McNemar p:"
+        made[f"{task}-pairs"] = experiment.table(header, pairs(found))
+    return made
+
+
+def steps(found: dict[str, Any]) -> Iterator[list[str]]:
+    """A row of every model."""
+    for node, row in found["rows"].items():
+        recovered = row.get("recovered")
+        yield [
+            STEPS[node][0],
+            f"{row['bytes']:,}",
+            *(f"{row['kl'][text]:.3f}" for text in TEXTS),
+            f"{row['right']:.1%}" if "right" in row else "",
+            f"{recovered:.0%}" if recovered is not None else "",
+        ]
+
+
+def pairs(found: dict[str, Any]) -> Iterator[list[str]]:
+    """A row of every model beside the one before it, and beside its control."""
+    for node, row in found["rows"].items():
+        name, before, control = STEPS[node]
+        for role, other in (("before", before), ("control", control)):
+            if row.get(role, {}).get("kl"):
+                yield [name, STEPS[other][0], *compared_cells(row[role])]
 
 
 def compared_cells(found: dict[str, Any]) -> list[str]:
@@ -147,8 +166,9 @@ def compared_cells(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     command = experiment.Command(__file__, __doc__)
     command.add_argument("--run", type=Path, required=True, help="a finished run of the recipe")
+    command.add_argument("--task", default="chains", help="what the run asked")
     options = command.read()
-    found = summary(read_run(options.run))
+    found = content(options.out, options.task, summary(read_run(options.run)))
     experiment.record(options.out, __doc__, found)
     for table in tables(found).values():
         print(table)

@@ -1,5 +1,6 @@
 """What the benchmark of the repair recipe makes of a run."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,19 @@ def test_what_is_won_back_is_a_share_of_what_rounding_lost():
 
 
 def test_tables_have_every_model_and_both_of_its_comparisons():
-    made = small_and_right.tables(small_and_right.summary(found()))
-    steps = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made["steps"].splitlines()[2:]]
+    made = small_and_right.tables({"tasks": {"chains": small_and_right.summary(found())}})
+    steps = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made["chains-steps"].splitlines()[2:]]
     assert steps[0] == ["original", "800", "0.000", "0.000", "0.000", "100.0%", ""]
     assert steps[1] == ["rounded", "100", "0.300", "0.300", "0.300", "60.0%", "0%"]
-    pairs = [[cell.strip() for cell in line.split("|")[1:3]] for line in made["pairs"].splitlines()[2:]]
+    pairs = [[cell.strip() for cell in line.split("|")[1:3]] for line in made["chains-pairs"].splitlines()[2:]]
     assert ["repaired: scales", "tuned"] in pairs and ["repaired: scales", "tuned again on the same text"] in pairs
     assert not any(name == "rounded" for name, _ in pairs)  # the original diverges from itself by nothing
+
+
+def test_a_task_stands_beside_those_that_were_recorded_before(tmp_path: Path):
+    out, own = tmp_path / "it.json", small_and_right.summary(found())
+    out.write_text(json.dumps(small_and_right.content(out, "chains", own)))
+    other = own | {"slices": {"tuning": ["a"], "reporting": ["c"]}}
+    both = small_and_right.content(out, "tables", other)
+    assert list(both["tasks"]) == ["chains", "tables"]
+    assert both["slices"] == {"tuning": ["a"], "reporting": ["b", "c"]}

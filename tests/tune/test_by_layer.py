@@ -88,8 +88,9 @@ def test_a_layer_that_does_not_come_nearer_stays_as_it_was(packed, tiny_llama, t
 
 def test_padding_is_no_token_of_the_error(packed, tiny_llama, tmp_path):
     settings = {"holdout": 0.0, "keep_best": False, "batch": 1}
-    text, apart = by_layer.text_of(Tune(**SHORT | settings), load(packed), context(tmp_path, [PROSE.read_text()[:50]]))
-    assert not apart and text.mask is not None and not text.mask.all()
+    stage, ctx = Tune(**SHORT | settings), context(tmp_path, [PROSE.read_text()[:50]])
+    text = by_layer.text_of(stage, *by_layer.training_rows(stage, load(packed).tokenizer, ctx), 1)
+    assert text.mask is not None and not text.mask.all()
     _, rows = tuned(packed, str(tiny_llama), tmp_path, **settings)
     assert rows[0]["error after, rows trained on"] < rows[0]["error before, rows trained on"]
     states = HiddenStates(torch.ones(1, 4, 2), {0: {}})

@@ -36,6 +36,7 @@ from burnish.train.rows import on_disk
 from burnish.train.run import training_rows
 
 if TYPE_CHECKING:
+    from burnish.data.packing import PackedRows
     from burnish.tune.stage import Tune
 
 MOST_TOKENS = 32_768
@@ -58,7 +59,9 @@ def train_by_layer(settings: Tune, model: Model, module: Any, ctx: Context) -> N
         NumericalError: the error of a layer is not finite.
     """
     original = original_of(settings, model, ctx)
-    text, held_out = text_of(settings, model, ctx)
+    rows, held_out = training_rows(settings, model.tokenizer, on_disk(ctx))
+    steps = settings.num_steps(len(rows))
+    text = text_of(settings, rows, held_out, steps)
     count = math.ceil(len(text.fold(0)) / settings.batch)
     walked = streamed(original) if ctx.device == "cpu" else None
     network: Any = walked.module if walked else working_copy(original, torch.float32, ctx.device)
@@ -67,7 +70,7 @@ def train_by_layer(settings: Tune, model: Model, module: Any, ctx: Context) -> N
     masks = [batch.mask for fold in (0, 1) for batch in text.batches(fold, module.device, batch_tokens(settings))]
     store = Store(ctx.work_dir / "layers")
     key = settings.canonical() | {"model": model.identity, "teacher": original.identity, "text": text.hash}
-    own, rows = layers(module), []
+    own, told = layers(module), []
     with ctx.progress.task("tuning layers", total=len(own), unit="layers") as task:
         for block in blocks(network, views, text, batch_tokens=batch_tokens(settings), on_disk=walked):
             _, layer = own[block.number]
@@ -77,7 +80,6 @@ def train_by_layer(settings: Tune, model: Model, module: Any, ctx: Context) -> N
                 parameter.requires_grad_(True)
             name = f"layer{block.number:03d}"
             if store.find(name, key) is None:
-                steps = settings.num_steps(len(text.fold(0)))
                 errors = descend(settings, layer, list(trained.values()), block, masks, count, steps)
                 kept = torch.tensor(errors, dtype=torch.float64)
                 with store.writing(name, key) as place:
@@ -87,11 +89,11 @@ def train_by_layer(settings: Tune, model: Model, module: Any, ctx: Context) -> N
             with torch.no_grad():
                 for part, parameter in trained.items():
                     parameter.copy_(found[part])
-            where = "held-out rows" if held_out else "rows trained on"
-            rows.append({"layer": block.number, f"error before, {where}": before, f"error after, {where}": after})
+            where = "rows trained on" if held_out is None else "held-out rows"
+            told.append({"layer": block.number, f"error before, {where}": before, f"error after, {where}": after})
             hand_over(layer, block.layer)
             task.advance(1)
-    ctx.ledger.table(TABLE, rows)
+    ctx.ledger.table(TABLE, told)
 
 
 def original_of(settings: Tune, model: Model, ctx: Context) -> Model:
@@ -131,11 +133,10 @@ def streamed(original: Model) -> OnDisk | None:
     return None if found.absent else found
 
 
-def text_of(settings: Tune, model: Model, ctx: Context) -> tuple[Calibration, bool]:
-    """Rows that are trained on, in an order drawn from the seed, and behind them those that are measured on; whether
-    these are others than the first."""
-    rows, held_out = training_rows(settings, model.tokenizer, on_disk(ctx))
-    most = max(1, MOST_TOKENS // rows.length)
+def text_of(settings: Tune, rows: PackedRows, held_out: PackedRows | None, steps: int) -> Calibration:
+    """As many rows as are trained on, in an order drawn from the seed, and in a fold of their own those that are
+    measured on: the held-out ones, or else some of the first."""
+    most = max(1, min(MOST_TOKENS // rows.length, steps * settings.batch))
     order = np.random.default_rng(settings.seed).permutation(len(rows))[:most]
     beside = rows if held_out is None else held_out.spread(settings.validation_rows)
     last = order[: settings.validation_rows] if held_out is None else np.arange(len(beside))
@@ -144,8 +145,7 @@ def text_of(settings: Tune, model: Model, ctx: Context) -> tuple[Calibration, bo
     used = np.concatenate([part.used[chosen] for part, chosen in parts])
     inside = torch.from_numpy(np.arange(rows.length) < used[:, None])
     mask = None if inside.all() else inside
-    ends = (len(order), len(tokens))
-    return Calibration(torch.from_numpy(tokens), num_folds=2, mask=mask, fold_ends=ends), held_out is not None
+    return Calibration(torch.from_numpy(tokens), num_folds=2, mask=mask, fold_ends=(len(order), len(tokens)))
 
 
 def batch_tokens(settings: Tune) -> int:
