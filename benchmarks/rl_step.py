@@ -39,7 +39,8 @@ def trainer_of(start: Any, scratch: str, **changes: Any) -> Any:
     from datasets import Dataset
 
     from burnish.align.envs import SumsEnv
-    from burnish.align.grpo_seam import SampledGRPOConfig, SampledGRPOTrainer
+    from burnish.align.grpo_config import SampledGRPOConfig
+    from burnish.align.grpo_seam import SampledGRPOTrainer
 
     env = SumsEnv(PROMPTS, 3)
     settings: dict[str, Any] = {

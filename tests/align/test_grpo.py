@@ -13,7 +13,8 @@ from datasets import Dataset
 from trl import GRPOTrainer
 
 from burnish.align.envs import ChainEnv, text_of
-from burnish.align.grpo_seam import SampledGRPOConfig, SampledGRPOTrainer
+from burnish.align.grpo_config import SampledGRPOConfig
+from burnish.align.grpo_seam import SampledGRPOTrainer
 from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
 from burnish.align.maths.length_rules import Kimi, LaserD
 from burnish.core.errors import DataError, SettingsError
@@ -346,3 +347,21 @@ def test_a_run_that_refills_goes_on_from_a_checkpoint_with_the_same_draws(made, 
     assert torch.equal(weights(again), weights(whole))
     assert again.control_state() == whole.control_state()
     assert whole.controller.updates == 3  # it hears of every update once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dapo", "dr_grpo"])
+def test_packed_rows_give_the_step_of_rows_side_by_side(made, loss: str) -> None:
+    # gradient descent: Adam would make a large step of a gradient that is only rounding
+    plain = {"optim": "sgd", "learning_rate": 1.0, "max_steps": 2, "loss_type": loss}
+    cut = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    whole, packed, in_four = made(**plain), made(**plain, packing=True), made(**plain, **cut, packing=True)
+    for trainer in (whole, packed, in_four):
+        trainer.train()
+    for trainer in (packed, in_four):
+        torch.testing.assert_close(weights(trainer), weights(whole), rtol=0, atol=1e-6)
+        assert logged(trainer, "loss") == pytest.approx(logged(whole, "loss"), abs=1e-6)
+        assert logged(trainer, "entropy") == pytest.approx(logged(whole, "entropy"), rel=1e-5)
+        assert min(logged(trainer, "packing")) >= 0.95
+    assert min(logged(whole, "packing")) < 0.95
+    assert packed.forwarded_rows == whole.forwarded_rows

@@ -132,13 +132,13 @@ def test_a_group_that_would_be_split_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 TRAINING = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 import burnish
 from burnish.align import grpo_run
 from burnish.data.chain import Chains
 
-model, work, out, stop = sys.argv[1:5]
+model, work, out, stop, ahead = sys.argv[1:6]
 grpo_run.ChainEnv.score = lambda self, text, number: float(len(text) % 2)  # that random weights earn sometimes
 moved = grpo_run.Bar.on_step_end
 
@@ -151,24 +151,26 @@ def held(self, args, state, control, **kwargs):
 grpo_run.Bar.on_step_end = held
 stage = burnish.Grpo(
     problems=8, held_out=0, prompts=4, rollouts=4, micro_batch=8, iterations=2, updates=6, max_new_tokens=12,
-    kind=Chains(steps=(1, 2)), shaping="short_arc", target_updates=1, save_every=1, lr=1e-3,
+    kind=Chains(steps=(1, 2)), shaping="short_arc", target_updates=1, save_every=1, lr=1e-3, **json.loads(ahead),
 )
 stage(burnish.load(model), work_dir=Path(work)).save(out)
 """
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_between_two_updates_on_the_same_answers_ends_bit_equal(checkpoint, tmp_path):
-    log, work = tmp_path / "log", tmp_path / "work"
+@pytest.mark.parametrize("ahead", [{}, {"staleness": 2, "asynchronous": True}], ids=["in turn", "drawn ahead"])
+def test_a_run_that_is_killed_between_two_updates_on_the_same_answers_ends_bit_equal(checkpoint, tmp_path, ahead):
+    log, work, given = tmp_path / "log", tmp_path / "work", json.dumps(ahead)
     work.mkdir()
-    killed = warm.Script(log, TRAINING, checkpoint, work, tmp_path / "killed", "4")
+    killed = warm.Script(log, TRAINING, checkpoint, work, tmp_path / "killed", "4", given)
     assert killed.wait_until((work / "reached").exists), killed.output
     (state,) = work.glob("trainer/checkpoint-*")
     assert state.name == "checkpoint-3" and (state / "drawn-0.safetensors").is_file()
     assert json.loads((state / "length_control.json").read_text())["controller"]["updates"] == 1
+    assert (state / "ahead-0.json").is_file() == bool(ahead)
     assert killed.end(signal.SIGKILL) == -signal.SIGKILL
-    warm.run_script(log, TRAINING, checkpoint, work, tmp_path / "killed", "0")
-    warm.run_script(log, TRAINING, checkpoint, tmp_path / "other", tmp_path / "whole", "0")
+    warm.run_script(log, TRAINING, checkpoint, work, tmp_path / "killed", "0", given)
+    warm.run_script(log, TRAINING, checkpoint, tmp_path / "other", tmp_path / "whole", "0", given)
     ends = [load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")]
     start = load_file(checkpoint / "model.safetensors")
     assert all(torch.equal(one, other) for one, other in zip(ends[0].values(), ends[1].values(), strict=True))

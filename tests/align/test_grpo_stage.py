@@ -55,6 +55,11 @@ def weights(model: burnish.Model) -> torch.Tensor:
         ({"shaping": "kimi", "tolerance": 0.02}, "tolerance counts for nothing without shaping short_arc"),
         ({"acc_target": 0.9}, "acc_target counts for nothing without shaping short_arc"),
         ({"replay": 4, "max_staleness": 1, "iterations": 2}, "so that none would be replayed"),
+        ({"replay": 4, "max_staleness": 2, "staleness": 2}, "iterations and staleness 2 the groups of the draw before"),
+        ({"staleness": 1, "iterations": 2}, "no multiple of the 2 updates"),
+        ({"staleness": 1, "refill": 1}, "refill draws when answers have been judged"),
+        ({"asynchronous": True, "refill": 1}, "refill draws when answers have been judged"),
+        ({"correction_bound": 3.0}, "correction_bound counts for nothing without correction truncated or icepop"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(
@@ -76,6 +81,12 @@ def test_a_start_that_was_refused_may_be_tried_with_a_lower_floor() -> None:
     """It decides whether a training begins, not how it ends, so what a refused run has kept holds below it too."""
     lower = burnish.Grpo(**SMALL | {"floor": 0.1, "redundant": 0.0})
     assert lower.canonical() == burnish.Grpo(**SMALL | {"floor": 0.8}).canonical()
+
+
+def test_a_run_that_drew_in_turn_goes_on_in_two_processes_and_one_with_another_staleness_does_not() -> None:
+    turn = burnish.Grpo(staleness=1)
+    assert turn.canonical() == burnish.Grpo(staleness=1, asynchronous=True).canonical()
+    assert turn.canonical() != burnish.Grpo(staleness=2).canonical()
 
 
 @pytest.mark.slow

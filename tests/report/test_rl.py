@@ -75,7 +75,26 @@ def test_every_part_of_a_run_has_its_picture(run: Path) -> None:
     assert drawn["Time of an update"] == {"drawing": [2.0] * 8, "judging": [0.5] * 8, "learning": [1.5] * 8}
     assert drawn["Ratio of trainer to sampler, less 1"] == {"of the token furthest from 1": [0.02] * 8}
     assert drawn["Divergence of trainer and sampler"] == {"k3, a token": [1e-4] * 8}
-    assert "Staleness" not in drawn  # nothing was drawn by older weights
+    assert not {"Staleness", "Answers by staleness"} & set(drawn)  # nothing was drawn by older weights
+
+
+def test_what_older_weights_drew_has_its_pictures(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "run", node="ahead")
+    told = {
+        "staleness": 0.5,
+        "staleness at most": 1,
+        "cut off by the correction": 0.02,
+        "seconds of drawing ahead": 3.0,
+    }
+    ledger.table("rl_training", [row | told for row in UPDATES])
+    ledger.table("rl_staleness", [{"staleness": 0, "answers": 96}, {"staleness": 1, "answers": 480}])
+    (view,) = views(read_run(tmp_path / "run"), tmp_path)
+    drawn = {figure.title: figure for figure in view.figures}
+    (answers,) = drawn["Answers by staleness"].series
+    assert [(one.x, one.y) for one in answers.data] == [(0, 96), (1, 480)]
+    assert [one.name for one in drawn["Staleness"].series] == ["mean", "largest"]
+    assert "tokens that the correction cuts off" in [one.name for one in drawn["Shares"].series]
+    assert drawn["Time of an update"].note.endswith("Answers of later updates were drawn in 24\xa0s.")
 
 
 def test_updates_on_answers_that_were_there_already_have_their_time_and_ratio(tmp_path: Path) -> None:

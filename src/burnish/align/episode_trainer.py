@@ -18,11 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from burnish.align.drawing import Drawn
 from burnish.align.envs import Environment
 from burnish.align.episodes import DrawnEpisode, Rollouts
-from burnish.align.grpo_seam import Batch, together
+from burnish.align.grpo_seam import together
 from burnish.align.length_control import ShortARCConfig, ShortARCTrainer
 from burnish.align.maths import advantage
+from burnish.align.passes import Batch
 from burnish.align.read_later import turns_of
 from burnish.core.errors import SettingsError
 
@@ -54,6 +56,7 @@ class EpisodeTrainer(ShortARCTrainer):
 
     args: EpisodeConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     episodes: list[DrawnEpisode]
+    kind_of_answer: type[Drawn] = DrawnEpisode
 
     def __init__(self, *given: Any, env: Environment, rollouts: Rollouts, **named: Any) -> None:
         self.env, self.rollouts = env, rollouts
@@ -62,13 +65,18 @@ class EpisodeTrainer(ShortARCTrainer):
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
             super().__init__(*given, rollout_func=self._draw, **named)
 
+    @property
+    def drawer(self) -> Rollouts:
+        return self.rollouts
+
+    def read_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        return [list(self.rollouts.form.prompt(question)) for question in prompts]
+
     def _draw(self, prompts: list[Any], _: Any) -> dict[str, Any]:
         """Episodes to the prompts of this process, in the form that TRL takes them back."""
         questions, several = together(prompts, int(self.num_generations or 1))
-        ids = [self.rollouts.form.prompt(question) for question in questions]
-        with self.timed("drawing"), self.inferring() as module:
-            drawn = self.rollouts.draw(module, ids, self.seeds(len(ids)), several)
-        self.episodes = drawn
+        ids = self.read_prompts(questions)
+        self.episodes = drawn = self.drawn(ids, several)
         self.drawn_tokens += self.over_all(sum(one.num_drawn for one in drawn))
         for name, numbers in {
             "turns": [len(one.turns) for one in drawn],

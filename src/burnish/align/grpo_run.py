@@ -74,7 +74,9 @@ LOGGED = {
     "turns": "episodes/turns",
     "calls": "episodes/calls",
     "failed calls": "episodes/failed_calls",
+    "cut off by the correction": "cut_off",
     "seconds of drawing": "seconds/drawing",
+    "seconds of drawing ahead": "seconds/drawn",
     "seconds of judging": "seconds/judging",
     "seconds of the update": "step_time",
 }
@@ -256,6 +258,11 @@ def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
         "replay": settings.replay,
         "max_staleness": settings.max_staleness,
         "reuse": settings.reuse,
+        "staleness": settings.staleness,
+        "asynchronous": settings.asynchronous,
+        "correction": settings.correction,
+        "correction_bound": settings.correction_bound,
+        "packing": settings.packing,
         "max_completion_length": settings.max_new_tokens,
         "temperature": settings.temperature,
         "policy_loss": settings.policy_loss,
@@ -285,6 +292,9 @@ def _record(
     ]
     ctx.ledger.table("rl_training", rows)
     ctx.ledger.table("rl_solved", _solved(trainer))
+    if trainer.ages:
+        answers = [{"staleness": age, "answers": number} for age, number in sorted(trainer.ages.items())]
+        ctx.ledger.table("rl_staleness", answers)
     forwarded, left = trainer.forwarded_rows, trainer.left_out_rows
     counted = {
         "drawn tokens": trainer.drawn_tokens,

@@ -1,4 +1,4 @@
-"""GRPO on TRL's trainer: every private method of TRL that is replaced stands here, and nowhere else.
+"""GRPO on TRL's trainer: every private method of TRL that is replaced, here and in `burnish.align.grpo_loss`.
 
 What is replaced, and why:
 
@@ -24,118 +24,53 @@ import itertools
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOConfig, GRPOTrainer
 
-from burnish.align.maths import policy_loss
+from burnish.align.drawing import AnswersAhead, Drawer, Drawn, DrawOrder, InTurn, SingleTurn, updates_of
+from burnish.align.drawing_process import OwnProcess
+from burnish.align.grpo_loss import StepLossTrainer
 from burnish.align.maths.balance import cut
-from burnish.align.maths.reduction import Normaliser, share
+from burnish.align.passes import Batch, flat, parts_of
 from burnish.align.read_later import Judged, ReadLater
 from burnish.align.refill import others
 from burnish.align.replay import KeptGroup, ReplayQueue, batch_of, groups_of
-from burnish.core.errors import DataError, NumericalError, SettingsError
-from burnish.generate import generate
+from burnish.core.errors import DataError, SettingsError
+from burnish.generate import Sample
 from burnish.train.watch import Watch
 
-NORMALISERS: dict[str, Normaliser] = {"dapo": "token", "dr_grpo": "constant"}
-"""TRL's names of losses that differ in their denominator; its others average over micro-batches."""
 STATE = "length_control.json"
-DRAWN, REPLAY = "drawn-{}.safetensors", "replay-{}.safetensors"
-"""Files of a checkpoint: controller and counters; of each process, answers that wait to be learned from, and old ones
-that may be learned from again."""
-
-Batch = dict[str, Any]
+DRAWN, REPLAY, AHEAD = "drawn-{}.safetensors", "replay-{}.safetensors", "ahead-{}.json"
+"""Files of a checkpoint: controller and counters; of each process, answers that are being learned from, old ones that
+may be learned from again, and those that were drawn for later updates."""
 
 
-@dataclass
-class SampledGRPOConfig(GRPOConfig):
-    """GRPOConfig for `SampledGRPOTrainer`, with defaults under which its numbers can be checked."""
-
-    loss_type: str = field(default="dapo", metadata={"help": "Denominator: dapo (tokens of the step) or dr_grpo."})
-    scale_rewards: str = field(default="none", metadata={"help": "Divide by the group's deviation, or not."})
-    mask_truncated_completions: bool = field(default=True, metadata={"help": "No loss on answers that were cut off."})
-    policy_loss: Literal["clip", "dual", "cispo", "importance", "gspo"] = field(
-        default="clip", metadata={"help": "Loss of a token; see burnish.align.maths.policy_loss."}
-    )
-    dual_clip: float = field(default=3.0, metadata={"help": "dual: what a bad token costs at most, in |A|."})
-    sampler_rows: int = field(default=256, metadata={"help": "Answers that are drawn at a time."})
-    most_unscorable: float = field(
-        default=0.1, metadata={"help": "Share of answers without a reward that stops a run."}
-    )
-    replay: int = field(
-        default=0, metadata={"help": "Groups kept to be learned from again where fresh ones have no variance."}
-    )
-    max_staleness: int = field(default=4, metadata={"help": "replay: updates since a group was drawn, at most."})
-    reuse: int = field(default=1, metadata={"help": "replay: how often a group may be learned from again."})
-    refill: int = field(
-        default=0, metadata={"help": "Times that the place of a group without variance is given to another problem."}
-    )
-    skip_unmoved: bool = field(default=True, metadata={"help": "Do not forward rows whose advantage is zero."})
-
-    def __post_init__(self) -> None:
-        if self.loss_type not in NORMALISERS:
-            raise SettingsError(
-                f"is {self.loss_type!r}, which depends on how a step is cut into micro-batches or is not known here",
-                where="loss_type",
-                fix="use dapo (tokens of the whole step) or dr_grpo (a constant)",
-            )
-        if self.use_vllm:
-            raise SettingsError("needs an engine that this trainer does not speak to", where="use_vllm")
-        if not 0 <= self.most_unscorable < 1:
-            raise SettingsError(f"is {self.most_unscorable}, but a share below 1 is needed", where="most_unscorable")
-        if self.refill < 0:
-            raise SettingsError(f"is {self.refill}, but 0 is the least", where="refill")
-        if (self.num_generations or 0) < 2:
-            raise SettingsError(
-                f"is {self.num_generations}, and an answer alone has nothing to be better than",
-                where="num_generations",
-                fix="use 2 or more; 8 is usual",
-            )
-        super().__post_init__()
-        rows, several = self.per_device_train_batch_size * (self.steps_per_generation or 1), self.num_generations or 1
-        if rows % several:
-            raise SettingsError(
-                f"is {several}, which does not divide the {rows} answers that each of {self.world_size} processes "
-                "draws: a group would be split",
-                where="num_generations",
-            )
-
-
-class SampledGRPOTrainer(GRPOTrainer):
+class SampledGRPOTrainer(StepLossTrainer):
     """GRPO whose answers come from `burnish.generate`, with the log-probabilities that they were drawn with."""
 
-    args: SampledGRPOConfig
     drawn_tokens: int = 0
-    forwarded_rows: int = 0
-    left_out_rows: int = 0
     answers_drawn_again: int = 0
+    ages: Counter[int]  # {updates since the weights that drew were there: answers learned from}
     round: int = 0  # of filling a batch; 0 draws what the data set's order asks
     read_later: ReadLater | None = None
     watch: Watch | None = None
     queue: ReplayQueue | None = None
     judged: Judged | None = None
-    _noted: tuple[Tensor, ...] = ()
+    ahead: AnswersAhead | None = None
+    version: int = 0  # of the weights that drew what was drawn last, in updates
+    kind_of_answer: type[Drawn] = Sample
 
-    @property
-    def mode(self) -> Literal["train", "eval"]:
-        """What TRL's metrics are filed under."""
-        policy: Any = self.model
-        return "train" if policy.training else "eval"
-
-    @property
-    def longest(self) -> int:
-        """Tokens that an answer may have."""
-        return int(self.args.max_completion_length or 0)
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.ages = Counter()
+        super().__init__(*given, **named)
 
     # -- drawing -------------------------------------------------------------------------------------------------------
 
@@ -145,31 +80,39 @@ class SampledGRPOTrainer(GRPOTrainer):
         if images is not None or multimodal_fields:
             raise SettingsError("prompts with images are not drawn by this sampler", where="train_dataset")
         prompts, several = together([list(one) for one in prompt_ids], num_generations)
-        seeds = self.seeds(len(prompts))
-        with self.timed("drawing"), self.inferring() as module:
-            drawn = generate(
-                module,
-                self._tokenizer,
-                prompts,
-                n=several,
-                max_new_tokens=self.longest,
-                temperature=self.temperature,
-                top_k=self.args.top_k if self.args.top_k > 0 else 0,
-                top_p=self.args.top_p,
-                stop_tokens=self.eos_token_ids,
-                seed=seeds,
-                batch_size=self.args.sampler_rows,
-            )
+        drawn = self.drawn(prompts, several)
         self.drawn_tokens += self.over_all(sum(len(one.tokens) for one in drawn))
         return [one.tokens for one in drawn], [one.logprobs for one in drawn]
 
-    def seeds(self, prompts: int) -> list[int]:
+    @property
+    def drawer(self) -> Drawer:
+        """How answers are drawn."""
+        sampling = {
+            "temperature": self.temperature,
+            "top_k": self.args.top_k if self.args.top_k > 0 else 0,
+            "top_p": self.args.top_p,
+            "stop_tokens": self.eos_token_ids,
+            "batch_size": self.args.sampler_rows,
+        }
+        return SingleTurn(cast(Any, self._tokenizer), self.longest, sampling)
+
+    def drawn(self, prompts: list[list[int]], several: int) -> list[Any]:
+        """Answers to the prompts of this process, drawn now or ahead."""
+        with self.timed("drawing"):
+            if self.mode == "train" and self.args.draws_ahead:
+                return self._drawn_ahead(prompts)
+            seeds = self.seeds(len(prompts))
+            with self.inferring() as module:
+                return list(self.drawer.draw(module, prompts, seeds, several))
+
+    def seeds(self, prompts: int, update: int | None = None) -> list[int]:
         """A stream of each prompt's own: a run that goes on from a checkpoint draws what it would have drawn.
 
         Args:
             prompts: how many this process has.
+            update: that is drawn for, as many before it; the present one if not given.
         """
-        step = self._of_this_draw
+        step = self._of_this_draw if update is None else f"{self.args.seed} {update} 0"
         first, again = self.accelerator.process_index * prompts, f" round {self.round}" if self.round else ""
         return [_number(f"{step} {self.mode} {first + place}{again}") for place in range(prompts)]
 
@@ -194,9 +137,57 @@ class SampledGRPOTrainer(GRPOTrainer):
         yield
         self._metrics[self.mode][f"seconds/{what}"].append(time.perf_counter() - began)
 
-    def over_all(self, number: int) -> int:
-        """A number of this process, summed over all of them."""
-        return int(cast(Tensor, gather(torch.tensor([number], device=self.accelerator.device))).sum())
+    # -- drawing ahead -------------------------------------------------------------------------------------------------
+
+    def _drawn_ahead(self, prompts: list[list[int]]) -> list[Any]:
+        """The answers of this update; those of later ones are ordered with the weights that are here now."""
+        update = self.state.global_step
+        if self.ahead is None:
+            self.ahead = self._new_ahead()
+        module = self.accelerator.unwrap_model(self.model)
+        self.ahead.tell(update, self._orders(update), module.named_parameters())
+        answers = self.ahead.take(update, prompts)
+        self.version = answers.version
+        self._metrics["train"]["seconds/drawn"].append(answers.seconds)
+        return answers.drawn
+
+    def _new_ahead(self) -> AnswersAhead:
+        module, places = self.accelerator.unwrap_model(self.model), self.args.staleness + 1
+        if self.args.asynchronous:
+            return AnswersAhead(lambda orders: OwnProcess(module, self.drawer, orders, places), self.args.heartbeat)
+        return AnswersAhead(lambda orders: InTurn(self.drawer, orders, self.inferring), self.args.heartbeat)
+
+    def _orders(self, version: int) -> list[DrawOrder]:
+        """What these weights draw: answers to the problems of an update to come; the first ones, of several."""
+        every, several = self.args.updates_of_a_draw, int(self.num_generations or 1)
+        found = []
+        for update in updates_of(version, self.args.staleness, every, self.state.max_steps):
+            prompts = self.read_prompts(self._problems_of(update // every))
+            found.append(DrawOrder(update, version, prompts, self.seeds(len(prompts), update), several))
+        return found
+
+    def _problems_of(self, draw: int) -> list[Any]:
+        """Prompts of this process, in the order that TRL's sampler gives them in where it does not shuffle."""
+        problems: Any = self.train_dataset
+        if not hasattr(problems, "__len__"):
+            raise SettingsError("is drawn ahead to problems of a data set, which must have a length", where="staleness")
+        together = int(self.args.generation_batch_size or 1) // int(self.num_generations or 1)
+        share = together // self.accelerator.num_processes
+        first = draw % (len(problems) // together) * together + self.accelerator.process_index * share
+        return [problems[place]["prompt"] for place in range(first, first + share)]
+
+    def read_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        """Token ids of prompts, as they are drawn from."""
+        return [list(one) for one in self._tokenize_prompts(prompts)[0]]
+
+    def train(self, *given: Any, **named: Any) -> Any:
+        """As TRL's; whatever ends it, no process is left."""
+        try:
+            return super().train(*given, **named)
+        finally:
+            if self.ahead is not None:
+                self.ahead.stop()
+            self.ahead = None
 
     # -- rewards -------------------------------------------------------------------------------------------------------
 
@@ -246,6 +237,9 @@ class SampledGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         output["old_per_token_logps"] = output.pop("sampling_per_token_logps")
         output["advantages"] = self.credited(output)
+        if not self.args.draws_ahead:
+            self.version = self.state.global_step
+        output["version"] = torch.full((len(output["prompt_ids"]),), self.version, device=self.accelerator.device)
         return output
 
     def credited(self, output: Batch) -> Tensor:
@@ -256,7 +250,7 @@ class SampledGRPOTrainer(GRPOTrainer):
 
     def _filled(self, inputs: Any, output: Batch) -> Batch:
         """The batch with other groups in the places of those without variance: of other problems, then older ones."""
-        groups = groups_of(output, int(self.num_generations or 1), self.state.global_step)
+        groups = groups_of(output, int(self.num_generations or 1), self.version)
         if self.args.refill:
             groups = self._refilled(groups, inputs)
         if self.args.replay:
@@ -331,12 +325,20 @@ class SampledGRPOTrainer(GRPOTrainer):
 
     def _replayed(self, groups: list[KeptGroup]) -> list[KeptGroup]:
         """Older groups in the places of those without variance."""
-        step = self.state.global_step
-        groups = self._replay_queue().exchanged(groups, step)
-        ages = self._tell("staleness/mean", [step - one.step for one in groups])
-        self._metrics[self.mode]["staleness/max"].append(float(ages.max()))
-        self._metrics[self.mode]["replayed"].append(float((ages > 0).double().mean()))
-        return groups
+        chosen = self._replay_queue().exchanged(groups, self.state.global_step)
+        self._tell("replayed", [one is not fresh for one, fresh in zip(chosen, groups, strict=True)])
+        return chosen
+
+    def _tell_staleness(self) -> None:
+        """Of all answers of an update, how many updates ago the weights were there that drew them."""
+        passes, parts = self.args.steps_per_generation or 1, cast(list[Batch], self._buffered_inputs)
+        first = self._step % passes
+        own = parts[first : first + self.args.gradient_accumulation_steps]
+        ages = [self.state.global_step - int(version) for part in own for version in part["version"]]
+        found = cast(list[int], gather_object(ages))
+        self.ages.update(found)
+        self._metrics[self.mode]["staleness/mean"].append(sum(found) / len(found))
+        self._metrics[self.mode]["staleness/max"].append(float(max(found)))
 
     def _tell(self, name: str, numbers: Sequence[float]) -> Tensor:
         """Files the mean of numbers of all processes, and returns them."""
@@ -353,6 +355,8 @@ class SampledGRPOTrainer(GRPOTrainer):
         passes = self.args.steps_per_generation or 1
         if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
             self._buffered_inputs = self._cut(self._generate_and_score_completions(generation_batch))
+        if self._step % self.args.gradient_accumulation_steps == 0 and (self.args.draws_ahead or self.args.replay):
+            self._tell_staleness()
         return cast(list[Batch], self._buffered_inputs)[self._step % passes]
 
     def _cut(self, output: Batch) -> list[Batch]:
@@ -371,7 +375,7 @@ class SampledGRPOTrainer(GRPOTrainer):
         found = []
         for start in range(0, len(rows), share):
             own = [rows[place] for place in order[start : start + share]]
-            for piece in cut([self._length(one) for one in own], processes, each)[index]:
+            for piece in cut([self._length(one) for one in own], processes, each, self.args.packing)[index]:
                 batch: Batch = batch_of([own[place] for place in piece], cast(Any, self._tokenizer).pad_token_id)
                 found.append(batch | {"num_items_in_batch": output["num_items_in_batch"]})
         return found
@@ -383,101 +387,6 @@ class SampledGRPOTrainer(GRPOTrainer):
         moves = (columns["advantages"] * mask != 0).any() if self._skips else (mask > 0).any()
         return len(columns["prompt_ids"]) + len(columns["completion_ids"]) if bool(moves) else 0
 
-    @property
-    def _skips(self) -> bool:
-        """Whether rows without advantage are not forwarded; the divergence to a reference would move them too."""
-        return self.args.skip_unmoved and not self.beta
-
-    # -- loss ----------------------------------------------------------------------------------------------------------
-
-    def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
-        if self.aux_loss_enabled:
-            raise SettingsError("a mixture of experts needs its balancing loss, which this loss has not", where="model")
-        mask = inputs["completion_mask"]
-        mask = (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).float()
-        advantages = inputs["advantages"]
-        advantages = (advantages if advantages.dim() == 2 else advantages[:, None]).expand_as(mask) * (mask > 0)
-        rows = self._forwarded(advantages, mask)
-        part = {name: value[rows] for name, value in inputs.items() if _by_row(name, value, len(mask))}
-        part, width = _trimmed(part, mask[rows])
-        logps, entropy, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([part["prompt_ids"], part["completion_ids"]], 1),
-            torch.cat([part["prompt_mask"], part["completion_mask"]], 1),
-            width,
-            compute_entropy=True,
-        )
-        assert entropy is not None, "it was asked for"
-        weight, gain = mask[rows, :width], advantages[rows, :width]
-        log_ratio = (logps - part["old_per_token_logps"]) * weight
-        loss = self._token_loss(logps, log_ratio, gain, weight)
-        if self.beta:
-            loss = loss + self.beta * policy_loss.divergence(logps, part["ref_per_token_logps"])
-        normaliser = NORMALISERS[self.loss_type]
-        self._note(log_ratio.detach(), gain, entropy.detach(), weight, part["prompt_ids"].shape[1])
-        return share(loss, weight, self._denominator(inputs, len(mask), normaliser), normaliser)
-
-    def _token_loss(self, logps: Tensor, log_ratio: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
-        low, high, kind = self.epsilon_low, self.epsilon_high, self.args.policy_loss
-        if kind == "cispo":
-            return policy_loss.cispo(logps, log_ratio, gain, 0.0, 1 + high)
-        if kind == "importance":
-            return policy_loss.importance(log_ratio, gain)
-        if kind == "gspo":
-            return policy_loss.clipped(policy_loss.sequence_log_ratio(log_ratio, weight), gain, low, high)
-        dual = self.args.dual_clip if kind == "dual" else None
-        return policy_loss.clipped(log_ratio, gain, low, high, dual)
-
-    def _forwarded(self, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Rows that move the policy, the longest last; one at least, so that there is a gradient to be zero."""
-        moved = (advantages != 0).any(1) if self._skips else mask.any(1)
-        lengths = mask.sum(1)
-        rows = moved.nonzero()[:, 0]
-        if not len(rows):
-            rows = lengths.argmin()[None]
-        self.forwarded_rows += self.over_all(len(rows))
-        self.left_out_rows += self.over_all(len(mask) - len(rows))
-        return rows[lengths[rows].argsort(stable=True)]
-
-    def _denominator(self, inputs: Batch, rows: int, normaliser: Normaliser) -> Tensor:
-        """D of the optimizer step, divided by the processes, whose gradients are averaged."""
-        training = self.mode == "train"
-        cuts = self.current_gradient_accumulation_steps if training else 1
-        if normaliser == "constant":
-            rows = self.args.per_device_train_batch_size if training else rows  # the mean, passes have more or fewer
-            return torch.tensor(float(rows * cuts * self.longest))
-        total = inputs["num_items_in_batch"].float() / self.accelerator.num_processes
-        return total * cuts / (self.args.steps_per_generation or 1) if training else total
-
-    def _note(self, log_ratio: Tensor, gain: Tensor, entropy: Tensor, weight: Tensor, before: int) -> None:
-        """Metrics of a step, over the tokens that all its micro-batches and processes have forwarded.
-
-        `before` are the tokens of the widest prompt, which were forwarded too.
-        """
-        here = weight > 0
-        ratio = log_ratio.exp()[here]
-        if not bool(ratio.isfinite().all()):
-            raise NumericalError("a ratio of probabilities is not finite", where="training", fix="lower learning_rate")
-        clip = policy_loss.is_clipped(log_ratio, gain, self.epsilon_low, self.epsilon_high)[here]
-        divergence = policy_loss.divergence(-log_ratio[here], torch.zeros_like(ratio))
-        furthest = (ratio - 1).abs().max() if len(ratio) else ratio.sum()
-        sums = [entropy[here].sum(), ratio.sum(), clip.sum(), divergence.sum(), here.sum()]
-        cells = [weight.numel(), weight.numel() + len(weight) * before]
-        found = torch.cat([torch.stack(sums), ratio.new_tensor(cells), furthest[None]]).double()
-        self._noted = (*self._noted, found)
-        if self.mode == "train" and (self._step + 1) % self.current_gradient_accumulation_steps:
-            return
-        everywhere, self._noted = cast(Tensor, gather(torch.stack(self._noted))), ()
-        *totals, tokens, cells, _ = everywhere[:, :-1].sum(0).tolist()
-        forwarded = everywhere[:, -2].view(self.accelerator.num_processes, -1).sum(1)
-        names = ("entropy", "ratio/mean", "clip_ratio/region_mean", "kl/sampler")
-        metrics = {name: total / max(tokens, 1.0) for name, total in zip(names, totals, strict=True)}
-        metrics |= {"packing": tokens / cells, "ratio/furthest": float(everywhere[:, -1].max())}
-        if len(forwarded) > 1:
-            metrics["imbalance"] = float(forwarded.max() / forwarded.mean())
-        for name, value in metrics.items():
-            self._metrics[self.mode][name].append(value)
-
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def control_state(self) -> dict[str, Any]:
@@ -485,11 +394,13 @@ class SampledGRPOTrainer(GRPOTrainer):
         kept = [] if self.read_later is None else self.read_later.kept
         rows = [self.forwarded_rows, self.left_out_rows, self.answers_drawn_again]
         found = {"drawn_tokens": self.drawn_tokens, "rows": rows, "read_later": kept, "forward_passes": self._step}
+        found["ages"] = sorted(self.ages.items())
         return found | ({} if self.watch is None else {"watch": self.watch.state()})
 
     def load_control_state(self, state: dict[str, Any]) -> None:
         self.drawn_tokens, self._step = state["drawn_tokens"], state["forward_passes"]
         self.forwarded_rows, self.left_out_rows, self.answers_drawn_again = state["rows"]
+        self.ages = Counter(dict(state["ages"]))
         if self.watch is not None:
             self.watch.go_on(state["watch"])
         if self.read_later is not None:
@@ -505,9 +416,11 @@ class SampledGRPOTrainer(GRPOTrainer):
         place = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         place.mkdir(parents=True, exist_ok=True)
         if self._is_within_what_was_drawn:
-            save_file(_flat(self._buffered_inputs or []), place / DRAWN.format(self.accelerator.process_index))
+            save_file(flat(self._buffered_inputs or []), place / DRAWN.format(self.accelerator.process_index))
         if self.queue is not None and self.queue.groups:
             self.queue.save(place / REPLAY.format(self.accelerator.process_index))
+        if self.ahead is not None:
+            (place / AHEAD.format(self.accelerator.process_index)).write_text(json.dumps(self.ahead.state()))
         if self.args.should_save:
             (place / STATE).write_text(json.dumps(self.control_state()))
         self.accelerator.wait_for_everyone()
@@ -520,24 +433,14 @@ class SampledGRPOTrainer(GRPOTrainer):
         self.load_control_state(json.loads((Path(checkpoint) / STATE).read_text()))
         if self._is_within_what_was_drawn:
             file = Path(checkpoint) / DRAWN.format(self.accelerator.process_index)
-            self._buffered_inputs = _parts(load_file(file, device=str(self.accelerator.device)))
+            self._buffered_inputs = parts_of(load_file(file, device=str(self.accelerator.device)))
         replay = Path(checkpoint) / REPLAY.format(self.accelerator.process_index)
         if self.args.replay and replay.is_file():
             self._replay_queue().load(replay, str(self.accelerator.device))
-
-
-def _flat(parts: list[Batch]) -> dict[str, Tensor]:
-    """What a generation was cut into, under names that tell the part."""
-    return {f"{number} {name}": value.clone() for number, part in enumerate(parts) for name, value in part.items()}
-
-
-def _parts(flat: dict[str, Tensor]) -> list[Batch]:
-    """The inverse of `_flat`."""
-    parts: dict[int, Batch] = {}
-    for name, value in flat.items():
-        number, _, key = name.partition(" ")
-        parts.setdefault(int(number), {})[key] = value
-    return [parts[number] for number in sorted(parts)]
+        if self.args.draws_ahead:
+            ahead = Path(checkpoint) / AHEAD.format(self.accelerator.process_index)
+            self.ahead = self._new_ahead()
+            self.ahead.go_on(json.loads(ahead.read_text()), self.kind_of_answer)
 
 
 def together(prompts: list[Any], several: int) -> tuple[list[Any], int]:
@@ -552,17 +455,3 @@ def _number(name: str) -> int:
     import hashlib
 
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
-
-
-def _by_row(name: str, value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and name != "advantages" and value.dim() == 2 and value.shape[0] == rows
-
-
-def _trimmed(part: Batch, mask: Tensor) -> tuple[Batch, int]:
-    """Without the columns that only rows had that are not here: prompts end at the right, answers begin at the left."""
-    before = int(part["prompt_mask"].sum(1).max())
-    width = max(int((mask > 0).sum(1).max()), int(part["completion_mask"].sum(1).max()), 1)
-    return {
-        name: value[:, value.shape[1] - before :] if name.startswith("prompt") else value[:, :width]
-        for name, value in cast(dict[str, Tensor], part).items()
-    }, width

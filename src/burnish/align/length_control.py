@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.align.grpo_seam import SampledGRPOConfig, SampledGRPOTrainer
+from burnish.align.grpo_config import SampledGRPOConfig
+from burnish.align.grpo_seam import SampledGRPOTrainer
 from burnish.align.maths.short_arc import HIGHEST_ALPHA, Controller, redundancy, short_arc
 from burnish.align.shaping import SHAPINGS, length_rule
 from burnish.core.errors import refuse

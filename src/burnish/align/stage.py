@@ -238,7 +238,7 @@ class Grpo(Stage):
     """Train by GRPO on problems whose answers are checked; Short-ARC makes answers shorter while accuracy holds."""
 
     name: ClassVar[str] = "grpo"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "GRPO on verifiable problems, with length control"
     changeable: ClassVar[frozenset[str] | None] = frozenset()
     memory_settings: ClassVar[str] = "micro_batch, prompts or max_new_tokens"
@@ -314,6 +314,29 @@ class Grpo(Stage):
     )
     max_staleness: int = Field(default=4, ge=1, description="replay: updates since a group was drawn, at most")
     reuse: int = Field(default=1, ge=1, description="replay: how often a group may be learned from again")
+    staleness: int = Field(
+        default=0,
+        ge=0,
+        description="updates that the weights which draw answers are behind those that learn from them, always",
+    )
+    asynchronous: bool = Field(
+        default=False,
+        description="draw in a process of its own, which holds the model too, while updates are computed; without, in "
+        "turn with them, and the same run comes out",
+        json_schema_extra=VOLATILE,
+    )
+    correction: Literal["ratio", "truncated", "icepop"] = Field(
+        default="ratio",
+        description="what allows for other weights having drawn: the loss's own ratio, which its clip is around; or a "
+        "factor beside it, held below a bound, or that leaves out tokens beyond",
+    )
+    correction_bound: float = Field(
+        default=2.0, gt=1, description="truncated, icepop: largest ratio of the learner to the weights that drew"
+    )
+    packing: bool = Field(
+        default=False,
+        description="forward answers one after the other in full lines that keep them apart, not side by side",
+    )
     max_new_tokens: int = Field(
         default=256, ge=1, description="of an answer; of an episode in turns, what tools answer included"
     )
@@ -358,16 +381,25 @@ class Grpo(Stage):
             ("env table", self.env == "table", ("tables",)),
             (f"env {' or '.join(TOOLS)}", self.env in TOOLS, ("max_turns",)),
             ("replay", self.replay > 0, ("max_staleness", "reuse")),
+            ("correction truncated or icepop", self.correction != "ratio", ("correction_bound",)),
             ("shaping short_arc", self.shaping == "short_arc", OF_SHORT_ARC),
         ):
             for name in () if counts else names:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} counts for nothing without {owner}")
-        if self.replay and self.max_staleness < self.iterations:
+        oldest = self.staleness + self.iterations
+        if self.replay and self.max_staleness < oldest:
+            behind = f" and staleness {self.staleness}" if self.staleness else ""
             raise ValueError(
-                f"max_staleness is {self.max_staleness}, but with {self.iterations} iterations the groups of the draw "
-                f"before are {self.iterations} updates old, so that none would be replayed"
+                f"max_staleness is {self.max_staleness}, but with {self.iterations} iterations{behind} the groups of "
+                f"the draw before are {oldest} updates old, so that none would be replayed"
             )
+        if self.staleness % self.iterations:
+            raise ValueError(
+                f"staleness is {self.staleness}, no multiple of the {self.iterations} updates that share a draw"
+            )
+        if self.refill and (self.staleness or self.asynchronous):
+            raise ValueError("refill draws when answers have been judged, and staleness or asynchronous before")
         if self.format_share and self.credit != "trajectory":
             raise ValueError(f"format_share is of the reward of a whole answer, which credit {self.credit} has not")
         if self.credit == "stepwise" and self.divide_by_deviation:
@@ -382,6 +414,8 @@ class Grpo(Stage):
         found = ["GRPO: DeepSeekMath, 2024, arXiv:2402.03300, centred as in Dr. GRPO, 2025, arXiv:2503.20783"]
         if self.refill:
             found.append("dynamic sampling: DAPO, 2025, arXiv:2503.14476")
+        if self.correction == "icepop":
+            found.append("IcePop: Every Step Evolves, 2025, arXiv:2510.18855")
         if self.shaping == "short_arc":
             found.append("Short-ARC: adaptive reasoning control, after a title submitted for ICLR 2026")
         elif self.shaping != "none":

@@ -62,11 +62,16 @@ _function: Callable[[Any], Any] | None = None
 """Of a worker: what it does, sent once."""
 
 
+def be_a_worker() -> None:
+    """Of a process that another one started: leaves Ctrl-C to it, and ends when it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    be_a_worker()
 
 
 def _end_with_parent() -> None:

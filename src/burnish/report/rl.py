@@ -20,7 +20,8 @@ from burnish.report.figures import is_number, newest_tables
 from burnish.report.run import RunRecord
 
 TRAINING, SOLVED, DIFFICULTY, COUNTS, ANSWERS = "rl_training", "rl_solved", "rl_difficulty", "rl_counts", "rl_answers"
-DRAWN = (SOLVED, DIFFICULTY, COUNTS, ANSWERS)
+AGES = "rl_staleness"
+DRAWN = (SOLVED, AGES, DIFFICULTY, COUNTS, ANSWERS)
 """Names of the ledger's tables that are shown here alone."""
 PAGES = "drawn"
 """Folder of a run with pages of what each node has drawn."""
@@ -36,12 +37,15 @@ SHARES = {
     "replayed": "groups of earlier updates",
     "refilled": "groups of problems drawn in the places of others",
     "groups with variance of all drawn": "groups with variance, of all that were drawn",
+    "cut off by the correction": "tokens that the correction cuts off",
 }
 RATIO, KL = {"ratio furthest from 1": "of the token furthest from 1"}, {"KL to the sampler": "k3, a token"}
 STALENESS = {"staleness": "mean", "staleness at most": "largest"}
 """Columns of the table of updates, and what their series are called."""
 SECONDS = ("seconds of drawing", "seconds of judging", "seconds of the update")
-APART = {*EARNED, *SHARES, *RATIO, *KL, *STALENESS, *SECONDS} - {"accuracy"}
+DRAWN_AHEAD = "seconds of drawing ahead"
+"""What the answers of an update took who drew them; the seconds of drawing are then those that the learner waited."""
+APART = {*EARNED, *SHARES, *RATIO, *KL, *STALENESS, *SECONDS, DRAWN_AHEAD} - {"accuracy"}
 """Columns that are drawn here and need no picture that compares nodes."""
 
 
@@ -78,7 +82,7 @@ def views(run: RunRecord, place: Path) -> list[RLView]:
         RLView(
             node,
             _address(run, node, place),
-            _figures(updates, rows[SOLVED].get(node, []), rows[DIFFICULTY].get(node, [])),
+            _figures(updates, {name: rows[name].get(node, []) for name in (SOLVED, AGES, DIFFICULTY)}),
             _difficulty(rows[DIFFICULTY][node]) if rows[DIFFICULTY].get(node) else None,
             [(str(row["what"]), f"{row['number']:,}") for row in rows[COUNTS].get(node, [])],
             [_answer(row) for row in rows[ANSWERS].get(node, [])],
@@ -101,18 +105,21 @@ def _answer(row: Mapping[str, Any]) -> tuple[str, ...]:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def _figures(
-    updates: Sequence[Mapping[str, Any]], solved: Sequence[Mapping[str, Any]], difficulty: Sequence[Mapping[str, Any]]
-) -> list[Figure]:
+def _figures(updates: Sequence[Mapping[str, Any]], tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Figure]:
+    """Of the updates, and of other tables of the ledger by name."""
+    solved = tables[SOLVED]
     made = [
         _over_updates(updates, EARNED, "Reward of every answer, and the controller", "share, or alpha"),
-        _solve_rates(solved, "problems", "How many answers of a problem are right", "share of the problems", bars=True),
+        _solve_rates(
+            tables[SOLVED], "problems", "How many answers of a problem are right", "share of the problems", bars=True
+        ),
         _solve_rates(solved, "tokens", "Length against how hard a problem is", "tokens of its answers"),
-        _lengths(difficulty),
+        _lengths(tables[DIFFICULTY]),
         _over_updates(updates, SHARES, "Shares", "share"),
         _over_updates(updates, RATIO, "Ratio of trainer to sampler, less 1", "", note=_EXACT),
         _over_updates(updates, KL, "Divergence of trainer and sampler", "nats"),
         _over_updates(updates, STALENESS, "Staleness", "updates since the weights that drew"),
+        _ages(tables[AGES]),
         _seconds(updates),
     ]
     return [one for one in made if one is not None]
@@ -173,6 +180,14 @@ def _lengths(difficulty: Sequence[Mapping[str, Any]]) -> Figure | None:
     return _figure("Tokens by difficulty", "difficulty, from easy to hard", "tokens", series, note=note)
 
 
+def _ages(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """How many answers were learned from so many updates after the weights were there that drew them."""
+    if not rows:
+        return None
+    series = [Series("answers", [Datum(row["staleness"], row["answers"]) for row in rows], bars=0.8)]
+    return _figure("Answers by staleness", "updates since the weights that drew", "answers", series)
+
+
 def _seconds(updates: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Seconds of an update apart: drawing answers, judging them, and what is left, which is learning.
 
@@ -189,7 +204,9 @@ def _seconds(updates: Sequence[Mapping[str, Any]]) -> Figure | None:
         for name, values in parts.items()
     ]
     told = ", ".join(f"{name} {numbers.number_seconds(sum(values))}" for name, values in parts.items())
-    return _figure("Time of an update", "update", "seconds", series, note=f"In all: {told}.")
+    ahead = sum(row.get(DRAWN_AHEAD, 0.0) for row in rows)
+    beside = f" Answers of later updates were drawn in {numbers.number_seconds(ahead)}." if ahead else ""
+    return _figure("Time of an update", "update", "seconds", series, note=f"In all: {told}.{beside}")
 
 
 def _figure(title: str, x_label: str, y_label: str, series: Sequence[Series], note: str = "") -> Figure:
