@@ -167,6 +167,21 @@ def test_dense_weights_and_other_packings_are_refused(tiny_llama, tmp_path):
         tuned(mixed(load(tiny_llama)).save(tmp_path / "mixed"), tiny_llama, scales=False)
 
 
+def test_the_original_may_say_beforehand_what_it_predicts(packed, tiny_llama, tmp_path):
+    """From disk its likeliest tokens train the scales as they do from memory."""
+    first, second = (
+        tuned(packed, tiny_llama, tmp_path / name, divergence="top_k", offline=offline, holdout=0.0, keep_best=False)
+        for name, offline in (("disk", True), ("memory", False))
+    )
+    assert (tmp_path / "disk" / "teacher-data").is_dir()
+    name = next(iter(first.packed))
+    scale = f"{name.removesuffix('weight')}weight_scale"
+    start = load_file(packed / "model.safetensors")[scale].float()
+    moved, same = ((one.packed[name][scale].float() - start) for one in (first, second))
+    assert moved.abs().max() > 0
+    assert (moved - same).norm() < 0.05 * same.norm()  # logits lie on disk in 16 bits
+
+
 def test_a_teacher_that_the_model_was_not_made_of_is_known(packed, tiny_llama):
     from burnish.tune.run import is_another
 
