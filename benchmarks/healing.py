@@ -3,9 +3,9 @@
     python benchmarks/healing.py --model models/smollm2 --work WORK
 
 Runs `recipes/convert_mla.yaml` and `recipes/convert_ladder.yaml`, which calibrate, heal and distil on a mixture of
-WikiText-2 valid and Python's standard library, and reads from their ledgers KL(original || node) on windows of
-WikiText-2 test and of a play, which is like nothing that any step is given. A run that was stopped goes on; what is
-finished is not run again.
+WikiText-2 valid and Python's standard library, with what was tried beside, and reads from their ledgers
+KL(original || node) on windows of WikiText-2 test and of a play, which is like nothing that any step is given. A run
+that was stopped goes on; what is finished is not run again.
 """
 
 from __future__ import annotations
@@ -14,25 +14,43 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import experiment
+import torch
 import yaml
+from care import divergence, last_hidden
+
+from burnish.core.checkpoint import Model, load
+from burnish.data import read_texts, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("convert_mla", "convert_ladder")
 SECOND = "_second"
 KINDS = {"": "WikiText-2", SECOND: "a play"}
 """Ends of the names of metrics, and what text they are of."""
+BESIDE: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "convert_mla": {
+        "shorter": ("distilled", {"from": "healed", "steps": 40, "eval_every": 20, "save_every": 16}),
+        "refitted": ("converted", {"refit": True}),
+    },
+}
+"""What else was tried: {recipe: {name: (the node that it is like, settings)}}."""
+LONG = 128 if experiment.SMOKE else 8192
+WITH_POSITIONS = "convert_mla"
+FAR = ("converted", "distilled")
+"""Nodes of that recipe whose divergence is also told by position, in one window of so many tokens."""
 WHOLE = {"convert_mla": "converted", "convert_ladder": "ladder"}
 """The node with all of the loss, which the others are compared with."""
 SMALL: dict[str, dict[str, Any]] = {
-    "mla": {"tokens": 2048, "length": 64},
-    "ladder": {"tokens": 128, "length": 64},
-    "distill": {"context": 64, "steps": 2, "eval_every": 1, "save_every": 1},
+    "mla": {"tokens": 2048, "length": 64, "rank": 17, "rope_dim": 16},
+    "ladder": {"tokens": 128, "length": 64, "layers": "last:1"},
+    "distill": {"context": 64, "steps": 2, "eval_every": 1, "save_every": 1, "only": "*self_attn*"},
+    "quantize": {"group_size": 16},
 }
-"""Of stages, in a smoke run."""
+"""Of stages, in a smoke run, which any small Llama will do for."""
 
 
 class Bench(experiment.Kept):
@@ -43,19 +61,44 @@ class Bench(experiment.Kept):
         self.work, self.model = arguments.work.resolve(), arguments.model.resolve()
 
     def names(self) -> tuple[str, ...]:
-        return RECIPES
+        return (*RECIPES, *(f"position, {node}" for node in FAR))
+
+    @cached_property
+    def source(self) -> Model:
+        return load(self.model, dtype=torch.float32)
+
+    @cached_property
+    def long(self) -> torch.Tensor:
+        return windows(self.source.tokenizer, read_texts("wikitext2-test"), LONG, max_tokens=LONG)
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        return last_hidden(self.source.module, self.long)
+
+    def by_position(self, node: str) -> dict[str, Any]:
+        """Of a node that has run, in eighths."""
+        made = load(self.work / WITH_POSITIONS / "nodes" / node, dtype=torch.float32)
+        found = divergence(self.source.module, self.hidden, last_hidden(made.module, self.long))
+        return {"eighths": found[0], "slices": {"reporting": [experiment.digest(self.long)]}}
 
     def measure(self, name: str) -> dict[str, Any]:
+        if name not in RECIPES:
+            return self.by_position(name.partition(", ")[2])
         if not (text := ROOT / "runs" / "mixed-text").is_dir():
             runpy.run_path(str(ROOT / "examples" / "mixed_text.py"))["main"](str(text))
-        recipe, run = ROOT / "recipes" / f"{name}.yaml", self.work / name
-        if experiment.SMOKE:
-            small = smaller(yaml.safe_load(recipe.read_text()))
-            recipe = self.work / recipe.name
-            recipe.write_text(yaml.safe_dump(small, sort_keys=False))
+        content = with_beside(name, yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text()))
+        recipe, run = self.work / f"{name}.yaml", self.work / name
+        recipe.write_text(yaml.safe_dump(smaller(content) if experiment.SMOKE else content, sort_keys=False))
         command = [sys.executable, "-m", "burnish", "run", recipe, "--start", self.model, "-o", run]
         subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
         return read_run(run)
+
+
+def with_beside(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with nodes that differ in some settings from one that it has."""
+    nodes = {node["name"]: node for node in content["nodes"]}
+    content["nodes"] += [nodes[like] | {"name": new} | changes for new, (like, changes) in BESIDE.get(name, {}).items()]
+    return content
 
 
 def smaller(content: dict[str, Any]) -> dict[str, Any]:
@@ -106,11 +149,14 @@ def content(bench: Bench) -> dict[str, Any]:
     runs = {name: bench.read(name) for name in RECIPES}
     for run in runs.values():
         del run["cpu_seconds"]  # which were spent in processes of the command
-    slices = [run.pop("slices") for run in runs.values()]
+    far = {node: bench.read(f"position, {node}") for node in FAR}
+    slices = [one.pop("slices") for one in (*runs.values(), *far.values())]
+    uses = {use: {digest for one in slices for digest in one.get(use, ())} for use in ("tuning", "reporting")}
     return {
-        "settings": runs[RECIPES[0]]["settings"],
-        "slices": {use: sorted({digest for one in slices for digest in one[use]}) for use in ("tuning", "reporting")},
+        "settings": runs[RECIPES[0]]["settings"] | {"long": LONG},
+        "slices": {use: sorted(digests) for use, digests in uses.items()},
         "runs": runs,
+        "by_position": {node: one["eighths"] for node, one in far.items()},
     }
 
 
@@ -118,7 +164,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
     cells = " | ".join(f"KL, {text} (95 %): | share:" for text in KINDS.values())
     header = f"node | trained on, tokens: | {cells}"
-    return {name: experiment.table(header, rows_of(run["nodes"], WHOLE[name])) for name, run in results["runs"].items()}
+    made = {name: experiment.table(header, rows_of(run["nodes"], WHOLE[name])) for name, run in results["runs"].items()}
+    if "by_position" in results:
+        eighth = results["settings"]["long"] // 8
+        titles = ["node", *(f"up to {eighth * (number + 1):,}:" for number in range(8))]
+        rows = ([f"`{node}`", *(f"{value:.3f}" for value in parts)] for node, parts in results["by_position"].items())
+        made["position"] = experiment.table(titles, rows)
+    return made
 
 
 def rows_of(nodes: dict[str, Any], whole: str) -> Iterator[list[Any]]:

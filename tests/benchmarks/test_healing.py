@@ -1,8 +1,12 @@
-"""What `benchmarks/healing.py` reads from the ledger of a recipe."""
+"""What `benchmarks/healing.py` reads from the ledger of a recipe, and the whole of it on a small model."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
 
@@ -42,3 +46,20 @@ def test_shares_are_of_the_whole_loss_and_a_node_that_changed_nothing_has_the_nu
         ["`healed`", "1,024", "0.300 (0.270 to 0.330)", "0.75", "0.600 (0.540 to 0.660)", "0.75"],
         ["`distilled`", "192", "0.300 (0.270 to 0.330)", "0.75", "0.600 (0.540 to 0.660)", "0.75"],
     ]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_both_recipes_run_small_and_every_node_has_its_row(tiny_llama: Path, tmp_path: Path):
+    root, out = Path(healing.__file__).parent.parent, tmp_path / "healing.json"
+    command = [sys.executable, healing.__file__, "--smoke", "--out", out, "--work", tmp_path / "work"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root / "benchmarks")])}
+    command += ["--model", tiny_llama]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    tables = healing.tables(json.loads(out.read_text()))
+    rows = {name: [line.split("`")[1] for line in table.splitlines()[2:]] for name, table in tables.items()}
+    assert rows == {
+        "convert_mla": ["converted", "healed", "distilled", "packed", "shorter", "refitted"],
+        "convert_ladder": ["ladder", "healed"],
+    }

@@ -1,6 +1,8 @@
 """A conversion that takes a layer at a time from disk: the bytes of the one in memory, with one layer there."""
 
 import gc
+import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import warm
 from burnish.arch import HiddenStates, layers
 from burnish.convert import mla, run
 from burnish.convert.stage import LatentAttention
@@ -141,3 +144,36 @@ def test_what_it_is_made_of_stays_until_the_model_is_gone(saved, tmp_path, monke
     del made
     gc.collect()
     assert not list(tmp_path.glob("burnish-*"))
+
+
+CHILD = """
+import json, sys
+from burnish.convert.stage import LatentAttention
+from burnish.core.checkpoint import load
+from burnish.core.memory import peak_resident_bytes
+settings = json.loads(sys.argv[3])
+LatentAttention(**settings)(load(sys.argv[1]), calibration=[open(sys.argv[4]).read()]).save(sys.argv[2])
+print(peak_resident_bytes())
+"""
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+"""Each layer has 15 million weights, and 16 million once it is converted."""
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_peak_from_disk_is_two_layers_and_what_text_takes(tmp_path):
+    """Of a model of 0.73 GB, less what the same work takes on next to no weights; in all less than twice its size."""
+    found = {}
+    for name, shape in {"small": SMALL, "large": LARGE}.items():
+        shape = shape | {"num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 2048}
+        module = make("llama", dtype=torch.bfloat16, **shape)
+        source = Model(module=module, tokenizer=small_tokenizer()).save(tmp_path / name)
+        given = {"tokens": 1024, "length": 256, "rank": 192, "rope_dim": 64, "stream": True}
+        said = warm.run_script(tmp_path / "log", CHILD, source, tmp_path / "made", json.dumps(given), PROSE)
+        found[name] = int(said.split()[-1])
+        shutil.rmtree(tmp_path / "made")
+    size = (source / "model.safetensors").stat().st_size
+    assert size > 0.7e9
+    assert found["large"] < 2 * size
+    assert found["large"] - found["small"] < 4 * 2 * 16_000_000 + 150_000_000, found
