@@ -52,7 +52,7 @@ AFTER = {"layer by layer, then scales and norms": "layer by layer"}
 UNTUNED, COST = "not tuned", "cost of a step"
 SEEDS = (0, 1, 2)
 ROW: dict[str, Any] = {"batch": 1, "context": 256, "precision": "bfloat16"}
-ROUNDS, TIMED = (1, 3) if experiment.SMOKE else (3, 5)
+ROUNDS, TIMED = (1, 3) if experiment.SMOKE else (3, 3)
 """How often both sides of the cost take turns, and steps of a turn, of which the first does not count."""
 
 

@@ -13,6 +13,7 @@ from burnish.core.errors import CheckpointError, NumericalError, SettingsError
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
 from burnish.core.stage import Context, seeded_generator
+from burnish.quantize.stage import Quantize
 from burnish.tune import by_layer
 from burnish.tune.stage import Tune
 from small_models import PROSE, make
@@ -84,6 +85,14 @@ def test_a_layer_that_does_not_come_nearer_stays_as_it_was(packed, tiny_llama, t
     assert all(row["error after, held-out rows"] == row["error before, held-out rows"] for row in rows)
     before, after = load_file(packed / "model.safetensors"), tensors(model, tmp_path / "tuned")
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_layer_with_nothing_to_train_is_passed_through(tiny_llama, tmp_path):
+    place = Quantize(method="rtn", bits=2, group_size=16, ignore=("re:.*layers.0.*",))(load(tiny_llama)).save(
+        tmp_path / "packed"
+    )
+    _, rows = tuned(place, str(tiny_llama), tmp_path / "work", norms=False)
+    assert [row["layer"] for row in rows] == list(range(1, load(tiny_llama).config.num_hidden_layers))
 
 
 def test_padding_is_no_token_of_the_error(packed, tiny_llama, tmp_path):

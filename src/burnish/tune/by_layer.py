@@ -75,6 +75,10 @@ def train_by_layer(settings: Tune, model: Model, module: Any, ctx: Context) -> N
         for block in blocks(network, views, text, batch_tokens=batch_tokens(settings), on_disk=walked):
             _, layer = own[block.number]
             trained = {name: part for name, part in layer.named_parameters() if name.endswith(".weight.original")}
+            task.advance(1)
+            if not trained:  # all of it was left dense, and norms stay
+                hand_over(layer, block.layer)
+                continue
             layer.requires_grad_(False)
             for parameter in trained.values():
                 parameter.requires_grad_(True)
@@ -92,7 +96,6 @@ def train_by_layer(settings: Tune, model: Model, module: Any, ctx: Context) -> N
             where = "rows trained on" if held_out is None else "held-out rows"
             told.append({"layer": block.number, f"error before, {where}": before, f"error after, {where}": after})
             hand_over(layer, block.layer)
-            task.advance(1)
     ctx.ledger.table(TABLE, told)
 
 
