@@ -123,6 +123,26 @@ def test_settings_of_the_other_loss_are_refused(settings, said):
         Tune(**SHORT | settings)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("llama", {"num_key_value_heads": 4}, "self_attn.k_proj.weight"),
+        ("llama", {"attention_bias": True}, "self_attn.q_proj.bias None and the teacher"),
+        ("llama", {"num_hidden_layers": 3}, "num_hidden_layers"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters"),
+        ("qwen2", {}, "model_type llama and the teacher qwen2"),
+    ],
+)
+def test_a_teacher_whose_layers_cannot_take_the_models_weights_is_refused(family, changes, said, packed, tiny_llama):
+    start, original = load(packed), load(tiny_llama)
+    same = {name: getattr(original.config, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    heads = {name: getattr(original.config, name) for name in ("num_attention_heads", "num_key_value_heads")}
+    by_layer.check_same_layers(start, original)
+    other = make(family, **same | heads | {"head_dim": original.config.head_dim} | changes)
+    with pytest.raises(SettingsError, match=said):
+        by_layer.check_same_layers(start, Model(module=other, tokenizer=original.tokenizer))
+
+
 def test_another_network_and_a_rate_without_end_are_refused(packed, tiny_llama, tmp_path):
     other = make("llama", num_hidden_layers=3)
     teacher = Model(module=other, tokenizer=load(tiny_llama).tokenizer)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from burnish.arch import HiddenStates, layers, matrices
 from burnish.calibrate.blocks import Block, blocks
 from burnish.calibrate.windows import Calibration
-from burnish.core.checkpoint import Model, common_vocabulary, load, move, working_copy
+from burnish.core.checkpoint import Model, common_vocabulary, load, move, without_memory, working_copy
 from burnish.core.checkpoint.on_disk import OnDisk
 from burnish.core.checkpoint.own_classes import is_own
 from burnish.core.errors import CheckpointError, NumericalError, SettingsError
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 32_768
 """That are trained on: what goes into a layer and comes out lies in memory for all of them."""
+OF_LAYERS = ("model_type", "num_hidden_layers", "rope_parameters", "sliding_window", "layer_types")
+"""What a configuration says of its layers beside their sizes, and of what they are called with."""
 TABLE, FILE = "layers tuned", "trained.safetensors"
 
 
@@ -106,16 +108,33 @@ def original_of(settings: Tune, model: Model, ctx: Context) -> Model:
         raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
     original = given if isinstance(given, Model) else load(given)
     common_vocabulary(model, original, role="teacher")
-    ours, theirs = (one.config.get_text_config() for one in (model, original))
-    for name in ("num_hidden_layers", "hidden_size", "intermediate_size"):
-        if getattr(ours, name, None) != getattr(theirs, name, None):
+    check_same_layers(model, original)
+    return original
+
+
+def check_same_layers(model: Model, original: Model) -> None:
+    """Refuses a teacher whose layers cannot take the model's weights, or that calls them with other arguments.
+
+    Raises:
+        SettingsError: it has layers of another kind, other sizes or other positions.
+        CheckpointError: its layers cannot be run one by one.
+    """
+    facts, shapes = list[dict[str, Any]](), list[dict[str, tuple[int, ...]]]()
+    for one in (model, original):
+        config, network = one.config.get_text_config(), without_memory(one.config)
+        check_layers(network)
+        facts.append({name: getattr(config, name, None) for name in OF_LAYERS})
+        own = [named for path, layer in layers(network) for named in layer.named_parameters(path)]
+        shapes.append({name: tuple(parameter.shape) for name, parameter in own})
+    for ours, theirs in (facts, shapes):
+        differs = next((name for name in ours | theirs if ours.get(name) != theirs.get(name)), None)
+        if differs is not None:
             raise SettingsError(
-                f"the model has {name} {getattr(ours, name, None)} and the teacher {getattr(theirs, name, None)}, but "
+                f"the model has {differs} {ours.get(differs)} and the teacher {theirs.get(differs)}, but "
                 "by_layer compares them layer by layer",
                 where="by_layer",
                 fix="leave by_layer out",
             )
-    return original
 
 
 def check_layers(module: Any) -> None:
