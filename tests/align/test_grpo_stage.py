@@ -142,6 +142,20 @@ def test_the_command_leaves_a_checkpoint_and_tables_by_difficulty(checkpoint: Pa
     assert burnish.load(out).module.num_parameters() == burnish.load(checkpoint).module.num_parameters()
 
 
+def test_the_bar_counts_from_the_state_that_training_goes_on_from() -> None:
+    from transformers import TrainerState
+
+    from burnish.align.around_trainer import Bar
+    from burnish.core.progress import Progress
+
+    given: Any = {"args": None, "control": None, "state": TrainerState(global_step=80, max_steps=400)}
+    with Progress().task("grpo") as task:
+        bar = Bar(task)
+        bar.on_train_begin(**given)
+        bar.on_step_end(**given)
+        assert (task.done, task.before, task.total) == (81, 80, 400)
+
+
 def test_updates_in_which_all_earn_the_same_are_told_of_once() -> None:
     from burnish.align.around_trainer import NothingToLearn
 

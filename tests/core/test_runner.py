@@ -211,6 +211,17 @@ def test_an_edited_checkpoint_is_noticed(chain: Path, tiny_llama: Path):
         run(CHAIN, tiny_llama, chain).execute()
 
 
+def test_a_file_that_is_gone_or_new_is_said_to_be_that_and_not_damaged(chain: Path, tiny_llama: Path):
+    made = chain / "nodes" / "a"
+    (made / "mine.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"mine\.txt is none of the files .*; move it to another place"):
+        run(CHAIN, tiny_llama, chain).execute()
+    (made / "mine.txt").unlink()
+    (made / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is gone, .*; copy it too"):
+        run(CHAIN, tiny_llama, chain).execute()
+
+
 def test_verify_notices_a_change_that_kept_size_and_time(chain: Path, tiny_llama: Path):
     run(CHAIN, tiny_llama, chain).execute()
     weights = chain / "nodes" / "a" / "model.safetensors"

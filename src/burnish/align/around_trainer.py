@@ -115,7 +115,7 @@ def _is_whole(summary: Path) -> bool:
 
 
 class Bar(TrainerCallback):
-    """Moves the progress bar once per optimizer step."""
+    """Moves the progress bar once per optimizer step, from those that the state which training goes on from has."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -123,7 +123,7 @@ class Bar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.task.total = state.max_steps
+        self.task.total, self.task.done, self.task.before = state.max_steps, state.global_step, state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.task.advance()

@@ -23,9 +23,12 @@ class Task(Protocol):
 
     Attributes:
         total: of units; set it as soon as it is known.
+        done, before: units by now, and those of them that an earlier process did, which do not count in the rate.
     """
 
     total: float | None
+    done: float
+    before: float
 
     def advance(self, amount: float = 1) -> None: ...
 

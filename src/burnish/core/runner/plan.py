@@ -134,12 +134,14 @@ class Planner:
         files = content_files(directory)
         hashes = self._read_once(str(directory.resolve()), files, lambda: hash_directory(directory))
         if lineage is not None and lineage.files != hashes:
-            names = sorted(set(lineage.files.items()) ^ set(hashes.items()))
-            raise errors.CheckpointError(
-                f"{names[0][0]} is not what the lineage file says it should be",
-                where=str(directory),
-                fix="it was changed by hand or damaged: delete the directory and make it again",
-            )
+            name = min(set(lineage.files.items()) ^ set(hashes.items()))[0]
+            what = "is not what the lineage file says it should be"
+            fix = "it was changed by hand or damaged: delete the directory and make it again"
+            if name not in hashes:
+                what, fix = "is gone, and the lineage file names it", "copy it too, or make the checkpoint again"
+            elif name not in lineage.files:
+                what, fix = "is none of the files that the lineage file names", "move it to another place"
+            raise errors.CheckpointError(f"{name} {what}", where=str(directory), fix=fix)
         return Lineage(files=hashes).hash
 
     def _read_once(self, name: str, files: Sequence[Path], read: Callable[[], Any]) -> Any:
