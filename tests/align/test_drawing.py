@@ -200,6 +200,7 @@ def trained(trainer: Any) -> Any:
         ({"staleness": 5, "replay": 4}, "replay keeps groups for 4 updates"),
         ({"staleness": 1, "gradient_accumulation_steps": 2, "steps_per_generation": 1}, "no whole number of updates"),
         ({"correction": "icepop", "correction_bound": 1.0}, "more than 1"),
+        ({"share_prefixes": True}, "is for rows that are packed"),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -328,6 +329,19 @@ def test_a_process_that_dies_or_hangs_is_told_of_within_the_heartbeat(worker, nu
         ahead.take(1, [[1, 7]])
     assert time.monotonic() - began < 3
     os.kill(process.pid, signal.SIGCONT) if number == signal.SIGSTOP else None
+
+
+def test_what_cannot_be_sent_to_another_process_is_refused(checkpoint) -> None:
+    from transformers import AutoModelForCausalLM
+
+    class Local(Echo):
+        """Of this function alone."""
+
+    module = AutoModelForCausalLM.from_pretrained(checkpoint)
+    ahead = AnswersAhead(lambda orders: OwnProcess(module, Local(), orders, 1), heartbeat=1.0)
+    with pytest.raises(SettingsError, match="asynchronous: needs a model and tools that can be sent"):
+        ahead.tell(0, [order(0, 0)], module.named_parameters())
+    ahead.stop()
 
 
 @pytest.mark.slow

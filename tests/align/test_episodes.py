@@ -278,6 +278,21 @@ def _alternating(completions: list[Any], **_: Any) -> list[float]:
     return [float(place % 2) for place in range(len(completions))]
 
 
+@pytest.mark.slow
+def test_episodes_that_another_process_draws_ahead_are_those_drawn_in_turn(trainer, tmp_path) -> None:
+    ends, settings = [], {"staleness": 1, "shuffle_dataset": False, "max_steps": 3, "credit": "mixed"}
+    settings |= {"save_strategy": "steps", "save_steps": 1}
+    for changes in ({}, {"asynchronous": True}):
+        made = trainer(**settings, **changes)
+        made.train()
+        ends.append(torch.cat([one.detach().flatten() for one in made.model.parameters()]))
+        assert logged(made, "staleness/max") == [0, 1, 1] and max(logged(made, "episodes/turns")) > 1
+    assert torch.equal(*ends)
+    again = trainer(**settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert torch.equal(torch.cat([one.detach().flatten() for one in again.model.parameters()]), ends[0])
+
+
 def made_episode(*lengths: int, failed: tuple[int, ...] = ()) -> DrawnEpisode:
     """So many tokens a turn, an observation of two tokens after each but the last."""
     mask = [mine for length in lengths for mine in [1] * length + [0, 0]][:-2]

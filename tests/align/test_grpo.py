@@ -355,13 +355,16 @@ def test_packed_rows_give_the_step_of_rows_side_by_side(made, loss: str) -> None
     # gradient descent: Adam would make a large step of a gradient that is only rounding
     plain = {"optim": "sgd", "learning_rate": 1.0, "max_steps": 2, "loss_type": loss}
     cut = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
-    whole, packed, in_four = made(**plain), made(**plain, packing=True), made(**plain, **cut, packing=True)
-    for trainer in (whole, packed, in_four):
-        trainer.train()
-    for trainer in (packed, in_four):
-        torch.testing.assert_close(weights(trainer), weights(whole), rtol=0, atol=1e-6)
-        assert logged(trainer, "loss") == pytest.approx(logged(whole, "loss"), abs=1e-6)
-        assert logged(trainer, "entropy") == pytest.approx(logged(whole, "entropy"), rel=1e-5)
-        assert min(logged(trainer, "packing")) >= 0.95
+    cuts = [{}, cut, {"share_prefixes": True}, cut | {"share_prefixes": True}]
+    whole = made(**plain)
+    whole.train()
     assert min(logged(whole, "packing")) < 0.95
-    assert packed.forwarded_rows == whole.forwarded_rows
+    for changes in cuts:
+        packed = made(**plain, **changes, packing=True)
+        packed.train()
+        torch.testing.assert_close(weights(packed), weights(whole), rtol=0, atol=1e-6)
+        assert logged(packed, "loss") == pytest.approx(logged(whole, "loss"), abs=1e-6)
+        assert logged(packed, "entropy") == pytest.approx(logged(whole, "entropy"), rel=1e-5)
+        assert min(logged(packed, "packing")) >= (1.05 if "share_prefixes" in changes else 0.95)
+        # a pass whose problem has nothing to teach forwards one row, so that there is a gradient
+        assert 0 <= packed.forwarded_rows - whole.forwarded_rows <= 2 * ("share_prefixes" in changes)

@@ -195,7 +195,7 @@ nodes:
     floor: 0.0
     redundant: 0.0
     lr: 0.001
-    launch: {{processes: {processes}}}
+    launch: {{processes: {processes}}}{ahead}
 """
 
 
@@ -213,11 +213,12 @@ def guesser(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_recipe_in_two_processes_draws_the_same_and_learns_the_same(guesser, tmp_path):
+@pytest.mark.parametrize("ahead", ["", "\n    staleness: 1"], ids=["in turn", "drawn ahead"])
+def test_a_recipe_in_two_processes_draws_the_same_and_learns_the_same(guesser, tmp_path, ahead):
     ends, tables = [], []
     for processes in (1, 2):
         recipe, run = tmp_path / "recipe.yaml", tmp_path / f"run{processes}"
-        recipe.write_text(RECIPE.format(start=guesser, processes=processes))
+        recipe.write_text(RECIPE.format(start=guesser, processes=processes, ahead=ahead))
         warm.run(tmp_path / "log", "run", recipe, "-o", run)
         ends.append(load_file(run / "nodes" / "rewarded" / "model.safetensors"))
         rows = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]

@@ -59,6 +59,7 @@ def weights(model: burnish.Model) -> torch.Tensor:
         ({"staleness": 1, "iterations": 2}, "no multiple of the 2 updates"),
         ({"staleness": 1, "refill": 1}, "refill draws when answers have been judged"),
         ({"asynchronous": True, "refill": 1}, "refill draws when answers have been judged"),
+        ({"share_prefixes": True}, "share_prefixes counts for nothing without packing"),
         ({"correction_bound": 3.0}, "correction_bound counts for nothing without correction truncated or icepop"),
     ],
 )

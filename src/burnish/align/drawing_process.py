@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ import torch.multiprocessing  # tensors go to other processes by shared memory f
 from torch import Tensor
 
 from burnish.align.drawing import Drawer, DrawnBatch, Orders, drawn_now
-from burnish.core.errors import StageError
+from burnish.core.errors import SettingsError, StageError
 from burnish.core.runner.process import killed_by
 from burnish.core.workers import be_a_worker
 
@@ -59,8 +60,16 @@ class OwnProcess:
     # -- RolloutWorkerProtocol -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the process."""
-        self._process.start()
+        """Starts the process.
+
+        Raises:
+            SettingsError: something of the model or of how it draws cannot be sent there.
+        """
+        try:
+            self._process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:  # which of them, depends on what it is
+            what = f"needs a model and tools that can be sent to another process ({error})"
+            raise SettingsError(what, where="asynchronous", fix="leave it out, or define tools in a module") from error
         self._live()
 
     def stop(self) -> None:

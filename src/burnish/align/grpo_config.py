@@ -55,6 +55,9 @@ class SampledGRPOConfig(GRPOConfig):
     packing: bool = field(
         default=False, metadata={"help": "Forward rows one after the other in full lines, and not side by side."}
     )
+    share_prefixes: bool = field(
+        default=False, metadata={"help": "packing: what answers to a problem begin with in common is forwarded once."}
+    )
     skip_unmoved: bool = field(default=True, metadata={"help": "Do not forward rows whose advantage is zero."})
 
     def __post_init__(self) -> None:
@@ -80,6 +83,8 @@ class SampledGRPOConfig(GRPOConfig):
             raise SettingsError(f"is {self.staleness}, but 0 is the least", where="staleness")
         if not self.correction_bound > 1:
             raise SettingsError(f"is {self.correction_bound:g}, but more than 1 is needed", where="correction_bound")
+        if self.share_prefixes and not self.packing:
+            raise SettingsError("is for rows that are packed", where="share_prefixes", fix="switch packing on")
         super().__post_init__()
         if self.draws_ahead:
             self._check_ahead()

@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 from burnish.align.grpo_config import NORMALISERS, SampledGRPOConfig
 from burnish.align.maths import policy_loss
 from burnish.align.maths.reduction import Normaliser, share
-from burnish.align.passes import Batch, PackedPass, check_packing, chosen
+from burnish.align.passes import Batch, PackedPass, SharedPass, check_packing, chosen
 from burnish.core.errors import NumericalError, SettingsError
 
 PROXIMAL = "proximal_per_token_logps"
@@ -79,13 +79,14 @@ class StepLossTrainer(GRPOTrainer):
     def _predicted(self, model: Any, part: Batch, width: int) -> tuple[Tensor, Tensor, int]:
         """Log-probabilities of completions, entropies of their predictions, and how many places were forwarded."""
         if self.args.packing:
+            kind, module = SharedPass if self.args.share_prefixes else PackedPass, self.accelerator.unwrap_model(model)
             if not self._proved:
-                check_packing(self.accelerator.unwrap_model(self.model))
+                check_packing(module, kind)
                 self._proved = True
-            packed = PackedPass(part, width, cast(Any, self._tokenizer).pad_token_id)
-            given = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "shift_labels": packed.labels}
+            packed = kind(part, width, cast(Any, self._tokenizer).pad_token_id)
+            given = packed.model_inputs(module.config.get_text_config()._attn_implementation)
             with self.accelerator.autocast():
-                found = model(**given, fused_lm_head=True)
+                found = model(**given, shift_labels=packed.labels, fused_lm_head=True)
             return packed.by_row(found.log_probs), packed.by_row(found.entropy), packed.input_ids.numel()
         ids = torch.cat([part["prompt_ids"], part["completion_ids"]], 1)
         mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)

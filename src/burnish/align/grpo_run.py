@@ -263,6 +263,7 @@ def _arguments(settings: Grpo, ctx: Context, states: Path) -> dict[str, Any]:
         "correction": settings.correction,
         "correction_bound": settings.correction_bound,
         "packing": settings.packing,
+        "share_prefixes": settings.share_prefixes,
         "max_completion_length": settings.max_new_tokens,
         "temperature": settings.temperature,
         "policy_loss": settings.policy_loss,

@@ -42,7 +42,7 @@ from burnish.align.maths.balance import cut
 from burnish.align.passes import Batch, flat, parts_of
 from burnish.align.read_later import Judged, ReadLater
 from burnish.align.refill import others
-from burnish.align.replay import KeptGroup, ReplayQueue, batch_of, groups_of
+from burnish.align.replay import KeptGroup, ReplayQueue, Row, batch_of, groups_of
 from burnish.core.errors import DataError, SettingsError
 from burnish.generate import Sample
 from burnish.train.watch import Watch
@@ -369,7 +369,7 @@ class SampledGRPOTrainer(StepLossTrainer):
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
         if passes * processes == 1:
             return [output]
-        rows = self._of_all(groups_of(output, 1, self.state.global_step))
+        rows = self._of_all(groups_of(output, self._kept_together(len(output["prompt_ids"]), each), self.version))
         generator = torch.Generator().manual_seed(_number(f"updates {self._of_this_draw}"))
         order, share = torch.randperm(len(rows), generator=generator).tolist(), len(rows) * each // passes
         found = []
@@ -380,12 +380,26 @@ class SampledGRPOTrainer(StepLossTrainer):
                 found.append(batch | {"num_items_in_batch": output["num_items_in_batch"]})
         return found
 
-    def _length(self, row: KeptGroup) -> int:
-        """Tokens that a row is forwarded with; 0 where it moves nothing and so is not."""
-        (columns,) = row.rows
-        mask = columns["completion_mask"] * columns.get("tool_mask", 1)
-        moves = (columns["advantages"] * mask != 0).any() if self._skips else (mask > 0).any()
-        return len(columns["prompt_ids"]) + len(columns["completion_ids"]) if bool(moves) else 0
+    def _kept_together(self, count: int, each: int) -> int:
+        """Rows that go to one pass: those of a problem where what they begin with is shared, and there are enough.
+
+        Args:
+            count: rows of this process.
+            each: passes that are cut together.
+        """
+        several, passes = int(self.num_generations or 1), self.args.steps_per_generation or 1
+        groups = count // several
+        enough = groups * each % passes == 0 and groups >= passes
+        return several if self.args.share_prefixes and enough else 1
+
+    def _length(self, group: KeptGroup) -> int:
+        """Tokens that rows are forwarded with, of one prompt; 0 where none moves anything and so none is."""
+        answers = [len(row["completion_ids"]) for row in group.rows if self._moves(row)]
+        return len(group.rows[0]["prompt_ids"]) + sum(answers) if answers else 0
+
+    def _moves(self, row: Row) -> bool:
+        mask = row["completion_mask"] * row.get("tool_mask", 1)
+        return bool((row["advantages"] * mask != 0).any() if self._skips else (mask > 0).any())
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

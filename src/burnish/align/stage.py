@@ -337,6 +337,11 @@ class Grpo(Stage):
         default=False,
         description="forward answers one after the other in full lines that keep them apart, not side by side",
     )
+    share_prefixes: bool = Field(
+        default=False,
+        description="packing: forward what the answers to a problem begin with in common once, under a mask of all "
+        "pairs of a line's tokens",
+    )
     max_new_tokens: int = Field(
         default=256, ge=1, description="of an answer; of an episode in turns, what tools answer included"
     )
@@ -381,6 +386,7 @@ class Grpo(Stage):
             ("env table", self.env == "table", ("tables",)),
             (f"env {' or '.join(TOOLS)}", self.env in TOOLS, ("max_turns",)),
             ("replay", self.replay > 0, ("max_staleness", "reuse")),
+            ("packing", self.packing, ("share_prefixes",)),
             ("correction truncated or icepop", self.correction != "ratio", ("correction_bound",)),
             ("shaping short_arc", self.shaping == "short_arc", OF_SHORT_ARC),
         ):

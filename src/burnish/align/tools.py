@@ -46,7 +46,7 @@ class Tool:
     parameters: Mapping[str, str]
     function: Callable[..., str]
     seconds: float = 10.0
-    ready: Callable[[], object] = lambda: None
+    ready: Callable[[], object] = object
 
     @property
     def schema(self) -> dict[str, Any]:

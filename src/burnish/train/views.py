@@ -95,7 +95,11 @@ def attention_mask(
     """
     if attention == "flex_attention":
         return _blocks(documents, window, sinks)
-    seen = visible(documents, window, sinks)[:, None]
+    return as_taken(attention, visible(documents, window, sinks)[:, None])
+
+
+def as_taken(attention: str, seen: Bool[Tensor, "rows heads length length"]) -> Tensor:
+    """Which token sees which, as sdpa takes it, or eager, which adds it."""
     if attention == "eager":
         return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, torch.finfo(torch.float32).min)
     return seen
