@@ -252,6 +252,16 @@ def test_a_run_that_draws_ahead_goes_on_from_a_checkpoint_with_what_was_drawn(ma
 
 
 @pytest.mark.slow
+def test_without_staleness_a_run_that_drew_by_itself_goes_on_with_a_worker(made, tmp_path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    whole = trained(made(**settings))
+    assert not (tmp_path / "checkpoint-2" / "ahead-0.json").exists()
+    again = made(**settings, asynchronous=True)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(weights(again), weights(whole))
+
+
+@pytest.mark.slow
 def test_answers_for_two_updates_grow_older_between_them(made) -> None:
     trainer = trained(made(staleness=2, num_iterations=2, max_steps=6))
     assert logged(trainer, "staleness/max") == [0, 1, 2, 3, 2, 3]

@@ -451,8 +451,9 @@ class SampledGRPOTrainer(StepLossTrainer):
         replay = Path(checkpoint) / REPLAY.format(self.accelerator.process_index)
         if self.args.replay and replay.is_file():
             self._replay_queue().load(replay, str(self.accelerator.device))
-        if self.args.draws_ahead:
-            ahead = Path(checkpoint) / AHEAD.format(self.accelerator.process_index)
+        ahead = Path(checkpoint) / AHEAD.format(self.accelerator.process_index)
+        if self.args.draws_ahead and (self.args.staleness or ahead.is_file()):
+            # without staleness one that drew when answers were needed has no such file, and nothing to go on with
             self.ahead = self._new_ahead()
             self.ahead.go_on(json.loads(ahead.read_text()), self.kind_of_answer)
 
