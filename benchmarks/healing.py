@@ -14,17 +14,11 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import experiment
-import torch
 import yaml
-from care import divergence, last_hidden
-
-from burnish.core.checkpoint import Model, load
-from burnish.data import read_texts, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("convert_mla", "convert_ladder")
@@ -38,10 +32,6 @@ BESIDE: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
 }
 """What else was tried: {recipe: {name: (the node that it is like, settings)}}."""
-LONG = 128 if experiment.SMOKE else 8192
-WITH_POSITIONS = "convert_mla"
-FAR = ("converted", "distilled")
-"""Nodes of that recipe whose divergence is also told by position, in one window of so many tokens."""
 WHOLE = {"convert_mla": "converted", "convert_ladder": "ladder"}
 """The node with all of the loss, which the others are compared with."""
 SMALL: dict[str, dict[str, Any]] = {
@@ -61,29 +51,9 @@ class Bench(experiment.Kept):
         self.work, self.model = arguments.work.resolve(), arguments.model.resolve()
 
     def names(self) -> tuple[str, ...]:
-        return (*RECIPES, *(f"position, {node}" for node in FAR))
-
-    @cached_property
-    def source(self) -> Model:
-        return load(self.model, dtype=torch.float32)
-
-    @cached_property
-    def long(self) -> torch.Tensor:
-        return windows(self.source.tokenizer, read_texts("wikitext2-test"), LONG, max_tokens=LONG)
-
-    @cached_property
-    def hidden(self) -> torch.Tensor:
-        return last_hidden(self.source.module, self.long)
-
-    def by_position(self, node: str) -> dict[str, Any]:
-        """Of a node that has run, in eighths."""
-        made = load(self.work / WITH_POSITIONS / "nodes" / node, dtype=torch.float32)
-        found = divergence(self.source.module, self.hidden, last_hidden(made.module, self.long))
-        return {"eighths": found[0], "slices": {"reporting": [experiment.digest(self.long)]}}
+        return RECIPES
 
     def measure(self, name: str) -> dict[str, Any]:
-        if name not in RECIPES:
-            return self.by_position(name.partition(", ")[2])
         if not (text := ROOT / "runs" / "mixed-text").is_dir():
             runpy.run_path(str(ROOT / "examples" / "mixed_text.py"))["main"](str(text))
         content = with_beside(name, yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text()))
@@ -149,14 +119,11 @@ def content(bench: Bench) -> dict[str, Any]:
     runs = {name: bench.read(name) for name in RECIPES}
     for run in runs.values():
         del run["cpu_seconds"]  # which were spent in processes of the command
-    far = {node: bench.read(f"position, {node}") for node in FAR}
-    slices = [one.pop("slices") for one in (*runs.values(), *far.values())]
-    uses = {use: {digest for one in slices for digest in one.get(use, ())} for use in ("tuning", "reporting")}
+    slices = [run.pop("slices") for run in runs.values()]
     return {
-        "settings": runs[RECIPES[0]]["settings"] | {"long": LONG},
-        "slices": {use: sorted(digests) for use, digests in uses.items()},
+        "settings": runs[RECIPES[0]]["settings"],
+        "slices": {use: sorted({digest for one in slices for digest in one[use]}) for use in ("tuning", "reporting")},
         "runs": runs,
-        "by_position": {node: one["eighths"] for node, one in far.items()},
     }
 
 
@@ -164,13 +131,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
     cells = " | ".join(f"KL, {text} (95 %): | share:" for text in KINDS.values())
     header = f"node | trained on, tokens: | {cells}"
-    made = {name: experiment.table(header, rows_of(run["nodes"], WHOLE[name])) for name, run in results["runs"].items()}
-    if "by_position" in results:
-        eighth = results["settings"]["long"] // 8
-        titles = ["node", *(f"up to {eighth * (number + 1):,}:" for number in range(8))]
-        rows = ([f"`{node}`", *(f"{value:.3f}" for value in parts)] for node, parts in results["by_position"].items())
-        made["position"] = experiment.table(titles, rows)
-    return made
+    return {name: experiment.table(header, rows_of(run["nodes"], WHOLE[name])) for name, run in results["runs"].items()}
 
 
 def rows_of(nodes: dict[str, Any], whole: str) -> Iterator[list[Any]]:
