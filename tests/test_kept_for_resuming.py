@@ -171,6 +171,11 @@ def _steer(model: burnish.Model, place: Path) -> None:
     burnish.Steer(**marks, coef=[-4], top=[0.5])(model, traces=rows[4:], strengths=rows[:4], work_dir=place)
 
 
+def _speculator(model: burnish.Model, place: Path) -> None:
+    answers = {"answers": 4, "prompt_tokens": 4, "answer_tokens": 8, "context": 32, "batch": 2, "epochs": 80}
+    burnish.Speculator(**answers, vocabulary=64)(model, data=[PROSE.read_text()], work_dir=place)
+
+
 def _ladder(model: burnish.Model, place: Path) -> None:
     stage = burnish.LadderResidual(layers="last:1", custom_code=True, tokens=64, length=64)
     stage(model, calibration=[PROSE.read_text()], work_dir=place)
@@ -248,6 +253,7 @@ KEPT: dict[str, tuple[Work, set[str]]] = {
         {"answers/N/answers-N/texts.json", "strengths/tuning-plain/outcome.json"}
         | {"strengths/tuning-steered_-N_N.N/outcome.json"},
     ),
+    "speculator": (_speculator, {"answers/N/partN/tokens.json", "states/step-N/state.safetensors"}),
     "audit": (
         _audit,
         {"states-N-N/array.npy", "margins-aps-N/array.npy", "margins-bt-N/array.npy", "margins-rNm-N.N-N/array.npy"},

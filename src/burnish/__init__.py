@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # written by scripts/derive.py
     from burnish.data.stage import DrawTables as DrawTables
     from burnish.diagnose.stage import Diagnose as Diagnose
     from burnish.distill.stage import Distill as Distill
+    from burnish.distill.stage import Speculator as Speculator
     from burnish.evaluate.stage import Evaluate as Evaluate
     from burnish.qat.stage import Qat as Qat
     from burnish.quantize.stage import Quantize as Quantize

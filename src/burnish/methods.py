@@ -524,6 +524,23 @@ METHODS: tuple[Method, ...] = (
         benchmarks=(Benchmark("lookahead", needs="--model DIR, --data DIR with humaneval.jsonl.gz, --work DIR"),),
     ),
     Method(
+        name="speculators",
+        does="a draft of one layer that proposes tokens out of a part of the vocabulary, from the model's own answers",
+        use="burnish speculator",
+        source="EAGLE-3, 2025, arXiv:2503.01840; FR-Spec, 2025, arXiv:2502.14856",
+        page="speculators",
+        verb=Verb(
+            name="speculator",
+            settings="burnish.distill.stage:Speculator",
+            help="Train a draft that proposes tokens to a model, from the model's own answers.",
+            examples=(
+                "burnish speculator models/smollm2 --data wikitext2-valid -o draft",
+                "burnish speculator models/smollm2 --data chats.jsonl --vocabulary 3072 -o draft",
+            ),
+            makes="draft",
+        ),
+    ),
+    Method(
         name="preference training",
         does="DPO and reward models as thin subclasses of TRL's trainers, with a loss chosen per pair",
         use="burnish align",

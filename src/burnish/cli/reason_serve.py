@@ -9,7 +9,12 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 if TYPE_CHECKING:
+    from burnish.core.checkpoint import Model
+    from burnish.generate.speculation import Proposer
     from burnish.reason.serve import Backend
+
+LONGEST = 8
+"""Tokens that are proposed at a time, at most, where a controller chooses."""
 
 
 def read_prompts(file: Path | None) -> dict[str, str]:
@@ -40,7 +45,7 @@ def serve(
     concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 256,
     name: str | None = None,
     rows: Annotated[int, Parameter(validator=Number(gte=1))] = 64,
-    speculate: Literal["trie"] | None = None,
+    speculate: str | None = None,
     dtype: Dtype = "float32",
     device: str = "cpu",
 ) -> None:
@@ -77,7 +82,7 @@ def serve(
     rows:
         Continuations of the local model that share a forward pass, at most.
     speculate:
-        Of the local model, one continuation at a time: propose tokens from the prompt and all clients' earlier answers.
+        Of the local model, one continuation at a time: trie (of what was said), a draft's DIR, or trie,DIR for both.
     dtype:
         Of the local model; in the shorter two, texts depend on what else is asked for at the time.
     device:
@@ -107,7 +112,7 @@ def serve(
         backend = Upstream(checked(upstream), forwards_key=keys, timeout=timeout, concurrency=concurrency)
     else:
         assert local is not None
-        backend = _local(local, name, rows, dtype, device, speculates=speculate is not None)
+        backend = _local(local, name, rows, dtype, device, speculate)
 
     def said(address: str) -> None:
         print(f"serving {backend.called} at {address}", flush=True)
@@ -117,17 +122,45 @@ def serve(
 
 
 def _local(
-    directory: Path, name: str | None, rows: int, dtype: Dtype, device: str, *, speculates: bool = False
+    directory: Path, name: str | None, rows: int, dtype: Dtype, device: str, speculate: str | None = None
 ) -> Backend:
     import torch
 
     from burnish.core.checkpoint import load
     from burnish.generate import Engine
     from burnish.reason.serve import Local
-    from burnish.serve.speculate import Lookahead
 
     model = load(directory, dtype=getattr(torch, dtype), device=device)
     called = name or directory.resolve().name
-    proposer = Lookahead() if speculates else None
+    proposer = _proposer(model, speculate) if speculate else None
     options = {"name": called, "identity": model.identity, "rows": rows, "proposer": proposer}
     return Local(Engine(model.module.eval(), model.tokenizer, **options))
+
+
+def _proposer(model: Model, speculate: str) -> Proposer:
+    """The trie, a draft, or both, between which a controller chooses by what they cost on this machine.
+
+    Raises:
+        SettingsError: neither, or no directory.
+        CheckpointError: no draft, or one of another model.
+    """
+    from burnish.cli.serve import TRIE, draft_at
+    from burnish.serve.speculate import Lookahead
+
+    if speculate == TRIE:
+        return Lookahead()
+    both = speculate.removeprefix(f"{TRIE},")
+    place = draft_at(both)
+    from burnish.distill.speculator import Drafting, read_draft
+
+    draft = read_draft(place)
+    drafting = Drafting(model, draft)
+    if both == speculate:
+        return drafting
+    from burnish.distill.speculator.prices import LOOKING_UP, proposing, verifying
+    from burnish.serve.speculate.controller import SpeculationController
+    from burnish.serve.speculate.mixture import Mixture
+
+    prices = {TRIE: [LOOKING_UP] * (1 + LONGEST), "draft": proposing(draft, LONGEST)}
+    controller = SpeculationController(prices, verifying(model, LONGEST))
+    return Mixture({TRIE: Lookahead(), "draft": drafting}, controller, asked_always={TRIE})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SAY_EVERY = 10.0
 """Seconds."""
+TRIE, TRIE_TOKENS, DRAFT_TOKENS = "trie", 8, 3
+"""What `--speculate` calls the memory of answers; tokens proposed at a time by it, and by a draft."""
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Many = Annotated[list[str], Parameter(negative=())]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -160,8 +162,8 @@ def up(
     /,
     *,
     policy: str | None = None,
-    speculate: Literal["trie"] | None = None,
-    num_speculative_tokens: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 8,
+    speculate: str | None = None,
+    num_speculative_tokens: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     steer: Many | None = None,
     python: Path | None = None,
     name: str | None = None,
@@ -191,9 +193,9 @@ def up(
     policy:
         The file that `burnish serve sim` takes, or the name of an order.
     speculate:
-        Propose tokens from the prompt and from earlier answers, apart for each `cache_salt`; says how many were right.
+        Propose tokens: trie from the prompt and earlier answers, apart for each `cache_salt`; DIR by that draft.
     num_speculative_tokens:
-        Of them in a forward pass, at most.
+        Of them in a forward pass, at most; 8 of a trie and 3 of a draft where nothing is said.
     steer:
         Vectors from `burnish steer calibrate`, NAME=DIRECTORY, several times for several; requests ask for NAME:COEF.
     python:
@@ -232,7 +234,7 @@ def up(
     from burnish.core.engines import check_log, vllm
     from burnish.serve.settings import read_policy
     from burnish.serve.telemetry import check_recording
-    from burnish.serve.up import IN_HEADERS, KEYED, server_options, speculating_options
+    from burnish.serve.up import IN_HEADERS, KEYED, server_options
     from burnish.serve.vllm.keys import read_keys
 
     interpreter = python or os.environ.get("VLLM_PYTHON")
@@ -255,6 +257,7 @@ def up(
     if policy is None and (telemetry or metrics_port or exchange or trust_client_tenant or mode != "enforce"):
         fix = "give --policy, or leave out --mode, --telemetry, --metrics-port, --exchange and --trust-client-tenant"
         raise SettingsError("some options are those of a policy, and none is given", fix=fix)
+    draft = draft_at(speculate) if speculate and speculate != TRIE else None
     chosen = read_policy(policy) if policy else None
     if chosen and exchange:
         chosen.check_exchange(str(exchange), where="--exchange")
@@ -278,7 +281,7 @@ def up(
         os.environ["BURNISH_KEYS"] = str(keys.resolve())
     names = _load_for_steering(steer) if steer else []
     options = server_options(policy, **plugin) if policy else []
-    options += speculating_options(num_speculative_tokens) if speculate else []
+    options += _proposing(draft, num_speculative_tokens, model) if speculate else []
     options += [*(KEYED if keys else IN_HEADERS if headers else ()), *(option or [])]
     server = vllm(
         interpreter,
@@ -295,11 +298,42 @@ def up(
         print(chosen.warning)
     print(f"starting; its log: {place}", flush=True)
     with _counts_in_one_place() if steer else nullcontext(), server as engine:
-        ways = [f"under {chosen.called}" if chosen else "", "with proposals from a trie" if speculate else ""]
+        proposing = f"with proposals from {'a trie' if speculate == TRIE else speculate}" if speculate else ""
+        ways = [f"under {chosen.called}" if chosen else "", proposing]
         ways.append(f"steered by {', '.join(names)}" if names else "")
         how = " and ".join(way for way in ways if way)
         print(f"serving {name or model.resolve().name} {how} at {engine.url}", flush=True)
         _stay(engine, proposes=speculate is not None)
+
+
+def _proposing(draft: Path | None, num_tokens: int | None, model: Path) -> list[str]:
+    """Options of vLLM for proposals of a draft, or of the trie without one.
+
+    Raises:
+        CheckpointError: no draft, or one of another model.
+    """
+    from burnish.serve.up import speculating_options
+
+    if draft is None:
+        return speculating_options(num_tokens or TRIE_TOKENS)
+    from burnish.core.checkpoint import load
+    from burnish.distill.speculator import read_draft
+
+    read_draft(draft).check(load(model))
+    return speculating_options(num_tokens or DRAFT_TOKENS, draft)
+
+
+def draft_at(speculate: str) -> Path:
+    """The directory that `--speculate` names, where it does not say the trie.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    place = Path(speculate)
+    if not speculate or not place.is_dir():
+        what = f"is {speculate!r}, neither {TRIE} nor the directory of a draft"
+        raise SettingsError(what, where="--speculate", fix="burnish speculator makes one")
+    return place
 
 
 def _load_for_steering(sets: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from burnish.distill.across import AcrossTokenizers, Comparison, check_tokenizer
 from burnish.distill.losses import Distillation, Divergence, Matched, projections
 from burnish.distill.offline import TaughtRows, capture_top_k
 from burnish.distill.on_policy import OnPolicy
+from burnish.distill.speculator.run import run_speculator as run_speculator
 from burnish.train.losses import LossFn
 from burnish.train.run import balance_of
 from burnish.train.run import run as train

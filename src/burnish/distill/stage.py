@@ -1,6 +1,7 @@
-"""`Distill`: the training loop with a teacher.
+"""`Distill`: the training loop with a teacher; `Speculator`: a model as the teacher of a draft of itself.
 
 student = burnish.Distill(steps=1000)(student, data=texts, teacher=teacher)
+draft = burnish.Speculator(vocabulary=3072)(model, data=texts)
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from pydantic import Field, model_validator
 
 from burnish.core.checkpoint.own_classes import splits_the_stream
 from burnish.core.errors import SettingsError
-from burnish.core.kinds import Plan
-from burnish.core.stage import CheckpointRef, Context
+from burnish.core.kinds import Kind, Plan, Weights
+from burnish.core.stage import CheckpointRef, Context, DataRef, Stage
 from burnish.train.stage import Train
 
 if TYPE_CHECKING:
     from burnish.core.checkpoint import Model
+    from burnish.distill.speculator.draft import EagleDraft
 
 
 class Distill(Train):
@@ -165,3 +167,85 @@ class Distill(Train):
         from burnish.distill.run import run
 
         return run(self, model, ctx)
+
+
+class Speculator(Stage):
+    """Train a draft that proposes tokens to a model: one layer over the model's own states, a part of the vocabulary.
+
+    The model answers the beginnings of texts or chats, and the draft learns what it says there.
+    """
+
+    name: ClassVar[str] = "speculator"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "an EAGLE-3 draft of a model with a pruned vocabulary, from the model's own answers"
+    memory_settings: ClassVar[str] = "batch or context"
+
+    data: DataRef | None = Field(
+        default=None, description="texts whose pieces, or chats whose last question, the model answers; must be given"
+    )
+    answers: int = Field(default=512, ge=2, description="most answers, spread over the data")
+    prompt_tokens: int = Field(default=32, ge=1, description="of a piece of a text that are kept")
+    answer_tokens: int = Field(default=128, ge=8, description="most tokens of an answer")
+    context: int = Field(default=512, ge=16, description="most tokens of a prompt and its answer; longer chats are out")
+    temperature: float = Field(default=1.0, ge=0, description="of the answers; 0 takes the likeliest")
+    vocabulary: int | None = Field(
+        default=None, ge=1, description="tokens that the draft can propose; a quarter of all when not given"
+    )
+    hidden_layers: list[int] = Field(
+        default=[], description="layers, from 1, whose output the draft reads; three over the depth when empty"
+    )
+    unroll: int = Field(default=3, ge=1, le=16, description="tokens in a row that the draft learns to propose")
+    epochs: float = Field(default=10.0, gt=0, le=10_000, description="passes over the answers")
+    batch: int = Field(default=8, ge=1, description="answers per optimizer step")
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
+    holdout: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the answers kept for measuring, the last ones"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the products in training")
+
+    def plan(self, before: Plan) -> Plan:
+        """A draft; raises on a vocabulary or layers that the model does not have."""
+        if self.data is None:
+            raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
+        text = before.config.get_text_config()
+        if self.vocabulary is not None and self.vocabulary > text.vocab_size:
+            raise SettingsError(
+                f"vocabulary is {self.vocabulary:,}, but the model has {text.vocab_size:,} tokens", where="vocabulary"
+            )
+        longest = getattr(text, "max_position_embeddings", None)
+        if longest is not None and self.context > longest:
+            raise SettingsError(
+                f"context is {self.context:,}, but the model was made for {longest:,} positions", where="context"
+            )
+        if self.prompt_tokens + self.answer_tokens > self.context:
+            raise SettingsError(
+                f"prompt_tokens and answer_tokens come to {self.prompt_tokens + self.answer_tokens:,}, but context is "
+                f"{self.context:,}",
+                where="context",
+            )
+        self.layers_of(text.num_hidden_layers)
+        return before.with_(config=None, kind=Kind.SPECULATOR, weights=Weights.DENSE, shapes={}, num_bytes=0)
+
+    def layers_of(self, num_layers: int) -> list[int]:
+        """Layers whose output is read, ascending: what is named, or the second, the middle one and the last but two.
+
+        Raises:
+            SettingsError: one that is not there, or the last one, behind which comes the head.
+        """
+        if not self.hidden_layers:
+            return sorted({min(max(layer, 1), num_layers - 1) for layer in (2, num_layers // 2, num_layers - 3)})
+        chosen = sorted(set(self.hidden_layers))
+        if len(chosen) < len(self.hidden_layers):
+            raise SettingsError("hidden_layers names a layer twice", where="hidden_layers")
+        if wrong := [layer for layer in chosen if not 1 <= layer < num_layers]:
+            raise SettingsError(
+                f"hidden_layers names the layer {wrong[0]}, and the draft reads layers 1 to {num_layers - 1} of this "
+                "model",
+                where="hidden_layers",
+            )
+        return chosen
+
+    def run(self, model: Model, ctx: Context) -> EagleDraft:
+        from burnish.distill.run import run_speculator
+
+        return run_speculator(self, model, ctx)

@@ -28,8 +28,11 @@ def server_options(policy: str, **plugin: Any) -> list[str]:
     return ["--scheduler-cls", SCHEDULER, "--additional-config", json.dumps({"burnish": settings})]
 
 
-def speculating_options(num_tokens: int) -> list[str]:
-    """Options of vLLM's server for proposals from the memory of answers, of so many tokens at most."""
+def speculating_options(num_tokens: int, draft: Path | None = None) -> list[str]:
+    """Options of vLLM's server for proposals of so many tokens at most: from the memory of answers, or of a draft."""
+    if draft is not None:
+        config = {"method": "eagle3", "model": str(draft.resolve()), "num_speculative_tokens": num_tokens}
+        return ["--speculative-config", json.dumps(config)]
     config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": num_tokens}
     return ["--speculative-config", json.dumps(config), *SALTS]
 
