@@ -90,6 +90,12 @@ def test_a_run_that_drew_in_turn_goes_on_in_two_processes_and_one_with_another_s
     assert turn.canonical() != burnish.Grpo(staleness=2).canonical()
 
 
+def test_the_plan_counts_the_models_of_who_draws_beside_the_training(checkpoint: Path) -> None:
+    before = burnish.load(checkpoint).plan()
+    plain, beside = (burnish.Grpo(staleness=1, asynchronous=one).plan(before) for one in (False, True))
+    assert beside.peak_memory_bytes - plain.peak_memory_bytes == 3 * 4 * before.num_parameters
+
+
 @pytest.mark.slow
 def test_a_start_below_the_floor_is_not_trained(checkpoint: Path) -> None:
     with pytest.raises(DataError, match="right too seldom for RL"):

@@ -179,6 +179,13 @@ def test_a_prompt_writes_the_question_of_an_environment():
         Environments(stage_of(tables | {"prompt": "{picture}"}), set(), set())
 
 
+def test_a_prompt_of_fields_that_an_environment_lacks_is_refused_before_anything_runs(start):
+    asked = {"name": "told", "env": "table", "prompt": "{description}?{asked}"}
+    stage_of(asked).preflight(start, start.plan())
+    with pytest.raises(DataError, match=r"phase 'told', env: .* has no 'picture' for the prompt"):
+        stage_of(asked | {"prompt": "{picture}"}).preflight(start, start.plan())
+
+
 DATA = {"name": "d", "data": "x", "held_out": "y"}
 
 

@@ -440,7 +440,9 @@ class Grpo(Stage):
         default = type(self).model_fields["max_new_tokens"].default
         check_length(self.max_new_tokens, default, before.config, name="max_new_tokens")
         length_rule(self.shaping, self.shaping_options)
-        return before.with_(peak_memory_bytes=ADAM_BYTES * before.num_parameters)
+        # who draws has the model, and weights of every version that may still have to draw
+        ahead = 4 * (self.staleness + 2) if self.asynchronous else 0
+        return before.with_(peak_memory_bytes=(ADAM_BYTES + ahead) * before.num_parameters)
 
     def preflight(self, start: Model, before: Plan) -> None:
         """Writes out a question by the chat template, and a call of each tool that there is."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from burnish.align.envs import environment
 from burnish.core.errors import DataError
 from burnish.core.made_data import ROWS_FILE
 from burnish.core.stage import Context
@@ -30,6 +32,7 @@ from burnish.verify.problems import holds_problems
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from burnish.align.stage import Grpo
     from burnish.core.checkpoint import Model
     from burnish.core.kinds import Plan
     from burnish.curriculum.phase import Phase
@@ -205,13 +208,15 @@ def check_phases(settings: Curriculum, inputs: Mapping[str, str], start: Model, 
     """What can be tried of the phases without weights.
 
     Raises:
-        DataError: rows that cannot be tokenised or graded, or held-out rows that are trained on.
+        DataError: rows that cannot be tokenised or graded, or have no field that a prompt names, or held-out rows that
+            are trained on.
     """
     grader = None if settings.verifier is None else verifier(settings.verifier)
     try:
         for number, phase in enumerate(settings.phases):
             if phase.env is not None:
                 settings.rewarding(phase).preflight(start, before)
+                _try_prompt(phase, settings.rewarding(phase))
                 continue
             data, asked = (inputs[f"phases.{number}.{name}"] for name in ("data", "held_out"))
             try_rows(start.tokenizer, training_rows(phase, data), before.config, where=data)
@@ -221,3 +226,15 @@ def check_phases(settings: Curriculum, inputs: Mapping[str, str], start: Model, 
         if grader is not None:
             grader.close()
     check_apart(settings, inputs)
+
+
+def _try_prompt(phase: Phase, asked: Grpo) -> None:
+    """Writes a question of a phase's environment as the phase shows it.
+
+    Raises:
+        DataError: its rows have no such field.
+    """
+    if phase.prompt is None:
+        return
+    with closing(environment(asked.env, 1, asked.seed, asked.kind, tables=asked.tables)) as env:
+        shown(phase, env.problems[0], where=f"phase {phase.name!r}, env")
