@@ -529,6 +529,7 @@ METHODS: tuple[Method, ...] = (
         use="burnish speculator",
         source="EAGLE-3, 2025, arXiv:2503.01840; FR-Spec, 2025, arXiv:2502.14856",
         page="speculators",
+        benchmarks=(Benchmark("speculators", needs="--model DIR, --work DIR"),),
         verb=Verb(
             name="speculator",
             settings="burnish.distill.stage:Speculator",
