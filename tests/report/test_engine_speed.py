@@ -127,6 +127,16 @@ def test_no_ratio_is_claimed_of_what_was_not_asked_in_turns(run: Path):
     compared = found(run)
     assert compared.judged(compared.entries[1], "prefill", "1x128") is None
     assert "memory did not hold all engines at once" in " ".join(sentences(compared))
+    page = render([run])
+    assert "not compared, because they were not measured together" in page
+    assert "speed not measured" not in page  # its rates stand below
+
+
+def test_rates_of_a_busy_machine_are_no_comparison_where_engines_ran_one_after_another(run: Path):
+    add_speeds(run, in_turns=False, note="disturbed by other work")
+    told = " ".join(sentences(found(run)))
+    assert "which of them is faster cannot be seen" in told
+    assert "ratios marked CPU" not in told
 
 
 def test_no_ratio_is_claimed_of_two_measurements(run: Path):

@@ -192,15 +192,19 @@ def decode_cell(found: SpeedComparison, label: str, notes: Footnotes, *, brief: 
 
 
 def headline(start: Checkpoint, column: Checkpoint) -> str:
-    """Decoding one at a time, of a checkpoint against its start; empty where they were not measured together."""
+    """Decoding one at a time, of a checkpoint against its start; empty where one was not measured in an engine."""
+    apart = ""
     for found in reversed(comparisons([start, column])):
-        if len(found.entries) < 2 or not (judged := found.judged(found.entries[1], "decode", found.shapes[0])):
+        if len(found.entries) < 2 or not all(entry.rounds for entry in found.entries):
+            continue
+        if not (judged := found.judged(found.entries[1], "decode", found.shapes[0])):
+            apart = f"speed in {found.protocol['engine']} not compared, because they were not measured together"
             continue
         ratio, verdict, _ = judged
         told = verdict if verdict == SAME else f"{verdict} than the start"
         times = f"{numbers.decimal(ratio.value, 2)} times the speed"
         return f"decodes at {times} in {found.protocol['engine']} ({_span(ratio)}), {told}"
-    return ""
+    return apart
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------
@@ -215,7 +219,9 @@ def sentences(found: SpeedComparison) -> list[str]:
     disturbed = [one for one in found.entries if any(value.note and one.rounds for value in one.metrics.values())]
     if disturbed:
         names = listing([one.label for one in disturbed])
-        told.append(f"other work disturbed {names}: ratios marked CPU are those of processor time")
+        ratios = "ratios marked CPU are those of processor time"
+        alone = "these rates are those of a busy machine, which of them is faster cannot be seen"
+        told.append(f"other work disturbed {names}: {ratios if found.protocol['in_turns'] else alone}")
     if best := _fastest(found):
         told.append(best)
     return told
