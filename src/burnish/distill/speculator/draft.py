@@ -173,7 +173,7 @@ def _card(draft: EagleDraft) -> str:
             "",
             f"EAGLE-3, one layer, {config.draft_vocab_size:,} of {config.vocab_size:,} tokens. In vLLM:",
             "",
-            '    --speculative-config \'{"method": "eagle3", "model": "DIRECTORY", "num_speculative_tokens": 3}\'',
+            '    LLM(MODEL, speculative_config={"method": "eagle3", "model": DIRECTORY, "num_speculative_tokens": 3})',
             "",
             *measured,
         ]
