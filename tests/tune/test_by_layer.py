@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from burnish.arch import HiddenStates
 from burnish.core.checkpoint import Model, load
+from burnish.core.checkpoint.adapter import Adapter
 from burnish.core.errors import CheckpointError, NumericalError, SettingsError
 from burnish.core.ledger import Ledger
 from burnish.core.progress import Progress
@@ -150,5 +151,9 @@ def test_another_network_and_a_rate_without_end_are_refused(packed, tiny_llama, 
         tuned(packed, teacher, tmp_path / "other")
     with pytest.raises(SettingsError, match="no teacher is named"):
         by_layer.original_of(Tune(**SHORT), load(packed), context(tmp_path, []))
+    adapted = load(tiny_llama)
+    adapted.adapter = Adapter({"r": 4}, {})
+    with pytest.raises(SettingsError, match="the teacher has a LoRA adapter beside its weights"):
+        by_layer.original_of(Tune(**SHORT), load(packed), context(tmp_path, [], teacher=adapted))
     with pytest.raises(NumericalError, match="the error is"):
         tuned(packed, str(tiny_llama), tmp_path / "fast", lr=1e30, warmup=0.0, keep_best=False)

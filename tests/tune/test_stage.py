@@ -150,7 +150,7 @@ def test_what_does_not_go_together_is_refused(settings, said):
 
 def test_keeping_the_best_without_held_out_rows_is_not_planned(packed):
     before = load(packed).plan()
-    with pytest.raises(SettingsError, match=r"keep_best needs held-out rows.*leave keep_best out"):
+    with pytest.raises(SettingsError, match=r"keep_best needs held-out rows.*keep_best: false"):
         Tune(data="text.txt", teacher="models/mine", holdout=0).plan(before)
     Tune(data="text.txt", teacher="models/mine", holdout=0, keep_best=False).plan(before)
     Tune(data="text.txt", teacher="models/mine", validation="other.txt").plan(before)

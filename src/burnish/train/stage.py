@@ -301,7 +301,7 @@ class Train(Stage):
             raise SettingsError("no data is named", where="data", fix="give data: FILE, or --data FILE")
         if self.keep_best and self.validation is None and not self.holdout:
             what = "keep_best needs held-out rows to measure on"
-            raise SettingsError(what, where="keep_best", fix="give validation, or a holdout, or leave keep_best out")
+            raise SettingsError(what, where="keep_best", fix="give validation, or a holdout, or keep_best: false")
         if self.lora_rank and (before.weights is Weights.PACKED or before.adapter):
             before = self.beside(before)
         before = before.with_(config=self.scaled(before.config))

@@ -56,7 +56,7 @@ def train_by_layer(settings: Tune, model: Model, module: Any, ctx: Context) -> N
         ctx: of the stage.
 
     Raises:
-        SettingsError: no teacher, or one of other layers.
+        SettingsError: no teacher, or one of other layers or with an adapter.
         CheckpointError: the teacher has another tokenizer.
         NumericalError: the error of a layer is not finite.
     """
@@ -108,6 +108,12 @@ def original_of(settings: Tune, model: Model, ctx: Context) -> Model:
         raise SettingsError("no teacher is named", where="teacher", fix="give teacher: CHECKPOINT, or --teacher")
     original = given if isinstance(given, Model) else load(given)
     common_vocabulary(model, original, role="teacher")
+    if original.adapter is not None:
+        raise SettingsError(
+            "the teacher has a LoRA adapter beside its weights, and layers are compared without one",
+            where="teacher",
+            fix="add it to the weights first (burnish convert unpack), or leave by_layer out",
+        )
     check_same_layers(model, original)
     return original
 
