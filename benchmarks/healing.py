@@ -4,7 +4,8 @@
 
 Runs `recipes/convert_mla.yaml` and `recipes/convert_ladder.yaml`, which calibrate, heal and distil on a mixture of
 WikiText-2 valid and Python's standard library, with what was tried beside, and reads from their ledgers
-KL(original || node) on windows of WikiText-2 test and of a play, which is like nothing that any step is given. A run
+KL(original || node) on windows of WikiText-2 test and of a play, which is like nothing that any step is given; of the
+whole conversion also by position in one window of 8,192 tokens. A run
 that was stopped goes on; what is finished is not run again.
 """
 
@@ -18,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import experiment
+import torch
 import yaml
+from care import divergence, last_hidden
+
+from burnish.core.checkpoint import load
+from burnish.data import read_texts, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("convert_mla", "convert_ladder")
@@ -34,6 +40,8 @@ BESIDE: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 """What else was tried: {recipe: {name: (the node that it is like, settings)}}."""
 WHOLE = {"convert_mla": "converted", "convert_ladder": "ladder"}
 """The node with all of the loss, which the others are compared with."""
+LONG = 128 if experiment.SMOKE else 8192
+"""Tokens of the window in which the conversion's divergence is told by position."""
 SMALL: dict[str, dict[str, Any]] = {
     "mla": {"tokens": 2048, "length": 64, "rank": 17, "rope_dim": 16},
     "ladder": {"tokens": 128, "length": 64, "layers": "last:1"},
@@ -51,9 +59,22 @@ class Bench(experiment.Kept):
         self.work, self.model = arguments.work.resolve(), arguments.model.resolve()
 
     def names(self) -> tuple[str, ...]:
-        return RECIPES
+        return (*RECIPES, "position")
+
+    def by_position(self) -> dict[str, Any]:
+        """KL of the whole conversion, in eighths of the window."""
+        recipe = RECIPES[0]
+        source, made = (
+            load(place, dtype=torch.float32) for place in (self.model, self.work / recipe / "nodes" / WHOLE[recipe])
+        )
+        text = windows(source.tokenizer, read_texts("wikitext2-test"), LONG, max_tokens=LONG)
+        hidden, changed = (last_hidden(model.module, text) for model in (source, made))
+        eighths = divergence(source.module, hidden, changed)[0]
+        return {"eighths": eighths, "slices": {"reporting": [experiment.digest(text)]}}
 
     def measure(self, name: str) -> dict[str, Any]:
+        if name == "position":
+            return self.by_position()
         if not (text := ROOT / "runs" / "mixed-text").is_dir():
             runpy.run_path(str(ROOT / "examples" / "mixed_text.py"))["main"](str(text))
         content = with_beside(name, yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text()))
@@ -119,11 +140,14 @@ def content(bench: Bench) -> dict[str, Any]:
     runs = {name: bench.read(name) for name in RECIPES}
     for run in runs.values():
         del run["cpu_seconds"]  # which were spent in processes of the command
-    slices = [run.pop("slices") for run in runs.values()]
+    far = bench.read("position")
+    slices = [one.pop("slices") for one in (*runs.values(), far)]
+    uses = {use: {digest for one in slices for digest in one.get(use, ())} for use in ("tuning", "reporting")}
     return {
-        "settings": runs[RECIPES[0]]["settings"],
-        "slices": {use: sorted({digest for one in slices for digest in one[use]}) for use in ("tuning", "reporting")},
+        "settings": runs[RECIPES[0]]["settings"] | {"long": LONG},
+        "slices": {use: sorted(digests) for use, digests in uses.items()},
         "runs": runs,
+        "by_position": far["eighths"],
     }
 
 
@@ -131,7 +155,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown for the docs."""
     cells = " | ".join(f"KL, {text} (95 %): | share:" for text in KINDS.values())
     header = f"node | trained on, tokens: | {cells}"
-    return {name: experiment.table(header, rows_of(run["nodes"], WHOLE[name])) for name, run in results["runs"].items()}
+    made = {name: experiment.table(header, rows_of(run["nodes"], WHOLE[name])) for name, run in results["runs"].items()}
+    if "by_position" in results:
+        titles = ["node", *(f"up to {(number + 1) * results['settings']['long'] // 8:,}:" for number in range(8))]
+        row = [f"`{WHOLE[RECIPES[0]]}`", *(f"{value:.3f}" for value in results["by_position"])]
+        made["position"] = experiment.table(" | ".join(titles), [row])
+    return made
 
 
 def rows_of(nodes: dict[str, Any], whole: str) -> Iterator[list[Any]]:

@@ -62,4 +62,5 @@ def test_both_recipes_run_small_and_every_node_has_its_row(tiny_llama: Path, tmp
     assert rows == {
         "convert_mla": ["converted", "healed", "distilled", "packed", "shorter", "refitted"],
         "convert_ladder": ["ladder", "healed"],
+        "position": ["converted"],
     }
