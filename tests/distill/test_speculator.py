@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import burnish
 from burnish.arch import head_of
-from burnish.cli.reason_serve import _proposer
-from burnish.core.checkpoint import Lineage, Model
+from burnish.cli.reason_serve import _local, _proposer
+from burnish.core.checkpoint import Lineage, Model, load
 from burnish.core.errors import CheckpointError, DataError, SettingsError
 from burnish.core.kinds import Kind
 from burnish.distill.maths.draft_vocabulary import acceptance, known, most_frequent, offsets, tokens_of
@@ -195,7 +196,9 @@ def test_a_server_takes_the_trie_a_draft_or_both(draft: EagleDraft, tmp_path: Pa
     kinds = {"trie": "Lookahead", str(place): "Drafting", f"trie,{place}": "Mixture"}
     for speculate, kind in kinds.items():
         assert type(_proposer(model, speculate)).__name__ == kind
-    for wrong in ("ngram", f"{place},trie", "trie,"):
+    mixed = _proposer(model, f"trie,{place}")
+    assert mixed.members["draft"].length == len(mixed.controller.proposing["draft"]) - 1
+    for wrong in ("ngram", f"{place},trie", "trie,", ""):
         with pytest.raises(SettingsError, match="neither trie nor the directory of a draft"):
             _proposer(model, wrong)
 
@@ -286,6 +289,60 @@ def test_special_tokens_must_have_room(model: Model, tmp_path: Path):
     crowded.tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     with pytest.raises(SettingsError, match="5 special tokens"):
         burnish.Speculator(**{**SHORT, "vocabulary": 4})(crowded, data=[PROSE.read_text()], work_dir=tmp_path)
+
+
+def test_a_server_with_a_draft_is_the_same_model_in_every_process(draft: EagleDraft, tmp_path: Path):
+    """A journal of answers is of the model's identity, which hooks change."""
+    directory = made().save(tmp_path / "model")
+    place = draft.save(tmp_path / "draft")
+    own = load(directory, dtype=torch.float32)
+    assert _local(directory, None, 1, "float32", "cpu", str(place)).engine.identity == own.identity
+
+
+def test_a_model_of_one_layer_has_none_to_read():
+    one = Model(module=small_llama(num_hidden_layers=1), tokenizer=small_tokenizer())
+    with pytest.raises(SettingsError, match="the model has one layer"):
+        burnish.Speculator(**{"data": "texts", **SHORT}).plan(one.plan())
+
+
+def test_one_answer_is_always_learned_from(model: Model, tmp_path: Path):
+    made = burnish.Speculator(**SHORT, holdout=0.9)(model, data=[PROSE.read_text()], work_dir=tmp_path)
+    assert made.measured
+
+
+def test_a_draft_is_no_network_by_itself(draft: EagleDraft, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="is a speculator, which is no network by itself"):
+        _ = load(draft.save(tmp_path / "draft")).module
+
+
+@pytest.mark.parametrize("numbers", [[5, 2], [0, 1], ["1", 2]])
+def test_layers_that_the_model_has_not_are_refused(model: Model, draft: EagleDraft, numbers: list[Any]):
+    other = copy.deepcopy(draft)
+    other.config.eagle_aux_hidden_state_layer_ids = numbers
+    with pytest.raises(CheckpointError, match=r"reads layer .* of a model that has 3: from 1 to 2 it could"):
+        other.check(model)
+
+
+def _broken(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    d2t, first = tensors["d2t"], torch.zeros_like(tensors["d2t"])
+    first[0] = 1
+    norm = tensors["norm.weight"].clone()
+    norm[0] = float("nan")
+    return {
+        "name different tokens": {"d2t": d2t - 1000 * first},
+        "is damaged": {"d2t": d2t + 100_000},
+        "norm.weight holds numbers that are not finite": {"norm.weight": norm},
+    }
+
+
+@pytest.mark.parametrize("told", ["name different tokens", "is damaged", "norm.weight holds numbers"])
+def test_a_draft_of_wrong_numbers_is_refused(draft: EagleDraft, tmp_path: Path, told: str):
+    place = draft.save(tmp_path / "draft")
+    tensors = load_file(place / "model.safetensors")
+    (changed,) = (one for said, one in _broken(tensors).items() if told in said)
+    save_file(tensors | changed, place / "model.safetensors")
+    with pytest.raises(CheckpointError, match=told):
+        read_draft(place)
 
 
 def test_a_damaged_draft_is_told_in_a_sentence(draft: EagleDraft, tmp_path: Path):

@@ -99,7 +99,7 @@ def serve(
     from burnish.reason.serve.upstream import checked
     from burnish.verify import verifier as named
 
-    if speculate and local is None:
+    if speculate is not None and local is None:
         raise SettingsError("is for a local model", where="--speculate", fix="give it to the server behind")
     if (upstream is None) == (local is None):
         raise SettingsError("one server behind this one is needed", fix="give either --upstream or --local")
@@ -132,8 +132,9 @@ def _local(
 
     model = load(directory, dtype=getattr(torch, dtype), device=device)
     called = name or directory.resolve().name
-    proposer = _proposer(model, speculate) if speculate else None
-    options = {"name": called, "identity": model.identity, "rows": rows, "proposer": proposer}
+    identity = model.identity  # before a draft's hooks, which are another model in every process
+    proposer = _proposer(model, speculate) if speculate is not None else None
+    options = {"name": called, "identity": identity, "rows": rows, "proposer": proposer}
     return Local(Engine(model.module.eval(), model.tokenizer, **options))
 
 
@@ -154,9 +155,9 @@ def _proposer(model: Model, speculate: str) -> Proposer:
     from burnish.distill.speculator import Drafting, read_draft
 
     draft = read_draft(place)
-    drafting = Drafting(model, draft)
     if both == speculate:
-        return drafting
+        return Drafting(model, draft)
+    drafting = Drafting(model, draft, length=LONGEST)
     from burnish.distill.speculator.prices import LOOKING_UP, proposing, verifying
     from burnish.serve.speculate.controller import SpeculationController
     from burnish.serve.speculate.mixture import Mixture

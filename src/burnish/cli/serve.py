@@ -257,7 +257,7 @@ def up(
     if policy is None and (telemetry or metrics_port or exchange or trust_client_tenant or mode != "enforce"):
         fix = "give --policy, or leave out --mode, --telemetry, --metrics-port, --exchange and --trust-client-tenant"
         raise SettingsError("some options are those of a policy, and none is given", fix=fix)
-    draft = draft_at(speculate) if speculate and speculate != TRIE else None
+    draft = draft_at(speculate) if speculate is not None and speculate != TRIE else None
     chosen = read_policy(policy) if policy else None
     if chosen and exchange:
         chosen.check_exchange(str(exchange), where="--exchange")
@@ -281,7 +281,7 @@ def up(
         os.environ["BURNISH_KEYS"] = str(keys.resolve())
     names = _load_for_steering(steer) if steer else []
     options = server_options(policy, **plugin) if policy else []
-    options += _proposing(draft, num_speculative_tokens, model) if speculate else []
+    options += _proposing(draft, num_speculative_tokens, model) if speculate is not None else []
     options += [*(KEYED if keys else IN_HEADERS if headers else ()), *(option or [])]
     server = vllm(
         interpreter,

@@ -232,6 +232,8 @@ class Speculator(Stage):
         Raises:
             SettingsError: one that is not there, or the last one, behind which comes the head.
         """
+        if num_layers < 2:
+            raise SettingsError("the model has one layer, and a draft reads those before the last", where="model")
         if not self.hidden_layers:
             return sorted({min(max(layer, 1), num_layers - 1) for layer in (2, num_layers // 2, num_layers - 3)})
         chosen = sorted(set(self.hidden_layers))

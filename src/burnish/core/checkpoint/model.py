@@ -174,7 +174,10 @@ class Model:
         weight_files(directory)
         self._as_read.setdefault("files", self._stamps())
         config = self.config
-        auto = getattr(transformers, STOCK_LOADER[self.lineage.kind].rsplit(".", 1)[1])
+        library, _, loader = STOCK_LOADER[self.lineage.kind].rpartition(".")
+        if library != "transformers":
+            raise CheckpointError(f"is a {self.lineage.kind}, which is no network by itself", where=str(directory))
+        auto = getattr(transformers, loader)
         extra: dict[str, Any] = {}
         embedding: str | None = None
         if self.lineage.weights is Weights.PACKED:

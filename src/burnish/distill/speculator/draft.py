@@ -93,8 +93,9 @@ class EagleDraft:
                     f"{getattr(text, name):,}",
                     where=where,
                 )
-        if self.hidden_layers[-1] >= text.num_hidden_layers:
-            what = f"reads layer {self.hidden_layers[-1]} of a model that has {text.num_hidden_layers}"
+        last = text.num_hidden_layers - 1
+        if wrong := [layer for layer in self.hidden_layers if type(layer) is not int or not 1 <= layer <= last]:
+            what = f"reads layer {wrong[0]!r} of a model that has {text.num_hidden_layers}: from 1 to {last} it could"
             raise CheckpointError(what, where=where)
         said = getattr(self.config, TOKENIZER, None)
         if said is not None and said != tokenizer_digest(model.tokenizer, chats=False):
@@ -153,13 +154,17 @@ def read_draft(directory: str | Path) -> EagleDraft:
         network, tensors = DraftNetwork(config, len(facts[LAYERS])), load_file(place / TENSORS)
         tokens, has = tokens_of(tensors.pop("d2t")), tensors.pop("t2d")
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        agree = bool((tokens[1:] > tokens[:-1]).all()) and int(tokens[0]) >= 0
+        agree = agree and torch.equal(known(tokens, config.vocab_size), has)
+    except (LookupError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         said = str(error).splitlines()[0]
         raise CheckpointError(
             f"is damaged ({said})", where=str(place), fix="burnish speculator makes it anew"
         ) from None
-    if len(tokens) != config.draft_vocab_size or not torch.equal(known(tokens, config.vocab_size), has):
+    if len(tokens) != config.draft_vocab_size or not agree:
         raise CheckpointError("its maps d2t and t2d name different tokens", where=str(place))
+    if broken := [name for name, tensor in network.state_dict().items() if not bool(tensor.isfinite().all())]:
+        raise CheckpointError(f"{broken[0]} holds numbers that are not finite", where=str(place))
     return EagleDraft(network.eval(), config, tokens, Lineage.read(place) or Lineage(kind=Kind.SPECULATOR))
 
 

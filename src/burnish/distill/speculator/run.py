@@ -56,7 +56,7 @@ def run_speculator(settings: Speculator, model: Model, ctx: Context) -> EagleDra
     answers = answered(
         settings, module, model.tokenizer, prompts, KeptAnswers(ctx.work_dir / "answers", key), ctx.progress
     )
-    held_out = max(1, round(settings.holdout * len(answers)))
+    held_out = min(max(1, round(settings.holdout * len(answers))), len(answers) - 1)
     tokens = vocabulary_of(settings, module, model.tokenizer, answers[: len(answers) - held_out])
     rows, measuring = taught(module, head, answers, numbers, ctx.progress).split(held_out)
     draft = started(settings, model, head, tokens, numbers, Lineage(Kind.SPECULATOR, methods=SOURCES))
@@ -84,7 +84,7 @@ def vocabulary_of(
         raise SettingsError(what, where="vocabulary", fix="raise it")
     said = Counter(token for answer in answers for token in answer.tokens[answer.start :])
     counts = torch.zeros(total, dtype=torch.long)
-    counts[list(said)] = torch.tensor(list(said.values()))
+    counts[list(said)] = torch.tensor(list(said.values()), dtype=torch.long)
     return most_frequent(counts, size, always)
 
 
