@@ -348,7 +348,10 @@ def main() -> None:
     arguments = command.read()
     torch.set_num_threads(1)
     bench = Bench(arguments)
-    note = "one thread a process, shared with other work; seconds of overlap by the clock, of 8 rounds the best"
+    note = (
+        "one thread a process, shared with other work but for overlap; seconds of overlap by the clock, of 8 rounds "
+        "the best"
+    )
     experiment.answer(bench, arguments, __doc__, lambda: content(bench), tables, note=note)
 
 
