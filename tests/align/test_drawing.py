@@ -26,6 +26,7 @@ from burnish.core.errors import SettingsError, StageError
 from burnish.data.chain import Chains
 from burnish.generate import Sample
 from small_models import SMALL_TRAINER
+from trainers import logged, weights
 
 
 @given(staleness=st.integers(0, 4), every=st.integers(1, 3), last=st.integers(1, 12))
@@ -175,14 +176,6 @@ def made(tokenizer, checkpoint, tmp_path):
         )
 
     return make
-
-
-def logged(trainer: Any, name: str) -> list[float]:
-    return [row[name] for row in trainer.state.log_history if name in row]
-
-
-def weights(trainer: Any) -> torch.Tensor:
-    return torch.cat([one.detach().flatten() for one in trainer.model.parameters()])
 
 
 def trained(trainer: Any) -> Any:

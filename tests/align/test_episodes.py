@@ -26,6 +26,7 @@ from burnish.core.errors import DataError
 from burnish.generate import Sample
 from burnish.verify.probe import walls
 from small_models import SMALL_TRAINER
+from trainers import logged
 
 AGENT = (Path(__file__).parents[2] / "examples" / "agent.jinja").read_text()
 HERMES = (
@@ -235,10 +236,6 @@ def trainer(agent_model, tmp_path):
         )
 
     return make
-
-
-def logged(made: Any, name: str) -> list[float]:
-    return [row[name] for row in made.state.log_history if name in row]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from burnish.align.maths.length_rules import Kimi, LaserD
 from burnish.core.errors import DataError, SettingsError
 from burnish.data.chain import Chains
 from small_models import SMALL_TRAINER
+from trainers import logged, weights
 
 SEAM = {
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
@@ -68,14 +69,6 @@ def made(tokenizer, checkpoint, tmp_path):
         )
 
     return make
-
-
-def logged(trainer: Any, name: str) -> list[float]:
-    return [row[name] for row in trainer.state.log_history if name in row]
-
-
-def weights(trainer: Any) -> torch.Tensor:
-    return torch.cat([one.detach().flatten() for one in trainer.model.parameters()])
 
 
 def test_the_private_methods_that_are_replaced_have_the_arguments_they_had() -> None:

@@ -26,12 +26,10 @@ from burnish.distill.speculator.network import DraftCache, DraftNetwork
 from burnish.distill.speculator.prices import LOOKING_UP, proposing, verifying
 from burnish.distill.speculator.run import head_rows
 from burnish.generate import generate
-from burnish.generate.batch import Batch, Continuation, Wish
-from burnish.generate.cache import roomy
-from burnish.generate.warp import Sampling
 from burnish.serve.speculate import Lookahead
 from burnish.serve.speculate.controller import SpeculationController
 from burnish.serve.speculate.mixture import Mixture
+from joining import joined
 from small_models import PROSE, make, small_llama, small_tokenizer
 
 PROMPTS = ["The licence", "You may reproduce and distribute copies of the Work"]
@@ -153,15 +151,8 @@ def test_a_row_that_joins_leaves_both_texts_what_they_are(model: Model, drafting
     options: dict[str, Any] = {"max_new_tokens": 16, "temperature": 0}
     alone = [generate(model.module, model.tokenizer, [one], **options)[0].tokens for one in prompts]
     for before in (1, 4):
-        batch = Batch(model.module, model.tokenizer, roomy, drafting)
-        rows = [Continuation(n, random.Random(n), Wish(Sampling(0), 16, frozenset())) for n in range(2)]
-        batch.join(prompts[:1], 1, rows[:1])
-        for _ in range(before):
-            batch.step()
-        batch.join(prompts[1:], 1, rows[1:])
-        while batch.rows:
-            batch.step()
-        assert [row.tokens for row in rows] == alone
+        found = joined(model.module, model.tokenizer, drafting, prompts, after=before, num=16)
+        assert found == alone
 
 
 def test_prices_are_measured_and_texts_of_a_mixture_are_those_without(

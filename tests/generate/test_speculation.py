@@ -13,11 +13,10 @@ from scipy.stats import chisquare
 
 from burnish.core.errors import SettingsError
 from burnish.generate import generate
-from burnish.generate.batch import Batch, Continuation, Wish
 from burnish.generate.cache import RoomyLayer, roomy
 from burnish.generate.speculation import check_trees, read_tree, sight
-from burnish.generate.warp import Sampling
 from burnish.serve.speculate import Draft, Lookahead
+from joining import joined
 from small_models import make, small_llama
 
 PROMPTS = ["The licence", "You may reproduce and distribute copies of the Work"]
@@ -152,15 +151,7 @@ def test_a_row_that_joins_ends_a_tree_and_both_texts_stay(model: Any, tokenizer:
     alone = [generate(model, tokenizer, [one], max_new_tokens=20, temperature=0)[0].tokens for one in prompts]
     for before in (1, 2, 5, 9):
         guess = Guess(alone[0], seed=before)
-        batch = Batch(model, tokenizer, roomy, guess)
-        rows = [Continuation(n, random.Random(n), Wish(Sampling(0), 20, frozenset())) for n in range(2)]
-        batch.join(prompts[:1], 1, rows[:1])
-        for _ in range(before):
-            batch.step()
-        batch.join(prompts[1:], 1, rows[1:])
-        while batch.rows:
-            batch.step()
-        assert [row.tokens for row in rows] == alone
+        assert joined(model, tokenizer, guess, prompts, after=before, num=20) == alone
         assert 0 in guess.most  # while there were two
 
 
